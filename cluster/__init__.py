@@ -1,0 +1,1 @@
+"""Where it runs. Knows Ray core; imports no torch."""

@@ -1,0 +1,31 @@
+"""Where a run executes: facts only, standard library alone."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Device = Literal["auto", "cpu", "gpu"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """The cluster and the share of it one training takes."""
+
+    address: str | None = None
+    """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
+    num_workers: int | None = None
+    """DDP workers of a training. Default: one per GPU, or one per node without GPUs.
+    0 trains in the calling process."""
+    device: Device = "auto"
+    """`auto` uses GPUs where the cluster has them."""
+    max_failures: int = 3
+    """Worker failures a training survives before it gives up."""
+
+    def __post_init__(self) -> None:
+        if self.num_workers is not None and self.num_workers < 0:
+            raise ValueError(
+                f"cluster.num_workers is {self.num_workers!r}: use 0 (in process) or more"
+            )
+        if self.device not in ("auto", "cpu", "gpu"):
+            raise ValueError(f"cluster.device is {self.device!r}: choose from auto, cpu, gpu")
+        if self.max_failures < 0:
+            raise ValueError(f"cluster.max_failures is {self.max_failures!r}: use 0 or more")

@@ -1,0 +1,144 @@
+"""What can be said about a data set and how it is read: facts only, standard library alone."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+SOURCES = ("folder", "stanford", "parquet", "synthetic")
+POLICIES = ("none", "light", "cars")
+
+Source = Literal["folder", "stanford", "parquet", "synthetic"]
+Policy = Literal["none", "light", "cars"]
+LabelBy = Literal["model", "body"]
+
+
+def require(condition: bool, field: str, value: object, remedy: str) -> None:
+    """Raise the user's error: one sentence naming the field, the value and the remedy."""
+    if not condition:
+        raise ValueError(f"{field} is {value!r}: {remedy}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticConfig:
+    """The procedural cars of `--source synthetic`."""
+
+    num_classes: int = 20
+    """How many make/model/year-like classes to render, 2 to 196."""
+    train_per_class: int = 40
+    """Training images per class, before the validation split is cut."""
+    test_per_class: int = 20
+    """Test images per class."""
+    render_px: int = 160
+    """Height of a rendered photograph in pixels; its width is 4/3 of it."""
+    label_by: LabelBy = "model"
+    """`model`: every car model is a class. `body`: the class is the body type (a source task)."""
+    seed: int = 0
+    """Another seed is another fleet: other proportions, other photographs."""
+
+    def __post_init__(self) -> None:
+        require(
+            2 <= self.num_classes <= 196, "synthetic.num_classes", self.num_classes, "use 2 to 196"
+        )
+        require(
+            self.train_per_class >= 2,
+            "synthetic.train_per_class",
+            self.train_per_class,
+            "use 2 or more",
+        )
+        require(
+            self.test_per_class >= 1,
+            "synthetic.test_per_class",
+            self.test_per_class,
+            "use 1 or more",
+        )
+        require(
+            32 <= self.render_px <= 1024, "synthetic.render_px", self.render_px, "use 32 to 1024"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """Turn images of any source into validated, resized, balanced Parquet shards."""
+
+    source: Source
+    """folder: class folders, with or without train/ and test/ above them. stanford: cars_train/,
+    cars_test/ and devkit/*.mat. parquet: an image column. synthetic: procedural cars."""
+    out: str
+    """URI of the data set to write."""
+    root: str | None = None
+    """URI of the source's folder or Parquet files; not used by `synthetic`."""
+    test_root: str | None = None
+    """URI of the test images, where they lie apart from `root` (folder, parquet)."""
+    val_fraction: float = 0.15
+    """Share of each class' training images set aside for validation, chosen by content hash."""
+    short_side_px: int = 256
+    """Images with a longer short side are reduced to it; smaller ones are never enlarged."""
+    crop_to_box: bool = False
+    """Crop to the annotated bounding box, where the source has boxes (stanford)."""
+    box_margin: float = 0.1
+    """Margin around the box as a share of its size."""
+    image_column: str = "image"
+    """Parquet source: column holding bytes or a struct of bytes and path."""
+    label_column: str = "label"
+    """Parquet source: column holding the class name or index."""
+    row_group_size: int = 64
+    """Images per Parquet row group: the unit the stream reads and shuffles."""
+    shard_mib: int = 128
+    """Size a shard aims at, in MiB."""
+    synthetic: SyntheticConfig = SyntheticConfig()
+    """Options of `--source synthetic`."""
+    address: str | None = None
+    """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
+
+    def __post_init__(self) -> None:
+        require(
+            0 < self.val_fraction < 1,
+            "val_fraction",
+            self.val_fraction,
+            "use a share between 0 and 1, such as 0.15",
+        )
+        require(self.short_side_px >= 32, "short_side_px", self.short_side_px, "use 32 or more")
+        require(0 <= self.box_margin <= 1, "box_margin", self.box_margin, "use 0 to 1")
+        require(self.row_group_size >= 1, "row_group_size", self.row_group_size, "use 1 or more")
+        require(self.shard_mib >= 1, "shard_mib", self.shard_mib, "use 1 or more")
+        require(
+            self.source == "synthetic" or self.root is not None,
+            "root",
+            self.root,
+            f"source {self.source} reads images from somewhere: give --root URI",
+        )
+        require(
+            self.source == "stanford" or not self.crop_to_box,
+            "crop_to_box",
+            self.crop_to_box,
+            "only `--source stanford` carries boxes",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestConfig:
+    """How shards become batches of pixels."""
+
+    size_px: int = 224
+    """Height and width of the images the network sees."""
+    policy: Policy = "cars"
+    """Augmentation of training images; evaluation always uses `none`."""
+    window_row_groups: int = 8
+    """Rows are shuffled within windows of this many row groups, drawn anew every epoch."""
+    task_images: int = 256
+    """About how many images one read task reads, decodes and augments."""
+
+    def __post_init__(self) -> None:
+        require(16 <= self.size_px <= 1024, "ingest.size_px", self.size_px, "use 16 to 1024 pixels")
+        require(
+            self.policy in POLICIES,
+            "ingest.policy",
+            self.policy,
+            f"choose from {', '.join(POLICIES)}",
+        )
+        require(
+            self.window_row_groups >= 1,
+            "ingest.window_row_groups",
+            self.window_row_groups,
+            "use 1 or more",
+        )
+        require(self.task_images >= 1, "ingest.task_images", self.task_images, "use 1 or more")

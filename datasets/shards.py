@@ -1,0 +1,106 @@
+"""What a prepared data set looks like on storage, and its manifest.
+
+OUT/manifest.json           written last: without it there is no data set
+OUT/{train,val,test}/part-00000-<id>.parquet
+OUT/quarantine.parquet      path and reason of every image left out
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from datasets import storage
+
+SCHEMA_VERSION = 1
+SPLITS = ("train", "val", "test")
+SHARD_SCHEMA = pa.schema(
+    [
+        ("image", pa.binary()),  # JPEG bytes
+        ("label", pa.int32()),  # index into Manifest.classes
+        ("image_id", pa.int64()),  # from the content's SHA-256: the same image anywhere
+        ("path", pa.string()),  # where it came from
+    ]
+)
+QUARANTINE_SCHEMA = pa.schema([("path", pa.string()), ("reason", pa.string())])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One Parquet file: its path below the data set and the images in each row group."""
+
+    path: str
+    row_groups: tuple[int, ...]
+    num_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    shards: tuple[Shard, ...]
+    class_counts: tuple[int, ...]
+    """Images per class, in the order of Manifest.classes."""
+
+    @property
+    def num_images(self) -> int:
+        return sum(self.class_counts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything a reader needs to plan, without listing or opening a shard."""
+
+    classes: tuple[str, ...]
+    splits: dict[str, Split]
+    num_quarantined: int
+    fingerprint: str
+    """Hash of classes, image ids, labels, splits and the options that shape pixels."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """The PrepareConfig that made it."""
+    schema_version: int = SCHEMA_VERSION
+
+    def split(self, name: str) -> Split:
+        if name not in self.splits:
+            raise ValueError(
+                f"split is {name!r}: this data set has {', '.join(self.splits)}; "
+                "prepare it again with the missing images"
+            )
+        return self.splits[name]
+
+
+def write_manifest(uri: str, manifest: Manifest) -> None:
+    storage.write_bytes(
+        storage.join(uri, "manifest.json"), json.dumps(asdict(manifest), indent=1).encode()
+    )
+
+
+def read_manifest(uri: str) -> Manifest:
+    """Read the manifest of a prepared data set.
+
+    Raises:
+        ValueError: where there is none, or it was written by a newer Thaw.
+    """
+    try:
+        values = json.loads(storage.read_bytes(storage.join(uri, "manifest.json")))
+    except FileNotFoundError:
+        raise ValueError(
+            f"data is {uri!r}: no prepared data set there (manifest.json is missing); "
+            f"make one with `python -m datasets prepare --source ... --out {uri}`"
+        ) from None
+    version = values.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise ValueError(
+            f"data is {uri!r}: its shards have schema version {version}, this Thaw reads "
+            f"{SCHEMA_VERSION}; update Thaw or prepare the data again"
+        )
+    splits = {
+        name: Split(
+            shards=tuple(
+                Shard(**{**shard, "row_groups": tuple(shard["row_groups"])})
+                for shard in split["shards"]
+            ),
+            class_counts=tuple(split["class_counts"]),
+        )
+        for name, split in values["splits"].items()
+    }
+    return Manifest(**{**values, "classes": tuple(values["classes"]), "splits": splits})
