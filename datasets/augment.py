@@ -35,8 +35,12 @@ def _cars(size_px: int) -> list[A.BasicTransform]:
         A.HorizontalFlip(),
         A.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.02, p=0.8),
         A.ToGray(p=0.05),
-        A.CoarseDropout(num_holes_range=(1, 2), hole_height_range=(0.1, 0.3),
-                        hole_width_range=(0.1, 0.3), p=0.25),
+        A.CoarseDropout(
+            num_holes_range=(1, 2),
+            hole_height_range=(0.1, 0.3),
+            hole_width_range=(0.1, 0.3),
+            p=0.25,
+        ),
     ]
 
 
@@ -46,7 +50,7 @@ POLICIES = {"none": _none, "light": _light, "cars": _cars}
 @cache
 def build_policy(policy: Policy, size_px: int) -> A.Compose:
     """Build the policy as one Albumentations pipeline, once per process."""
-    return A.Compose(POLICIES[policy](size_px))
+    return A.Compose([*POLICIES[policy](size_px)])
 
 
 def augment(

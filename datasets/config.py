@@ -53,6 +53,7 @@ class SyntheticConfig:
         require(
             32 <= self.render_px <= 1024, "synthetic.render_px", self.render_px, "use 32 to 1024"
         )
+        require(self.seed >= 0, "synthetic.seed", self.seed, "use 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

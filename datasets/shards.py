@@ -57,6 +57,8 @@ class Manifest:
     """Hash of classes, image ids, labels, splits and the options that shape pixels."""
     options: dict[str, Any] = field(default_factory=dict)
     """The PrepareConfig that made it."""
+    source_version: str = ""
+    """Hash of the source's paths, sizes and modification times: tells whether it changed since."""
     schema_version: int = SCHEMA_VERSION
 
     def split(self, name: str) -> Split:

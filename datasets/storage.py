@@ -3,6 +3,7 @@
 import os
 import uuid
 
+import pyarrow as pa
 from pyarrow import fs
 
 
@@ -16,7 +17,7 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
         return fs.LocalFileSystem(), os.path.abspath(uri)
     try:
         return fs.FileSystem.from_uri(uri)
-    except fs.pa.ArrowInvalid:
+    except (pa.ArrowInvalid, ImportError):
         return _resolve_fsspec(uri)
 
 
@@ -28,6 +29,11 @@ def _resolve_fsspec(uri: str) -> tuple[fs.FileSystem, str]:
     except (ValueError, ImportError) as error:
         raise ValueError(f"URI {uri!r} cannot be opened: {error}") from error
     return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
+
+
+def absolute(uri: str) -> str:
+    """Return `uri` such that it means the same in any folder."""
+    return uri if "://" in uri else os.path.abspath(uri)
 
 
 def join(uri: str, *parts: str) -> str:
@@ -82,3 +88,10 @@ def delete_folder(uri: str) -> None:
     filesystem, path = resolve(uri)
     if filesystem.get_file_info(path).type == fs.FileType.Directory:
         filesystem.delete_dir(path)
+
+
+def delete_file(uri: str) -> None:
+    """Delete a file; nothing happens where it does not exist."""
+    filesystem, path = resolve(uri)
+    if filesystem.get_file_info(path).type == fs.FileType.File:
+        filesystem.delete_file(path)

@@ -77,8 +77,7 @@ class ModelConfig:
             "init `file` reads weights from somewhere: give --weights URI",
         )
         require(
-            self.freeze_depth == "all"
-            or (isinstance(self.freeze_depth, int) and self.freeze_depth >= 0),
+            self.freeze_depth == "all" or self.freeze_depth >= 0,
             "model.freeze_depth",
             self.freeze_depth,
             "use 0 (nothing frozen) or more, or `all` (head only)",

@@ -1,0 +1,101 @@
+"""How many workers a training gets, and how the CPUs are shared between workers and readers.
+
+Ray Data runs INSIDE the training's workers. Were every CPU reserved by workers, no read task could
+ever be scheduled and the stream would hang; so workers reserve half of a training's CPUs at most,
+and the other half is left to read tasks. Since no worker reserves more than half of an average
+node, a worker group fits on any mix of nodes.
+"""
+
+from dataclasses import dataclass, replace
+from math import floor
+
+from cluster.config import ClusterConfig
+from cluster.runtime import Resources
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerPlan:
+    """The workers of one training and what each of them reserves."""
+
+    num_workers: int
+    """0 trains in the calling process, which then takes one worker's share."""
+    use_gpu: bool
+    cpus_per_worker: float
+    reader_cpus: float
+    """What each read task reserves."""
+    threads_per_worker: int
+    """Threads a worker computes with: workers and readers take turns, so this counts all CPUs."""
+
+
+def plan_workers(
+    resources: Resources, config: ClusterConfig, *, num_concurrent: int = 1
+) -> WorkerPlan:
+    """Divide the cluster among `num_concurrent` trainings and one of them among its workers.
+
+    Raises:
+        ValueError: where a GPU is asked and there is none, or the workers don't fit.
+    """
+    use_gpu = _uses_gpu(resources, config)
+    num_workers = config.num_workers
+    if num_workers is None:
+        available = resources.num_gpus // num_concurrent if use_gpu else resources.num_nodes
+        num_workers = max(1, available)
+    processes = max(1, num_workers)
+    cpus = resources.num_cpus / num_concurrent
+    _refuse_too_many(resources, processes, num_concurrent, use_gpu)
+    node_cpus = resources.num_cpus / max(1, resources.num_nodes)
+    share = _round_down(min(cpus / processes, node_cpus) / 2)
+    return WorkerPlan(
+        num_workers=num_workers,
+        use_gpu=use_gpu,
+        cpus_per_worker=min(1.0, share) if use_gpu else share,
+        reader_cpus=min(1.0, share) if use_gpu else 0.5,
+        threads_per_worker=max(1, floor(min(cpus / processes, node_cpus))),
+    )
+
+
+def max_concurrent_trials(resources: Resources, config: ClusterConfig) -> int:
+    """Trainings of a sweep that run side by side without starving each other, at least 1.
+
+    Where `num_workers` is not set, a trial takes one GPU, or one CPU of every node.
+    """
+    use_gpu = _uses_gpu(resources, config)
+    num_workers = config.num_workers
+    if num_workers is None:
+        num_workers = 1 if use_gpu else resources.num_nodes
+    available = resources.num_gpus if use_gpu else resources.num_cpus
+    return max(1, floor(available / max(1, num_workers)))
+
+
+def in_process(config: ClusterConfig) -> ClusterConfig:
+    """The same config for a training in the calling process."""
+    return replace(config, num_workers=0)
+
+
+def _uses_gpu(resources: Resources, config: ClusterConfig) -> bool:
+    if config.device == "gpu" and resources.num_gpus < 1:
+        raise ValueError(
+            "cluster.device is 'gpu': the cluster has no GPU; use --device cpu or auto"
+        )
+    return config.device != "cpu" and resources.num_gpus >= 1
+
+
+def _refuse_too_many(
+    resources: Resources, processes: int, num_concurrent: int, use_gpu: bool
+) -> None:
+    """A worker needs a CPU (half for itself, half for its reader) and, with GPUs, a GPU."""
+    limits = {"CPUs": int(resources.num_cpus)}
+    if use_gpu:
+        limits["GPUs"] = resources.num_gpus
+    for unit, available in limits.items():
+        if processes * num_concurrent > available:
+            beside = f" in each of {num_concurrent} concurrent trials" if num_concurrent > 1 else ""
+            raise ValueError(
+                f"cluster.num_workers is {processes}{beside}: the cluster has {available} {unit} "
+                f"and a worker needs one; use {available // num_concurrent} or fewer"
+            )
+
+
+def _round_down(cpus: float) -> float:
+    """Two decimals, never up: rounded up, the last worker would not fit."""
+    return floor(cpus * 100) / 100

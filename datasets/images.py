@@ -1,0 +1,155 @@
+"""One image: bytes of any common format are validated by decoding them, and become JPEG bytes.
+
+H height, W width, C the channels red, green, blue.
+"""
+
+import io
+import struct
+import warnings
+import zlib
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+
+MAX_PIXELS = 50_000_000
+JPEG_QUALITY = 95
+MAX_JPEG_SIDE_PX = 65_500
+
+# What Pillow may open. EPS and the like start other programs and are no photographs.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+# What Pillow's decoders were seen to raise on damaged files.
+_DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    RuntimeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+_ORIENTATION_TAG = 0x0112
+
+
+class BadImage(Exception):
+    """An image to leave out; the reason is a few words, detail after a colon."""
+
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason
+
+
+def load_image(content: bytes) -> np.ndarray:
+    """Decode a whole image, upright, to `[H, W, 3]` uint8 RGB; transparency becomes white.
+
+    Raises:
+        BadImage: for an empty, foreign, truncated or damaged file and for more than 50 megapixels,
+            which is found before anything is decoded.
+    """
+    return _load(content)[0]
+
+
+def to_jpeg(
+    content: bytes,
+    *,
+    short_side_px: int,
+    box: tuple[int, int, int, int] | None = None,
+    box_margin: float = 0.0,
+) -> bytes:
+    """Validate an image and return it as a JPEG whose short side is at most `short_side_px`.
+
+    A baseline RGB JPEG that needs no change keeps its bytes: nothing is compressed twice.
+
+    Args:
+        box: x1, y1, x2, y2 in pixels, to which the image is cropped.
+        box_margin: widens the box on each side by this share of its size.
+
+    Raises:
+        BadImage: as `load_image`, and for a box outside the image.
+    """
+    image_HWC, is_plain_jpeg = _load(content)
+    if is_plain_jpeg and box is None and min(image_HWC.shape[:2]) <= short_side_px:
+        return content
+    if box is not None:
+        image_HWC = _crop(image_HWC, box, box_margin)
+    return encode_jpeg(_bound_short_side(image_HWC, short_side_px))
+
+
+def encode_jpeg(image_HWC: np.ndarray) -> bytes:
+    if max(image_HWC.shape) > MAX_JPEG_SIDE_PX:
+        raise BadImage("a side is longer than JPEG allows")
+    buffer = io.BytesIO()
+    Image.fromarray(image_HWC).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue()
+
+
+def _load(content: bytes) -> tuple[np.ndarray, bool]:
+    """Return the pixels, and whether the content is a JPEG that any decoder shows the same way."""
+    if not content:
+        raise BadImage("empty file")
+    with warnings.catch_warnings():
+        # Pillow warns of odd metadata and of large images; neither changes the verdict here.
+        warnings.simplefilter("ignore")
+        try:
+            image = Image.open(io.BytesIO(content), formats=_FORMATS)
+        except Image.UnidentifiedImageError:
+            raise BadImage("not an image") from None
+        except Image.DecompressionBombError:
+            raise BadImage("decompression bomb: more than 50 megapixels") from None
+        except _DECODE_ERRORS as error:
+            raise BadImage(f"unreadable: {error}") from error
+        num_pixels = image.width * image.height
+        if num_pixels == 0:
+            raise BadImage("zero-sized")
+        if num_pixels > MAX_PIXELS:
+            raise BadImage("decompression bomb: more than 50 megapixels")
+        try:
+            image.load()
+            is_plain_jpeg = (
+                image.format == "JPEG"
+                and image.mode == "RGB"
+                and "progressive" not in image.info
+                and image.getexif().get(_ORIENTATION_TAG, 1) == 1
+            )
+            return np.asarray(_to_rgb(ImageOps.exif_transpose(image))), is_plain_jpeg
+        except _DECODE_ERRORS as error:
+            reason = "truncated" if "truncated" in str(error) else "unreadable"
+            raise BadImage(f"{reason}: {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise BadImage("floating-point pixels")
+    if image.mode.startswith("I"):
+        # 16 bits a pixel: Pillow's own conversion clips instead of scaling.
+        grey_HW = np.clip(np.asarray(image).astype(np.float32) / 257, 0, 255)
+        return Image.fromarray(np.rint(grey_HW).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        opaque = Image.new("RGBA", image.size, "white")
+        opaque.alpha_composite(image.convert("RGBA"))
+        return opaque.convert("RGB")
+    return image.convert("RGB")
+
+
+def _crop(image_HWC: np.ndarray, box: tuple[int, int, int, int], margin: float) -> np.ndarray:
+    height, width, _ = image_HWC.shape
+    x1, y1, x2, y2 = box
+    wider, higher = margin * (x2 - x1), margin * (y2 - y1)
+    left, right = max(0, round(x1 - wider)), min(width, round(x2 + wider))
+    top, bottom = max(0, round(y1 - higher)), min(height, round(y2 + higher))
+    if left >= right or top >= bottom:
+        raise BadImage("bounding box outside the image")
+    return image_HWC[top:bottom, left:right]
+
+
+def _bound_short_side(image_HWC: np.ndarray, short_side_px: int) -> np.ndarray:
+    height, width, _ = image_HWC.shape
+    scale = short_side_px / min(height, width)
+    if scale >= 1:
+        return image_HWC
+    size = (round(width * scale), round(height * scale))
+    return cv2.resize(image_HWC, size, interpolation=cv2.INTER_AREA)

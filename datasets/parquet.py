@@ -1,0 +1,169 @@
+"""Images in Parquet files: a column of bytes or of Hugging Face's struct, a column of labels."""
+
+import json
+import re
+from collections.abc import Iterator
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from datasets import storage
+from datasets.config import PrepareConfig
+from datasets.images import BadImage
+from datasets.listing import SPLIT_OF_NAME, Listing, hash_files
+
+
+def list_parquet(config: PrepareConfig) -> Listing:
+    """List the rows of Parquet files; names such as `test-00000-of-00004` tell the split."""
+    assert config.root is not None
+    files = _list_parquet_files("root", config.root)
+    splits = [_split_of(storage.resolve(config.root)[1], info.path) for info in files]
+    folders = [config.root] * len(files)
+    if config.test_root is not None:
+        if "test" in splits:
+            raise ValueError(
+                f"test_root is {config.test_root!r}: {files[splits.index('test')].path} holds test "
+                "images as well; leave one of the two out"
+            )
+        of_test = _list_parquet_files("test_root", config.test_root)
+        files += of_test
+        splits += ["test"] * len(of_test)
+        folders += [config.test_root] * len(of_test)
+
+    values: list[Any] = []
+    tables, names = [], None
+    for split, folder, info in zip(splits, folders, files, strict=True):
+        file = _open_parquet(storage.resolve(folder)[0], info.path)
+        labels = _read_labels(file, info.path, config)
+        names = names or _huggingface_names(file.schema_arrow, config.label_column)
+        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        rows = np.arange(len(labels))
+        values += labels
+        tables.append(
+            pa.table(
+                {
+                    "split": [split] * len(rows),
+                    "path": [f"{info.path}#{row}" for row in rows],
+                    "folder": [folder] * len(rows),
+                    "file": [info.path] * len(rows),
+                    "row_group": pa.array(np.repeat(np.arange(len(sizes)), sizes), pa.int32()),
+                    "row": rows - np.repeat(np.cumsum([0, *sizes])[:-1], sizes),
+                }
+            )
+        )
+    classes, labels = _index_labels(values, names, config)
+    return Listing(
+        classes=classes,
+        references=pa.concat_tables(tables).append_column("label", pa.array(labels, pa.int32())),
+        read=partial(read_rows, image_column=config.image_column),
+        version=hash_files(files),
+    )
+
+
+def read_rows(references: pa.Table, *, image_column: str) -> Iterator[bytes | BadImage]:
+    """Read the image column of some rows, at most 32 images in memory at a time."""
+    rows = references.select(["folder", "file", "row_group", "row"]).to_pylist()
+    for (folder, path, group), wanted in groupby(
+        rows, lambda row: (row["folder"], row["file"], row["row_group"])
+    ):
+        remaining = [row["row"] for row in wanted]
+        start = 0
+        with storage.resolve(folder)[0].open_input_file(path) as stream:
+            batches = pq.ParquetFile(stream).iter_batches(32, [group], [image_column])
+            while remaining:
+                images = next(batches).column(0)
+                if pa.types.is_struct(images.type):
+                    images = images.field("bytes")
+                while remaining and remaining[0] < start + len(images):
+                    content = images[remaining.pop(0) - start].as_py()
+                    yield BadImage("no image bytes in the row") if content is None else content
+                start += len(images)
+
+
+def _list_parquet_files(field: str, root: str) -> list[fs.FileInfo]:
+    file_system, path = storage.resolve(root)
+    info = file_system.get_file_info(path)
+    if info.type == fs.FileType.NotFound:
+        raise ValueError(f"{field} is {root!r}: nothing is there; give the URI of Parquet files")
+    if info.type == fs.FileType.File:
+        return [info]
+    below = file_system.get_file_info(fs.FileSelector(path, recursive=True))
+    files = sorted((i for i in below if i.path.endswith(".parquet")), key=lambda i: i.path)
+    if not files:
+        raise ValueError(f"{field} is {root!r}: no .parquet file lies below it")
+    return files
+
+
+def _split_of(root: str, path: str) -> str:
+    """Take the split from the nearest of the file's name and the folders below the root."""
+    for part in reversed(path.removeprefix(root).strip("/").split("/") if path != root else [path]):
+        word = re.match("[a-z]*", part.rsplit("/", 1)[-1])
+        if word and word[0] in SPLIT_OF_NAME:
+            return SPLIT_OF_NAME[word[0]]
+    return "train"
+
+
+def _open_parquet(file_system: fs.FileSystem, path: str) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(file_system.open_input_file(path))
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"root holds {path!r}: it can't be read as Parquet ({error})") from error
+
+
+def _read_labels(file: pq.ParquetFile, path: str, config: PrepareConfig) -> list[Any]:
+    schema = file.schema_arrow
+    for field in ("image_column", "label_column"):
+        column = getattr(config, field)
+        if column not in schema.names:
+            raise ValueError(
+                f"{field} is {column!r}: {path} has the columns {', '.join(schema.names)}"
+            )
+    image = schema.field(config.image_column).type
+    if pa.types.is_struct(image):
+        image = image.field("bytes").type if image.get_field_index("bytes") >= 0 else image
+    if not (pa.types.is_binary(image) or pa.types.is_large_binary(image)):
+        raise ValueError(
+            f"image_column is {config.image_column!r}: it holds {image} in {path}; give a column "
+            "of bytes or of Hugging Face's struct of bytes and path"
+        )
+    labels = file.read([config.label_column]).column(0).to_pylist()
+    if not all(isinstance(label, int | str | None) for label in labels):
+        raise ValueError(
+            f"label_column is {config.label_column!r}: it holds "
+            f"{schema.field(config.label_column).type} in {path}; give a column of class names or "
+            "whole numbers"
+        )
+    return labels
+
+
+def _huggingface_names(schema: pa.Schema, label_column: str) -> list[str] | None:
+    """Class names as Hugging Face keeps them in the schema's metadata."""
+    metadata = json.loads((schema.metadata or {}).get(b"huggingface", "{}"))
+    return metadata.get("info", {}).get("features", {}).get(label_column, {}).get("names")
+
+
+def _index_labels(
+    values: list[Any], names: list[str] | None, config: PrepareConfig
+) -> tuple[tuple[str, ...], list[int]]:
+    """Return the classes and each value's index; no value and -1 (Hugging Face) mean no label."""
+    given = {v for v in values if v is not None and v != -1}
+    if names is not None and all(isinstance(value, int) for value in given):
+        if given and max(given) >= len(names):
+            raise ValueError(
+                f"label_column is {config.label_column!r}: it holds {max(given)}, and the file "
+                f"names {len(names)} classes"
+            )
+        return tuple(names), [-1 if value is None else value for value in values]
+    if len({type(value) for value in given}) > 1:
+        raise ValueError(
+            f"label_column is {config.label_column!r}: some files hold names, others numbers; "
+            "write the labels of all in one way"
+        )
+    ordered = sorted(given)
+    label_of = {value: label for label, value in enumerate(ordered)}
+    return tuple(map(str, ordered)), [label_of.get(value, -1) for value in values]

@@ -1,0 +1,227 @@
+"""Images of any source become a data set: validated, bounded, split, in balanced Parquet shards.
+
+Two Ray Data jobs with a plan between them. The first reads, validates and encodes the images and
+stages the JPEGs; it returns ids and sizes, all the driver ever holds. The plan assigns splits,
+orders rows by content hash and cuts shards. The second fills each shard from the staged files.
+
+    OUT/.staging/*.parquet      removed at the end
+    OUT/quarantine.parquet
+    OUT/{train,val,test}/part-00000-<fingerprint>.parquet
+    OUT/manifest.json           last: before it there is no data set
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import ray.data
+
+from datasets import storage
+from datasets.config import PrepareConfig
+from datasets.listing import Listing
+from datasets.partition import assign_splits, cut_row_groups, fingerprint, tally_reasons
+from datasets.shards import QUARANTINE_SCHEMA, SPLITS, Manifest, Shard, Split, write_manifest
+from datasets.sources import SOURCES
+from datasets.staging import fill_shard, stage_images, write_images
+from datasets.standing import clear, find_standing
+
+_MIN_TASK_IMAGES, _MAX_TASK_IMAGES = 16, 500
+_PROGRESS_EVERY_S = 5.0
+_IDENTITY = ("split", "image_id", "label")
+_PIXEL_OPTIONS = ("short_side_px", "crop_to_box", "box_margin")
+
+
+def prepare(config: PrepareConfig) -> Manifest:
+    """Write the data set that `config` describes, or return the one which already stands there.
+
+    Raises:
+        ValueError: for a source without images, with one class, or with a class that has no
+            training image, at first or after bad images were left out.
+    """
+    config = _with_absolute_paths(config)
+    listing = SOURCES[config.source](config)
+    _check_classes(config, listing.classes, listing.references)
+    standing = find_standing(config, listing.version)
+    if standing is not None:
+        return standing
+    started_s = time.monotonic()
+    clear(config.out)
+    staging = storage.join(config.out, ".staging")
+    try:
+        images = _stage(config, listing, staging)
+        images, num_left_out = _split(config, listing, images)
+        identity = fingerprint(
+            listing.classes,
+            [tuple(image.values()) for image in images.select(_IDENTITY).to_pylist()],
+            {name: getattr(config, name) for name in _PIXEL_OPTIONS},
+        )
+        manifest = Manifest(
+            classes=listing.classes,
+            splits=_write_splits(config, images, len(listing.classes), identity, staging),
+            num_quarantined=num_left_out,
+            fingerprint=identity,
+            options=asdict(config),
+            source_version=listing.version,
+        )
+        write_manifest(config.out, manifest)
+    finally:
+        storage.delete_folder(staging)
+    counts = ", ".join(f"{split.num_images} {name}" for name, split in manifest.splits.items())
+    duration_s = time.monotonic() - started_s
+    print(f"{config.out}: {len(manifest.classes)} classes; {counts} images; {duration_s:.0f} s")
+    return manifest
+
+
+def _with_absolute_paths(config: PrepareConfig) -> PrepareConfig:
+    """Make local paths absolute: tasks may run in another working directory."""
+    paths = {
+        name: os.path.abspath(uri)
+        for name in ("out", "root", "test_root")
+        if (uri := getattr(config, name)) is not None and "://" not in uri
+    }
+    config = replace(config, **paths)
+    for root in filter(None, (config.root, config.test_root)):
+        if f"{config.out}/".startswith(f"{root.rstrip('/')}/"):
+            raise ValueError(
+                f"out is {config.out!r}: it lies in the source {root!r}, where shards would pass "
+                "for images; write elsewhere"
+            )
+    return config
+
+
+def _check_classes(
+    config: PrepareConfig, classes: tuple[str, ...], images: pa.Table, note: str = ""
+) -> None:
+    """Insist on two classes with training images each; `note` tells what was left out."""
+    source = "source is 'synthetic'" if config.root is None else f"root is {config.root!r}"
+    if len(classes) < 2:
+        raise ValueError(
+            f"{source}: it has {len(classes)} class{note}, and there is nothing to tell apart; "
+            "give two or more"
+        )
+    if not len(images):
+        raise ValueError(f"{source}: no image is left{note}; look at what the files are")
+    train, test = (
+        set(images.filter(pc.field("split") == split)["label"].to_pylist())
+        for split in ("train", "test")
+    )
+    for label, name in enumerate(classes):
+        if label not in train:
+            only = "only test images" if label in test else "no image"
+            raise ValueError(
+                f"{source}: class {name!r} has {only}{note}; add training images of it, or take "
+                "the class out"
+            )
+
+
+def _stage(config: PrepareConfig, listing: Listing, staging: str) -> pa.Table:
+    """Run the first job; return split, label and path of every image beside STAGED_SCHEMA."""
+    num_images = len(listing.references)
+    references = listing.references.append_column("position", pa.array(np.arange(num_images)))
+    num_tasks = max(4 * int(ray.cluster_resources()["CPU"]), num_images // _MAX_TASK_IMAGES)
+    task_images = max(_MIN_TASK_IMAGES, -(-num_images // num_tasks))
+    blocks = [references.slice(i, task_images) for i in range(0, num_images, task_images)]
+    done: list[pa.Table] = []
+    started_s = shown_s = time.monotonic()
+    for facts in _run(blocks, stage_images, read=listing.read, config=config, staging=staging):
+        done.append(facts)
+        now_s = time.monotonic()
+        if now_s - shown_s >= _PROGRESS_EVERY_S:
+            shown_s = now_s
+            num_done = sum(map(len, done))
+            rate = num_done / (now_s - started_s)
+            print(f"{num_done} of {num_images} images, {rate:.0f} images/s", flush=True)
+    images = pa.concat_tables(done).sort_by("position")
+    for name in ("split", "label", "path"):
+        images = images.append_column(name, references[name])
+    return images
+
+
+def _run(
+    blocks: list[pa.Table], task: Callable[..., pa.Table], **arguments: Any
+) -> Iterator[pa.Table]:
+    """Call `task` on every block, one Ray task each; yield the results as they come."""
+    dataset = ray.data.from_arrow(blocks).map_batches(
+        task, batch_size=None, batch_format="pyarrow", fn_kwargs=arguments
+    )
+    dataset.context.enable_progress_bars = False
+    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+
+
+def _split(config: PrepareConfig, listing: Listing, images: pa.Table) -> tuple[pa.Table, int]:
+    """Assign splits and write the quarantine; return the good images and how many are left out."""
+    good = images.filter(pc.field("reason").is_null())
+    splits, reasons = assign_splits(
+        good["split"].to_pylist(),
+        good["label"].to_pylist(),
+        good["image_id"].to_pylist(),
+        config.val_fraction,
+    )
+    good = good.drop_columns(["split", "reason"])
+    good = good.append_column("split", pa.array(splits, pa.string()))
+    good = good.append_column("reason", pa.array(reasons, pa.string()))
+    left_out = pa.concat_tables(
+        table.filter(pc.field("reason").is_valid()).select(QUARANTINE_SCHEMA.names)
+        for table in (images, good)
+    )
+    uri = storage.join(config.out, "quarantine.parquet")
+    write_images(uri, left_out, row_group_size=2**16)
+    good = good.filter(pc.field("reason").is_null())
+    note = ""
+    if len(left_out):
+        tally = tally_reasons(left_out["reason"].to_pylist())
+        print(f"{config.out}: {len(left_out)} images left out, {tally}; see quarantine.parquet")
+        note = f" after {len(left_out)} were left out ({tally})"
+    _check_classes(config, listing.classes, good, note)
+    return good, len(left_out)
+
+
+def _write_splits(
+    config: PrepareConfig, images: pa.Table, num_classes: int, identity: str, staging: str
+) -> dict[str, Split]:
+    """Run the second job: cut each split into shards and fill them."""
+    blocks: list[pa.Table] = []
+    row_groups: dict[str, tuple[int, ...]] = {}
+    counts: dict[str, tuple[int, ...]] = {}
+    for split in SPLITS:
+        rows = images.filter(pc.field("split") == split)
+        if not len(rows):
+            continue
+        # By content hash: a random order that is always the same, so classes mix in a row group.
+        rows = rows.sort_by([("image_id", "ascending"), ("path", "ascending")])
+        counts[split] = tuple(np.bincount(rows["label"], minlength=num_classes).tolist())
+        shards = cut_row_groups(
+            len(rows),
+            int(rows["num_bytes"].to_numpy().sum()),
+            row_group_size=config.row_group_size,
+            shard_bytes=config.shard_mib * 2**20,
+        )
+        start = 0
+        for number, groups in enumerate(shards):
+            path = f"{split}/part-{number:05d}-{identity[:12]}.parquet"
+            block = rows.slice(start, sum(groups))
+            blocks.append(block.append_column("shard", pa.array([path] * len(block))))
+            row_groups[path] = groups
+            start += sum(groups)
+    size_of = {}
+    for written in _run(
+        blocks, fill_shard, out=config.out, staging=staging, row_group_size=config.row_group_size
+    ):
+        size_of |= zip(written["shard"].to_pylist(), written["num_bytes"].to_pylist(), strict=True)
+    return {
+        split: Split(
+            shards=tuple(
+                Shard(path=path, row_groups=groups, num_bytes=size_of[path])
+                for path, groups in row_groups.items()
+                if path.startswith(f"{split}/")
+            ),
+            class_counts=class_counts,
+        )
+        for split, class_counts in counts.items()
+    }

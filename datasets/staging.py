@@ -1,0 +1,101 @@
+"""The two kinds of Ray tasks of `prepare`: encode images into a staged file, fill one shard."""
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datasets import storage
+from datasets.config import PrepareConfig
+from datasets.images import BadImage, to_jpeg
+from datasets.listing import Reader
+from datasets.partition import identify
+from datasets.shards import SHARD_SCHEMA
+
+# A shard takes few rows of each staged file: with small row groups it reads little else.
+STAGED_ROW_GROUP_SIZE = 16
+STAGED_SCHEMA = pa.schema(
+    [
+        ("position", pa.int64()),  # of the reference among all
+        ("staged", pa.string()),  # name of the staged file
+        ("row", pa.int32()),  # in the staged file
+        ("image_id", pa.int64()),
+        ("num_bytes", pa.int64()),
+        ("reason", pa.string()),  # why the image is left out; else null
+    ]
+)
+
+
+def stage_images(
+    references: pa.Table, *, read: Reader, config: PrepareConfig, staging: str
+) -> pa.Table:
+    """Validate and encode the images; return STAGED_SCHEMA, a row per reference, without pixels."""
+    cv2.setNumThreads(0)  # tasks already fill the cores
+    name = f"{references['position'][0].as_py():09d}.parquet"
+    jpegs: list[bytes] = []
+    facts = []
+    for reference, content in zip(references.to_pylist(), read(references), strict=True):
+        fact = {"position": reference["position"]}
+        try:
+            jpeg = _encode(reference, content, config)
+        except BadImage as bad:
+            fact["reason"] = bad.reason
+        else:
+            assert isinstance(content, bytes)
+            fact |= {"staged": name, "row": len(jpegs), "image_id": identify(content)}
+            fact["num_bytes"] = len(jpeg)
+            jpegs.append(jpeg)
+        facts.append(fact)
+    table = pa.table({"image": pa.array(jpegs, pa.binary())})
+    write_images(storage.join(staging, name), table, STAGED_ROW_GROUP_SIZE)
+    return pa.Table.from_pylist(facts, schema=STAGED_SCHEMA)
+
+
+def _encode(reference: dict, content: bytes | BadImage, config: PrepareConfig) -> bytes:
+    if isinstance(content, BadImage):
+        raise content
+    if reference["label"] < 0:
+        raise BadImage("no label")
+    return to_jpeg(
+        content,
+        short_side_px=config.short_side_px,
+        box=reference["box"] if config.crop_to_box else None,
+        box_margin=config.box_margin,
+    )
+
+
+def fill_shard(rows: pa.Table, *, out: str, staging: str, row_group_size: int) -> pa.Table:
+    """Write one shard from the staged files; `rows` names its images in the order they get."""
+    names = np.asarray(rows["staged"].to_pylist())
+    staged_rows = rows["row"].to_numpy()
+    jpegs = np.empty(len(rows), dtype=object)
+    for name in np.unique(names):
+        (places,) = np.nonzero(names == name)
+        wanted = staged_rows[places]
+        groups = np.unique(wanted // STAGED_ROW_GROUP_SIZE)
+        file_system, path = storage.resolve(storage.join(staging, str(name)))
+        with file_system.open_input_file(path) as stream:
+            images = pq.ParquetFile(stream).read_row_groups(groups.tolist()).column("image")
+        before = np.searchsorted(groups, wanted // STAGED_ROW_GROUP_SIZE) * STAGED_ROW_GROUP_SIZE
+        for place, row in zip(places, before + wanted % STAGED_ROW_GROUP_SIZE, strict=True):
+            jpegs[place] = images[int(row)].as_py()
+    table = rows.append_column("image", pa.array(jpegs, pa.binary())).select(SHARD_SCHEMA.names)
+    shard = rows["shard"][0].as_py()
+    num_bytes = write_images(storage.join(out, shard), table.cast(SHARD_SCHEMA), row_group_size)
+    return pa.table({"shard": [shard], "num_bytes": [num_bytes]})
+
+
+def write_images(uri: str, table: pa.Table, row_group_size: int) -> int:
+    """Write Parquet for images and return its size; JPEGs neither compress nor repeat."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table,
+        sink,
+        row_group_size=row_group_size,
+        compression="none",
+        use_dictionary=False,
+        write_statistics=False,
+    )
+    content = sink.getvalue()
+    storage.write_bytes(uri, content.to_pybytes())
+    return content.size

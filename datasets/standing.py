@@ -1,0 +1,66 @@
+"""What already stands at OUT: a data set to reuse, or one to clear away."""
+
+import re
+from dataclasses import asdict
+from typing import Any
+
+from datasets import storage
+from datasets.config import PrepareConfig
+from datasets.shards import SPLITS, Manifest, read_manifest
+
+_SHARD_NAME = re.compile(r"part-\d{5}-[0-9a-f]{12}\.parquet")
+
+
+def find_standing(config: PrepareConfig, source_version: str) -> Manifest | None:
+    """Return the manifest at `config.out` if it is what a run would write; else print what changed.
+
+    Raises:
+        ValueError: where a newer Thaw wrote it.
+    """
+    if not storage.exists(storage.join(config.out, "manifest.json")):
+        return None
+    manifest = read_manifest(config.out)
+    before, now = _options_that_matter(manifest.options), _options_that_matter(asdict(config))
+    changed = [
+        f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
+        for name in sorted(before | now)
+        if before.get(name) != now.get(name)
+    ]
+    if not changed and manifest.source_version != source_version:
+        changed = ["the files of the source changed"]
+    if not changed and not _has_all_shards(config.out, manifest):
+        changed = ["shards are missing"]
+    if changed:
+        print(f"{config.out}: prepared anew, {'; '.join(changed)}")
+        return None
+    print(f"{config.out}: reused, it was made from the same source with the same options")
+    return manifest
+
+
+def clear(out: str) -> None:
+    """Delete a data set or what a run that broke off left of one; other files stay."""
+    # First the manifest: from here on there is no data set, whatever happens next.
+    storage.delete_file(storage.join(out, "manifest.json"))
+    for split in SPLITS:
+        folder = storage.join(out, split)
+        for name in filter(_SHARD_NAME.fullmatch, storage.list_names(folder)):
+            storage.delete_file(storage.join(folder, name))
+    storage.delete_file(storage.join(out, "quarantine.parquet"))
+    storage.delete_folder(storage.join(out, ".staging"))
+
+
+def _options_that_matter(options: dict[str, Any]) -> dict[str, Any]:
+    if options["source"] == "synthetic":
+        ignored = ("out", "address", "synthetic", "root", "test_root")
+        nested = {f"synthetic.{name}": value for name, value in options["synthetic"].items()}
+    else:
+        ignored, nested = ("out", "address", "synthetic"), {}
+    return {name: value for name, value in options.items() if name not in ignored} | nested
+
+
+def _has_all_shards(out: str, manifest: Manifest) -> bool:
+    return all(
+        {shard.path for shard in split.shards}
+        <= {f"{name}/{file}" for file in storage.list_names(storage.join(out, name))}
+        for name, split in manifest.splits.items()
+    )

@@ -1,0 +1,73 @@
+"""Stanford Cars as it is downloaded: cars_train/, cars_test/ and devkit/*.mat."""
+
+import io
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from scipy.io import loadmat
+
+from datasets import storage
+from datasets.config import PrepareConfig
+from datasets.listing import Listing, hash_files, list_visible, read_files
+
+
+def list_stanford(config: PrepareConfig) -> Listing:
+    """List Stanford Cars by its devkit: official split, class names and bounding boxes.
+
+    Source: Krause et al., "3D Object Representations for Fine-Grained Categorization", 2013.
+    """
+    assert config.root is not None
+    devkit = storage.join(config.root, "devkit")
+    list_visible("root", config.root)
+    names = _read_mat(devkit, "cars_meta.mat")["class_names"]
+    annotations = {"train": _read_mat(devkit, "cars_train_annos.mat")["annotations"]}
+    if storage.exists(storage.join(config.root, "cars_test")):
+        annotations["test"] = _read_test_annotations(config.root)
+    rows, files = [], []
+    for split, annotated in annotations.items():
+        folder = storage.join(config.root, f"cars_{split}")
+        files += list_visible("root", folder)
+        path = storage.resolve(folder)[1]
+        rows += [
+            {
+                "split": split,
+                "label": int(entry["class"]) - 1,  # MATLAB counts from 1
+                "path": f"{path}/{entry['fname']}",
+                "folder": folder,
+                "box": [int(entry[f"bbox_{corner}"]) for corner in ("x1", "y1", "x2", "y2")],
+            }
+            for entry in annotated
+        ]
+    return Listing(
+        classes=tuple(str(name) for name in names),
+        references=pa.Table.from_pylist(rows),
+        read=read_files,
+        version=hash_files(files),
+    )
+
+
+def _read_mat(folder: str, name: str) -> dict[str, Any]:
+    uri = storage.join(folder, name)
+    if not storage.exists(uri):
+        raise ValueError(
+            f"root is {folder.removesuffix('/devkit')!r}: {uri} is missing; unpack the devkit of "
+            "Stanford Cars (car_devkit.tgz) there"
+        )
+    matrices = loadmat(io.BytesIO(storage.read_bytes(uri)), squeeze_me=True)
+    return {key: np.atleast_1d(value) for key, value in matrices.items() if key[0] != "_"}
+
+
+def _read_test_annotations(root: str) -> np.ndarray:
+    name = "cars_test_annos_withlabels.mat"
+    devkit = storage.join(root, "devkit")
+    for folder in (devkit, root):  # it is a download of its own and often lies beside the devkit
+        if storage.exists(storage.join(folder, name)):
+            return _read_mat(folder, name)["annotations"]
+    annotations = _read_mat(devkit, "cars_test_annos.mat")["annotations"]
+    if "class" not in (annotations.dtype.names or ()):
+        raise ValueError(
+            f"root is {root!r}: cars_test_annos.mat has no labels; put {name} into devkit/, or "
+            "move cars_test/ away to prepare the training images alone"
+        )
+    return annotations

@@ -1,0 +1,117 @@
+"""Fixtures of all rooms: one real Ray cluster of several raylets, small data sets, ../shared."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from datasets import shards, storage
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """../shared with the photographs and weights; its absence skips, which `.ci/run` forbids."""
+    if not SHARED.is_dir():
+        pytest.skip(f"{SHARED} is not there")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    """Start three raylets of 2 logical CPUs and connect; yields the cluster's address."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from cluster import runtime
+
+    nodes = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 2, "include_dashboard": True, "object_store_memory": 2**30},
+    )
+    for _ in range(2):
+        nodes.add_node(num_cpus=2, object_store_memory=2**29)
+    runtime.connect(nodes.address, quiet=True)
+    yield nodes.address
+    ray.shutdown()
+    nodes.shutdown()
+
+
+def draw_image(label: int, number: int, size_px: int = 48) -> np.ndarray:
+    """Draw an easy image, uint8 `[size_px, size_px + 16, 3]`: a bright bar whose place is its class."""
+    image_HWC = np.random.default_rng((label, number)).integers(
+        0, 60, (size_px, size_px + 16, 3), np.uint8
+    )
+    cv2.rectangle(image_HWC, (0, 6 + 10 * label), (size_px + 16, 14 + 10 * label), (230,) * 3, -1)
+    return image_HWC
+
+
+WriteData = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def write_data(tmp_path_factory: pytest.TempPathFactory) -> WriteData:
+    """Return a function that writes a data set of easy images, straight to shards."""
+
+    def write(
+        *, train: int = 48, val: int = 17, test: int = 13, classes: int = 3, row_group_size: int = 8
+    ) -> str:
+        uri = str(tmp_path_factory.mktemp("data"))
+        splits = {}
+        for split, num_images in (("train", train), ("val", val), ("test", test)):
+            rows = []
+            for number in range(num_images):
+                label = number % classes
+                image = draw_image(label, hash_seed(split, number))
+                content = cv2.imencode(".jpg", image[..., ::-1])[1].tobytes()
+                rows.append(
+                    {
+                        "image": content,
+                        "label": label,
+                        "image_id": hash_seed(split, number) << 20 | number,
+                        "path": f"{split}/{number}.jpg",
+                    }
+                )
+            path = f"{split}/part-00000.parquet"
+            os.makedirs(os.path.join(uri, split))
+            pq.write_table(
+                pa.Table.from_pylist(rows, schema=shards.SHARD_SCHEMA),
+                storage.join(uri, path),
+                row_group_size=row_group_size,
+            )
+            metadata = pq.read_metadata(storage.join(uri, path))
+            groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+            splits[split] = shards.Split(
+                shards=(shards.Shard(path=path, row_groups=tuple(groups), num_bytes=1),),
+                class_counts=tuple(
+                    sum(row["label"] == label for row in rows) for label in range(classes)
+                ),
+            )
+        manifest = shards.Manifest(
+            classes=tuple(f"class {label}" for label in range(classes)),
+            splits=splits,
+            num_quarantined=0,
+            fingerprint=f"{train}-{val}-{test}-{classes}",
+        )
+        shards.write_manifest(uri, manifest)
+        return uri
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def easy_data(write_data: WriteData) -> str:
+    """48 training, 17 validation and 13 test images of 3 classes; 17 and 13 are prime."""
+    return write_data()
+
+
+def hash_seed(split: str, number: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{split}/{number}".encode()).digest()[:4], "big")

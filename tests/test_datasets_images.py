@@ -1,0 +1,135 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datasets.images import BadImage, load_image, to_jpeg
+
+
+def encode(image: Image.Image, kind: str = "JPEG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def noise(width: int = 60, height: int = 40) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture(scope="module")
+def bomb() -> bytes:
+    """A picture of 10,000 x 10,000 pixels in a few hundred kB."""
+    return encode(Image.new("L", (10_000, 10_000)), "PNG")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty file"),
+        (b"These are the cars of the second hall.\n", "not an image"),
+        (b"\xff\xd8\xff\xe0", "not an image"),
+        (encode(noise())[:-900], "truncated"),
+        (encode(noise(), "PNG")[:-900], "truncated"),
+        (encode(noise(), "EPS"), "not an image"),  # opening one would start Ghostscript
+        (encode(Image.new("F", (8, 8)), "TIFF"), "floating-point pixels"),
+        (encode(Image.new("RGB", (70_000, 1)), "PNG"), "a side is longer than JPEG allows"),
+    ],
+)
+def test_bad_image_says_why(content, reason):
+    with pytest.raises(BadImage) as caught:
+        to_jpeg(content, short_side_px=256)
+    assert caught.value.reason.split(":")[0] == reason
+
+
+@pytest.mark.parametrize("side", [10_000, 14_000])
+def test_bomb_is_found_before_it_is_decoded(side, monkeypatch):
+    content = encode(Image.new("L", (side, side)), "PNG")
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(BadImage, match="decompression bomb"):
+        load_image(content)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "colour", "expected"),
+    [
+        ("CMYK", "JPEG", (0, 255, 255, 0), (255, 0, 0)),
+        ("L", "PNG", 90, (90, 90, 90)),
+        ("RGBA", "PNG", (200, 0, 0, 0), (255, 255, 255)),
+        ("RGBA", "PNG", (0, 0, 0, 128), (127, 127, 127)),
+        ("LA", "PNG", (0, 0), (255, 255, 255)),
+        ("I;16", "PNG", 32896, (128, 128, 128)),  # clipping would make it white
+        ("RGB", "GIF", (255, 0, 0), (255, 0, 0)),
+        ("RGB", "WEBP", (0, 0, 255), (0, 0, 255)),
+        ("RGB", "TIFF", (1, 2, 3), (1, 2, 3)),
+    ],
+)
+def test_every_mode_becomes_rgb(mode, kind, colour, expected):
+    image_HWC = load_image(encode(Image.new(mode, (20, 10), colour), kind))
+    assert image_HWC.shape == (10, 20, 3) and image_HWC.dtype == np.uint8
+    assert np.abs(image_HWC.astype(int) - expected).max() <= 3
+
+
+def test_palette_with_transparency_becomes_white():
+    image = Image.new("P", (4, 4), 0)
+    image.putpalette([10, 20, 30])
+    assert (load_image(encode(image, "PNG", transparency=0)) == 255).all()
+
+
+def test_exif_orientation_is_applied():
+    image = Image.new("RGB", (40, 20), "black")
+    image.paste("white", (0, 0, 20, 20))  # left half; turned clockwise it is the upper half
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encode(image, exif=exif)
+    jpeg = to_jpeg(content, short_side_px=256)
+    assert jpeg != content
+    image_HWC = load_image(jpeg)
+    assert image_HWC.shape == (40, 20, 3)
+    assert image_HWC[:15].mean() > 240 and image_HWC[25:].mean() < 15
+    assert Image.open(io.BytesIO(jpeg)).getexif().get(0x0112, 1) == 1
+
+
+def test_plain_jpeg_keeps_its_bytes():
+    content = encode(noise(), quality=60)
+    assert to_jpeg(content, short_side_px=40) == content
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        encode(noise(), progressive=True),
+        encode(noise().convert("L")),
+        encode(noise().convert("CMYK")),
+        encode(noise(), "PNG"),
+    ],
+)
+def test_other_content_becomes_a_plain_jpeg_of_its_size(content):
+    jpeg = to_jpeg(content, short_side_px=256)
+    image = Image.open(io.BytesIO(jpeg))
+    assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (60, 40))
+    assert to_jpeg(jpeg, short_side_px=256) == jpeg
+
+
+def test_short_side_is_bounded_by_area():
+    stripes = np.zeros((64, 128, 3), np.uint8)
+    stripes[:, ::2] = 200  # every area of four columns averages to 100; a sample is 0 or 200
+    jpeg = to_jpeg(encode(Image.fromarray(stripes), "PNG"), short_side_px=16)
+    image_HWC = load_image(jpeg)
+    assert image_HWC.shape == (16, 32, 3)
+    assert np.abs(image_HWC.astype(int) - 100).max() <= 2
+
+
+def test_box_is_cropped_with_its_margin():
+    pixels = np.zeros((50, 100, 3), np.uint8)
+    pixels[20:30, 40:60] = 255
+    content = encode(Image.fromarray(pixels))
+    exact = load_image(to_jpeg(content, short_side_px=256, box=(40, 20, 60, 30)))
+    assert exact.shape == (10, 20, 3) and exact.mean() > 240
+    wider = to_jpeg(content, short_side_px=256, box=(40, 20, 60, 30), box_margin=0.5)
+    assert load_image(wider).shape == (20, 40, 3)
+    at_edge = to_jpeg(content, short_side_px=256, box=(90, 40, 110, 60), box_margin=0.1)
+    assert load_image(at_edge).shape == (12, 12, 3)
+    with pytest.raises(BadImage, match="outside"):
+        to_jpeg(content, short_side_px=256, box=(200, 20, 220, 30))

@@ -1,0 +1,282 @@
+import io
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from scipy.io import savemat
+
+from datasets.config import PrepareConfig, SyntheticConfig
+from datasets.images import BadImage, encode_jpeg
+from datasets.sources import SOURCES
+
+
+def list_source(source, root, **options):
+    config = PrepareConfig(source=source, root=str(root), out="/unused", **options)
+    return SOURCES[source](config)
+
+
+def write_files(root, *paths):
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(path.encode())  # a listing opens no image
+
+
+def placed(listing):
+    """What was listed: (split, class, file) of each reference."""
+    return {
+        (row["split"], listing.classes[row["label"]], row["path"].rsplit("/", 1)[-1])
+        for row in listing.references.to_pylist()
+    }
+
+
+def test_class_folders_are_training_images(tmp_path):
+    write_files(tmp_path, "audi/1.jpg", "bmw/2.png", "bmw/notes.txt", "bmw/.DS_Store", "labels.csv")
+    listing = list_source("folder", tmp_path)
+    assert listing.classes == ("audi", "bmw")
+    assert placed(listing) == {
+        ("train", "audi", "1.jpg"),
+        ("train", "bmw", "2.png"),
+        ("train", "bmw", "notes.txt"),  # left out later and by name: nothing vanishes
+    }
+    assert list(listing.read(listing.references)) == [b"audi/1.jpg", b"bmw/2.png", b"bmw/notes.txt"]
+
+
+def test_split_folders_and_their_siblings(tmp_path):
+    write_files(tmp_path, "train/a/1", "train/b/2", "valid/a/3", "test/b/4", "devkit/x.mat", "l.csv")
+    listing = list_source("folder", tmp_path)
+    assert placed(listing) == {
+        ("train", "a", "1"),
+        ("train", "b", "2"),
+        ("val", "a", "3"),
+        ("test", "b", "4"),
+    }
+
+
+def test_test_root_lies_apart(tmp_path):
+    write_files(tmp_path, "cars/a/1", "cars/b/2", "held_out/b/3")
+    listing = list_source("folder", tmp_path / "cars", test_root=str(tmp_path / "held_out"))
+    assert ("test", "b", "3") in placed(listing)
+    assert list(listing.read(listing.references))[-1] == b"held_out/b/3"
+
+
+def test_folder_version_follows_the_files(tmp_path):
+    write_files(tmp_path, "a/1", "b/2")
+    before = list_source("folder", tmp_path).version
+    assert list_source("folder", tmp_path).version == before
+    (tmp_path / "a/1").write_bytes(b"another size")
+    assert list_source("folder", tmp_path).version != before
+
+
+def test_what_cannot_be_read_says_why(tmp_path):
+    write_files(tmp_path, "a/1.jpg", "b/2.jpg", "b/3.jpg/inside.jpg")
+    listing = list_source("folder", tmp_path)
+    (tmp_path / "a/1.jpg").unlink()
+    missing, good, folder = listing.read(listing.references)
+    assert isinstance(missing, BadImage) and missing.reason == "missing file"
+    assert good == b"b/2.jpg"
+    assert isinstance(folder, BadImage) and folder.reason == "a folder, not an image"
+
+
+def test_folder_errors(tmp_path):
+    with pytest.raises(ValueError, match=r"root is '.*gone': there is no such folder"):
+        list_source("folder", tmp_path / "gone")
+    with pytest.raises(ValueError, match=r"root is .* there are no images"):
+        list_source("folder", tmp_path)
+    write_files(tmp_path, "train/a/1", "test/a/2")
+    with pytest.raises(ValueError, match=r"test_root is .* leave one of the two out"):
+        list_source("folder", tmp_path, test_root=str(tmp_path))
+    with pytest.raises(ValueError, match=r"test_root is '.*gone'"):
+        list_source("folder", tmp_path / "train", test_root=str(tmp_path / "gone"))
+
+
+def write_annotations(path, rows):
+    """Write a MATLAB struct array as the devkit has it; rows are (x1, y1, x2, y2[, class], name)."""
+    corners = ["bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2"]
+    fields = [*corners, "class", "fname"] if len(rows[0]) == 6 else [*corners, "fname"]
+    annotations = np.array([rows], dtype=[(field, object) for field in fields])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    savemat(path, {"annotations": annotations})
+
+
+@pytest.fixture
+def stanford(tmp_path):
+    write_files(tmp_path, "cars_train/1.jpg", "cars_train/2.jpg", "cars_test/1.jpg")
+    devkit = tmp_path / "devkit"
+    write_annotations(
+        devkit / "cars_train_annos.mat", [(5, 6, 50, 60, 2, "1.jpg"), (1, 2, 3, 4, 1, "2.jpg")]
+    )
+    write_annotations(devkit / "cars_test_annos.mat", [(7, 8, 9, 10, "1.jpg")])
+    names = np.array([["Audi S6 Sedan 2011", "Ram C/V 2012"]], dtype=object)
+    savemat(devkit / "cars_meta.mat", {"class_names": names})
+    return tmp_path
+
+
+def test_stanford_keeps_the_official_split_and_boxes(stanford):
+    write_annotations(
+        stanford / "devkit/cars_test_annos_withlabels.mat", [(7, 8, 9, 10, 1, "1.jpg")]
+    )
+    listing = list_source("stanford", stanford)
+    assert listing.classes == ("Audi S6 Sedan 2011", "Ram C/V 2012")
+    columns = ("split", "label", "box")
+    assert [tuple(row[c] for c in columns) for row in listing.references.to_pylist()] == [
+        ("train", 1, [5, 6, 50, 60]),
+        ("train", 0, [1, 2, 3, 4]),
+        ("test", 0, [7, 8, 9, 10]),
+    ]
+    assert list(listing.read(listing.references))[-1] == b"cars_test/1.jpg"
+
+
+def test_stanford_without_test_labels_says_what_to_do(stanford):
+    with pytest.raises(ValueError, match=r"put cars_test_annos_withlabels\.mat into devkit/"):
+        list_source("stanford", stanford)
+    shutil.rmtree(stanford / "cars_test")
+    assert set(list_source("stanford", stanford).references["split"].to_pylist()) == {"train"}
+
+
+def test_stanford_without_devkit(tmp_path):
+    with pytest.raises(ValueError, match=r"root is '.*': .*cars_meta\.mat is missing"):
+        list_source("stanford", tmp_path)
+
+
+@pytest.mark.shared
+def test_stanford_reads_the_real_devkit(shared_dir, tmp_path):
+    shutil.copytree(shared_dir / "cars/devkit", tmp_path / "devkit")
+    (tmp_path / "cars_train").mkdir()
+    listing = list_source("stanford", tmp_path)
+    assert len(listing.classes) == 196 and listing.references.num_rows == 8144
+    first = listing.references.slice(0, 1).to_pylist()[0]
+    assert listing.classes[first["label"]] == "Audi TTS Coupe 2012"
+    assert first["box"] == [39, 116, 569, 375]
+    (tmp_path / "cars_test").mkdir()
+    with pytest.raises(ValueError, match="has no labels"):
+        list_source("stanford", tmp_path)
+
+
+def write_parquet(path, labels, *, names=None, contents=None, **options):
+    """Write images as Hugging Face does: a struct of bytes and path, class names in metadata."""
+    contents = contents or [f"{path.name} {i}".encode() for i in range(len(labels))]
+    table = pa.table(
+        {
+            "image": [{"bytes": content, "path": f"{i}.jpg"} for i, content in enumerate(contents)],
+            "label": labels,
+        }
+    )
+    if names is not None:
+        features = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
+        metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+        table = table.replace_schema_metadata(metadata)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, **options)
+
+
+def test_parquet_of_hugging_face(tmp_path):
+    names = ["suv", "sedan"]
+    write_parquet(tmp_path / "data/train-00000-of-00001.parquet", [1, 0], names=names)
+    write_parquet(tmp_path / "data/test-00000-of-00001.parquet", [0, -1], names=names)
+    listing = list_source("parquet", tmp_path)
+    assert listing.classes == ("suv", "sedan")  # their order, not the alphabet's
+    rows = listing.references.to_pylist()
+    assert sorted((row["split"], row["label"]) for row in rows) == [
+        ("test", -1),
+        ("test", 0),
+        ("train", 0),
+        ("train", 1),
+    ]
+
+
+def test_parquet_rows_come_back_in_the_order_of_the_references(tmp_path):
+    labels = ["b", "a"] * 50
+    write_parquet(tmp_path / "cars.parquet", labels, row_group_size=37)
+    listing = list_source("parquet", tmp_path / "cars.parquet")
+    assert listing.classes == ("a", "b")
+    assert listing.references["label"].to_pylist() == [1, 0] * 50
+    some = listing.references.take([0, 3, 36, 37, 73, 74, 99])
+    assert list(listing.read(some)) == [
+        f"cars.parquet {i}".encode() for i in (0, 3, 36, 37, 73, 74, 99)
+    ]
+
+
+def test_parquet_column_of_bytes_with_test_root_and_numbers(tmp_path):
+    for name, labels in (("ours.parquet", [7, 3, None]), ("theirs.parquet", [3])):
+        table = pa.table({"jpg": [name.encode()] * len(labels), "cls": labels})
+        pq.write_table(table, tmp_path / name)
+    listing = list_source(
+        "parquet",
+        tmp_path / "ours.parquet",
+        test_root=str(tmp_path / "theirs.parquet"),
+        image_column="jpg",
+        label_column="cls",
+    )
+    assert listing.classes == ("3", "7")
+    assert listing.references["label"].to_pylist() == [1, 0, -1, 0]
+    assert listing.references["split"].to_pylist() == ["train"] * 3 + ["test"]
+    assert list(listing.read(listing.references))[-1] == b"theirs.parquet"
+
+
+def test_parquet_row_without_bytes(tmp_path):
+    write_parquet(tmp_path / "x.parquet", [0, 1], contents=[b"x", None])
+    listing = list_source("parquet", tmp_path)
+    good, bad = listing.read(listing.references)
+    assert good == b"x" and isinstance(bad, BadImage)
+
+
+def test_parquet_split_comes_from_the_nearest_name(tmp_path):
+    root = tmp_path / "train"  # the folders above the root say nothing
+    for name in ("test/0.parquet", "validation-0.parquet", "extra.parquet", "training.parquet"):
+        write_parquet(root / name, [0, 1])
+    references = list_source("parquet", root).references.to_pylist()
+    assert {(row["file"].rsplit("/", 1)[-1], row["split"]) for row in references} == {
+        ("0.parquet", "test"),
+        ("validation-0.parquet", "val"),
+        ("extra.parquet", "train"),
+        ("training.parquet", "train"),
+    }
+
+
+def test_parquet_errors(tmp_path):
+    with pytest.raises(ValueError, match=r"root is '.*gone': nothing is there"):
+        list_source("parquet", tmp_path / "gone")
+    with pytest.raises(ValueError, match=r"no \.parquet file lies below"):
+        list_source("parquet", tmp_path)
+    file = tmp_path / "train.parquet"
+    write_parquet(file, [0, 5], names=["a", "b"])
+    with pytest.raises(ValueError, match="holds 5, and the file names 2 classes"):
+        list_source("parquet", file)
+    with pytest.raises(ValueError, match=r"image_column is 'img': .* the columns image, label"):
+        list_source("parquet", file, image_column="img")
+    with pytest.raises(ValueError, match=r"label_column is 'make': .* the columns image, label"):
+        list_source("parquet", file, label_column="make")
+    with pytest.raises(ValueError, match=r"image_column is 'label': it holds int64"):
+        list_source("parquet", file, image_column="label")
+    with pytest.raises(ValueError, match=r"label_column is 'image': it holds struct"):
+        list_source("parquet", file, label_column="image")
+    with pytest.raises(ValueError, match="leave one of the two out"):
+        list_source("parquet", tmp_path / "train.parquet", test_root=str(file)) if False else None
+        write_parquet(tmp_path / "test.parquet", [0, 1])
+        list_source("parquet", tmp_path, test_root=str(file))
+    file.write_bytes(b"no Parquet at all")
+    with pytest.raises(ValueError, match="can't be read as Parquet"):
+        list_source("parquet", file)
+
+
+def test_synthetic_is_rendered_by_the_reader():
+    options = SyntheticConfig(num_classes=2, train_per_class=2, test_per_class=1, render_px=32)
+    config = PrepareConfig(source="synthetic", out="/unused", synthetic=options)
+    listing = SOURCES["synthetic"](config)
+    assert listing.references["split"].to_pylist() == ["train"] * 4 + ["test"] * 2
+    assert listing.references["label"].to_pylist() == [0, 0, 1, 1, 0, 1]
+    contents = list(listing.read(listing.references))
+    assert len(set(contents)) == 6
+    image = Image.open(io.BytesIO(contents[0]))
+    assert image.format == "JPEG" and image.height == 32
+    assert contents[0] == encode_jpeg(render_first(options))
+
+
+def render_first(options):
+    from datasets import synthetic
+
+    return synthetic.render(options, 0, 0, "train")

@@ -1,0 +1,72 @@
+"""Freezing k stages keeps exactly the first k, weights and statistics, bit for bit."""
+
+import pytest
+import torch
+from torch import nn
+
+from trainers.backbones import BACKBONES, build, find
+from trainers.config import FreezeDepth, ModelConfig, OptimConfig
+from trainers.freezing import freeze, is_head_only, resolve_depth, train_mode
+from trainers.optim import build_optimizer
+from trainers.step import StepSettings, train_step
+
+
+@pytest.mark.parametrize(
+    ("backbone", "depth"),
+    [("mobilenet_v2", depth) for depth in range(8)] + [("resnet50", 0), ("resnet50", 3)],
+)
+def test_training_changes_exactly_the_stages_that_are_not_frozen(backbone: str, depth: int):
+    model = build(backbone, 4)
+    freeze(model, backbone, depth)
+    train_mode(model, backbone, depth)
+    optim = OptimConfig(optimizer="sgd", learning_rate=0.1)
+    settings = StepSettings(mean=(0.5,) * 3, std=(0.5,) * 3, optim=optim)
+    optimizer = build_optimizer(model, optim)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2):
+        images_BHWC = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8, generator=generator)
+        train_step(model, optimizer, images_BHWC, torch.arange(4), settings=settings)
+    stage_of = find(backbone).stage_of
+    changed = {
+        name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])
+    }
+    assert changed == {name for name in before if stage_of(name) >= depth}
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_depth_k_freezes_the_first_k_stages_and_never_the_head(backbone: str):
+    model, stages = build(backbone, 4), find(backbone).stages
+    for depth in (*range(len(stages) + 1), 0):  # and thaws again
+        freeze(model, backbone, depth)
+        trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+        stage_of = find(backbone).stage_of
+        assert trainable == {n for n, _ in model.named_parameters() if stage_of(n) >= depth}
+        assert {f"{name}" for name in trainable if name.startswith(find(backbone).head)}
+
+
+def test_train_mode_is_whole_after_a_thaw_and_dropout_of_the_head_is_on():
+    model = build("mobilenet_v2", 4)
+    train_mode(model, "mobilenet_v2", 7)
+    evals = [module for module in model.modules() if not module.training]
+    assert len([m for m in evals if isinstance(m, nn.BatchNorm2d)]) == 52
+    assert model.get_submodule("classifier.0").training
+    train_mode(model, "mobilenet_v2", 0)
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize(("given", "depth"), [(0, 0), (3, 3), (5, 5), ("all", 5)])
+def test_a_depth_resolves_to_a_number_of_stages(given: FreezeDepth, depth: int):
+    config = ModelConfig(freeze_depth=given)
+    assert resolve_depth(config) == depth
+    assert is_head_only(config) == (depth == 5)
+
+
+def test_a_depth_out_of_range_names_value_and_range():
+    message = (
+        r"model\.freeze_depth is 6: resnet50 has 5 stages "
+        r"\(stem, layer1, layer2, layer3, layer4\): use 0 to 5, or `all`"
+    )
+    with pytest.raises(ValueError, match=message):
+        resolve_depth(ModelConfig(freeze_depth=6))
+    assert resolve_depth(ModelConfig(backbone="mobilenet_v2", freeze_depth=6)) == 6

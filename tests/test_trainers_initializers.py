@@ -1,0 +1,299 @@
+"""Weights start where the config says: distributions against theory, files whole or refused."""
+
+import pickle
+import urllib.error
+import urllib.request
+from math import sqrt
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from trainers.backbones import build
+from trainers.config import RANDOM, Init, ModelConfig
+from trainers.initializers import LoadReport, initialize, pretrained_available
+
+SEED = 3
+MOBILENET_V2_FILES = {
+    "imagenet": "mobilenet_v2-7ebf99e0.pth",
+    "imagenet_v1": "mobilenet_v2-b0353104.pth",
+    "imagenet_v2": "mobilenet_v2-7ebf99e0.pth",
+}
+
+
+def mobilenet_config(init: Init, weights: Path | None = None) -> ModelConfig:
+    return ModelConfig(
+        backbone="mobilenet_v2", init=init, weights=None if weights is None else str(weights)
+    )
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def random_state(backbone: str, num_classes: int) -> dict[str, Tensor]:
+    """A state dict that no initializer would make: every float tensor uniform from 0 to 1."""
+    generator = torch.Generator().manual_seed(11)
+    return {
+        name: torch.rand(t.shape, generator=generator) if t.is_floating_point() else t + 5
+        for name, t in build(backbone, num_classes).state_dict().items()
+    }
+
+
+@pytest.fixture(scope="module")
+def source() -> dict[str, Tensor]:
+    return random_state("mobilenet_v2", 1000)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of torch hub, with no network behind it."""
+
+    def unreachable(*args: object, **kwargs: object) -> None:
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cache = tmp_path / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    return cache
+
+
+# Random initializations
+
+
+@pytest.mark.parametrize(
+    ("init", "std", "bound"),
+    [
+        ("xavier", sqrt(2 / (512 * 9 + 512 * 9)), sqrt(6 / (512 * 9 + 512 * 9))),
+        ("he", sqrt(2 / (512 * 9)), None),
+        ("normal", 0.01, None),
+    ],
+)
+def test_weights_follow_their_distribution(init: Init, std: float, bound: float | None):
+    model = build("resnet50", 196)
+    initialize(model, ModelConfig(init=init), seed=SEED)
+    weight = model.get_parameter("layer4.2.conv2.weight")  # 512 x 512 x 3 x 3: 2.4 million draws
+    assert abs(weight.mean().item()) < 5 * std / sqrt(weight.numel())
+    assert weight.std().item() == pytest.approx(std, rel=5e-3)
+    within_one_std = (weight.abs() < std).float().mean().item()
+    if bound is None:
+        assert within_one_std == pytest.approx(0.6827, abs=2e-3)  # a normal distribution
+    else:
+        assert within_one_std == pytest.approx(1 / sqrt(3), abs=2e-3)  # a uniform one
+        assert weight.abs().max().item() == pytest.approx(bound, rel=1e-4)
+        assert weight.abs().max().item() <= bound * (1 + 1e-6)
+
+
+def test_orthogonal_rows_have_unit_length_and_no_overlap():
+    model = build("mobilenet_v2", 20)
+    initialize(model, mobilenet_config("orthogonal"), seed=SEED)
+    for name in ("features.18.0.weight", "features.2.conv.0.0.weight", "classifier.1.weight"):
+        rows = model.get_parameter(name).flatten(1)
+        short = rows if rows.shape[0] <= rows.shape[1] else rows.T
+        torch.testing.assert_close(short @ short.T, torch.eye(len(short)), atol=1e-5, rtol=0)
+
+
+def test_zeros_leaves_nothing_to_learn_from():
+    model = build("mobilenet_v2", 20)
+    initialize(model, mobilenet_config("zeros"), seed=SEED)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            assert not module.weight.any()
+            assert module.bias is None or not module.bias.any()
+    assert not model.eval()(torch.rand(2, 3, 32, 32)).any()
+
+
+@pytest.mark.parametrize("init", RANDOM)
+def test_biases_are_zero_and_normalization_is_reset(init: Init):
+    model = build("mobilenet_v2", 20)
+    model.load_state_dict(random_state("mobilenet_v2", 20))
+    report = initialize(model, mobilenet_config(init), seed=SEED)
+    assert report == LoadReport()
+    assert not model.get_parameter("classifier.1.bias").any()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.weight.eq(1).all() and not module.bias.any()
+            assert module.running_var.eq(1).all() and not module.running_mean.any()
+
+
+@pytest.mark.parametrize("init", ["xavier", "he", "normal", "orthogonal"])
+def test_the_seed_decides_and_the_random_state_stays(init: Init):
+    def drawn(seed: int) -> Tensor:
+        model = build("mobilenet_v2", 20)
+        initialize(model, mobilenet_config(init), seed=seed)
+        return model.get_parameter("features.3.conv.0.0.weight")
+
+    first = drawn(SEED)
+    torch.rand(7)
+    before = torch.get_rng_state()
+    assert torch.equal(drawn(SEED), first)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch.equal(drawn(SEED + 1), first)
+
+
+# Pretrained weights
+
+
+def test_a_torchvision_resnet50_file_loads_with_its_head_replaced(tmp_path: Path):
+    given = random_state("resnet50", 1000)
+    torch.save(given, tmp_path / "resnet50.pth")
+    config = ModelConfig(init="file", weights=str(tmp_path / "resnet50.pth"))
+    model = build("resnet50", 7)
+    report = initialize(model, config, seed=SEED)
+    assert report.replaced == ("fc.weight", "fc.bias")
+    assert not report.missing and not report.unexpected
+    assert str(report) == "318 tensors loaded, 2 of the head replaced, 0 missing, 0 unexpected"
+    found = model.state_dict()
+    assert all(torch.equal(found[name], given[name]) for name in report.loaded)
+    bound = 1 / sqrt(2048)  # torch's default of a linear layer
+    assert found["fc.weight"].shape == (7, 2048)
+    assert found["fc.weight"].abs().max().item() == pytest.approx(bound, rel=1e-2)
+
+    again = build("resnet50", 7)
+    initialize(again, config, seed=SEED)
+    assert torch.equal(again.get_parameter("fc.weight"), model.get_parameter("fc.weight"))
+
+
+@pytest.mark.parametrize("wrapping", ["bare", "state_dict", "model", "ddp", "safetensors", "run"])
+def test_every_wrapping_of_a_state_dict_is_read(
+    wrapping: str, source: dict[str, Tensor], tmp_path: Path
+):
+    file = tmp_path / "weights.pt"
+    if wrapping in ("state_dict", "model"):
+        torch.save({wrapping: source, "epoch": 3}, file)
+    elif wrapping == "ddp":
+        torch.save({f"module.{name}": tensor for name, tensor in source.items()}, file)
+    elif wrapping == "safetensors":
+        file = tmp_path / "weights.safetensors"
+        safetensors.torch.save_file(source, file)
+    elif wrapping == "run":
+        safetensors.torch.save_file(source, tmp_path / "model.safetensors")
+        file = tmp_path  # a checkpoint folder
+    else:
+        torch.save(source, file)
+    config = mobilenet_config("file", file)
+    assert pretrained_available(config) is None
+    model = build("mobilenet_v2", 1000)
+    report = initialize(model, config, seed=SEED)
+    assert set(report.loaded) == set(source)
+    assert all(torch.equal(t, source[name]) for name, t in model.state_dict().items())
+
+
+def test_what_a_file_lacks_or_has_too_much_is_reported(source: dict[str, Tensor], tmp_path: Path):
+    lacking = "features.18.0.weight"
+    given = {name: tensor for name, tensor in source.items() if name != lacking}
+    torch.save({**given, "teacher.weight": torch.ones(2)}, tmp_path / "weights.pth")
+    config = mobilenet_config("file", tmp_path / "weights.pth")
+    models = [build("mobilenet_v2", 1000) for _ in range(2)]
+    reports = [initialize(model, config, seed=SEED) for model in models]
+    assert reports[0].missing == (lacking,)
+    assert reports[0].unexpected == ("teacher.weight",)
+    first, second = (model.get_parameter(lacking) for model in models)
+    assert torch.equal(first, second)  # drawn from the seed, not left to chance
+
+
+class RunsCode:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.parametrize("save", ["torch", "pickle"])
+def test_a_pickle_that_wants_to_run_code_is_refused(save: str, tmp_path: Path):
+    marker, file = tmp_path / "ran", tmp_path / "weights.pth"
+    if save == "torch":
+        torch.save({"features.0.0.weight": RunsCode(marker)}, file)
+    else:
+        file.write_bytes(pickle.dumps(RunsCode(marker)))
+    with pytest.raises(ValueError, match=r"model\.weights is '.*weights\.pth': .*refused"):
+        initialize(build("mobilenet_v2", 5), mobilenet_config("file", file), seed=SEED)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"not weights at all, but longer than a header", "torn"])
+def test_a_damaged_file_is_refused(
+    name: str, content: bytes | str, source: dict[str, Tensor], tmp_path: Path
+):
+    file = tmp_path / name
+    if content == "torn":
+        save = torch.save if name.endswith(".pth") else safetensors.torch.save_file
+        save(source, file)
+        content = file.read_bytes()[:1_000_000]
+    assert isinstance(content, bytes)
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.weights is '.*': damaged"):
+        initialize(build("mobilenet_v2", 5), mobilenet_config("file", file), seed=SEED)
+
+
+def test_a_missing_file_is_named(tmp_path: Path):
+    config = mobilenet_config("file", tmp_path / "weights.pth")
+    reason = pretrained_available(config)
+    assert reason is not None and reason.startswith(f"model.weights is '{tmp_path}/weights.pth'")
+    with pytest.raises(ValueError, match=r"model\.weights is '.*weights\.pth': no file there"):
+        initialize(build("mobilenet_v2", 5), config, seed=SEED)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"conv1.weight": torch.ones(64, 3, 7, 7)}, "none of its 1 tensors belongs to"),
+        ({"classifier.1.bias": torch.ones(5)}, "none of its 1 tensors belongs to"),
+        ({"features.0.0.weight": torch.ones(16, 3, 3, 3)}, r"features\.0\.0\.weight has shape"),
+        ([torch.ones(3)], "not a state dict"),
+    ],
+)
+def test_weights_of_another_network_are_refused(values: object, message: str, tmp_path: Path):
+    torch.save(values, tmp_path / "weights.pth")
+    model = build("mobilenet_v2", 5)
+    before = state(model)
+    with pytest.raises(ValueError, match=rf"model\.weights is '.*': .*{message}"):
+        initialize(model, mobilenet_config("file", tmp_path / "weights.pth"), seed=SEED)
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+@pytest.mark.parametrize("init", ["imagenet", "imagenet_v1", "imagenet_v2"])
+def test_imagenet_weights_come_from_the_cache_of_torch_hub(
+    init: Init, hub: Path, source: dict[str, Tensor]
+):
+    config = mobilenet_config(init)
+    reason = pretrained_available(config)
+    assert reason is not None and MOBILENET_V2_FILES[init] in reason and "no route" in reason
+    torch.save(source, hub / MOBILENET_V2_FILES[init])
+    assert pretrained_available(config) is None
+    model = build("mobilenet_v2", 20)
+    report = initialize(model, config, seed=SEED)
+    assert report.replaced == ("classifier.1.weight", "classifier.1.bias")
+    assert torch.equal(model.get_parameter("features.0.0.weight"), source["features.0.0.weight"])
+
+
+def test_a_file_stands_in_for_a_download(hub: Path, source: dict[str, Tensor]):
+    torch.save(source, hub.parent / "given.pth")
+    config = mobilenet_config("imagenet", hub.parent / "given.pth")
+    assert pretrained_available(config) is None
+    initialize(model := build("mobilenet_v2", 20), config, seed=SEED)
+    assert torch.equal(
+        model.get_buffer("features.0.1.running_mean"), source["features.0.1.running_mean"]
+    )
+
+
+@pytest.mark.parametrize("init", RANDOM)
+def test_random_weights_need_no_network(init: Init, hub: Path):
+    assert pretrained_available(mobilenet_config(init)) is None
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("num_classes", [1000, 20])
+def test_the_real_mobilenet_v2_file_loads_wholly(num_classes: int, shared_dir: Path):
+    config = mobilenet_config("imagenet", shared_dir / "weights" / "mobilenet_v2_imagenet.pth")
+    model = build("mobilenet_v2", num_classes)
+    report = initialize(model, config, seed=SEED)
+    head = ("classifier.1.weight", "classifier.1.bias")
+    assert report.replaced == (() if num_classes == 1000 else head)
+    assert set(report.loaded) == set(model.state_dict()) - set(report.replaced)
+    assert not report.missing and not report.unexpected

@@ -1,0 +1,156 @@
+"""The step: pixels as a reference has them, a batch that overfits, sums that count."""
+
+from math import log
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trainers.backbones import build
+from trainers.config import NORMALIZATIONS, OptimConfig
+from trainers.freezing import train_mode
+from trainers.metrics import EVAL_SUMS, TRAIN_SUMS
+from trainers.optim import build_optimizer
+from trainers.step import StepSettings, eval_step, normalize, train_step
+
+MEAN, STD = NORMALIZATIONS["imagenet"]
+
+
+def settings_of(optim: OptimConfig, **values: object) -> StepSettings:
+    return StepSettings(mean=MEAN, std=STD, optim=optim, **values)  # pyright: ignore
+
+
+def random_batch(num_images: int, size_px: int = 32) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    shape = (num_images, size_px, size_px, 3)
+    images_BHWC = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    return images_BHWC, torch.arange(num_images, dtype=torch.int32)
+
+
+class Constant(nn.Module):
+    """Gives the same logits_BK whatever it sees."""
+
+    def __init__(self, logits: list[list[float]]) -> None:
+        super().__init__()
+        self.logits_BK = nn.Parameter(torch.tensor(logits))
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        return self.logits_BK * 1
+
+
+def test_normalization_equals_a_reference_made_by_hand():
+    images_BHWC = torch.tensor([[[[0, 255, 51], [255, 0, 102]]]], dtype=torch.uint8)
+    images_BCHW = normalize(images_BHWC, (0.5, 0.25, 0.2), (0.5, 0.25, 0.1))
+    expected = torch.tensor([[[[-1.0, 1.0]], [[3.0, -1.0]], [[0.0, 2.0]]]])
+    torch.testing.assert_close(images_BCHW, expected)
+    assert images_BCHW.is_contiguous(memory_format=torch.channels_last)
+    assert images_BHWC[0, 0, 0].tolist() == [0, 255, 51]
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_one_batch_overfits(dtype: torch.dtype | None):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, stride=2, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(256, 8),
+    )  # fmt: skip
+    optim = OptimConfig(learning_rate=1e-2, clipnorm=1.0)
+    settings = settings_of(optim, autocast_dtype=dtype)
+    optimizer = build_optimizer(model, optim)
+    images_BHWC, labels_B = random_batch(8)
+    for _ in range(30):
+        sums = train_step(model.train(), optimizer, images_BHWC, labels_B, settings=settings)
+    assert sums["loss_sum"].item() / 8 < 0.05
+    assert sums["top1_sum"].item() == 8
+
+
+def test_a_batch_overfits_a_whole_backbone():
+    torch.manual_seed(0)
+    model = build("mobilenet_v2", 4)
+    nn.init.zeros_(model.get_parameter("classifier.1.weight"))
+    train_mode(model, "mobilenet_v2", 0)
+    optim = OptimConfig(learning_rate=3e-3)
+    optimizer = build_optimizer(model, optim)
+    images_BHWC, labels_B = random_batch(4)
+    losses = [
+        train_step(model, optimizer, images_BHWC, labels_B, settings=settings_of(optim))["loss_sum"]
+        for _ in range(12)
+    ]
+    assert losses[0].item() / 4 == pytest.approx(log(4), abs=1e-4)
+    assert losses[-1].item() / 4 < 0.2
+
+
+def test_a_training_step_sums_over_its_images_before_the_update():
+    model = Constant([[2.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    optim = OptimConfig(optimizer="sgd", learning_rate=1.0, global_clipnorm=1e-3)
+    images_BHWC, _ = random_batch(2)
+    sums = train_step(
+        model, build_optimizer(model, optim), images_BHWC, torch.tensor([0, 1]),
+        settings=settings_of(optim),
+    )  # fmt: skip
+    assert set(sums) == set(TRAIN_SUMS)
+    e = torch.e
+    expected = log(1 + 2 / e**2) + log(2 + e)
+    assert sums["loss_sum"].item() == pytest.approx(expected, rel=1e-6)
+    assert (sums["top1_sum"].item(), sums["count"].item()) == (1, 2)
+    assert sums["clip/clipped_share"].item() == 1
+    moved = model.logits_BK.detach() - torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    assert moved.norm().item() == pytest.approx(1e-3, rel=1e-3)
+    assert not any(value.requires_grad for value in sums.values())
+
+
+def test_label_smoothing_counts_in_training_and_not_in_evaluation():
+    optim = OptimConfig(optimizer="sgd", learning_rate=1e-9)
+    settings = settings_of(optim, label_smoothing=0.3)
+    model = Constant([[1.0, 0.0, 0.0]])
+    images_BHWC, labels_B = random_batch(1)
+    log_z = log(torch.e + 2)
+    evaluated = eval_step(model, images_BHWC, labels_B, settings=settings)
+    trained = train_step(
+        model, build_optimizer(model, optim), images_BHWC, labels_B, settings=settings
+    )
+    assert evaluated["loss_sum"].item() == pytest.approx(log_z - 1, rel=1e-6)
+    assert trained["loss_sum"].item() == pytest.approx(log_z - 0.8, rel=1e-6)
+
+
+def test_evaluation_counts_top1_and_top5():
+    falling = [7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]
+    model = Constant([falling] * 4)
+    images_BHWC, _ = random_batch(4)
+    labels_B = torch.tensor([0, 4, 5, 6])
+    sums = eval_step(model.eval(), images_BHWC, labels_B, settings=settings_of(OptimConfig()))
+    assert set(sums) == set(EVAL_SUMS)
+    assert [sums[name].item() for name in ("top1_sum", "top5_sum", "count")] == [1, 2, 4]
+    assert not sums["loss_sum"].requires_grad
+
+
+def test_top5_of_three_classes_is_everything():
+    model = Constant([[0.0, 1.0, 2.0]])
+    images_BHWC, labels_B = random_batch(1)
+    sums = eval_step(model.eval(), images_BHWC, labels_B, settings=settings_of(OptimConfig()))
+    assert (sums["top1_sum"].item(), sums["top5_sum"].item()) == (0, 1)
+
+
+def test_evaluation_changes_nothing():
+    model = build("mobilenet_v2", 4).eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    images_BHWC, labels_B = random_batch(4)
+    eval_step(model, images_BHWC, labels_B, settings=settings_of(OptimConfig()))
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_a_step_on_a_gpu_waits_for_nothing():
+    model = build("mobilenet_v2", 4).cuda()
+    optim = OptimConfig(clipnorm=1.0)
+    settings = settings_of(optim, autocast_dtype=torch.bfloat16)
+    optimizer = build_optimizer(model, optim)
+    images_BHWC, labels_B = (tensor.cuda() for tensor in random_batch(4))
+    train_step(model, optimizer, images_BHWC, labels_B, settings=settings)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        train_step(model, optimizer, images_BHWC, labels_B, settings=settings)
+        eval_step(model, images_BHWC, labels_B, settings=settings)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

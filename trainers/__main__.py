@@ -1,0 +1,111 @@
+"""python -m trainers [RECIPE] --data URI ... | evaluate --run URI"""
+
+import json
+from typing import Annotated, Any
+
+import tyro
+
+from cluster.entry import run_room
+from cluster.runtime import connect
+from datasets import storage
+from trainers import launch, metrics, tracking
+from trainers.config import FinetuneConfig
+from trainers.evaluate import evaluate
+from trainers.recipes import RECIPES
+
+HELP = f"""Fine-tune a network on a prepared data set, with DDP under Ray Train.
+
+RECIPE is one of {", ".join(RECIPES)} (default transfer); every field below changes it:
+
+  python -m trainers transfer --data runs/cars
+  python -m trainers finetune --data runs/cars --freeze-depth 2 --learning-rate 1e-4
+  python -m trainers scratch  --data runs/cars --backbone mobilenet_v2 --num-workers 2
+
+The same command again resumes; `python -m trainers evaluate --run OUT` measures the best
+checkpoint on the test split.
+"""
+
+
+def main(arguments: list[str]) -> None:
+    if arguments[:1] == ["evaluate"]:
+        tyro.cli(run_evaluate, args=arguments[1:], prog="python -m trainers evaluate")
+        return
+    recipe = "transfer"
+    if arguments and not arguments[0].startswith("-"):
+        recipe, *arguments = arguments
+    if recipe not in RECIPES:
+        raise ValueError(f"recipe is {recipe!r}: choose from {', '.join(RECIPES)}, or evaluate")
+    run_training(parse(recipe, arguments))
+
+
+def parse(recipe: str, arguments: list[str]) -> FinetuneConfig:
+    """Parse a recipe's command line."""
+    return tyro.cli(
+        FinetuneConfig,
+        default=RECIPES[recipe],
+        args=arguments,
+        prog=f"python -m trainers {recipe}",
+        description=HELP,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+    )
+
+
+def run_training(config: FinetuneConfig) -> None:
+    """Check, connect, train; print progress, the result and what to do next."""
+    if not config.data:
+        raise ValueError("data is '': give --data URI of a prepared data set")
+    manifest = launch.check(config)
+    connect(config.cluster.address)
+    run = storage.absolute(config.out)
+    print(
+        f"Training {config.model.backbone} ({config.model.init}, freeze depth "
+        f"{config.model.freeze_depth}) on {manifest.split('train').num_images} images of "
+        f"{len(manifest.classes)} classes -> {run}"
+    )
+    mirror = tracking.RunMirror(
+        run,
+        track=config.track,
+        name=run.rsplit("/", 1)[-1],
+        group=config.track.group,
+        job_type="train",
+        config=config.to_dict(),
+    )
+    sync = mirror.sync_command()
+    with tracking.follow(run, mirror, lambda row: show(row, config.epochs)):
+        result = launch.fit(config)
+    print(f"Best val/top1 {result[metrics.VAL_BEST_TOP1]:.4f} in epoch {result['best_epoch']}")
+    print(f"Weights:  {result['checkpoint']}/model.safetensors")
+    print(f"Test it:  python -m trainers evaluate --run {config.out}")
+    if sync:
+        print(f"W&B:      {sync}")
+
+
+def show(row: dict[str, Any], num_epochs: int) -> None:
+    """Print a line for a row of metrics.jsonl."""
+    line = (
+        f"epoch {row[metrics.EPOCH]}/{num_epochs}  step {row[metrics.GLOBAL_STEP]}  "
+        f"train loss {row[metrics.TRAIN_LOSS]:.4f} top-1 {row[metrics.TRAIN_TOP1]:.3f}"
+    )
+    if metrics.VAL_TOP1 in row:
+        line += (
+            f"  val loss {row[metrics.VAL_LOSS]:.4f} top-1 {row[metrics.VAL_TOP1]:.3f} "
+            f"(best {row[metrics.VAL_BEST_TOP1]:.3f})  {row[metrics.IMAGES_PER_S]:.0f} images/s, "
+            f"waited {row[metrics.WAIT_S]:.1f} of {row[metrics.EPOCH_S]:.1f} s"
+        )
+    print(line, flush=True)
+
+
+def run_evaluate(
+    run: Annotated[str, tyro.conf.arg(help="Run folder of a training.")],
+    split: Annotated[str, tyro.conf.arg(help="train, val or test.")] = "test",
+    data: Annotated[str | None, tyro.conf.arg(help="Another data set of the same classes.")] = None,
+    address: Annotated[str | None, tyro.conf.arg(help="Address of a Ray cluster.")] = None,
+) -> None:
+    """Measure a run's best checkpoint on a split, each image once."""
+    launch.read_config(run)
+    connect(address)
+    print(json.dumps(evaluate(run, split=split, data=data), indent=1))
+
+
+if __name__ == "__main__":
+    run_room(main)

@@ -1,0 +1,59 @@
+"""Measure a run's best checkpoint on a split, each image exactly once."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from cluster.runtime import find_resources
+from cluster.scaling import in_process, plan_workers
+from datasets import storage
+from datasets.shards import read_manifest
+from trainers import checkpoint, loop
+from trainers.backbones import build
+from trainers.feed import Place, open_feed
+from trainers.launch import read_config
+
+
+def evaluate(run: str, *, split: str = "test", data: str | None = None) -> dict[str, Any]:
+    """Evaluate a run on a split of its data set, or of `data`; writes RUN/evaluation_SPLIT.json.
+
+    Raises:
+        ValueError: where the run has no checkpoint, or its classes are not those of the data set.
+    """
+    run = storage.absolute(run)
+    config = read_config(run)
+    config = replace(config, data=storage.absolute(data or config.data))
+    manifest = read_manifest(config.data)
+    progress, weights = checkpoint.load_best(run)
+    if progress.classes != manifest.classes:
+        raise ValueError(
+            f"run is {run!r}: its checkpoint knows {len(progress.classes)} classes "
+            f"({progress.classes[0]} ...), the data set {config.data} has {len(manifest.classes)} "
+            f"({manifest.classes[0]} ...); evaluate on the data it was trained for"
+        )
+    plan = plan_workers(find_resources(), in_process(config.cluster))
+    gpu = plan.use_gpu and torch.cuda.is_available()
+    place = Place(
+        device=torch.device("cuda" if gpu else "cpu"),
+        threads=plan.threads_per_worker,
+        reader_cpus=plan.reader_cpus,
+    )
+    model = build(config.model.backbone, len(manifest.classes))
+    model.load_state_dict(weights)
+    model.to(device=place.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    feed = open_feed(config, manifest, place, split=split, num_epochs=1)
+    means = loop.evaluate(model, feed, loop.step_settings(config, place.device), place)
+    result = {
+        f"{split}/top1": means["top1"],
+        f"{split}/top5": means["top5"],
+        f"{split}/loss": means["loss"],
+        "num_images": int(means["count"]),
+        "epoch": progress.epoch,
+        "data": config.data,
+        "fingerprint": manifest.fingerprint,
+    }
+    text = json.dumps(result, indent=1).encode()
+    storage.write_bytes(storage.join(run, f"evaluation_{split}.json"), text)
+    return result

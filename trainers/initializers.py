@@ -1,0 +1,203 @@
+"""Where weights start: ImageNet, a file, or a distribution drawn from a seed."""
+
+import http.client
+import io
+import pickle
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torchvision.models import WeightsEnum
+
+from datasets import storage
+from trainers.backbones import find
+from trainers.config import RANDOM, ModelConfig
+
+CONNECT_TIMEOUT_S = 4.0
+
+INITIALIZERS: dict[str, Callable[[Tensor], Any]] = {
+    "xavier": nn.init.xavier_uniform_,
+    "he": partial(nn.init.kaiming_normal_, mode="fan_out", nonlinearity="relu"),
+    "normal": partial(nn.init.normal_, std=0.01),
+    "orthogonal": nn.init.orthogonal_,
+    "zeros": nn.init.zeros_,  # kept as a lesson: it does not learn
+}
+"""How the weights of convolutions and linear layers are drawn; their biases are zero."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadReport:
+    """What became of the tensors of a file; all empty for a random initialization."""
+
+    loaded: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
+    """The head of another number of classes: left out, drawn anew."""
+    missing: tuple[str, ...] = ()
+    """Tensors of the model the file lacks: drawn anew."""
+    unexpected: tuple[str, ...] = ()
+    """Tensors of the file the model lacks."""
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.loaded)} tensors loaded, {len(self.replaced)} of the head replaced, "
+            f"{len(self.missing)} missing, {len(self.unexpected)} unexpected"
+        )
+
+
+def initialize(model: nn.Module, config: ModelConfig, *, seed: int) -> LoadReport:
+    """Give every tensor of a model on the CPU its start; the same seed gives the same tensors.
+
+    A random initialization draws all convolutions and linear layers, the head included, and resets
+    normalization (weight 1, bias 0). A pretrained one loads what fits; the head of another number
+    of classes, and any module the file lacks, gets torch's default initialization from the seed.
+    The global random state stays as it was.
+
+    Raises:
+        ValueError: for weights that cannot be read, or belong to another network.
+    """
+    with _seeded(seed):
+        if config.init in RANDOM:
+            _draw(model, INITIALIZERS[config.init])
+            return LoadReport()
+        return _load(model, _read_pretrained(config), config)
+
+
+def pretrained_available(config: ModelConfig) -> str | None:
+    """Return None where the weights of `config` can be had, else one sentence that says why not.
+
+    Looks for the given file, then torch hub's cache, then asks the server, and downloads nothing.
+    """
+    if config.init in RANDOM:
+        return None
+    if config.weights is not None:
+        uri = _weights_file(config.weights)
+        return (
+            None if storage.exists(uri) else f"model.weights is {config.weights!r}: no file there"
+        )
+    url = _published(config).url
+    if (Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name).exists():
+        return None
+    request = urllib.request.Request(url, method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=CONNECT_TIMEOUT_S).close()
+    except (OSError, http.client.HTTPException) as error:
+        return f"ImageNet weights of {config.backbone} cannot be downloaded from {url} ({error})"
+    return None
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs too
+        yield
+
+
+def _draw(model: nn.Module, draw: Callable[[Tensor], Any]) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            draw(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        else:
+            _reset(module)
+
+
+def _reset(module: nn.Module) -> None:
+    """Give a layer torch's default initialization; containers have none of their own."""
+    if callable(reset := getattr(module, "reset_parameters", None)):
+        reset()
+
+
+def _published(config: ModelConfig) -> WeightsEnum:
+    """Return the weights that torchvision publishes under `config.init`."""
+    weights = find(config.backbone).weights
+    if config.init == "imagenet":
+        return weights["DEFAULT"]  # the newest
+    name = config.init.replace("imagenet", "imagenet1k").upper()
+    if name not in weights.__members__:
+        raise ValueError(
+            f"model.init is {config.init!r}: torchvision publishes no {name} weights for "
+            f"{config.backbone}, use imagenet"
+        )
+    return weights[name]
+
+
+def _read_pretrained(config: ModelConfig) -> dict[str, Tensor]:
+    if config.weights is not None:
+        return _read_state_dict(config.weights)
+    return _published(config).get_state_dict(check_hash=True, progress=False, weights_only=True)
+
+
+def _weights_file(uri: str) -> str:
+    """Return the file `uri` means: itself, or the weights of a checkpoint folder."""
+    is_file = uri.endswith((".pth", ".pt", ".safetensors"))
+    return uri if is_file else storage.join(uri, "model.safetensors")
+
+
+def _read_state_dict(uri: str) -> dict[str, Tensor]:
+    """Read a file's tensors by name, without what training scripts wrap around them."""
+    file = _weights_file(uri)
+    try:
+        content = storage.read_bytes(file)
+        if file.endswith(".safetensors"):
+            values = safetensors.torch.load(content)
+        else:
+            values = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(
+            f"model.weights is {uri!r}: no file there, give a .pth or .safetensors state dict or "
+            "a checkpoint folder of Thaw"
+        ) from None
+    except (pickle.UnpicklingError, safetensors.SafetensorError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"model.weights is {uri!r}: damaged, or a pickle that wants to run code, which is "
+            "refused; save the bare state dict, best as .safetensors"
+        ) from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(values, dict) and isinstance(values.get(wrapper), dict):
+            values = values[wrapper]
+    if not isinstance(values, dict):
+        raise ValueError(f"model.weights is {uri!r}: not a state dict, save model.state_dict()")
+    return {
+        str(name).removeprefix("module."): value  # DDP's prefix
+        for name, value in values.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _load(model: nn.Module, given: dict[str, Tensor], config: ModelConfig) -> LoadReport:
+    backbone, wanted = find(config.backbone), model.state_dict()
+    common = [name for name in wanted if name in given]
+    misfits = {name for name in common if given[name].shape != wanted[name].shape}
+    in_head = {name for name in common if backbone.stage_of(name) == len(backbone.stages)}
+    for name in common:
+        if name in misfits - in_head:
+            raise ValueError(
+                f"model.weights is {config.weights!r}: its {name} has shape "
+                f"{tuple(given[name].shape)}, {config.backbone} needs {tuple(wanted[name].shape)}; "
+                "give weights of the same network"
+            )
+    if in_head.issuperset(common):
+        raise ValueError(
+            f"model.weights is {config.weights!r}: none of its {len(given)} tensors belongs to "
+            f"{config.backbone}; give weights of the same network"
+        )
+    report = LoadReport(
+        loaded=tuple(name for name in common if name not in misfits),
+        replaced=tuple(name for name in common if name in misfits),
+        missing=tuple(name for name in wanted if name not in given),
+        unexpected=tuple(name for name in given if name not in wanted),
+    )
+    incomplete = [name.rpartition(".")[0] for name in (*report.replaced, *report.missing)]
+    for module in dict.fromkeys(incomplete):
+        _reset(model.get_submodule(module))
+    model.load_state_dict({name: given[name] for name in report.loaded}, strict=False)
+    return report

@@ -1,0 +1,199 @@
+"""Start one training: the single place that builds a TorchTrainer."""
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import ray.train
+import torch
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from cluster.runtime import Resources, find_resources
+from cluster.scaling import WorkerPlan, in_process, plan_workers
+from datasets import storage
+from datasets.config import require
+from datasets.shards import Manifest, read_manifest
+from trainers.config import FinetuneConfig
+from trainers.feed import Place
+from trainers.freezing import resolve_depth
+from trainers.initializers import pretrained_available
+from trainers.loop import train, train_loop_per_worker
+
+logger = logging.getLogger(__name__)
+
+# A rank that waits this long for its peers gives up, and the failure budget restarts the group.
+COLLECTIVE_TIMEOUT_S = 600
+# What a longer or elsewhere continued run may change; all else would make it another run.
+FREE_TO_CHANGE = ("out", "epochs", "cluster", "track")
+
+
+def check(config: FinetuneConfig) -> Manifest:
+    """Find the user's errors before anything starts: data, network, freeze depth, weights.
+
+    Raises:
+        ValueError: naming the field, the value and the remedy.
+    """
+    manifest = read_manifest(config.data)
+    for split in ("train", "val"):
+        manifest.split(split)
+    num_images = manifest.split("train").num_images
+    require(
+        config.global_batch_size <= num_images,
+        "global_batch_size",
+        config.global_batch_size,
+        f"there are {num_images} training images; use at most as many",
+    )
+    resolve_depth(config.model)
+    if (problem := pretrained_available(config.model)) is not None:
+        raise ValueError(problem)
+    return manifest
+
+
+def fit(
+    config: FinetuneConfig,
+    *,
+    num_concurrent: int = 1,
+    callbacks: Sequence[ray.train.UserCallback] = (),
+) -> dict[str, Any]:
+    """Train with DDP on the connected cluster and return result.json.
+
+    The run folder resumes: a finished run returns at once, one that was cut goes on from its latest
+    checkpoint. Killed workers are restarted up to `cluster.max_failures` times.
+
+    Args:
+        num_concurrent: trainings that share the cluster; this one takes its part.
+
+    Raises:
+        ValueError: where the user's config is wrong.
+        ray.train.TrainingFailedError: where the failure budget is used up.
+    """
+    config = _absolute(config)
+    resources = find_resources()
+    plan = plan_workers(resources, config.cluster, num_concurrent=num_concurrent)
+    if plan.num_workers == 0:
+        return fit_in_process(config, num_concurrent=num_concurrent)
+    config = replace(config, cluster=replace(config.cluster, num_workers=plan.num_workers))
+    if (result := _open_run(config)) is not None:
+        return result
+    trainer = TorchTrainer(
+        train_loop_per_worker,
+        train_loop_config={
+            "config": config.to_dict(),
+            "place": _share(resources, plan, num_concurrent),
+        },
+        torch_config=TorchConfig(
+            backend="nccl" if plan.use_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S
+        ),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=plan.num_workers,
+            use_gpu=plan.use_gpu,
+            resources_per_worker={
+                "CPU": plan.cpus_per_worker,
+                **({"GPU": 1} if plan.use_gpu else {}),
+            },
+            placement_strategy="SPREAD",
+        ),
+        run_config=ray.train.RunConfig(
+            name="ray_train",
+            storage_path=config.out,
+            failure_config=ray.train.FailureConfig(
+                max_failures=config.cluster.max_failures, controller_failure_limit=3
+            ),
+            callbacks=list(callbacks),
+        ),
+    )
+    trainer.fit()
+    return read_result(config.out)
+
+
+def fit_in_process(
+    config: FinetuneConfig,
+    *,
+    num_concurrent: int = 1,
+    report: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> dict[str, Any]:
+    """Train in this process, reporting each epoch's row, and return result.json.
+
+    No process has to start, which is most of a head-only trial's time. Resumes as `fit` does.
+    """
+    config = _absolute(config)
+    config = replace(config, cluster=in_process(config.cluster))
+    if (result := _open_run(config)) is not None:
+        return result
+    resources = find_resources()
+    plan = plan_workers(resources, config.cluster, num_concurrent=num_concurrent)
+    gpu = plan.use_gpu and torch.cuda.is_available()
+    place = Place(
+        device=torch.device("cuda" if gpu else "cpu"), **_share(resources, plan, num_concurrent)
+    )
+    train(config, place, report)
+    return read_result(config.out)
+
+
+def read_result(run: str) -> dict[str, Any]:
+    return json.loads(storage.read_bytes(storage.join(run, "result.json")))
+
+
+def read_config(run: str) -> FinetuneConfig:
+    """Read the config a run was started with.
+
+    Raises:
+        ValueError: where there is no run.
+    """
+    try:
+        return FinetuneConfig.from_dict(
+            json.loads(storage.read_bytes(storage.join(run, "config.json")))
+        )
+    except FileNotFoundError:
+        raise ValueError(
+            f"run is {run!r}: no run folder there (config.json is missing); "
+            "give the --out of a training"
+        ) from None
+
+
+def _open_run(config: FinetuneConfig) -> dict[str, Any] | None:
+    """Write config.json; return result.json where the run is finished already.
+
+    Raises:
+        ValueError: where the folder holds a run of another config.
+    """
+    uri = storage.join(config.out, "config.json")
+    if storage.exists(uri):
+        before, now = read_config(config.out).to_dict(), config.to_dict()
+        for field in before.keys() - set(FREE_TO_CHANGE):
+            require(
+                before[field] == now[field],
+                field,
+                now[field],
+                f"the run in {config.out} was started with {before[field]!r}; "
+                "use the same value to resume it, or another --out",
+            )
+    storage.write_bytes(uri, json.dumps(config.to_dict(), indent=1).encode())
+    if storage.exists(storage.join(config.out, "result.json")):
+        result = read_result(config.out)
+        if result["epochs"] >= config.epochs:
+            return result
+    return None
+
+
+def _share(resources: Resources, plan: WorkerPlan, num_concurrent: int) -> dict[str, Any]:
+    """A worker's part of the cluster, as `Place` takes it."""
+    streams = 2 * max(1, plan.num_workers) * num_concurrent  # train and val, for every worker
+    return {
+        "threads": plan.threads_per_worker,
+        "reader_cpus": plan.reader_cpus,
+        "store_bytes": resources.object_store_gib * 2**30 / 2 / streams,
+    }
+
+
+def _absolute(config: FinetuneConfig) -> FinetuneConfig:
+    """Workers run in folders of their own: relative paths would mean something else there."""
+    weights = config.model.weights
+    return replace(
+        config,
+        data=storage.absolute(config.data),
+        out=storage.absolute(config.out),
+        model=replace(config.model, weights=storage.absolute(weights) if weights else None),
+    )
