@@ -151,6 +151,9 @@ def _run(
         task, batch_size=None, batch_format="pyarrow", fn_kwargs=arguments
     )
     dataset.context.enable_progress_bars = False
+    # Ray Data takes seconds to learn what a cluster has, and reserves memory for outputs: until
+    # then it runs one task at a time. These tasks return no pixels, so nothing needs reserving.
+    dataset.context.op_resource_reservation_enabled = False
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
 
 

@@ -21,6 +21,7 @@ SHARED = ROOT.parent / "shared"
 def shared_dir() -> Path:
     """../shared with the photographs and weights; its absence skips, which `.ci/run` forbids."""
     if not SHARED.is_dir():
+        assert not os.environ.get("THAW_REQUIRE_SHARED"), f"{SHARED} must be there"
         pytest.skip(f"{SHARED} is not there")
     return SHARED
 
@@ -46,7 +47,7 @@ def ray_cluster() -> Iterator[str]:
 
 
 def draw_image(label: int, number: int, size_px: int = 48) -> np.ndarray:
-    """Draw an easy image, uint8 `[size_px, size_px + 16, 3]`: a bright bar whose place is its class."""
+    """Draw uint8 `[size_px, size_px + 16, 3]`: dark, with a bright bar whose place is its class."""
     image_HWC = np.random.default_rng((label, number)).integers(
         0, 60, (size_px, size_px + 16, 3), np.uint8
     )

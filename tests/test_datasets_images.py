@@ -18,12 +18,6 @@ def noise(width: int = 60, height: int = 40) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-@pytest.fixture(scope="module")
-def bomb() -> bytes:
-    """A picture of 10,000 x 10,000 pixels in a few hundred kB."""
-    return encode(Image.new("L", (10_000, 10_000)), "PNG")
-
-
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+from datasets import synthetic
 from datasets.config import PrepareConfig, SyntheticConfig
 from datasets.images import BadImage, encode_jpeg
 from datasets.sources import SOURCES
@@ -46,7 +47,9 @@ def test_class_folders_are_training_images(tmp_path):
 
 
 def test_split_folders_and_their_siblings(tmp_path):
-    write_files(tmp_path, "train/a/1", "train/b/2", "valid/a/3", "test/b/4", "devkit/x.mat", "l.csv")
+    write_files(
+        tmp_path, "train/a/1", "train/b/2", "valid/a/3", "test/b/4", "devkit/x.mat", "l.csv"
+    )
     listing = list_source("folder", tmp_path)
     assert placed(listing) == {
         ("train", "a", "1"),
@@ -94,7 +97,7 @@ def test_folder_errors(tmp_path):
 
 
 def write_annotations(path, rows):
-    """Write a MATLAB struct array as the devkit has it; rows are (x1, y1, x2, y2[, class], name)."""
+    """Write a struct array like the devkit's; rows are (x1, y1, x2, y2[, class], name)."""
     corners = ["bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2"]
     fields = [*corners, "class", "fname"] if len(rows[0]) == 6 else [*corners, "fname"]
     annotations = np.array([rows], dtype=[(field, object) for field in fields])
@@ -254,9 +257,8 @@ def test_parquet_errors(tmp_path):
         list_source("parquet", file, image_column="label")
     with pytest.raises(ValueError, match=r"label_column is 'image': it holds struct"):
         list_source("parquet", file, label_column="image")
+    write_parquet(tmp_path / "test.parquet", [0, 1])
     with pytest.raises(ValueError, match="leave one of the two out"):
-        list_source("parquet", tmp_path / "train.parquet", test_root=str(file)) if False else None
-        write_parquet(tmp_path / "test.parquet", [0, 1])
         list_source("parquet", tmp_path, test_root=str(file))
     file.write_bytes(b"no Parquet at all")
     with pytest.raises(ValueError, match="can't be read as Parquet"):
@@ -273,10 +275,4 @@ def test_synthetic_is_rendered_by_the_reader():
     assert len(set(contents)) == 6
     image = Image.open(io.BytesIO(contents[0]))
     assert image.format == "JPEG" and image.height == 32
-    assert contents[0] == encode_jpeg(render_first(options))
-
-
-def render_first(options):
-    from datasets import synthetic
-
-    return synthetic.render(options, 0, 0, "train")
+    assert contents[0] == encode_jpeg(synthetic.render(options, 0, 0, "train"))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 from torch import distributed, nn
+from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainers import metrics
@@ -60,9 +60,8 @@ def evaluate_on_rank(rank: int, folder: str) -> None:
         timeout=timedelta(seconds=60),
     )
     network = nn.Sequential(nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    nn.init.constant_(network[0].bias, 1.0)
     model = DistributedDataParallel(network).eval()
-    settings = StepSettings(mean=(0.0,) * 3, std=(1.0,) * 3, optim=OptimConfig())
+    settings = StepSettings(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), optim=OptimConfig())
     sums = Sums(EVAL_SUMS, "cpu")
     for num_images in (5, 2) if rank == 0 else ():
         images_BHWC = torch.zeros(num_images, 4, 4, 3, dtype=torch.uint8)
@@ -74,7 +73,7 @@ def evaluate_on_rank(rank: int, folder: str) -> None:
 
 
 def test_two_ranks_reduce_to_the_same_means_though_one_saw_nothing(tmp_path: Path):
-    multiprocessing.spawn(evaluate_on_rank, (str(tmp_path),), nprocs=2)
+    spawn(evaluate_on_rank, (str(tmp_path),), nprocs=2)
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert found[0] == found[1]
     assert found[0]["count"] == 7 and found[0]["steps"] == 2

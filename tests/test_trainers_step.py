@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from trainers.backbones import build
-from trainers.config import NORMALIZATIONS, OptimConfig
+from trainers.config import NORMALIZATIONS, ModelConfig, OptimConfig
 from trainers.freezing import train_mode
 from trainers.metrics import EVAL_SUMS, TRAIN_SUMS
 from trainers.optim import build_optimizer
@@ -68,7 +68,7 @@ def test_a_batch_overfits_a_whole_backbone():
     torch.manual_seed(0)
     model = build("mobilenet_v2", 4)
     nn.init.zeros_(model.get_parameter("classifier.1.weight"))
-    train_mode(model, "mobilenet_v2", 0)
+    train_mode(model, ModelConfig(backbone="mobilenet_v2"))
     optim = OptimConfig(learning_rate=3e-3)
     optimizer = build_optimizer(model, optim)
     images_BHWC, labels_B = random_batch(4)

@@ -60,6 +60,9 @@ class ModelConfig:
     when given with `init imagenet`."""
     freeze_depth: FreezeDepth = 0
     """How many stages, counted from the input, stay frozen: 0 (nothing) to `all` (head only)."""
+    freeze_batchnorm: bool = False
+    """Keep the statistics of every BatchNorm, those of thawed stages as well: steadier where
+    batches are small, and the same on any number of workers."""
     normalization: Literal["imagenet", "half"] = "imagenet"
     """Pixel mean and standard deviation the weights were trained with; half: 0.5 and 0.5."""
 

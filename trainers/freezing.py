@@ -41,14 +41,18 @@ def freeze(model: nn.Module, backbone_name: str, depth: int) -> None:
         parameter.requires_grad_(backbone.stage_of(name) >= depth)
 
 
-def train_mode(model: nn.Module, backbone_name: str, depth: int) -> None:
-    """Put the model in train mode and its first `depth` stages in eval mode.
+def train_mode(model: nn.Module, config: ModelConfig) -> None:
+    """Put the model in train mode and its frozen stages in eval mode.
 
     A frozen stage computes what it did in pretraining: its BatchNorm uses and keeps its statistics,
-    its dropout is off.
+    its dropout is off. `config.freeze_batchnorm` keeps those of all stages.
     """
     model.train()
     network = unwrap(model)
-    for _, modules in find(backbone_name).stages[:depth]:
+    for _, modules in find(config.backbone).stages[: resolve_depth(config)]:
         for module in modules:
             network.get_submodule(module).eval()
+    if config.freeze_batchnorm:
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()

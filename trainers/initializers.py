@@ -2,8 +2,8 @@
 
 import http.client
 import io
-import pickle
 import urllib.request
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -147,16 +146,14 @@ def _read_state_dict(uri: str) -> dict[str, Tensor]:
     file = _weights_file(uri)
     try:
         content = storage.read_bytes(file)
-        if file.endswith(".safetensors"):
-            values = safetensors.torch.load(content)
-        else:
-            values = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ValueError(
             f"model.weights is {uri!r}: no file there, give a .pth or .safetensors state dict or "
             "a checkpoint folder of Thaw"
         ) from None
-    except (pickle.UnpicklingError, safetensors.SafetensorError, RuntimeError, EOFError) as error:
+    try:
+        values = _parse(content, is_pickle=not file.endswith(".safetensors"))
+    except Exception as error:  # damaged bytes make torch.load raise a dozen kinds of them
         raise ValueError(
             f"model.weights is {uri!r}: damaged, or a pickle that wants to run code, which is "
             "refused; save the bare state dict, best as .safetensors"
@@ -171,6 +168,14 @@ def _read_state_dict(uri: str) -> dict[str, Tensor]:
         for name, value in values.items()
         if isinstance(value, Tensor)
     }
+
+
+def _parse(content: bytes, *, is_pickle: bool) -> Any:
+    if not is_pickle:
+        return safetensors.torch.load(content)
+    with warnings.catch_warnings():  # what an unusual pickle protocol breaks is refused anyway
+        warnings.filterwarnings("ignore", message="Detected pickle protocol")
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
 def _load(model: nn.Module, given: dict[str, Tensor], config: ModelConfig) -> LoadReport:

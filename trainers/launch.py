@@ -15,7 +15,7 @@ from cluster.scaling import WorkerPlan, in_process, plan_workers
 from datasets import storage
 from datasets.config import require
 from datasets.shards import Manifest, read_manifest
-from trainers.config import FinetuneConfig
+from trainers.config import RANDOM, FinetuneConfig
 from trainers.feed import Place
 from trainers.freezing import resolve_depth
 from trainers.initializers import pretrained_available
@@ -46,6 +46,8 @@ def check(config: FinetuneConfig) -> Manifest:
         f"there are {num_images} training images; use at most as many",
     )
     resolve_depth(config.model)
+    if config.model.init in RANDOM and config.model.weights is not None:
+        logger.warning("model.weights is not used: init %s draws random ones", config.model.init)
     if (problem := pretrained_available(config.model)) is not None:
         raise ValueError(problem)
     return manifest

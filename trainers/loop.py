@@ -1,6 +1,7 @@
 """The training loop: the same on every rank, in a Ray Train worker or in a Tune trial's process."""
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -27,6 +28,8 @@ from trainers.optim import build_optimizer, learning_rate_at, set_learning_rate
 from trainers.step import StepSettings, eval_step, train_step
 from trainers.tracking import JsonlTracker
 
+logger = logging.getLogger(__name__)
+
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -52,7 +55,6 @@ def train(config: FinetuneConfig, place: Place, report: Report) -> None:
     """
     torch.set_num_threads(place.threads)
     manifest = read_manifest(config.data)
-    depth = resolve_depth(config.model)
     model = build_model(config, len(manifest.classes), place.device)
     optimizer = build_optimizer(model, config.optim)
     progress = checkpoint.restore_latest(config.out, model, optimizer)
@@ -70,7 +72,7 @@ def train(config: FinetuneConfig, place: Place, report: Report) -> None:
         started, waited_s = time.perf_counter(), train_feed.wait_s
         # Seeded per epoch and rank, so that a resumed epoch drops out the same units.
         torch.manual_seed(hash((config.seed, progress.epoch, place.rank)))
-        train_mode(network, config.model.backbone, depth)
+        train_mode(network, config.model)
         row = train_epoch(
             network, optimizer, train_feed, config, settings, place, progress, tracker
         )
@@ -107,7 +109,9 @@ def train(config: FinetuneConfig, place: Place, report: Report) -> None:
 def build_model(config: FinetuneConfig, num_classes: int, device: torch.device) -> nn.Module:
     """Build the network on its device: initialized, frozen, channels last."""
     model = build(config.model.backbone, num_classes)
-    initialize(model, config.model, seed=config.seed)
+    report = initialize(model, config.model, seed=config.seed)
+    if report.missing or report.unexpected:
+        logger.warning("weights miss %s and have %s besides", report.missing, report.unexpected)
     freeze(model, config.model.backbone, resolve_depth(config.model))
     model.to(device=device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return model

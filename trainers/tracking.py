@@ -8,13 +8,14 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import wandb
-from wandb import errors as wandb_errors
 
 from datasets import storage
 from trainers.config import TrackConfig
@@ -85,14 +86,13 @@ class RunMirror:
             "reinit": "create_new",  # a sweep's driver keeps several runs open at once
             "settings": wandb.Settings(console="off", silent=True),
         }
-        mode = find_mode(track)
-        try:
-            resume = "allow" if mode == "online" else None
-            self._wandb = wandb.init(mode=mode, resume=resume, **options)
-        except (wandb.errors.CommError, wandb.errors.AuthenticationError) as error:
-            logger.warning(
-                "W&B is out of reach (%s): the run is kept offline, sync it later", error
-            )
+        if mode == "online":
+            try:
+                self._wandb = wandb.init(mode="online", resume="allow", **options)
+                self._synced_step = self._wandb.summary.get("global_step", -1)
+            except wandb.Error as error:
+                logger.warning("W&B is out of reach (%s): kept offline, to be synced later", error)
+        if self._wandb is None:
             self._wandb = wandb.init(mode="offline", **options)
         self._wandb.define_metric("global_step")
         self._wandb.define_metric("*", step_metric="global_step")
@@ -115,7 +115,16 @@ class RunMirror:
         self.sync()
         self._wandb.summary["state"] = state
         self._wandb.finish(exit_code=0 if state in ("finished", "pruned") else 1)
+        if self._wandb.offline:
+            self._drop_superseded(Path(self._wandb.dir).parent)
         self._wandb = None
+
+    def _drop_superseded(self, current: Path) -> None:
+        """Offline runs can't be resumed: each sitting writes all rows anew, the last is whole."""
+        run_id = current.name.rsplit("-", 1)[-1]
+        for folder in current.parent.glob(f"offline-run-*-{run_id}"):
+            if folder != current:
+                shutil.rmtree(folder)
 
     def sync_command(self) -> str | None:
         """The command that uploads an offline run; None where there is nothing to upload."""

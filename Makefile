@@ -1,0 +1,31 @@
+# Two commands on a fresh machine with Python 3.11 and make: `make demo` and `make test`.
+PYTHON ?= python3.11
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: setup demo test check bench clean
+
+setup: $(READY)  ## Make .venv with everything pyproject.toml lists
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $(READY)
+
+demo: $(READY)  ## A whole sweep on synthetic cars, end to end, into runs/demo
+	$(BIN)/python -m tuning demo
+
+test: $(READY)  ## All tests, on a real Ray cluster of three raylets
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## Formatting, lint, types, direction of imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --warnings
+	$(BIN)/lint-imports
+
+bench: $(READY)  ## Benchmarks against what people use today; rows go to bench.json
+	$(BIN)/python -m tests.bench
+
+clean:  ## Remove what make and the runs have made
+	rm -rf .venv runs bench.json

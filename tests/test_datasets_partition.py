@@ -1,0 +1,114 @@
+import random
+from collections import Counter
+
+import pytest
+
+from datasets.partition import (
+    assign_splits,
+    cut_row_groups,
+    fingerprint,
+    identify,
+    num_validation,
+    tally_reasons,
+)
+
+# (split, label, image id)
+Image = tuple[str, int, int]
+
+
+def assign(images: list[Image], val_fraction: float = 0.25) -> tuple[list[str], list[str | None]]:
+    splits, labels, image_ids = zip(*images, strict=True)
+    return assign_splits(splits, labels, image_ids, val_fraction)
+
+
+def ids_in(images: list[Image], split: str) -> set[int]:
+    assigned, reasons = assign(images)
+    rows = zip(images, assigned, reasons, strict=True)
+    return {image[2] for image, place, reason in rows if place == split and reason is None}
+
+
+@pytest.fixture
+def images() -> list[Image]:
+    """Two classes of 40 and 10 training images, 8 test images, all different."""
+    contents = [(("train", 0), 40), (("train", 1), 10), (("test", 0), 4), (("test", 1), 4)]
+    return [
+        (split, label, identify(f"{split} {label} {number}".encode()))
+        for (split, label), count in contents
+        for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("num_images", "val_fraction", "expected"),
+    [(0, 0.15, 0), (1, 0.9, 0), (2, 0.01, 1), (2, 0.99, 1), (41, 0.15, 6), (10, 0.99, 9)],
+)
+def test_num_validation(num_images, val_fraction, expected):
+    assert num_validation(num_images, val_fraction) == expected
+
+
+def test_validation_is_stratified_and_exact(images):
+    assigned, reasons = assign(images)
+    assert reasons == [None] * len(images)
+    counts = Counter(zip(assigned, (label for _, label, _ in images), strict=True))
+    assert counts["val", 0] == 10 and counts["val", 1] == 2
+    assert counts["train", 0] == 30 and counts["train", 1] == 8
+    assert counts["test", 0] == counts["test", 1] == 4
+
+
+def test_split_does_not_depend_on_the_order(images):
+    shuffled = random.Random(1).sample(images, len(images))
+    for split in ("train", "val", "test"):
+        assert ids_in(shuffled, split) == ids_in(images, split)
+
+
+def test_no_image_stands_in_two_splits(images):
+    train, test = images[:50], images[50:]
+    # A training image that is also a test image, one that is there twice, one under two classes.
+    copies = [("train", 0, test[0][2]), train[3], ("train", 1, train[5][2])]
+    everything = images + copies
+    _, reasons = assign(everything)
+    assert Counter(reason for reason in reasons if reason) == {
+        "duplicate of a test image": 1,
+        "duplicate of another train image": 1,
+        "the same image under two classes": 2,
+    }
+    train_ids, val_ids, test_ids = (ids_in(everything, s) for s in ("train", "val", "test"))
+    assert not train_ids & val_ids and not test_ids & (train_ids | val_ids)
+    assert train[5][2] not in train_ids | val_ids
+    assert len(train_ids | val_ids) == 49 and len(test_ids) == 8
+
+
+def test_test_split_stays_whole():
+    assigned, reasons = assign([("train", 0, 1), ("train", 1, 2), ("test", 0, 3), ("test", 1, 3)])
+    assert reasons == [None] * 4 and assigned[2:] == ["test", "test"]
+
+
+def test_own_validation_split_is_kept():
+    own = [("train", 0, 1), ("train", 0, 2), ("train", 0, 3), ("val", 0, 4), ("train", 0, 4)]
+    assigned, reasons = assign(own)
+    assert assigned == ["train", "train", "train", "val", "train"]
+    assert reasons == [None] * 4 + ["duplicate of a validation image"]
+
+
+def test_shards_are_balanced_and_complete():
+    assert cut_row_groups(10, 100, row_group_size=4, shard_bytes=1000) == [(4, 4, 2)]
+    shards = cut_row_groups(1000, 5_000, row_group_size=64, shard_bytes=1000)
+    assert len(shards) == 5
+    assert sum(map(sum, shards)) == 1000
+    assert {len(groups) for groups in shards} <= {3, 4}
+    assert cut_row_groups(3, 10**9, row_group_size=64, shard_bytes=1) == [(3,)]
+
+
+def test_fingerprint_follows_content_not_order():
+    images = [("train", 1, 0), ("val", 2, 1)]
+    before = fingerprint(["a", "b"], images, {"short_side_px": 256})
+    assert fingerprint(["a", "b"], images[::-1], {"short_side_px": 256}) == before
+    assert fingerprint(["a", "c"], images, {"short_side_px": 256}) != before
+    assert fingerprint(["a", "b"], images, {"short_side_px": 128}) != before
+    moved = [("train", 1, 0), ("train", 2, 1)]
+    assert fingerprint(["a", "b"], moved, {"short_side_px": 256}) != before
+
+
+def test_reasons_are_tallied_without_their_detail():
+    reasons = ["truncated: 3 bytes", "not an image", "truncated: 9 bytes"]
+    assert tally_reasons(reasons) == "2 truncated, 1 not an image"

@@ -1,0 +1,394 @@
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from datasets import storage
+from datasets.config import PrepareConfig, SyntheticConfig
+from datasets.images import load_image
+from datasets.partition import identify
+from datasets.prepare import prepare
+from datasets.preview import preview
+from datasets.shards import SHARD_SCHEMA, Manifest, read_manifest
+from datasets.staging import stage_images
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def encode(seed: int, kind: str = "JPEG", mode: str = "RGB", side: int = 24) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side + 8, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Three classes of 20, 10 and 4 training images and 5 test images each, all different."""
+    root = tmp_path / "photos"
+    seeds = iter(range(1000))
+    for split, sizes in (("train", (20, 10, 4)), ("test", (5, 5, 5))):
+        for name, size in zip(("audi", "bmw", "ram"), sizes, strict=True):
+            for number in range(size):
+                write(root / split / name / f"{number:03d}.jpg", encode(next(seeds)))
+    return root
+
+
+def options(root: Path, **changes) -> PrepareConfig:
+    config = PrepareConfig(
+        source="folder", root=str(root), out=str(root.parent / "data"), row_group_size=8
+    )
+    return replace(config, **changes)
+
+
+def read_rows(config: PrepareConfig, manifest: Manifest, split: str) -> list[dict]:
+    """All rows of a split; checks that the manifest says what the shards hold."""
+    rows: list[dict] = []
+    for shard in manifest.split(split).shards:
+        file = pq.ParquetFile(storage.join(config.out, shard.path))
+        assert file.schema_arrow.equals(SHARD_SCHEMA)
+        sizes = tuple(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))
+        assert sizes == shard.row_groups
+        assert os.path.getsize(storage.join(config.out, shard.path)) == shard.num_bytes
+        rows += file.read().to_pylist()
+    counts = [sum(row["label"] == label for row in rows) for label in range(len(manifest.classes))]
+    assert tuple(counts) == manifest.split(split).class_counts
+    return rows
+
+
+def read_quarantine(config: PrepareConfig) -> dict[str, str]:
+    """File name -> reason, without its detail."""
+    rows = pq.read_table(storage.join(config.out, "quarantine.parquet")).to_pylist()
+    return {os.path.basename(row["path"]): row["reason"].split(":")[0] for row in rows}
+
+
+def ids_by_split(config: PrepareConfig, manifest: Manifest) -> dict[str, set[int]]:
+    return {
+        split: {row["image_id"] for row in read_rows(config, manifest, split)}
+        for split in manifest.splits
+    }
+
+
+def list_files(out: str) -> set[str]:
+    return {str(path.relative_to(out)) for path in Path(out).rglob("*") if path.is_file()}
+
+
+@pytest.mark.ray
+def test_folder_becomes_a_data_set(ray_cluster, photos, capsys):
+    config = options(photos)
+    manifest = prepare(config)
+    assert manifest == read_manifest(config.out)
+    assert manifest.classes == ("audi", "bmw", "ram")
+    counts = {name: split.class_counts for name, split in manifest.splits.items()}
+    assert counts == {"train": (17, 8, 3), "val": (3, 2, 1), "test": (5, 5, 5)}
+    assert manifest.num_quarantined == 0
+    shards = {shard.path for split in manifest.splits.values() for shard in split.shards}
+    assert list_files(config.out) == shards | {"manifest.json", "quarantine.parquet"}
+    for split in manifest.splits:
+        rows = read_rows(config, manifest, split)
+        assert [row["image_id"] for row in rows] == sorted(row["image_id"] for row in rows)
+        for row in rows:
+            content = Path(row["path"]).read_bytes()
+            assert row["image"] == content  # a small plain JPEG is not compressed twice
+            assert row["image_id"] == identify(content)
+            assert Path(row["path"]).parent.name == manifest.classes[row["label"]]
+    assert "28 train, 6 val, 15 test images" in capsys.readouterr().out
+
+
+@pytest.mark.ray
+def test_bad_images_are_left_out_by_name(ray_cluster, photos, capsys):
+    audi = photos / "train/audi"
+    good = {"cmyk.jpg": ("JPEG", "CMYK"), "grey16.png": ("PNG", "I;16"), "x.gif": ("GIF", "RGB")}
+    for seed, (name, (kind, mode)) in enumerate(good.items()):
+        content = encode(2000 + seed, kind, mode if mode != "I;16" else "RGB")
+        if mode == "I;16":
+            buffer = io.BytesIO()
+            Image.new("I;16", (30, 20), 40_000).save(buffer, "PNG")
+            content = buffer.getvalue()
+        write(audi / name, content)
+    write(audi / "x.webp", encode(2010, "WEBP"))
+    write(audi / "truncated.jpg", encode(2011)[:-300])
+    write(audi / "notes.txt", b"Two cars, one red.")
+    write(audi / "empty.jpg", b"")
+    bomb = io.BytesIO()
+    Image.new("L", (10_000, 10_000)).save(bomb, "PNG")
+    write(audi / "bomb.png", bomb.getvalue())
+    write(audi / "folder.jpg/inside.jpg", encode(2012))
+    write(audi / ".hidden.jpg", b"")
+    write(audi / "leak.jpg", (photos / "test/audi/000.jpg").read_bytes())
+    write(audi / "twice.jpg", (photos / "train/audi/001.jpg").read_bytes())
+    config = options(photos)
+    manifest = prepare(config)
+    expected = {
+        "truncated.jpg": "truncated",
+        "notes.txt": "not an image",
+        "empty.jpg": "empty file",
+        "bomb.png": "decompression bomb",
+        "folder.jpg": "a folder, not an image",
+        "leak.jpg": "duplicate of a test image",
+    }
+    quarantined = read_quarantine(config)
+    assert len(quarantined.keys() & {"twice.jpg", "001.jpg"}) == 1
+    assert {name: quarantined[name] for name in expected} == expected
+    assert manifest.num_quarantined == len(quarantined) == 7
+    assert manifest.split("train").class_counts[0] + manifest.split("val").class_counts[0] == 24
+    assert "7 images left out" in capsys.readouterr().out
+    for row in read_rows(config, manifest, "train"):
+        load_image(row["image"])
+
+
+@pytest.mark.ray
+def test_split_is_stable_over_order_and_names(ray_cluster, photos):
+    config = options(photos)
+    before = prepare(config)
+    ids = ids_by_split(config, before)
+    assert not ids["train"] & ids["val"] and not ids["test"] & (ids["train"] | ids["val"])
+    names = random.Random(3)
+    for path in sorted(photos.rglob("*.jpg")):
+        path.rename(path.with_name(f"{names.random()}.jpg"))
+    renamed = options(photos, out=config.out + "2")
+    after = prepare(renamed)
+    assert ids_by_split(renamed, after) == ids
+    assert after.fingerprint == before.fingerprint
+
+
+@pytest.mark.ray
+def test_shards_are_balanced(ray_cluster, tmp_path):
+    for number in range(150):
+        write(tmp_path / f"photos/{'ab'[number % 2]}/{number}.png", encode(number, "PNG", side=96))
+    config = options(tmp_path / "photos", shard_mib=1, val_fraction=0.1)
+    manifest = prepare(config)
+    train = manifest.split("train")
+    assert set(manifest.splits) == {"train", "val"}
+    assert len(train.shards) > 1 and sum(sum(s.row_groups) for s in train.shards) == 134
+    groups = [len(shard.row_groups) for shard in train.shards]
+    assert max(groups) - min(groups) <= 1
+    assert all(shard.num_bytes < 1.5 * 2**20 for shard in train.shards)
+    rows = read_rows(config, manifest, "train")
+    assert len({row["image_id"] for row in rows}) == 134
+    for row in rows[::20]:  # rows kept their pixels on the way through the staged files
+        original = load_image(Path(row["path"]).read_bytes()).astype(int)
+        assert np.abs(load_image(row["image"]) - original).mean() < 20
+
+
+@pytest.mark.ray
+def test_data_set_is_reused_or_prepared_anew(ray_cluster, photos, capsys):
+    config = options(photos)
+    first = prepare(config)
+    capsys.readouterr()
+    assert prepare(replace(config, address=ray_cluster)) == first
+    assert capsys.readouterr().out.endswith(
+        "reused, it was made from the same source with the same options\n"
+    )
+    smaller = prepare(replace(config, row_group_size=4))
+    assert "row_group_size was 8 and is 4" in capsys.readouterr().out
+    assert smaller.fingerprint == first.fingerprint  # pixels, labels and splits are the same
+    write(photos / "train/ram/new.jpg", encode(5000))
+    grown = prepare(replace(config, row_group_size=4))
+    assert "the files of the source changed" in capsys.readouterr().out
+    assert grown.fingerprint != first.fingerprint
+    shards = {shard.path for split in grown.splits.values() for shard in split.shards}
+    assert list_files(config.out) == shards | {"manifest.json", "quarantine.parquet"}
+    (Path(config.out) / grown.split("test").shards[0].path).unlink()
+    assert prepare(replace(config, row_group_size=4)) == grown
+    assert "shards are missing" in capsys.readouterr().out
+
+
+@pytest.mark.ray
+def test_killed_before_the_manifest_there_is_no_data_set(ray_cluster, photos):
+    config = options(photos)
+    prepare(config)  # an earlier data set must not pass for the new one either
+    write(photos / "train/ram/new.jpg", encode(5000))
+    script = (
+        "import os, ray, signal, sys\n"
+        "from datasets import prepare\n"
+        "from tests.test_datasets_prepare import Path, options\n"
+        "prepare.write_manifest = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "ray.init(sys.argv[1])\n"
+        "prepare.prepare(options(Path(sys.argv[2])))\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, ray_cluster, photos], cwd=ROOT)
+    assert killed.returncode == -signal.SIGKILL
+    left = list_files(config.out)
+    assert any(name.startswith("train/part-") for name in left)
+    assert any(name.startswith(".staging/") for name in left)
+    with pytest.raises(ValueError, match=r"manifest\.json is missing"):
+        read_manifest(config.out)
+    # The next run has other options, so none of the leftovers is overwritten: they are cleared.
+    manifest = prepare(replace(config, val_fraction=0.4))
+    shards = {shard.path for split in manifest.splits.values() for shard in split.shards}
+    assert list_files(config.out) == shards | {"manifest.json", "quarantine.parquet"}
+
+
+@pytest.mark.ray
+def test_error_on_the_way_leaves_no_data_set(ray_cluster, photos, monkeypatch):
+    def fail(*_):
+        raise OSError("No space left on device")
+
+    config = options(photos)
+    with monkeypatch.context() as patched:
+        patched.setattr("datasets.prepare.write_manifest", fail)
+        with pytest.raises(OSError, match="No space left"):
+            prepare(config)
+    assert not any(name.startswith((".staging", "manifest")) for name in list_files(config.out))
+    assert sum(split.num_images for split in prepare(config).splits.values()) == 49
+
+
+@pytest.mark.ray
+def test_files_of_others_stay(ray_cluster, photos):
+    config = options(photos)
+    write(Path(config.out) / "train/mine.txt", b"mine")
+    write(Path(config.out) / "train/part-00000-000000000000.parquet", b"a leftover")
+    prepare(config)
+    files = list_files(config.out)
+    assert "train/mine.txt" in files and "train/part-00000-000000000000.parquet" not in files
+
+
+@pytest.mark.ray
+def test_nothing_good_left(ray_cluster, photos):
+    for path in (photos / "train/ram").iterdir():
+        path.write_bytes(b"no image")
+    config = options(photos)
+    with pytest.raises(
+        ValueError,
+        match=r"class 'ram' has only test images after 4 were left out \(4 not an image\)",
+    ):
+        prepare(config)
+    assert set(read_quarantine(config)) == {f"{number:03d}.jpg" for number in range(4)}
+    for path in photos.rglob("*.jpg"):
+        path.write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"no image is left after 49 were left out"):
+        prepare(config)
+
+
+def test_classes_must_be_there(photos):
+    with pytest.raises(ValueError, match=r"out is .*: it lies in the source"):
+        prepare(options(photos, out=str(photos / "data")))
+    write(photos / "test/volvo/1.jpg", b"")
+    with pytest.raises(ValueError, match="class 'volvo' has only test images"):
+        prepare(options(photos))
+    shutil.rmtree(photos / "test")
+    (photos / "train/volvo").mkdir()
+    with pytest.raises(ValueError, match="class 'volvo' has no image"):
+        prepare(options(photos))
+    for name in ("volvo", "audi", "bmw"):
+        shutil.rmtree(photos / "train" / name)
+    with pytest.raises(ValueError, match=r"it has 1 class, .* give two or more"):
+        prepare(options(photos))
+
+
+@pytest.mark.ray
+def test_parquet_of_hugging_face_becomes_a_data_set(ray_cluster, tmp_path):
+    features = {"label": {"names": ["suv", "sedan"], "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    for split, size in (("train", 20), ("test", 6)):
+        images = [{"bytes": encode(hash_of(split) + i), "path": None} for i in range(size)]
+        labels = [i % 2 for i in range(size)]
+        labels[-1] = -1
+        table = pa.table({"image": images, "label": labels}).replace_schema_metadata(metadata)
+        pq.write_table(table, tmp_path / f"{split}-00000-of-00001.parquet")
+    config = PrepareConfig(source="parquet", root=str(tmp_path), out=f"{tmp_path}-data")
+    manifest = prepare(config)
+    assert manifest.classes == ("suv", "sedan")
+    counts = {name: split.class_counts for name, split in manifest.splits.items()}
+    assert counts == {"train": (8, 8), "val": (2, 1), "test": (3, 2)}
+    assert read_quarantine(config) == {
+        "train-00000-of-00001.parquet#19": "no label",
+        "test-00000-of-00001.parquet#5": "no label",
+    }
+    read_rows(config, manifest, "test")
+
+
+def hash_of(split: str) -> int:
+    return {"train": 0, "test": 1000}[split]
+
+
+@pytest.mark.ray
+def test_synthetic_cars_are_reused_and_previewed(ray_cluster, tmp_path, capsys):
+    synthetic = SyntheticConfig(num_classes=3, train_per_class=5, test_per_class=2, render_px=48)
+    config = PrepareConfig(source="synthetic", out=str(tmp_path / "data"), synthetic=synthetic)
+    manifest = prepare(config)
+    assert manifest.split("test").class_counts == (2, 2, 2)
+    rows = read_rows(config, manifest, "train")
+    assert all(row["image_id"] == identify(row["image"]) for row in rows)
+    assert prepare(config) == manifest
+    prepare(replace(config, synthetic=replace(synthetic, seed=1)))
+    assert "synthetic.seed was 0 and is 1" in capsys.readouterr().out
+    png = str(tmp_path / "sheet/preview.png")
+    preview(config.out, png)
+    sheet = load_image(Path(png).read_bytes())
+    assert sheet.shape[0] > 1000 and sheet.std() > 20
+
+
+def test_stage_images_crops_to_the_box(tmp_path):
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[10:30, 20:40] = 255
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    references = pa.table(
+        {
+            "position": [7],
+            "split": ["train"],
+            "label": [0],
+            "path": ["x"],
+            "box": [[20, 10, 40, 30]],
+        }
+    )
+    config = PrepareConfig(
+        source="stanford", root="/unused", out="/unused", crop_to_box=True, box_margin=0.0
+    )
+    content = buffer.getvalue()
+    read = partial(lambda rows: iter([content]))
+    facts = stage_images(references, read=read, config=config, staging=str(tmp_path))
+    assert facts["position"].to_pylist() == [7] and facts["reason"].to_pylist() == [None]
+    staged = pq.read_table(tmp_path / facts["staged"][0].as_py())["image"][0].as_py()
+    assert load_image(staged).shape == (20, 20, 3) and load_image(staged).mean() > 245
+
+
+@pytest.mark.ray
+@pytest.mark.shared
+def test_real_cars(ray_cluster, shared_dir, tmp_path):
+    cars = shared_dir / "cars"
+    config = options(cars, out=str(tmp_path / "cars"), row_group_size=64)
+    manifest = prepare(config)
+    assert len(manifest.classes) == 20 and manifest.num_quarantined == 0
+    assert manifest.split("train").num_images + manifest.split("val").num_images == 825
+    assert manifest.split("test").num_images == 817
+    ids = ids_by_split(config, manifest)
+    assert sum(map(len, ids.values())) == len(set.union(*ids.values())) == 1642
+    apart = replace(
+        config,
+        root=str(cars / "train"),
+        test_root=str(cars / "test"),
+        out=str(tmp_path / "apart"),
+    )
+    assert prepare(apart).fingerprint == manifest.fingerprint
+
+
+def test_command_line_ends_errors_in_one_sentence(tmp_path):
+    ran = subprocess.run(
+        [sys.executable, "-m", "datasets", "info", "--data", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 2 and ran.stdout == ""
+    assert ran.stderr.startswith("error: data is ") and ran.stderr.count("\n") == 1

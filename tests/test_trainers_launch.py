@@ -1,0 +1,206 @@
+"""Whole trainings on the real cluster: DDP, resume, killed workers, evaluation, user errors."""
+
+import os
+import shutil
+import signal
+import threading
+import time
+from dataclasses import replace
+from math import log
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from ray.util.state import list_actors
+
+from datasets.config import IngestConfig
+from tests.conftest import WriteData
+from trainers import checkpoint, launch
+from trainers.config import ClusterConfig, FinetuneConfig, ModelConfig, OptimConfig, TrackConfig
+from trainers.evaluate import evaluate
+from trainers.tracking import read_rows
+
+pytestmark = pytest.mark.ray
+# Two workers add up their gradients in another order than one does.
+WORKERS_TOLERANCE = 1e-4
+
+
+@pytest.fixture
+def config(ray_cluster: str, easy_data: str, tmp_path: Path) -> FinetuneConfig:
+    """ResNet50 from its last stage on, BatchNorm frozen: 3 epochs of 3 steps."""
+    return FinetuneConfig(
+        data=easy_data,
+        out=str(tmp_path / "run"),
+        epochs=3,
+        global_batch_size=16,
+        ingest=IngestConfig(size_px=32, policy="light"),
+        model=ModelConfig(backbone="resnet50", init="he", freeze_depth=4, freeze_batchnorm=True),
+        optim=OptimConfig(learning_rate=1e-3, clipnorm=1.0, decay=1e-2),
+        track=TrackConfig(log_every_steps=1),
+        cluster=ClusterConfig(num_workers=2, max_failures=1),
+    )
+
+
+def losses(run: str) -> list[float]:
+    return [row["train/loss"] for row in read_rows(run)]
+
+
+def weights(run: str) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(checkpoint.folder(run, 3) + "/model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def straight(ray_cluster: str, easy_data: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Run folder of two DDP workers, trained straight through."""
+    folder = tmp_path_factory.mktemp("straight")
+    run: FinetuneConfig = config.__wrapped__(ray_cluster, easy_data, folder)  # pyright: ignore
+    launch.fit(run)
+    return run.out
+
+
+@pytest.mark.slow
+def test_two_workers_equal_one_at_the_same_global_batch(
+    straight: str, config: FinetuneConfig
+) -> None:
+    rows: list[dict[str, Any]] = []
+    result = launch.fit_in_process(config, report=rows.append)
+
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert result["global_step"] == 9
+    assert losses(config.out) == pytest.approx(losses(straight), rel=WORKERS_TOLERANCE)
+    for name, tensor in weights(config.out).items():
+        torch.testing.assert_close(
+            tensor, weights(straight)[name], rtol=WORKERS_TOLERANCE, atol=WORKERS_TOLERANCE
+        )
+
+
+@pytest.mark.slow
+def test_a_worker_killed_in_mid_epoch_changes_nothing(
+    straight: str, config: FinetuneConfig
+) -> None:
+    killed: list[int] = []
+
+    def kill_in_second_epoch() -> None:
+        while not any(row["global_step"] == 4 for row in read_rows(config.out)):
+            time.sleep(0.02)
+        workers = list_actors(filters=[("state", "=", "ALIVE")])
+        pid = next(actor.pid for actor in workers if "TrainWorker" in actor.class_name)
+        os.kill(pid, signal.SIGKILL)
+        killed.append(pid)
+
+    killer = threading.Thread(target=kill_in_second_epoch, daemon=True)
+    killer.start()
+    launch.fit(config)
+    killer.join()
+
+    assert killed
+    assert losses(config.out) == losses(straight)
+    for name, tensor in weights(config.out).items():
+        assert torch.equal(tensor, weights(straight)[name])
+
+
+def test_a_resumed_run_equals_a_straight_one(config: FinetuneConfig) -> None:
+    launch.fit_in_process(config)
+    cut = replace(config, out=config.out + "-cut", epochs=1)
+    launch.fit_in_process(cut)
+    launch.fit_in_process(replace(cut, epochs=3))
+
+    assert losses(cut.out) == losses(config.out)
+    for name, tensor in weights(cut.out).items():
+        assert torch.equal(tensor, weights(config.out)[name])
+
+
+def test_a_finished_run_returns_at_once_and_another_config_is_refused(
+    config: FinetuneConfig,
+) -> None:
+    short = replace(config, epochs=1)
+    first = launch.fit_in_process(short)
+    rows: list[dict[str, Any]] = []
+
+    assert launch.fit_in_process(short, report=rows.append) == first and rows == []
+    other = replace(short, seed=1)
+    with pytest.raises(ValueError, match=r"seed is 1: the run in .* was started with 0"):
+        launch.fit_in_process(other)
+
+
+def test_zeros_do_not_learn(config: FinetuneConfig) -> None:
+    """With every weight zero, features are zero and so is every gradient but the head's bias."""
+    zeros = ModelConfig(backbone="resnet50", init="zeros")
+    launch.fit_in_process(replace(config, model=zeros))
+
+    assert losses(config.out) == pytest.approx([log(3)] * 9, abs=0.05)
+    tensors = weights(config.out)
+    assert not tensors["fc.weight"].any() and not tensors["conv1.weight"].any()
+
+
+def test_evaluation_counts_each_test_image_once(
+    straight: str, write_data: WriteData, tmp_path: Path
+) -> None:
+    result = evaluate(straight)
+
+    assert result["num_images"] == 13
+    assert result["test/top1"] * 13 == pytest.approx(round(result["test/top1"] * 13))
+    assert result["test/top5"] == 1.0  # of three classes
+    assert (Path(straight) / "evaluation_test.json").is_file()
+    with pytest.raises(ValueError, match=r"its checkpoint knows 3 classes .* has 4"):
+        evaluate(straight, data=write_data(classes=4))
+
+
+def test_best_weights_survive_when_the_folder_moves(straight: str, tmp_path: Path) -> None:
+    moved = shutil.copytree(straight, tmp_path / "moved")
+
+    assert checkpoint.load_best(str(moved))[0] == checkpoint.load_best(straight)[0]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
+    config: FinetuneConfig,
+) -> None:
+    launch.fit_in_process(replace(config, epochs=1))
+    folder = Path(checkpoint.folder(config.out, 1))
+    before = (folder / "model.safetensors").read_bytes()
+    wild = OptimConfig(optimizer="sgd", learning_rate=1e30, momentum=0)
+    shutil.copytree(config.out, config.out + "-wild")
+    (Path(config.out + "-wild") / "config.json").unlink()
+    run = replace(config, out=config.out + "-wild", optim=wild)
+    (Path(checkpoint.folder(run.out, 1)) / "optimizer.pt").unlink()
+    with pytest.raises(FloatingPointError, match=r"train/loss is (nan|inf) in epoch"):
+        launch.fit_in_process(run)
+
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+BAD = {
+    "no such data": ({"data": "/nowhere"}, "data is '/nowhere': no prepared data set there"),
+    "unknown backbone": (
+        {"model": {"backbone": "resnet51"}}, "model.backbone is 'resnet51': choose from",
+    ),
+    "depth out of range": ({"model": {"freeze_depth": 6}}, "model.freeze_depth is 6"),
+    "missing weights": (
+        {"model": {"init": "file", "weights": "/nowhere.pth"}}, "model.weights is '/nowhere.pth'",
+    ),
+    "batch too large": ({"global_batch_size": 50}, "global_batch_size is 50: there are 48"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD.values(), ids=BAD)
+def test_a_users_error_is_found_before_anything_starts(
+    config: FinetuneConfig, changes: dict[str, Any], message: str
+) -> None:
+    values = config.to_dict()
+    for key, value in changes.items():
+        values[key] = {**values[key], **value} if isinstance(value, dict) else value
+    values["cluster"]["num_workers"] = 1
+    bad = FinetuneConfig.from_dict(values)
+
+    with pytest.raises(ValueError, match=message):
+        launch.check(bad)
+    assert not Path(bad.out).exists()
+
+
+def test_a_gpu_asked_where_none_is_is_the_users_error(config: FinetuneConfig) -> None:
+    asked = replace(config, cluster=ClusterConfig(device="gpu"))
+
+    with pytest.raises(ValueError, match=r"cluster\.device is 'gpu'"):
+        launch.fit(asked)

@@ -1,0 +1,146 @@
+"""python -m tuning [RECIPE] --data URI ... | demo"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import tyro
+
+from cluster.config import Device
+from cluster.entry import run_room
+from trainers.config import FreezeDepth, Init
+from trainers.recipes import RECIPES
+from tuning.config import SpaceConfig, TuningConfig
+from tuning.demo import DemoConfig, run_demo
+from tuning.run import tune_sweep
+
+HELP = f"""Find out how much of a pretrained network to thaw for your images.
+
+RECIPE is the training that every trial starts from: {", ".join(RECIPES)} (default finetune).
+Every trial changes its freeze depth, learning rate, clipnorm and initialization:
+
+  python -m tuning --data runs/cars
+  python -m tuning --data runs/cars --freeze-depths all 4 3 --learning-rates 1e-3 3e-4
+  python -m tuning --data runs/cars --backbone mobilenet_v2 --inits file he --weights FILE
+  python -m tuning --data runs/cars --search optuna --learning-rate-range 1e-5 1e-2 --trials 40
+  python -m tuning demo
+
+The same command again resumes, and a finished sweep is reused.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """The fields of a sweep that the command line offers; the recipe has the others."""
+
+    data: str
+    """URI of a prepared data set (`python -m datasets prepare`)."""
+    out: str = "runs/sweep"
+    """URI of the sweep's folder; the same folder resumes."""
+    trials: int | None = None
+    """Trials to run. Default: 12, or every point of a grid."""
+    search: Literal["random", "grid", "optuna"] = "random"
+    """random: distinct points. grid: all of them. optuna: learns from results."""
+    freeze_depths: tuple[FreezeDepth, ...] = SpaceConfig.freeze_depths
+    """Stages that stay frozen, 0 (nothing) to `all` (head only)."""
+    learning_rates: tuple[float, ...] = SpaceConfig.learning_rates
+    """Learning rates to choose from."""
+    learning_rate_range: tuple[float, float] | None = None
+    """Draw learning rates log-uniformly between these two instead."""
+    clipnorms: tuple[float | Literal["none"], ...] = ("none", 1.0)
+    """Norms that each tensor's gradient is clipped to; `none` does not clip. Where one is set, it
+    takes the place of the recipe's global_clipnorm."""
+    inits: tuple[Init, ...] = SpaceConfig.inits
+    """Initializations; random ones always train the whole network."""
+    weights: str | None = None
+    """URI of a state dict, for `file`; also stands in for the download of `imagenet`."""
+    backbone: str | None = None
+    """Network. Default: the recipe's, as for all below."""
+    epochs: int | None = None
+    """Epochs of a trial that is not pruned."""
+    global_batch_size: int | None = None
+    """Images per optimizer step, over all workers."""
+    size_px: int | None = None
+    """Height and width of the images the network sees."""
+    policy: Literal["none", "light", "cars"] | None = None
+    """Augmentation of training images."""
+    grace_epochs: int = TuningConfig.grace_epochs
+    """No trial is stopped before this many epochs."""
+    reduction_factor: int = TuningConfig.reduction_factor
+    """ASHA: of this many trials at a rung, one goes on."""
+    seed: int = 0
+    """Seed of the search and of every training."""
+    num_workers: int | None = None
+    """DDP workers of a trial that trains more than the head; 0 trains in the trial's process."""
+    device: Device = "auto"
+    """`auto` uses GPUs where the cluster has them."""
+    address: str | None = None
+    """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
+    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    """auto: online with WANDB_API_KEY set, else offline."""
+    project: str = "thaw"
+    """W&B project."""
+    group: str | None = None
+    """W&B group of the trials. Default: the name of the sweep's folder."""
+
+    def to_config(self, recipe: str) -> TuningConfig:
+        """Return the sweep this command describes."""
+        base = RECIPES[recipe]
+        clipnorms = tuple(None if value == "none" else value for value in self.clipnorms)
+        clips = any(clipnorm is not None for clipnorm in clipnorms)
+        base = replace(
+            base,
+            data=self.data,
+            seed=self.seed,
+            **self._given("epochs", "global_batch_size"),
+            ingest=replace(base.ingest, **self._given("size_px", "policy")),
+            model=replace(base.model, **self._given("backbone", "weights")),
+            optim=replace(base.optim, global_clipnorm=None) if clips else base.optim,
+            track=replace(base.track, wandb=self.wandb, project=self.project, group=self.group),
+            cluster=replace(
+                base.cluster,
+                address=self.address,
+                num_workers=self.num_workers,
+                device=self.device,
+            ),
+        )
+        return TuningConfig(
+            base=base,
+            space=SpaceConfig(
+                freeze_depths=self.freeze_depths,
+                learning_rates=self.learning_rates,
+                learning_rate_range=self.learning_rate_range,
+                clipnorms=clipnorms,
+                inits=self.inits,
+            ),
+            out=self.out,
+            trials=self.trials,
+            search=self.search,
+            seed=self.seed,
+            grace_epochs=self.grace_epochs,
+            reduction_factor=self.reduction_factor,
+        )
+
+    def _given(self, *names: str) -> dict[str, Any]:
+        """Fields that were set; the others stay the recipe's."""
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+def main(arguments: list[str]) -> None:
+    recipe = "finetune"
+    if arguments and not arguments[0].startswith("-"):
+        recipe, *arguments = arguments
+    if recipe == "demo":
+        run_demo(tyro.cli(DemoConfig, args=arguments, prog="python -m tuning demo"))
+    elif recipe in RECIPES:
+        tune_sweep(parse(arguments).to_config(recipe))
+    else:
+        raise ValueError(f"recipe is {recipe!r}: choose from {', '.join(RECIPES)}, or demo")
+
+
+def parse(arguments: list[str]) -> Command:
+    """Parse the command line of a sweep."""
+    return tyro.cli(Command, args=arguments, prog="python -m tuning", description=HELP)
+
+
+if __name__ == "__main__":
+    run_room(main)

@@ -1,0 +1,106 @@
+"""What can be said about one sweep: facts only, standard library alone."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from datasets.config import require
+from trainers.config import FinetuneConfig, FreezeDepth, Init, require_positive
+
+DEFAULT_TRIALS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpaceConfig:
+    """The four axes: how deep to freeze, learning rate, clipping, initialization."""
+
+    freeze_depths: tuple[FreezeDepth, ...] = ("all", 4, 3, 0)
+    """Freeze depths tried with pretrained weights; random ones are always trained whole."""
+    learning_rates: tuple[float, ...] = (3e-3, 1e-3, 3e-4)
+    """Learning rates to choose from."""
+    learning_rate_range: tuple[float, float] | None = None
+    """Draw learning rates log-uniformly between these two instead (not with grid)."""
+    clipnorms: tuple[float | None, ...] = (None, 1.0)
+    """Keras' clipnorm per tensor; none does not clip."""
+    inits: tuple[Init, ...] = ("imagenet", "he")
+    """Initializations."""
+
+    def __post_init__(self) -> None:
+        for name in ("freeze_depths", "learning_rates", "clipnorms", "inits"):
+            values: tuple[object, ...] = getattr(self, name)
+            require(
+                len(values) >= 1 and len(set(values)) == len(values),
+                f"space.{name}",
+                values,
+                "give one value or more, each once",
+            )
+        for rate in self.learning_rates:
+            require_positive("space.learning_rates", rate)
+        for clipnorm in self.clipnorms:
+            require_positive("space.clipnorms", clipnorm)
+        if self.learning_rate_range is not None:
+            low, high = self.learning_rate_range
+            require_positive("space.learning_rate_range", low)
+            require(
+                low < high < float("inf"),
+                "space.learning_rate_range",
+                self.learning_rate_range,
+                "give the smaller rate first, such as 1e-4 1e-2",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningConfig:
+    """One sweep, whole."""
+
+    base: FinetuneConfig
+    """The training every trial starts from; a point of the space changes some of its fields."""
+    space: SpaceConfig = field(default_factory=SpaceConfig)
+    out: str = "runs/sweep"
+    """URI of the sweep's folder. The same folder resumes; read it from a place you trust, since
+    Tune keeps its own state there as pickles."""
+    trials: int | None = None
+    """Trials to run. Default: 12, or every point of a grid."""
+    search: Literal["random", "grid", "optuna"] = "random"
+    """random: distinct points. grid: all of them. optuna: seeded TPE, which learns from results."""
+    seed: int = 0
+    """Seed of the search."""
+    grace_epochs: int = 1
+    """No trial is stopped before this many epochs."""
+    reduction_factor: int = 3
+    """ASHA: of this many trials at a rung, one goes on."""
+    max_failures: int = 1
+    """Times a failed trial is tried again, from its latest checkpoint."""
+    evaluate_winner: bool = True
+    """Evaluate the winner on the test split, once."""
+
+    def __post_init__(self) -> None:
+        require(self.trials is None or self.trials >= 1, "trials", self.trials, "use 1 or more")
+        require(
+            self.search != "grid" or self.trials is None,
+            "trials",
+            self.trials,
+            "a grid runs every point: leave it out, or use --search random",
+        )
+        require(
+            self.search != "grid" or self.space.learning_rate_range is None,
+            "space.learning_rate_range",
+            self.space.learning_rate_range,
+            "a grid needs --learning-rates, or use --search random",
+        )
+        require(self.grace_epochs >= 1, "grace_epochs", self.grace_epochs, "use 1 or more")
+        require(
+            self.reduction_factor >= 2, "reduction_factor", self.reduction_factor, "use 2 or more"
+        )
+        require(self.max_failures >= 0, "max_failures", self.max_failures, "use 0 or more")
+        require(
+            self.base.optim.global_clipnorm is None
+            or all(clipnorm is None for clipnorm in self.space.clipnorms),
+            "space.clipnorms",
+            self.space.clipnorms,
+            "the base clips globally (optim.global_clipnorm): unset one of the two",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config as JSON would give it back: nested dicts, lists for tuples."""
+        return json.loads(json.dumps(asdict(self)))

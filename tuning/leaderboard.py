@@ -1,0 +1,157 @@
+"""The answer of a sweep: its trials in order of validation accuracy."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import binom
+
+from datasets import storage
+from trainers import metrics
+from trainers.tracking import read_rows
+from tuning.space import AXES, Point, show
+
+CONFIDENCE = 0.95
+LEARNS = "learns"
+LEARNS_NOT = "does not learn"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """A trial as Tune leaves it."""
+
+    trial_id: str
+    point: Point
+    run: str
+    """URI of its run folder."""
+    failed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """A trial's place."""
+
+    rank: int
+    trial_id: str
+    point: Point
+    val_top1: float | None
+    """The best of all epochs, 0 to 1; None where no epoch was completed."""
+    best_epoch: int | None
+    num_epochs: int
+    state: str
+    """finished, pruned or failed."""
+    seconds: float
+    verdict: str
+    run: str
+
+    def to_dict(self) -> dict[str, Any]:
+        values = dict(vars(self))
+        return values | values.pop("point")
+
+
+def rank(trials: Iterable[Ended], *, epochs: int, class_counts: Sequence[int]) -> list[Standing]:
+    """Rank trials by the best validation accuracy in their run folders; the faster wins a tie.
+
+    Args:
+        epochs: a trial with fewer was pruned.
+        class_counts: validation images per class.
+    """
+    measured = [_measure(trial, epochs, class_counts) for trial in trials]
+    measured.sort(
+        key=lambda row: (row["val_top1"] is None, -(row["val_top1"] or 0.0), row["seconds"])
+    )
+    return [Standing(rank=i, **row) for i, row in enumerate(measured, start=1)]
+
+
+def _measure(trial: Ended, epochs: int, class_counts: Sequence[int]) -> dict[str, Any]:
+    rows = [row for row in read_rows(trial.run) if metrics.VAL_TOP1 in row]
+    best = max(rows, key=lambda row: row[metrics.VAL_TOP1], default=None)
+    num_epochs = max((row[metrics.EPOCH] for row in rows), default=0)
+    top1 = best[metrics.VAL_TOP1] if best else None
+    return {
+        "trial_id": trial.trial_id,
+        "point": trial.point,
+        "val_top1": top1,
+        "best_epoch": best[metrics.EPOCH] if best else None,
+        "num_epochs": num_epochs,
+        "state": "failed" if trial.failed else "pruned" if num_epochs < epochs else "finished",
+        "seconds": rows[-1].get(metrics.TOTAL_S, 0.0) if rows else 0.0,
+        "verdict": LEARNS if top1 is not None and learned(top1, class_counts) else LEARNS_NOT,
+        "run": trial.run,
+    }
+
+
+def learned(val_top1: float, class_counts: Sequence[int]) -> bool:
+    """Tell whether an accuracy is above what always answering the commonest class would reach.
+
+    The bound is the one-sided 95 percent quantile of a binomial over the validation images.
+    """
+    num_images = sum(class_counts)
+    bound = binom.ppf(CONFIDENCE, num_images, max(class_counts) / num_images)
+    return bool(round(val_top1 * num_images) > bound)
+
+
+def find_winner(standings: Sequence[Standing]) -> Standing | None:
+    """Return the best trial, unless none learned."""
+    return next((row for row in standings if row.verdict == LEARNS), None)
+
+
+def write_leaderboard(out: str, standings: Sequence[Standing], **facts: Any) -> None:
+    """Write OUT/leaderboard.csv and, last, OUT/leaderboard.json with `facts` beside the trials."""
+    rows = [row.to_dict() for row in standings]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    storage.write_bytes(storage.join(out, "leaderboard.csv"), text.getvalue().encode())
+    storage.write_bytes(
+        storage.join(out, "leaderboard.json"),
+        json.dumps(facts | {"trials": rows}, indent=1).encode(),
+    )
+
+
+def read_leaderboard(out: str) -> tuple[list[Standing], dict[str, Any]] | None:
+    """Read a leaderboard and the facts beside it; None where there is none."""
+    uri = storage.join(out, "leaderboard.json")
+    if not storage.exists(uri):
+        return None
+    facts = json.loads(storage.read_bytes(uri))
+    standings = []
+    for row in facts.pop("trials"):
+        point = {axis: row.pop(axis) for axis in AXES}
+        standings.append(Standing(point=point, **row))
+    return standings, facts
+
+
+def print_leaderboard(standings: Sequence[Standing], console: Console | None = None) -> None:
+    """Print a table, or aligned plain text where the output is not a terminal."""
+    console = console or Console()
+    header = ["rank", *AXES.values(), "val/top1", "epoch", "state", "time", "verdict", "trial"]
+    cells = [
+        [
+            str(row.rank),
+            *(show(row.point[axis]) for axis in AXES),
+            "-" if row.val_top1 is None else f"{row.val_top1:.3f}",
+            f"{row.best_epoch or '-'}/{row.num_epochs}",
+            row.state,
+            f"{row.seconds:.0f} s",
+            row.verdict,
+            row.trial_id,
+        ]
+        for row in standings
+    ]
+    if not console.is_terminal:
+        widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+        for line in [header, *cells]:
+            text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+            console.file.write(text.rstrip() + "\n")
+        return
+    table = Table(*header)
+    for line, row in zip(cells, standings, strict=True):
+        table.add_row(*line, style="dim" if row.verdict == LEARNS_NOT else None)
+    console.print(table)

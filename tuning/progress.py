@@ -1,0 +1,103 @@
+"""What the driver does while trials run: one line per result, and every trial's mirror in W&B.
+
+The driver outlives pruned and killed workers, so it alone knows how a trial ended.
+"""
+
+import time
+from typing import Any
+
+from ray import tune
+from ray.tune.experiment import Trial
+
+from datasets import storage
+from trainers import metrics
+from trainers.tracking import RunMirror
+from tuning.config import TuningConfig
+from tuning.search import point_of
+from tuning.space import describe
+from tuning.trial import config_of
+
+
+class Progress(tune.Callback):
+    """Print the trials' progress and keep their mirrors."""
+
+    def __init__(self, config: TuningConfig, *, num_trials: int) -> None:
+        self._config, self._num_trials = config, num_trials
+        self._started_s = time.monotonic()
+        self._best_top1 = 0.0
+        self._mirrors: dict[str, RunMirror] = {}
+        self.num_cut = 0
+        """Trials that were running when the sweep was stopped."""
+        self.sync_commands: set[str] = set()
+        """What uploads the offline runs to W&B."""
+
+    def on_trial_start(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        if trial.trial_id in self._mirrors:  # a retry goes on in the same run
+            return
+        config = config_of(self._config, point_of(trial.config), trial.trial_id)
+        mirror = RunMirror(
+            config.out,
+            track=config.track,
+            name=f"{_number(trials, trial)} {describe(point_of(trial.config))}",
+            group=config.track.group or self._config.out.rstrip("/").rsplit("/", 1)[-1],
+            job_type="trial",
+            config=config.to_dict(),
+        )
+        self._mirrors[trial.trial_id] = mirror
+        if (command := mirror.sync_command()) is not None:
+            self.sync_commands.add(command.replace(trial.trial_id, "*"))
+        self._print(trials, trial, "started")
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        top1 = result[metrics.VAL_TOP1]
+        self._best_top1 = max(self._best_top1, top1)
+        self._print(
+            trials,
+            trial,
+            f"epoch {result[metrics.EPOCH]}/{self._config.base.epochs}  "
+            f"val/top1 {top1:.3f}  (best {self._best_top1:.3f})",
+        )
+        self._mirrors[trial.trial_id].sync()
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        num_epochs = (trial.last_result or {}).get(metrics.EPOCH, self._config.base.epochs)
+        if num_epochs < self._config.base.epochs:
+            self._print(trials, trial, f"pruned after {num_epochs} epochs")
+            self._finish(trial, "pruned")
+        else:
+            self._print(trials, trial, "finished")
+            self._finish(trial, "finished")
+
+    def on_trial_error(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        where = storage.join(self._config.out, "tune", trial.trial_id, "error.txt")
+        self._print(trials, trial, f"failed: see {where}")
+        self._finish(trial, "failed")
+
+    def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
+        self.num_cut = len(self._mirrors)
+        for mirror in self._mirrors.values():
+            mirror.finish("killed")
+        self._mirrors.clear()
+
+    def _finish(self, trial: Trial, state: str) -> None:
+        self._mirrors.pop(trial.trial_id).finish(state)
+
+    def _print(self, trials: list[Trial], trial: Trial, news: str) -> None:
+        minutes, seconds = divmod(int(time.monotonic() - self._started_s), 60)
+        print(
+            f"[{minutes}:{seconds:02d}] trial {_number(trials, trial)}/{self._num_trials} "
+            f"{describe(point_of(trial.config))}  {news}",
+            flush=True,
+        )
+
+
+def _number(trials: list[Trial], trial: Trial) -> int:
+    return 1 + next(i for i, other in enumerate(trials) if other.trial_id == trial.trial_id)

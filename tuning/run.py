@@ -1,0 +1,184 @@
+"""A sweep from its config to its winner."""
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from ray import tune
+
+from cluster.runtime import Resources, connect
+from cluster.scaling import max_concurrent_trials, plan_workers
+from datasets import storage
+from datasets.shards import Manifest
+from trainers import launch
+from tuning.config import TuningConfig
+from tuning.leaderboard import (
+    Ended,
+    Standing,
+    find_winner,
+    print_leaderboard,
+    rank,
+    read_leaderboard,
+    write_leaderboard,
+)
+from tuning.progress import Progress
+from tuning.search import build_tuner, count_trials, point_of
+from tuning.space import apply, left_out, models, show
+from tuning.trial import build_trial, run_folder
+from tuning.winner import evaluate_winner, train_longer
+
+# What may differ when a sweep is resumed; all else would make it another sweep.
+FREE_TO_CHANGE = ("out", "base.out", "base.cluster.", "base.track.", "evaluate_winner")
+
+
+def tune_sweep(config: TuningConfig) -> dict[str, Any]:
+    """Run, resume or reuse the sweep in `config.out`; print and return its answer.
+
+    Returns:
+        out, winner (its place on the leaderboard, or None where no trial learned), test (its
+        measures on the test split), trials.
+
+    Raises:
+        ValueError: where the config is wrong, or OUT holds another sweep.
+    """
+    config = _absolute(config)
+    manifest = _check(config)
+    known = read_leaderboard(config.out)
+    if known is not None and all(row.state != "failed" for row in known[0]):
+        standings, facts = known
+        print(f"{config.out} holds this sweep of {len(standings)} trials, finished: reusing it")
+        connect(config.base.cluster.address, quiet=True)
+        return _close(config, manifest, standings, facts["sync"])
+    resources = connect(config.base.cluster.address)
+    num_trials = count_trials(config)
+    num_concurrent = min(max_concurrent_trials(resources, config.base.cluster), num_trials)
+    _announce(config, resources, num_trials, num_concurrent)
+    text = json.dumps(config.to_dict(), indent=1).encode()
+    storage.write_bytes(storage.join(config.out, "config.json"), text)
+    # Run folders hold the metrics; Tune need not write them a second time.
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    progress = Progress(config, num_trials=num_trials)
+    trial = build_trial(config, resources, num_concurrent=num_concurrent)
+    results = build_tuner(config, trial, progress, num_concurrent=num_concurrent).fit()
+    num_ended = results.num_terminated + results.num_errors - progress.num_cut
+    if num_ended < num_trials:
+        print(f"Stopped with {num_ended} of {num_trials} trials done; the same command goes on")
+        raise SystemExit(130)
+    standings = rank(
+        _ended(config, results),
+        epochs=config.base.epochs,
+        class_counts=manifest.split("val").class_counts,
+    )
+    sync = sorted(progress.sync_commands)
+    write_leaderboard(config.out, standings, sync=sync)
+    return _close(config, manifest, standings, sync)
+
+
+def _absolute(config: TuningConfig) -> TuningConfig:
+    """Trials run in folders of their own: relative paths would mean something else there."""
+    base = config.base
+    weights = base.model.weights
+    base = replace(
+        base,
+        data=storage.absolute(base.data),
+        model=replace(base.model, weights=storage.absolute(weights) if weights else None),
+    )
+    return replace(config, base=base, out=storage.absolute(config.out))
+
+
+def _check(config: TuningConfig) -> Manifest:
+    """Find the user's errors before anything starts, in every network of the space."""
+    manifest, *_ = [launch.check(apply(config.base, model)) for model in models(config.space)]
+    uri = storage.join(config.out, "config.json")
+    if storage.exists(uri):
+        before = dict(_flatten(json.loads(storage.read_bytes(uri))))
+        for field, value in _flatten(config.to_dict()):
+            if not field.startswith(FREE_TO_CHANGE) and before.get(field) != value:
+                raise ValueError(
+                    f"{field} is {value!r}: the sweep in {config.out} has {before.get(field)!r}; "
+                    "use the same value to resume it, or another --out"
+                )
+    return manifest
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _announce(
+    config: TuningConfig, resources: Resources, num_trials: int, num_concurrent: int
+) -> None:
+    """Say what will run; a plan that doesn't fit raises here, before any trial starts."""
+    plan = plan_workers(resources, config.base.cluster, num_concurrent=num_concurrent)
+    space = config.space
+    rates = space.learning_rate_range or space.learning_rates
+    axes = {
+        "freeze depth": space.freeze_depths,
+        "learning rate": rates,
+        "clipnorm": space.clipnorms,
+        "initialization": space.inits,
+    }
+    listed = "; ".join(f"{name} {', '.join(map(show, values))}" for name, values in axes.items())
+    between = " (drawn between the two)" if space.learning_rate_range else ""
+    print(
+        f"Sweep of {num_trials} trials of {config.base.model.backbone}, {config.search} search, "
+        f"{config.base.epochs} epochs at most\n  {listed}{between}"
+    )
+    if (line := left_out(space)) is not None:
+        print(f"  {line}")
+    workers = f"{plan.num_workers} DDP workers" if plan.num_workers else "their own process"
+    print(
+        f"  {num_concurrent} at a time; head-only trials in one process each, the others in "
+        f"{workers}\n  stored in {config.out}"
+    )
+    if tune.Tuner.can_restore(storage.join(config.out, "tune")):
+        print("  resuming: trials that have ended are reused, the others go on")
+
+
+def _ended(config: TuningConfig, results: tune.ResultGrid) -> Iterator[Ended]:
+    for result in results:
+        trial_id = result.path.rstrip("/").rsplit("/", 1)[-1]
+        assert result.config is not None
+        yield Ended(
+            trial_id=trial_id,
+            point=point_of(result.config),
+            run=run_folder(config, trial_id),
+            failed=result.error is not None,
+        )
+
+
+def _close(
+    config: TuningConfig, manifest: Manifest, standings: list[Standing], sync: list[str]
+) -> dict[str, Any]:
+    """Print the leaderboard, evaluate the winner, name the next commands."""
+    print()
+    print_leaderboard(standings)
+    print(f"\nLeaderboard:  {config.out}/leaderboard.json, leaderboard.csv")
+    winner, test = find_winner(standings), None
+    if winner is None:
+        print("Winner:       none: no trial is above what always answering one class reaches")
+    else:
+        print(f"Winner:       {winner.run}")
+        if config.evaluate_winner and "test" in manifest.splits:
+            test = evaluate_winner(winner)
+            print(
+                f"Test split:   top-1 {test['test/top1']:.3f}, top-5 {test['test/top5']:.3f} on "
+                f"{test['num_images']} images, looked at once, for the winner alone"
+            )
+        print(f"Train longer: {train_longer(winner, config.out)}")
+    for command in sync:
+        print(f"Sync W&B:     {command}")
+    return {
+        "out": config.out,
+        "winner": winner.to_dict() if winner else None,
+        "test": test,
+        "trials": [row.to_dict() for row in standings],
+    }

@@ -1,0 +1,109 @@
+"""The Tuner of a sweep: search algorithm, ASHA, and resumption."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import optuna
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from datasets import storage
+from trainers import metrics
+from tuning.config import DEFAULT_TRIALS, TuningConfig
+from tuning.space import Point, points, suggest
+
+STATE_FOLDER = "tune"
+"""Below the sweep's folder: what Tune needs to resume."""
+
+
+def count_trials(config: TuningConfig) -> int:
+    if config.search == "optuna":
+        return config.trials or DEFAULT_TRIALS
+    return len(points(config.space, config.search, config.trials, config.seed))
+
+
+def point_of(params: dict[str, Any]) -> Point:
+    """Return the point in what Tune calls a trial's config."""
+    return params.get("point", params)
+
+
+def build_tuner(
+    config: TuningConfig,
+    trainable: Callable[[dict[str, Any]], None],
+    callback: tune.Callback,
+    *,
+    num_concurrent: int,
+) -> tune.Tuner:
+    """Build the Tuner, or restore it where the sweep's folder holds a part of this sweep."""
+    path = storage.join(config.out, STATE_FOLDER)
+    if tune.Tuner.can_restore(path):
+        tuner = tune.Tuner.restore(
+            path, trainable, resume_unfinished=True, restart_errored=True, param_space=None
+        )
+        # `restore` revives the callbacks and the concurrency of the sitting before, and has no
+        # argument for them; Ray is pinned, and test_tuning_run holds this.
+        restored: Any = tuner._local_tuner
+        restored._run_config.callbacks = [callback]
+        restored._tune_config.max_concurrent_trials = num_concurrent
+        return tuner
+    space, search = build_search(config)
+    return tune.Tuner(
+        trainable,
+        param_space=space,
+        tune_config=tune.TuneConfig(
+            metric=metrics.VAL_TOP1,
+            mode="max",
+            search_alg=search,
+            scheduler=build_scheduler(config),
+            num_samples=count_trials(config) if search is not None else 1,
+            max_concurrent_trials=num_concurrent,
+            reuse_actors=True,
+            trial_dirname_creator=_trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name=STATE_FOLDER,
+            storage_path=config.out,
+            failure_config=tune.FailureConfig(max_failures=config.max_failures),
+            callbacks=[callback],
+            verbose=0,
+        ),
+    )
+
+
+def build_search(config: TuningConfig) -> tuple[dict[str, Any], OptunaSearch | None]:
+    """Return Tune's parameter space and search algorithm; None walks through the space."""
+    if config.search != "optuna":
+        listed = points(config.space, config.search, config.trials, config.seed)
+        return {"point": tune.grid_search(listed)}, None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    search = OptunaSearch(
+        partial(suggest, space=config.space),
+        metric=metrics.VAL_TOP1,
+        mode="max",
+        seed=config.seed,
+    )
+    return {}, search
+
+
+def build_scheduler(config: TuningConfig) -> TrialScheduler:
+    """ASHA with rungs below the last epoch: a trial that gets there ends by itself.
+
+    Stopped by the scheduler at its last epoch instead, its workers would be killed while they write
+    the result.
+    """
+    last_rung = config.base.epochs - 1
+    if config.grace_epochs > last_rung:
+        return FIFOScheduler()
+    return ASHAScheduler(
+        time_attr=metrics.EPOCH,
+        max_t=last_rung,
+        grace_period=config.grace_epochs,
+        reduction_factor=config.reduction_factor,
+        stop_last_trials=False,
+    )
+
+
+def _trial_id(trial: Any) -> str:
+    return trial.trial_id

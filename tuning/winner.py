@@ -1,0 +1,59 @@
+"""What follows from a sweep: the winner's one look at the test split, and the next commands."""
+
+import json
+import shlex
+from dataclasses import replace
+from typing import Any
+
+from datasets import storage
+from trainers.config import FinetuneConfig
+from trainers.evaluate import evaluate
+from trainers.launch import read_config
+from trainers.recipes import RECIPES
+from tuning.leaderboard import Standing
+
+LONGER = 3
+"""The winner is worth this many times the epochs of a trial."""
+
+
+def evaluate_winner(winner: Standing) -> dict[str, Any]:
+    """Return the winner's measures on the test split; the split is looked at only once."""
+    known = storage.join(winner.run, "evaluation_test.json")
+    if storage.exists(known):
+        return json.loads(storage.read_bytes(known))
+    return evaluate(winner.run, split="test")
+
+
+def train_longer(winner: Standing, out: str) -> str:
+    """Write the command that trains the winner's config from its start, but longer."""
+    config = read_config(winner.run)
+    return command_of(
+        replace(
+            config,
+            out=storage.join(out, "longer"),
+            epochs=LONGER * config.epochs,
+            cluster=replace(config.cluster, num_workers=None),
+        )
+    )
+
+
+def command_of(config: FinetuneConfig) -> str:
+    """Write the shortest `python -m trainers RECIPE ...` that trains `config`."""
+    wanted = _flatten(config.to_dict())
+    changes = {
+        name: {field: value for field, value in wanted.items() if base[field] != value}
+        for name, base in ((name, _flatten(recipe.to_dict())) for name, recipe in RECIPES.items())
+    }
+    recipe = min(changes, key=lambda name: len(changes[name]))
+    words = ["python", "-m", "trainers", recipe]
+    for field, value in changes[recipe].items():
+        words += [f"--{field.replace('_', '-')}", str(value)]
+    return shlex.join(words)
+
+
+def _flatten(values: dict[str, Any]) -> dict[str, Any]:
+    """Fields by their own name, as the command line has them: no two sections share one."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= value if isinstance(value, dict) else {name: value}
+    return flat
