@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo test check clean
 
 setup: $(READY)  ## Make .venv with everything pyproject.toml lists
 
@@ -24,8 +24,5 @@ check: $(READY)  ## Formatting, lint, types, direction of imports
 	$(BIN)/pyright --warnings
 	$(BIN)/lint-imports
 
-bench: $(READY)  ## Benchmarks against what people use today; rows go to bench.json
-	$(BIN)/python -m tests.bench
-
 clean:  ## Remove what make and the runs have made
-	rm -rf .venv runs bench.json
+	rm -rf .venv runs

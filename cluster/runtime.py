@@ -87,6 +87,8 @@ def connect(address: str | None = None, *, quiet: bool = False) -> Resources:
         return find_resources()
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     os.environ.update({**WORKER_ENV, **DRIVER_ENV, **os.environ})  # what the user set, wins
+    # Ray Data tells of each of its jobs in five lines; its log file keeps them.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     options: dict[str, Any] = {}
     if address == "local":
         # The dashboard frees the workers of pruned trials; without it they keep their CPUs.

@@ -1,6 +1,5 @@
 """python -m datasets prepare | info | preview"""
 
-import logging
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -70,8 +69,6 @@ def _prepare(args: list[str]) -> None:
     from cluster import runtime
     from datasets.prepare import prepare
 
-    # Ray Data tells of each of its jobs in five lines; its log file keeps them.
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     runtime.connect(config.address)
     prepare(config)
 

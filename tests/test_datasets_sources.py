@@ -273,6 +273,7 @@ def test_synthetic_is_rendered_by_the_reader():
     assert listing.references["label"].to_pylist() == [0, 0, 1, 1, 0, 1]
     contents = list(listing.read(listing.references))
     assert len(set(contents)) == 6
+    assert isinstance(contents[0], bytes)
     image = Image.open(io.BytesIO(contents[0]))
     assert image.format == "JPEG" and image.height == 32
     assert contents[0] == encode_jpeg(synthetic.render(options, 0, 0, "train"))

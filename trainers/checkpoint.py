@@ -91,13 +91,9 @@ def load_best(run: str) -> tuple[Progress, dict[str, torch.Tensor]]:
     Raises:
         ValueError: where the run has no undamaged checkpoint.
     """
-    whole = [(read_progress(run, epoch), epoch) for epoch in _epochs(run)]
-    ranked = sorted(
-        ((progress.val_top1, epoch) for progress, epoch in whole if progress is not None),
-        reverse=True,
-    )
-    for _, epoch in ranked:
-        if (found := _read(run, epoch)) is not None:
+    whole = [progress for epoch in _epochs(run) if (progress := read_progress(run, epoch))]
+    for best in sorted(whole, key=lambda progress: (-progress.val_top1, progress.epoch)):
+        if (found := _read(run, best.epoch)) is not None:
             return found[0], safetensors.torch.load(found[1][MODEL])
     raise ValueError(f"run is {run!r}: it has no whole checkpoint; train it first")
 

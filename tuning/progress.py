@@ -4,6 +4,7 @@ The driver outlives pruned and killed workers, so it alone knows how a trial end
 """
 
 import time
+from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -13,7 +14,7 @@ from datasets import storage
 from trainers import metrics
 from trainers.tracking import RunMirror
 from tuning.config import TuningConfig
-from tuning.search import point_of
+from tuning.search import STATE_FOLDER, point_of
 from tuning.space import describe
 from tuning.trial import config_of
 
@@ -77,8 +78,8 @@ class Progress(tune.Callback):
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        where = storage.join(self._config.out, "tune", trial.trial_id, "error.txt")
-        self._print(trials, trial, f"failed: see {where}")
+        where = storage.join(self._config.out, STATE_FOLDER, trial.trial_id, "error.txt")
+        self._print(trials, trial, f"failed: {_last_line(trial.error_file)}, see {where}")
         self._finish(trial, "failed")
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
@@ -101,3 +102,9 @@ class Progress(tune.Callback):
 
 def _number(trials: list[Trial], trial: Trial) -> int:
     return 1 + next(i for i, other in enumerate(trials) if other.trial_id == trial.trial_id)
+
+
+def _last_line(error_file: str | None) -> str:
+    """The line of a traceback that says what went wrong."""
+    lines = Path(error_file).read_text().splitlines() if error_file else []
+    return next((line for line in reversed(lines) if line.strip()), "no traceback was kept")

@@ -25,8 +25,8 @@ from tuning.leaderboard import (
     write_leaderboard,
 )
 from tuning.progress import Progress
-from tuning.search import build_tuner, count_trials, point_of
-from tuning.space import apply, left_out, models, show
+from tuning.search import STATE_FOLDER, build_tuner, count_trials, point_of
+from tuning.space import left_out, models, show, training_of
 from tuning.trial import build_trial, run_folder
 from tuning.winner import evaluate_winner, train_longer
 
@@ -60,7 +60,8 @@ def tune_sweep(config: TuningConfig) -> dict[str, Any]:
     storage.write_bytes(storage.join(config.out, "config.json"), text)
     # Run folders hold the metrics; Tune need not write them a second time.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    # Our own lines say how trials end; tracebacks lie in their error.txt.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     progress = Progress(config, num_trials=num_trials)
     trial = build_trial(config, resources, num_concurrent=num_concurrent)
     results = build_tuner(config, trial, progress, num_concurrent=num_concurrent).fit()
@@ -92,7 +93,7 @@ def _absolute(config: TuningConfig) -> TuningConfig:
 
 def _check(config: TuningConfig) -> Manifest:
     """Find the user's errors before anything starts, in every network of the space."""
-    manifest, *_ = [launch.check(apply(config.base, model)) for model in models(config.space)]
+    manifest, *_ = [launch.check(training_of(config.base, model)) for model in models(config.space)]
     uri = storage.join(config.out, "config.json")
     if storage.exists(uri):
         before = dict(_flatten(json.loads(storage.read_bytes(uri))))
@@ -139,7 +140,7 @@ def _announce(
         f"  {num_concurrent} at a time; head-only trials in one process each, the others in "
         f"{workers}\n  stored in {config.out}"
     )
-    if tune.Tuner.can_restore(storage.join(config.out, "tune")):
+    if tune.Tuner.can_restore(storage.join(config.out, STATE_FOLDER)):
         print("  resuming: trials that have ended are reused, the others go on")
 
 

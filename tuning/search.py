@@ -39,9 +39,7 @@ def build_tuner(
     """Build the Tuner, or restore it where the sweep's folder holds a part of this sweep."""
     path = storage.join(config.out, STATE_FOLDER)
     if tune.Tuner.can_restore(path):
-        tuner = tune.Tuner.restore(
-            path, trainable, resume_unfinished=True, restart_errored=True, param_space=None
-        )
+        tuner = tune.Tuner.restore(path, trainable, resume_unfinished=True, resume_errored=True)
         # `restore` revives the callbacks and the concurrency of the sitting before, and has no
         # argument for them; Ray is pinned, and test_tuning_run holds this.
         restored: Any = tuner._local_tuner

@@ -49,6 +49,14 @@ def apply(config: FinetuneConfig, point: Point) -> FinetuneConfig:
     return replace(config, **changes)
 
 
+def training_of(base: FinetuneConfig, point: Point) -> FinetuneConfig:
+    """Return the training at a point: `base` with it applied, weights only where they are used."""
+    config = apply(base, point)
+    if config.model.init in PRETRAINED:
+        return config
+    return replace(config, model=replace(config.model, weights=None))
+
+
 def points(space: SpaceConfig, search: str, trials: int | None, seed: int) -> list[Point]:
     """List the points of a grid, or draw distinct ones at random.
 

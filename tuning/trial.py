@@ -17,7 +17,7 @@ from trainers.freezing import is_head_only
 from trainers.tracking import read_rows
 from tuning.config import TuningConfig
 from tuning.search import point_of
-from tuning.space import Point, apply
+from tuning.space import Point, training_of
 
 DRIVER_CPUS = 0.01
 """A trial that trains in workers only waits for them."""
@@ -31,7 +31,7 @@ def run_folder(config: TuningConfig, trial_id: str) -> str:
 
 def config_of(config: TuningConfig, point: Point, trial_id: str) -> FinetuneConfig:
     """Return the training of a trial."""
-    return replace(apply(config.base, point), out=run_folder(config, trial_id))
+    return replace(training_of(config.base, point), out=run_folder(config, trial_id))
 
 
 def build_trial(
@@ -50,7 +50,7 @@ def build_trial(
         train_trial(config_of(config, point_of(params), trial_id), num_concurrent=num_concurrent)
 
     def reserve(params: dict[str, Any]) -> ray.tune.PlacementGroupFactory:
-        training = apply(config.base, point_of(params))
+        training = training_of(config.base, point_of(params))
         if not trains_in_process(training):
             return ray.tune.PlacementGroupFactory([{"CPU": DRIVER_CPUS}])
         plan = plan_workers(resources, in_process(training.cluster), num_concurrent=num_concurrent)

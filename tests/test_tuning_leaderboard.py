@@ -1,0 +1,136 @@
+"""Ranking trials, telling which learn, and the commands that follow."""
+
+import csv
+import io
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from trainers.__main__ import parse
+from trainers.config import FinetuneConfig, ModelConfig, OptimConfig
+from trainers.recipes import RECIPES
+from tuning.leaderboard import (
+    Ended,
+    find_winner,
+    learned,
+    print_leaderboard,
+    rank,
+    read_leaderboard,
+    write_leaderboard,
+)
+from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE, Point
+from tuning.winner import command_of
+
+CLASS_COUNTS = (20, 20, 20, 20)
+
+
+def end_trial(
+    folder: Path, name: str, val_top1: list[float], *, failed: bool = False, seconds: float = 1.0
+) -> Ended:
+    run = folder / name
+    run.mkdir()
+    rows: list[dict] = [{"global_step": 0, "train/loss": 3.0}]
+    rows += [
+        {"global_step": i, "epoch": i, "val/top1": top1, "time/total_s": i * seconds}
+        for i, top1 in enumerate(val_top1, start=1)
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    point: Point = {FREEZE_DEPTH: "all", LEARNING_RATE: 1e-3, CLIPNORM: None, INIT: "file"}
+    return Ended(trial_id=name, point=point, run=str(run), failed=failed)
+
+
+def test_best_epoch_counts_and_states_are_told_apart(tmp_path: Path) -> None:
+    trials = [
+        end_trial(tmp_path, "pruned", [0.4]),
+        end_trial(tmp_path, "best", [0.5, 0.8, 0.7]),
+        end_trial(tmp_path, "slow", [0.5, 0.6, 0.6], seconds=9.0),
+        end_trial(tmp_path, "fast", [0.6, 0.5, 0.5]),
+        end_trial(tmp_path, "broken", [], failed=True),
+        end_trial(tmp_path, "chance", [0.25, 0.25, 0.25]),
+    ]
+    standings = rank(trials, epochs=3, class_counts=CLASS_COUNTS)
+    assert [row.trial_id for row in standings] == [
+        "best",
+        "fast",
+        "slow",
+        "pruned",
+        "chance",
+        "broken",
+    ]
+    best = standings[0]
+    assert (best.rank, best.val_top1, best.best_epoch, best.num_epochs) == (1, 0.8, 2, 3)
+    assert (best.seconds, best.state) == (3.0, "finished")
+    assert [row.state for row in standings[3:]] == ["pruned", "finished", "failed"]
+    assert [row.verdict for row in standings[3:]] == ["learns", "does not learn", "does not learn"]
+    winner = find_winner(standings)
+    assert winner is not None and winner.trial_id == "best"
+    assert find_winner(standings[4:]) is None
+
+
+def test_files_hold_what_was_ranked(tmp_path: Path) -> None:
+    trials = [end_trial(tmp_path, "a", [0.5]), end_trial(tmp_path, "b", [], failed=True)]
+    standings = rank(trials, epochs=1, class_counts=CLASS_COUNTS)
+    assert read_leaderboard(str(tmp_path)) is None
+    write_leaderboard(str(tmp_path), standings, sync=["wandb sync x"])
+    assert read_leaderboard(str(tmp_path)) == (standings, {"sync": ["wandb sync x"]})
+    rows = list(csv.DictReader((tmp_path / "leaderboard.csv").read_text().splitlines()))
+    assert [row["trial_id"] for row in rows] == ["a", "b"]
+    assert rows[0][LEARNING_RATE] == "0.001"
+
+
+def test_plain_text_where_there_is_no_terminal(tmp_path: Path) -> None:
+    standings = rank([end_trial(tmp_path, "a", [0.5])], epochs=1, class_counts=CLASS_COUNTS)
+    plain, table = io.StringIO(), io.StringIO()
+    print_leaderboard(standings, Console(file=plain))
+    print_leaderboard(standings, Console(file=table, force_terminal=True, width=120))
+    header, row = plain.getvalue().splitlines()
+    assert header.split()[:2] == ["rank", "freeze"]
+    assert row.split()[:7] == ["1", "all", "0.001", "none", "file", "0.500", "1/1"]
+    assert "0.500" in table.getvalue() and "\x1b" in table.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("val_top1", "class_counts", "expected"),
+    [
+        # Binomial(80, 1/4): P(X <= 25) = 0.920 and P(X <= 26) = 0.950, so 26 is the bound.
+        (26 / 80, CLASS_COUNTS, False),
+        (27 / 80, CLASS_COUNTS, True),
+        (0.25, CLASS_COUNTS, False),
+        (0.0, CLASS_COUNTS, False),
+        # Always answering the commonest class is right in 9 of 10 cases; P(X <= 95) = 0.976.
+        (0.95, (90, 10), False),
+        (0.96, (90, 10), True),
+    ],
+)
+def test_learned_is_above_the_bound_of_chance(
+    val_top1: float, class_counts: tuple[int, ...], expected: bool
+) -> None:
+    assert learned(val_top1, class_counts) is expected
+
+
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_command_gives_the_config_back(recipe: str) -> None:
+    config = replace(
+        RECIPES[recipe],
+        data="runs/my cars",
+        out="runs/longer",
+        epochs=33,
+        model=ModelConfig(backbone="mobilenet_v2", init="file", weights="w.pth", freeze_depth=3),
+        optim=replace(RECIPES[recipe].optim, clipnorm=0.5, global_clipnorm=None),
+    )
+    assert round_trip(config) == config
+
+
+def test_command_is_short() -> None:
+    config = replace(RECIPES["transfer"], data="d", optim=OptimConfig(learning_rate=0.01))
+    assert command_of(config) == "python -m trainers transfer --data d --learning-rate 0.01"
+    assert round_trip(config) == config
+
+
+def round_trip(config: FinetuneConfig) -> FinetuneConfig:
+    recipe, *arguments = shlex.split(command_of(config))[3:]
+    return parse(recipe, arguments)

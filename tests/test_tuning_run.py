@@ -1,0 +1,260 @@
+"""Sweeps on a real cluster: with a training that only pretends, and once with real ones."""
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray.tune
+
+from cluster.config import ClusterConfig
+from datasets.config import IngestConfig
+from trainers.config import FinetuneConfig, ModelConfig, TrackConfig
+from trainers.tracking import read_rows
+from tuning import progress, run
+from tuning.config import SpaceConfig, TuningConfig
+from tuning.run import tune_sweep
+from tuning.search import point_of
+from tuning.space import FREEZE_DEPTH, INIT, LEARNING_RATE
+from tuning.trial import config_of
+
+pytestmark = pytest.mark.ray
+
+SPACE = SpaceConfig(
+    freeze_depths=("all", 0),
+    learning_rates=(1e-2, 1e-3),
+    clipnorms=(None,),
+    inits=("file", "zeros"),
+)
+SCORES = {("file", "all"): 0.7, ("file", 0): 0.9, ("zeros", 0): 1 / 3}
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, easy_data: str, ray_cluster: str) -> TuningConfig:
+    """A grid of 6 trials over 3 networks and 2 rates, one at a time."""
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"never read by trials that pretend")
+    base = FinetuneConfig(
+        data=easy_data,
+        epochs=4,
+        global_batch_size=12,
+        ingest=IngestConfig(size_px=32, policy="none"),
+        model=ModelConfig(backbone="mobilenet_v2", weights=str(weights)),
+        track=TrackConfig(wandb="off"),
+        cluster=ClusterConfig(num_workers=6),
+    )
+    return TuningConfig(
+        base=base,
+        space=SPACE,
+        out=str(tmp_path / "sweep"),
+        search="grid",
+        max_failures=0,
+        evaluate_winner=False,
+    )
+
+
+def pretend(
+    config: TuningConfig, before: Callable[[dict, int], None] = lambda point, epoch: None
+) -> Callable[..., Any]:
+    """Return a stand-in for `build_trial` whose trials know their scores beforehand."""
+
+    def build(_config: TuningConfig, *_: Any, **__: Any) -> Callable[[dict], None]:
+        def trial(params: dict) -> None:
+            trial_id = ray.tune.get_context().get_trial_id()
+            assert trial_id is not None
+            training = config_of(config, point_of(params), trial_id)
+            point = point_of(params)
+            folder = Path(training.out)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "config.json").write_text(json.dumps(training.to_dict()))
+            with (folder / "starts").open("a") as starts:
+                starts.write(f"{os.getpid()}\n")
+            with (folder / "metrics.jsonl").open("w") as rows:
+                for epoch in range(1, training.epochs + 1):
+                    before(point, epoch)
+                    better = 0.001 * epoch if point[INIT] == "file" else 0.0
+                    row = {
+                        "epoch": epoch,
+                        "global_step": epoch,
+                        "val/top1": SCORES[point[INIT], point[FREEZE_DEPTH]] + better,
+                        "time/total_s": float(epoch),
+                    }
+                    rows.write(json.dumps(row) + "\n")
+                    rows.flush()
+                    ray.tune.report(row)
+
+        return ray.tune.with_resources(trial, {"cpu": 0.5})
+
+    return build
+
+
+class Mirror:
+    """A stand-in for `RunMirror` that remembers how every run ended."""
+
+    ended: list[str]
+
+    def __init__(self, run: str, **_: Any) -> None:
+        self.run = run
+
+    def sync(self) -> None:
+        assert read_rows(self.run)
+
+    def finish(self, state: str) -> None:
+        Mirror.ended.append(state)
+
+    def sync_command(self) -> str:
+        return f"wandb sync {self.run}/wandb/offline-run-*"
+
+
+@pytest.fixture(autouse=True)
+def mirrors(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    Mirror.ended = []
+    monkeypatch.setattr(progress, "RunMirror", Mirror)
+    yield
+
+
+def starts(config: TuningConfig) -> dict[str, list[str]]:
+    """The processes that each trial was started in, by trial."""
+    return {
+        path.parent.name: path.read_text().split()
+        for path in Path(config.out, "trials").glob("*/starts")
+    }
+
+
+def test_sweep_prunes_ranks_and_is_reused(
+    sweep: TuningConfig, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "build_trial", pretend(sweep))
+    answer = tune_sweep(sweep)
+    printed = capfd.readouterr().out
+
+    assert len(answer["trials"]) == 6
+    assert answer["winner"][FREEZE_DEPTH] == 0 and answer["winner"][INIT] == "file"
+    assert [row["val_top1"] for row in answer["trials"][:2]] == [0.904, 0.904]
+    zeros = [row for row in answer["trials"] if row[INIT] == "zeros"]
+    assert [row["verdict"] for row in zeros] == ["does not learn"] * 2
+    pruned = [row for row in answer["trials"] if row["state"] == "pruned"]
+    assert pruned and all(row["num_epochs"] < 4 for row in pruned)
+    assert sorted(Mirror.ended) == sorted(row["state"] for row in answer["trials"])
+
+    assert "Sweep of 6 trials of mobilenet_v2, grid search, 4 epochs at most" in printed
+    assert "left out 1 pairs: zeros with freeze depth all" in printed
+    assert "epoch 1/4  val/top1 0.701  (best" in printed
+    assert f"Sync W&B:     wandb sync {sweep.out}/trials/*/wandb/offline-run-*" in printed
+    assert f"--out {sweep.out}/longer --epochs 12" in printed
+    for name in ("leaderboard.json", "leaderboard.csv", "config.json"):
+        assert Path(sweep.out, name).exists()
+
+    # Pruned or not, a trial hands its process on to the next.
+    assert len({pid for pids in starts(sweep).values() for pid in pids}) == 1
+
+    before = starts(sweep)
+    assert tune_sweep(sweep) == answer
+    assert "finished: reusing it" in capfd.readouterr().out
+    assert starts(sweep) == before
+
+    other = replace(sweep, base=replace(sweep.base, epochs=7))
+    with pytest.raises(ValueError, match=r"base\.epochs is 7: the sweep in .* has 4"):
+        tune_sweep(other)
+
+
+def test_failed_trials_alone_run_again(
+    sweep: TuningConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    broken = tmp_path / "broken"
+    broken.touch()
+
+    def before(point: dict, epoch: int) -> None:
+        if point[INIT] == "zeros" and broken.exists():
+            raise RuntimeError("broken")
+
+    monkeypatch.setattr(run, "build_trial", pretend(sweep, before))
+    first = tune_sweep(sweep)
+    assert [row["state"] for row in first["trials"]].count("failed") == 2
+    assert Mirror.ended.count("failed") == 2
+    assert first["winner"] is not None
+    assert "failed: RuntimeError: broken, see" in capfd.readouterr().out
+    assert len(list(Path(sweep.out, "tune").glob("*/error.txt"))) == 2
+
+    broken.unlink()
+    second = tune_sweep(sweep)
+    assert "failed" not in [row["state"] for row in second["trials"]]
+    for row in second["trials"]:
+        assert len(starts(sweep)[row["trial_id"]]) == (2 if row[INIT] == "zeros" else 1)
+
+
+@pytest.mark.parametrize("search", ["grid", "optuna"])
+def test_stopped_sweep_goes_on(
+    sweep: TuningConfig,
+    search: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    sweep = replace(sweep, search=search, trials=6 if search == "optuna" else None)
+    stopped, driver = tmp_path / "stopped", os.getpid()
+    count = tmp_path / "count"
+
+    def before(point: dict, epoch: int) -> None:
+        if epoch == 1:
+            with count.open("a") as file:
+                file.write("x")
+        if count.stat().st_size == 3 and epoch == 1 and not stopped.exists():
+            stopped.touch()
+            os.kill(driver, signal.SIGINT)
+
+    monkeypatch.setattr(run, "build_trial", pretend(sweep, before))
+    with pytest.raises(SystemExit) as end:
+        tune_sweep(sweep)
+    assert end.value.code == 130
+    assert "of 6 trials done; the same command goes on" in capfd.readouterr().out
+    assert "killed" in Mirror.ended
+    assert not Path(sweep.out, "leaderboard.json").exists()
+    before_resume = starts(sweep)
+    assert len(before_resume) < 6
+
+    answer = tune_sweep(sweep)
+    assert "resuming" in capfd.readouterr().out
+    assert len(answer["trials"]) == 6
+    assert {row["trial_id"] for row in answer["trials"]} >= set(before_resume)
+    again = [trial for trial, pids in starts(sweep).items() if len(pids) > 1]
+    assert len(again) <= 1, "only the trial that was cut starts again"
+
+
+def test_every_network_of_the_space_is_checked_first(sweep: TuningConfig) -> None:
+    deep = replace(sweep, space=replace(SPACE, freeze_depths=(0, 99)))
+    with pytest.raises(ValueError, match=r"model\.freeze_depth is 99"):
+        tune_sweep(deep)
+    assert not Path(sweep.out).exists()
+
+
+@pytest.mark.slow
+def test_real_trials_in_process_and_in_workers(
+    sweep: TuningConfig, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Zeros does not learn, and the winner is looked at on the test split once."""
+    base = replace(
+        sweep.base,
+        epochs=2,
+        model=ModelConfig(backbone="mobilenet_v2"),
+        cluster=ClusterConfig(num_workers=2),
+    )
+    space = SpaceConfig(
+        freeze_depths=(0,), learning_rates=(3e-3,), clipnorms=(1.0,), inits=("he", "zeros")
+    )
+    answer = tune_sweep(replace(sweep, base=base, space=space, evaluate_winner=True))
+    states = {row[INIT]: row for row in answer["trials"]}
+    assert states["zeros"]["verdict"] == "does not learn"
+    assert states["zeros"][LEARNING_RATE] == 3e-3
+    assert all(row["num_epochs"] >= 1 for row in answer["trials"])
+    printed = capfd.readouterr().out
+    assert "DDP workers" in printed
+    if answer["winner"] is not None:
+        assert answer["test"]["num_images"] == 13

@@ -1,0 +1,183 @@
+"""The space of a sweep: points, the condition on random initializations, the command line."""
+
+import shlex
+
+import optuna
+import pytest
+
+from trainers.config import PRETRAINED, FinetuneConfig, ModelConfig, OptimConfig
+from tuning.__main__ import parse
+from tuning.config import SpaceConfig, TuningConfig
+from tuning.demo import NUM_TRIALS, SPACE, SWEEP_SEED
+from tuning.space import (
+    CLIPNORM,
+    FREEZE_DEPTH,
+    INIT,
+    LEARNING_RATE,
+    Point,
+    apply,
+    describe,
+    left_out,
+    models,
+    points,
+    suggest,
+)
+
+BASE = FinetuneConfig(data="data", model=ModelConfig(weights="weights.pth"))
+MIXED = SpaceConfig(
+    freeze_depths=("all", 3),
+    learning_rates=(1e-3, 1e-4),
+    clipnorms=(None, 1.0),
+    inits=("file", "he", "zeros"),
+)
+
+
+def is_sound(point: Point) -> bool:
+    return point[INIT] in PRETRAINED or point[FREEZE_DEPTH] == 0
+
+
+def test_apply_replaces_only_what_the_point_names() -> None:
+    config = apply(BASE, {"model.freeze_depth": 2, "optim.learning_rate": 0.5, "epochs": 3})
+    assert config == FinetuneConfig(
+        data="data",
+        epochs=3,
+        model=ModelConfig(weights="weights.pth", freeze_depth=2),
+        optim=OptimConfig(learning_rate=0.5),
+    )
+
+
+def test_fields_of_a_section_are_replaced_at_once() -> None:
+    before = FinetuneConfig(data="data", optim=OptimConfig(global_clipnorm=1.0))
+    point: Point = {"optim.clipnorm": 2.0, "optim.global_clipnorm": None}
+    assert apply(before, point).optim.clipnorm == 2.0
+
+
+@pytest.mark.parametrize("path", ["optim.rate", "optimizer.learning_rate", "rate", "epochs.n"])
+def test_unknown_path(path: str) -> None:
+    with pytest.raises(ValueError, match=f"point has '{path}'"):
+        apply(BASE, {path: 1})
+
+
+def test_point_with_a_bad_value_names_its_field() -> None:
+    with pytest.raises(ValueError, match=r"optim\.learning_rate is -1"):
+        apply(BASE, {"optim.learning_rate": -1.0})
+
+
+def test_grid_pairs_random_initializations_with_depth_0_alone() -> None:
+    grid = points(MIXED, "grid", None, 0)
+    assert len(grid) == (2 + 1 + 1) * 2 * 2
+    assert all(map(is_sound, grid))
+    assert {point[FREEZE_DEPTH] for point in grid if point[INIT] == "file"} == {"all", 3}
+    assert len({describe(point) for point in grid}) == len(grid)
+    for point in grid:
+        apply(BASE, point)
+
+
+def test_random_points_are_distinct_and_follow_the_seed() -> None:
+    drawn = points(MIXED, "random", 10, 1)
+    assert len({describe(point) for point in drawn}) == 10
+    assert drawn == points(MIXED, "random", 10, 1)
+    assert drawn != points(MIXED, "random", 10, 2)
+    assert all(map(is_sound, drawn))
+    assert len(points(MIXED, "random", 1000, 1)) == 16
+
+
+def test_rates_from_a_range_visit_the_other_axes_evenly() -> None:
+    space = SpaceConfig(
+        freeze_depths=("all", 3),
+        learning_rate_range=(1e-5, 1e-1),
+        clipnorms=(None,),
+        inits=("file", "he"),
+    )
+    drawn = points(space, "random", 300, 0)
+    rates = [float(str(point[LEARNING_RATE])) for point in drawn]
+    assert all(1e-5 <= rate <= 1e-1 for rate in rates)
+    assert 0.4 < sum(rate < 1e-3 for rate in rates) / 300 < 0.6, "uniform in the logarithm"
+    for model in models(space):
+        assert sum(model.items() <= point.items() for point in drawn) == 100
+
+
+def test_left_out_pairs_are_counted() -> None:
+    line = left_out(MIXED)
+    assert line is not None and line.startswith("left out 4 pairs: he, zeros with freeze depth all")
+    assert left_out(SpaceConfig(inits=("imagenet",))) is None
+    assert left_out(SpaceConfig(inits=("he",), freeze_depths=(0,))) is None
+
+
+def test_optuna_draws_under_the_same_condition() -> None:
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0))
+    drawn: list[Point] = []
+    for _ in range(40):
+        trial = study.ask()
+        drawn.append(suggest(trial, MIXED) | trial.params)
+        study.tell(trial, 0.0)
+    assert all(map(is_sound, drawn))
+    assert {point[INIT] for point in drawn} == set(MIXED.inits)
+    assert {point[CLIPNORM] for point in drawn} == {None, 1.0}
+    for point in drawn:
+        apply(BASE, point)
+
+
+def test_demo_draws_every_depth_and_every_initialization() -> None:
+    drawn = points(SPACE, "random", NUM_TRIALS, SWEEP_SEED)
+    assert len(drawn) == NUM_TRIALS >= 12
+    for model in models(SPACE):
+        assert any(model.items() <= point.items() for point in drawn)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"learning_rates": (1e-3, -1.0)}, r"space\.learning_rates is -1\.0"),
+        ({"clipnorms": (0.0,)}, r"space\.clipnorms is 0\.0"),
+        ({"inits": ()}, r"space\.inits is \(\)"),
+        ({"freeze_depths": (1, 1)}, r"space\.freeze_depths is \(1, 1\)"),
+        ({"learning_rate_range": (1e-2, 1e-4)}, r"space\.learning_rate_range"),
+    ],
+)
+def test_bad_space(values: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SpaceConfig(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"trials": 0}, "trials is 0"),
+        ({"search": "grid", "trials": 3}, "trials is 3: a grid runs every point"),
+        ({"grace_epochs": 0}, "grace_epochs is 0"),
+        ({"reduction_factor": 1}, "reduction_factor is 1"),
+        (
+            {"search": "grid", "space": SpaceConfig(learning_rate_range=(1e-4, 1e-2))},
+            "a grid needs --learning-rates",
+        ),
+        (
+            {"base": FinetuneConfig(data="", optim=OptimConfig(global_clipnorm=1.0))},
+            "unset one of the two",
+        ),
+    ],
+)
+def test_bad_sweep(values: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TuningConfig(**{"base": BASE, **values})
+
+
+def test_command_line() -> None:
+    arguments = (
+        "--data d --freeze-depths all 4 0 --learning-rates 1e-3 3e-4 --clipnorms none 1.0 "
+        "--inits file he --backbone mobilenet_v2 --weights w.pth --epochs 8 --policy none"
+    )
+    config = parse(shlex.split(arguments)).to_config("finetune")
+    assert config.space == SpaceConfig(
+        freeze_depths=("all", 4, 0),
+        learning_rates=(1e-3, 3e-4),
+        clipnorms=(None, 1.0),
+        inits=("file", "he"),
+    )
+    assert config.base.model.backbone == "mobilenet_v2"
+    assert config.base.model.weights == "w.pth"
+    assert (config.base.epochs, config.base.ingest.policy) == (8, "none")
+    assert config.base.optim.optimizer == "adamw", "the recipe's"
+    assert config.base.optim.global_clipnorm is None, "clipnorm takes its place"
+    keep = parse(["--data", "d", "--clipnorms", "none"]).to_config("finetune")
+    assert keep.base.optim.global_clipnorm == 1.0
