@@ -20,6 +20,16 @@ VERBS = {
     "preview": "draw a contact sheet of a data set and its augmentation policies",
 }
 
+PREPARE_HELP = """Turn images into a data set of validated, split, balanced Parquet shards.
+
+  python -m datasets prepare --source synthetic --out runs/cars
+  python -m datasets prepare --source folder --root photos/train --test-root photos/test --out ...
+  python -m datasets prepare --source stanford --root stanford_cars --crop-to-box --out runs/cars
+
+Images that can't be read go to OUT/quarantine.parquet with a reason. The same command again reuses
+what it made.
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class InfoConfig:
@@ -39,33 +49,43 @@ class PreviewConfig:
     """URI of the PNG to write."""
 
 
-def main(args: list[str]) -> None:
-    verb = args[0] if args else "--help"
-    if verb in ("-h", "--help"):
+def main(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
         print("python -m datasets VERB, where VERB is one of\n")
         print("\n".join(f"  {name:<9}{summary}" for name, summary in VERBS.items()))
         print("\n`python -m datasets VERB --help` shows the options of a verb.")
-    elif verb == "prepare":
-        _prepare(args[1:])
-    elif verb == "info":
-        _info(tyro.cli(InfoConfig, args=args[1:], prog="python -m datasets info"))
-    elif verb == "preview":
-        _preview(tyro.cli(PreviewConfig, args=args[1:], prog="python -m datasets preview"))
-    else:
-        raise ValueError(f"verb is {verb!r}: choose from {', '.join(VERBS)}")
+        return
+    match parse(arguments):
+        case PrepareConfig() as config:
+            _prepare(config)
+        case InfoConfig() as config:
+            _info(config)
+        case PreviewConfig() as config:
+            _preview(config)
 
 
-def _prepare(args: list[str]) -> None:
-    config = tyro.cli(
-        tyro.conf.OmitArgPrefixes[PrepareConfig],
-        args=args,
-        prog="python -m datasets prepare",
-        description=(
-            "Turn images into a data set. Examples:\n\n"
-            "python -m datasets prepare --source synthetic --out data/synthetic\n\n"
-            "python -m datasets prepare --source folder --root photos --out data/photos"
-        ),
-    )
+def parse(arguments: list[str]) -> PrepareConfig | InfoConfig | PreviewConfig:
+    """Parse a verb and its options.
+
+    Raises:
+        ValueError: for an unknown verb, or values that don't fit.
+    """
+    verb, *options = arguments
+    if verb == "prepare":
+        return tyro.cli(
+            tyro.conf.OmitArgPrefixes[PrepareConfig],
+            args=options,
+            prog="python -m datasets prepare",
+            description=PREPARE_HELP,
+        )
+    if verb == "info":
+        return tyro.cli(InfoConfig, args=options, prog="python -m datasets info")
+    if verb == "preview":
+        return tyro.cli(PreviewConfig, args=options, prog="python -m datasets preview")
+    raise ValueError(f"verb is {verb!r}: choose from {', '.join(VERBS)}")
+
+
+def _prepare(config: PrepareConfig) -> None:
     from cluster import runtime
     from datasets.prepare import prepare
 

@@ -133,4 +133,4 @@ def test_command_is_short() -> None:
 
 def round_trip(config: FinetuneConfig) -> FinetuneConfig:
     recipe, *arguments = shlex.split(command_of(config))[3:]
-    return parse(recipe, arguments)
+    return parse([recipe, *arguments])

@@ -167,7 +167,7 @@ def test_command_line() -> None:
         "--data d --freeze-depths all 4 0 --learning-rates 1e-3 3e-4 --clipnorms none 1.0 "
         "--inits file he --backbone mobilenet_v2 --weights w.pth --epochs 8 --policy none"
     )
-    config = parse(shlex.split(arguments)).to_config("finetune")
+    config = parse(shlex.split(arguments))
     assert config.space == SpaceConfig(
         freeze_depths=("all", 4, 0),
         learning_rates=(1e-3, 3e-4),
@@ -179,5 +179,5 @@ def test_command_line() -> None:
     assert (config.base.epochs, config.base.ingest.policy) == (8, "none")
     assert config.base.optim.optimizer == "adamw", "the recipe's"
     assert config.base.optim.global_clipnorm is None, "clipnorm takes its place"
-    keep = parse(["--data", "d", "--clipnorms", "none"]).to_config("finetune")
+    keep = parse(["--data", "d", "--clipnorms", "none"])
     assert keep.base.optim.global_clipnorm == 1.0

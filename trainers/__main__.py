@@ -1,7 +1,8 @@
 """python -m trainers [RECIPE] --data URI ... | evaluate --run URI"""
 
 import json
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import tyro
 
@@ -26,27 +27,48 @@ checkpoint on the test split.
 """
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Measure a run's best checkpoint on a split, each image once; writes evaluation_SPLIT.json."""
+
+    run: str
+    """Run folder of a training."""
+    split: Literal["train", "val", "test"] = "test"
+    """Which images."""
+    data: str | None = None
+    """URI of another data set of the same classes."""
+    address: str | None = None
+    """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
+
+
 def main(arguments: list[str]) -> None:
-    if arguments[:1] == ["evaluate"]:
-        tyro.cli(run_evaluate, args=arguments[1:], prog="python -m trainers evaluate")
-        return
+    match parse(arguments):
+        case EvaluateConfig() as config:
+            run_evaluation(config)
+        case config:
+            run_training(config)
+
+
+def parse(arguments: list[str]) -> FinetuneConfig | EvaluateConfig:
+    """Parse a recipe or verb and its options.
+
+    Raises:
+        ValueError: for an unknown recipe, or values that don't fit.
+    """
     recipe = "transfer"
     if arguments and not arguments[0].startswith("-"):
         recipe, *arguments = arguments
+    if recipe == "evaluate":
+        return tyro.cli(EvaluateConfig, args=arguments, prog="python -m trainers evaluate")
     if recipe not in RECIPES:
         raise ValueError(f"recipe is {recipe!r}: choose from {', '.join(RECIPES)}, or evaluate")
-    run_training(parse(recipe, arguments))
-
-
-def parse(recipe: str, arguments: list[str]) -> FinetuneConfig:
-    """Parse a recipe's command line."""
     return tyro.cli(
         FinetuneConfig,
         default=RECIPES[recipe],
         args=arguments,
         prog=f"python -m trainers {recipe}",
         description=HELP,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+        config=(tyro.conf.OmitArgPrefixes,),
     )
 
 
@@ -95,16 +117,12 @@ def show(row: dict[str, Any], num_epochs: int) -> None:
     print(line, flush=True)
 
 
-def run_evaluate(
-    run: Annotated[str, tyro.conf.arg(help="Run folder of a training.")],
-    split: Annotated[str, tyro.conf.arg(help="train, val or test.")] = "test",
-    data: Annotated[str | None, tyro.conf.arg(help="Another data set of the same classes.")] = None,
-    address: Annotated[str | None, tyro.conf.arg(help="Address of a Ray cluster.")] = None,
-) -> None:
-    """Measure a run's best checkpoint on a split, each image once."""
-    launch.read_config(run)
-    connect(address)
-    print(json.dumps(evaluate(run, split=split, data=data), indent=1))
+def run_evaluation(config: EvaluateConfig) -> None:
+    """Evaluate and print the result as JSON."""
+    launch.read_config(config.run)
+    connect(config.address)
+    result = evaluate(config.run, split=config.split, data=config.data)
+    print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,9 @@ CONNECT_TIMEOUT_S = 4.0
 
 INITIALIZERS: dict[str, Callable[[Tensor], Any]] = {
     "xavier": nn.init.xavier_uniform_,
-    "he": partial(nn.init.kaiming_normal_, nonlinearity="relu"),  # by fan-in, as the paper and Keras
+    "he": partial(
+        nn.init.kaiming_normal_, nonlinearity="relu"
+    ),  # by fan-in, as the paper and Keras
     "normal": partial(nn.init.normal_, std=0.01),
     "orthogonal": nn.init.orthogonal_,
     "zeros": nn.init.zeros_,  # kept as a lesson: it does not learn

@@ -55,6 +55,8 @@ class Command:
     """URI of a state dict, for `file`; also stands in for the download of `imagenet`."""
     backbone: str | None = None
     """Network. Default: the recipe's, as for all below."""
+    normalization: Literal["imagenet", "half"] | None = None
+    """Pixel mean and standard deviation the weights were trained with."""
     epochs: int | None = None
     """Epochs of a trial that is not pruned."""
     global_batch_size: int | None = None
@@ -93,7 +95,7 @@ class Command:
             seed=self.seed,
             **self._given("epochs", "global_batch_size"),
             ingest=replace(base.ingest, **self._given("size_px", "policy")),
-            model=replace(base.model, **self._given("backbone", "weights")),
+            model=replace(base.model, **self._given("backbone", "weights", "normalization")),
             optim=replace(base.optim, global_clipnorm=None) if clips else base.optim,
             track=replace(base.track, wandb=self.wandb, project=self.project, group=self.group),
             cluster=replace(
@@ -126,20 +128,28 @@ class Command:
 
 
 def main(arguments: list[str]) -> None:
+    match parse(arguments):
+        case DemoConfig() as config:
+            run_demo(config)
+        case config:
+            tune_sweep(config)
+
+
+def parse(arguments: list[str]) -> TuningConfig | DemoConfig:
+    """Parse a recipe, or demo, and its options.
+
+    Raises:
+        ValueError: for an unknown recipe, or values that don't fit.
+    """
     recipe = "finetune"
     if arguments and not arguments[0].startswith("-"):
         recipe, *arguments = arguments
     if recipe == "demo":
-        run_demo(tyro.cli(DemoConfig, args=arguments, prog="python -m tuning demo"))
-    elif recipe in RECIPES:
-        tune_sweep(parse(arguments).to_config(recipe))
-    else:
+        return tyro.cli(DemoConfig, args=arguments, prog="python -m tuning demo")
+    if recipe not in RECIPES:
         raise ValueError(f"recipe is {recipe!r}: choose from {', '.join(RECIPES)}, or demo")
-
-
-def parse(arguments: list[str]) -> Command:
-    """Parse the command line of a sweep."""
-    return tyro.cli(Command, args=arguments, prog="python -m tuning", description=HELP)
+    command = tyro.cli(Command, args=arguments, prog="python -m tuning", description=HELP)
+    return command.to_config(recipe)
 
 
 if __name__ == "__main__":

@@ -36,11 +36,11 @@ SPACE = SpaceConfig(
     clipnorms=(None, 1.0),
     inits=("imagenet", *RANDOM_INITS),
 )
-NUM_TRIALS = 14
+NUM_TRIALS = 12
 SWEEP_SEED = 5
 """Draws every depth and every initialization."""
 SOURCE = SyntheticConfig(
-    num_classes=60, train_per_class=50, test_per_class=2, render_px=96, label_by="body", seed=1
+    num_classes=60, train_per_class=44, test_per_class=2, render_px=96, label_by="body", seed=1
 )
 """What stands in for ImageNet offline: the body types of sixty other cars."""
 SOURCE_EPOCHS = 3
@@ -120,8 +120,10 @@ def _pretrain(base: FinetuneConfig, out: str) -> str:
         out=storage.join(out, "pretrained"),
         epochs=SOURCE_EPOCHS,
         model=replace(base.model, init="he"),
-        optim=OptimConfig(optimizer="adamw", learning_rate=SOURCE_LEARNING_RATE),
-        schedule=ScheduleConfig(schedule="cosine"),
+        optim=OptimConfig(
+            optimizer="adamw", learning_rate=SOURCE_LEARNING_RATE, global_clipnorm=1.0
+        ),
+        schedule=ScheduleConfig(schedule="cosine", warmup_epochs=0.25),
     )
     if storage.exists(storage.join(config.out, "result.json")):
         print(f"{config.out}: reused, the network is pretrained")

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -64,7 +65,11 @@ def tune_sweep(config: TuningConfig) -> dict[str, Any]:
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     progress = Progress(config, num_trials=num_trials)
     trial = build_trial(config, resources, num_concurrent=num_concurrent)
-    results = build_tuner(config, trial, progress, num_concurrent=num_concurrent).fit()
+    tuner = build_tuner(config, trial, progress, num_concurrent=num_concurrent)
+    with warnings.catch_warnings():
+        # Optuna keeps the first of two results of a step: right for a trial that goes on.
+        warnings.filterwarnings("ignore", "The reported value is ignored", UserWarning)
+        results = tuner.fit()
     num_ended = results.num_terminated + results.num_errors - progress.num_cut
     if num_ended < num_trials:
         print(f"Stopped with {num_ended} of {num_trials} trials done; the same command goes on")

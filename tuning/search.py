@@ -37,6 +37,7 @@ def build_tuner(
     num_concurrent: int,
 ) -> tune.Tuner:
     """Build the Tuner, or restore it where the sweep's folder holds a part of this sweep."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     path = storage.join(config.out, STATE_FOLDER)
     if tune.Tuner.can_restore(path):
         tuner = tune.Tuner.restore(path, trainable, resume_unfinished=True, resume_errored=True)
@@ -75,7 +76,6 @@ def build_search(config: TuningConfig) -> tuple[dict[str, Any], OptunaSearch | N
     if config.search != "optuna":
         listed = points(config.space, config.search, config.trials, config.seed)
         return {"point": tune.grid_search(listed)}, None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     search = OptunaSearch(
         partial(suggest, space=config.space),
         metric=metrics.VAL_TOP1,
