@@ -7,6 +7,7 @@ channels-first belong to the device.
 Dimensions: N images of a batch, S size in pixels.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TypedDict, cast
@@ -16,6 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
 from ray.data import DataContext, Datasource, ExecutionOptions, ExecutionResources
+from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 from ray.data.extensions import ArrowTensorArray
@@ -25,6 +28,8 @@ from datasets.augment import augment
 from datasets.config import IngestConfig
 from datasets.decode import decode
 from datasets.plan import Chunk, Plan, RowGroup, rows_in_order
+
+EXECUTOR_PAUSE_S = 0.1
 
 
 class Batch(TypedDict):
@@ -124,6 +129,18 @@ class EpochsDatasource(Datasource):
         ]
 
 
+class PauseWhileAhead(ExecutionCallback):
+    """Let the streaming executor's thread rest while blocks wait to be taken.
+
+    Without tasks to wait for it spins: a core, and the interpreter lock of a training worker, from
+    the last task to the last batch. A reader that waits for a block is never kept waiting.
+    """
+
+    def on_execution_step(self, executor: StreamingExecutor) -> None:
+        if not executor._consumer_idling():
+            time.sleep(EXECUTOR_PAUSE_S)
+
+
 def stream(
     plan: Plan,
     ingest: IngestConfig,
@@ -144,6 +161,7 @@ def stream(
         return
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
+    context.custom_execution_callback_classes.append(PauseWhileAhead)
     context.execution_options = ExecutionOptions(
         preserve_order=True,
         resource_limits=ExecutionResources.for_limits(object_store_memory=store_bytes),

@@ -10,16 +10,18 @@ from typing import Any
 
 import pytest
 import ray.tune
+import torch
 
 from cluster.config import ClusterConfig
 from datasets.config import IngestConfig
+from trainers import backbones
 from trainers.config import FinetuneConfig, ModelConfig, TrackConfig
 from trainers.tracking import read_rows
 from tuning import progress, run
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.run import tune_sweep
 from tuning.search import point_of
-from tuning.space import FREEZE_DEPTH, INIT, LEARNING_RATE
+from tuning.space import FREEZE_DEPTH, INIT
 from tuning.trial import config_of
 
 pytestmark = pytest.mark.ray
@@ -240,21 +242,24 @@ def test_real_trials_in_process_and_in_workers(
     sweep: TuningConfig, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Zeros does not learn, and the winner is looked at on the test split once."""
+    weights = Path(sweep.out).parent / "drawn.pth"
+    torch.save(backbones.build("mobilenet_v2", 3).state_dict(), weights)
     base = replace(
         sweep.base,
         epochs=2,
-        model=ModelConfig(backbone="mobilenet_v2"),
+        model=ModelConfig(backbone="mobilenet_v2", weights=str(weights)),
         cluster=ClusterConfig(num_workers=2),
     )
-    space = SpaceConfig(
-        freeze_depths=(0,), learning_rates=(3e-3,), clipnorms=(1.0,), inits=("he", "zeros")
-    )
+    space = replace(SPACE, freeze_depths=("all",), learning_rates=(3e-3,))
     answer = tune_sweep(replace(sweep, base=base, space=space, evaluate_winner=True))
-    states = {row[INIT]: row for row in answer["trials"]}
-    assert states["zeros"]["verdict"] == "does not learn"
-    assert states["zeros"][LEARNING_RATE] == 3e-3
-    assert all(row["num_epochs"] >= 1 for row in answer["trials"])
-    printed = capfd.readouterr().out
-    assert "DDP workers" in printed
+    rows = {row[INIT]: row for row in answer["trials"]}
+    assert rows["file"][FREEZE_DEPTH] == "all" and rows["zeros"][FREEZE_DEPTH] == 0
+    assert all(row["num_epochs"] >= 1 for row in rows.values())
+    # Only a training in workers leaves Ray Train's folder behind.
+    assert Path(rows["zeros"]["run"], "ray_train").exists()
+    assert not Path(rows["file"]["run"], "ray_train").exists()
+    assert rows["zeros"]["verdict"] == "does not learn"
+    assert "2 DDP workers" in capfd.readouterr().out
     if answer["winner"] is not None:
         assert answer["test"]["num_images"] == 13
+        assert Path(answer["winner"]["run"], "evaluation_test.json").exists()
