@@ -10,7 +10,6 @@ orders rows by content hash and cuts shards. The second fills each shard from th
     OUT/manifest.json           last: before it there is no data set
 """
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -81,9 +80,9 @@ def prepare(config: PrepareConfig) -> Manifest:
 def _with_absolute_paths(config: PrepareConfig) -> PrepareConfig:
     """Make local paths absolute: tasks may run in another working directory."""
     paths = {
-        name: os.path.abspath(uri)
+        name: storage.absolute(uri, name)
         for name in ("out", "root", "test_root")
-        if (uri := getattr(config, name)) is not None and "://" not in uri
+        if (uri := getattr(config, name)) is not None
     }
     config = replace(config, **paths)
     for root in filter(None, (config.root, config.test_root)):

@@ -6,6 +6,8 @@ import uuid
 import pyarrow as pa
 from pyarrow import fs
 
+JOB_ENV_VAR = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
+
 
 def resolve(uri: str) -> tuple[fs.FileSystem, str]:
     """Return the file system of `uri` and the path on it; relative paths are local.
@@ -31,9 +33,21 @@ def _resolve_fsspec(uri: str) -> tuple[fs.FileSystem, str]:
     return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
 
 
-def absolute(uri: str) -> str:
-    """Return `uri` such that it means the same in any folder."""
-    return uri if "://" in uri else os.path.abspath(uri)
+def absolute(uri: str, field: str) -> str:
+    """Return `uri` such that it means the same in any folder.
+
+    Raises:
+        ValueError: for a relative path in a job of `ray job submit`, where it would name a place in
+            the job's copy of the working folder, which nobody keeps.
+    """
+    if "://" in uri or os.path.isabs(uri):
+        return uri
+    if JOB_ENV_VAR in os.environ:
+        raise ValueError(
+            f"{field} is {uri!r}: a submitted job runs in a folder that is thrown away; give an "
+            "absolute path on shared storage, or a URI such as s3://bucket/folder"
+        )
+    return os.path.abspath(uri)
 
 
 def join(uri: str, *parts: str) -> str:

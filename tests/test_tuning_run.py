@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import ray.tune
 import torch
 
 from cluster.config import ClusterConfig
+from cluster.runtime import find_resources
 from datasets.config import IngestConfig
 from trainers import backbones
 from trainers.config import FinetuneConfig, ModelConfig, TrackConfig
@@ -21,8 +23,8 @@ from tuning import progress, run
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.run import tune_sweep
 from tuning.search import point_of
-from tuning.space import FREEZE_DEPTH, INIT
-from tuning.trial import config_of
+from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
+from tuning.trial import build_trial, config_of
 
 pytestmark = pytest.mark.ray
 
@@ -263,3 +265,29 @@ def test_real_trials_in_process_and_in_workers(
     if answer["winner"] is not None:
         assert answer["test"]["num_images"] == 13
         assert Path(answer["winner"]["run"], "evaluation_test.json").exists()
+
+
+@pytest.mark.slow
+def test_workers_of_a_stopped_trial_are_freed_and_its_process_goes_on(
+    sweep: TuningConfig, ray_cluster: str
+) -> None:
+    """Stopped by Tune after one of fifty epochs, as ASHA would."""
+    base = replace(sweep.base, epochs=50, cluster=ClusterConfig(num_workers=2))
+    config = replace(sweep, base=base)
+    trial = build_trial(config, find_resources(), num_concurrent=1)
+    point = {INIT: "he", FREEZE_DEPTH: 0, LEARNING_RATE: 1e-3, CLIPNORM: None}
+    tuner = ray.tune.Tuner(
+        trial,
+        param_space={"point": point},
+        tune_config=ray.tune.TuneConfig(num_samples=2, max_concurrent_trials=1, reuse_actors=True),
+        run_config=ray.tune.RunConfig(
+            storage_path=sweep.out, stop={"epoch": 1}, verbose=0, name="tune"
+        ),
+    )
+    results = tuner.fit()
+
+    assert [result.metrics["epoch"] for result in results if result.metrics] == [1, 1]
+    deadline_s = time.monotonic() + 60
+    while ray.available_resources()["CPU"] < ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline_s, ray.available_resources()
+        time.sleep(0.5)

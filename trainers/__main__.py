@@ -78,7 +78,7 @@ def run_training(config: FinetuneConfig) -> None:
         raise ValueError("data is '': give --data URI of a prepared data set")
     manifest = launch.check(config)
     connect(config.cluster.address)
-    run = storage.absolute(config.out)
+    run = storage.absolute(config.out, "out")
     print(
         f"Training {config.model.backbone} ({config.model.init}, freeze depth "
         f"{config.model.freeze_depth}) on {manifest.split('train').num_images} images of "

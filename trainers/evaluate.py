@@ -22,9 +22,9 @@ def evaluate(run: str, *, split: str = "test", data: str | None = None) -> dict[
     Raises:
         ValueError: where the run has no checkpoint, or its classes are not those of the data set.
     """
-    run = storage.absolute(run)
+    run = storage.absolute(run, "run")
     config = read_config(run)
-    config = replace(config, data=storage.absolute(data or config.data))
+    config = replace(config, data=storage.absolute(data or config.data, "data"))
     manifest = read_manifest(config.data)
     progress, weights = checkpoint.load_best(run)
     if progress.classes != manifest.classes:

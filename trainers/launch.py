@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -53,12 +53,7 @@ def check(config: FinetuneConfig) -> Manifest:
     return manifest
 
 
-def fit(
-    config: FinetuneConfig,
-    *,
-    num_concurrent: int = 1,
-    callbacks: Sequence[ray.train.UserCallback] = (),
-) -> dict[str, Any]:
+def fit(config: FinetuneConfig, *, num_concurrent: int = 1) -> dict[str, Any]:
     """Train with DDP on the connected cluster and return result.json.
 
     The run folder resumes: a finished run returns at once, one that was cut goes on from its latest
@@ -103,7 +98,6 @@ def fit(
             failure_config=ray.train.FailureConfig(
                 max_failures=config.cluster.max_failures, controller_failure_limit=3
             ),
-            callbacks=list(callbacks),
         ),
     )
     trainer.fit()
@@ -195,7 +189,9 @@ def _absolute(config: FinetuneConfig) -> FinetuneConfig:
     weights = config.model.weights
     return replace(
         config,
-        data=storage.absolute(config.data),
-        out=storage.absolute(config.out),
-        model=replace(config.model, weights=storage.absolute(weights) if weights else None),
+        data=storage.absolute(config.data, "data"),
+        out=storage.absolute(config.out, "out"),
+        model=replace(
+            config.model, weights=storage.absolute(weights, "model.weights") if weights else None
+        ),
     )

@@ -90,10 +90,12 @@ def _absolute(config: TuningConfig) -> TuningConfig:
     weights = base.model.weights
     base = replace(
         base,
-        data=storage.absolute(base.data),
-        model=replace(base.model, weights=storage.absolute(weights) if weights else None),
+        data=storage.absolute(base.data, "data"),
+        model=replace(
+            base.model, weights=storage.absolute(weights, "model.weights") if weights else None
+        ),
     )
-    return replace(config, base=base, out=storage.absolute(config.out))
+    return replace(config, base=base, out=storage.absolute(config.out, "out"))
 
 
 def _check(config: TuningConfig) -> Manifest:

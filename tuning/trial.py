@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import ray
 import ray.tune
-from ray.tune.integration.ray_train import TuneReportCallback
 
 from cluster.runtime import Resources
 from cluster.scaling import in_process, plan_workers
@@ -19,6 +19,7 @@ from tuning.config import TuningConfig
 from tuning.search import point_of
 from tuning.space import Point, training_of
 
+POLL_S = 0.5
 DRIVER_CPUS = 0.01
 """A trial that trains in workers only waits for them."""
 LEAVE_TIMEOUT_S = "60"
@@ -75,4 +76,27 @@ def train_trial(config: FinetuneConfig, *, num_concurrent: int) -> None:
     elif trains_in_process(config):
         launch.fit_in_process(config, num_concurrent=num_concurrent, report=ray.tune.report)
     else:
-        launch.fit(config, num_concurrent=num_concurrent, callbacks=[TuneReportCallback()])
+        _train_in_workers(config, num_concurrent=num_concurrent)
+
+
+def _train_in_workers(config: FinetuneConfig, *, num_concurrent: int) -> None:
+    """Fit in a task, passing on the epochs it writes; a pruned trial cancels the task.
+
+    With `TuneReportCallback` the trial itself would wait for the fit and could not be told to stop:
+    its process is kept for the next trial, and the workers of the pruned one train on.
+    """
+    fit = ray.remote(num_cpus=0, max_retries=0)(launch.fit)
+    training = fit.remote(config, num_concurrent=num_concurrent)  # pyright: ignore[reportCallIssue]
+    num_reported = 0
+    try:
+        while True:
+            done, _ = ray.wait([training], timeout=POLL_S)
+            rows = [row for row in read_rows(config.out) if metrics.VAL_TOP1 in row]
+            for row in rows[num_reported:]:
+                num_reported += 1
+                ray.tune.report(row)
+            if done:
+                ray.get(training)
+                return
+    finally:
+        ray.cancel(training, force=True)  # its process owns the controller and the workers

@@ -1,0 +1,137 @@
+"""Each user's error ends in one sentence and exit code 2, without a traceback."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import datasets.__main__ as datasets_main
+import trainers.__main__ as trainers_main
+import tuning.__main__ as tuning_main
+from cluster.entry import run_room
+from datasets.shards import SCHEMA_VERSION
+from tests.conftest import WriteData
+from trainers import checkpoint
+from trainers.checkpoint import Progress
+from trainers.config import FinetuneConfig, ModelConfig
+
+pytestmark = pytest.mark.ray
+MAINS = {"datasets": datasets_main, "trainers": trainers_main, "tuning": tuning_main}
+
+Fails = Callable[..., str]
+
+
+@pytest.fixture
+def fails(
+    ray_cluster: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Fails:
+    """Return a function that runs a command line, sees exit code 2, and returns the sentence."""
+
+    def run(room: str, *arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", [room, *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            run_room(MAINS[room].main)
+        error = capsys.readouterr().err
+        assert stopped.value.code == 2
+        assert "Traceback" not in error
+        return error
+
+    return run
+
+
+def write_images(folder: Path, *classes: str) -> Path:
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for number in range(3):
+            image = np.random.default_rng(number).integers(0, 255, (40, 50, 3), np.uint8)
+            cv2.imwrite(str(folder / name / f"{number}.jpg"), image)
+    return folder
+
+
+def test_prepare_names_what_is_wrong_with_the_source(fails: Fails, tmp_path: Path) -> None:
+    def prepare(root: Path) -> str:
+        return fails(
+            "datasets", "prepare", "--source", "folder", "--root", root, "--out", tmp_path / "out"
+        )
+
+    (tmp_path / "empty").mkdir()
+    one = write_images(tmp_path / "one", "sedan")
+
+    assert str(tmp_path / "nowhere") in prepare(tmp_path / "nowhere")
+    assert str(tmp_path / "empty") in prepare(tmp_path / "empty")
+    assert "one class" in prepare(one) or "sedan" in prepare(one)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--backbone", "resnet51"], "model.backbone is 'resnet51': choose from resnet50"),
+        (["--freeze-depth", "6"], "model.freeze_depth is 6: resnet50 has 5 stages"),
+        (["--learning-rate", "-1"], "optim.learning_rate is -1.0: use a finite number above zero"),
+        (["--learning-rate", "nan"], "optim.learning_rate is nan"),
+        (["--device", "gpu"], "cluster.device is 'gpu': the cluster has no GPU"),
+        (["--init", "file"], "model.weights is None"),
+        (["--num-workers", "3"], "global_batch_size is 32: make it a multiple of the 3 workers"),
+        (["--num-workers", "32"], "cluster.num_workers is 32: the cluster has 6 CPUs"),
+        (["--epochs", "0"], "epochs is 0"),
+    ],
+)
+def test_training_names_field_value_and_remedy(
+    fails: Fails, easy_data: str, tmp_path: Path, options: list[str], sentence: str
+) -> None:
+    init = [] if "--init" in options else ["--init", "he"]
+    command = ["scratch", "--data", easy_data, "--out", tmp_path, "--wandb", "off", *init, *options]
+
+    assert sentence in fails("trainers", *command)
+
+
+def test_a_missing_or_newer_data_set_is_refused(
+    fails: Fails, write_data: WriteData, tmp_path: Path
+) -> None:
+    newer = Path(write_data())
+    manifest = json.loads((newer / "manifest.json").read_text())
+    manifest["schema_version"] = SCHEMA_VERSION + 1
+    (newer / "manifest.json").write_text(json.dumps(manifest))
+
+    assert "no prepared data set there" in fails("trainers", "--data", tmp_path)
+    assert "update Thaw" in fails("trainers", "--data", newer)
+    assert "no prepared data set there" in fails("tuning", "--data", tmp_path)
+    assert "data is ''" in fails("trainers")
+
+
+def test_a_checkpoint_of_another_class_count_is_refused(
+    fails: Fails, easy_data: str, tmp_path: Path
+) -> None:
+    import torch
+
+    from trainers.backbones import build
+
+    config = FinetuneConfig(
+        data=easy_data, out=str(tmp_path), model=ModelConfig(backbone="mobilenet_v2", init="he")
+    )
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    model = build("mobilenet_v2", 5)
+    progress = Progress(epoch=1, val_top1=0.5, best_epoch=1, classes=tuple("abcde"))
+    checkpoint.save(str(tmp_path), model, torch.optim.SGD(model.parameters(), lr=1), progress)
+
+    error = fails("trainers", "evaluate", "--run", tmp_path)
+
+    assert "its checkpoint knows 5 classes" in error and "has 3" in error
+    assert "no run folder there" in fails("trainers", "evaluate", "--run", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("room", MAINS)
+def test_an_unknown_verb_lists_the_known_ones(fails: Fails, room: str) -> None:
+    assert "'fly': choose from" in fails(room, "fly")
+
+
+def test_a_sweep_checks_its_space(fails: Fails, easy_data: str) -> None:
+    assert "model.freeze_depth is 9" in fails(
+        "tuning", "--data", easy_data, "--inits", "imagenet", "--freeze-depths", "9"
+    )
+    assert "space.learning_rates" in fails("tuning", "--data", easy_data, "--learning-rates", "-1")
