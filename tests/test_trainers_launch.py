@@ -76,6 +76,24 @@ def test_two_workers_equal_one_at_the_same_global_batch(
         )
 
 
+def test_workers_are_spread_over_nodes(straight: str) -> None:
+    workers = [actor for actor in list_actors(limit=1000) if "TrainWorker" in actor.class_name]
+
+    assert len({actor.node_id for actor in workers}) >= 2
+
+
+def test_a_run_does_not_go_on_with_another_data_set(
+    config: FinetuneConfig, write_data: WriteData
+) -> None:
+    data = write_data(train=32)
+    run = replace(config, data=data, epochs=1)
+    launch.fit_in_process(run)
+    shutil.copytree(write_data(train=40), data, dirs_exist_ok=True)
+
+    with pytest.raises(ValueError, match="prepared anew since the run"):
+        launch.fit_in_process(replace(run, epochs=2))
+
+
 @pytest.mark.slow
 def test_a_worker_killed_in_mid_epoch_changes_nothing(
     straight: str, config: FinetuneConfig

@@ -41,6 +41,8 @@ class Progress:
     total_s: float = 0.0
     """Seconds of training, over all sittings."""
     classes: tuple[str, ...] = ()
+    fingerprint: str = ""
+    """Of the data set it was trained on."""
     files: dict[str, dict[str, str | int]] = field(default_factory=dict)
     """Size and SHA-256 of the files beside it."""
 
@@ -83,6 +85,12 @@ def restore_latest(run: str, model: nn.Module, optimizer: Optimizer) -> Progress
             )
             return progress
     return None
+
+
+def latest_progress(run: str) -> Progress | None:
+    """How far the newest checkpoint had come, without loading it; None where there is none."""
+    known = (read_progress(run, epoch) for epoch in reversed(_epochs(run)))
+    return next((progress for progress in known if progress is not None), None)
 
 
 def load_best(run: str) -> tuple[Progress, dict[str, torch.Tensor]]:

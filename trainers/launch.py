@@ -15,6 +15,7 @@ from cluster.scaling import WorkerPlan, in_process, plan_workers
 from datasets import storage
 from datasets.config import require
 from datasets.shards import Manifest, read_manifest
+from trainers import checkpoint
 from trainers.config import RANDOM, FinetuneConfig
 from trainers.feed import Place
 from trainers.freezing import resolve_depth
@@ -166,6 +167,12 @@ def _open_run(config: FinetuneConfig) -> dict[str, Any] | None:
                 f"the run in {config.out} was started with {before[field]!r}; "
                 "use the same value to resume it, or another --out",
             )
+    progress, manifest = checkpoint.latest_progress(config.out), read_manifest(config.data)
+    if progress is not None and progress.fingerprint != manifest.fingerprint:
+        raise ValueError(
+            f"data is {config.data!r}: it was prepared anew since the run in {config.out} began, "
+            "and is another data set now; use another --out"
+        )
     storage.write_bytes(uri, json.dumps(config.to_dict(), indent=1).encode())
     if storage.exists(storage.join(config.out, "result.json")):
         result = read_result(config.out)

@@ -59,7 +59,7 @@ def train(config: FinetuneConfig, place: Place, report: Report) -> None:
     optimizer = build_optimizer(model, config.optim)
     progress = checkpoint.restore_latest(config.out, model, optimizer)
     if progress is None:
-        progress = Progress(classes=manifest.classes)
+        progress = Progress(classes=manifest.classes, fingerprint=manifest.fingerprint)
     network = DistributedDataParallel(model) if place.world_size > 1 else model
     settings = step_settings(config, place.device)
     val_feed = open_feed(config, manifest, place, split="val", start_epoch=progress.epoch)

@@ -57,10 +57,11 @@ def tune_sweep(config: TuningConfig) -> dict[str, Any]:
     num_trials = count_trials(config)
     num_concurrent = min(max_concurrent_trials(resources, config.base.cluster), num_trials)
     _announce(config, resources, num_trials, num_concurrent)
-    text = json.dumps(config.to_dict(), indent=1).encode()
+    text = json.dumps(_facts(config, manifest), indent=1).encode()
     storage.write_bytes(storage.join(config.out, "config.json"), text)
     # Run folders hold the metrics; Tune need not write them a second time.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # a table of its own, even at verbose=0
     # Our own lines say how trials end; tracebacks lie in their error.txt.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     progress = Progress(config, num_trials=num_trials)
@@ -104,13 +105,18 @@ def _check(config: TuningConfig) -> Manifest:
     uri = storage.join(config.out, "config.json")
     if storage.exists(uri):
         before = dict(_flatten(json.loads(storage.read_bytes(uri))))
-        for field, value in _flatten(config.to_dict()):
+        for field, value in _flatten(_facts(config, manifest)):
             if not field.startswith(FREE_TO_CHANGE) and before.get(field) != value:
                 raise ValueError(
                     f"{field} is {value!r}: the sweep in {config.out} has {before.get(field)!r}; "
                     "use the same value to resume it, or another --out"
                 )
     return manifest
+
+
+def _facts(config: TuningConfig, manifest: Manifest) -> dict[str, Any]:
+    """What config.json says: a sweep is of one config and one data set."""
+    return config.to_dict() | {"data_fingerprint": manifest.fingerprint}
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
