@@ -96,12 +96,9 @@ def connect(address: str | None = None, *, quiet: bool = False) -> Resources:
         options["include_dashboard"] = True
     else:
         _refuse_unreachable(address)
-        if JOB_ENV_VAR not in os.environ:
-            options["runtime_env"] = {
-                "working_dir": str(ROOT),
-                "excludes": NOT_SHIPPED,
-                "env_vars": WORKER_ENV,
-            }
+        options["runtime_env"] = {"env_vars": WORKER_ENV}
+        if JOB_ENV_VAR not in os.environ:  # a job was sent our code already
+            options["runtime_env"] |= {"working_dir": str(ROOT), "excludes": NOT_SHIPPED}
     try:
         context = ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **options)
     except ConnectionError as error:

@@ -8,7 +8,7 @@ cv2.setNumThreads(0)
 
 
 def decode(content: bytes) -> np.ndarray:
-    """Decode an encoded image to uint8 `[height, width, 3]` RGB, stored orientation as it is.
+    """Decode an encoded image to uint8 `[height, width, 3]` RGB, upright by its EXIF orientation.
 
     Raises:
         ValueError: where the bytes hold no readable image.

@@ -29,7 +29,7 @@ from datasets.config import IngestConfig
 from datasets.decode import decode
 from datasets.plan import Chunk, Plan, RowGroup, rows_in_order
 
-EXECUTOR_PAUSE_S = 0.1
+PAUSE_SLICES, PAUSE_SLICE_S = 10, 0.01
 
 
 class Batch(TypedDict):
@@ -133,12 +133,14 @@ class PauseWhileAhead(ExecutionCallback):
     """Let the streaming executor's thread rest while blocks wait to be taken.
 
     Without tasks to wait for it spins: a core, and the interpreter lock of a training worker, from
-    the last task to the last batch. A reader that waits for a block is never kept waiting.
+    the last task to the last batch. A reader that has taken them all ends the rest.
     """
 
     def on_execution_step(self, executor: StreamingExecutor) -> None:
-        if not executor._consumer_idling():
-            time.sleep(EXECUTOR_PAUSE_S)
+        for _ in range(PAUSE_SLICES):
+            if executor._consumer_idling():
+                return
+            time.sleep(PAUSE_SLICE_S)
 
 
 def stream(

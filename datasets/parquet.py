@@ -111,8 +111,10 @@ def _split_of(root: str, path: str) -> str:
 def _open_parquet(file_system: fs.FileSystem, path: str) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(file_system.open_input_file(path))
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"root holds {path!r}: it can't be read as Parquet ({error})") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(
+            f"the source holds {path!r}: it can't be read as Parquet ({error})"
+        ) from error
 
 
 def _read_labels(file: pq.ParquetFile, path: str, config: PrepareConfig) -> list[Any]:

@@ -2,8 +2,8 @@
 
 The order of an epoch is a function of (seed, epoch); a global batch is a range of positions in that
 order, and a rank's share of it a range inside. So the order is the same on any number of workers,
-every rank takes equally many training steps, and a run resumes at any step. Training drops the tail
-that fills no global batch (other images every epoch); evaluation drops nothing and sees each
+every rank takes equally many training steps, and a plan can start at any step. Training drops the
+tail that fills no global batch (other images every epoch); evaluation drops nothing and sees each
 image exactly once.
 """
 

@@ -89,6 +89,8 @@ def read_manifest(uri: str) -> Manifest:
             f"data is {uri!r}: no prepared data set there (manifest.json is missing); "
             f"make one with `python -m datasets prepare --source ... --out {uri}`"
         ) from None
+    except OSError as error:
+        raise ValueError(f"data is {uri!r}: it cannot be read ({error}); check the URI") from None
     version = values.get("schema_version")
     if version != SCHEMA_VERSION:
         raise ValueError(

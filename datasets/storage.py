@@ -21,6 +21,8 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
         return fs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, ImportError):
         return _resolve_fsspec(uri)
+    except OSError as error:
+        raise ValueError(f"URI {uri!r} cannot be opened: {error}") from error
 
 
 def _resolve_fsspec(uri: str) -> tuple[fs.FileSystem, str]:

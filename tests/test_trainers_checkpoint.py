@@ -36,20 +36,25 @@ def save_epochs(run: str, val_top1s: list[float]) -> None:
         checkpoint.save(run, *trained(epoch), progress)
 
 
+def restore_latest(run: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress | None:
+    epoch = checkpoint.find_latest(run)
+    return None if epoch is None else checkpoint.restore(run, epoch, model, optimizer)
+
+
 def kept(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
-def test_latest_and_best_are_kept_and_found(tmp_path: Path) -> None:
-    save_epochs(str(tmp_path), [0.2, 0.9, 0.5, 0.4])
+def test_the_two_latest_and_the_best_are_kept_and_found(tmp_path: Path) -> None:
+    save_epochs(str(tmp_path), [0.2, 0.9, 0.5, 0.4, 0.3])
     model, optimizer = trained(0)
 
-    progress = checkpoint.restore_latest(str(tmp_path), model, optimizer)
+    progress = restore_latest(str(tmp_path), model, optimizer)
     best, weights = checkpoint.load_best(str(tmp_path))
 
-    assert kept(tmp_path) == ["epoch-00002", "epoch-00004"]
-    assert progress is not None and progress.epoch == 4 and progress.classes == ("a", "b")
-    assert torch.all(model.weight == 4) and optimizer.state_dict()["state"][0]["step"] == 1
+    assert kept(tmp_path) == ["epoch-00002", "epoch-00004", "epoch-00005"]
+    assert progress is not None and progress.epoch == 5 and progress.classes == ("a", "b")
+    assert torch.all(model.weight == 5) and optimizer.state_dict()["state"][0]["step"] == 1
     assert best.epoch == 2 and torch.all(weights["weight"] == 2)
 
 
@@ -58,7 +63,7 @@ def test_latest_and_best_are_kept_and_found(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     tmp_path: Path, name: str, damage: str
 ) -> None:
-    save_epochs(str(tmp_path), [0.9, 0.5])
+    save_epochs(str(tmp_path), [0.5, 0.9])  # the latest is the best as well
     file = tmp_path / "checkpoints" / "epoch-00002" / name
     content = file.read_bytes()
     half = len(content) // 2
@@ -70,13 +75,13 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
         case _:
             file.unlink()
 
-    progress = checkpoint.restore_latest(str(tmp_path), *trained(0))
+    progress = restore_latest(str(tmp_path), *trained(0))
 
     assert progress is not None and progress.epoch == 1
 
 
 def test_a_run_without_a_whole_checkpoint_starts_anew_and_has_no_best(tmp_path: Path) -> None:
-    assert checkpoint.restore_latest(str(tmp_path), *trained(0)) is None
+    assert restore_latest(str(tmp_path), *trained(0)) is None
     with pytest.raises(ValueError, match="has no whole checkpoint; train it first"):
         checkpoint.load_best(str(tmp_path))
 

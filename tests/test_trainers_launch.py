@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from ray.util.state import list_actors
 
+from cluster.runtime import find_resources
 from datasets.config import IngestConfig
 from tests.conftest import WriteData
 from trainers import checkpoint, launch
@@ -172,21 +173,46 @@ def test_best_weights_survive_when_the_folder_moves(straight: str, tmp_path: Pat
     assert checkpoint.load_best(str(moved))[0] == checkpoint.load_best(straight)[0]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoint(
     config: FinetuneConfig,
 ) -> None:
+    """Ended once, not tried again: the same seed would diverge at the same step."""
     launch.fit_in_process(replace(config, epochs=1))
-    folder = Path(checkpoint.folder(config.out, 1))
-    before = (folder / "model.safetensors").read_bytes()
-    wild = OptimConfig(optimizer="sgd", learning_rate=1e30, momentum=0)
-    shutil.copytree(config.out, config.out + "-wild")
-    (Path(config.out + "-wild") / "config.json").unlink()
-    run = replace(config, out=config.out + "-wild", optim=wild)
-    (Path(checkpoint.folder(run.out, 1)) / "optimizer.pt").unlink()
-    with pytest.raises(FloatingPointError, match=r"train/loss is (nan|inf) in epoch"):
-        launch.fit_in_process(run)
+    run = replace(config, out=config.out + "-wild")
+    shutil.copytree(config.out, run.out)
+    for name in ("config.json", "result.json"):
+        (Path(run.out) / name).unlink()
+    before = checkpoint.load_best(run.out)[1]
+    wild = replace(run, optim=OptimConfig(learning_rate=1e30))
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"train/loss is (nan|inf) in epoch 2: lower optim"):
+            launch.fit_in_process(wild)
 
-    assert (folder / "model.safetensors").read_bytes() == before
+    assert checkpoint.load_best(run.out)[0].epoch == 1
+    for name, tensor in checkpoint.load_best(run.out)[1].items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_a_row_that_was_measured_but_not_tracked_comes_back_at_the_resume(
+    config: FinetuneConfig,
+) -> None:
+    """As after a kill between the checkpoint and metrics.jsonl."""
+    launch.fit_in_process(replace(config, epochs=1))
+    rows = Path(config.out) / "metrics.jsonl"
+    whole = rows.read_text()
+    rows.write_text("".join(whole.splitlines(keepends=True)[:-1]))
+    launch.fit_in_process(replace(config, epochs=2))
+
+    assert rows.read_text().startswith(whole)
+
+
+def test_workers_share_the_global_batch_also_where_their_number_is_not_set(
+    config: FinetuneConfig,
+) -> None:
+    """Three nodes, and 16 images that three workers could not share."""
+    free = replace(config, cluster=ClusterConfig())
+
+    assert launch.plan_training(free, find_resources()).num_workers == 2
 
 
 BAD = {

@@ -41,7 +41,7 @@ def test_rows_after_the_checkpoint_are_dropped_at_a_resume(tmp_path: Path) -> No
     first = JsonlTracker(str(tmp_path))
     for step in (1, 2, 3):
         first.log(row(step))
-    JsonlTracker(str(tmp_path), global_step=2).log(row(3, resumed=1.0))
+    JsonlTracker(str(tmp_path), last_row=row(2)).log(row(3, resumed=1.0))
 
     assert [found["global_step"] for found in read_rows(str(tmp_path))] == [1, 2, 3]
     assert read_rows(str(tmp_path))[-1]["resumed"] == 1.0
@@ -78,6 +78,7 @@ def test_a_second_sitting_leaves_one_whole_offline_run_of_the_same_id(tmp_path: 
         open_mirror(tmp_path).finish("finished")
 
     (folder,) = offline_runs(tmp_path)
+    assert (tmp_path / "wandb_id").read_text() in folder.name
     assert json.loads(read_back(folder, "--summary"))["summary"]["global_step"] == 2
     assert read_back(folder).count('"type":"history"') == 2
 
@@ -105,6 +106,14 @@ def test_off_writes_nothing(tmp_path: Path) -> None:
     mirror.finish("finished")
 
     assert mirror.sync_command() is None and not list(tmp_path.iterdir())
+
+
+def test_another_folder_is_another_run(tmp_path: Path) -> None:
+    """Also where a folder of the same name was deleted: its old run must not be resumed."""
+    for run in (tmp_path / "a", tmp_path / "b"):
+        open_mirror(run).finish("finished")
+
+    assert (tmp_path / "a" / "wandb_id").read_text() != (tmp_path / "b" / "wandb_id").read_text()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import tyro
 from cluster.entry import run_room
 from cluster.runtime import connect
 from datasets import storage
-from trainers import launch, metrics, tracking
+from trainers import launch, metrics, runs, tracking
 from trainers.config import FinetuneConfig
 from trainers.evaluate import evaluate
 from trainers.recipes import RECIPES
@@ -119,7 +119,7 @@ def show(row: dict[str, Any], num_epochs: int) -> None:
 
 def run_evaluation(config: EvaluateConfig) -> None:
     """Evaluate and print the result as JSON."""
-    launch.read_config(config.run)
+    runs.read_config(config.run)
     connect(config.address)
     result = evaluate(config.run, split=config.split, data=config.data)
     print(json.dumps(result, indent=1))

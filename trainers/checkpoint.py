@@ -13,6 +13,7 @@ import io
 import json
 import logging
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -43,6 +44,8 @@ class Progress:
     classes: tuple[str, ...] = ()
     fingerprint: str = ""
     """Of the data set it was trained on."""
+    row: dict[str, Any] = field(default_factory=dict)
+    """What was measured in the last epoch, in case the process dies before it is tracked."""
     files: dict[str, dict[str, str | int]] = field(default_factory=dict)
     """Size and SHA-256 of the files beside it."""
 
@@ -53,7 +56,7 @@ def folder(run: str, epoch: int) -> str:
 
 
 def save(run: str, model: nn.Module, optimizer: Optimizer, progress: Progress) -> None:
-    """Write a checkpoint, then drop those that are neither the latest nor the best."""
+    """Write a checkpoint, then drop all but it, the one before and the best."""
     state = io.BytesIO()
     torch.save(optimizer.state_dict(), state)
     contents = {
@@ -70,21 +73,30 @@ def save(run: str, model: nn.Module, optimizer: Optimizer, progress: Progress) -
     text = json.dumps({**asdict(progress), "files": files}, indent=1)
     storage.write_bytes(storage.join(target, PROGRESS), text.encode())
     for epoch in _epochs(run):
-        if epoch not in (progress.epoch, progress.best_epoch):
+        if epoch not in (progress.epoch, progress.epoch - 1, progress.best_epoch):
             storage.delete_folder(folder(run, epoch))
 
 
-def restore_latest(run: str, model: nn.Module, optimizer: Optimizer) -> Progress | None:
-    """Load the newest undamaged checkpoint of a run; None where there is none."""
-    for epoch in reversed(_epochs(run)):
-        if (found := _read(run, epoch)) is not None:
-            progress, contents = found
-            model.load_state_dict(safetensors.torch.load(contents[MODEL]))
-            optimizer.load_state_dict(
-                torch.load(io.BytesIO(contents[OPTIMIZER]), weights_only=True, map_location="cpu")
-            )
-            return progress
-    return None
+def find_latest(run: str) -> int | None:
+    """Return the epoch of the newest undamaged checkpoint; None where there is none."""
+    return next((epoch for epoch in reversed(_epochs(run)) if _read(run, epoch)), None)
+
+
+def restore(run: str, epoch: int, model: nn.Module, optimizer: Optimizer) -> Progress:
+    """Load the checkpoint after `epoch` epochs.
+
+    Raises:
+        FileNotFoundError: where this process doesn't see it whole.
+    """
+    found = _read(run, epoch)
+    if found is None:
+        raise FileNotFoundError(f"{folder(run, epoch)} is not whole as seen from this node")
+    progress, contents = found
+    model.load_state_dict(safetensors.torch.load(contents[MODEL]))
+    optimizer.load_state_dict(
+        torch.load(io.BytesIO(contents[OPTIMIZER]), weights_only=True, map_location="cpu")
+    )
+    return progress
 
 
 def latest_progress(run: str) -> Progress | None:

@@ -6,14 +6,13 @@ from typing import Any
 
 import torch
 
-from cluster.runtime import find_resources
-from cluster.scaling import in_process, plan_workers
 from datasets import storage
 from datasets.shards import read_manifest
 from trainers import checkpoint, loop
 from trainers.backbones import build
-from trainers.feed import Place, open_feed
-from trainers.launch import read_config
+from trainers.feed import open_feed
+from trainers.launch import place_here
+from trainers.runs import read_config
 
 
 def evaluate(run: str, *, split: str = "test", data: str | None = None) -> dict[str, Any]:
@@ -33,13 +32,8 @@ def evaluate(run: str, *, split: str = "test", data: str | None = None) -> dict[
             f"({progress.classes[0]} ...), the data set {config.data} has {len(manifest.classes)} "
             f"({manifest.classes[0]} ...); evaluate on the data it was trained for"
         )
-    plan = plan_workers(find_resources(), in_process(config.cluster))
-    gpu = plan.use_gpu and torch.cuda.is_available()
-    place = Place(
-        device=torch.device("cuda" if gpu else "cpu"),
-        threads=plan.threads_per_worker,
-        reader_cpus=plan.reader_cpus,
-    )
+    place = place_here(config)
+    torch.set_num_threads(place.threads)
     model = build(config.model.backbone, len(manifest.classes))
     model.load_state_dict(weights)
     model.to(device=place.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

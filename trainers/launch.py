@@ -1,9 +1,9 @@
 """Start one training: the single place that builds a TorchTrainer."""
 
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import ray.train
@@ -16,18 +16,18 @@ from datasets import storage
 from datasets.config import require
 from datasets.shards import Manifest, read_manifest
 from trainers import checkpoint
-from trainers.config import RANDOM, FinetuneConfig
+from trainers.backbones import build
+from trainers.config import RANDOM, FinetuneConfig, ModelConfig
 from trainers.feed import Place
 from trainers.freezing import resolve_depth
-from trainers.initializers import pretrained_available
+from trainers.initializers import initialize, pretrained_available
 from trainers.loop import train, train_loop_per_worker
+from trainers.runs import open_run, read_result
 
 logger = logging.getLogger(__name__)
 
 # A rank that waits this long for its peers gives up, and the failure budget restarts the group.
 COLLECTIVE_TIMEOUT_S = 600
-# What a longer or elsewhere continued run may change; all else would make it another run.
-FREE_TO_CHANGE = ("out", "epochs", "cluster", "track")
 
 
 def check(config: FinetuneConfig) -> Manifest:
@@ -49,9 +49,54 @@ def check(config: FinetuneConfig) -> Manifest:
     resolve_depth(config.model)
     if config.model.init in RANDOM and config.model.weights is not None:
         logger.warning("model.weights is not used: init %s draws random ones", config.model.init)
-    if (problem := pretrained_available(config.model)) is not None:
-        raise ValueError(problem)
+    if checkpoint.latest_progress(config.out) is None:  # a resumed run has its weights
+        _check_weights(replace(config.model, freeze_depth=0), len(manifest.classes))
     return manifest
+
+
+@cache
+def _check_weights(config: ModelConfig, num_classes: int) -> None:
+    """Load pretrained weights once, here, rather than fail in every worker."""
+    if config.init in RANDOM:
+        return
+    if (problem := pretrained_available(config)) is not None:
+        raise ValueError(problem)
+    initialize(build(config.backbone, num_classes), config, seed=0)
+
+
+def plan_training(
+    config: FinetuneConfig, resources: Resources, *, num_concurrent: int = 1
+) -> WorkerPlan:
+    """Plan the workers; where their number is not set, as many as can share the global batch."""
+    plan = plan_workers(resources, config.cluster, num_concurrent=num_concurrent)
+    if config.cluster.num_workers is not None:
+        return plan
+    fitting = range(plan.num_workers, 0, -1)
+    num_workers = next(n for n in fitting if config.global_batch_size % n == 0)
+    cluster = replace(config.cluster, num_workers=num_workers)
+    return plan_workers(resources, cluster, num_concurrent=num_concurrent)
+
+
+def place_here(config: FinetuneConfig, *, num_concurrent: int = 1) -> Place:
+    """Return this process' place, alone: on a GPU where it sees one.
+
+    Raises:
+        ValueError: where `cluster.device` asks for a GPU that this process doesn't see.
+    """
+    resources = find_resources()
+    plan = plan_workers(resources, in_process(config.cluster), num_concurrent=num_concurrent)
+    gpu = plan.use_gpu and torch.cuda.is_available()
+    if plan.use_gpu and not gpu:
+        require(
+            config.cluster.device != "gpu",
+            "cluster.device",
+            config.cluster.device,
+            "this process trains itself and its node has no GPU; use --num-workers 1 or more",
+        )
+        logger.warning("the cluster has GPUs, but this node has none: computing on its CPUs")
+    return Place(
+        device=torch.device("cuda" if gpu else "cpu"), **_share(resources, plan, num_concurrent)
+    )
 
 
 def fit(config: FinetuneConfig, *, num_concurrent: int = 1) -> dict[str, Any]:
@@ -69,11 +114,11 @@ def fit(config: FinetuneConfig, *, num_concurrent: int = 1) -> dict[str, Any]:
     """
     config = _absolute(config)
     resources = find_resources()
-    plan = plan_workers(resources, config.cluster, num_concurrent=num_concurrent)
+    plan = plan_training(config, resources, num_concurrent=num_concurrent)
     if plan.num_workers == 0:
         return fit_in_process(config, num_concurrent=num_concurrent)
     config = replace(config, cluster=replace(config.cluster, num_workers=plan.num_workers))
-    if (result := _open_run(config)) is not None:
+    if (result := open_run(config)) is not None:
         return result
     trainer = TorchTrainer(
         train_loop_per_worker,
@@ -117,68 +162,10 @@ def fit_in_process(
     """
     config = _absolute(config)
     config = replace(config, cluster=in_process(config.cluster))
-    if (result := _open_run(config)) is not None:
+    if (result := open_run(config)) is not None:
         return result
-    resources = find_resources()
-    plan = plan_workers(resources, config.cluster, num_concurrent=num_concurrent)
-    gpu = plan.use_gpu and torch.cuda.is_available()
-    place = Place(
-        device=torch.device("cuda" if gpu else "cpu"), **_share(resources, plan, num_concurrent)
-    )
-    train(config, place, report)
+    train(config, place_here(config, num_concurrent=num_concurrent), report)
     return read_result(config.out)
-
-
-def read_result(run: str) -> dict[str, Any]:
-    return json.loads(storage.read_bytes(storage.join(run, "result.json")))
-
-
-def read_config(run: str) -> FinetuneConfig:
-    """Read the config a run was started with.
-
-    Raises:
-        ValueError: where there is no run.
-    """
-    try:
-        return FinetuneConfig.from_dict(
-            json.loads(storage.read_bytes(storage.join(run, "config.json")))
-        )
-    except FileNotFoundError:
-        raise ValueError(
-            f"run is {run!r}: no run folder there (config.json is missing); "
-            "give the --out of a training"
-        ) from None
-
-
-def _open_run(config: FinetuneConfig) -> dict[str, Any] | None:
-    """Write config.json; return result.json where the run is finished already.
-
-    Raises:
-        ValueError: where the folder holds a run of another config.
-    """
-    uri = storage.join(config.out, "config.json")
-    if storage.exists(uri):
-        before, now = read_config(config.out).to_dict(), config.to_dict()
-        for field in before.keys() - set(FREE_TO_CHANGE):
-            require(
-                before[field] == now[field],
-                field,
-                now[field],
-                f"the run in {config.out} was started with {before[field]!r}; "
-                "use the same value to resume it, or another --out",
-            )
-    progress, manifest = checkpoint.latest_progress(config.out), read_manifest(config.data)
-    if progress is not None and progress.fingerprint != manifest.fingerprint:
-        raise ValueError(
-            f"data is {config.data!r}: it was prepared anew since the run in {config.out} began, "
-            "and is another data set now; use another --out"
-        )
-    storage.write_bytes(uri, json.dumps(config.to_dict(), indent=1).encode())
-    if storage.exists(storage.join(config.out, "result.json")):
-        result = read_result(config.out)
-        if result["epochs"] >= config.epochs:
-            return result
-    return None
 
 
 def _share(resources: Resources, plan: WorkerPlan, num_concurrent: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import ray.train
 import ray.train.torch
 import torch
+from ray.train.collective import broadcast_from_rank_zero
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -48,25 +49,23 @@ def train_loop_per_worker(arguments: dict[str, Any]) -> None:
 def train(config: FinetuneConfig, place: Place, report: Report) -> None:
     """Train until `config.epochs`, from the run folder's latest checkpoint where it has one.
 
-    After each epoch: evaluate, checkpoint, log, report. The last act of rank 0 is result.json.
-
-    Raises:
-        FloatingPointError: where the loss is no longer finite; the last good checkpoint stays.
+    After each epoch: evaluate, checkpoint, log, report. The last act of rank 0 is result.json,
+    which also says where a loss was no longer finite; the last good checkpoint then stays.
     """
     torch.set_num_threads(place.threads)
     manifest = read_manifest(config.data)
-    model = build_model(config, len(manifest.classes), place.device)
+    epoch = find_checkpoint(config.out, place)
+    model = build_model(config, len(manifest.classes), place.device, fresh=epoch is None)
     optimizer = build_optimizer(model, config.optim)
-    progress = checkpoint.restore_latest(config.out, model, optimizer)
-    if progress is None:
+    if epoch is not None:
+        progress = checkpoint.restore(config.out, epoch, model, optimizer)
+    else:
         progress = Progress(classes=manifest.classes, fingerprint=manifest.fingerprint)
     network = DistributedDataParallel(model) if place.world_size > 1 else model
     settings = step_settings(config, place.device)
     val_feed = open_feed(config, manifest, place, split="val", start_epoch=progress.epoch)
     train_feed = open_feed(config, manifest, place, split="train", start_epoch=progress.epoch)
-    tracker = (
-        JsonlTracker(config.out, global_step=progress.global_step) if place.rank == 0 else None
-    )
+    tracker = JsonlTracker(config.out, last_row=progress.row) if place.rank == 0 else None
 
     while progress.epoch < config.epochs:
         started, waited_s = time.perf_counter(), train_feed.wait_s
@@ -78,10 +77,9 @@ def train(config: FinetuneConfig, place: Place, report: Report) -> None:
         )
         train_s = time.perf_counter() - started
         if not math.isfinite(row[metrics.TRAIN_LOSS]):
-            raise FloatingPointError(
-                f"train/loss is {row[metrics.TRAIN_LOSS]} in epoch {row[metrics.EPOCH]}: lower "
-                "optim.learning_rate or clip gradients; the last good checkpoint is kept"
-            )
+            if tracker:
+                write_result(config.out, progress, diverged=describe_divergence(row))
+            return
         val = evaluate(model, val_feed, settings, place)
         epoch_s = time.perf_counter() - started
         progress = advance(progress, row[metrics.GLOBAL_STEP], val["top1"], epoch_s)
@@ -98,7 +96,7 @@ def train(config: FinetuneConfig, place: Place, report: Report) -> None:
             metrics.IMAGES_PER_S: train_feed.batches_per_epoch * config.global_batch_size / train_s,
         }
         if tracker:
-            checkpoint.save(config.out, model, optimizer, progress)
+            checkpoint.save(config.out, model, optimizer, replace(progress, row=row))
             tracker.log(row)
         report(row)
 
@@ -106,12 +104,21 @@ def train(config: FinetuneConfig, place: Place, report: Report) -> None:
         write_result(config.out, progress)
 
 
-def build_model(config: FinetuneConfig, num_classes: int, device: torch.device) -> nn.Module:
-    """Build the network on its device: initialized, frozen, channels last."""
+def find_checkpoint(run: str, place: Place) -> int | None:
+    """Return the epoch that all ranks resume from, as rank 0 sees it; None to start anew."""
+    epoch = checkpoint.find_latest(run) if place.rank == 0 else None
+    return broadcast_from_rank_zero(epoch) if place.world_size > 1 else epoch
+
+
+def build_model(
+    config: FinetuneConfig, num_classes: int, device: torch.device, *, fresh: bool
+) -> nn.Module:
+    """Build the network on its device: frozen, channels last, initialized where it starts fresh."""
     model = build(config.model.backbone, num_classes)
-    report = initialize(model, config.model, seed=config.seed)
-    if report.missing or report.unexpected:
-        logger.warning("weights miss %s and have %s besides", report.missing, report.unexpected)
+    if fresh:
+        report = initialize(model, config.model, seed=config.seed)
+        if report.missing or report.unexpected:
+            logger.warning("weights miss %s and have %s besides", report.missing, report.unexpected)
     freeze(model, config.model.backbone, resolve_depth(config.model))
     model.to(device=device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return model
@@ -196,8 +203,15 @@ def advance(progress: Progress, global_step: int, val_top1: float, epoch_s: floa
     )
 
 
-def write_result(run: str, progress: Progress) -> None:
-    """Write result.json: the run is finished, and where its best weights lie."""
+def describe_divergence(row: dict[str, Any]) -> str:
+    return (
+        f"train/loss is {row[metrics.TRAIN_LOSS]} in epoch {row[metrics.EPOCH]}: lower "
+        "optim.learning_rate or clip gradients, with another --out; the last good checkpoint stays"
+    )
+
+
+def write_result(run: str, progress: Progress, *, diverged: str | None = None) -> None:
+    """Write result.json: the run is over, why if it failed, and where its best weights lie."""
     result = {
         "epochs": progress.epoch,
         "global_step": progress.global_step,
@@ -206,5 +220,6 @@ def write_result(run: str, progress: Progress) -> None:
         metrics.VAL_BEST_TOP1: progress.best_val_top1,
         metrics.TOTAL_S: progress.total_s,
         "checkpoint": checkpoint.folder(run, progress.best_epoch),
+        "diverged": diverged,
     }
     storage.write_bytes(storage.join(run, "result.json"), json.dumps(result, indent=1).encode())

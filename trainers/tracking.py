@@ -4,18 +4,19 @@ Rank 0 writes metrics.jsonl, after reduction. The driver copies new rows to W&B:
 and pruned workers, so it alone can say how a run ended, and no outage of W&B touches training.
 """
 
-import hashlib
 import json
 import logging
 import os
 import shutil
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import wandb
+from pyarrow import fs
 
 from datasets import storage
 from trainers.config import TrackConfig
@@ -23,17 +24,24 @@ from trainers.config import TrackConfig
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
+PATIENCE_S = 20
+"""How long W&B may keep the driver waiting; then the run goes on, or ends, offline."""
 
 
 class JsonlTracker:
     """Write rows to RUN/metrics.jsonl; each has its own, larger global_step.
 
-    Rows beyond `global_step`, from a sitting that died after its last checkpoint, are dropped.
+    Args:
+        last_row: what a resumed run measured at its checkpoint. Rows beyond it, of a sitting that
+            died later, are dropped; it is added where that sitting died before tracking it.
     """
 
-    def __init__(self, run: str, *, global_step: int = 0) -> None:
+    def __init__(self, run: str, *, last_row: Row | None = None) -> None:
         self._uri = storage.join(run, "metrics.jsonl")
-        self._rows = [row for row in read_rows(run) if row["global_step"] <= global_step]
+        self._rows: list[Row] = []
+        if last_row:
+            before = (row for row in read_rows(run) if row["global_step"] < last_row["global_step"])
+            self._rows = [*before, last_row]
         self._write()
 
     def log(self, row: Row) -> None:
@@ -74,17 +82,20 @@ class RunMirror:
             return
         self._folder = run if "://" not in run else os.path.abspath("runs")
         os.makedirs(self._folder, exist_ok=True)
+        self._id = _run_id(run)
+        self._older = self._find_offline_runs()
         options: dict[str, Any] = {
             "project": track.project,
             "group": group,
             "name": name,
             "job_type": job_type,
-            # The same run folder is the same run, also after a restart.
-            "id": hashlib.sha256(run.encode()).hexdigest()[:16],
+            "id": self._id,
             "config": config,
             "dir": self._folder,
             "reinit": "create_new",  # a sweep's driver keeps several runs open at once
-            "settings": wandb.Settings(console="off", silent=True),
+            "settings": wandb.Settings(
+                console="off", silent=True, init_timeout=PATIENCE_S, finish_timeout=PATIENCE_S
+            ),
         }
         if mode == "online":
             try:
@@ -116,21 +127,37 @@ class RunMirror:
         self._wandb.summary["state"] = state
         self._wandb.finish(exit_code=0 if state in ("finished", "pruned") else 1)
         if self._wandb.offline:
-            self._drop_superseded(Path(self._wandb.dir).parent)
+            self._keep_offline_run()
         self._wandb = None
 
-    def _drop_superseded(self, current: Path) -> None:
-        """Offline runs can't be resumed: each sitting writes all rows anew, the last is whole."""
-        run_id = current.name.rsplit("-", 1)[-1]
-        for folder in current.parent.glob(f"offline-run-*-{run_id}"):
-            if folder != current:
-                shutil.rmtree(folder)
+    def _keep_offline_run(self) -> None:
+        """Drop older sittings: each writes all rows anew, as offline runs can't be resumed."""
+        new = self._find_offline_runs() - self._older
+        for folder in self._older if new else ():
+            shutil.rmtree(folder)
+        if "://" in self._run:  # this machine's disk may go away; the run folder stays
+            for folder in new:
+                target, path = storage.resolve(storage.join(self._run, "wandb", folder.name))
+                fs.copy_files(str(folder), path, destination_filesystem=target)
+
+    def _find_offline_runs(self) -> set[Path]:
+        return set(Path(self._folder, "wandb").glob(f"offline-run-*-{self._id}*"))
 
     def sync_command(self) -> str | None:
         """The command that uploads an offline run; None where there is nothing to upload."""
         if self._wandb is None or not self._wandb.offline:
             return None
+        if "://" in self._run:
+            return f"wandb sync offline-run-*  # after copying {self._run}/wandb to a local folder"
         return f"wandb sync {self._folder}/wandb/offline-run-*"
+
+
+def _run_id(run: str) -> str:
+    """The W&B id kept in the run folder: the same run after a restart, another in a new folder."""
+    uri = storage.join(run, "wandb_id")
+    if not storage.exists(uri):
+        storage.write_bytes(uri, uuid.uuid4().hex[:16].encode())
+    return storage.read_bytes(uri).decode()
 
 
 def find_mode(track: TrackConfig) -> str:

@@ -95,6 +95,10 @@ class Command:
             seed=self.seed,
             **self._given("epochs", "global_batch_size"),
             ingest=replace(base.ingest, **self._given("size_px", "policy")),
+            schedule=replace(
+                base.schedule,
+                warmup_epochs=min(base.schedule.warmup_epochs, (self.epochs or base.epochs) / 2),
+            ),
             model=replace(base.model, **self._given("backbone", "weights", "normalization")),
             optim=replace(base.optim, global_clipnorm=None) if clips else base.optim,
             track=replace(base.track, wandb=self.wandb, project=self.project, group=self.group),

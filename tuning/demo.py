@@ -8,7 +8,6 @@ from cluster.runtime import connect
 from datasets import storage
 from datasets.config import IngestConfig, PrepareConfig, SyntheticConfig
 from datasets.prepare import prepare
-from trainers import launch
 from trainers.__main__ import run_training
 from trainers.config import (
     FinetuneConfig,
@@ -19,6 +18,7 @@ from trainers.config import (
     TrackConfig,
 )
 from trainers.initializers import pretrained_available
+from trainers.runs import read_result
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.run import tune_sweep
 
@@ -131,4 +131,4 @@ def _pretrain(base: FinetuneConfig, out: str) -> str:
         print(f"{config.out}: reused, the network is pretrained")
     else:
         run_training(config)
-    return storage.join(launch.read_result(config.out)["checkpoint"], "model.safetensors")
+    return storage.join(read_result(config.out)["checkpoint"], "model.safetensors")

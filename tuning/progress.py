@@ -69,7 +69,7 @@ class Progress(tune.Callback):
     ) -> None:
         num_epochs = (trial.last_result or {}).get(metrics.EPOCH, self._config.base.epochs)
         if num_epochs < self._config.base.epochs:
-            self._print(trials, trial, f"pruned after {num_epochs} epochs")
+            self._print(trials, trial, f"pruned after epoch {num_epochs}")
             self._finish(trial, "pruned")
         else:
             self._print(trials, trial, "finished")

@@ -11,10 +11,10 @@ from typing import Any
 from ray import tune
 
 from cluster.runtime import Resources, connect
-from cluster.scaling import max_concurrent_trials, plan_workers
+from cluster.scaling import max_concurrent_trials
 from datasets import storage
 from datasets.shards import Manifest
-from trainers import launch
+from trainers import launch, metrics
 from tuning.config import TuningConfig
 from tuning.leaderboard import (
     Ended,
@@ -101,10 +101,16 @@ def _absolute(config: TuningConfig) -> TuningConfig:
 
 def _check(config: TuningConfig) -> Manifest:
     """Find the user's errors before anything starts, in every network of the space."""
-    manifest, *_ = [launch.check(training_of(config.base, model)) for model in models(config.space)]
+    trainings = (training_of(config.base, model) for model in models(config.space))
+    manifest, *_ = [launch.check(replace(training, out=config.out)) for training in trainings]
     uri = storage.join(config.out, "config.json")
     if storage.exists(uri):
         before = dict(_flatten(json.loads(storage.read_bytes(uri))))
+        if before["data_fingerprint"] != manifest.fingerprint:
+            raise ValueError(
+                f"data is {config.base.data!r}: it was prepared anew since the sweep in "
+                f"{config.out} began, and is another data set now; use another --out"
+            )
         for field, value in _flatten(_facts(config, manifest)):
             if not field.startswith(FREE_TO_CHANGE) and before.get(field) != value:
                 raise ValueError(
@@ -131,7 +137,7 @@ def _announce(
     config: TuningConfig, resources: Resources, num_trials: int, num_concurrent: int
 ) -> None:
     """Say what will run; a plan that doesn't fit raises here, before any trial starts."""
-    plan = plan_workers(resources, config.base.cluster, num_concurrent=num_concurrent)
+    plan = launch.plan_training(config.base, resources, num_concurrent=num_concurrent)
     space = config.space
     rates = space.learning_rate_range or space.learning_rates
     axes = {
@@ -184,8 +190,9 @@ def _close(
         if config.evaluate_winner and "test" in manifest.splits:
             test = evaluate_winner(winner)
             print(
-                f"Test split:   top-1 {test['test/top1']:.3f}, top-5 {test['test/top5']:.3f} on "
-                f"{test['num_images']} images, looked at once, for the winner alone"
+                f"Test split:   top-1 {test[metrics.TEST_TOP1]:.3f}, "
+                f"top-5 {test[metrics.TEST_TOP5]:.3f} on {test['num_images']} images, looked at "
+                "once, for the winner alone"
             )
         print(f"Train longer: {train_longer(winner, config.out)}")
     for command in sync:

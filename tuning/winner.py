@@ -8,8 +8,8 @@ from typing import Any
 from datasets import storage
 from trainers.config import FinetuneConfig
 from trainers.evaluate import evaluate
-from trainers.launch import read_config
 from trainers.recipes import RECIPES
+from trainers.runs import read_config
 from tuning.leaderboard import Standing
 
 LONGER = 3

@@ -1,0 +1,73 @@
+"""The run folder: config.json at its start, result.json at its end, and what may resume it."""
+
+import json
+from typing import Any
+
+from datasets import storage
+from datasets.config import require
+from datasets.shards import read_manifest
+from trainers import checkpoint
+from trainers.config import FinetuneConfig
+
+# What a longer or elsewhere continued run may change; all else would make it another run.
+FREE_TO_CHANGE = ("out", "epochs", "cluster", "track")
+
+
+def read_result(run: str) -> dict[str, Any]:
+    """Read how a run ended.
+
+    Raises:
+        ValueError: where its loss was no longer finite.
+    """
+    result = json.loads(storage.read_bytes(storage.join(run, "result.json")))
+    if result["diverged"]:
+        raise ValueError(result["diverged"])
+    return result
+
+
+def read_config(run: str) -> FinetuneConfig:
+    """Read the config a run was started with.
+
+    Raises:
+        ValueError: where there is no run.
+    """
+    try:
+        return FinetuneConfig.from_dict(
+            json.loads(storage.read_bytes(storage.join(run, "config.json")))
+        )
+    except FileNotFoundError:
+        raise ValueError(
+            f"run is {run!r}: no run folder there (config.json is missing); "
+            "give the --out of a training"
+        ) from None
+
+
+def open_run(config: FinetuneConfig) -> dict[str, Any] | None:
+    """Write config.json; return result.json where the run is finished already.
+
+    Raises:
+        ValueError: where the folder holds a run of another config.
+    """
+    uri = storage.join(config.out, "config.json")
+    if storage.exists(uri):
+        before, now = read_config(config.out).to_dict(), config.to_dict()
+        for field in before.keys() - set(FREE_TO_CHANGE):
+            require(
+                before[field] == now[field],
+                field,
+                now[field],
+                f"the run in {config.out} was started with {before[field]!r}; "
+                "use the same value to resume it, or another --out",
+            )
+    progress, manifest = checkpoint.latest_progress(config.out), read_manifest(config.data)
+    if progress is not None and progress.fingerprint != manifest.fingerprint:
+        raise ValueError(
+            f"data is {config.data!r}: it was prepared anew since the run in {config.out} began, "
+            "and is another data set now; use another --out"
+        )
+    storage.write_bytes(uri, json.dumps(config.to_dict(), indent=1).encode())
+    if storage.exists(storage.join(config.out, "result.json")):
+        result = read_result(config.out)
+        if result["epochs"] >= config.epochs:
+            return result
+    return None
