@@ -1,6 +1,7 @@
 """Each user's error ends in one sentence and exit code 2, without a traceback."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +39,7 @@ def fails(
         error = capsys.readouterr().err
         assert stopped.value.code == 2
         assert "Traceback" not in error
-        return error
+        return re.sub(r"[│\s]+", " ", error)  # tyro puts its own into a box
 
     return run
 
@@ -63,7 +64,7 @@ def test_prepare_names_what_is_wrong_with_the_source(fails: Fails, tmp_path: Pat
 
     assert str(tmp_path / "nowhere") in prepare(tmp_path / "nowhere")
     assert str(tmp_path / "empty") in prepare(tmp_path / "empty")
-    assert "one class" in prepare(one) or "sedan" in prepare(one)
+    assert "it has 1 class, and there is nothing to tell apart" in prepare(one)
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
