@@ -106,7 +106,7 @@ def _check(config: TuningConfig) -> Manifest:
     uri = storage.join(config.out, "config.json")
     if storage.exists(uri):
         before = dict(_flatten(json.loads(storage.read_bytes(uri))))
-        if before["data_fingerprint"] != manifest.fingerprint:
+        if before.get("data_fingerprint") != manifest.fingerprint:
             raise ValueError(
                 f"data is {config.base.data!r}: it was prepared anew since the sweep in "
                 f"{config.out} began, and is another data set now; use another --out"
