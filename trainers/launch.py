@@ -112,7 +112,7 @@ def fit(config: FinetuneConfig, *, num_concurrent: int = 1) -> dict[str, Any]:
         ValueError: where the user's config is wrong.
         ray.train.TrainingFailedError: where the failure budget is used up.
     """
-    config = _absolute(config)
+    config = with_absolute_paths(config)
     resources = find_resources()
     plan = plan_training(config, resources, num_concurrent=num_concurrent)
     if plan.num_workers == 0:
@@ -160,7 +160,7 @@ def fit_in_process(
 
     No process has to start, which is most of a head-only trial's time. Resumes as `fit` does.
     """
-    config = _absolute(config)
+    config = with_absolute_paths(config)
     config = replace(config, cluster=in_process(config.cluster))
     if (result := open_run(config)) is not None:
         return result
@@ -178,7 +178,7 @@ def _share(resources: Resources, plan: WorkerPlan, num_concurrent: int) -> dict[
     }
 
 
-def _absolute(config: FinetuneConfig) -> FinetuneConfig:
+def with_absolute_paths(config: FinetuneConfig) -> FinetuneConfig:
     """Workers run in folders of their own: relative paths would mean something else there."""
     weights = config.model.weights
     return replace(

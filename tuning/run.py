@@ -45,7 +45,8 @@ def tune_sweep(config: TuningConfig) -> dict[str, Any]:
     Raises:
         ValueError: where the config is wrong, or OUT holds another sweep.
     """
-    config = _absolute(config)
+    base = launch.with_absolute_paths(replace(config.base, out=config.out))
+    config = replace(config, base=base, out=base.out)
     manifest = _check(config)
     known = read_leaderboard(config.out)
     if known is not None and all(row.state != "failed" for row in known[0]):
@@ -85,24 +86,9 @@ def tune_sweep(config: TuningConfig) -> dict[str, Any]:
     return _close(config, manifest, standings, sync)
 
 
-def _absolute(config: TuningConfig) -> TuningConfig:
-    """Trials run in folders of their own: relative paths would mean something else there."""
-    base = config.base
-    weights = base.model.weights
-    base = replace(
-        base,
-        data=storage.absolute(base.data, "data"),
-        model=replace(
-            base.model, weights=storage.absolute(weights, "model.weights") if weights else None
-        ),
-    )
-    return replace(config, base=base, out=storage.absolute(config.out, "out"))
-
-
 def _check(config: TuningConfig) -> Manifest:
     """Find the user's errors before anything starts, in every network of the space."""
-    trainings = (training_of(config.base, model) for model in models(config.space))
-    manifest, *_ = [launch.check(replace(training, out=config.out)) for training in trainings]
+    manifest, *_ = [launch.check(training_of(config.base, model)) for model in models(config.space)]
     uri = storage.join(config.out, "config.json")
     if storage.exists(uri):
         before = dict(_flatten(json.loads(storage.read_bytes(uri))))
