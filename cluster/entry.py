@@ -13,13 +13,13 @@ ROOT = Path(__file__).resolve().parent.parent
 def run_room(main: Callable[[list[str]], None]) -> None:
     """Call `main` with the command line; the user's error ends in one sentence and exit code 2.
 
-    A ValueError raised by a line of Thaw is the user's error. One raised inside a library is a bug
-    and keeps its traceback. THAW_TRACEBACK=1 shows the traceback of both.
+    A ValueError or OSError raised by a line of Thaw is the user's error. One from a library
+    is a bug and keeps its traceback. THAW_TRACEBACK=1 shows the traceback of both.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         main(sys.argv[1:])
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
         ours = raised_in.is_relative_to(ROOT) and not raised_in.is_relative_to(ROOT / ".venv")
         if not ours or os.environ.get("THAW_TRACEBACK"):

@@ -1,64 +1,109 @@
-"""Augmentation policies: what happens to an image between decoding and the network.
+"""Augmentation policies: what happens to an image between its bytes and the network.
 
 A view depends on (seed, epoch, image id) alone: the same pixels on 1 worker or 64, after a
 restart, in any order. Albumentations seeds itself per DataLoader worker, which means nothing inside
-a Ray task, so every image seeds the policy anew.
+a Ray task, so every image seeds the policy anew. The crop is drawn first, from the shape in a
+JPEG's header, so that no image is decoded larger than its view needs.
 """
 
-import os
+import random
+from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network at import otherwise
-
-import albumentations as A
+import cv2
 import numpy as np
 
 from datasets.config import Policy
+from datasets.decode import REDUCTIONS, Content, decode, decode_jpeg, jpeg_shape
+from datasets.policies import build_policy
 
+REDUCED_TOLERANCES = {2: 5.0, 4: 8.0, 8: 13.0}
+"""By how much `view` may differ from `augment` where it decodes reduced by the key: mean absolute
+difference over photographs, in levels of 0 to 255. Reducing averages pixels that plain bilinear
+skips, and the crop's edges are rounded to reduced pixels."""
 
-def _none(size_px: int) -> list[A.BasicTransform]:
-    return [A.SmallestMaxSize(size_px), A.CenterCrop(size_px, size_px)]
+# One process per core augments already: OpenCV's own threads would only get in each other's way.
+cv2.setNumThreads(0)
 
-
-def _light(size_px: int) -> list[A.BasicTransform]:
-    return [
-        A.RandomResizedCrop((size_px, size_px), scale=(0.7, 1.0), ratio=(0.8, 1.25)),
-        A.HorizontalFlip(),
-    ]
-
-
-def _cars(size_px: int) -> list[A.BasicTransform]:
-    # No vertical flip or large rotation: cars stand on their wheels. Colour says little about a
-    # model, so it is jittered; hue a little, as lamps and plates do tell.
-    return [
-        A.RandomResizedCrop((size_px, size_px), scale=(0.5, 1.0), ratio=(0.75, 1.333)),
-        A.HorizontalFlip(),
-        A.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.02, p=0.8),
-        A.ToGray(p=0.05),
-        A.CoarseDropout(
-            num_holes_range=(1, 2),
-            hole_height_range=(0.1, 0.3),
-            hole_width_range=(0.1, 0.3),
-            p=0.25,
-        ),
-    ]
-
-
-POLICIES = {"none": _none, "light": _light, "cars": _cars}
+# What every transform draws from. To reseed it costs a tenth of Albumentations' `set_random_seed`,
+# which makes new generators for each transform.
+_random, _generator = random.Random(), np.random.Generator(np.random.PCG64())
 
 
 @cache
-def build_policy(policy: Policy, size_px: int) -> A.Compose:
-    """Build the policy as one Albumentations pipeline, once per process."""
-    return A.Compose([*POLICIES[policy](size_px)])
+def _build_steps(policy: Policy, size_px: int) -> tuple[Any, Sequence[Callable[..., Any]]]:
+    """Build the random crop, or None, and the other transforms, all on the shared state."""
+    pipeline = build_policy(policy, size_px)
+    pipeline.set_random_state(_generator, _random)
+    first, *rest = pipeline.transforms
+    return (None, pipeline.transforms) if policy == "none" else (first, rest)
+
+
+def reseed(seed: int, epoch: int, image_id: int) -> tuple[np.random.Generator, random.Random]:
+    """Set the state that policies draw from to where one view begins, and return it."""
+    # Every bit of the key spreads over the whole Mersenne Twister, and from there to PCG64.
+    _random.seed(seed << 128 | epoch << 64 | image_id & (2**64 - 1))
+    _generator.bit_generator.state = {
+        "bit_generator": "PCG64",
+        "state": {"state": _random.getrandbits(128), "inc": _random.getrandbits(128) | 1},
+        "has_uint32": 0,
+        "uinteger": 0,
+    }
+    return _generator, _random
+
+
+def view(
+    content: Content, policy: Policy, size_px: int, *, seed: int, epoch: int, image_id: int
+) -> np.ndarray:
+    """Return one view of an encoded image as uint8 `[size_px, size_px, 3]`, at the least cost.
+
+    It is what `augment` makes of the decoded image: to the bit, or within REDUCED_TOLERANCES where
+    both sides of the crop are at least twice `size_px`.
+
+    Raises:
+        ValueError: where the bytes hold no readable image.
+    """
+    shape_HW = jpeg_shape(content)
+    if shape_HW is None:
+        image_HWC = decode(content)
+        return augment(image_HWC, policy, size_px, seed=seed, epoch=epoch, image_id=image_id)
+    box = left, top, right, bottom = _draw_box(policy, size_px, shape_HW, (seed, epoch, image_id))
+    times_larger = min(right - left, bottom - top) // size_px
+    reduction = next((r for r in REDUCTIONS if r <= times_larger), 1)
+    image_HWC = decode_jpeg(content, shape_HW, reduction=reduction)
+    return _apply(policy, size_px, image_HWC, tuple(round(edge / reduction) for edge in box))
 
 
 def augment(
     image_HWC: np.ndarray, policy: Policy, size_px: int, *, seed: int, epoch: int, image_id: int
 ) -> np.ndarray:
-    """Return one view of an RGB image as uint8 `[size_px, size_px, 3]`."""
-    pipeline = build_policy(policy, size_px)
-    if policy != "none":
-        entropy = np.random.SeedSequence((seed, epoch, image_id))
-        pipeline.set_random_seed(int(entropy.generate_state(1)[0]))
-    return pipeline(image=image_HWC)["image"]
+    """Return one view of an RGB image as uint8 `[size_px, size_px, 3]`.
+
+    The image is never written to, but shares its memory with a view that changes no pixel.
+    """
+    box = _draw_box(policy, size_px, image_HWC.shape, (seed, epoch, image_id))
+    return _apply(policy, size_px, image_HWC, box)
+
+
+def _draw_box(
+    policy: Policy, size_px: int, shape_HWC: tuple[int, ...], key: tuple[int, int, int]
+) -> tuple[int, ...]:
+    """Return left, top, right and bottom of the part of an image that its view shows."""
+    crop, _ = _build_steps(policy, size_px)
+    if crop is None:
+        return 0, 0, shape_HWC[1], shape_HWC[0]
+    reseed(*key)
+    _random.random()  # in step with A.Compose, which draws whether to run at all
+    return crop.get_params_dependent_on_data({"shape": shape_HWC}, {})["crop_coords"]
+
+
+def _apply(policy: Policy, size_px: int, image_HWC: np.ndarray, box: tuple[int, ...]) -> np.ndarray:
+    crop, transforms = _build_steps(policy, size_px)
+    left, top, right, bottom = box
+    image_HWC = image_HWC[top:bottom, left:right]
+    if crop is not None:
+        image_HWC = cv2.resize(image_HWC, (size_px, size_px), interpolation=crop.interpolation)
+    for transform in transforms:
+        image_HWC = transform(image=image_HWC)["image"]
+    return image_HWC

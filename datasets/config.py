@@ -5,9 +5,11 @@ from typing import Literal
 
 SOURCES = ("folder", "stanford", "parquet", "synthetic")
 POLICIES = ("none", "light", "cars")
+INGESTS = ("auto", "stream", "memory")
 
 Source = Literal["folder", "stanford", "parquet", "synthetic"]
 Policy = Literal["none", "light", "cars"]
+Ingest = Literal["auto", "stream", "memory"]
 LabelBy = Literal["model", "body"]
 
 
@@ -123,10 +125,18 @@ class IngestConfig:
     """Height and width of the images the network sees."""
     policy: Policy = "cars"
     """Augmentation of training images; evaluation always uses `none`."""
-    window_row_groups: int = 8
-    """Rows are shuffled within windows of this many row groups, drawn anew every epoch."""
+    ingest: Ingest = "auto"
+    """stream: every epoch reads and decodes. memory: images are decoded once and kept in the object
+    store. auto: memory where the decoded images fit `memory_share` of it and no pixel changes."""
+    memory_share: float = 0.3
+    """Share of the cluster's object store that decoded images may fill, over all trainings."""
+    interleave: int = 8
+    """Row groups read side by side: every batch takes the same share of images from each of so
+    many places of the data set. More mix better and read more."""
     task_images: int = 256
     """About how many images one read task reads, decodes and augments."""
+    max_bad_fraction: float = 0.01
+    """Images of an epoch that may turn out unreadable; a run that meets more stops."""
 
     def __post_init__(self) -> None:
         require(16 <= self.size_px <= 1024, "ingest.size_px", self.size_px, "use 16 to 1024 pixels")
@@ -136,10 +146,18 @@ class IngestConfig:
             self.policy,
             f"choose from {', '.join(POLICIES)}",
         )
+        require(self.ingest in INGESTS, "ingest", self.ingest, f"choose from {', '.join(INGESTS)}")
         require(
-            self.window_row_groups >= 1,
-            "ingest.window_row_groups",
-            self.window_row_groups,
-            "use 1 or more",
+            0 < self.memory_share <= 0.6,
+            "ingest.memory_share",
+            self.memory_share,
+            "use a share up to 0.6: batches need room as well",
         )
+        require(self.interleave >= 1, "ingest.interleave", self.interleave, "use 1 or more")
         require(self.task_images >= 1, "ingest.task_images", self.task_images, "use 1 or more")
+        require(
+            0 <= self.max_bad_fraction <= 1,
+            "ingest.max_bad_fraction",
+            self.max_bad_fraction,
+            "use a share from 0 to 1",
+        )

@@ -1,19 +1,71 @@
-"""JPEG bytes -> RGB pixels."""
+"""Encoded images -> RGB pixels, a JPEG at the least cost.
 
-import cv2
+simplejpeg beats OpenCV, gives the same pixels to the bit and refuses a truncated JPEG, which OpenCV
+fills with grey and says nothing. Its fast DCT and upsampling stay off: they would save 5 percent of
+a view or less, and no other decoder would give the same pixels.
+
+H height, W width, C the channels red, green, blue.
+"""
+
+import math
+
 import numpy as np
+import pyarrow as pa
+import simplejpeg
 
-# One process per core reads already: OpenCV's own threads would only get in each other's way.
-cv2.setNumThreads(0)
+from datasets.images import MAX_PIXELS, BadImage, load_image
+
+Content = bytes | pa.Buffer
+
+REDUCTIONS = (8, 4, 2)
+"""By how much a JPEG can be reduced while it is decoded: it costs less than decoding it whole."""
+
+_HEAD_BYTES = 4096  # Exif stands at the start of a file, before its tables and pixels
 
 
-def decode(content: bytes) -> np.ndarray:
-    """Decode an encoded image to uint8 `[height, width, 3]` RGB, upright by its EXIF orientation.
+def jpeg_shape(content: Content) -> tuple[int, int] | None:
+    """Return height and width of a JPEG whose pixels lie upright, without decoding them.
+
+    None stands for whatever `decode_jpeg` may not decode: other formats, CMYK, JPEGs with Exif,
+    whose pixels may lie on their side, damaged headers.
+    """
+    encoded = np.frombuffer(content, np.uint8)
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(encoded)
+    except ValueError:
+        return None
+    shape_HW = int(height), int(width)
+    if math.prod(shape_HW) > MAX_PIXELS or colorspace in ("CMYK", "YCCK"):
+        return None
+    return None if b"Exif\0" in encoded[:_HEAD_BYTES].tobytes() else shape_HW
+
+
+def decode_jpeg(content: Content, shape_HW: tuple[int, int], *, reduction: int = 1) -> np.ndarray:
+    """Decode a JPEG of `jpeg_shape` to uint8 `[ceil(H / reduction), ceil(W / reduction), 3]` RGB.
+
+    A reduction of REDUCTIONS averages squares of pixels before they are computed (scaled DCT).
+
+    Raises:
+        ValueError: where the JPEG is truncated or visibly damaged.
+    """
+    height, width = (-(-side // reduction) for side in shape_HW)
+    encoded = np.frombuffer(content, np.uint8)
+    try:
+        return simplejpeg.decode_jpeg(encoded, min_height=height, min_width=width)
+    except ValueError as error:
+        raise ValueError(f"image of {len(encoded)} bytes cannot be decoded: {error}") from error
+
+
+def decode(content: Content) -> np.ndarray:
+    """Decode an image of any common format to uint8 `[H, W, 3]` RGB, upright by its Exif.
 
     Raises:
         ValueError: where the bytes hold no readable image.
     """
-    image_HWC = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
-    if image_HWC is None:
-        raise ValueError(f"image of {len(content)} bytes cannot be decoded")
-    return image_HWC
+    shape_HW = jpeg_shape(content)
+    if shape_HW is not None:
+        return decode_jpeg(content, shape_HW)
+    try:
+        return load_image(memoryview(content).tobytes())
+    except BadImage as error:
+        raise ValueError(f"image of {len(content)} bytes cannot be decoded: {error}") from error

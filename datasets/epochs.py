@@ -1,96 +1,49 @@
 """All epochs of a run as one Ray Data stream per rank.
 
 One read task reads, decodes and augments, and yields one uint8 block that holds whole batches; one
-execution streams all epochs, so no epoch starts cold. Normalization and the change to
+execution streams all epochs, so no epoch starts cold. A long run is cut into executions of
+EXECUTION_TASKS, each started while the last blocks of the one before are read: what Ray Data holds
+stays the same however many images and epochs there are. Normalization and the change to
 channels-first belong to the device.
 
 Dimensions: N images of a batch, S size in pixels.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import TypedDict, cast
+from itertools import chain, islice
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import ray
 import ray.data
 from ray.data import DataContext, Datasource, ExecutionOptions, ExecutionResources
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
-from ray.data.extensions import ArrowTensorArray
 
-from datasets import storage
-from datasets.augment import augment
 from datasets.config import IngestConfig
-from datasets.decode import decode
-from datasets.plan import Chunk, Plan, RowGroup, rows_in_order
+from datasets.memory import Memory
+from datasets.plan import Chunk, Plan
+from datasets.read import read_chunk
 
 PAUSE_SLICES, PAUSE_SLICE_S = 10, 0.01
+EXECUTION_TASKS, AHEAD_TASKS = 512, 32
 
 
 class Batch(TypedDict):
     image: np.ndarray
     """uint8 `[N, S, S, 3]`, RGB."""
     label: np.ndarray
-    """int64 `[N]`."""
+    """int64 `[N]`; LOST where the image could not be had."""
     image_id: np.ndarray
     """int64 `[N]`."""
-
-
-def read_chunk(chunk: Chunk, *, ingest: IngestConfig, seed: int, train: bool) -> Iterator[pa.Table]:
-    """Read, decode and augment one chunk into one block. Runs in a Ray task."""
-    order = rows_in_order(chunk, seed=seed, shuffle=train)
-    wanted = np.concatenate(
-        [order[r.start - chunk.start : r.stop - chunk.start] for r in chunk.ranges]
-    )
-    policy = ingest.policy if train else "none"
-    size_px = ingest.size_px
-    images_NSSC = np.empty((len(wanted), size_px, size_px, 3), np.uint8)
-    labels_N = np.empty(len(wanted), np.int64)
-    image_ids_N = np.empty(len(wanted), np.int64)
-
-    # Row group by row group, so that a task never holds more encoded images than one of them.
-    places = np.argsort(wanted, kind="stable")
-    wanted_sorted = wanted[places]
-    first_row = 0
-    for group in chunk.row_groups:
-        low, high = np.searchsorted(wanted_sorted, (first_row, first_row + group.num_rows))
-        if low < high:
-            table = _read_row_group(group).take(wanted_sorted[low:high] - first_row)
-            image_ids = table["image_id"].to_numpy()
-            labels_N[places[low:high]] = table["label"].to_numpy()
-            image_ids_N[places[low:high]] = image_ids
-            for place, image_id, content in zip(
-                places[low:high], image_ids, table["image"], strict=True
-            ):
-                images_NSSC[place] = augment(
-                    decode(content.as_buffer()),
-                    policy,
-                    size_px,
-                    seed=seed,
-                    epoch=chunk.epoch,
-                    image_id=int(image_id),
-                )
-        first_row += group.num_rows
-    yield pa.table(
-        {
-            "image": ArrowTensorArray.from_numpy(images_NSSC),
-            "label": labels_N,
-            "image_id": image_ids_N,
-        }
-    )
-
-
-def _read_row_group(group: RowGroup) -> pa.Table:
-    filesystem, path = storage.resolve(group.uri)
-    with filesystem.open_input_file(path) as file:
-        return pq.ParquetFile(file).read_row_group(
-            group.index, columns=["image", "label", "image_id"]
-        )
+    losses: list[str]
+    """Names of the lost images, with the reason."""
 
 
 class EpochsDatasource(Datasource):
@@ -98,7 +51,7 @@ class EpochsDatasource(Datasource):
 
     def __init__(
         self,
-        chunks: tuple[Chunk, ...],
+        chunks: list[Chunk],
         read: Callable[[Chunk], Iterator[pa.Table]],
         bytes_per_image: int,
     ) -> None:
@@ -147,43 +100,92 @@ def stream(
     plan: Plan,
     ingest: IngestConfig,
     *,
-    seed: int,
-    train: bool,
     reader_cpus: float = 1.0,
     store_bytes: float | None = None,
+    memory: Memory | None = None,
 ) -> Iterator[Batch]:
     """Execute a plan as one Ray Data stream and yield its batches in order, through all epochs.
 
     Args:
-        train: shuffle and augment as the plan was made for training; else policy `none`.
         reader_cpus: logical CPUs of a read task.
         store_bytes: object store this stream may fill ahead of its reader.
+        memory: of the split, to decode its images only once.
     """
-    if not plan.chunks:
-        return
+    read = partial(read_chunk, ingest=ingest, seed=plan.seed, train=plan.train, memory=memory)
+    execute = partial(
+        execute_chunks,
+        read=read,
+        bytes_per_image=3 * ingest.size_px**2 + 16,
+        reader_cpus=reader_cpus,
+        store_bytes=store_bytes,
+    )
+    for block in join_executions(plan.chunks(), execute):
+        images_NSSC = block["image"].combine_chunks().to_numpy(zero_copy_only=False)
+        labels_N, image_ids_N = block["label"].to_numpy(), block["image_id"].to_numpy()
+        for start in range(0, len(labels_N), plan.worker_batch_size):
+            rows = slice(start, start + plan.worker_batch_size)
+            yield Batch(
+                image=images_NSSC[rows],
+                label=labels_N[rows],
+                image_id=image_ids_N[rows],
+                losses=block["loss"][rows].drop_null().to_pylist(),
+            )
+
+
+def execute_chunks(
+    chunks: list[Chunk],
+    *,
+    read: Callable[[Chunk], Iterator[pa.Table]],
+    bytes_per_image: int,
+    reader_cpus: float,
+    store_bytes: float | None,
+) -> Iterator[pa.Table]:
+    """Yield one block per chunk, in order, by one Ray Data execution."""
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
+    context.target_max_block_size = None  # a block holds whole batches: never cut it
     context.custom_execution_callback_classes.append(PauseWhileAhead)
     context.execution_options = ExecutionOptions(
         preserve_order=True,
         resource_limits=ExecutionResources.for_limits(object_store_memory=store_bytes),
     )
-    source = EpochsDatasource(
-        plan.chunks,
-        partial(read_chunk, ingest=ingest, seed=seed, train=train),
-        bytes_per_image=3 * ingest.size_px**2 + 16,
-    )
     with DataContext.current(context):  # a data set keeps the context it was made in
         # As many blocks as tasks: with more, Ray splits every output into crumbs.
         dataset = ray.data.read_datasource(
-            source, override_num_blocks=len(plan.chunks), num_cpus=reader_cpus
+            EpochsDatasource(chunks, read, bytes_per_image),
+            override_num_blocks=len(chunks),
+            num_cpus=reader_cpus,
+            # Blocks are made on the node that uses them, and elsewhere once it is busy.
+            label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
+            fallback_strategy=[{"label_selector": {}}],
         )
-    for block in dataset.iter_batches(batch_size=None, batch_format="numpy"):
-        columns = cast(Batch, block)
-        for start in range(0, len(columns["label"]), plan.worker_batch_size):
-            rows = slice(start, start + plan.worker_batch_size)
-            yield Batch(
-                image=columns["image"][rows],
-                label=columns["label"][rows],
-                image_id=columns["image_id"][rows],
-            )
+    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+
+
+def join_executions(
+    chunks: Iterable[Chunk], execute: Callable[[list[Chunk]], Iterator[pa.Table]]
+) -> Iterator[pa.Table]:
+    """Execute chunks some at a time, each execution begun while the one before still yields."""
+    chunks = iter(chunks)
+    with ThreadPoolExecutor(1) as pool:
+
+        def start() -> tuple[int, Future[Iterator[pa.Table]]]:
+            part = list(islice(chunks, EXECUTION_TASKS))
+            return len(part), pool.submit(lambda: begin(execute(part)) if part else iter(()))
+
+        remaining, execution = start()
+        while remaining:
+            following: tuple[int, Future[Iterator[pa.Table]]] | None = None
+            for block in execution.result():
+                yield block
+                remaining -= 1
+                if remaining <= AHEAD_TASKS and following is None:
+                    following = start()
+            assert following is not None, "an execution yields a block per chunk"
+            remaining, execution = following
+
+
+def begin(blocks: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """Wait for the first block, which begins the execution."""
+    first = next(blocks)
+    return chain([first], blocks)

@@ -46,12 +46,14 @@ def list_visible(field: str, uri: str) -> list[fs.FileInfo]:
     """Files and folders directly below `uri`, sorted, without hidden ones.
 
     Raises:
-        ValueError: where there is no such folder; the sentence blames `field`.
+        ValueError: where there is no such folder, which the sentence blames on `field`, or it is
+            out of reach.
     """
     file_system, path = storage.resolve(uri)
-    if file_system.get_file_info(path).type != fs.FileType.Directory:
-        raise ValueError(f"{field} is {uri!r}: there is no such folder; check the path")
-    below = file_system.get_file_info(fs.FileSelector(path))
+    with storage.explaining(uri):
+        if file_system.get_file_info(path).type != fs.FileType.Directory:
+            raise ValueError(f"{field} is {uri!r}: there is no such folder; check the path")
+        below = file_system.get_file_info(fs.FileSelector(path))
     visible = (info for info in below if not info.base_name.startswith("."))
     return sorted(visible, key=lambda info: info.base_name)
 

@@ -87,12 +87,14 @@ def read_rows(references: pa.Table, *, image_column: str) -> Iterator[bytes | Ba
 
 def _list_parquet_files(field: str, root: str) -> list[fs.FileInfo]:
     file_system, path = storage.resolve(root)
-    info = file_system.get_file_info(path)
+    with storage.explaining(root):
+        info = file_system.get_file_info(path)
     if info.type == fs.FileType.NotFound:
         raise ValueError(f"{field} is {root!r}: nothing is there; give the URI of Parquet files")
     if info.type == fs.FileType.File:
         return [info]
-    below = file_system.get_file_info(fs.FileSelector(path, recursive=True))
+    with storage.explaining(root):
+        below = file_system.get_file_info(fs.FileSelector(path, recursive=True))
     files = sorted((i for i in below if i.path.endswith(".parquet")), key=lambda i: i.path)
     if not files:
         raise ValueError(f"{field} is {root!r}: no .parquet file lies below it")

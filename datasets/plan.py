@@ -1,104 +1,162 @@
 """Which image stands where in an epoch, and which read task brings it.
 
-The order of an epoch is a function of (seed, epoch); a global batch is a range of positions in that
-order, and a rank's share of it a range inside. So the order is the same on any number of workers,
-every rank takes equally many training steps, and a plan can start at any step. Training drops the
-tail that fills no global batch (other images every epoch); evaluation drops nothing and sees each
-image exactly once.
+The order of an epoch is a function of (seed, epoch): row groups are shuffled, then the rows within
+each, and the result is cut into a few lanes that are read side by side, as tf.data's `interleave`
+and MosaicML's canonical nodes do. Every global batch takes the same share of images from each lane,
+so it mixes row groups that lie far apart; a rank takes a range of every global batch, so it reads
+few lanes and not the whole data set.
+
+The order is therefore the same on any number of workers, every rank takes equally many training
+steps, and a plan can start at any step. Training drops the tail that fills no global batch (other
+images every epoch); evaluation keeps the stored order, drops nothing and sees each image once.
+
+Dimensions: N images of a chunk, B of a global batch.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from datasets import storage
 from datasets.config import IngestConfig, require
-from datasets.shards import Manifest
+from datasets.shards import Manifest, Split
+
+LOST = -1
+"""The label of an image that could not be had: it keeps its place in a batch and counts nowhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowGroup:
     uri: str
     index: int
+    """Its place in the shard."""
     num_rows: int
+    first_row: int
+    """Number of its first row among all of the split."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """What one read task yields: ranges of positions in an epoch's order, one per batch."""
+    """What one read task yields: some batches of an epoch, one after the other."""
 
     epoch: int
-    ranges: tuple[range, ...]
     row_groups: tuple[RowGroup, ...]
-    """Those of the windows the ranges touch."""
-    windows: tuple[tuple[int, int], ...]
-    """For each such window its number and how many of the row groups are its own."""
-    start: int
-    """Position at which the first window begins."""
+    group_N: np.ndarray
+    """For each image, which of `row_groups` it lies in."""
+    row_N: np.ndarray
+    """And its row there."""
 
     @property
     def num_images(self) -> int:
-        return sum(len(positions) for positions in self.ranges)
+        return len(self.group_N)
+
+
+class RowGroups:
+    """The row groups of a split as arrays: 20 bytes each, whatever they hold."""
+
+    def __init__(self, data: str, split: Split) -> None:
+        self._uris = [storage.join(data, shard.path) for shard in split.shards]
+        counts = [len(shard.row_groups) for shard in split.shards]
+        self._ends = np.cumsum(counts)
+        self.num_rows = np.concatenate([np.array(s.row_groups, np.int32) for s in split.shards])
+        self.first_rows = np.cumsum(self.num_rows, dtype=np.int64) - self.num_rows
+        self.num_images = int(self.num_rows.sum(dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.num_rows)
+
+    def __getitem__(self, number: int) -> RowGroup:
+        shard = int(np.searchsorted(self._ends, number, side="right"))
+        return RowGroup(
+            uri=self._uris[shard],
+            index=number - (int(self._ends[shard - 1]) if shard else 0),
+            num_rows=int(self.num_rows[number]),
+            first_row=int(self.first_rows[number]),
+        )
 
 
 class EpochOrder:
-    """The order of one epoch: row groups shuffled, then rows shuffled within windows of them.
+    """Where the positions of one epoch's order lie."""
 
-    Costs memory per row group, not per image.
-    """
-
-    def __init__(
-        self, row_groups: list[RowGroup], window_size: int, *, seed: int, epoch: int, shuffle: bool
-    ) -> None:
-        order = np.arange(len(row_groups))
+    def __init__(self, row_groups: RowGroups, *, seed: int, epoch: int, shuffle: bool) -> None:
+        self._row_groups, self._seed, self._epoch = row_groups, seed, epoch
+        self._shuffle = shuffle
+        self._order = np.arange(len(row_groups), dtype=np.int32)
         if shuffle:
-            np.random.default_rng((seed, epoch)).shuffle(order)
-        self._epoch = epoch
-        self._windows = [
-            [row_groups[i] for i in order[start : start + window_size]]
-            for start in range(0, len(order), window_size)
-        ]
-        sizes = [sum(group.num_rows for group in window) for window in self._windows]
-        self._starts = np.concatenate([[0], np.cumsum(sizes)])
+            np.random.default_rng((seed, epoch)).shuffle(self._order)
+        self._ends = np.cumsum(row_groups.num_rows[self._order], dtype=np.int64)
 
-    def chunk(self, ranges: list[range]) -> Chunk:
+    def chunk(self, positions_N: np.ndarray) -> Chunk:
         """Gather what a read task has to know to yield these positions."""
-        first, last = (
-            int(np.searchsorted(self._starts, position, side="right")) - 1
-            for position in (ranges[0].start, ranges[-1].stop - 1)
+        places, group_N = np.unique(
+            np.searchsorted(self._ends, positions_N, side="right"), return_inverse=True
         )
-        windows = self._windows[first : last + 1]
+        row_groups = [self._row_groups[int(self._order[place])] for place in places]
+        starts = self._ends[places] - [group.num_rows for group in row_groups]
+        row_N = positions_N - starts[group_N]
+        if self._shuffle:
+            for number, group in enumerate(row_groups):
+                rng = np.random.default_rng((self._seed, self._epoch, group.first_row))
+                inside = group_N == number
+                row_N[inside] = rng.permutation(group.num_rows)[row_N[inside]]
         return Chunk(
             epoch=self._epoch,
-            ranges=tuple(ranges),
-            start=int(self._starts[first]),
-            windows=tuple((first + i, len(window)) for i, window in enumerate(windows)),
-            row_groups=tuple(group for window in windows for group in window),
+            row_groups=tuple(row_groups),
+            group_N=group_N.astype(np.int32),
+            row_N=row_N.astype(np.int32),
         )
 
 
-def rows_in_order(chunk: Chunk, *, seed: int, shuffle: bool) -> np.ndarray:
-    """Row numbers, counted through `chunk.row_groups`, in the order of the epoch's positions."""
-    rows: list[np.ndarray] = []
-    first_row = first_group = 0
-    for window, num_groups in chunk.windows:
-        groups = chunk.row_groups[first_group : first_group + num_groups]
-        num_rows = sum(group.num_rows for group in groups)
-        window_rows = np.arange(first_row, first_row + num_rows)
-        if shuffle:
-            np.random.default_rng((seed, chunk.epoch, window)).shuffle(window_rows)
-        rows.append(window_rows)
-        first_row, first_group = first_row + num_rows, first_group + num_groups
-    return np.concatenate(rows)
+class Lanes:
+    """Positions of the slots of a global batch: lane by lane, each with its own part of the order.
+
+    Slot s of batch b lies at `start_B[s] + b * step_B[s]`.
+    """
+
+    def __init__(self, num_images: int, global_batch_size: int, num_lanes: int) -> None:
+        num_lanes = min(num_lanes, global_batch_size)
+        edges = np.arange(num_lanes + 1) * global_batch_size // num_lanes
+        widths = np.diff(edges)
+        lane_B = np.repeat(np.arange(num_lanes), widths)
+        lane_starts = num_images * edges // global_batch_size
+        self.step_B = widths[lane_B]
+        self.start_B = lane_starts[lane_B] + np.arange(global_batch_size) - edges[lane_B]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """A rank's share of every epoch of a run."""
 
-    chunks: tuple[Chunk, ...]
+    row_groups: RowGroups
+    seed: int
+    train: bool
+    """Shuffled and augmented."""
+    epochs: range
+    start_step: int
     batches_per_epoch: int
     worker_batch_size: int
+    task_batches: int
+    """Batches of a read task, once it has grown to its full size."""
+    start_B: np.ndarray
+    """Position of each of this rank's slots in the first batch of an epoch."""
+    step_B: np.ndarray
+    """And how far it moves from batch to batch."""
+    stop: int
+    """Positions from here on belong to another rank, or to no batch."""
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Yield the read tasks of all epochs in order, planning each epoch when it comes."""
+        batches = 1  # a small first task for a fast first batch, then twice as large each
+        for epoch in self.epochs:
+            order = EpochOrder(self.row_groups, seed=self.seed, epoch=epoch, shuffle=self.train)
+            step = self.start_step if epoch == self.epochs.start else 0
+            while step < self.batches_per_epoch:
+                steps = np.arange(step, min(step + batches, self.batches_per_epoch))
+                positions_N = (self.start_B + steps[:, None] * self.step_B).ravel()
+                yield order.chunk(positions_N[positions_N < self.stop])
+                step += len(steps)
+                batches = min(2 * batches, self.task_batches)
 
 
 def plan_epochs(
@@ -118,27 +176,25 @@ def plan_epochs(
 ) -> Plan:
     """Plan a rank's share of every epoch from `start_epoch` on.
 
+    Costs 20 bytes per row group and a chunk at a time, in any number of images and epochs.
+
     Args:
         train: shuffled, augmented, equal steps on all ranks; else in stored order, each image
             exactly once over the ranks, the last batches shorter.
-        start_step: steps of `start_epoch` that are done already (training only).
+        start_step: steps of `start_epoch` that are done already.
 
     Raises:
         ValueError: where the split holds no global batch, or ranks can't share one equally.
     """
-    row_groups = [
-        RowGroup(uri=storage.join(data, shard.path), index=index, num_rows=num_rows)
-        for shard in manifest.split(split).shards
-        for index, num_rows in enumerate(shard.row_groups)
-    ]
-    num_images = sum(group.num_rows for group in row_groups)
+    row_groups = RowGroups(data, manifest.split(split))
+    num_images = row_groups.num_images
     require(
         global_batch_size % world_size == 0,
         "global_batch_size",
         global_batch_size,
         f"make it a multiple of the {world_size} workers",
     )
-    worker_batch_size = global_batch_size // world_size
+    size = global_batch_size // world_size
     if train:
         require(
             global_batch_size <= num_images,
@@ -146,30 +202,24 @@ def plan_epochs(
             global_batch_size,
             f"{split} has {num_images} images; use at most as many",
         )
-        offset = rank * worker_batch_size
-        ranges = [
-            range(start + offset, start + offset + worker_batch_size)
-            for start in range(0, num_images - global_batch_size + 1, global_batch_size)
-        ]
+        lanes = Lanes(num_images, global_batch_size, ingest.interleave)
+        slots = slice(rank * size, (rank + 1) * size)
+        start_B, step_B = lanes.start_B[slots], lanes.step_B[slots]
+        batches, stop = num_images // global_batch_size, num_images
     else:
-        low, high = (num_images * r // world_size for r in (rank, rank + 1))
-        ranges = [
-            range(start, min(start + worker_batch_size, high))
-            for start in range(low, high, worker_batch_size)
-        ]
-
-    chunks: list[Chunk] = []
-    batches_per_chunk = 1  # a small first task for a fast first batch, then twice as large each
-    largest = max(1, ingest.task_images // worker_batch_size)
-    for epoch in range(start_epoch, num_epochs):
-        order = EpochOrder(
-            row_groups, ingest.window_row_groups, seed=seed, epoch=epoch, shuffle=train
-        )
-        batch = start_step if epoch == start_epoch else 0
-        while batch < len(ranges):
-            chunks.append(order.chunk(ranges[batch : batch + batches_per_chunk]))
-            batch += batches_per_chunk
-            batches_per_chunk = min(2 * batches_per_chunk, largest)
+        low, stop = (num_images * r // world_size for r in (rank, rank + 1))
+        start_B, step_B = np.arange(low, low + size), np.full(size, size)
+        batches = -(-(stop - low) // size)
     return Plan(
-        chunks=tuple(chunks), batches_per_epoch=len(ranges), worker_batch_size=worker_batch_size
+        row_groups=row_groups,
+        seed=seed,
+        train=train,
+        epochs=range(start_epoch, num_epochs),
+        start_step=start_step,
+        batches_per_epoch=batches,
+        worker_batch_size=size,
+        task_batches=max(1, ingest.task_images // size),
+        start_B=start_B,
+        step_B=step_B,
+        stop=stop,
     )

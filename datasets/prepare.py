@@ -191,6 +191,7 @@ def _write_splits(
     blocks: list[pa.Table] = []
     row_groups: dict[str, tuple[int, ...]] = {}
     counts: dict[str, tuple[int, ...]] = {}
+    num_pixels: dict[str, int] = {}
     for split in SPLITS:
         rows = images.filter(pc.field("split") == split)
         if not len(rows):
@@ -198,6 +199,7 @@ def _write_splits(
         # By content hash: a random order that is always the same, so classes mix in a row group.
         rows = rows.sort_by([("image_id", "ascending"), ("path", "ascending")])
         counts[split] = tuple(np.bincount(rows["label"], minlength=num_classes).tolist())
+        num_pixels[split] = int(rows["num_pixels"].to_numpy().sum())
         shards = cut_row_groups(
             len(rows),
             int(rows["num_bytes"].to_numpy().sum()),
@@ -224,6 +226,7 @@ def _write_splits(
                 if path.startswith(f"{split}/")
             ),
             class_counts=class_counts,
+            num_pixels=num_pixels[split],
         )
         for split, class_counts in counts.items()
     }

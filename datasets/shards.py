@@ -13,13 +13,14 @@ import pyarrow as pa
 
 from datasets import storage
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SPLITS = ("train", "val", "test")
 SHARD_SCHEMA = pa.schema(
     [
         ("image", pa.binary()),  # JPEG bytes
         ("label", pa.int32()),  # index into Manifest.classes
         ("image_id", pa.int64()),  # from the content's SHA-256: the same image anywhere
+        ("crc32", pa.uint32()),  # of the JPEG bytes
         ("path", pa.string()),  # where it came from
     ]
 )
@@ -40,6 +41,8 @@ class Split:
     shards: tuple[Shard, ...]
     class_counts: tuple[int, ...]
     """Images per class, in the order of Manifest.classes."""
+    num_pixels: int
+    """Height x width of all its images together."""
 
     @property
     def num_images(self) -> int:
@@ -104,6 +107,7 @@ def read_manifest(uri: str) -> Manifest:
                 for shard in split["shards"]
             ),
             class_counts=tuple(split["class_counts"]),
+            num_pixels=split["num_pixels"],
         )
         for name, split in values["splits"].items()
     }

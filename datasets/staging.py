@@ -1,9 +1,13 @@
 """The two kinds of Ray tasks of `prepare`: encode images into a staged file, fill one shard."""
 
+import io
+import zlib
+
 import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from datasets import storage
 from datasets.config import PrepareConfig
@@ -21,6 +25,7 @@ STAGED_SCHEMA = pa.schema(
         ("row", pa.int32()),  # in the staged file
         ("image_id", pa.int64()),
         ("num_bytes", pa.int64()),
+        ("num_pixels", pa.int64()),
         ("reason", pa.string()),  # why the image is left out; else null
     ]
 )
@@ -43,7 +48,8 @@ def stage_images(
         else:
             assert isinstance(content, bytes)
             fact |= {"staged": name, "row": len(jpegs), "image_id": identify(content)}
-            fact["num_bytes"] = len(jpeg)
+            width, height = Image.open(io.BytesIO(jpeg)).size
+            fact |= {"num_bytes": len(jpeg), "num_pixels": width * height}
             jpegs.append(jpeg)
         facts.append(fact)
     table = pa.table({"image": pa.array(jpegs, pa.binary())})
@@ -79,7 +85,9 @@ def fill_shard(rows: pa.Table, *, out: str, staging: str, row_group_size: int) -
         before = np.searchsorted(groups, wanted // STAGED_ROW_GROUP_SIZE) * STAGED_ROW_GROUP_SIZE
         for place, row in zip(places, before + wanted % STAGED_ROW_GROUP_SIZE, strict=True):
             jpegs[place] = images[int(row)].as_py()
-    table = rows.append_column("image", pa.array(jpegs, pa.binary())).select(SHARD_SCHEMA.names)
+    rows = rows.append_column("image", pa.array(jpegs, pa.binary()))
+    rows = rows.append_column("crc32", pa.array(map(zlib.crc32, jpegs), pa.uint32()))
+    table = rows.select(SHARD_SCHEMA.names)
     shard = rows["shard"][0].as_py()
     num_bytes = write_images(storage.join(out, shard), table.cast(SHARD_SCHEMA), row_group_size)
     return pa.table({"shard": [shard], "num_bytes": [num_bytes]})

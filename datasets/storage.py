@@ -1,38 +1,123 @@
-"""Files on local paths, s3://, gs:// and hf:// through one door, written whole or not at all."""
+"""Files on local paths, s3://, gs:// and hf:// through one door, written whole or not at all.
+
+Names in a URI are literal, as in `aws s3`: a space or a % stands for itself. Who one is, and where
+the server stands, come from the environment of each process alone:
+
+    s3://  AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION; AWS_ENDPOINT_URL for
+           MinIO, Ceph and R2; or what else the AWS SDK knows (profiles, roles of a machine)
+    gs://  GOOGLE_APPLICATION_CREDENTIALS; gs://anonymous@BUCKET for public data
+    hf://  HF_TOKEN
+"""
 
 import os
+import textwrap
 import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
 
-import pyarrow as pa
+import fsspec
 from pyarrow import fs
 
 JOB_ENV_VAR = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
+
+# Options of pyarrow. Small objects go in one request instead of three; without a limit a process
+# without Google credentials would ask for them for 15 minutes.
+BUCKET_OPTIONS = {
+    "s3": "allow_delayed_open=true",
+    "gs": "retry_limit_seconds=60",
+    "gcs": "retry_limit_seconds=60",
+}
+_GOOGLE = "check the bucket and GOOGLE_APPLICATION_CREDENTIALS"
+REMEDIES = {
+    "s3": "check the bucket, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL",
+    "gs": _GOOGLE,
+    "gcs": _GOOGLE,
+}
 
 
 def resolve(uri: str) -> tuple[fs.FileSystem, str]:
     """Return the file system of `uri` and the path on it; relative paths are local.
 
     Raises:
-        ValueError: for a scheme neither pyarrow nor fsspec knows.
+        ValueError: for a scheme neither pyarrow nor fsspec knows, a package that is missing, a
+            bucket that can't be looked up, and credentials in the URI.
     """
-    if "://" not in uri:
+    scheme, separator, place = uri.partition("://")
+    if not separator:
         return fs.LocalFileSystem(), os.path.abspath(uri)
-    try:
-        return fs.FileSystem.from_uri(uri)
-    except (pa.ArrowInvalid, ImportError):
+    if scheme == "file":
+        return fs.LocalFileSystem(), os.path.abspath(place)
+    if scheme not in BUCKET_OPTIONS:
         return _resolve_fsspec(uri)
-    except OSError as error:
-        raise ValueError(f"URI {uri!r} cannot be opened: {error}") from error
+    bucket = place.split("/", 1)[0]
+    name = bucket.removeprefix("anonymous@") if scheme != "s3" else bucket
+    if not name:
+        raise ValueError(f"URI {uri!r} names no bucket: use {scheme}://BUCKET/PATH")
+    if "@" in name or ":" in name:  # the URI is not shown: it may hold a secret
+        raise ValueError(
+            f"a URI of {scheme}:// holds credentials: it would carry them into configs and logs; "
+            f"use {scheme}://BUCKET/PATH, and give them in the environment"
+        )
+    with explaining(uri):
+        filesystem = _open_bucket(scheme, bucket)
+    return filesystem, place.removeprefix("anonymous@" if bucket != name else "").rstrip("/")
+
+
+@cache
+def _open_bucket(scheme: str, bucket: str) -> fs.FileSystem:
+    """Kept: another one would look up the bucket and greet the server again for each file."""
+    return fs.FileSystem.from_uri(f"{scheme}://{bucket}?{BUCKET_OPTIONS[scheme]}")[0]
 
 
 def _resolve_fsspec(uri: str) -> tuple[fs.FileSystem, str]:
-    import fsspec
-
     try:
         filesystem, path = fsspec.core.url_to_fs(uri)
-    except (ValueError, ImportError) as error:
+    except ImportError as error:
+        package = getattr(error.__cause__, "name", None) or error.name
+        raise ValueError(
+            f"URI {uri!r} needs the package {package}: `pip install {package}` on every node"
+        ) from error
+    except ValueError as error:
         raise ValueError(f"URI {uri!r} cannot be opened: {error}") from error
     return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
+
+
+@contextmanager
+def explaining(uri: str) -> Iterator[None]:
+    """Turn what a file system says about `uri` into the user's sentence.
+
+    Raises:
+        ValueError: for any OSError but FileNotFoundError, which travels.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ValueError(_explain(uri, error)) from error
+
+
+def _explain(uri: str, error: OSError) -> str:
+    remedy = REMEDIES.get(uri.split("://")[0], "check the path and who may use it")
+    return f"URI {uri!r} is out of reach ({textwrap.shorten(str(error), 240)}); {remedy}"
+
+
+def _refuse_missing_bucket(uri: str, filesystem: fs.FileSystem, path: str) -> None:
+    """A bucket that isn't there looks like a file that isn't there, until the first write."""
+    if not isinstance(filesystem, fs.S3FileSystem | fs.GcsFileSystem):
+        return
+    bucket = path.split("/", 1)[0]
+    try:
+        missing = filesystem.get_file_info(bucket).type == fs.FileType.NotFound
+    except OSError:
+        return  # some may use its objects without seeing the bucket
+    if missing:
+        where = " and where AWS_ENDPOINT_URL points" if uri.startswith("s3:") else ""
+        raise ValueError(
+            f"URI {uri!r}: there is no bucket {bucket!r}; create it, or check its name{where}"
+        )
 
 
 def absolute(uri: str, field: str) -> str:
@@ -58,8 +143,17 @@ def join(uri: str, *parts: str) -> str:
 
 
 def exists(uri: str) -> bool:
+    """Whether a file or folder is there.
+
+    Raises:
+        ValueError: where not even its bucket is there, or it is out of reach.
+    """
     filesystem, path = resolve(uri)
-    return filesystem.get_file_info(path).type != fs.FileType.NotFound
+    with explaining(uri):
+        found = filesystem.get_file_info(path).type != fs.FileType.NotFound
+    if not found:
+        _refuse_missing_bucket(uri, filesystem, path)
+    return found
 
 
 def read_bytes(uri: str) -> bytes:
@@ -67,22 +161,46 @@ def read_bytes(uri: str) -> bytes:
 
     Raises:
         FileNotFoundError: where there is none.
+        ValueError: where not even its bucket is there.
+        OSError: where it is out of reach: nothing is known about the file then.
     """
     filesystem, path = resolve(uri)
-    with filesystem.open_input_stream(path) as stream:
-        return stream.read()
+    try:
+        # Without `compression`, a name that ends in .gz would be unpacked.
+        with filesystem.open_input_stream(path, compression=None) as stream:
+            return stream.read()
+    except FileNotFoundError:
+        _refuse_missing_bucket(uri, filesystem, path)
+        raise
+    except OSError as error:
+        raise OSError(_explain(uri, error)) from error
 
 
 def write_bytes(uri: str, content: bytes) -> None:
     """Write a whole file: a reader sees the old content or the new, never a part.
 
     Local files are written beside and renamed; object stores show an object only once it is whole.
+
+    Raises:
+        ValueError: where it can't be written.
     """
     filesystem, path = resolve(uri)
-    if not isinstance(filesystem, fs.LocalFileSystem):
-        with filesystem.open_output_stream(path) as stream:
-            stream.write(content)
+    if isinstance(filesystem, fs.LocalFileSystem):
+        with explaining(uri):
+            _write_local(path, content)
         return
+    # Any exception that closes a stream of pyarrow makes an object of what it holds, be it nothing.
+    # In a thread of its own no interrupt can come between the first byte and the last.
+    with explaining(uri), ThreadPoolExecutor(1) as uploader:
+        uploader.submit(_upload, filesystem, path, memoryview(content)).result()
+
+
+def _upload(filesystem: fs.FileSystem, path: str, content: memoryview) -> None:
+    with filesystem.open_output_stream(path, compression=None) as stream:
+        stream.write(content)
+
+
+def _write_local(path: str, content: bytes) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     beside = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
     with open(beside, "wb") as stream:
@@ -95,19 +213,22 @@ def write_bytes(uri: str, content: bytes) -> None:
 def list_names(uri: str) -> list[str]:
     """Names directly below a folder, sorted; none where it does not exist."""
     filesystem, path = resolve(uri)
-    below = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    with explaining(uri):
+        below = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
     return sorted(info.base_name for info in below)
 
 
 def delete_folder(uri: str) -> None:
     """Delete a folder and what lies below it; nothing happens where it does not exist."""
     filesystem, path = resolve(uri)
-    if filesystem.get_file_info(path).type == fs.FileType.Directory:
-        filesystem.delete_dir(path)
+    with explaining(uri):
+        if filesystem.get_file_info(path).type == fs.FileType.Directory:
+            filesystem.delete_dir(path)
 
 
 def delete_file(uri: str) -> None:
     """Delete a file; nothing happens where it does not exist."""
     filesystem, path = resolve(uri)
-    if filesystem.get_file_info(path).type == fs.FileType.File:
-        filesystem.delete_file(path)
+    with explaining(uri):
+        if filesystem.get_file_info(path).type == fs.FileType.File:
+            filesystem.delete_file(path)

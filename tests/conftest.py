@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from ray.cluster_utils import Cluster
 
 from datasets import shards, storage
+from datasets.staging import write_images
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -27,10 +30,9 @@ def shared_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[str]:
-    """Start three raylets of 2 logical CPUs and connect; yields the cluster's address."""
+def ray_nodes() -> Iterator[Cluster]:
+    """Start three raylets of 2 logical CPUs, and connect to them."""
     import ray
-    from ray.cluster_utils import Cluster
 
     from cluster import runtime
 
@@ -41,9 +43,15 @@ def ray_cluster() -> Iterator[str]:
     for _ in range(2):
         nodes.add_node(num_cpus=2, object_store_memory=2**29)
     runtime.connect(nodes.address, quiet=True)
-    yield nodes.address
+    yield nodes
     ray.shutdown()
     nodes.shutdown()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(ray_nodes: Cluster) -> str:
+    """Address of the running cluster of `ray_nodes`."""
+    return ray_nodes.address
 
 
 def draw_image(label: int, number: int, size_px: int = 48) -> np.ndarray:
@@ -78,15 +86,16 @@ def write_data(tmp_path_factory: pytest.TempPathFactory) -> WriteData:
                         "image": content,
                         "label": label,
                         "image_id": hash_seed(split, number) << 20 | number,
+                        "crc32": zlib.crc32(content),
                         "path": f"{split}/{number}.jpg",
                     }
                 )
             path = f"{split}/part-00000.parquet"
             os.makedirs(os.path.join(uri, split))
-            pq.write_table(
-                pa.Table.from_pylist(rows, schema=shards.SHARD_SCHEMA),
+            write_images(
                 storage.join(uri, path),
-                row_group_size=row_group_size,
+                pa.Table.from_pylist(rows, schema=shards.SHARD_SCHEMA),
+                row_group_size,
             )
             metadata = pq.read_metadata(storage.join(uri, path))
             groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
@@ -95,12 +104,14 @@ def write_data(tmp_path_factory: pytest.TempPathFactory) -> WriteData:
                 class_counts=tuple(
                     sum(row["label"] == label for row in rows) for label in range(classes)
                 ),
+                num_pixels=num_images * 48 * 64,
             )
         manifest = shards.Manifest(
             classes=tuple(f"class {label}" for label in range(classes)),
             splits=splits,
             num_quarantined=0,
             fingerprint=f"{train}-{val}-{test}-{classes}",
+            options={"short_side_px": 48},
         )
         shards.write_manifest(uri, manifest)
         return uri

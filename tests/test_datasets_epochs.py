@@ -1,26 +1,36 @@
 """The stream: same pixels anywhere, each image once in evaluation, equal steps in training."""
 
-import numpy as np
-import pytest
+import time
+from collections.abc import Iterator
+from functools import partial
 
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+from pyarrow import fs
+from ray.cluster_utils import Cluster
+
+from datasets import epochs
 from datasets.config import IngestConfig
-from datasets.epochs import Batch, stream
-from datasets.plan import plan_epochs
+from datasets.epochs import Batch, execute_chunks, stream
+from datasets.memory import Memory, open_memory
+from datasets.plan import Chunk, Plan, RowGroup, plan_epochs
 from datasets.shards import read_manifest
 
 pytestmark = pytest.mark.ray
-INGEST = IngestConfig(size_px=32, policy="cars", window_row_groups=2, task_images=16)
+INGEST = IngestConfig(size_px=32, policy="cars", interleave=2, task_images=16)
 
 
-def read(
+def plan(
     data: str, *, rank: int = 0, world_size: int = 1, train: bool = True, **options: int
-) -> list[Batch]:
-    plan = plan_epochs(
+) -> Plan:
+    return plan_epochs(
         data,
         read_manifest(data),
         INGEST,
         split="train" if train else "val",
-        num_epochs=2,
+        num_epochs=options.pop("num_epochs", 2),
         global_batch_size=8 if train else 3 * world_size,
         seed=7,
         train=train,
@@ -28,12 +38,21 @@ def read(
         world_size=world_size,
         **options,
     )
-    return list(stream(plan, INGEST, seed=7, train=train, reader_cpus=0.5))
+
+
+def read(data: str, *, memory: Memory | None = None, **options: int) -> list[Batch]:
+    return list(stream(plan(data, **options), INGEST, reader_cpus=0.5, memory=memory))
 
 
 @pytest.fixture(scope="module")
 def alone(ray_cluster: str, easy_data: str) -> list[Batch]:
     return read(easy_data)
+
+
+def assert_same(batches: list[Batch], others: list[Batch]) -> None:
+    for batch, other in zip(batches, others, strict=True):
+        for key in ("image", "label", "image_id"):
+            np.testing.assert_array_equal(batch[key], other[key])
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
@@ -51,10 +70,40 @@ def test_pixels_and_order_are_the_same_on_any_number_of_readers(
 
 
 def test_resume_continues_with_the_next_unseen_image(alone: list[Batch], easy_data: str) -> None:
-    resumed = read(easy_data, start_epoch=1, start_step=2)
+    assert_same(alone[6 + 2 :], read(easy_data, start_epoch=1, start_step=2))
 
-    for straight, later in zip(alone[6 + 2 :], resumed, strict=True):
-        np.testing.assert_array_equal(straight["image"], later["image"])
+
+def test_many_executions_are_one_stream(
+    alone: list[Batch], easy_data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(epochs, "EXECUTION_TASKS", 3)
+    monkeypatch.setattr(epochs, "AHEAD_TASKS", 1)
+
+    assert_same(alone, read(easy_data))
+
+
+def test_memory_shows_the_same_pixels_and_needs_the_shards_once(
+    alone: list[Batch], write_data
+) -> None:
+    data = write_data()  # the same images as easy_data, to be deleted
+    memory = open_memory(read_manifest(data))["train"]
+
+    first = read(data, memory=memory, num_epochs=1)
+    fs.LocalFileSystem().delete_dir_contents(f"{data}/train")
+    second = read(data, memory=memory, start_epoch=1)
+
+    assert_same(alone, first + second)
+    assert not any(batch["losses"] for batch in second)
+
+
+def test_a_memory_that_is_lost_is_filled_again(alone: list[Batch], easy_data: str) -> None:
+    memory = open_memory(read_manifest(easy_data))["train"]
+    read(easy_data, memory=memory, num_epochs=1)
+    ray.kill(memory.index, no_restart=False)
+
+    assert_same(alone[6:], read(easy_data, memory=memory, start_epoch=1))
+    found = ray.get(memory.index.find.remote(np.arange(48)))[0]
+    assert (found >= 0).all()
 
 
 def test_an_epoch_has_each_training_image_once_in_another_order_and_other_pixels(
@@ -113,3 +162,72 @@ def test_blocks_are_uint8_and_labels_follow_their_images(alone: list[Batch]) -> 
         for label in range(3)
     }
     assert rows[0].argmax() < rows[1].argmax() < rows[2].argmax()
+
+
+def make_block(chunk: Chunk, *, mib: int, seconds: float) -> Iterator[pa.Table]:
+    """Stand in for `read_chunk`, with nothing to read: says where it was made."""
+    time.sleep(seconds)
+    node = ray.get_runtime_context().get_node_id()
+    number = chunk.row_groups[0].first_row
+    yield pa.table({"node": [node], "number": [number], "pixels": [bytes(mib * 2**20)]})
+
+
+def execute(num_blocks: int, *, mib: int = 1, seconds: float = 0.0) -> Iterator[tuple[int, str]]:
+    """Yield number and node of each block, of an execution bounded to 256 MiB."""
+    chunks = [
+        Chunk(
+            epoch=0,
+            row_groups=(RowGroup(uri="", index=0, num_rows=1, first_row=number),),
+            group_N=np.zeros(1, np.int32),
+            row_N=np.zeros(1, np.int32),
+        )
+        for number in range(num_blocks)
+    ]
+    for block in execute_chunks(
+        chunks,
+        read=partial(make_block, mib=mib, seconds=seconds),
+        bytes_per_image=mib * 2**20,
+        reader_cpus=1.0,
+        store_bytes=256 * 2**20,
+    ):
+        yield block["number"][0].as_py(), block["node"][0].as_py()
+
+
+def test_blocks_are_made_where_they_are_used(ray_cluster: str) -> None:
+    here = ray.get_runtime_context().get_node_id()
+
+    assert {node for _, node in execute(20)} == {here}
+
+
+def test_other_nodes_help_when_this_one_is_busy(ray_cluster: str) -> None:
+    nodes = [node for _, node in execute(36, seconds=0.2)]
+
+    assert len(set(nodes)) >= 2
+    assert nodes.count(ray.get_runtime_context().get_node_id()) >= 12
+
+
+def test_a_node_that_dies_in_mid_epoch_costs_no_block(ray_nodes: Cluster) -> None:
+    doomed = ray_nodes.add_node(num_cpus=4, object_store_memory=2**28)
+    numbers, killed = [], False
+    for number, node in execute(80, seconds=0.2):
+        numbers.append(number)
+        if node == doomed.node_id and not killed:
+            ray_nodes.remove_node(doomed, allow_graceful=False)
+            killed = True
+
+    assert killed
+    assert numbers == list(range(80))
+
+
+def test_the_store_stays_bounded_at_many_times_its_size(ray_cluster: str) -> None:
+    """5 GiB through a store of 2 GiB whose stream may fill 256 MiB, with a reader that rests."""
+    total = ray.cluster_resources()["object_store_memory"]
+    numbers, used = [], []
+    for number, _ in execute(320, mib=16):
+        if number in (40, 200):
+            time.sleep(3)
+        numbers.append(number)
+        used.append(total - ray.available_resources()["object_store_memory"])
+
+    assert numbers == list(range(320))
+    assert max(used) < 512 * 2**20

@@ -1,21 +1,27 @@
-"""The plan alone, without Ray: exact, equal, and flat in the number of images."""
+"""The plan alone, without Ray: exact, equal, and small at any number of images."""
 
-from dataclasses import replace
+import tracemalloc
+from itertools import islice
 
 import numpy as np
 import pytest
 
 from datasets.config import IngestConfig
-from datasets.plan import Plan, plan_epochs, rows_in_order
+from datasets.plan import Plan, plan_epochs
 from datasets.shards import Manifest, Shard, Split
 
-INGEST = IngestConfig(window_row_groups=3, task_images=40)
+INGEST = IngestConfig(interleave=3, task_images=40)
+UNEVEN = (7, 7, 7, 7, 5)
 
 
-def manifest(row_groups: tuple[int, ...]) -> Manifest:
+def manifest(*shards: tuple[int, ...]) -> Manifest:
     split = Split(
-        shards=(Shard(path="part", row_groups=row_groups, num_bytes=1),),
-        class_counts=(sum(row_groups),),
+        shards=tuple(
+            Shard(path=f"part-{number}", row_groups=row_groups, num_bytes=1)
+            for number, row_groups in enumerate(shards)
+        ),
+        class_counts=(sum(map(sum, shards)),),
+        num_pixels=1,
     )
     return Manifest(
         classes=("a",), splits={"train": split, "val": split}, num_quarantined=0, fingerprint=""
@@ -25,7 +31,7 @@ def manifest(row_groups: tuple[int, ...]) -> Manifest:
 def plan(row_groups: tuple[int, ...], *, train: bool, **options: int) -> Plan:
     return plan_epochs(
         "data",
-        manifest(row_groups),
+        manifest(row_groups[:2], row_groups[2:]),
         INGEST,
         split="train" if train else "val",
         num_epochs=options.pop("num_epochs", 1),
@@ -36,56 +42,95 @@ def plan(row_groups: tuple[int, ...], *, train: bool, **options: int) -> Plan:
     )
 
 
-def images(plan: Plan, *, train: bool) -> list[tuple[int, int]]:
-    """(row group, row) of each image, in the order of the plan."""
-    found = []
-    for chunk in plan.chunks:
-        order = rows_in_order(chunk, seed=1, shuffle=train)
-        places = [(g.index, row) for g in chunk.row_groups for row in range(g.num_rows)]
-        found += [places[order[p - chunk.start]] for r in chunk.ranges for p in r]
-    return found
+def images(plan: Plan) -> list[int]:
+    """Number of each image among all of the split, in the order of the plan."""
+    return [
+        chunk.row_groups[group].first_row + int(row)
+        for chunk in plan.chunks()
+        for group, row in zip(chunk.group_N, chunk.row_N, strict=True)
+    ]
 
 
-def test_training_takes_each_image_at_most_once_and_drops_less_than_a_global_batch() -> None:
-    seen = images(plan((7, 7, 7, 7, 5), train=True), train=True)
+def test_a_row_group_knows_its_shard_and_its_place_there() -> None:
+    (chunk,) = plan(UNEVEN, train=False, global_batch_size=33).chunks()
 
-    assert len(seen) == len(set(seen)) == 24  # of 33, in batches of 12
+    assert [(g.uri, g.index, g.num_rows, g.first_row) for g in chunk.row_groups] == [
+        ("data/part-0", 0, 7, 0),
+        ("data/part-0", 1, 7, 7),
+        ("data/part-1", 0, 7, 14),
+        ("data/part-1", 1, 7, 21),
+        ("data/part-1", 2, 5, 28),
+    ]
+
+
+@pytest.mark.parametrize("global_batch_size", [1, 2, 7, 12, 13, 33])
+def test_training_takes_each_image_at_most_once_and_drops_less_than_a_global_batch(
+    global_batch_size: int,
+) -> None:
+    seen = images(plan(UNEVEN, train=True, global_batch_size=global_batch_size))
+
+    assert len(seen) == len(set(seen)) == 33 // global_batch_size * global_batch_size
+    assert set(seen) <= set(range(33))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5, 40])
 def test_evaluation_takes_each_image_exactly_once(world_size: int) -> None:
-    row_groups = (7, 7, 7, 7, 5)
     seen = [
         image
         for rank in range(world_size)
         for image in images(
             plan(
-                row_groups,
+                UNEVEN,
                 train=False,
                 rank=rank,
                 world_size=world_size,
                 global_batch_size=4 * world_size,
-            ),
-            train=False,
+            )
         )
     ]
 
-    assert sorted(seen) == [(g, row) for g, size in enumerate(row_groups) for row in range(size)]
+    assert sorted(seen) == list(range(33))
 
 
-def test_rows_are_mixed_within_windows_and_windows_change_with_the_epoch() -> None:
-    two = plan((6,) * 6, train=True, num_epochs=2, global_batch_size=6)
-    seen = images(two, train=True)
-    first, second = seen[:36], seen[36:]
+@pytest.mark.parametrize("world_size", [2, 3, 4, 12])
+def test_ranks_share_each_global_batch_in_order(world_size: int) -> None:
+    groups = (10,) * 6
+    alone = np.reshape(images(plan(groups, train=True)), (5, 12))
+    shares = [
+        np.reshape(images(plan(groups, train=True, rank=rank, world_size=world_size)), (5, -1))
+        for rank in range(world_size)
+    ]
 
-    windows = [{group for group, _ in epoch[:18]} for epoch in (first, second)]
-    assert all(len(window) == 3 for window in windows)  # a window is three row groups
-    assert windows[0] != windows[1]
-    assert len({group for group, _ in first[:6]}) > 1  # a batch mixes them
+    np.testing.assert_array_equal(np.hstack(shares), alone)
+
+
+def test_a_plan_starts_at_any_step_of_any_epoch() -> None:
+    groups = (10,) * 6
+    straight = images(plan(groups, train=True, num_epochs=3))
+    resumed = images(plan(groups, train=True, num_epochs=3, start_epoch=1, start_step=2))
+
+    assert resumed == straight[60 + 2 * 12 :]
+
+
+def test_a_batch_takes_the_same_share_from_each_of_several_row_groups() -> None:
+    seen = images(plan((60,) * 6, train=True, global_batch_size=12))
+
+    for start in range(0, len(seen), 12):
+        _, counts = np.unique(np.array(seen[start : start + 12]) // 60, return_counts=True)
+        assert counts.tolist() == [4, 4, 4]
+
+
+def test_every_epoch_has_another_order() -> None:
+    seen = np.reshape(images(plan((20,) * 6, train=True, num_epochs=2)), (2, 120))
+
+    assert sorted(seen[0]) == sorted(seen[1]) == list(range(120))
+    assert (seen[0] != seen[1]).mean() > 0.9
+    together = [set(epoch[:12] // 20) for epoch in seen]
+    assert together[0] != together[1]  # row groups that meet in a batch
 
 
 def test_the_first_task_is_one_batch_and_later_ones_grow_to_the_limit() -> None:
-    sizes = [chunk.num_images for chunk in plan((50,) * 4, train=True, num_epochs=2).chunks]
+    sizes = [chunk.num_images for chunk in plan((50,) * 4, train=True, num_epochs=2).chunks()]
 
     assert sizes[:3] == [12, 24, 36]
     assert max(sizes) == 36  # the largest multiple of 12 in 40
@@ -93,17 +138,56 @@ def test_the_first_task_is_one_batch_and_later_ones_grow_to_the_limit() -> None:
 
 def test_a_batch_larger_than_the_split_is_the_users_error() -> None:
     with pytest.raises(ValueError, match="global_batch_size is 12: train has 10 images"):
-        plan((10,), train=True)
+        plan((5, 5), train=True)
 
 
 def test_ranks_that_cannot_share_a_batch_are_the_users_error() -> None:
     with pytest.raises(ValueError, match="multiple of the 5 workers"):
-        plan((100,), train=True, world_size=5)
+        plan((50, 50), train=True, world_size=5)
 
 
-def test_a_task_names_only_the_row_groups_of_its_windows() -> None:
-    many = plan((64,) * 3000, train=True, global_batch_size=64)
+@pytest.mark.parametrize("world_size", [1, 2, 8])
+def test_a_rank_reads_few_row_groups_more_than_once(world_size: int) -> None:
+    """Read amplification stays near one reader's however many there are."""
+    reads = np.mean(
+        [
+            sum(
+                group.num_rows
+                for chunk in plan_large(64 * 1000, rank=rank, world_size=world_size).chunks()
+                for group in chunk.row_groups
+            )
+            for rank in range(world_size)
+        ]
+    )
 
-    assert max(len(chunk.row_groups) for chunk in many.chunks) <= 2 * INGEST.window_row_groups
-    assert replace(many.chunks[0]) == many.chunks[0]
-    assert np.sum([chunk.num_images for chunk in many.chunks]) == 64 * 3000
+    assert reads * world_size / (64 * 1000) < 2.6
+
+
+def plan_large(num_images: int, *, rank: int = 0, world_size: int = 1, epochs: int = 1) -> Plan:
+    shard = (64,) * 80
+    return plan_epochs(
+        "s3://bucket/data",
+        manifest(*[shard] * (num_images // 64 // 80)),
+        IngestConfig(),
+        split="train",
+        num_epochs=epochs,
+        global_batch_size=256,
+        seed=0,
+        train=True,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def test_a_hundred_million_images_are_planned_in_place() -> None:
+    """Arrays of 20 bytes per row group, and chunks one at a time, whatever comes after them."""
+    tracemalloc.start()
+    plan = plan_large(100_000_000, epochs=1000)
+    chunks = list(islice(plan.chunks(), 500))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert plan.row_groups.num_images > 99_000_000
+    assert peak < 100 * 2**20  # a byte an image
+    assert {chunk.num_images for chunk in chunks} == {256}
+    assert max(len(chunk.row_groups) for chunk in chunks) <= 16

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import tyro
 
 from cluster.entry import run_room
-from cluster.runtime import connect
+from cluster.runtime import connect, find_resources
 from datasets import storage
 from trainers import launch, metrics, runs, tracking
 from trainers.config import FinetuneConfig
@@ -84,6 +84,7 @@ def run_training(config: FinetuneConfig) -> None:
         f"{config.model.freeze_depth}) on {manifest.split('train').num_images} images of "
         f"{len(manifest.classes)} classes -> {run}"
     )
+    print(f"Ingest: {launch.plan_ingest(config, find_resources())[1]}")
     mirror = tracking.RunMirror(
         run,
         track=config.track,
@@ -114,6 +115,8 @@ def show(row: dict[str, Any], num_epochs: int) -> None:
             f"(best {row[metrics.VAL_BEST_TOP1]:.3f})  {row[metrics.IMAGES_PER_S]:.0f} images/s, "
             f"waited {row[metrics.WAIT_S]:.1f} of {row[metrics.EPOCH_S]:.1f} s"
         )
+        if row[metrics.LOST_IMAGES]:
+            line += f", {row[metrics.LOST_IMAGES]} images lost: {row[metrics.LOST_NAMES][0]}"
     print(line, flush=True)
 
 

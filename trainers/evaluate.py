@@ -19,11 +19,16 @@ def evaluate(run: str, *, split: str = "test", data: str | None = None) -> dict[
     """Evaluate a run on a split of its data set, or of `data`; writes RUN/evaluation_SPLIT.json.
 
     Raises:
-        ValueError: where the run has no checkpoint, or its classes are not those of the data set.
+        ValueError: where the run has no checkpoint, its classes are not those of the data set, or
+            more images are lost than its config allows.
     """
     run = storage.absolute(run, "run")
     config = read_config(run)
-    config = replace(config, data=storage.absolute(data or config.data, "data"))
+    config = replace(
+        config,
+        data=storage.absolute(data or config.data, "data"),
+        ingest=replace(config.ingest, ingest="stream"),  # each image is read once
+    )
     manifest = read_manifest(config.data)
     progress, weights = checkpoint.load_best(run)
     if progress.classes != manifest.classes:
@@ -39,11 +44,15 @@ def evaluate(run: str, *, split: str = "test", data: str | None = None) -> dict[
     model.to(device=place.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     feed = open_feed(config, manifest, place, split=split, num_epochs=1)
     means = loop.evaluate(model, feed, loop.step_settings(config, place.device), place)
+    losses = feed.take_losses()
+    if (problem := loop.describe_losses(config, feed, losses)) is not None:
+        raise ValueError(problem)
     result = {
         f"{split}/top1": means["top1"],
         f"{split}/top5": means["top5"],
         f"{split}/loss": means["loss"],
         "num_images": int(means["count"]),
+        "lost": losses,
         "epoch": progress.epoch,
         "data": config.data,
         "fingerprint": manifest.fingerprint,

@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+from torch import distributed
 
 from datasets.epochs import Batch, stream
+from datasets.memory import Memory
 from datasets.plan import Plan, plan_epochs
 from datasets.shards import Manifest
 from trainers.config import FinetuneConfig
@@ -25,16 +27,21 @@ class Place:
     """Logical CPUs of each read task."""
     store_bytes: float | None = None
     """Object store that each of its streams may fill ahead."""
+    memory: dict[str, Memory] = field(default_factory=dict)
+    """By split, where decoded images are kept; empty to decode them every epoch."""
 
 
 class Feed:
     """The batches of one split through all epochs of a run, and how long the loop waited."""
 
-    def __init__(self, plan: Plan, batches: Iterator[Batch], device: torch.device) -> None:
+    def __init__(self, split: str, plan: Plan, batches: Iterator[Batch], place: Place) -> None:
+        self.split = split
+        self.num_images = plan.row_groups.num_images
         self.batches_per_epoch = plan.batches_per_epoch
         self.first_batch_s: float | None = None
         self.wait_s = 0.0
-        self._batches, self._device = batches, device
+        self._batches, self._place = batches, place
+        self._losses: list[str] = []
 
     def next(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return images_BHWC (uint8) and labels_B, on their way to the device."""
@@ -44,14 +51,25 @@ class Feed:
         self.wait_s += waited_s
         if self.first_batch_s is None:
             self.first_batch_s = waited_s
+        self._losses += batch["losses"]
         # A copy, as Ray's blocks are read-only.
         images_BHWC, labels_B = torch.tensor(batch["image"]), torch.tensor(batch["label"])
-        if self._device.type == "cuda":
+        device = self._place.device
+        if device.type == "cuda":
             images_BHWC, labels_B = images_BHWC.pin_memory(), labels_B.pin_memory()
         return (
-            images_BHWC.to(self._device, non_blocking=True),
-            labels_B.to(self._device, non_blocking=True),
+            images_BHWC.to(device, non_blocking=True),
+            labels_B.to(device, non_blocking=True),
         )
+
+    def take_losses(self) -> list[str]:
+        """Return the images that all ranks have lost since the last call. All ranks must call."""
+        losses, self._losses = self._losses, []
+        if self._place.world_size == 1:
+            return losses
+        by_rank: list[list[str]] = [[]] * self._place.world_size
+        distributed.all_gather_object(by_rank, losses)
+        return [loss for of_rank in by_rank for loss in of_rank]
 
 
 def open_feed(
@@ -81,9 +99,8 @@ def open_feed(
     batches = stream(
         plan,
         config.ingest,
-        seed=config.seed,
-        train=train,
         reader_cpus=place.reader_cpus,
         store_bytes=place.store_bytes,
+        memory=place.memory.get(split),
     )
-    return Feed(plan, batches, place.device)
+    return Feed(split, plan, batches, place)

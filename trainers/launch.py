@@ -14,6 +14,7 @@ from cluster.runtime import Resources, find_resources
 from cluster.scaling import WorkerPlan, in_process, plan_workers
 from datasets import storage
 from datasets.config import require
+from datasets.memory import choose_ingest, open_memory
 from datasets.shards import Manifest, read_manifest
 from trainers import checkpoint
 from trainers.backbones import build
@@ -95,7 +96,8 @@ def place_here(config: FinetuneConfig, *, num_concurrent: int = 1) -> Place:
         )
         logger.warning("the cluster has GPUs, but this node has none: computing on its CPUs")
     return Place(
-        device=torch.device("cuda" if gpu else "cpu"), **_share(resources, plan, num_concurrent)
+        device=torch.device("cuda" if gpu else "cpu"),
+        **_share(config, resources, plan, num_concurrent),
     )
 
 
@@ -120,11 +122,12 @@ def fit(config: FinetuneConfig, *, num_concurrent: int = 1) -> dict[str, Any]:
     config = replace(config, cluster=replace(config.cluster, num_workers=plan.num_workers))
     if (result := open_run(config)) is not None:
         return result
+    share = _share(config, resources, plan, num_concurrent)
     trainer = TorchTrainer(
         train_loop_per_worker,
         train_loop_config={
             "config": config.to_dict(),
-            "place": _share(resources, plan, num_concurrent),
+            "place": share,
         },
         torch_config=TorchConfig(
             backend="nccl" if plan.use_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S
@@ -168,13 +171,35 @@ def fit_in_process(
     return read_result(config.out)
 
 
-def _share(resources: Resources, plan: WorkerPlan, num_concurrent: int) -> dict[str, Any]:
+def plan_ingest(
+    config: FinetuneConfig, resources: Resources, *, num_concurrent: int = 1
+) -> tuple[bool, str]:
+    """Decide whether decoded images stay in memory, and say why.
+
+    Raises:
+        ValueError: where `ingest` is memory and they don't fit.
+    """
+    store_bytes = resources.object_store_gib * 2**30 / num_concurrent
+    return choose_ingest(
+        config.ingest,
+        read_manifest(config.data),
+        num_epochs=config.epochs,
+        budget_bytes=config.ingest.memory_share * store_bytes,
+    )
+
+
+def _share(
+    config: FinetuneConfig, resources: Resources, plan: WorkerPlan, num_concurrent: int
+) -> dict[str, Any]:
     """A worker's part of the cluster, as `Place` takes it."""
+    remember, _ = plan_ingest(config, resources, num_concurrent=num_concurrent)
+    free_share = 0.8 - config.ingest.memory_share if remember else 0.5
     streams = 2 * max(1, plan.num_workers) * num_concurrent  # train and val, for every worker
     return {
         "threads": plan.threads_per_worker,
         "reader_cpus": plan.reader_cpus,
-        "store_bytes": resources.object_store_gib * 2**30 / 2 / streams,
+        "store_bytes": resources.object_store_gib * 2**30 * free_share / streams,
+        "memory": open_memory(read_manifest(config.data)) if remember else {},
     }
 
 

@@ -31,6 +31,8 @@ from trainers.tracking import JsonlTracker
 
 logger = logging.getLogger(__name__)
 
+MAX_NAMES = 20
+"""Lost images that a row of metrics names; it counts them all."""
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -50,7 +52,8 @@ def train(config: FinetuneConfig, place: Place, report: Report) -> None:
     """Train until `config.epochs`, from the run folder's latest checkpoint where it has one.
 
     After each epoch: evaluate, checkpoint, log, report. The last act of rank 0 is result.json,
-    which also says where a loss was no longer finite; the last good checkpoint then stays.
+    which also says why a run stopped early: a loss that was no longer finite, or more images lost
+    than `ingest.max_bad_fraction`; the last good checkpoint then stays.
     """
     torch.set_num_threads(place.threads)
     manifest = read_manifest(config.data)
@@ -76,11 +79,18 @@ def train(config: FinetuneConfig, place: Place, report: Report) -> None:
             network, optimizer, train_feed, config, settings, place, progress, tracker
         )
         train_s = time.perf_counter() - started
-        if not math.isfinite(row[metrics.TRAIN_LOSS]):
+        losses = train_feed.take_losses() if row[metrics.LOST_IMAGES] else []
+        diverged, lost = describe_divergence(row), describe_losses(config, train_feed, losses)
+        if diverged or lost:
             if tracker:
-                write_result(config.out, progress, diverged=describe_divergence(row))
+                write_result(config.out, progress, diverged=diverged, lost=lost)
             return
         val = evaluate(model, val_feed, settings, place)
+        losses_val = val_feed.take_losses() if val["lost"] else []
+        if (lost := describe_losses(config, val_feed, losses_val)) is not None:
+            if tracker:
+                write_result(config.out, progress, lost=lost)
+            return
         epoch_s = time.perf_counter() - started
         progress = advance(progress, row[metrics.GLOBAL_STEP], val["top1"], epoch_s)
         row |= {
@@ -93,6 +103,8 @@ def train(config: FinetuneConfig, place: Place, report: Report) -> None:
             metrics.TOTAL_S: progress.total_s,
             metrics.FIRST_BATCH_S: train_feed.first_batch_s,
             metrics.WAIT_S: train_feed.wait_s - waited_s,
+            metrics.LOST_IMAGES: len(losses) + len(losses_val),
+            metrics.LOST_NAMES: [*losses, *losses_val][:MAX_NAMES],
             metrics.IMAGES_PER_S: train_feed.batches_per_epoch * config.global_batch_size / train_s,
         }
         if tracker:
@@ -146,7 +158,10 @@ def train_epoch(
     progress: Progress,
     tracker: JsonlTracker | None,
 ) -> dict[str, Any]:
-    """Train one epoch, logging on the way; return its training metrics over all ranks."""
+    """Train one epoch, logging on the way; return its training metrics over all ranks.
+
+    Ends early where more images are lost than the config allows.
+    """
     sums = metrics.Sums(metrics.TRAIN_SUMS, place.device)
     step, last_step = progress.global_step, progress.global_step + feed.batches_per_epoch
     while True:
@@ -166,8 +181,9 @@ def train_epoch(
                 metrics.LEARNING_RATE: rate,
                 metrics.GRAD_NORM: means[metrics.GRAD_NORM],
                 metrics.CLIPPED_SHARE: means[metrics.CLIPPED_SHARE],
+                metrics.LOST_IMAGES: int(means["lost"]),
             }
-            if step == last_step:
+            if step == last_step or too_many_lost(config, feed, row[metrics.LOST_IMAGES]):
                 return row
             if tracker:
                 tracker.log(row)
@@ -179,7 +195,7 @@ def evaluate(
     """Measure the model on each image of the feed's split once, over all ranks.
 
     Returns:
-        Means `loss` (nats), `top1`, `top5`, and the `count` of images.
+        Means `loss` (nats), `top1`, `top5`, the `count` of images and of those `lost`.
     """
     model.eval()
     sums = metrics.Sums(metrics.EVAL_SUMS, place.device)
@@ -203,14 +219,36 @@ def advance(progress: Progress, global_step: int, val_top1: float, epoch_s: floa
     )
 
 
-def describe_divergence(row: dict[str, Any]) -> str:
+def too_many_lost(config: FinetuneConfig, feed: Feed, num_lost: int) -> bool:
+    return num_lost > config.ingest.max_bad_fraction * feed.num_images
+
+
+def describe_losses(config: FinetuneConfig, feed: Feed, losses: list[str]) -> str | None:
+    """Warn of the images lost in an epoch; return why the run stops where they are too many."""
+    if not losses:
+        return None
+    told = f"{len(losses)} of {feed.num_images} {feed.split} images could not be had: {losses[0]}"
+    if too_many_lost(config, feed, len(losses)):
+        return (
+            f"ingest.max_bad_fraction is {config.ingest.max_bad_fraction}: {told} ...; repair or "
+            "prepare the data again, or allow more with --max-bad-fraction"
+        )
+    logger.warning("%s%s", told, " ..." if len(losses) > 1 else "")
+    return None
+
+
+def describe_divergence(row: dict[str, Any]) -> str | None:
+    if math.isfinite(row[metrics.TRAIN_LOSS]):
+        return None
     return (
         f"train/loss is {row[metrics.TRAIN_LOSS]} in epoch {row[metrics.EPOCH]}: lower "
         "optim.learning_rate or clip gradients, with another --out; the last good checkpoint stays"
     )
 
 
-def write_result(run: str, progress: Progress, *, diverged: str | None = None) -> None:
+def write_result(
+    run: str, progress: Progress, *, diverged: str | None = None, lost: str | None = None
+) -> None:
     """Write result.json: the run is over, why if it failed, and where its best weights lie."""
     result = {
         "epochs": progress.epoch,
@@ -221,5 +259,6 @@ def write_result(run: str, progress: Progress, *, diverged: str | None = None) -
         metrics.TOTAL_S: progress.total_s,
         "checkpoint": checkpoint.folder(run, progress.best_epoch),
         "diverged": diverged,
+        "lost": lost,
     }
     storage.write_bytes(storage.join(run, "result.json"), json.dumps(result, indent=1).encode())

@@ -30,11 +30,13 @@ TRAIN_S = "time/train_s"
 TOTAL_S = "time/total_s"
 FIRST_BATCH_S = "ingest/first_batch_s"
 WAIT_S = "ingest/wait_s"
+LOST_IMAGES = "ingest/lost_images"
+LOST_NAMES = "ingest/lost_names"
 IMAGES_PER_S = "ingest/images_per_s"
 
-TRAIN_SUMS = ("count", "loss_sum", "top1_sum", GRAD_NORM, CLIPPED_SHARE)
+TRAIN_SUMS = ("count", "lost", "loss_sum", "top1_sum", GRAD_NORM, CLIPPED_SHARE)
 """What `step.train_step` returns: sums over the images of a batch, and clipping of the step."""
-EVAL_SUMS = ("count", "loss_sum", "top1_sum", "top5_sum")
+EVAL_SUMS = ("count", "lost", "loss_sum", "top1_sum", "top5_sum")
 """What `step.eval_step` returns."""
 
 
@@ -60,16 +62,18 @@ def reduce(sums: Sums, world_size: int) -> dict[str, float]:
     """Turn the totals of all ranks into means, with one all_reduce and one wait for the device.
 
     `loss_sum` becomes `loss`, the mean over images, and so on; what isn't a sum over images is the
-    mean over steps. `count` stays the number of images, `steps` that of steps over all ranks.
+    mean over steps. `count` stays the number of images, `lost` that of those that could not be had
+    (a phase that lost all has means of 0), `steps` that of steps over all ranks.
     """
     totals_N = sums.totals_N.clone()
     if world_size > 1:
         distributed.all_reduce(totals_N)
     totals = dict(zip(sums.names, totals_N.tolist(), strict=True))
-    count, steps = totals.pop("count"), totals.pop("steps")
-    assert count > 0, "a phase without a single image has no mean"
+    counts = {name: totals.pop(name) for name in ("count", "lost", "steps")}
+    assert counts["steps"] > 0, "a phase without a single step has no mean"
     means = {
-        name.removesuffix("_sum"): total / (count if name.endswith("_sum") else steps)
+        name.removesuffix("_sum"): total
+        / (max(1, counts["count"]) if name.endswith("_sum") else counts["steps"])
         for name, total in totals.items()
     }
-    return {**means, "count": count, "steps": steps}
+    return {**means, **counts}

@@ -11,17 +11,18 @@ from trainers.config import FinetuneConfig
 
 # What a longer or elsewhere continued run may change; all else would make it another run.
 FREE_TO_CHANGE = ("out", "epochs", "cluster", "track")
+FREE_IN_INGEST = ("ingest", "memory_share", "task_images", "max_bad_fraction")
 
 
 def read_result(run: str) -> dict[str, Any]:
     """Read how a run ended.
 
     Raises:
-        ValueError: where its loss was no longer finite.
+        ValueError: where its loss was no longer finite, or too many of its images were lost.
     """
-    result = json.loads(storage.read_bytes(storage.join(run, "result.json")))
-    if result["diverged"]:
-        raise ValueError(result["diverged"])
+    result = _load_result(run)
+    if (problem := result["diverged"] or result["lost"]) is not None:
+        raise ValueError(problem)
     return result
 
 
@@ -50,8 +51,8 @@ def open_run(config: FinetuneConfig) -> dict[str, Any] | None:
     """
     uri = storage.join(config.out, "config.json")
     if storage.exists(uri):
-        before, now = read_config(config.out).to_dict(), config.to_dict()
-        for field in before.keys() - set(FREE_TO_CHANGE):
+        before, now = _fixed_fields(read_config(config.out)), _fixed_fields(config)
+        for field in before:
             require(
                 before[field] == now[field],
                 field,
@@ -67,7 +68,19 @@ def open_run(config: FinetuneConfig) -> dict[str, Any] | None:
         )
     storage.write_bytes(uri, json.dumps(config.to_dict(), indent=1).encode())
     if storage.exists(storage.join(config.out, "result.json")):
+        if _load_result(config.out)["lost"]:
+            return None  # the data may be whole again, or more losses be allowed
         result = read_result(config.out)
         if result["epochs"] >= config.epochs:
             return result
     return None
+
+
+def _load_result(run: str) -> dict[str, Any]:
+    return json.loads(storage.read_bytes(storage.join(run, "result.json")))
+
+
+def _fixed_fields(config: FinetuneConfig) -> dict[str, Any]:
+    values = config.to_dict()
+    values["ingest"] = {k: v for k, v in values["ingest"].items() if k not in FREE_IN_INGEST}
+    return {name: value for name, value in values.items() if name not in FREE_TO_CHANGE}

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from datasets.plan import LOST
 from trainers.backbones import unwrap
 from trainers.config import OptimConfig
 from trainers.optim import clip_gradients
@@ -63,19 +64,30 @@ def train_step(
 ) -> dict[str, Tensor]:
     """Update the model, put in its mode by `freezing.train_mode`, with one batch.
 
+    Images labelled LOST pass through, so that every batch has its size, and count nowhere.
+
     Returns:
         `metrics.TRAIN_SUMS` as 0-dim tensors on the device, measured before the update.
     """
     labels_B = labels_B.long()
     optimizer.zero_grad()
     logits_BK = predict(model, images_BHWC, settings)
-    loss = F.cross_entropy(logits_BK, labels_B, label_smoothing=settings.label_smoothing)
+    count = (labels_B != LOST).sum()
+    loss_sum = F.cross_entropy(
+        logits_BK,
+        labels_B,
+        label_smoothing=settings.label_smoothing,
+        ignore_index=LOST,
+        reduction="sum",
+    )
+    loss = loss_sum / count.clamp(min=1)
     loss.backward()  # pyright: ignore[reportUnknownMemberType] torch leaves it half typed
     clipping = clip_gradients(model.parameters(), settings.optim)
     optimizer.step()
     return {
-        "count": loss.new_full((), len(labels_B)),
-        "loss_sum": loss.detach() * len(labels_B),
+        "count": count,
+        "lost": len(labels_B) - count,
+        "loss_sum": loss_sum.detach(),
         "top1_sum": _top_k_sum(logits_BK, labels_B, 1),
         **clipping,
     }
@@ -95,10 +107,11 @@ def eval_step(
     """
     labels_B = labels_B.long()
     logits_BK = predict(unwrap(model), images_BHWC, settings)
-    loss_sum = F.cross_entropy(logits_BK, labels_B, reduction="sum")
+    count = (labels_B != LOST).sum()
     return {
-        "count": loss_sum.new_full((), len(labels_B)),
-        "loss_sum": loss_sum,
+        "count": count,
+        "lost": len(labels_B) - count,
+        "loss_sum": F.cross_entropy(logits_BK, labels_B, ignore_index=LOST, reduction="sum"),
         "top1_sum": _top_k_sum(logits_BK, labels_B, 1),
         "top5_sum": _top_k_sum(logits_BK, labels_B, 5),
     }

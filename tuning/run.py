@@ -124,6 +124,7 @@ def _announce(
 ) -> None:
     """Say what will run; a plan that doesn't fit raises here, before any trial starts."""
     plan = launch.plan_training(config.base, resources, num_concurrent=num_concurrent)
+    _, ingest = launch.plan_ingest(config.base, resources, num_concurrent=num_concurrent)
     space = config.space
     rates = space.learning_rate_range or space.learning_rates
     axes = {
@@ -143,7 +144,7 @@ def _announce(
     workers = f"{plan.num_workers} DDP workers" if plan.num_workers else "their own process"
     print(
         f"  {num_concurrent} at a time; head-only trials in one process each, the others in "
-        f"{workers}\n  stored in {config.out}"
+        f"{workers}\n  ingest by {ingest}\n  stored in {config.out}"
     )
     if tune.Tuner.can_restore(storage.join(config.out, STATE_FOLDER)):
         print("  resuming: trials that have ended are reused, the others go on")

@@ -1,0 +1,141 @@
+"""Decode once: the decoded images of a split, kept as uint8 in Ray's object store.
+
+The first epoch decodes as ever and keeps its images in pieces, one object per read task, owned by
+the process that made it and known to an index. Later epochs find them there. What is missing (the
+tail of an epoch, a piece lost with its node) is decoded when it is needed, so memory is never a
+reason for an epoch to fail.
+
+Dimensions: N images, H height, W width, C the channels red, green, blue.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import ray
+from ray.actor import ActorProxy
+from ray.exceptions import RayError
+
+from datasets.config import IngestConfig
+from datasets.shards import Manifest
+
+Decoded = tuple[int, int, np.ndarray]
+"""Label, image id and uint8 pixels `[H, W, C]` of an image."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some decoded images, end to end."""
+
+    labels_N: np.ndarray
+    image_ids_N: np.ndarray
+    shapes_N3: np.ndarray
+    starts_N: np.ndarray
+    pixels: np.ndarray
+
+    def __getitem__(self, slot: int) -> Decoded:
+        shape = self.shapes_N3[slot]
+        start = self.starts_N[slot]
+        pixels_HWC = self.pixels[start : start + shape.prod()].reshape(shape)
+        return int(self.labels_N[slot]), int(self.image_ids_N[slot]), pixels_HWC
+
+
+@ray.remote(num_cpus=0, max_restarts=-1)
+class PieceIndex:
+    """Which image lies in which piece; as long as it lives, so do the pieces."""
+
+    def __init__(self, num_images: int) -> None:
+        self._piece_of_image = np.full(num_images, -1, np.int32)
+        self._slot_of_image = np.zeros(num_images, np.int32)
+        self._pieces: list[ray.ObjectRef] = []
+
+    def find(self, images_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[int, ray.ObjectRef]]:
+        """Return piece (-1: none) and slot of each image, and the pieces."""
+        piece_N = self._piece_of_image[images_N]
+        refs = {int(piece): self._pieces[piece] for piece in np.unique(piece_N) if piece >= 0}
+        return piece_N, self._slot_of_image[images_N], refs
+
+    def add(self, images_N: np.ndarray, piece: list[ray.ObjectRef]) -> None:
+        """Add a piece that holds these images; wrapped in a list, it stays where it was made."""
+        self._piece_of_image[images_N] = len(self._pieces)
+        self._slot_of_image[images_N] = np.arange(len(images_N))
+        self._pieces += piece
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The decoded images of a split."""
+
+    index: ActorProxy
+    first_image: int
+    """Number of the split's first image in the index, which several splits share."""
+
+    def find(self, rows_N: np.ndarray) -> dict[int, Decoded]:
+        """Return place -> image of those `rows_N` that are kept; pixels are read-only views."""
+        try:
+            piece_N, slot_N, refs = ray.get(self.index.find.remote(self.first_image + rows_N))
+        except RayError:  # it died with its node; the restarted one is empty, and fills again
+            return {}
+        found: dict[int, Decoded] = {}
+        for number, ref in refs.items():
+            try:
+                piece: Piece = ray.get(ref)
+            except RayError:  # the piece was lost with a node
+                continue
+            for place in np.flatnonzero(piece_N == number):
+                found[int(place)] = piece[slot_N[place]]
+        return found
+
+    def keep(self, rows_N: np.ndarray, images: list[Decoded]) -> None:
+        """Keep decoded images as one piece, in the object store of this node."""
+        labels, image_ids, pixels = zip(*images, strict=True)
+        sizes = [image_HWC.size for image_HWC in pixels]
+        piece = Piece(
+            labels_N=np.array(labels),
+            image_ids_N=np.array(image_ids),
+            shapes_N3=np.array([image_HWC.shape for image_HWC in pixels]),
+            starts_N=np.cumsum([0, *sizes[:-1]]),
+            pixels=np.concatenate([image_HWC.ravel() for image_HWC in pixels]),
+        )
+        self.index.add.remote(self.first_image + rows_N, [ray.put(piece)])
+
+
+def open_memory(manifest: Manifest) -> dict[str, Memory]:
+    """Return an empty memory for each split; they share one index, which ends with its handles."""
+    sizes = [split.num_images for split in manifest.splits.values()]
+    index = PieceIndex.remote(sum(sizes))
+    starts = np.cumsum([0, *sizes[:-1]]).tolist()
+    return {
+        split: Memory(index, start) for split, start in zip(manifest.splits, starts, strict=True)
+    }
+
+
+def choose_ingest(
+    ingest: IngestConfig, manifest: Manifest, *, num_epochs: int, budget_bytes: float
+) -> tuple[bool, str]:
+    """Decide whether a training keeps decoded images in memory, and say why in a few words.
+
+    Args:
+        budget_bytes: what this training may fill of the object store.
+
+    Raises:
+        ValueError: where memory is asked for and does not hold the images.
+    """
+    needed = 3 * sum(manifest.split(split).num_pixels for split in ("train", "val"))
+    sizes = f"{needed / 2**30:.2f} GiB decoded, {budget_bytes / 2**30:.2f} GiB to keep them in"
+    if ingest.ingest == "stream":
+        return False, "stream, as asked"
+    if ingest.ingest == "memory":
+        if needed > budget_bytes:
+            raise ValueError(
+                f"ingest is 'memory': {sizes}; use --ingest stream, a larger --memory-share or "
+                "object store, or prepare with a smaller --short-side-px"
+            )
+        return True, f"memory, as asked: {sizes}"
+    if num_epochs == 1:
+        return False, "stream: one epoch reads each image once"
+    if needed > budget_bytes:
+        return False, f"stream: {sizes}"
+    if manifest.options["short_side_px"] >= 2 * ingest.size_px:
+        # The stream then decodes at reduced scale, and memory would show other pixels.
+        return False, f"stream: images of twice {ingest.size_px} px decode at reduced scale"
+    return True, f"memory: {sizes}"

@@ -1,0 +1,128 @@
+"""One door to every kind of storage; what needs a server is in test_datasets_s3."""
+
+import gzip
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from pyarrow import fs
+
+from datasets import storage
+from tests.conftest import ROOT
+
+
+@pytest.mark.parametrize(
+    ("uri", "filesystem", "path"),
+    [
+        ("/data/cars", fs.LocalFileSystem, "/data/cars"),
+        ("file:///data/Audi S6 100%", fs.LocalFileSystem, "/data/Audi S6 100%"),
+        ("gs://bucket/Audi S6/100%/", fs.GcsFileSystem, "bucket/Audi S6/100%"),
+        ("gs://anonymous@bucket/cars@2x", fs.GcsFileSystem, "bucket/cars@2x"),
+        ("hf://datasets/owner/cars/data", fs.PyFileSystem, "datasets/owner/cars/data"),
+    ],
+)
+def test_a_uri_leads_to_its_file_system_and_names_are_literal(
+    uri: str, filesystem: type, path: str
+) -> None:
+    found, found_path = storage.resolve(uri)
+
+    assert isinstance(found, filesystem) and found_path == path
+
+
+@pytest.mark.parametrize(("bucket", "anonymous"), [("cars", False), ("anonymous@cars", True)])
+def test_google_is_asked_anonymously_only_on_request_and_never_for_minutes(
+    bucket: str, anonymous: bool
+) -> None:
+    filesystem, _ = storage.resolve(f"gs://{bucket}/train")
+    (options,) = filesystem.__reduce__()[1]  # what a copy in a Ray task is made of
+
+    assert options["anonymous"] is anonymous
+    assert options["retry_time_limit"] == timedelta(seconds=60)
+
+
+def test_hugging_face_is_read_by_its_own_package() -> None:
+    from huggingface_hub import HfFileSystem
+
+    filesystem, _ = storage.resolve("hf://datasets/owner/cars")
+
+    assert isinstance(filesystem, fs.PyFileSystem)
+    assert isinstance(filesystem.handler, fs.FSSpecHandler)
+    assert isinstance(filesystem.handler.fs, HfFileSystem)
+
+
+def test_a_missing_package_is_named_with_the_command_that_brings_it() -> None:
+    code = (
+        "import sys; sys.modules['huggingface_hub'] = None\n"
+        "from datasets import storage; storage.resolve('hf://datasets/owner/cars')"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+
+    assert run.stderr.splitlines()[-1] == (
+        "ValueError: URI 'hf://datasets/owner/cars' needs the package huggingface_hub: "
+        "`pip install huggingface_hub` on every node"
+    )
+
+
+@pytest.mark.parametrize(
+    "uri", ["s3://KEY:hush@bucket/cars", "s3://KEY:hu/sh@bucket/cars", "gs://hush@bucket/cars"]
+)
+def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
+    with pytest.raises(ValueError, match="holds credentials") as refused:
+        storage.resolve(uri)
+
+    assert "hu" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "sentence"),
+    [
+        ("s3://", "'s3://' names no bucket: use s3://BUCKET/PATH"),
+        ("s4://bucket/cars", "'s4://bucket/cars' cannot be opened: .*s4"),
+    ],
+)
+def test_a_uri_that_leads_nowhere_is_named(uri: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        storage.resolve(uri)
+
+
+def test_a_local_folder_is_written_listed_and_deleted(tmp_path: Path) -> None:
+    uri = storage.join(str(tmp_path), "run/", "metrics.jsonl.gz")
+    content = gzip.compress(b"rows")
+    storage.write_bytes(uri, b"before")
+    storage.write_bytes(uri, content)
+
+    assert storage.read_bytes(uri) == content  # as it is: no unpacking by name
+    assert storage.list_names(str(tmp_path / "run")) == ["metrics.jsonl.gz"]
+    storage.delete_file(uri)
+    assert not storage.exists(uri) and storage.exists(str(tmp_path / "run"))
+    storage.delete_folder(str(tmp_path / "run"))
+    assert storage.list_names(str(tmp_path / "run")) == []
+    storage.delete_folder(str(tmp_path / "run"))
+    storage.delete_file(uri)
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(uri)
+
+
+def test_a_local_place_that_can_not_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(ValueError, match=r"file/run/config\.json' is out of reach .*; check the"):
+        storage.write_bytes(str(tmp_path / "file/run/config.json"), b"{}")
+
+
+def test_a_local_file_keeps_its_old_content_where_writing_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError("No space left on device")
+
+    uri = str(tmp_path / "config.json")
+    storage.write_bytes(uri, b"old")
+    monkeypatch.setattr(os, "fsync", fail)
+
+    with pytest.raises(ValueError, match="No space left"):
+        storage.write_bytes(uri, b"new")
+    assert storage.read_bytes(uri) == b"old"
