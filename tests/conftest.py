@@ -119,6 +119,15 @@ def write_data(tmp_path_factory: pytest.TempPathFactory) -> WriteData:
     return write
 
 
+def flip_byte(shard: Path, image: int, *, at: int) -> None:
+    """Change one byte of a stored JPEG, counted from its start, or its end if negative."""
+    jpeg = pq.read_table(shard)["image"][image].as_py()
+    content = bytearray(shard.read_bytes())
+    place = content.find(jpeg) + at % len(jpeg)
+    content[place] ^= 0x55
+    shard.write_bytes(content)
+
+
 @pytest.fixture(scope="session")
 def easy_data(write_data: WriteData) -> str:
     """48 training, 17 validation and 13 test images of 3 classes; 17 and 13 are prime."""

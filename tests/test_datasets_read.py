@@ -16,6 +16,7 @@ from datasets.plan import LOST, Chunk, plan_epochs
 from datasets.read import read_chunk
 from datasets.shards import read_manifest
 from datasets.staging import write_images
+from tests.conftest import flip_byte
 
 INGEST = IngestConfig(size_px=32, policy="cars", interleave=2)
 
@@ -49,15 +50,6 @@ def read_block(chunk: Chunk) -> pa.Table:
 
 def shard_of(data: str) -> Path:
     return Path(data, "train", "part-00000.parquet")
-
-
-def flip_byte(shard: Path, image: int, *, at: int) -> None:
-    """Change one byte of a stored JPEG, counted from its start, or its end if negative."""
-    jpeg = pq.read_table(shard)["image"][image].as_py()
-    content = bytearray(shard.read_bytes())
-    place = content.find(jpeg) + at % len(jpeg)
-    content[place] ^= 0x55
-    shard.write_bytes(content)
 
 
 def test_a_whole_data_set_loses_nothing(data: str) -> None:

@@ -17,7 +17,7 @@ from ray.util.state import list_actors
 
 from cluster.runtime import find_resources
 from datasets.config import IngestConfig
-from tests.conftest import WriteData
+from tests.conftest import WriteData, flip_byte
 from trainers import checkpoint, launch
 from trainers.config import ClusterConfig, FinetuneConfig, ModelConfig, OptimConfig, TrackConfig
 from trainers.evaluate import evaluate
@@ -249,3 +249,35 @@ def test_a_gpu_asked_where_none_is_is_the_users_error(config: FinetuneConfig) ->
 
     with pytest.raises(ValueError, match=r"cluster\.device is 'gpu'"):
         launch.fit(asked)
+
+
+def test_lost_images_are_counted_named_and_survived(
+    config: FinetuneConfig, write_data: WriteData
+) -> None:
+    data = write_data()
+    flip_byte(Path(data, "train", "part-00000.parquet"), 11, at=300)
+    flip_byte(Path(data, "val", "part-00000.parquet"), 3, at=300)
+    rows: list[dict[str, Any]] = []
+    lenient = replace(config.ingest, max_bad_fraction=0.1)
+    launch.fit_in_process(replace(config, data=data, ingest=lenient), report=rows.append)
+
+    assert [row["ingest/lost_images"] for row in rows] == [2, 2, 2]
+    assert "train/part-00000.parquet row group 1 row 3" in rows[0]["ingest/lost_names"][0]
+    assert "val/part-00000.parquet row group 0 row 3" in rows[0]["ingest/lost_names"][1]
+    assert evaluate(config.out, split="val")["num_images"] == 16
+
+
+def test_a_run_on_rotten_data_stops_in_one_sentence_and_resumes_on_whole_data(
+    config: FinetuneConfig, write_data: WriteData
+) -> None:
+    data = write_data()
+    shard = Path(data, "train", "part-00000.parquet")
+    whole = shard.read_bytes()
+    flip_byte(shard, 11, at=300)
+    config = replace(config, data=data)
+
+    with pytest.raises(ValueError, match=r"max_bad_fraction is 0\.01: 1 of 48 train images"):
+        launch.fit(config)
+
+    shard.write_bytes(whole)
+    assert launch.fit(config)["epochs"] == 3

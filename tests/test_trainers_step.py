@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from datasets.plan import LOST
 from trainers.backbones import build
 from trainers.config import NORMALIZATIONS, ModelConfig, OptimConfig
 from trainers.freezing import train_mode
@@ -97,6 +98,43 @@ def test_a_training_step_sums_over_its_images_before_the_update():
     moved = model.logits_BK.detach() - torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
     assert moved.norm().item() == pytest.approx(1e-3, rel=1e-3)
     assert not any(value.requires_grad for value in sums.values())
+
+
+def test_lost_images_count_nowhere():
+    images_BHWC, labels_B = random_batch(8)
+    partly_B = labels_B.clone()
+    partly_B[5:] = LOST
+    models = [nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 8)) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    settings = settings_of(OptimConfig(optimizer="sgd", learning_rate=0.1), label_smoothing=0.1)
+    whole, partly = (
+        train_step(model, torch.optim.SGD(model.parameters(), lr=0.1), *batch, settings=settings)
+        for model, batch in zip(
+            models, [(images_BHWC[:5], labels_B[:5]), (images_BHWC, partly_B)], strict=True
+        )
+    )
+
+    assert (partly["count"], partly["lost"]) == (5, 3)
+    assert partly["loss_sum"] == pytest.approx(whole["loss_sum"].item(), rel=1e-5)
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_batch_that_is_lost_whole_changes_nothing():
+    images_BHWC, labels_B = random_batch(4)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 3))
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    sums = train_step(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        images_BHWC,
+        torch.full_like(labels_B, LOST),
+        settings=settings_of(OptimConfig(optimizer="sgd")),
+    )
+
+    assert (sums["count"], sums["lost"], sums["loss_sum"]) == (0, 4, 0)
+    for one, other in zip(before, model.parameters(), strict=True):
+        torch.testing.assert_close(one, other.detach())
 
 
 def test_label_smoothing_counts_in_training_and_not_in_evaluation():
