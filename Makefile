@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test check clean
+.PHONY: setup demo test check bench clean
 
 setup: $(READY)  ## Make .venv with everything pyproject.toml lists
 
@@ -23,6 +23,9 @@ check: $(READY)  ## Formatting, lint, types, direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/pyright --warnings
 	$(BIN)/lint-imports
+
+bench: $(READY)  ## Ingest against DataLoader, map_batches and the limit, into bench.json
+	$(BIN)/python -m tests.bench.ingest
 
 clean:  ## Remove what make and the runs have made
 	rm -rf .venv runs

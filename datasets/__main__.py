@@ -1,4 +1,4 @@
-"""python -m datasets prepare | info | preview"""
+"""python -m datasets prepare | info | preview | bench"""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from rich.table import Table
 
 from cluster.entry import run_room
 from datasets import storage
-from datasets.config import PrepareConfig
+from datasets.config import Policy, PrepareConfig, require
 from datasets.partition import tally_reasons
 from datasets.shards import read_manifest
 
@@ -18,6 +18,7 @@ VERBS = {
     "prepare": "turn images into a data set of validated, split, balanced Parquet shards",
     "info": "show the classes, counts, shards and left-out images of a data set",
     "preview": "draw a contact sheet of a data set and its augmentation policies",
+    "bench": "time every stage of ingest, and count the cores that feed a GPU",
 }
 
 PREPARE_HELP = """Turn images into a data set of validated, split, balanced Parquet shards.
@@ -49,6 +50,25 @@ class PreviewConfig:
     """URI of the PNG to write."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """Time every stage of ingest on your data: python -m datasets bench --data runs/cars"""
+
+    data: str
+    """URI of a prepared data set."""
+    policy: Policy = "cars"
+    """Augmentation policy."""
+    size_px: int = 224
+    """Height and width of the images the network sees."""
+    seconds: float = 10.0
+    """About how long the whole stream is measured."""
+    address: str | None = None
+    """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
+
+    def __post_init__(self) -> None:
+        require(self.seconds > 0, "seconds", self.seconds, "use more than 0")
+
+
 def main(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("python -m datasets VERB, where VERB is one of\n")
@@ -62,9 +82,11 @@ def main(arguments: list[str]) -> None:
             _info(config)
         case PreviewConfig() as config:
             _preview(config)
+        case config:
+            _bench(config)
 
 
-def parse(arguments: list[str]) -> PrepareConfig | InfoConfig | PreviewConfig:
+def parse(arguments: list[str]) -> PrepareConfig | InfoConfig | PreviewConfig | BenchConfig:
     """Parse a verb and its options.
 
     Raises:
@@ -82,6 +104,8 @@ def parse(arguments: list[str]) -> PrepareConfig | InfoConfig | PreviewConfig:
         return tyro.cli(InfoConfig, args=options, prog="python -m datasets info")
     if verb == "preview":
         return tyro.cli(PreviewConfig, args=options, prog="python -m datasets preview")
+    if verb == "bench":
+        return tyro.cli(BenchConfig, args=options, prog="python -m datasets bench")
     raise ValueError(f"verb is {verb!r}: choose from {', '.join(VERBS)}")
 
 
@@ -122,6 +146,14 @@ def _preview(config: PreviewConfig) -> None:
 
     preview(config.data, config.out)
     print(f"wrote {config.out}")
+
+
+def _bench(config: BenchConfig) -> None:
+    from cluster import runtime
+    from datasets.bench import bench
+
+    runtime.connect(config.address)
+    bench(config.data, policy=config.policy, size_px=config.size_px, seconds=config.seconds)
 
 
 if __name__ == "__main__":

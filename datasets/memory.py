@@ -71,8 +71,10 @@ class Memory:
 
     def find(self, rows_N: np.ndarray) -> dict[int, Decoded]:
         """Return place -> image of those `rows_N` that are kept; pixels are read-only views."""
+        # A task that waits in ray.get gives its CPU away, and Ray starts another process for it.
+        asked = self.index.find.remote(self.first_image + rows_N).future()
         try:
-            piece_N, slot_N, refs = ray.get(self.index.find.remote(self.first_image + rows_N))
+            piece_N, slot_N, refs = asked.result()
         except RayError:  # it died with its node; the restarted one is empty, and fills again
             return {}
         found: dict[int, Decoded] = {}

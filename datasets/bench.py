@@ -1,0 +1,123 @@
+"""A user's own numbers: what each stage of ingest costs, and how many cores feed a GPU."""
+
+import time
+
+import numpy as np
+import pyarrow as pa
+import ray
+from rich.console import Console
+from rich.table import Table
+
+from datasets.augment import augment, view
+from datasets.config import IngestConfig, Policy
+from datasets.decode import decode
+from datasets.epochs import stream
+from datasets.plan import Chunk, Plan, plan_epochs
+from datasets.read import read_chunk, rows_of_shards
+from datasets.shards import read_manifest
+
+GPU_RATES = (3000, 7000)
+"""Images/s that a modern GPU trains ResNet50 at: in bfloat16, and with a mostly frozen network."""
+BATCH_SIZE = 64
+REMEDIES = {
+    "read": "move the data nearer, or prepare it with a smaller --short-side-px",
+    "decode": "use --ingest memory, or prepare with a smaller --short-side-px",
+    "augment": "use --policy light",
+    "transport": "use a smaller --size-px",
+}
+
+
+def bench(data: str, *, policy: Policy, size_px: int, seconds: float) -> dict[str, float]:
+    """Print and return seconds per image and core of each stage, and `stream`, images/s of all.
+
+    Raises:
+        ValueError: where there is no data set, or it is smaller than a batch.
+    """
+    ingest = IngestConfig(policy=policy, size_px=size_px)
+    manifest = read_manifest(data)
+    plan = plan_epochs(
+        data,
+        manifest,
+        ingest,
+        split="train",
+        num_epochs=10_000,
+        global_batch_size=min(BATCH_SIZE, manifest.split("train").num_images),
+        seed=0,
+        train=True,
+    )
+    costs = time_stages(plan, ingest)
+    rate, first_batch_s = time_stream(plan, ingest, seconds)
+    _show(costs, rate, first_batch_s)
+    return {**costs, "stream": rate}
+
+
+def time_stages(plan: Plan, ingest: IngestConfig) -> dict[str, float]:
+    """Return seconds per image of each stage, on one core of this process: medians of 5 chunks."""
+    chunks = plan.chunks()
+    whole = (chunk for chunk in chunks if chunk.num_images >= BATCH_SIZE)
+    _time_chunk(next(whole), ingest, plan.seed)  # files, decoders and policies are opened once
+    samples = [_time_chunk(next(whole), ingest, plan.seed) for _ in range(5)]
+    return {stage: float(np.median([s[stage] for s in samples])) for stage in samples[0]}
+
+
+def _time_chunk(chunk: Chunk, ingest: IngestConfig, seed: int) -> dict[str, float]:
+    marks = [time.perf_counter()]
+    rows = [row for row in rows_of_shards(chunk) if row.jpeg is not None]
+    marks.append(time.perf_counter())
+    pixels = [decode(row.jpeg) for row in rows if row.jpeg is not None]
+    marks.append(time.perf_counter())
+    for row, image_HWC in zip(rows, pixels, strict=True):
+        augment(image_HWC, ingest.policy, ingest.size_px, seed=seed, epoch=0, image_id=row.image_id)
+    marks.append(time.perf_counter())
+    for row in rows:
+        assert row.jpeg is not None
+        view(row.jpeg, ingest.policy, ingest.size_px, seed=seed, epoch=0, image_id=row.image_id)
+    marks.append(time.perf_counter())
+    (block,) = read_chunk(chunk, ingest=ingest, seed=seed, train=True)
+    marks.append(time.perf_counter())
+    taken: pa.Table = ray.get(ray.put(block))
+    assert len(taken) == chunk.num_images
+    marks.append(time.perf_counter())
+    read_s, _, augment_s, view_s, _, transport_s = np.diff(marks) / max(1, len(rows))
+    return {
+        "read": read_s,
+        "decode": max(0.0, view_s - augment_s),  # at the scale that the crop allows
+        "augment": augment_s,
+        "transport": transport_s,
+    }
+
+
+def time_stream(plan: Plan, ingest: IngestConfig, seconds: float) -> tuple[float, float]:
+    """Return images/s of the whole stream on this cluster, and seconds to its first batch."""
+    start = time.perf_counter()
+    batches = stream(plan, ingest)
+    next(batches)
+    first_batch_s = time.perf_counter() - start
+    start, num_images = time.perf_counter(), 0
+    for batch in batches:
+        num_images += len(batch["label"])
+        if (passed := time.perf_counter() - start) >= seconds:
+            return num_images / passed, first_batch_s
+    raise AssertionError("the plan is longer than anyone waits")
+
+
+def _show(costs: dict[str, float], rate: float, first_batch_s: float) -> None:
+    total_s = sum(costs.values())
+    table = Table("stage", "ms per image", "images/s per core", "share")
+    for stage, cost_s in [*costs.items(), ("all", total_s)]:
+        table.add_row(
+            stage, f"{1e3 * cost_s:.2f}", f"{1 / max(cost_s, 1e-9):.0f}", f"{cost_s / total_s:.0%}"
+        )
+    console = Console()
+    console.print(table)
+    console.print(
+        f"stream  {rate:.0f} images/s on this cluster, first batch in {first_batch_s:.1f} s"
+    )
+    for wanted in GPU_RATES:
+        without_decode = total_s - costs["decode"] - costs["read"]
+        console.print(
+            f"cores   {wanted * total_s:.1f} feed a GPU at {wanted} images/s, "
+            f"{wanted * without_decode:.1f} with --ingest memory"
+        )
+    slowest = max(costs, key=costs.__getitem__)
+    console.print(f"to fix  {slowest}: {REMEDIES[slowest]}")
