@@ -10,6 +10,7 @@ import zlib
 
 import cv2
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageOps
 
 MAX_PIXELS = 50_000_000
@@ -62,7 +63,8 @@ def to_jpeg(
 ) -> bytes:
     """Validate an image and return it as a JPEG whose short side is at most `short_side_px`.
 
-    A baseline RGB JPEG that needs no change keeps its bytes: nothing is compressed twice.
+    A baseline RGB JPEG that needs no change keeps its bytes: nothing is compressed twice. One that
+    Pillow forgives and the stream's stricter decoder would not, is encoded anew.
 
     Args:
         box: x1, y1, x2, y2 in pixels, to which the image is cropped.
@@ -72,11 +74,20 @@ def to_jpeg(
         BadImage: as `load_image`, and for a box outside the image.
     """
     image_HWC, is_plain_jpeg = _load(content)
-    if is_plain_jpeg and box is None and min(image_HWC.shape[:2]) <= short_side_px:
+    keeps_size = box is None and min(image_HWC.shape[:2]) <= short_side_px
+    if is_plain_jpeg and keeps_size and _decodes_strictly(content):
         return content
     if box is not None:
         image_HWC = _crop(image_HWC, box, box_margin)
     return encode_jpeg(_bound_short_side(image_HWC, short_side_px))
+
+
+def _decodes_strictly(jpeg: bytes) -> bool:
+    try:
+        simplejpeg.decode_jpeg(jpeg)
+    except ValueError:
+        return False
+    return True
 
 
 def encode_jpeg(image_HWC: np.ndarray) -> bytes:

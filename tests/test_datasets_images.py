@@ -2,6 +2,7 @@ import io
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
 from datasets.images import BadImage, load_image, to_jpeg
@@ -127,3 +128,14 @@ def test_box_is_cropped_with_its_margin():
     assert load_image(at_edge).shape == (12, 12, 3)
     with pytest.raises(BadImage, match="outside"):
         to_jpeg(content, short_side_px=256, box=(200, 20, 220, 30))
+
+
+def test_a_jpeg_that_only_pillow_forgives_is_encoded_anew():
+    plain = encode(noise())
+    stray = plain[:20] + b"\0\0" + plain[20:]  # between two segments
+    with pytest.raises(ValueError, match="extraneous"):
+        simplejpeg.decode_jpeg(stray)
+
+    again = to_jpeg(stray, short_side_px=256)
+
+    assert simplejpeg.decode_jpeg(again).shape == (40, 60, 3)

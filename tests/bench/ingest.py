@@ -92,8 +92,8 @@ def run_stream(data: str, *, remember: bool, seed: int, pace_s: float = 0.0) -> 
     )
 
 
-def peak_mib() -> dict[str, float]:
-    """Largest resident size so far of this process and of the readers, in MiB."""
+def private_mib() -> dict[str, float]:
+    """Private memory of this process and of the largest reader, in MiB; the store is shared."""
     peaks: dict[str, float] = {"driver": 0, "reader": 0}
     for status in Path("/proc").glob("[0-9]*/status"):
         try:
@@ -103,7 +103,7 @@ def peak_mib() -> dict[str, float]:
             continue
         kind = "driver" if status.parent.name == str(os.getpid()) else "reader"
         if kind == "driver" or title.startswith("ray::"):
-            peak = float(lines.get("VmHWM", "0").split()[0]) / 1024
+            peak = float(lines.get("RssAnon", "0").split()[0]) / 1024
             peaks[kind] = max(peaks[kind], peak)
     return peaks
 
@@ -139,7 +139,7 @@ def bench(name: str, photos: Path, data: str) -> list[dict]:
         f"{name}: first batch {statistics.median(s.first_batch_s for s in streams):.2f} s; with a "
         f"reader that takes 1.5 times as long, the first batch of an epoch waits "
         f"{1e3 * paced.gap_s:.1f} ms and any other {1e3 * paced.step_s:.1f} ms; "
-        f"peak memory {peak_mib()} MiB"
+        f"private memory {private_mib()} MiB"
     )
     return [
         {
