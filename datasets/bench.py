@@ -31,7 +31,7 @@ def bench(data: str, *, policy: Policy, size_px: int, seconds: float) -> dict[st
     """Print and return seconds per image and core of each stage, and `stream`, images/s of all.
 
     Raises:
-        ValueError: where there is no data set, or it is smaller than a batch.
+        ValueError: where there is no data set.
     """
     ingest = IngestConfig(policy=policy, size_px=size_px)
     manifest = read_manifest(data)
@@ -54,7 +54,7 @@ def bench(data: str, *, policy: Policy, size_px: int, seconds: float) -> dict[st
 def time_stages(plan: Plan, ingest: IngestConfig) -> dict[str, float]:
     """Return seconds per image of each stage, on one core of this process: medians of 5 chunks."""
     chunks = plan.chunks()
-    whole = (chunk for chunk in chunks if chunk.num_images >= BATCH_SIZE)
+    whole = (chunk for chunk in chunks if chunk.num_images >= plan.worker_batch_size)
     _time_chunk(next(whole), ingest, plan.seed)  # files, decoders and policies are opened once
     samples = [_time_chunk(next(whole), ingest, plan.seed) for _ in range(5)]
     return {stage: float(np.median([s[stage] for s in samples])) for stage in samples[0]}

@@ -124,7 +124,7 @@ def stream(
         store_bytes=store_bytes,
     )
     for block in join_executions(plan.chunks(), execute):
-        images_NSSC = block["image"].combine_chunks().to_numpy(zero_copy_only=False)
+        images_NSSC = block["image"].chunk(0).to_numpy(zero_copy_only=False)
         labels_N, image_ids_N = block["label"].to_numpy(), block["image_id"].to_numpy()
         for start in range(0, len(labels_N), plan.worker_batch_size):
             rows = slice(start, start + plan.worker_batch_size)

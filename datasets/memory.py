@@ -46,19 +46,29 @@ class PieceIndex:
     def __init__(self, num_images: int) -> None:
         self._piece_of_image = np.full(num_images, -1, np.int32)
         self._slot_of_image = np.zeros(num_images, np.int32)
-        self._pieces: list[ray.ObjectRef] = []
+        self._pieces: list[ray.ObjectRef | None] = []
+        self._num_images: list[int] = []
 
     def find(self, images_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[int, ray.ObjectRef]]:
         """Return piece (-1: none) and slot of each image, and the pieces."""
         piece_N = self._piece_of_image[images_N]
-        refs = {int(piece): self._pieces[piece] for piece in np.unique(piece_N) if piece >= 0}
+        refs = {int(number): self._pieces[number] for number in np.unique(piece_N) if number >= 0}
         return piece_N, self._slot_of_image[images_N], refs
 
     def add(self, images_N: np.ndarray, piece: list[ray.ObjectRef]) -> None:
         """Add a piece that holds these images; wrapped in a list, it stays where it was made."""
+        # Images kept before were lost, or missed by two tasks at a time; their last place counts.
+        before_N = self._piece_of_image[images_N]
+        for number, count in zip(
+            *np.unique(before_N[before_N >= 0], return_counts=True), strict=True
+        ):
+            self._num_images[number] -= count
+            if not self._num_images[number]:
+                self._pieces[number] = None
         self._piece_of_image[images_N] = len(self._pieces)
         self._slot_of_image[images_N] = np.arange(len(images_N))
         self._pieces += piece
+        self._num_images.append(len(images_N))
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from datasets.standing import clear, find_standing
 _MIN_TASK_IMAGES, _MAX_TASK_IMAGES = 16, 500
 _PROGRESS_EVERY_S = 5.0
 _IDENTITY = ("split", "image_id", "label")
-_PIXEL_OPTIONS = ("short_side_px", "crop_to_box", "box_margin")
+_OPTIONS = ("short_side_px", "crop_to_box", "box_margin", "row_group_size", "shard_mib")
 
 
 def prepare(config: PrepareConfig) -> Manifest:
@@ -58,7 +58,7 @@ def prepare(config: PrepareConfig) -> Manifest:
         identity = fingerprint(
             listing.classes,
             [tuple(image.values()) for image in images.select(_IDENTITY).to_pylist()],
-            {name: getattr(config, name) for name in _PIXEL_OPTIONS},
+            {name: getattr(config, name) for name in _OPTIONS},
         )
         manifest = Manifest(
             classes=listing.classes,

@@ -8,7 +8,6 @@ Dimensions: N images, S size in pixels, H height, W width, C the channels red, g
 """
 
 import time
-import zlib
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
@@ -24,6 +23,7 @@ from datasets.config import IngestConfig
 from datasets.decode import decode
 from datasets.memory import Decoded, Memory
 from datasets.plan import LOST, Chunk, RowGroup
+from datasets.shards import checksum
 
 READ_ATTEMPTS, FIRST_RETRY_S = 3, 0.2
 COLUMNS = ["image", "label", "image_id", "crc32"]
@@ -91,7 +91,7 @@ def rows_of_shards(chunk: Chunk, places: np.ndarray | None = None) -> Iterator[R
             continue
         try:
             table = read_row_group(group)
-        except (OSError, ValueError, pa.ArrowException) as error:
+        except (OSError, ValueError, IndexError, pa.ArrowException) as error:
             for place in of_group:
                 yield Row(int(place), loss=f"its row group can't be read ({error})")
             continue
@@ -99,10 +99,11 @@ def rows_of_shards(chunk: Chunk, places: np.ndarray | None = None) -> Iterator[R
         for place in of_group:
             at = chunk.row_N[place]
             jpeg = table["image"][at].as_buffer()
-            if zlib.crc32(jpeg) != sums[at]:
+            label, image_id = int(labels[at]), int(image_ids[at])
+            if checksum(jpeg, label, image_id) != sums[at]:
                 yield Row(int(place), loss="its bytes changed after it was prepared (checksum)")
             else:
-                yield Row(int(place), int(labels[at]), int(image_ids[at]), jpeg)
+                yield Row(int(place), label, image_id, jpeg)
 
 
 def rows_of_memory(chunk: Chunk, memory: Memory) -> Iterator[Row]:
@@ -135,15 +136,15 @@ def read_row_group(group: RowGroup) -> pa.Table:
     Raises:
         OSError, ValueError, pa.ArrowException: where it can't be reached or read, or is damaged.
     """
-    filesystem, path = storage.resolve(group.uri)
     for attempt in range(READ_ATTEMPTS):
         try:
+            filesystem, path = storage.resolve(group.uri)
             with filesystem.open_input_file(path) as file:
                 shard = pq.ParquetFile(file, metadata=_read_metadata(group.uri))
                 return shard.read_row_group(group.index, columns=COLUMNS)
-        except FileNotFoundError:
-            raise
-        except OSError:
+        except (FileNotFoundError, pa.ArrowInvalid):
+            raise  # gone, or damaged
+        except (OSError, ValueError):
             if attempt + 1 == READ_ATTEMPTS:
                 raise
             time.sleep(FIRST_RETRY_S * 2**attempt)

@@ -6,6 +6,8 @@ OUT/quarantine.parquet      path and reason of every image left out
 """
 
 import json
+import struct
+import zlib
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -20,7 +22,7 @@ SHARD_SCHEMA = pa.schema(
         ("image", pa.binary()),  # JPEG bytes
         ("label", pa.int32()),  # index into Manifest.classes
         ("image_id", pa.int64()),  # from the content's SHA-256: the same image anywhere
-        ("crc32", pa.uint32()),  # of the JPEG bytes
+        ("crc32", pa.uint32()),  # `checksum` of the three above
         ("path", pa.string()),  # where it came from
     ]
 )
@@ -57,7 +59,7 @@ class Manifest:
     splits: dict[str, Split]
     num_quarantined: int
     fingerprint: str
-    """Hash of classes, image ids, labels, splits and the options that shape pixels."""
+    """Hash of classes, image ids, labels, splits and the options that shape pixels or order."""
     options: dict[str, Any] = field(default_factory=dict)
     """The PrepareConfig that made it."""
     source_version: str = ""
@@ -77,6 +79,16 @@ def write_manifest(uri: str, manifest: Manifest) -> None:
     storage.write_bytes(
         storage.join(uri, "manifest.json"), json.dumps(asdict(manifest), indent=1).encode()
     )
+
+
+def checksum(jpeg: bytes | pa.Buffer, label: int, image_id: int) -> int:
+    """CRC-32 of all that a row is used for: a label that rots would be worse than a pixel."""
+    return zlib.crc32(struct.pack("<iq", label, image_id), zlib.crc32(jpeg))
+
+
+def read_schema_version(uri: str) -> int:
+    """Read which version of Thaw's shards lies at `uri`, where a manifest is."""
+    return json.loads(storage.read_bytes(storage.join(uri, "manifest.json")))["schema_version"]
 
 
 def read_manifest(uri: str) -> Manifest:

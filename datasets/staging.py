@@ -1,7 +1,6 @@
 """The two kinds of Ray tasks of `prepare`: encode images into a staged file, fill one shard."""
 
 import io
-import zlib
 
 import cv2
 import numpy as np
@@ -14,7 +13,7 @@ from datasets.config import PrepareConfig
 from datasets.images import BadImage, to_jpeg
 from datasets.listing import Reader
 from datasets.partition import identify
-from datasets.shards import SHARD_SCHEMA
+from datasets.shards import SHARD_SCHEMA, checksum
 
 # A shard takes few rows of each staged file: with small row groups it reads little else.
 STAGED_ROW_GROUP_SIZE = 16
@@ -86,7 +85,9 @@ def fill_shard(rows: pa.Table, *, out: str, staging: str, row_group_size: int) -
         for place, row in zip(places, before + wanted % STAGED_ROW_GROUP_SIZE, strict=True):
             jpegs[place] = images[int(row)].as_py()
     rows = rows.append_column("image", pa.array(jpegs, pa.binary()))
-    rows = rows.append_column("crc32", pa.array(map(zlib.crc32, jpegs), pa.uint32()))
+    labels, image_ids = rows["label"].to_pylist(), rows["image_id"].to_pylist()
+    sums = pa.array(map(checksum, jpegs, labels, image_ids), pa.uint32())
+    rows = rows.append_column("crc32", sums)
     table = rows.select(SHARD_SCHEMA.names)
     shard = rows["shard"][0].as_py()
     num_bytes = write_images(storage.join(out, shard), table.cast(SHARD_SCHEMA), row_group_size)

@@ -6,7 +6,7 @@ from typing import Any
 
 from datasets import storage
 from datasets.config import PrepareConfig
-from datasets.shards import SPLITS, Manifest, read_manifest
+from datasets.shards import SCHEMA_VERSION, SPLITS, Manifest, read_manifest, read_schema_version
 
 _SHARD_NAME = re.compile(r"part-\d{5}-[0-9a-f]{12}\.parquet")
 
@@ -18,6 +18,9 @@ def find_standing(config: PrepareConfig, source_version: str) -> Manifest | None
         ValueError: where a newer Thaw wrote it.
     """
     if not storage.exists(storage.join(config.out, "manifest.json")):
+        return None
+    if read_schema_version(config.out) < SCHEMA_VERSION:
+        print(f"{config.out}: prepared anew, its shards are those of an older Thaw")
         return None
     manifest = read_manifest(config.out)
     before, now = _options_that_matter(manifest.options), _options_that_matter(asdict(config))

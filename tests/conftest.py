@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -86,7 +85,9 @@ def write_data(tmp_path_factory: pytest.TempPathFactory) -> WriteData:
                         "image": content,
                         "label": label,
                         "image_id": hash_seed(split, number) << 20 | number,
-                        "crc32": zlib.crc32(content),
+                        "crc32": shards.checksum(
+                            content, label, hash_seed(split, number) << 20 | number
+                        ),
                         "path": f"{split}/{number}.jpg",
                     }
                 )

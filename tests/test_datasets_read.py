@@ -1,7 +1,6 @@
 """What a read task makes of shards that rot: full batches, and a name for each image it lost."""
 
 import os
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from datasets import read
 from datasets.config import IngestConfig
 from datasets.plan import LOST, Chunk, plan_epochs
 from datasets.read import read_chunk
-from datasets.shards import read_manifest
+from datasets.shards import checksum, read_manifest
 from datasets.staging import write_images
 from tests.conftest import flip_byte
 
@@ -90,12 +89,24 @@ def test_a_lost_image_has_the_pixels_of_a_good_one(data: str) -> None:
     )
 
 
+def test_a_label_that_rots_is_lost_and_not_trained_on(data: str) -> None:
+    shard = shard_of(data)
+    table = pq.read_table(shard)
+    rows = table.to_pylist()
+    rows[5]["label"] += 1
+    write_images(str(shard), pa.Table.from_pylist(rows, schema=table.schema), 8)
+
+    (loss,) = read_block(chunk_of(data))["loss"].drop_null().to_pylist()
+
+    assert "row group 0 row 5" in loss
+
+
 def test_a_jpeg_with_a_right_checksum_that_does_not_decode_is_lost_alone(data: str) -> None:
     shard = shard_of(data)
     table = pq.read_table(shard)
     rows = table.to_pylist()
     rows[5]["image"] = b"no jpeg"
-    rows[5]["crc32"] = zlib.crc32(b"no jpeg")
+    rows[5]["crc32"] = checksum(b"no jpeg", rows[5]["label"], rows[5]["image_id"])
     write_images(str(shard), pa.Table.from_pylist(rows, schema=table.schema), 8)
     read._read_metadata.cache_clear()
 

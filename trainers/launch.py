@@ -179,7 +179,8 @@ def plan_ingest(
     Raises:
         ValueError: where `ingest` is memory and they don't fit.
     """
-    store_bytes = resources.object_store_gib * 2**30 / num_concurrent
+    plan = plan_training(config, resources, num_concurrent=num_concurrent)
+    store_bytes = _store_bytes(resources, plan, num_concurrent)
     return choose_ingest(
         config.ingest,
         read_manifest(config.data),
@@ -194,13 +195,19 @@ def _share(
     """A worker's part of the cluster, as `Place` takes it."""
     remember, _ = plan_ingest(config, resources, num_concurrent=num_concurrent)
     free_share = 0.8 - config.ingest.memory_share if remember else 0.5
-    streams = 2 * max(1, plan.num_workers) * num_concurrent  # train and val, for every worker
+    workers_share = 1 / (2 * max(1, plan.num_workers))  # train and val, for every worker
     return {
         "threads": plan.threads_per_worker,
         "reader_cpus": plan.reader_cpus,
-        "store_bytes": resources.object_store_gib * 2**30 * free_share / streams,
+        "store_bytes": _store_bytes(resources, plan, num_concurrent) * free_share * workers_share,
         "memory": open_memory(read_manifest(config.data)) if remember else {},
     }
+
+
+def _store_bytes(resources: Resources, plan: WorkerPlan, num_concurrent: int) -> float:
+    """Object store of a training: of the nodes its workers are on, where blocks are made."""
+    nodes_share = min(1.0, max(1, plan.num_workers) / max(1, resources.num_nodes))
+    return resources.object_store_gib * 2**30 * nodes_share / num_concurrent
 
 
 def with_absolute_paths(config: FinetuneConfig) -> FinetuneConfig:

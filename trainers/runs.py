@@ -11,7 +11,7 @@ from trainers.config import FinetuneConfig
 
 # What a longer or elsewhere continued run may change; all else would make it another run.
 FREE_TO_CHANGE = ("out", "epochs", "cluster", "track")
-FREE_IN_INGEST = ("ingest", "memory_share", "task_images", "max_bad_fraction")
+FREE_IN_INGEST = ("memory_share", "task_images", "max_bad_fraction")
 
 
 def read_result(run: str) -> dict[str, Any]:
@@ -67,13 +67,16 @@ def open_run(config: FinetuneConfig) -> dict[str, Any] | None:
             "and is another data set now; use another --out"
         )
     storage.write_bytes(uri, json.dumps(config.to_dict(), indent=1).encode())
-    if storage.exists(storage.join(config.out, "result.json")):
-        if _load_result(config.out)["lost"]:
-            return None  # the data may be whole again, or more losses be allowed
+    if is_over(config.out):
         result = read_result(config.out)
         if result["epochs"] >= config.epochs:
             return result
     return None
+
+
+def is_over(run: str) -> bool:
+    """Whether a run ended; one that lost too many images goes on: its data may be whole again."""
+    return storage.exists(storage.join(run, "result.json")) and not _load_result(run)["lost"]
 
 
 def _load_result(run: str) -> dict[str, Any]:

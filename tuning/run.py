@@ -15,6 +15,7 @@ from cluster.scaling import max_concurrent_trials
 from datasets import storage
 from datasets.shards import Manifest
 from trainers import launch, metrics
+from trainers.runs import FREE_IN_INGEST
 from tuning.config import TuningConfig
 from tuning.leaderboard import (
     Ended,
@@ -32,7 +33,14 @@ from tuning.trial import build_trial, run_folder
 from tuning.winner import evaluate_winner, train_longer
 
 # What may differ when a sweep is resumed; all else would make it another sweep.
-FREE_TO_CHANGE = ("out", "base.out", "base.cluster.", "base.track.", "evaluate_winner")
+FREE_TO_CHANGE = (
+    "out",
+    "base.out",
+    "base.cluster.",
+    "base.track.",
+    "evaluate_winner",
+    *(f"base.ingest.{name}" for name in FREE_IN_INGEST),
+)
 
 
 def tune_sweep(config: TuningConfig) -> dict[str, Any]:

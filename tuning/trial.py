@@ -14,7 +14,7 @@ from datasets import storage
 from trainers import launch, metrics
 from trainers.config import FinetuneConfig
 from trainers.freezing import is_head_only
-from trainers.runs import read_result
+from trainers.runs import is_over, read_result
 from trainers.tracking import read_rows
 from tuning.config import TuningConfig
 from tuning.search import point_of
@@ -71,7 +71,7 @@ def train_trial(config: FinetuneConfig, *, num_concurrent: int) -> None:
 
     A pruned trial leaves through `ray.tune.report`, which then raises SystemExit.
     """
-    if storage.exists(storage.join(config.out, "result.json")):
+    if is_over(config.out):
         read_result(config.out)  # which raises where the trial diverged
         # Finished in a sitting that was cut before Tune noted it: let Tune know its score.
         ray.tune.report([row for row in read_rows(config.out) if metrics.VAL_TOP1 in row][-1])
