@@ -13,7 +13,7 @@ from datasets.config import IngestConfig, Policy
 from datasets.decode import decode
 from datasets.epochs import stream
 from datasets.plan import Chunk, Plan, plan_epochs
-from datasets.read import read_chunk, rows_of_shards
+from datasets.read import name_row, read_chunk, rows_of_shards
 from datasets.shards import read_manifest
 
 GPU_RATES = (3000, 7000)
@@ -31,7 +31,7 @@ def bench(data: str, *, policy: Policy, size_px: int, seconds: float) -> dict[st
     """Print and return seconds per image and core of each stage, and `stream`, images/s of all.
 
     Raises:
-        ValueError: where there is no data set.
+        ValueError: where there is no data set, or images of it are lost.
     """
     ingest = IngestConfig(policy=policy, size_px=size_px)
     manifest = read_manifest(data)
@@ -62,7 +62,13 @@ def time_stages(plan: Plan, ingest: IngestConfig) -> dict[str, float]:
 
 def _time_chunk(chunk: Chunk, ingest: IngestConfig, seed: int) -> dict[str, float]:
     marks = [time.perf_counter()]
-    rows = [row for row in rows_of_shards(chunk) if row.jpeg is not None]
+    rows = list(rows_of_shards(chunk))
+    if (lost := [row for row in rows if row.loss]) != []:
+        name = name_row(chunk, lost[0].place)
+        raise ValueError(
+            f"data has images that can't be had, such as {name}: {lost[0].loss}; "
+            "prepare it again before it is timed"
+        )
     marks.append(time.perf_counter())
     pixels = [decode(row.jpeg) for row in rows if row.jpeg is not None]
     marks.append(time.perf_counter())

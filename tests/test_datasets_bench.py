@@ -1,8 +1,12 @@
 """`python -m datasets bench`: numbers of every stage, and what follows from them."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from datasets.bench import REMEDIES, bench
+from tests.conftest import flip_byte
 
 pytestmark = pytest.mark.ray
 
@@ -20,3 +24,11 @@ def test_bench_prices_every_stage_and_names_what_to_fix(
     slowest = max(costs, key=costs.__getitem__)
     assert f"to fix  {slowest}: {REMEDIES[slowest]}" in shown
     assert f"cores   {7000 * sum(costs.values()):.1f} feed a GPU at 7000 images/s" in shown
+
+
+def test_bench_times_no_data_that_is_lost(ray_cluster: str, write_data: Callable[..., str]) -> None:
+    data = write_data()
+    flip_byte(Path(data, "train", "part-00000.parquet"), 11, at=300)
+
+    with pytest.raises(ValueError, match=r"row group 1 row 3.*prepare it again"):
+        bench(data, policy="light", size_px=32, seconds=0.5)
