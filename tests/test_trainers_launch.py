@@ -281,3 +281,14 @@ def test_a_run_on_rotten_data_stops_in_one_sentence_and_resumes_on_whole_data(
 
     shard.write_bytes(whole)
     assert launch.fit(config)["epochs"] == 3
+
+
+def test_a_run_of_more_workers_than_there_are_cpus_is_evaluated_here(
+    config: FinetuneConfig,
+) -> None:
+    """Evaluation takes one process, whatever the training took."""
+    many = replace(config, cluster=ClusterConfig(num_workers=16))
+    with pytest.raises(ValueError, match=r"num_workers is 16: the cluster has 6 CPUs"):
+        launch.plan_training(many, find_resources())
+
+    assert launch.place_here(many).world_size == 1

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import tyro
 
 from cluster.entry import run_room
-from cluster.runtime import connect, find_resources
+from cluster.runtime import connect
 from datasets import storage
 from trainers import launch, metrics, runs, tracking
 from trainers.config import FinetuneConfig
@@ -77,14 +77,17 @@ def run_training(config: FinetuneConfig) -> None:
     if not config.data:
         raise ValueError("data is '': give --data URI of a prepared data set")
     manifest = launch.check(config)
-    connect(config.cluster.address)
+    resources = connect(config.cluster.address)
+    _, ingest = launch.plan_ingest(
+        config, manifest, resources, launch.plan_training(config, resources)
+    )
     run = storage.absolute(config.out, "out")
     print(
         f"Training {config.model.backbone} ({config.model.init}, freeze depth "
         f"{config.model.freeze_depth}) on {manifest.split('train').num_images} images of "
         f"{len(manifest.classes)} classes -> {run}"
     )
-    print(f"Ingest: {launch.plan_ingest(config, find_resources())[1]}")
+    print(f"Ingest: {ingest}")
     mirror = tracking.RunMirror(
         run,
         track=config.track,

@@ -172,18 +172,22 @@ def fit_in_process(
 
 
 def plan_ingest(
-    config: FinetuneConfig, resources: Resources, *, num_concurrent: int = 1
+    config: FinetuneConfig,
+    manifest: Manifest,
+    resources: Resources,
+    plan: WorkerPlan,
+    *,
+    num_concurrent: int = 1,
 ) -> tuple[bool, str]:
-    """Decide whether decoded images stay in memory, and say why.
+    """Decide whether decoded images stay in memory of the planned workers, and say why.
 
     Raises:
         ValueError: where `ingest` is memory and they don't fit.
     """
-    plan = plan_training(config, resources, num_concurrent=num_concurrent)
     store_bytes = _store_bytes(resources, plan, num_concurrent)
     return choose_ingest(
         config.ingest,
-        read_manifest(config.data),
+        manifest,
         num_epochs=config.epochs,
         budget_bytes=config.ingest.memory_share * store_bytes,
     )
@@ -193,14 +197,15 @@ def _share(
     config: FinetuneConfig, resources: Resources, plan: WorkerPlan, num_concurrent: int
 ) -> dict[str, Any]:
     """A worker's part of the cluster, as `Place` takes it."""
-    remember, _ = plan_ingest(config, resources, num_concurrent=num_concurrent)
+    manifest = read_manifest(config.data)
+    remember, _ = plan_ingest(config, manifest, resources, plan, num_concurrent=num_concurrent)
     free_share = 0.8 - config.ingest.memory_share if remember else 0.5
     workers_share = 1 / (2 * max(1, plan.num_workers))  # train and val, for every worker
     return {
         "threads": plan.threads_per_worker,
         "reader_cpus": plan.reader_cpus,
         "store_bytes": _store_bytes(resources, plan, num_concurrent) * free_share * workers_share,
-        "memory": open_memory(read_manifest(config.data)) if remember else {},
+        "memory": open_memory(manifest) if remember else {},
     }
 
 

@@ -65,7 +65,7 @@ def tune_sweep(config: TuningConfig) -> dict[str, Any]:
     resources = connect(config.base.cluster.address)
     num_trials = count_trials(config)
     num_concurrent = min(max_concurrent_trials(resources, config.base.cluster), num_trials)
-    _announce(config, resources, num_trials, num_concurrent)
+    _announce(config, manifest, resources, num_trials, num_concurrent)
     text = json.dumps(_facts(config, manifest), indent=1).encode()
     storage.write_bytes(storage.join(config.out, "config.json"), text)
     # Run folders hold the metrics; Tune need not write them a second time.
@@ -128,11 +128,17 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _announce(
-    config: TuningConfig, resources: Resources, num_trials: int, num_concurrent: int
+    config: TuningConfig,
+    manifest: Manifest,
+    resources: Resources,
+    num_trials: int,
+    num_concurrent: int,
 ) -> None:
     """Say what will run; a plan that doesn't fit raises here, before any trial starts."""
     plan = launch.plan_training(config.base, resources, num_concurrent=num_concurrent)
-    _, ingest = launch.plan_ingest(config.base, resources, num_concurrent=num_concurrent)
+    _, ingest = launch.plan_ingest(
+        config.base, manifest, resources, plan, num_concurrent=num_concurrent
+    )
     space = config.space
     rates = space.learning_rate_range or space.learning_rates
     axes = {
