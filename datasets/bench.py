@@ -1,6 +1,8 @@
 """A user's own numbers: what each stage of ingest costs, and how many cores feed a GPU."""
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -54,42 +56,43 @@ def bench(data: str, *, policy: Policy, size_px: int, seconds: float) -> dict[st
 def time_stages(plan: Plan, ingest: IngestConfig) -> dict[str, float]:
     """Return seconds per image of each stage, on one core of this process: medians of 5 chunks."""
     chunks = plan.chunks()
-    whole = (chunk for chunk in chunks if chunk.num_images >= plan.worker_batch_size)
-    _time_chunk(next(whole), ingest, plan.seed)  # files, decoders and policies are opened once
-    samples = [_time_chunk(next(whole), ingest, plan.seed) for _ in range(5)]
+    _time_chunk(next(chunks), ingest, plan.seed)  # files, decoders and policies are opened once
+    samples = [_time_chunk(next(chunks), ingest, plan.seed) for _ in range(5)]
     return {stage: float(np.median([s[stage] for s in samples])) for stage in samples[0]}
 
 
 def _time_chunk(chunk: Chunk, ingest: IngestConfig, seed: int) -> dict[str, float]:
-    marks = [time.perf_counter()]
+    """Return seconds per image of each stage for one chunk."""
+    start = time.perf_counter()
     rows = list(rows_of_shards(chunk))
-    if (lost := [row for row in rows if row.loss]) != []:
-        name = name_row(chunk, lost[0].place)
-        raise ValueError(
-            f"data has images that can't be had, such as {name}: {lost[0].loss}; "
-            "prepare it again before it is timed"
-        )
-    marks.append(time.perf_counter())
-    pixels = [decode(row.jpeg) for row in rows if row.jpeg is not None]
-    marks.append(time.perf_counter())
-    for row, image_HWC in zip(rows, pixels, strict=True):
-        augment(image_HWC, ingest.policy, ingest.size_px, seed=seed, epoch=0, image_id=row.image_id)
-    marks.append(time.perf_counter())
+    read_s = time.perf_counter() - start
     for row in rows:
-        assert row.jpeg is not None
-        view(row.jpeg, ingest.policy, ingest.size_px, seed=seed, epoch=0, image_id=row.image_id)
-    marks.append(time.perf_counter())
+        if row.loss:
+            raise ValueError(
+                f"data has images that can't be had, such as {name_row(chunk, row.place)}: "
+                f"{row.loss}; prepare it again before it is timed"
+            )
+
+    def time_views(draw: Callable[..., np.ndarray], images: list[Any]) -> float:
+        start = time.perf_counter()
+        for row, image in zip(rows, images, strict=True):
+            key = {"seed": seed, "epoch": 0, "image_id": row.image_id}
+            draw(image, ingest.policy, ingest.size_px, **key)
+        return time.perf_counter() - start
+
+    jpegs = [row.jpeg for row in rows]
+    augment_s = time_views(augment, [decode(jpeg) for jpeg in jpegs if jpeg is not None])
+    view_s = time_views(view, jpegs)
     (block,) = read_chunk(chunk, ingest=ingest, seed=seed, train=True)
-    marks.append(time.perf_counter())
+    start = time.perf_counter()
     taken: pa.Table = ray.get(ray.put(block))
-    assert len(taken) == chunk.num_images
-    marks.append(time.perf_counter())
-    read_s, _, augment_s, view_s, _, transport_s = np.diff(marks) / max(1, len(rows))
+    transport_s = time.perf_counter() - start
+    assert len(taken) == len(rows)
     return {
-        "read": read_s,
-        "decode": max(0.0, view_s - augment_s),  # at the scale that the crop allows
-        "augment": augment_s,
-        "transport": transport_s,
+        "read": read_s / len(rows),
+        "decode": max(0.0, view_s - augment_s) / len(rows),  # at the scale that the crop allows
+        "augment": augment_s / len(rows),
+        "transport": transport_s / len(rows),
     }
 
 

@@ -108,20 +108,21 @@ class EpochOrder:
         )
 
 
-class Lanes:
-    """Positions of the slots of a global batch: lane by lane, each with its own part of the order.
+def cut_lanes(
+    num_images: int, global_batch_size: int, num_lanes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Give each slot of a global batch its lane, and each lane its part of the epoch's order.
 
-    Slot s of batch b lies at `start_B[s] + b * step_B[s]`.
+    Returns:
+        start_B and step_B: slot s of batch b lies at position `start_B[s] + b * step_B[s]`.
     """
-
-    def __init__(self, num_images: int, global_batch_size: int, num_lanes: int) -> None:
-        num_lanes = min(num_lanes, global_batch_size)
-        edges = np.arange(num_lanes + 1) * global_batch_size // num_lanes
-        widths = np.diff(edges)
-        lane_B = np.repeat(np.arange(num_lanes), widths)
-        lane_starts = num_images * edges // global_batch_size
-        self.step_B = widths[lane_B]
-        self.start_B = lane_starts[lane_B] + np.arange(global_batch_size) - edges[lane_B]
+    num_lanes = min(num_lanes, global_batch_size)
+    edges = np.arange(num_lanes + 1) * global_batch_size // num_lanes
+    widths = np.diff(edges)
+    lane_B = np.repeat(np.arange(num_lanes), widths)
+    lane_starts = num_images * edges // global_batch_size
+    start_B = lane_starts[lane_B] + np.arange(global_batch_size) - edges[lane_B]
+    return start_B, widths[lane_B]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,9 +203,9 @@ def plan_epochs(
             global_batch_size,
             f"{split} has {num_images} images; use at most as many",
         )
-        lanes = Lanes(num_images, global_batch_size, ingest.interleave)
         slots = slice(rank * size, (rank + 1) * size)
-        start_B, step_B = lanes.start_B[slots], lanes.step_B[slots]
+        lanes = cut_lanes(num_images, global_batch_size, ingest.interleave)
+        start_B, step_B = (of_batch_B[slots] for of_batch_B in lanes)
         batches, stop = num_images // global_batch_size, num_images
     else:
         low, stop = (num_images * r // world_size for r in (rank, rank + 1))

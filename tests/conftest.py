@@ -80,14 +80,13 @@ def write_data(tmp_path_factory: pytest.TempPathFactory) -> WriteData:
                 label = number % classes
                 image = draw_image(label, hash_seed(split, number))
                 content = cv2.imencode(".jpg", image[..., ::-1])[1].tobytes()
+                image_id = hash_seed(split, number) << 20 | number
                 rows.append(
                     {
                         "image": content,
                         "label": label,
-                        "image_id": hash_seed(split, number) << 20 | number,
-                        "crc32": shards.checksum(
-                            content, label, hash_seed(split, number) << 20 | number
-                        ),
+                        "image_id": image_id,
+                        "crc32": shards.checksum(content, label, image_id),
                         "path": f"{split}/{number}.jpg",
                     }
                 )
