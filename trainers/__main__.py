@@ -1,6 +1,7 @@
 """python -m trainers [RECIPE] --data URI ... | evaluate --run URI"""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -42,15 +43,15 @@ class EvaluateConfig:
 
 
 def main(arguments: list[str]) -> None:
-    match parse(arguments):
-        case EvaluateConfig() as config:
-            run_evaluation(config)
-        case config:
-            run_training(config)
+    config = parse(arguments)
+    if isinstance(config, FinetuneConfig):
+        run_training(config)
+    else:
+        next(run for of_verb, run in VERBS.values() if of_verb is type(config))(config)
 
 
-def parse(arguments: list[str]) -> FinetuneConfig | EvaluateConfig:
-    """Parse a recipe or verb and its options.
+def parse(arguments: list[str]) -> Any:
+    """Parse a recipe or verb and its options into a FinetuneConfig, or the verb's config.
 
     Raises:
         ValueError: for an unknown recipe, or values that don't fit.
@@ -58,10 +59,10 @@ def parse(arguments: list[str]) -> FinetuneConfig | EvaluateConfig:
     recipe = "transfer"
     if arguments and not arguments[0].startswith("-"):
         recipe, *arguments = arguments
-    if recipe == "evaluate":
-        return tyro.cli(EvaluateConfig, args=arguments, prog="python -m trainers evaluate")
+    if recipe in VERBS:
+        return tyro.cli(VERBS[recipe][0], args=arguments, prog=f"python -m trainers {recipe}")
     if recipe not in RECIPES:
-        raise ValueError(f"recipe is {recipe!r}: choose from {', '.join(RECIPES)}, or evaluate")
+        raise ValueError(f"recipe is {recipe!r}: choose from {', '.join([*RECIPES, *VERBS])}")
     return tyro.cli(
         FinetuneConfig,
         default=RECIPES[recipe],
@@ -129,6 +130,12 @@ def run_evaluation(config: EvaluateConfig) -> None:
     connect(config.address)
     result = evaluate(config.run, split=config.split, data=config.data)
     print(json.dumps(result, indent=1))
+
+
+VERBS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
+    "evaluate": (EvaluateConfig, run_evaluation),
+}
+"""What can be done besides training: name -> its config, and what runs it."""
 
 
 if __name__ == "__main__":

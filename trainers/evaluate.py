@@ -8,11 +8,10 @@ import torch
 
 from datasets import storage
 from datasets.shards import read_manifest
-from trainers import checkpoint, loop
-from trainers.backbones import build
+from trainers import loop
 from trainers.feed import open_feed
 from trainers.launch import place_here
-from trainers.runs import read_config
+from trainers.runs import load_best_model
 
 
 def evaluate(run: str, *, split: str = "test", data: str | None = None) -> dict[str, Any]:
@@ -23,14 +22,13 @@ def evaluate(run: str, *, split: str = "test", data: str | None = None) -> dict[
             more images are lost than its config allows.
     """
     run = storage.absolute(run, "run")
-    config = read_config(run)
+    config, progress, model = load_best_model(run)
     config = replace(
         config,
         data=storage.absolute(data or config.data, "data"),
         ingest=replace(config.ingest, ingest="stream"),  # each image is read once
     )
     manifest = read_manifest(config.data)
-    progress, weights = checkpoint.load_best(run)
     if progress.classes != manifest.classes:
         raise ValueError(
             f"run is {run!r}: its checkpoint knows {len(progress.classes)} classes "
@@ -39,8 +37,6 @@ def evaluate(run: str, *, split: str = "test", data: str | None = None) -> dict[
         )
     place = place_here(config)
     torch.set_num_threads(place.threads)
-    model = build(config.model.backbone, len(manifest.classes))
-    model.load_state_dict(weights)
     model.to(device=place.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     feed = open_feed(config, manifest, place, split=split, num_epochs=1)
     means = loop.evaluate(model, feed, loop.step_settings(config, place.device), place)

@@ -3,10 +3,14 @@
 import json
 from typing import Any
 
+from torch import nn
+
 from datasets import storage
 from datasets.config import require
 from datasets.shards import read_manifest
 from trainers import checkpoint
+from trainers.backbones import build
+from trainers.checkpoint import Progress
 from trainers.config import FinetuneConfig
 
 # What a longer or elsewhere continued run may change; all else would make it another run.
@@ -41,6 +45,20 @@ def read_config(run: str) -> FinetuneConfig:
             f"run is {run!r}: no run folder there (config.json is missing); "
             "give the --out of a training"
         ) from None
+
+
+def load_best_model(run: str) -> tuple[FinetuneConfig, Progress, nn.Module]:
+    """Return a run's config and its network, in eval mode on the CPU, as it was when val/top1 was
+    highest; `Progress.classes` names its outputs.
+
+    Raises:
+        ValueError: where there is no run, or it has no undamaged checkpoint.
+    """
+    config = read_config(run)
+    progress, weights = checkpoint.load_best(run)
+    model = build(config.model.backbone, len(progress.classes))
+    model.load_state_dict(weights)
+    return config, progress, model.eval()
 
 
 def open_run(config: FinetuneConfig) -> dict[str, Any] | None:
