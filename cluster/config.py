@@ -15,6 +15,9 @@ class ClusterConfig:
     num_workers: int | None = None
     """DDP workers of a training. Default: one per GPU, or one per node without GPUs.
     0 trains in the calling process."""
+    min_workers: int | None = None
+    """Elastic training: begin, and go on, with as few workers as this while others are missing.
+    Default: all of them."""
     device: Device = "auto"
     """`auto` uses GPUs where the cluster has them."""
     max_failures: int = 3
@@ -24,6 +27,11 @@ class ClusterConfig:
         if self.num_workers is not None and self.num_workers < 0:
             raise ValueError(
                 f"cluster.num_workers is {self.num_workers!r}: use 0 (in process) or more"
+            )
+        if self.min_workers is not None and not 1 <= self.min_workers <= (self.num_workers or 0):
+            raise ValueError(
+                f"cluster.min_workers is {self.min_workers!r}: use 1 up to cluster.num_workers "
+                f"({self.num_workers!r})"
             )
         if self.device not in ("auto", "cpu", "gpu"):
             raise ValueError(f"cluster.device is {self.device!r}: choose from auto, cpu, gpu")

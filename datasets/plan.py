@@ -185,17 +185,18 @@ def plan_epochs(
         start_step: steps of `start_epoch` that are done already.
 
     Raises:
-        ValueError: where the split holds no global batch, or ranks can't share one equally.
+        ValueError: where the split holds no global batch, or a batch has no image for some rank.
     """
     row_groups = RowGroups(data, manifest.split(split))
     num_images = row_groups.num_images
     require(
-        global_batch_size % world_size == 0,
+        world_size <= global_batch_size,
         "global_batch_size",
         global_batch_size,
-        f"make it a multiple of the {world_size} workers",
+        f"give each of the {world_size} workers an image",
     )
-    size = global_batch_size // world_size
+    first, end = (global_batch_size * r // world_size for r in (rank, rank + 1))
+    size = end - first
     if train:
         require(
             global_batch_size <= num_images,
@@ -203,9 +204,8 @@ def plan_epochs(
             global_batch_size,
             f"{split} has {num_images} images; use at most as many",
         )
-        slots = slice(rank * size, (rank + 1) * size)
         lanes = cut_lanes(num_images, global_batch_size, ingest.interleave)
-        start_B, step_B = (of_batch_B[slots] for of_batch_B in lanes)
+        start_B, step_B = (of_batch_B[first:end] for of_batch_B in lanes)
         batches, stop = num_images // global_batch_size, num_images
     else:
         low, stop = (num_images * r // world_size for r in (rank, rank + 1))

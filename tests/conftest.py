@@ -2,8 +2,11 @@
 
 import hashlib
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -14,6 +17,9 @@ from ray.cluster_utils import Cluster
 
 from datasets import shards, storage
 from datasets.staging import write_images
+
+if TYPE_CHECKING:
+    from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -117,6 +123,23 @@ def write_data(tmp_path_factory: pytest.TempPathFactory) -> WriteData:
         return uri
 
     return write
+
+
+def with_head(head: "nn.Module", stem: "nn.Module | None" = None) -> "nn.Module":
+    """A network of the backbone `toy`: a stem, which is its only stage, and a head."""
+    from torch import nn
+
+    return nn.Sequential(OrderedDict(stem=stem or nn.Identity(), fc=head))
+
+
+@pytest.fixture
+def toy_backbone(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Name of a backbone of one stage, whose networks `with_head` makes."""
+    from trainers.backbones import BACKBONES
+
+    toy = replace(BACKBONES["resnet50"], stages=(("stem", ("stem",)),), head="fc")
+    monkeypatch.setitem(BACKBONES, "toy", toy)
+    return "toy"
 
 
 def flip_byte(shard: Path, image: int, *, at: int) -> None:

@@ -141,9 +141,21 @@ def test_a_batch_larger_than_the_split_is_the_users_error() -> None:
         plan((5, 5), train=True)
 
 
-def test_ranks_that_cannot_share_a_batch_are_the_users_error() -> None:
-    with pytest.raises(ValueError, match="multiple of the 5 workers"):
-        plan((50, 50), train=True, world_size=5)
+def test_ranks_without_an_image_of_every_batch_are_the_users_error() -> None:
+    with pytest.raises(ValueError, match="give each of the 13 workers an image"):
+        plan((50, 50), train=True, world_size=13)
+
+
+def test_any_number_of_ranks_shares_the_same_batches() -> None:
+    """Elastic training: 12 images for 5 ranks are 2, 2, 3, 2 and 3."""
+    alone = np.reshape(images(plan((50, 50), train=True)), (8, 12))
+    ranks = [
+        np.reshape(images(plan((50, 50), train=True, world_size=5, rank=rank)), (8, -1))
+        for rank in range(5)
+    ]
+
+    assert [of_rank.shape[1] for of_rank in ranks] == [2, 2, 3, 2, 3]
+    assert np.array_equal(np.concatenate(ranks, axis=1), alone)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 8])

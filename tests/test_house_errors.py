@@ -77,7 +77,7 @@ def test_prepare_names_what_is_wrong_with_the_source(fails: Fails, tmp_path: Pat
         (["--learning-rate", "nan"], "optim.learning_rate is nan"),
         (["--device", "gpu"], "cluster.device is 'gpu': the cluster has no GPU"),
         (["--init", "file"], "model.weights is None"),
-        (["--num-workers", "3"], "global_batch_size is 32: make it a multiple of the 3 workers"),
+        (["--num-workers", "33"], "global_batch_size is 32: give each of the 33 workers an image"),
         (["--num-workers", "32"], "cluster.num_workers is 32: the cluster has 6 CPUs"),
         (["--epochs", "0"], "epochs is 0"),
     ],
@@ -108,7 +108,7 @@ def test_a_missing_or_newer_data_set_is_refused(
 def test_a_checkpoint_of_another_class_count_is_refused(
     fails: Fails, easy_data: str, tmp_path: Path
 ) -> None:
-    import torch
+    import safetensors.torch
 
     from trainers.backbones import build
 
@@ -118,7 +118,8 @@ def test_a_checkpoint_of_another_class_count_is_refused(
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     model = build("mobilenet_v2", 5)
     progress = Progress(epoch=1, val_top1=0.5, best_epoch=1, classes=tuple("abcde"))
-    checkpoint.save(str(tmp_path), model, torch.optim.SGD(model.parameters(), lr=1), progress)
+    weights = safetensors.torch.save(model.state_dict())
+    checkpoint.save(str(tmp_path), {"model.safetensors": weights}, progress)
 
     error = fails("trainers", "evaluate", "--run", tmp_path)
 

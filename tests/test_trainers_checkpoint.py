@@ -4,41 +4,31 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
-from torch import nn
 
 from trainers import checkpoint
 from trainers.checkpoint import Progress
 
 
-def trained(value: float) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """A tiny model whose weights are `value`, and an optimizer with state."""
-    model = nn.Linear(3, 2)
-    optimizer = torch.optim.Adam(model.parameters())
-    model(torch.ones(1, 3)).sum().backward()
-    optimizer.step()
-    nn.init.constant_(model.weight, value)
-    return model, optimizer
+def contents(value: float) -> dict[str, bytes]:
+    """The files of a model whose weights are `value`."""
+    weights = {"weight": torch.full((2, 3), value)}
+    return {"model.safetensors": safetensors.torch.save(weights), "training.pt": b"%f" % value}
 
 
-def save_epochs(run: str, val_top1s: list[float]) -> None:
-    best, best_epoch = -1.0, 0
+def save_epochs(run: str, val_top1s: list[float]) -> Progress:
+    """Epochs of 10 steps."""
+    progress = Progress(classes=("a", "b"))
     for epoch, top1 in enumerate(val_top1s, start=1):
-        if top1 > best:
-            best, best_epoch = top1, epoch
-        progress = Progress(
-            epoch=epoch,
-            val_top1=top1,
-            best_val_top1=best,
-            best_epoch=best_epoch,
-            classes=("a", "b"),
-        )
-        checkpoint.save(run, *trained(epoch), progress)
+        progress = progress.after_epoch(global_step=10 * epoch, val_top1=top1, total_s=1.5 * epoch)
+        checkpoint.save(run, contents(epoch), progress)
+    return progress
 
 
-def restore_latest(run: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress | None:
-    epoch = checkpoint.find_latest(run)
-    return None if epoch is None else checkpoint.restore(run, epoch, model, optimizer)
+def restore_latest(run: Path) -> Progress | None:
+    step = checkpoint.find_latest(str(run))
+    return None if step is None else checkpoint.read(str(run), step)[0]
 
 
 def kept(run: Path) -> list[str]:
@@ -47,24 +37,24 @@ def kept(run: Path) -> list[str]:
 
 def test_the_two_latest_and_the_best_are_kept_and_found(tmp_path: Path) -> None:
     save_epochs(str(tmp_path), [0.2, 0.9, 0.5, 0.4, 0.3])
-    model, optimizer = trained(0)
 
-    progress = restore_latest(str(tmp_path), model, optimizer)
+    progress, files = checkpoint.read(str(tmp_path), 50)
     best, weights = checkpoint.load_best(str(tmp_path))
 
-    assert kept(tmp_path) == ["epoch-00002", "epoch-00004", "epoch-00005"]
-    assert progress is not None and progress.epoch == 5 and progress.classes == ("a", "b")
-    assert torch.all(model.weight == 5) and optimizer.state_dict()["state"][0]["step"] == 1
+    assert kept(tmp_path) == ["step-00000020", "step-00000040", "step-00000050"]
+    assert progress == restore_latest(tmp_path)
+    assert progress.epoch == 5 and progress.classes == ("a", "b") and progress.total_s == 7.5
+    assert files == contents(5)
     assert best.epoch == 2 and torch.all(weights["weight"] == 2)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "progress.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "training.pt", "progress.json"])
 @pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     tmp_path: Path, name: str, damage: str
 ) -> None:
     save_epochs(str(tmp_path), [0.5, 0.9])  # the latest is the best as well
-    file = tmp_path / "checkpoints" / "epoch-00002" / name
+    file = tmp_path / "checkpoints" / "step-00000020" / name
     content = file.read_bytes()
     half = len(content) // 2
     match damage:
@@ -75,20 +65,42 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
         case _:
             file.unlink()
 
-    progress = restore_latest(str(tmp_path), *trained(0))
+    progress = restore_latest(tmp_path)
 
     assert progress is not None and progress.epoch == 1
 
 
 def test_a_run_without_a_whole_checkpoint_starts_anew_and_has_no_best(tmp_path: Path) -> None:
-    assert restore_latest(str(tmp_path), *trained(0)) is None
+    assert restore_latest(tmp_path) is None
     with pytest.raises(ValueError, match="has no whole checkpoint; train it first"):
         checkpoint.load_best(str(tmp_path))
 
 
-def test_saving_the_same_epoch_again_replaces_it(tmp_path: Path) -> None:
-    save_epochs(str(tmp_path), [0.1])
-    model, optimizer = trained(7)
-    checkpoint.save(str(tmp_path), model, optimizer, replace(Progress(), epoch=1, best_epoch=1))
+def test_saving_the_same_step_again_replaces_it(tmp_path: Path) -> None:
+    progress = save_epochs(str(tmp_path), [0.1, 0.2])
+    checkpoint.save(str(tmp_path), contents(7), progress)
 
     assert torch.all(checkpoint.load_best(str(tmp_path))[1]["weight"] == 7)
+    assert kept(tmp_path) == ["step-00000010", "step-00000020"]
+
+
+def test_a_checkpoint_in_mid_epoch_is_the_latest_and_never_the_best(tmp_path: Path) -> None:
+    progress = save_epochs(str(tmp_path), [0.1])
+    middle = replace(progress, global_step=14, totals={"steps": 4.0}, losses=("one",))
+    checkpoint.save(str(tmp_path), contents(9), middle)
+
+    latest = restore_latest(tmp_path)
+    assert latest is not None and latest.totals == {"steps": 4.0} and latest.losses == ("one",)
+    assert (latest.trained_epoch, progress.trained_epoch) == (1, 0)
+    assert torch.all(checkpoint.load_best(str(tmp_path))[1]["weight"] == 1)
+
+
+def test_what_lies_beyond_a_resumed_step_goes_and_what_it_resumed_from_stays(
+    tmp_path: Path,
+) -> None:
+    """As after a latest checkpoint that was damaged."""
+    progress = save_epochs(str(tmp_path), [0.2, 0.1, 0.1])
+    middle = replace(progress, epoch=1, global_step=14, totals={"steps": 4.0})
+    checkpoint.save(str(tmp_path), contents(9), middle)
+
+    assert kept(tmp_path) == ["step-00000010", "step-00000014"]

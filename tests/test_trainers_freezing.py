@@ -36,10 +36,10 @@ def test_training_changes_exactly_the_stages_that_are_not_frozen(backbone: str, 
     images_BHWC = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8, generator=generator)
     model = pretrained_like(backbone, images_BHWC)
     freeze(model, backbone, depth)
-    train_mode(model, ModelConfig(backbone=backbone, freeze_depth=depth))
+    train_mode(model, backbone, depth)
     optim = OptimConfig(optimizer="sgd", learning_rate=0.1)
     settings = StepSettings(mean=MEAN, std=STD, optim=optim)
-    optimizer = build_optimizer(model, optim)
+    optimizer = build_optimizer(model, backbone, optim)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for _ in range(2):
         train_step(model, optimizer, images_BHWC, torch.tensor([0, 0, 1, 2]), settings=settings)
@@ -63,29 +63,28 @@ def test_depth_k_freezes_the_first_k_stages_and_never_the_head(backbone: str):
 
 def test_train_mode_is_whole_after_a_thaw_and_dropout_of_the_head_is_on():
     model = build("mobilenet_v2", 4)
-    train_mode(model, ModelConfig(backbone="mobilenet_v2", freeze_depth=7))
+    train_mode(model, "mobilenet_v2", 7)
     evals = [module for module in model.modules() if not module.training]
     assert len([m for m in evals if isinstance(m, nn.BatchNorm2d)]) == 52
     assert model.get_submodule("classifier.0").training
-    train_mode(model, ModelConfig(backbone="mobilenet_v2"))
+    train_mode(model, "mobilenet_v2", 0)
     assert all(module.training for module in model.modules())
-    train_mode(model, ModelConfig(backbone="mobilenet_v2", freeze_batchnorm=True))
+    train_mode(model, "mobilenet_v2", 0, freeze_batchnorm=True)
     evals = [module for module in model.modules() if not module.training]
     assert len(evals) == 52 and all(isinstance(module, nn.BatchNorm2d) for module in evals)
 
 
-@pytest.mark.parametrize(("given", "depth"), [(0, 0), (3, 3), (5, 5), ("all", 5)])
+@pytest.mark.parametrize(("given", "depth"), [(0, 0), (3, 3), (5, 5), ("all", 5), (-2, 3), (-5, 0)])
 def test_a_depth_resolves_to_a_number_of_stages(given: FreezeDepth, depth: int):
-    config = ModelConfig(freeze_depth=given)
-    assert resolve_depth(config) == depth
-    assert is_head_only(config) == (depth == 5)
+    assert resolve_depth("resnet50", given) == depth
+    assert is_head_only(ModelConfig(freeze_depth=given)) == (depth == 5)
 
 
 def test_a_depth_out_of_range_names_value_and_range():
     message = (
         r"model\.freeze_depth is 6: resnet50 has 5 stages "
-        r"\(stem, layer1, layer2, layer3, layer4\): use 0 to 5, or `all`"
+        r"\(stem, layer1, layer2, layer3, layer4\): use -5 to 5, or `all`"
     )
     with pytest.raises(ValueError, match=message):
-        resolve_depth(ModelConfig(freeze_depth=6))
-    assert resolve_depth(ModelConfig(backbone="mobilenet_v2", freeze_depth=6)) == 6
+        resolve_depth("resnet50", 6)
+    assert resolve_depth("mobilenet_v2", 6) == 6

@@ -5,15 +5,20 @@ from math import log
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.optim import Optimizer
 
 from datasets.plan import LOST
+from tests.conftest import with_head
 from trainers.backbones import build
-from trainers.config import NORMALIZATIONS, ModelConfig, OptimConfig
+from trainers.config import NORMALIZATIONS, LossConfig, OptimConfig
 from trainers.freezing import train_mode
 from trainers.metrics import EVAL_SUMS, TRAIN_SUMS
+from trainers.mixing import build_mix
 from trainers.optim import build_optimizer
 from trainers.step import StepSettings, eval_step, normalize, train_step
 
+pytestmark = pytest.mark.usefixtures("toy_backbone")
 MEAN, STD = NORMALIZATIONS["imagenet"]
 
 
@@ -26,6 +31,11 @@ def random_batch(num_images: int, size_px: int = 32) -> tuple[Tensor, Tensor]:
     shape = (num_images, size_px, size_px, 3)
     images_BHWC = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     return images_BHWC, torch.arange(num_images, dtype=torch.int32)
+
+
+def sgd(model: nn.Module, learning_rate: float = 0.1) -> Optimizer:
+    config = OptimConfig(optimizer="sgd", learning_rate=learning_rate)
+    return build_optimizer(model, "toy", config)
 
 
 class Constant(nn.Module):
@@ -51,13 +61,14 @@ def test_normalization_equals_a_reference_made_by_hand():
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_one_batch_overfits(dtype: torch.dtype | None):
     torch.manual_seed(0)
-    model = nn.Sequential(
+    stem = nn.Sequential(
         nn.Conv2d(3, 16, 3, stride=2, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(256, 8),
+        nn.AdaptiveAvgPool2d(4), nn.Flatten(),
     )  # fmt: skip
+    model = with_head(nn.Linear(256, 8), stem)
     optim = OptimConfig(learning_rate=1e-2, clipnorm=1.0)
     settings = settings_of(optim, autocast_dtype=dtype)
-    optimizer = build_optimizer(model, optim)
+    optimizer = build_optimizer(model, "toy", optim)
     images_BHWC, labels_B = random_batch(8)
     for _ in range(30):
         sums = train_step(model.train(), optimizer, images_BHWC, labels_B, settings=settings)
@@ -69,9 +80,9 @@ def test_a_batch_overfits_a_whole_backbone():
     torch.manual_seed(0)
     model = build("mobilenet_v2", 4)
     nn.init.zeros_(model.get_parameter("classifier.1.weight"))
-    train_mode(model, ModelConfig(backbone="mobilenet_v2"))
+    train_mode(model, "mobilenet_v2", 0)
     optim = OptimConfig(learning_rate=3e-3)
-    optimizer = build_optimizer(model, optim)
+    optimizer = build_optimizer(model, "mobilenet_v2", optim)
     images_BHWC, labels_B = random_batch(4)
     losses = [
         train_step(model, optimizer, images_BHWC, labels_B, settings=settings_of(optim))["loss_sum"]
@@ -82,11 +93,12 @@ def test_a_batch_overfits_a_whole_backbone():
 
 
 def test_a_training_step_sums_over_its_images_before_the_update():
-    model = Constant([[2.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    head = Constant([[2.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    model = with_head(head)
     optim = OptimConfig(optimizer="sgd", learning_rate=1.0, global_clipnorm=1e-3)
     images_BHWC, _ = random_batch(2)
     sums = train_step(
-        model, build_optimizer(model, optim), images_BHWC, torch.tensor([0, 1]),
+        model, build_optimizer(model, "toy", optim), images_BHWC, torch.tensor([0, 1]),
         settings=settings_of(optim),
     )  # fmt: skip
     assert set(sums) == set(TRAIN_SUMS)
@@ -95,7 +107,7 @@ def test_a_training_step_sums_over_its_images_before_the_update():
     assert sums["loss_sum"].item() == pytest.approx(expected, rel=1e-6)
     assert (sums["top1_sum"].item(), sums["count"].item()) == (1, 2)
     assert sums["clip/clipped_share"].item() == 1
-    moved = model.logits_BK.detach() - torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    moved = head.logits_BK.detach() - torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
     assert moved.norm().item() == pytest.approx(1e-3, rel=1e-3)
     assert not any(value.requires_grad for value in sums.values())
 
@@ -104,11 +116,12 @@ def test_lost_images_count_nowhere():
     images_BHWC, labels_B = random_batch(8)
     partly_B = labels_B.clone()
     partly_B[5:] = LOST
-    models = [nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 8)) for _ in range(2)]
+    models = [with_head(nn.Linear(3 * 32 * 32, 8), nn.Flatten()) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
-    settings = settings_of(OptimConfig(optimizer="sgd", learning_rate=0.1), label_smoothing=0.1)
+    optim = OptimConfig(optimizer="sgd", learning_rate=0.1)
+    settings = settings_of(optim, label_smoothing=0.1, images_per_rank=8)
     whole, partly = (
-        train_step(model, torch.optim.SGD(model.parameters(), lr=0.1), *batch, settings=settings)
+        train_step(model, sgd(model), *batch, settings=settings)
         for model, batch in zip(
             models, [(images_BHWC[:5], labels_B[:5]), (images_BHWC, partly_B)], strict=True
         )
@@ -122,11 +135,11 @@ def test_lost_images_count_nowhere():
 
 def test_a_batch_that_is_lost_whole_changes_nothing():
     images_BHWC, labels_B = random_batch(4)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 3))
+    model = with_head(nn.Linear(3 * 32 * 32, 3), nn.Flatten())
     before = [parameter.detach().clone() for parameter in model.parameters()]
     sums = train_step(
         model,
-        torch.optim.SGD(model.parameters(), lr=0.1),
+        sgd(model),
         images_BHWC,
         torch.full_like(labels_B, LOST),
         settings=settings_of(OptimConfig(optimizer="sgd")),
@@ -140,12 +153,12 @@ def test_a_batch_that_is_lost_whole_changes_nothing():
 def test_label_smoothing_counts_in_training_and_not_in_evaluation():
     optim = OptimConfig(optimizer="sgd", learning_rate=1e-9)
     settings = settings_of(optim, label_smoothing=0.3)
-    model = Constant([[1.0, 0.0, 0.0]])
+    model = with_head(Constant([[1.0, 0.0, 0.0]]))
     images_BHWC, labels_B = random_batch(1)
     log_z = log(torch.e + 2)
     evaluated = eval_step(model, images_BHWC, labels_B, settings=settings)
     trained = train_step(
-        model, build_optimizer(model, optim), images_BHWC, labels_B, settings=settings
+        model, build_optimizer(model, "toy", optim), images_BHWC, labels_B, settings=settings
     )
     assert evaluated["loss_sum"].item() == pytest.approx(log_z - 1, rel=1e-6)
     assert trained["loss_sum"].item() == pytest.approx(log_z - 0.8, rel=1e-6)
@@ -183,7 +196,7 @@ def test_a_step_on_a_gpu_waits_for_nothing():
     model = build("mobilenet_v2", 4).cuda()
     optim = OptimConfig(clipnorm=1.0)
     settings = settings_of(optim, autocast_dtype=torch.bfloat16)
-    optimizer = build_optimizer(model, optim)
+    optimizer = build_optimizer(model, "mobilenet_v2", optim)
     images_BHWC, labels_B = (tensor.cuda() for tensor in random_batch(4))
     train_step(model, optimizer, images_BHWC, labels_B, settings=settings)
     torch.cuda.set_sync_debug_mode("error")
@@ -192,3 +205,108 @@ def test_a_step_on_a_gpu_waits_for_nothing():
         eval_step(model, images_BHWC, labels_B, settings=settings)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_parts_of_a_batch_add_up_to_its_gradient():
+    images_BHWC, labels_B = random_batch(8)
+    labels_B[6] = LOST
+    models = [with_head(nn.Linear(3 * 32 * 32, 8), nn.Flatten()) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    optim = OptimConfig(optimizer="sgd", learning_rate=0.1)
+    told = [
+        train_step(
+            model, sgd(model), images_BHWC, labels_B,
+            settings=settings_of(optim, accumulation_steps=parts),
+        )
+        for model, parts in zip(models, (1, 3), strict=True)
+    ]  # fmt: skip
+    for name in told[0]:
+        torch.testing.assert_close(told[0][name], told[1][name])
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_class_weights_weigh_the_losses_of_their_images():
+    model = with_head(Constant([[0.0, 0.0], [0.0, 0.0]]))
+    images_BHWC, labels_B = random_batch(2)
+    weights_K = torch.tensor([0.5, 3.0])
+    settings = settings_of(OptimConfig(optimizer="sgd"), class_weights_K=weights_K)
+    sums = train_step(model, sgd(model), images_BHWC, labels_B, settings=settings)
+    assert sums["loss_sum"].item() == pytest.approx(3.5 * log(2))
+
+
+class TwoHeads(nn.Module):
+    """Like InceptionV3: a second head in train mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.main, self.aux = nn.Linear(3, 2), nn.Linear(3, 2)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        features_BC = images_BCHW.mean(dim=(2, 3))
+        main_BK = self.main(features_BC)
+        return (main_BK, self.aux(features_BC)) if self.training else main_BK
+
+
+def test_an_auxiliary_head_learns_with_its_weight_and_is_not_told():
+    head = TwoHeads()
+    for layer in (head.main, head.aux):
+        nn.init.zeros_(layer.weight), nn.init.zeros_(layer.bias)
+    model = with_head(head)
+    images_BHWC, labels_B = random_batch(2)
+    settings = settings_of(OptimConfig(optimizer="sgd"))
+    sums = train_step(model.train(), sgd(model), images_BHWC, labels_B, settings=settings)
+    assert sums["loss_sum"].item() == pytest.approx(2 * log(2))
+    assert head.main.weight.norm() > 0
+    torch.testing.assert_close(head.aux.weight, 0.4 * head.main.weight)
+
+
+def test_float16_scales_the_loss_and_skips_a_step_that_overflows():
+    model = with_head(nn.Linear(3 * 32 * 32, 8), nn.Flatten())
+    images_BHWC, labels_B = random_batch(8)
+    optim = OptimConfig(optimizer="sgd", learning_rate=1e-3, clipnorm=1.0)
+    settings = settings_of(optim, autocast_dtype=torch.float16)
+    before = model.state_dict()["fc.weight"].clone()
+    scaler = GradScaler("cpu", init_scale=2.0**40)  # overflows, and halves
+    optimizer = sgd(model)
+    sums = train_step(model, optimizer, images_BHWC, labels_B, settings=settings, scaler=scaler)
+    assert torch.equal(model.state_dict()["fc.weight"], before)
+    assert sums["finite"] and sums["clip/grad_norm"].isfinite()
+    for _ in range(40):
+        sums = train_step(model, optimizer, images_BHWC, labels_B, settings=settings, scaler=scaler)
+    assert scaler.get_scale() < 2.0**40 and not torch.equal(model.state_dict()["fc.weight"], before)
+
+
+def test_a_gradient_that_is_not_finite_is_told():
+    model = with_head(nn.Linear(3 * 32 * 32, 8), nn.Flatten())
+    images_BHWC, labels_B = random_batch(8)
+    settings = settings_of(OptimConfig(optimizer="sgd"))
+    told = [train_step(model, sgd(model, 1e38), images_BHWC, labels_B, settings=settings)]
+    told.append(train_step(model, sgd(model), images_BHWC, labels_B, settings=settings))
+    assert [bool(sums["finite"]) for sums in told] == [True, False]
+
+
+@pytest.mark.parametrize("alphas", [{"mixup_alpha": 1.0}, {"cutmix_alpha": 1.0}])
+def test_a_blend_shares_pixels_and_targets_alike(alphas: dict[str, float]):
+    mix = build_mix(LossConfig(**alphas, label_smoothing=0.1), num_classes=4)
+    assert mix is not None
+    images_BCHW = torch.eye(4)[:, :, None, None].expand(4, 4, 32, 32).clone()
+    torch.manual_seed(0)
+    mixed_BCHW, targets_BK = mix(images_BCHW, torch.arange(4))
+    smooth_BK = mixed_BCHW.mean(dim=(2, 3)) * 0.9 + 0.1 / 4  # a channel per class
+    torch.testing.assert_close(targets_BK, smooth_BK)
+    assert not torch.equal(targets_BK, targets_BK.round())
+    torch.manual_seed(0)
+    assert torch.equal(mix(images_BCHW, torch.arange(4))[1], targets_BK)
+
+
+def test_a_lost_image_lends_a_blend_no_target():
+    mix = build_mix(LossConfig(mixup_alpha=1.0, cutmix_alpha=1.0), num_classes=4)
+    assert mix is not None
+    _, targets_BK = mix(torch.zeros(4, 3, 8, 8), torch.tensor([0, LOST, 2, 3]))
+    assert targets_BK.sum().item() == pytest.approx(3)
+    assert not targets_BK[:, 1].any()
+
+
+def test_without_alphas_nothing_is_blended():
+    assert build_mix(LossConfig(), num_classes=4) is None

@@ -1,7 +1,8 @@
 """Checkpoints: everything a resume needs, whole or not there.
 
-    RUN/checkpoints/epoch-00003/model.safetensors, optimizer.pt
-                                progress.json    written last, with size and SHA-256 of the others
+    RUN/checkpoints/step-00000063/model.safetensors   the weights to use
+                                  training.pt         what only a resume needs
+                                  progress.json       written last, with size and SHA-256 of them
 
 A folder without a fitting progress.json is not a checkpoint; a damaged one is passed over for the
 one before it, with a warning. Ours rather than Ray Train's, so that trials inside a Tune process
@@ -9,22 +10,19 @@ and DDP runs share one format and one rule: the run folder alone resumes, under 
 """
 
 import hashlib
-import io
 import json
 import logging
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import safetensors.torch
-import torch
-from torch import nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from datasets import storage
 
 logger = logging.getLogger(__name__)
 
-MODEL, OPTIMIZER, PROGRESS = "model.safetensors", "optimizer.pt", "progress.json"
+MODEL, PROGRESS = "model.safetensors", "progress.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,116 +34,142 @@ class Progress:
     global_step: int = 0
     """Optimizer steps taken."""
     val_top1: float = -1.0
-    """val/top1 at this point."""
+    """val/top1 after the last finished epoch."""
     best_val_top1: float = -1.0
     best_epoch: int = 0
+    best_step: int = 0
+    """global_step at the end of that epoch."""
     total_s: float = 0.0
     """Seconds of training, over all sittings."""
     classes: tuple[str, ...] = ()
     fingerprint: str = ""
     """Of the data set it was trained on."""
     row: dict[str, Any] = field(default_factory=dict)
-    """What was measured in the last epoch, in case the process dies before it is tracked."""
+    """The last row of metrics, in case the process dies before it is tracked."""
+    totals: dict[str, float] = field(default_factory=dict)
+    """What the epoch in progress has summed up over all ranks; empty between epochs."""
+    losses: tuple[str, ...] = ()
+    """Images that the epoch in progress has lost."""
     files: dict[str, dict[str, str | int]] = field(default_factory=dict)
     """Size and SHA-256 of the files beside it."""
 
+    @property
+    def is_between_epochs(self) -> bool:
+        """Whether val/top1 is that of these very weights."""
+        return not self.totals
 
-def folder(run: str, epoch: int) -> str:
-    """URI of the checkpoint after `epoch` epochs."""
-    return storage.join(run, "checkpoints", f"epoch-{epoch:05d}")
+    @property
+    def trained_epoch(self) -> int:
+        """The epoch, counted from 0, whose phase the optimizer belongs to."""
+        return self.epoch - self.is_between_epochs
+
+    def after_epoch(self, *, global_step: int, val_top1: float, total_s: float) -> "Progress":
+        """Return the progress after one more epoch."""
+        epoch, better = self.epoch + 1, val_top1 > self.best_val_top1
+        return replace(
+            self,
+            epoch=epoch,
+            global_step=global_step,
+            val_top1=val_top1,
+            best_val_top1=val_top1 if better else self.best_val_top1,
+            best_epoch=epoch if better else self.best_epoch,
+            best_step=global_step if better else self.best_step,
+            total_s=total_s,
+            totals={},
+            losses=(),
+        )
 
 
-def save(run: str, model: nn.Module, optimizer: Optimizer, progress: Progress) -> None:
-    """Write a checkpoint, then drop all but it, the one before and the best."""
-    state = io.BytesIO()
-    torch.save(optimizer.state_dict(), state)
-    contents = {
-        MODEL: safetensors.torch.save({k: v.contiguous() for k, v in model.state_dict().items()}),
-        OPTIMIZER: state.getvalue(),
-    }
+def folder(run: str, step: int) -> str:
+    """URI of the checkpoint after `step` optimizer steps."""
+    return storage.join(run, "checkpoints", f"step-{step:08d}")
+
+
+def save(run: str, contents: dict[str, bytes], progress: Progress) -> None:
+    """Write a checkpoint's files, then drop all but it, the one before and the best."""
     files = {
         name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         for name, content in contents.items()
     }
-    target = folder(run, progress.epoch)
+    target, before = folder(run, progress.global_step), _steps(run)
     for name, content in contents.items():
         storage.write_bytes(storage.join(target, name), content)
     text = json.dumps({**asdict(progress), "files": files}, indent=1)
     storage.write_bytes(storage.join(target, PROGRESS), text.encode())
-    for epoch in _epochs(run):
-        if epoch not in (progress.epoch, progress.epoch - 1, progress.best_epoch):
-            storage.delete_folder(folder(run, epoch))
+    older = [step for step in before if step < progress.global_step]
+    kept = {progress.global_step, progress.best_step, *older[-1:]}
+    for step in before:
+        if step not in kept:
+            storage.delete_folder(folder(run, step))
 
 
 def find_latest(run: str) -> int | None:
-    """Return the epoch of the newest undamaged checkpoint; None where there is none."""
-    return next((epoch for epoch in reversed(_epochs(run)) if _read(run, epoch)), None)
+    """Return the step of the newest undamaged checkpoint; None where there is none."""
+    return next((step for step in reversed(_steps(run)) if _read(run, step)), None)
 
 
-def restore(run: str, epoch: int, model: nn.Module, optimizer: Optimizer) -> Progress:
-    """Load the checkpoint after `epoch` epochs.
+def read(run: str, step: int) -> tuple[Progress, dict[str, bytes]]:
+    """Read the checkpoint after `step` steps.
 
     Raises:
         FileNotFoundError: where this process doesn't see it whole.
     """
-    found = _read(run, epoch)
+    found = _read(run, step)
     if found is None:
-        raise FileNotFoundError(f"{folder(run, epoch)} is not whole as seen from this node")
-    progress, contents = found
-    model.load_state_dict(safetensors.torch.load(contents[MODEL]))
-    optimizer.load_state_dict(
-        torch.load(io.BytesIO(contents[OPTIMIZER]), weights_only=True, map_location="cpu")
-    )
-    return progress
+        raise FileNotFoundError(f"{folder(run, step)} is not whole as seen from this node")
+    return found
 
 
 def latest_progress(run: str) -> Progress | None:
     """How far the newest checkpoint had come, without loading it; None where there is none."""
-    known = (read_progress(run, epoch) for epoch in reversed(_epochs(run)))
+    known = (read_progress(run, step) for step in reversed(_steps(run)))
     return next((progress for progress in known if progress is not None), None)
 
 
-def load_best(run: str) -> tuple[Progress, dict[str, torch.Tensor]]:
+def load_best(run: str) -> tuple[Progress, dict[str, Tensor]]:
     """Return progress and weights of the checkpoint with the highest val/top1.
 
     Raises:
         ValueError: where the run has no undamaged checkpoint.
     """
-    whole = [progress for epoch in _epochs(run) if (progress := read_progress(run, epoch))]
+    known = [progress for step in _steps(run) if (progress := read_progress(run, step))]
+    whole = [progress for progress in known if progress.is_between_epochs]
     for best in sorted(whole, key=lambda progress: (-progress.val_top1, progress.epoch)):
-        if (found := _read(run, best.epoch)) is not None:
+        if (found := _read(run, best.global_step)) is not None:
             return found[0], safetensors.torch.load(found[1][MODEL])
     raise ValueError(f"run is {run!r}: it has no whole checkpoint; train it first")
 
 
-def read_progress(run: str, epoch: int) -> Progress | None:
+def read_progress(run: str, step: int) -> Progress | None:
     """Read how far a checkpoint had come; None where its folder is not a whole checkpoint."""
     try:
-        values = json.loads(storage.read_bytes(storage.join(folder(run, epoch), PROGRESS)))
-        return Progress(**{**values, "classes": tuple(values["classes"])})
+        values = json.loads(storage.read_bytes(storage.join(folder(run, step), PROGRESS)))
+        return Progress(
+            **{**values, "classes": tuple(values["classes"]), "losses": tuple(values["losses"])}
+        )
     except FileNotFoundError:
         return None  # the process was killed while it wrote this folder
     except (ValueError, TypeError, KeyError) as error:
-        logger.warning("%s is damaged (%s): passed over", folder(run, epoch), error)
+        logger.warning("%s is damaged (%s): passed over", folder(run, step), error)
         return None
 
 
-def _read(run: str, epoch: int) -> tuple[Progress, dict[str, bytes]] | None:
-    progress = read_progress(run, epoch)
+def _read(run: str, step: int) -> tuple[Progress, dict[str, bytes]] | None:
+    progress = read_progress(run, step)
     if progress is None:
         return None
     contents: dict[str, bytes] = {}
     for name, facts in progress.files.items():
         try:
-            contents[name] = storage.read_bytes(storage.join(folder(run, epoch), name))
+            contents[name] = storage.read_bytes(storage.join(folder(run, step), name))
         except FileNotFoundError:
             contents[name] = b""
         if hashlib.sha256(contents[name]).hexdigest() != facts["sha256"]:
-            logger.warning("%s/%s is damaged: passed over", folder(run, epoch), name)
+            logger.warning("%s/%s is damaged: passed over", folder(run, step), name)
             return None
     return progress, contents
 
 
-def _epochs(run: str) -> list[int]:
+def _steps(run: str) -> list[int]:
     names = storage.list_names(storage.join(run, "checkpoints"))
-    return sorted(int(name.removeprefix("epoch-")) for name in names if name.startswith("epoch-"))
+    return sorted(int(name.removeprefix("step-")) for name in names if name.startswith("step-"))

@@ -5,7 +5,7 @@ Each config is frozen, checks itself and travels as `asdict`; workers rebuild it
 
 from dataclasses import asdict, dataclass, field
 from math import isfinite
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from cluster.config import ClusterConfig
 from datasets.config import IngestConfig, require
@@ -18,6 +18,8 @@ NORMALIZATIONS = {
 }
 
 FreezeDepth = int | Literal["all"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 Init = Literal[
     "imagenet",
     "imagenet_v1",
@@ -59,12 +61,14 @@ class ModelConfig:
     """URI of a .pth or .safetensors state dict, for `init file`; also stands in for a download
     when given with `init imagenet`."""
     freeze_depth: FreezeDepth = 0
-    """How many stages, counted from the input, stay frozen: 0 (nothing) to `all` (head only)."""
+    """How many stages, counted from the input, stay frozen: 0 (nothing) to `all` (head only);
+    -2 freezes all but the last two."""
     freeze_batchnorm: bool = False
     """Keep the statistics of every BatchNorm, those of thawed stages as well: steadier where
     batches are small, and the same on any number of workers."""
-    normalization: Literal["imagenet", "half"] = "imagenet"
-    """Pixel mean and standard deviation the weights were trained with; half: 0.5 and 0.5."""
+    normalization: Literal["auto", "imagenet", "half"] = "auto"
+    """Pixel mean and standard deviation the weights were trained with; half: 0.5 and 0.5. auto:
+    those of the weights published for the backbone."""
 
     def __post_init__(self) -> None:
         require(
@@ -80,16 +84,10 @@ class ModelConfig:
             "init `file` reads weights from somewhere: give --weights URI",
         )
         require(
-            self.freeze_depth == "all" or self.freeze_depth >= 0,
-            "model.freeze_depth",
-            self.freeze_depth,
-            "use 0 (nothing frozen) or more, or `all` (head only)",
-        )
-        require(
-            self.normalization in NORMALIZATIONS,
+            self.normalization in ("auto", *NORMALIZATIONS),
             "model.normalization",
             self.normalization,
-            f"choose from {', '.join(NORMALIZATIONS)}",
+            f"choose from auto, {', '.join(NORMALIZATIONS)}",
         )
 
 
@@ -111,6 +109,12 @@ class OptimConfig:
     """Decoupled (adamw) or L2 (sgd) weight decay of weights; never of biases and normalization."""
     momentum: float = 0.9
     """Momentum of sgd."""
+    layer_decay: float = 1.0
+    """Discriminative learning rates: a stage has the rate of the next one, nearer to the head,
+    times this; the head has the full one."""
+    ema_decay: float | None = None
+    """Evaluate and keep an exponential moving average of the weights, with this decay per step
+    (it begins lower, as few steps have little to average); 0.999 is usual."""
 
     def __post_init__(self) -> None:
         require_positive("optim.learning_rate", self.learning_rate)
@@ -119,6 +123,15 @@ class OptimConfig:
         require_positive("optim.global_clipnorm", self.global_clipnorm)
         require_not_negative("optim.weight_decay", self.weight_decay)
         require_not_negative("optim.momentum", self.momentum)
+        require(
+            0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, "use 0 (without) to 1"
+        )
+        require(
+            self.ema_decay is None or 0 < self.ema_decay < 1,
+            "optim.ema_decay",
+            self.ema_decay,
+            "use a number between 0 and 1, such as 0.999, or none",
+        )
         require(
             self.clipnorm is None or self.global_clipnorm is None,
             "optim.global_clipnorm",
@@ -134,16 +147,106 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """What is minimized: cross-entropy, and what changes its targets."""
+
+    label_smoothing: float = 0.0
+    """Share of the target spread evenly over the classes."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: an image weighs num_images / (num_classes * images of its class)."""
+    mixup_alpha: float = 0.0
+    """Blend each image with another by a share drawn from Beta(alpha, alpha); 0 doesn't."""
+    cutmix_alpha: float = 0.0
+    """Paste a box of another image, its area drawn from Beta(alpha, alpha); 0 doesn't. With
+    mixup_alpha, each batch draws one of the two."""
+
+    def __post_init__(self) -> None:
+        require(
+            0 <= self.label_smoothing < 1,
+            "loss.label_smoothing",
+            self.label_smoothing,
+            "use 0 up to 1",
+        )
+        require(
+            self.class_weights in ("none", "balanced"),
+            "loss.class_weights",
+            self.class_weights,
+            "choose from none, balanced",
+        )
+        require_not_negative("loss.mixup_alpha", self.mixup_alpha)
+        require_not_negative("loss.cutmix_alpha", self.cutmix_alpha)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """How a step is computed: speed and memory, the same mathematics."""
+
+    precision: Precision = "auto"
+    """Type of autocast: bf16, fp16 (with loss scaling, which waits for the device in each step),
+    or fp32 for none. auto: bf16 on GPUs, fp32 on CPUs."""
+    channels_last: bool = True
+    """Lay images and weights out as convolutions like them best."""
+    compile: bool = False
+    """Compile the network with torch.compile: minutes at the start, faster steps."""
+    accumulation_steps: int = 1
+    """Parts that a worker cuts its share of a batch into: less memory, the same gradient (only
+    BatchNorm sees smaller batches)."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.precision in PRECISIONS,
+            "compute.precision",
+            self.precision,
+            f"choose from {', '.join(PRECISIONS)}",
+        )
+        require(
+            self.accumulation_steps >= 1,
+            "compute.accumulation_steps",
+            self.accumulation_steps,
+            "use 1 or more",
+        )
+
+
+class Phase(NamedTuple):
+    """A part of a run with its own frozen stages, optimizer groups and learning rate schedule."""
+
+    freeze_depth: FreezeDepth
+    learning_rate: float
+    start_epoch: int
+    num_epochs: int
+
+    @property
+    def end_epoch(self) -> int:
+        return self.start_epoch + self.num_epochs
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """Learning rate over the steps of a run."""
+    """Learning rate over the steps of a run, phases, and when to stop."""
 
     schedule: Literal["constant", "cosine"] = "constant"
-    """cosine falls from the peak to zero over the run's steps."""
+    """cosine falls from the peak to zero over the steps of a run, or of each phase."""
     warmup_epochs: float = 0.0
-    """Epochs of linear rise from zero to the peak."""
+    """Epochs of linear rise from zero to the peak, in a run or in each phase."""
+    phases: tuple[tuple[FreezeDepth, int, float], ...] = ()
+    """Staged fine-tuning: FREEZE_DEPTH EPOCHS LEARNING_RATE of each phase, one after the other, as
+    in `--phases all 4 1e-3 -2 6 1e-4`. They take the place of freeze_depth, epochs and
+    learning_rate."""
+    early_stopping_epochs: int | None = None
+    """Stop after this many epochs without a higher val/top1 (Keras' patience); in the last phase
+    alone, if there are several."""
 
     def __post_init__(self) -> None:
         require_not_negative("schedule.warmup_epochs", self.warmup_epochs)
+        for _, num_epochs, learning_rate in self.phases:
+            require(num_epochs >= 1, "schedule.phases", num_epochs, "give a phase 1 epoch or more")
+            require_positive("schedule.phases", learning_rate)
+        require(
+            self.early_stopping_epochs is None or self.early_stopping_epochs >= 1,
+            "schedule.early_stopping_epochs",
+            self.early_stopping_epochs,
+            "use 1 or more, or none",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,12 +285,15 @@ class FinetuneConfig:
     """Images per optimizer step, over all workers."""
     seed: int = 0
     """Seed of initialization, order and augmentation."""
-    label_smoothing: float = 0.0
-    """Share of the target spread evenly over the classes."""
+    checkpoint_every_steps: int = 500
+    """Besides after each epoch, a checkpoint is kept every so many steps: what a killed run loses
+    at most."""
     ingest: IngestConfig = field(default_factory=IngestConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
@@ -200,21 +306,41 @@ class FinetuneConfig:
             "use 1 or more",
         )
         require(
-            0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "use 0 up to 1"
+            self.checkpoint_every_steps >= 1,
+            "checkpoint_every_steps",
+            self.checkpoint_every_steps,
+            "use 1 or more",
         )
         workers = self.cluster.num_workers or 1
         require(
-            self.global_batch_size % workers == 0,
+            workers <= self.global_batch_size,
             "global_batch_size",
             self.global_batch_size,
-            f"make it a multiple of the {workers} workers",
+            f"give each of the {workers} workers an image",
         )
+        shortest = min(phase.num_epochs for phase in self.phases)
         require(
-            self.schedule.warmup_epochs < self.epochs,
+            self.schedule.warmup_epochs < shortest,
             "schedule.warmup_epochs",
             self.schedule.warmup_epochs,
-            f"stay below the {self.epochs} epochs of the run",
+            f"stay below the {shortest} epochs of the {'phase' if self.schedule.phases else 'run'}",
         )
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases of the run: one, unless `schedule.phases` says otherwise."""
+        if not self.schedule.phases:
+            return (Phase(self.model.freeze_depth, self.optim.learning_rate, 0, self.epochs),)
+        phases: list[Phase] = []
+        for freeze_depth, num_epochs, learning_rate in self.schedule.phases:
+            start = phases[-1].end_epoch if phases else 0
+            phases.append(Phase(freeze_depth, learning_rate, start, num_epochs))
+        return tuple(phases)
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs of the run, over all its phases."""
+        return self.phases[-1].end_epoch
 
     def to_dict(self) -> dict[str, Any]:
         """The config as nested JSON-safe dicts."""
@@ -227,10 +353,15 @@ class FinetuneConfig:
             "ingest": IngestConfig,
             "model": ModelConfig,
             "optim": OptimConfig,
+            "loss": LossConfig,
             "schedule": ScheduleConfig,
+            "compute": ComputeConfig,
             "track": TrackConfig,
             "cluster": ClusterConfig,
         }
+        schedule = values["schedule"]
+        phases = tuple(tuple(phase) for phase in schedule["phases"])  # JSON has lists
+        values = values | {"schedule": schedule | {"phases": phases}}
         try:
             return cls(**{k: parts[k](**v) if k in parts else v for k, v in values.items()})
         except TypeError as error:

@@ -80,21 +80,27 @@ def open_feed(
     split: str,
     num_epochs: int | None = None,
     start_epoch: int = 0,
+    start_step: int = 0,
 ) -> Feed:
-    """Open a split's stream of batches; `train` is shuffled and augmented, the others are not."""
+    """Open a split's stream of batches; `train` is shuffled and augmented, the others are not.
+
+    Args:
+        start_step: steps of `start_epoch` that are done already.
+    """
     train = split == "train"
     plan = plan_epochs(
         config.data,
         manifest,
         config.ingest,
         split=split,
-        num_epochs=num_epochs or config.epochs,
+        num_epochs=num_epochs or config.num_epochs,
         global_batch_size=config.global_batch_size,
         seed=config.seed,
         train=train,
         rank=place.rank,
         world_size=place.world_size,
         start_epoch=start_epoch,
+        start_step=start_step,
     )
     batches = stream(
         plan,

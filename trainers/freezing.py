@@ -1,34 +1,35 @@
 """Freeze depth: how many stages, counted from the input, keep their weights and statistics."""
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from datasets.config import require
 from trainers.backbones import find, unwrap
-from trainers.config import ModelConfig
+from trainers.config import FreezeDepth, ModelConfig
 
 
-def resolve_depth(config: ModelConfig) -> int:
-    """Return the number of frozen stages; `all` is every stage of the backbone.
+def resolve_depth(backbone: str, depth: FreezeDepth) -> int:
+    """Return the number of frozen stages; `all` is every stage, -2 all but the last two.
 
     Raises:
         ValueError: for an unknown backbone or a depth it does not have.
     """
-    stages = find(config.backbone).stages
-    if config.freeze_depth == "all":
+    stages = find(backbone).stages
+    if depth == "all":
         return len(stages)
     require(
-        0 <= config.freeze_depth <= len(stages),
+        -len(stages) <= depth <= len(stages),
         "model.freeze_depth",
-        config.freeze_depth,
-        f"{config.backbone} has {len(stages)} stages "
-        f"({', '.join(name for name, _ in stages)}): use 0 to {len(stages)}, or `all`",
+        depth,
+        f"{backbone} has {len(stages)} stages "
+        f"({', '.join(name for name, _ in stages)}): use -{len(stages)} to {len(stages)}, or `all`",
     )
-    return config.freeze_depth
+    return depth if depth >= 0 else len(stages) + depth
 
 
 def is_head_only(config: ModelConfig) -> bool:
     """Tell whether every stage is frozen, so that only the head trains."""
-    return resolve_depth(config) == len(find(config.backbone).stages)
+    return resolve_depth(config.backbone, config.freeze_depth) == len(find(config.backbone).stages)
 
 
 def freeze(model: nn.Module, backbone_name: str, depth: int) -> None:
@@ -41,18 +42,25 @@ def freeze(model: nn.Module, backbone_name: str, depth: int) -> None:
         parameter.requires_grad_(backbone.stage_of(name) >= depth)
 
 
-def train_mode(model: nn.Module, config: ModelConfig) -> None:
-    """Put the model in train mode and its frozen stages in eval mode.
+def train_mode(
+    model: nn.Module, backbone_name: str, depth: int, *, freeze_batchnorm: bool = False
+) -> None:
+    """Put the model in train mode and its first `depth` stages in eval mode.
 
     A frozen stage computes what it did in pretraining: its BatchNorm uses and keeps its statistics,
-    its dropout is off. `config.freeze_batchnorm` keeps those of all stages.
+    its dropout is off. `freeze_batchnorm` keeps those of all stages.
     """
     model.train()
     network = unwrap(model)
-    for _, modules in find(config.backbone).stages[: resolve_depth(config)]:
+    for _, modules in find(backbone_name).stages[:depth]:
         for module in modules:
             network.get_submodule(module).eval()
-    if config.freeze_batchnorm:
+    if freeze_batchnorm:
         for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, BatchNorm):
                 module.eval()
+
+
+def has_live_batchnorm(model: nn.Module) -> bool:
+    """Tell whether a training step changes statistics, as `train_mode` has left the model."""
+    return any(isinstance(module, BatchNorm) and module.training for module in model.modules())

@@ -47,7 +47,8 @@ def check(config: FinetuneConfig) -> Manifest:
         config.global_batch_size,
         f"there are {num_images} training images; use at most as many",
     )
-    resolve_depth(config.model)
+    for phase in config.phases:
+        resolve_depth(config.model.backbone, phase.freeze_depth)
     if config.model.init in RANDOM and config.model.weights is not None:
         logger.warning("model.weights is not used: init %s draws random ones", config.model.init)
     if checkpoint.latest_progress(config.out) is None:  # a resumed run has its weights
@@ -72,9 +73,7 @@ def plan_training(
     plan = plan_workers(resources, config.cluster, num_concurrent=num_concurrent)
     if config.cluster.num_workers is not None:
         return plan
-    fitting = range(plan.num_workers, 0, -1)
-    num_workers = next(n for n in fitting if config.global_batch_size % n == 0)
-    cluster = replace(config.cluster, num_workers=num_workers)
+    cluster = replace(config.cluster, num_workers=min(plan.num_workers, config.global_batch_size))
     return plan_workers(resources, cluster, num_concurrent=num_concurrent)
 
 
@@ -133,7 +132,9 @@ def fit(config: FinetuneConfig, *, num_concurrent: int = 1) -> dict[str, Any]:
             backend="nccl" if plan.use_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S
         ),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=plan.num_workers,
+            num_workers=plan.num_workers
+            if config.cluster.min_workers is None
+            else (config.cluster.min_workers, plan.num_workers),
             use_gpu=plan.use_gpu,
             resources_per_worker={
                 "CPU": plan.cpus_per_worker,
@@ -188,7 +189,7 @@ def plan_ingest(
     return choose_ingest(
         config.ingest,
         manifest,
-        num_epochs=config.epochs,
+        num_epochs=config.num_epochs,
         budget_bytes=config.ingest.memory_share * store_bytes,
     )
 

@@ -1,10 +1,9 @@
 """The training loop: the same on every rank, in a Ray Train worker or in a Tune trial's process."""
 
-import json
 import logging
-import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -13,21 +12,19 @@ import ray.train.torch
 import torch
 from ray.train.collective import broadcast_from_rank_zero
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
 
-from datasets import storage
-from datasets.shards import read_manifest
+from datasets.shards import Manifest, read_manifest
 from trainers import checkpoint, metrics
-from trainers.backbones import build
+from trainers.backbones import find
 from trainers.checkpoint import Progress
-from trainers.config import NORMALIZATIONS, FinetuneConfig
+from trainers.config import NORMALIZATIONS, FinetuneConfig, Phase
 from trainers.feed import Feed, Place, open_feed
-from trainers.freezing import freeze, resolve_depth, train_mode
-from trainers.initializers import initialize
-from trainers.optim import build_optimizer, learning_rate_at, set_learning_rate
+from trainers.mixing import build_mix
+from trainers.optim import learning_rate_at, set_learning_rate
+from trainers.recorder import Recorder
+from trainers.runs import is_done, write_result
+from trainers.state import TrainState, autocast_dtype
 from trainers.step import StepSettings, eval_step, train_step
-from trainers.tracking import JsonlTracker
 
 logger = logging.getLogger(__name__)
 
@@ -49,144 +46,251 @@ def train_loop_per_worker(arguments: dict[str, Any]) -> None:
 
 
 def train(config: FinetuneConfig, place: Place, report: Report) -> None:
-    """Train until `config.epochs`, from the run folder's latest checkpoint where it has one.
+    """Train through all phases, from the run folder's latest checkpoint where it has one.
 
     After each epoch: evaluate, checkpoint, log, report. The last act of rank 0 is result.json,
-    which also says why a run stopped early: a loss that was no longer finite, or more images lost
-    than `ingest.max_bad_fraction`; the last good checkpoint then stays.
+    which also says why a run stopped early: a gradient that was no longer finite, or more images
+    lost than `ingest.max_bad_fraction`; the last good checkpoint then stays.
     """
     torch.set_num_threads(place.threads)
-    manifest = read_manifest(config.data)
-    epoch = find_checkpoint(config.out, place)
-    model = build_model(config, len(manifest.classes), place.device, fresh=epoch is None)
-    optimizer = build_optimizer(model, config.optim)
-    if epoch is not None:
-        progress = checkpoint.restore(config.out, epoch, model, optimizer)
-    else:
-        progress = Progress(classes=manifest.classes, fingerprint=manifest.fingerprint)
-    network = DistributedDataParallel(model) if place.world_size > 1 else model
-    settings = step_settings(config, place.device)
-    val_feed = open_feed(config, manifest, place, split="val", start_epoch=progress.epoch)
-    train_feed = open_feed(config, manifest, place, split="train", start_epoch=progress.epoch)
-    tracker = JsonlTracker(config.out, last_row=progress.row) if place.rank == 0 else None
-
-    while progress.epoch < config.epochs:
-        started, waited_s = time.perf_counter(), train_feed.wait_s
-        # Seeded per epoch and rank, so that a resumed epoch drops out the same units.
-        torch.manual_seed(hash((config.seed, progress.epoch, place.rank)))
-        train_mode(network, config.model)
-        row = train_epoch(
-            network, optimizer, train_feed, config, settings, place, progress, tracker
+    training = Training(config, place)
+    problem = None
+    with training.recorder or nullcontext():
+        try:
+            while not is_done(config, training.progress.epoch, training.progress.best_epoch):
+                training.run_epoch(report)
+        except Stop as stop:
+            problem = stop
+    if place.rank == 0:
+        write_result(
+            config.out,
+            training.progress,
+            diverged=problem.diverged if problem else None,
+            lost=problem.lost if problem else None,
         )
+
+
+class Stop(Exception):
+    """Ends a run, on all ranks at the same step, and says why in one sentence."""
+
+    def __init__(self, *, diverged: str | None = None, lost: str | None = None) -> None:
+        super().__init__(diverged or lost)
+        self.diverged, self.lost = diverged, lost
+
+
+class Training:
+    """One rank's share of a run: resumed or initialized, its feeds opened."""
+
+    def __init__(self, config: FinetuneConfig, place: Place) -> None:
+        manifest = read_manifest(config.data)
+        self._config, self._place = config, place
+        self._steps_per_epoch = manifest.split("train").num_images // config.global_batch_size
+        self._state = TrainState(config, len(manifest.classes), place)
+        self.progress = self._start(manifest)
+        self._settings = train_settings(config, manifest, place)
+        epoch = self.progress.epoch
+        self._train_feed = open_feed(
+            config,
+            manifest,
+            place,
+            split="train",
+            start_epoch=epoch,
+            start_step=self.progress.global_step - epoch * self._steps_per_epoch,
+        )
+        self._val_feed = open_feed(config, manifest, place, split="val", start_epoch=epoch)
+        self.recorder = (
+            Recorder(config.out, last_row=self.progress.row) if place.rank == 0 else None
+        )
+
+    def _start(self, manifest: Manifest) -> Progress:
+        """Go on from the latest checkpoint, or give the network its start."""
+        config, state = self._config, self._state
+        step = find_checkpoint(config.out, self._place)
+        if step is None:
+            report = state.initialize()
+            if report.missing or report.unexpected:
+                logger.warning("weights: %s", report)
+            return Progress(classes=manifest.classes, fingerprint=manifest.fingerprint)
+        progress, contents = checkpoint.read(config.out, step)
+        state.enter(phase_at(config.phases, progress.trained_epoch))
+        state.load(contents)
+        return progress
+
+    def run_epoch(self, report: Report) -> None:
+        """Train one epoch, or the rest of one; evaluate, checkpoint, log and report it.
+
+        Raises:
+            Stop: where the run can't go on.
+        """
+        started, waited_s, first_step = (
+            time.perf_counter(),
+            self._train_feed.wait_s,
+            self.progress.global_step,
+        )
+        phase = phase_at(self._config.phases, self.progress.epoch)
+        if phase != self._state.phase:
+            self._state.enter(phase)
+        row, losses = self._train_epoch(phase, started)
         train_s = time.perf_counter() - started
-        losses = train_feed.take_losses() if row[metrics.LOST_IMAGES] else []
-        diverged, lost = describe_divergence(row), describe_losses(config, train_feed, losses)
-        if diverged or lost:
-            if tracker:
-                write_result(config.out, progress, diverged=diverged, lost=lost)
-            return
-        val = evaluate(model, val_feed, settings, place)
-        losses_val = val_feed.take_losses() if val["lost"] else []
-        if (lost := describe_losses(config, val_feed, losses_val)) is not None:
-            if tracker:
-                write_result(config.out, progress, lost=lost)
-            return
-        epoch_s = time.perf_counter() - started
-        progress = advance(progress, row[metrics.GLOBAL_STEP], val["top1"], epoch_s)
+        val = evaluate(self._state.evaluated, self._val_feed, self._settings, self._place)
+        losses_val = self._val_feed.take_losses() if val["lost"] else []
+        self._refuse_losses(self._val_feed, losses_val)
+        step, epoch_s = row[metrics.GLOBAL_STEP], time.perf_counter() - started
+        self.progress = self.progress.after_epoch(
+            global_step=step,
+            val_top1=val["top1"],
+            total_s=self.progress.total_s + epoch_s,
+        )
         row |= {
             metrics.VAL_LOSS: val["loss"],
             metrics.VAL_TOP1: val["top1"],
             metrics.VAL_TOP5: val["top5"],
-            metrics.VAL_BEST_TOP1: progress.best_val_top1,
+            metrics.VAL_BEST_TOP1: self.progress.best_val_top1,
             metrics.EPOCH_S: epoch_s,
             metrics.TRAIN_S: train_s,
-            metrics.TOTAL_S: progress.total_s,
-            metrics.FIRST_BATCH_S: train_feed.first_batch_s,
-            metrics.WAIT_S: train_feed.wait_s - waited_s,
+            metrics.TOTAL_S: self.progress.total_s,
+            metrics.FIRST_BATCH_S: self._train_feed.first_batch_s,
+            metrics.WAIT_S: self._train_feed.wait_s - waited_s,
             metrics.LOST_IMAGES: len(losses) + len(losses_val),
             metrics.LOST_NAMES: [*losses, *losses_val][:MAX_NAMES],
-            metrics.IMAGES_PER_S: train_feed.batches_per_epoch * config.global_batch_size / train_s,
+            metrics.IMAGES_PER_S: (step - first_step) * self._config.global_batch_size / train_s,
         }
-        if tracker:
-            checkpoint.save(config.out, model, optimizer, replace(progress, row=row))
-            tracker.log(row)
+        if self.recorder:
+            self.recorder.save(self._state.serialize(), replace(self.progress, row=row))
+            self.recorder.log(row)
         report(row)
 
-    if tracker:
-        write_result(config.out, progress)
+    def _train_epoch(self, phase: Phase, started: float) -> tuple[dict[str, Any], list[str]]:
+        """Train to the end of the epoch, logging and checkpointing on the way.
+
+        Returns:
+            Its training metrics over all ranks, and the images lost.
+        """
+        config, state, progress = self._config, self._state, self.progress
+        state.train_mode()
+        assert state.optimizer is not None
+        sums = metrics.Sums(
+            metrics.TRAIN_SUMS,
+            self._place.device,
+            parts={metrics.STAGE_CLIPPING: metrics.stage_metrics(state.stages)},
+            start=progress.totals if self._place.rank == 0 else None,
+        )
+        losses = list(progress.losses)
+        step, last_step = progress.global_step, (progress.epoch + 1) * self._steps_per_epoch
+        while True:
+            rate = learning_rate_at(
+                step - phase.start_epoch * self._steps_per_epoch,
+                phase.learning_rate,
+                config.optim,
+                config.schedule,
+                steps_per_epoch=self._steps_per_epoch,
+                num_epochs=phase.num_epochs,
+            )
+            set_learning_rate(state.optimizer, rate)
+            # A seed of its own for every step and rank: a resumed step drops out the same units.
+            torch.manual_seed(hash((config.seed, step, self._place.rank)))
+            sums.add(
+                train_step(
+                    state.network,
+                    state.optimizer,
+                    *self._train_feed.next(),
+                    settings=self._settings,
+                    scaler=state.scaler,
+                )
+            )
+            state.update_average()
+            step += 1
+            keeps = step % config.checkpoint_every_steps == 0
+            if step < last_step and not keeps and step % config.track.log_every_steps:
+                continue
+            totals = sums.reduce(self._place.world_size)
+            row = training_row(totals, epoch=progress.epoch + 1, step=step, learning_rate=rate)
+            refuse_divergence(totals, row, self._place.world_size)
+            if step == last_step or keeps or self._too_many_lost(self._train_feed, totals["lost"]):
+                losses += self._train_feed.take_losses() if totals["lost"] else []
+                self._refuse_losses(self._train_feed, losses)
+            if step == last_step:
+                return row, losses
+            if self.recorder:
+                if keeps:
+                    total_s = progress.total_s + time.perf_counter() - started
+                    self.recorder.save(
+                        state.serialize(),
+                        replace(
+                            progress,
+                            global_step=step,
+                            total_s=total_s,
+                            row=row,
+                            totals=totals,
+                            losses=tuple(losses),
+                        ),
+                    )
+                self.recorder.log(row)
+
+    def _too_many_lost(self, feed: Feed, num_lost: float) -> bool:
+        return num_lost > self._config.ingest.max_bad_fraction * feed.num_images
+
+    def _refuse_losses(self, feed: Feed, losses: list[str]) -> None:
+        if (problem := describe_losses(self._config, feed, losses)) is not None:
+            raise Stop(lost=problem)
 
 
 def find_checkpoint(run: str, place: Place) -> int | None:
-    """Return the epoch that all ranks resume from, as rank 0 sees it; None to start anew."""
-    epoch = checkpoint.find_latest(run) if place.rank == 0 else None
-    return broadcast_from_rank_zero(epoch) if place.world_size > 1 else epoch
+    """Return the step that all ranks resume from, as rank 0 sees it; None to start anew."""
+    step = checkpoint.find_latest(run) if place.rank == 0 else None
+    return broadcast_from_rank_zero(step) if place.world_size > 1 else step
 
 
-def build_model(
-    config: FinetuneConfig, num_classes: int, device: torch.device, *, fresh: bool
-) -> nn.Module:
-    """Build the network on its device: frozen, channels last, initialized where it starts fresh."""
-    model = build(config.model.backbone, num_classes)
-    if fresh:
-        report = initialize(model, config.model, seed=config.seed)
-        if report.missing or report.unexpected:
-            logger.warning("weights miss %s and have %s besides", report.missing, report.unexpected)
-    freeze(model, config.model.backbone, resolve_depth(config.model))
-    model.to(device=device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    return model
+def phase_at(phases: tuple[Phase, ...], epoch: int) -> Phase:
+    """Return the phase that trains an epoch, counted from 0; the last one beyond the end."""
+    return next((phase for phase in phases if epoch < phase.end_epoch), phases[-1])
 
 
 def step_settings(config: FinetuneConfig, device: torch.device) -> StepSettings:
-    """Collect what a step needs to know; bfloat16 on GPUs."""
-    mean, std = NORMALIZATIONS[config.model.normalization]
+    """Collect what a step of evaluation needs to know."""
+    of_model = config.model.normalization
+    if of_model == "auto":
+        of_model = find(config.model.backbone).normalization
+    mean, std = NORMALIZATIONS[of_model]
     return StepSettings(
         mean=mean,
         std=std,
-        label_smoothing=config.label_smoothing,
-        autocast_dtype=torch.bfloat16 if device.type == "cuda" else None,
         optim=config.optim,
+        autocast_dtype=autocast_dtype(config.compute, device),
+        channels_last=config.compute.channels_last,
     )
 
 
-def train_epoch(
-    network: nn.Module,
-    optimizer: Optimizer,
-    feed: Feed,
-    config: FinetuneConfig,
-    settings: StepSettings,
-    place: Place,
-    progress: Progress,
-    tracker: JsonlTracker | None,
-) -> dict[str, Any]:
-    """Train one epoch, logging on the way; return its training metrics over all ranks.
+def train_settings(config: FinetuneConfig, manifest: Manifest, place: Place) -> StepSettings:
+    """Collect what a step of training needs to know besides."""
+    weights_K = None
+    if config.loss.class_weights == "balanced":
+        counts_K = torch.tensor(manifest.split("train").class_counts, device=place.device)
+        weights_K = counts_K.sum() / (len(counts_K) * counts_K.clamp(min=1))
+    return replace(
+        step_settings(config, place.device),
+        images_per_rank=config.global_batch_size / place.world_size,
+        label_smoothing=config.loss.label_smoothing,
+        class_weights_K=weights_K,
+        mix=build_mix(config.loss, len(manifest.classes)),
+        accumulation_steps=config.compute.accumulation_steps,
+    )
 
-    Ends early where more images are lost than the config allows.
-    """
-    sums = metrics.Sums(metrics.TRAIN_SUMS, place.device)
-    step, last_step = progress.global_step, progress.global_step + feed.batches_per_epoch
-    while True:
-        rate = learning_rate_at(
-            step, config.optim, config.schedule, feed.batches_per_epoch, config.epochs
-        )
-        set_learning_rate(optimizer, rate)
-        sums.add(train_step(network, optimizer, *feed.next(), settings=settings))
-        step += 1
-        if step == last_step or step % config.track.log_every_steps == 0:
-            means = metrics.reduce(sums, place.world_size)
-            row = {
-                metrics.EPOCH: progress.epoch + 1,
-                metrics.GLOBAL_STEP: step,
-                metrics.TRAIN_LOSS: means["loss"],
-                metrics.TRAIN_TOP1: means["top1"],
-                metrics.LEARNING_RATE: rate,
-                metrics.GRAD_NORM: means[metrics.GRAD_NORM],
-                metrics.CLIPPED_SHARE: means[metrics.CLIPPED_SHARE],
-                metrics.LOST_IMAGES: int(means["lost"]),
-            }
-            if step == last_step or too_many_lost(config, feed, row[metrics.LOST_IMAGES]):
-                return row
-            if tracker:
-                tracker.log(row)
+
+def training_row(
+    totals: dict[str, float], *, epoch: int, step: int, learning_rate: float
+) -> dict[str, Any]:
+    """Return the metrics of an epoch so far, from the totals of all ranks."""
+    means = metrics.means_of(totals)
+    return {
+        metrics.EPOCH: epoch,
+        metrics.GLOBAL_STEP: step,
+        metrics.TRAIN_LOSS: means["loss"],
+        metrics.TRAIN_TOP1: means["top1"],
+        metrics.LEARNING_RATE: learning_rate,
+        metrics.LOST_IMAGES: int(means["lost"]),
+        **{name: mean for name, mean in means.items() if name.startswith("clip/")},
+    }
 
 
 def evaluate(
@@ -201,26 +305,7 @@ def evaluate(
     sums = metrics.Sums(metrics.EVAL_SUMS, place.device)
     for _ in range(feed.batches_per_epoch):
         sums.add(eval_step(model, *feed.next(), settings=settings))
-    return metrics.reduce(sums, place.world_size)
-
-
-def advance(progress: Progress, global_step: int, val_top1: float, epoch_s: float) -> Progress:
-    """Return the progress after one more epoch."""
-    epoch = progress.epoch + 1
-    better = val_top1 > progress.best_val_top1
-    return replace(
-        progress,
-        epoch=epoch,
-        global_step=global_step,
-        val_top1=val_top1,
-        best_val_top1=val_top1 if better else progress.best_val_top1,
-        best_epoch=epoch if better else progress.best_epoch,
-        total_s=progress.total_s + epoch_s,
-    )
-
-
-def too_many_lost(config: FinetuneConfig, feed: Feed, num_lost: int) -> bool:
-    return num_lost > config.ingest.max_bad_fraction * feed.num_images
+    return metrics.means_of(sums.reduce(place.world_size))
 
 
 def describe_losses(config: FinetuneConfig, feed: Feed, losses: list[str]) -> str | None:
@@ -228,7 +313,7 @@ def describe_losses(config: FinetuneConfig, feed: Feed, losses: list[str]) -> st
     if not losses:
         return None
     told = f"{len(losses)} of {feed.num_images} {feed.split} images could not be had: {losses[0]}"
-    if too_many_lost(config, feed, len(losses)):
+    if len(losses) > config.ingest.max_bad_fraction * feed.num_images:
         return (
             f"ingest.max_bad_fraction is {config.ingest.max_bad_fraction}: {told} ...; repair or "
             "prepare the data again, or allow more with --max-bad-fraction"
@@ -237,28 +322,17 @@ def describe_losses(config: FinetuneConfig, feed: Feed, losses: list[str]) -> st
     return None
 
 
-def describe_divergence(row: dict[str, Any]) -> str | None:
-    if math.isfinite(row[metrics.TRAIN_LOSS]):
-        return None
-    return (
-        f"train/loss is {row[metrics.TRAIN_LOSS]} in epoch {row[metrics.EPOCH]}: lower "
-        "optim.learning_rate or clip gradients, with another --out; the last good checkpoint stays"
-    )
+def refuse_divergence(totals: dict[str, float], row: dict[str, Any], world_size: int) -> None:
+    """Stop where a gradient was not finite: from that step on, no weight is.
 
-
-def write_result(
-    run: str, progress: Progress, *, diverged: str | None = None, lost: str | None = None
-) -> None:
-    """Write result.json: the run is over, why if it failed, and where its best weights lie."""
-    result = {
-        "epochs": progress.epoch,
-        "global_step": progress.global_step,
-        "best_epoch": progress.best_epoch,
-        metrics.VAL_TOP1: progress.val_top1,
-        metrics.VAL_BEST_TOP1: progress.best_val_top1,
-        metrics.TOTAL_S: progress.total_s,
-        "checkpoint": checkpoint.folder(run, progress.best_epoch),
-        "diverged": diverged,
-        "lost": lost,
-    }
-    storage.write_bytes(storage.join(run, "result.json"), json.dumps(result, indent=1).encode())
+    Raises:
+        Stop: naming the first such step.
+    """
+    num_bad = round((totals["steps"] - totals["finite"]) / world_size)
+    if num_bad:
+        raise Stop(
+            diverged=f"gradients are not finite from step {row[metrics.GLOBAL_STEP] - num_bad + 1} "
+            f"on (epoch {row[metrics.EPOCH]}, train/loss {row[metrics.TRAIN_LOSS]}): lower "
+            "optim.learning_rate or clip gradients, with another --out; the last good checkpoint "
+            "stays"
+        )

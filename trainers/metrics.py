@@ -23,7 +23,10 @@ TEST_TOP5 = "test/top5"
 
 LEARNING_RATE = "optim/learning_rate"
 GRAD_NORM = "clip/grad_norm"
+GRAD_NORM_AFTER = "clip/grad_norm_after"
 CLIPPED_SHARE = "clip/clipped_share"
+STAGE_CLIPPING = "clip/stages"
+"""The three of each stage that trains, as one vector; `stage_metrics` names its parts."""
 
 EPOCH_S = "time/epoch_s"
 TRAIN_S = "time/train_s"
@@ -34,10 +37,26 @@ LOST_IMAGES = "ingest/lost_images"
 LOST_NAMES = "ingest/lost_names"
 IMAGES_PER_S = "ingest/images_per_s"
 
-TRAIN_SUMS = ("count", "lost", "loss_sum", "top1_sum", GRAD_NORM, CLIPPED_SHARE)
+TRAIN_SUMS = (
+    "count",
+    "lost",
+    "finite",
+    "loss_sum",
+    "top1_sum",
+    GRAD_NORM,
+    GRAD_NORM_AFTER,
+    CLIPPED_SHARE,
+    STAGE_CLIPPING,
+)
 """What `step.train_step` returns: sums over the images of a batch, and clipping of the step."""
 EVAL_SUMS = ("count", "lost", "loss_sum", "top1_sum", "top5_sum")
 """What `step.eval_step` returns."""
+
+
+def stage_metrics(stages: Sequence[str]) -> list[str]:
+    """Name the parts of STAGE_CLIPPING for the stages that train, first to last."""
+    parts = (GRAD_NORM, GRAD_NORM_AFTER, CLIPPED_SHARE)
+    return [part.replace("/", f"/{stage}/") for stage in stages for part in parts]
 
 
 class Sums:
@@ -45,35 +64,55 @@ class Sums:
 
     The names are given, not learned from what is added: a rank without a single image must reduce
     the same vector as its peers.
+
+    Args:
+        names: of what is added, each a 0-dim tensor, or a vector whose parts `parts` names.
+        start: totals of all ranks to go on from, on one rank of them.
     """
 
-    def __init__(self, names: Sequence[str], device: torch.device | str) -> None:
-        self.names = (*names, "steps")
-        self.totals_N = torch.zeros(len(self.names), dtype=torch.float64, device=device)
-        self._one = torch.ones((), dtype=torch.float64, device=device)
+    def __init__(
+        self,
+        names: Sequence[str],
+        device: torch.device | str,
+        *,
+        parts: Mapping[str, Sequence[str]] | None = None,
+        start: Mapping[str, float] | None = None,
+    ) -> None:
+        self._keys = names
+        self.names = [part for name in names for part in (parts or {}).get(name, [name])]
+        self.names.append("steps")
+        totals = [(start or {}).get(name, 0.0) for name in self.names]
+        self.totals_N = torch.tensor(totals, dtype=torch.float64, device=device)
+        self._one = torch.ones(1, dtype=torch.float64, device=device)
 
     def add(self, sums: Mapping[str, Tensor]) -> None:
-        """Add what a step returned: 0-dim tensors on the same device."""
-        values = [sums[name].double() for name in self.names[:-1]]
-        self.totals_N += torch.stack([*values, self._one])
+        """Add what a step returned: tensors on the same device."""
+        values = [sums[key].reshape(-1).double() for key in self._keys]
+        self.totals_N += torch.cat([*values, self._one])
+
+    def reduce(self, world_size: int) -> dict[str, float]:
+        """Return the totals of all ranks, with one all_reduce and one wait for the device."""
+        totals_N = self.totals_N.clone()
+        if world_size > 1:
+            distributed.all_reduce(totals_N)
+        return dict(zip(self.names, totals_N.tolist(), strict=True))
 
 
-def reduce(sums: Sums, world_size: int) -> dict[str, float]:
-    """Turn the totals of all ranks into means, with one all_reduce and one wait for the device.
+def means_of(totals: Mapping[str, float]) -> dict[str, float]:
+    """Turn totals into means.
 
     `loss_sum` becomes `loss`, the mean over images, and so on; what isn't a sum over images is the
     mean over steps. `count` stays the number of images, `lost` that of those that could not be had
-    (a phase that lost all has means of 0), `steps` that of steps over all ranks.
+    (a phase that lost all has means of 0), `steps` that of steps over all ranks, `finite` that of
+    steps whose gradient was finite.
     """
-    totals_N = sums.totals_N.clone()
-    if world_size > 1:
-        distributed.all_reduce(totals_N)
-    totals = dict(zip(sums.names, totals_N.tolist(), strict=True))
-    counts = {name: totals.pop(name) for name in ("count", "lost", "steps")}
-    assert counts["steps"] > 0, "a phase without a single step has no mean"
-    means = {
-        name.removesuffix("_sum"): total
-        / (max(1, counts["count"]) if name.endswith("_sum") else counts["steps"])
-        for name, total in totals.items()
-    }
-    return {**means, **counts}
+    assert totals["steps"] > 0, "a phase without a single step has no mean"
+    means: dict[str, float] = {}
+    for name, total in totals.items():
+        if name in ("count", "lost", "steps", "finite"):
+            means[name] = total
+        elif name.endswith("_sum"):
+            means[name.removesuffix("_sum")] = total / max(1, totals["count"])
+        else:
+            means[name] = total / totals["steps"]
+    return means

@@ -1,9 +1,10 @@
 """Optimizers, learning rate and gradient clipping, with Keras' exact meaning where it has one.
 
-T counts the parameter tensors that have a gradient.
+T counts the parameter tensors that have a gradient, S the stages they belong to.
 """
 
 from collections.abc import Iterable
+from functools import cache
 from math import cos, pi, sqrt
 from typing import Any
 
@@ -16,8 +17,9 @@ from torch import (
 )
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from trainers.backbones import find
 from trainers.config import OptimConfig, ScheduleConfig
-from trainers.metrics import CLIPPED_SHARE, GRAD_NORM
+from trainers.metrics import CLIPPED_SHARE, GRAD_NORM, GRAD_NORM_AFTER, STAGE_CLIPPING
 
 KERAS_EPSILON = 1e-7
 
@@ -42,12 +44,27 @@ class KerasAdam(Adam):
         return super().step(closure)
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
-    """Build the optimizer of the parameters that require gradients."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
+def build_optimizer(model: nn.Module, backbone_name: str, config: OptimConfig) -> Optimizer:
+    """Build the optimizer of the parameters that require gradients.
+
+    Two groups a stage: weights, and what weight decay spares (biases, normalization). A group knows
+    its `stage`, counted as `Backbone.stage_of` does, and the `rate_scale` of its learning rate.
+    """
+    backbone = find(backbone_name)
+    parameters: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            key = backbone.stage_of(name), parameter.ndim > 1
+            parameters.setdefault(key, []).append(parameter)
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},  # biases, norms
+        {
+            "params": parameters[stage, is_weight],
+            "weight_decay": config.weight_decay if is_weight else 0.0,
+            "stage": stage,
+            "is_weight": is_weight,
+            "rate_scale": config.layer_decay ** (len(backbone.stages) - stage),
+        }
+        for stage, is_weight in sorted(parameters)
     ]
     if config.optimizer == "adam":
         return KerasAdam(groups, lr=config.learning_rate)
@@ -56,21 +73,41 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
     return SGD(groups, lr=config.learning_rate, momentum=config.momentum, foreach=True)
 
 
+def carry_state(before: Optimizer, after: Optimizer) -> None:
+    """Hand on the state (Adam's moments and steps, SGD's momentum) of parameters that both train.
+
+    A stage thaws or freezes whole, so its groups survive whole and the new ones start from zero.
+    """
+    known = {(group["stage"], group["is_weight"]): group for group in before.param_groups}
+    for group in after.param_groups:
+        old = known.get((group["stage"], group["is_weight"]))
+        if old is None:
+            continue
+        if "iterations" in group:
+            group["iterations"] = old["iterations"]
+        for parameter in group["params"]:
+            if parameter in before.state:
+                after.state[parameter] = before.state[parameter]
+
+
 def learning_rate_at(
     step: int,
+    learning_rate: float,
     config: OptimConfig,
     schedule: ScheduleConfig,
+    *,
     steps_per_epoch: int,
     num_epochs: int,
 ) -> float:
-    """Return the learning rate of a step; steps count from 0, as Keras' iterations do.
+    """Return the learning rate of a step of a phase, whose peak is `learning_rate`.
 
-    Warm-up rises by equal parts to the peak, which its last step has; cosine falls from there and
-    would reach zero one step after the run's last. Keras' decay then divides by 1 + decay * step.
+    Steps count from 0, as Keras' iterations do. Warm-up rises by equal parts to the peak, which its
+    last step has; cosine falls from there and would reach zero one step after the phase's last.
+    Keras' decay then divides by 1 + decay * step.
     """
     warmup_steps = schedule.warmup_epochs * steps_per_epoch
     total_steps = num_epochs * steps_per_epoch
-    rate = config.learning_rate / (1 + config.decay * step)
+    rate = learning_rate / (1 + config.decay * step)
     if step + 1 < warmup_steps:
         return rate * (step + 1) / warmup_steps
     if schedule.schedule == "cosine":
@@ -80,30 +117,55 @@ def learning_rate_at(
 
 
 def set_learning_rate(optimizer: Optimizer, value: float) -> None:
+    """Set the rate of the head, and of each stage what `layer_decay` leaves of it."""
     for group in optimizer.param_groups:
-        group["lr"] = value
+        group["lr"] = value * group["rate_scale"]
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], config: OptimConfig) -> dict[str, Tensor]:
-    """Clip gradients in place and say how much, without waiting for the device.
+def clip_gradients(optimizer: Optimizer, config: OptimConfig) -> dict[str, Tensor]:
+    """Clip the gradients of an optimizer's parameters in place, and say how much.
 
     `clipnorm` clips each tensor's gradient to that norm, `global_clipnorm` the norm of all
-    together: g * c / max(norm, c).
+    together: g * c / max(norm, c). Call it after the all-reduce of DDP; it waits for no device.
 
     Returns:
-        0-dim tensors: the global norm before clipping, and the share of tensors clipped
-        (globally: 0 or 1).
+        0-dim tensors: the global norm before and after clipping, and the share of tensors clipped
+        (globally: 0 or 1); and the same three for the stages that train, first to last, as
+        `STAGE_CLIPPING`: [3 * num_stages].
     """
-    gradients = [p.grad for p in parameters if p.grad is not None]
+    stages_T, gradients = [], []
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                stages_T.append(group["stage"])
+                gradients.append(parameter.grad)
     norms_T = torch.stack(_foreach_norm(gradients))
     global_norm = torch.linalg.vector_norm(norms_T)
-    clipped_share = torch.zeros_like(global_norm)
+    scales_T = torch.ones_like(norms_T)
     if config.clipnorm is not None:
         scales_T = config.clipnorm / norms_T.clamp(min=config.clipnorm)
         _foreach_mul_(gradients, scales_T.unbind())
-        clipped_share = (norms_T > config.clipnorm).to(norms_T.dtype).mean()
     elif config.global_clipnorm is not None:
         scale = config.global_clipnorm / global_norm.clamp(min=config.global_clipnorm)
         _foreach_mul_(gradients, scale)
-        clipped_share = (global_norm > config.global_clipnorm).to(norms_T.dtype)
-    return {GRAD_NORM: global_norm, CLIPPED_SHARE: clipped_share}
+        scales_T = scales_T * scale
+    told_T3 = torch.stack([norms_T**2, (norms_T * scales_T) ** 2, (scales_T < 1).to(norms_T)], 1)
+    members_ST = _members(tuple(stages_T), norms_T.device)
+    sums_S3 = torch.where(members_ST[..., None], told_T3, 0.0).sum(dim=1)  # not @: 0 * inf is NaN
+    before_S, after_S, clipped_S = sums_S3.unbind(1)
+    counts_S = members_ST.sum(dim=1)
+    return {
+        GRAD_NORM: global_norm,
+        GRAD_NORM_AFTER: after_S.sum().sqrt(),
+        CLIPPED_SHARE: clipped_S.sum() / len(gradients),
+        STAGE_CLIPPING: torch.stack(
+            [before_S.sqrt(), after_S.sqrt(), clipped_S / counts_S], dim=1
+        ).flatten(),
+    }
+
+
+@cache
+def _members(stages_T: tuple[int, ...], device: torch.device) -> Tensor:
+    """Which tensors belong to which stage, bool [S, T]; kept, as a copy to the device waits."""
+    stages = sorted(set(stages_T))
+    return torch.tensor([[of == stage for of in stages_T] for stage in stages], device=device)

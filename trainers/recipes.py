@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from trainers.config import FinetuneConfig, ModelConfig, OptimConfig, ScheduleConfig
+from trainers.config import FinetuneConfig, LossConfig, ModelConfig, OptimConfig, ScheduleConfig
 
 
 def scratch() -> FinetuneConfig:
@@ -47,7 +47,7 @@ def finetune() -> FinetuneConfig:
             optimizer="adamw", learning_rate=3e-4, weight_decay=0.05, global_clipnorm=1.0
         ),
         schedule=ScheduleConfig(schedule="cosine", warmup_epochs=1),
-        label_smoothing=0.1,
+        loss=LossConfig(label_smoothing=0.1),
     )
 
 

@@ -8,13 +8,14 @@ from torch import nn
 from datasets import storage
 from datasets.config import require
 from datasets.shards import read_manifest
-from trainers import checkpoint
+from trainers import checkpoint, metrics
 from trainers.backbones import build
 from trainers.checkpoint import Progress
 from trainers.config import FinetuneConfig
 
 # What a longer or elsewhere continued run may change; all else would make it another run.
-FREE_TO_CHANGE = ("out", "epochs", "cluster", "track")
+FREE_TO_CHANGE = ("out", "epochs", "checkpoint_every_steps", "cluster", "track")
+FREE_IN_SCHEDULE = ("early_stopping_epochs",)
 FREE_IN_INGEST = ("memory_share", "task_images", "max_bad_fraction")
 
 
@@ -87,9 +88,34 @@ def open_run(config: FinetuneConfig) -> dict[str, Any] | None:
     storage.write_bytes(uri, json.dumps(config.to_dict(), indent=1).encode())
     if is_over(config.out):
         result = read_result(config.out)
-        if result["epochs"] >= config.epochs:
+        if is_done(config, result["epochs"], result["best_epoch"]):
             return result
     return None
+
+
+def is_done(config: FinetuneConfig, epoch: int, best_epoch: int) -> bool:
+    """Whether a run has all its epochs, or stops early after `epoch` of them."""
+    patience, last_phase = config.schedule.early_stopping_epochs, config.phases[-1]
+    waited = epoch - max(best_epoch, last_phase.start_epoch)
+    return epoch >= config.num_epochs or (patience is not None and waited >= patience)
+
+
+def write_result(
+    run: str, progress: Progress, *, diverged: str | None = None, lost: str | None = None
+) -> None:
+    """Write result.json: the run is over, why if it failed, and where its best weights lie."""
+    result = {
+        "epochs": progress.epoch,
+        "global_step": progress.global_step,
+        "best_epoch": progress.best_epoch,
+        metrics.VAL_TOP1: progress.val_top1,
+        metrics.VAL_BEST_TOP1: progress.best_val_top1,
+        metrics.TOTAL_S: progress.total_s,
+        "checkpoint": checkpoint.folder(run, progress.best_step),
+        "diverged": diverged,
+        "lost": lost,
+    }
+    storage.write_bytes(storage.join(run, "result.json"), json.dumps(result, indent=1).encode())
 
 
 def is_over(run: str) -> bool:
@@ -103,5 +129,6 @@ def _load_result(run: str) -> dict[str, Any]:
 
 def _fixed_fields(config: FinetuneConfig) -> dict[str, Any]:
     values = config.to_dict()
-    values["ingest"] = {k: v for k, v in values["ingest"].items() if k not in FREE_IN_INGEST}
+    for section, free in (("ingest", FREE_IN_INGEST), ("schedule", FREE_IN_SCHEDULE)):
+        values[section] = {k: v for k, v in values[section].items() if k not in free}
     return {name: value for name, value in values.items() if name not in FREE_TO_CHANGE}

@@ -3,11 +3,16 @@
 B images, H x W pixels, C channels, K classes.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from datasets.plan import LOST
@@ -16,6 +21,8 @@ from trainers.config import OptimConfig
 from trainers.optim import clip_gradients
 
 RGB = tuple[float, float, float]
+AUX_WEIGHT = 0.4
+"""Of an auxiliary head's loss (Szegedy et al. 2016, torchvision's reference training)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +35,27 @@ class StepSettings:
     """Pixel standard deviation on that scale."""
     optim: OptimConfig
     """Its clipnorm or global_clipnorm clips the gradients."""
+    images_per_rank: float | None = None
+    """What a sum of losses is divided by: global batch size / ranks, so that the average of the
+    ranks' gradients is that of the global batch, however it is shared. None: the batch given."""
     label_smoothing: float = 0.0
     """Share of the training target spread evenly over the classes."""
+    class_weights_K: Tensor | None = None
+    """Weight of an image of each class in training."""
+    mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    """Blends images: (images_BCHW, labels_B) -> (images_BCHW, targets_BK), by `mixing`."""
+    channels_last: bool = True
+    """Layout of the images in memory; uint8 pixels come that way."""
     autocast_dtype: torch.dtype | None = None
-    """bfloat16 for mixed precision; None computes in float32."""
+    """bfloat16 or float16 for mixed precision; None computes in float32."""
+    accumulation_steps: int = 1
+    """Parts a batch is cut into."""
+
+
+@cache
+def _on_device(values: RGB, device: torch.device) -> Tensor:
+    """Keep a constant where it is used: a copy to a device waits for it."""
+    return torch.tensor(values, device=device)
 
 
 def normalize(images_BHWC: Tensor, mean: RGB, std: RGB) -> Tensor:
@@ -39,65 +63,70 @@ def normalize(images_BHWC: Tensor, mean: RGB, std: RGB) -> Tensor:
 
     The result is laid out in memory as torch.channels_last, which is how the pixels came.
     """
-    device = images_BHWC.device
-    mean_C = torch.tensor(mean).to(device, non_blocking=True)
-    std_C = torch.tensor(std).to(device, non_blocking=True)
+    mean_C, std_C = (_on_device(values, images_BHWC.device) for values in (mean, std))
     return (images_BHWC.float() / 255).sub_(mean_C).div_(std_C).permute(0, 3, 1, 2)
 
 
 def predict(model: nn.Module, images_BHWC: Tensor, settings: StepSettings) -> Tensor:
-    """Return float32 logits_BK of uint8 pixels."""
-    dtype = settings.autocast_dtype
+    """Return float32 logits_BK of uint8 pixels, for a model in eval mode."""
     images_BCHW = normalize(images_BHWC, settings.mean, settings.std)
-    with torch.autocast(images_BHWC.device.type, dtype=dtype, enabled=dtype is not None):
-        logits_BK: Tensor = model(images_BCHW)
-    return logits_BK.float()
+    (logits_BK,) = _forward(model, images_BCHW, settings)
+    return logits_BK
 
 
 def train_step(
-    model: nn.Module,
+    network: nn.Module,
     optimizer: Optimizer,
     images_BHWC: Tensor,
     labels_B: Tensor,
     *,
     settings: StepSettings,
+    scaler: GradScaler | None = None,
 ) -> dict[str, Tensor]:
-    """Update the model, put in its mode by `freezing.train_mode`, with one batch.
+    """Update the network, put in its mode by `freezing.train_mode`, with one batch.
 
-    Images labelled LOST pass through, so that every batch has its size, and count nowhere.
+    Images labelled LOST pass through, so that every batch has its size, and count nowhere. Random
+    numbers (dropout, mixing) come from torch's global state.
+
+    Args:
+        scaler: of the loss, for float16.
 
     Returns:
-        `metrics.TRAIN_SUMS` as 0-dim tensors on the device, measured before the update.
+        `metrics.TRAIN_SUMS` as tensors on the device, measured before the update.
     """
-    labels_B = labels_B.long()
+    scaler = scaler or GradScaler(enabled=False)
     optimizer.zero_grad()
-    logits_BK = predict(model, images_BHWC, settings)
-    count = (labels_B != LOST).sum()
-    loss_sum = F.cross_entropy(
-        logits_BK,
-        labels_B,
-        label_smoothing=settings.label_smoothing,
-        ignore_index=LOST,
-        reduction="sum",
+    divisor = settings.images_per_rank or len(labels_B)
+    parts = list(
+        zip(
+            images_BHWC.chunk(settings.accumulation_steps),
+            labels_B.long().chunk(settings.accumulation_steps),
+            strict=True,
+        )
     )
-    loss = loss_sum / count.clamp(min=1)
-    loss.backward()  # pyright: ignore[reportUnknownMemberType] torch leaves it half typed
-    clipping = clip_gradients(model.parameters(), settings.optim)
-    optimizer.step()
-    return {
-        "count": count,
-        "lost": len(labels_B) - count,
-        "loss_sum": loss_sum.detach(),
-        "top1_sum": _top_k_sum(logits_BK, labels_B, 1),
-        **clipping,
-    }
+    sums: dict[str, Tensor] = {}
+    for number, (images, labels) in enumerate(parts, start=1):
+        with _all_reduce(network, now=number == len(parts)):
+            loss_sum, told = _loss(network, images, labels, settings)
+            scaler.scale(loss_sum / divisor).backward()  # pyright: ignore[reportUnknownMemberType] torch leaves it half typed
+        sums = {name: sums[name] + value if sums else value for name, value in told.items()}
+    scaler.unscale_(optimizer)
+    clipping = clip_gradients(optimizer, settings.optim)
+    scaler.step(optimizer)
+    scaler.update()
+    if scaler.is_enabled():  # it skips steps that overflow: those are no sign of divergence
+        finite = sums["loss_sum"].isfinite()
+        clipping = {name: torch.nan_to_num(v, 0.0, 0.0, 0.0) for name, v in clipping.items()}
+    else:
+        finite = clipping["clip/grad_norm"].isfinite()
+    return {**sums, **clipping, "finite": finite}
 
 
 @torch.no_grad()
 def eval_step(
     model: nn.Module, images_BHWC: Tensor, labels_B: Tensor, *, settings: StepSettings
 ) -> dict[str, Tensor]:
-    """Measure the model, in eval mode, on one batch; the loss is without label smoothing.
+    """Measure the model, in eval mode, on one batch; the loss is plain cross-entropy.
 
     DDP is stepped around: its forward broadcasts buffers, and would wait forever for a rank that
     has fewer batches.
@@ -115,6 +144,61 @@ def eval_step(
         "top1_sum": _top_k_sum(logits_BK, labels_B, 1),
         "top5_sum": _top_k_sum(logits_BK, labels_B, 5),
     }
+
+
+def _forward(network: nn.Module, images_BCHW: Tensor, settings: StepSettings) -> tuple[Tensor, ...]:
+    """Return float32 logits_BK of the head, and of an auxiliary head where the network has one."""
+    dtype = settings.autocast_dtype
+    if not settings.channels_last:
+        images_BCHW = images_BCHW.contiguous()
+    with torch.autocast(images_BCHW.device.type, dtype=dtype, enabled=dtype is not None):
+        outputs: Tensor | tuple[Tensor, ...] = network(images_BCHW)
+    if isinstance(outputs, Tensor):
+        outputs = (outputs,)
+    return tuple(logits_BK.float() for logits_BK in outputs)
+
+
+def _loss(
+    network: nn.Module, images_BHWC: Tensor, labels_B: Tensor, settings: StepSettings
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the sum of the images' losses, and what `train_step` tells of a batch."""
+    images_BCHW = normalize(images_BHWC, settings.mean, settings.std)
+    count = (labels_B != LOST).sum()
+    targets, answers_B = labels_B, labels_B
+    if settings.mix is not None:
+        images_BCHW, targets = settings.mix(images_BCHW, labels_B)
+        answers_B = torch.where(labels_B != LOST, targets.argmax(dim=1), LOST)
+    logits_BK, *aux_logits = _forward(network, images_BCHW, settings)
+    loss_sum = _cross_entropy_sum(logits_BK, targets, settings)
+    told = {
+        "count": count,
+        "lost": len(labels_B) - count,
+        "loss_sum": loss_sum.detach(),
+        "top1_sum": _top_k_sum(logits_BK, answers_B, 1),
+    }
+    for aux_logits_BK in aux_logits:
+        loss_sum = loss_sum + AUX_WEIGHT * _cross_entropy_sum(aux_logits_BK, targets, settings)
+    return loss_sum, told
+
+
+def _cross_entropy_sum(logits_BK: Tensor, targets: Tensor, settings: StepSettings) -> Tensor:
+    """Sum the losses of labels_B, or of targets_BK, which are smooth already."""
+    are_labels = targets.ndim == 1
+    return F.cross_entropy(
+        logits_BK,
+        targets,
+        weight=settings.class_weights_K,
+        label_smoothing=settings.label_smoothing if are_labels else 0.0,
+        ignore_index=LOST,
+        reduction="sum",
+    )
+
+
+def _all_reduce(network: nn.Module, *, now: bool) -> AbstractContextManager[None]:
+    """Let DDP average the gradients of a backward pass `now`, or leave it to a later one."""
+    if now or not isinstance(network, DistributedDataParallel):
+        return nullcontext()
+    return network.no_sync()
 
 
 def _top_k_sum(logits_BK: Tensor, labels_B: Tensor, k: int) -> Tensor:

@@ -88,6 +88,12 @@ class TuningConfig:
             self.space.learning_rate_range,
             "a grid needs --learning-rates, or use --search random",
         )
+        require(
+            not self.base.schedule.phases,
+            "schedule.phases",
+            self.base.schedule.phases,
+            "a sweep searches one freeze depth and learning rate: use a recipe without phases",
+        )
         require(self.grace_epochs >= 1, "grace_epochs", self.grace_epochs, "use 1 or more")
         require(
             self.reduction_factor >= 2, "reduction_factor", self.reduction_factor, "use 2 or more"

@@ -1,0 +1,43 @@
+"""Blending the images of a batch: mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019).
+
+B images, H x W pixels, C channels, K classes.
+"""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms import v2
+
+from datasets.plan import LOST
+from trainers.config import LossConfig
+
+
+def build_mix(
+    config: LossConfig, num_classes: int
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+    """Return (images_BCHW, labels_B) -> (images_BCHW, targets_BK); None where nothing is blended.
+
+    The share is drawn from torch's global random state, one a batch; an image is blended with its
+    neighbour in the batch of its rank. Label smoothing comes first, then the blend.
+    """
+    blends = [
+        blend(alpha=alpha, num_classes=num_classes)
+        for blend, alpha in ((v2.MixUp, config.mixup_alpha), (v2.CutMix, config.cutmix_alpha))
+        if alpha > 0
+    ]
+    if not blends:
+        return None
+    blend = v2.RandomChoice(blends)
+
+    def mix(images_BCHW: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+        return blend(images_BCHW, smooth_targets(labels_B, num_classes, config.label_smoothing))
+
+    return mix
+
+
+def smooth_targets(labels_B: Tensor, num_classes: int, label_smoothing: float) -> Tensor:
+    """Return float32 targets_BK; a LOST image has none, and lends its neighbours none."""
+    targets_BK = F.one_hot(labels_B.clamp(min=0), num_classes).float()
+    targets_BK = targets_BK * (1 - label_smoothing) + label_smoothing / num_classes
+    return targets_BK * (labels_B != LOST)[:, None]

@@ -1,0 +1,56 @@
+"""What rank 0 writes of a run, in order and beside the training: rows and checkpoints."""
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any
+
+from trainers import checkpoint
+from trainers.checkpoint import Progress
+from trainers.tracking import JsonlTracker, Row
+
+
+class Recorder:
+    """Write in one thread of its own, so that no step waits for storage.
+
+    Things are written in the order they are given: a row of metrics.jsonl never tells of an epoch
+    whose checkpoint is not whole. Leaving the `with` block waits for all of them; what goes wrong
+    is raised by the next call, at the latest there.
+
+    Args:
+        last_row: what a resumed run measured at its checkpoint.
+    """
+
+    def __init__(self, run: str, *, last_row: Row | None = None) -> None:
+        self._run = run
+        self._tracker = JsonlTracker(run, last_row=last_row)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="recorder")
+        self._pending: deque[Future[None]] = deque()
+
+    def log(self, row: Row) -> None:
+        """Write a row of metrics."""
+        while self._pending and self._pending[0].done():
+            self._pending.popleft().result()
+        self._pending.append(self._pool.submit(self._tracker.log, row))
+
+    def save(self, contents: dict[str, bytes], progress: Progress) -> None:
+        """Write a checkpoint, once the one before is written: memory holds one at a time."""
+        self._wait()
+        self._pending.append(self._pool.submit(checkpoint.save, self._run, contents, progress))
+
+    def _wait(self) -> None:
+        while self._pending:
+            self._pending.popleft().result()
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> Any:
+        self._pool.shutdown(wait=True)
+        if error is None:
+            self._wait()

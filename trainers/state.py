@@ -1,0 +1,170 @@
+"""A network in training, and all that a step changes in it: what a checkpoint has to hold."""
+
+import copy
+import io
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import (
+    _foreach_copy_,  # pyright: ignore[reportPrivateImportUsage] as in torch's own optimizers:
+    _foreach_lerp_,  # pyright: ignore[reportPrivateImportUsage] a kernel for all tensors
+    nn,
+)
+from torch.amp.grad_scaler import GradScaler
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from trainers.backbones import build, find
+from trainers.config import ComputeConfig, FinetuneConfig, Phase
+from trainers.feed import Place
+from trainers.freezing import freeze, has_live_batchnorm, resolve_depth, train_mode
+from trainers.initializers import LoadReport, initialize
+from trainers.optim import build_optimizer, carry_state
+
+AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class WeightAverage:
+    """The exponential moving average of a model's weights; its buffers are the model's.
+
+    The decay of update n is min(decay, (1 + n) / (10 + n)), as in TensorFlow's
+    ExponentialMovingAverage, so that a short run does not keep its start. Not torch's
+    AveragedModel: it sends its counter to the device in every step.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.num_updates, self._decay = 0, decay
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        decay = min(self._decay, (1 + self.num_updates) / (10 + self.num_updates))
+        self.num_updates += 1
+        _foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
+        _foreach_copy_(list(self.model.buffers()), list(model.buffers()))
+
+
+class TrainState:
+    """One rank's network, optimizer, loss scaler and average of the weights.
+
+    `enter` a phase before the first step: freezing, optimizer and DDP belong to it.
+    """
+
+    phase: Phase | None = None
+    optimizer: Optimizer | None = None
+    network: nn.Module
+    """What a step calls: the model, or its DDP wrapper, compiled where asked."""
+
+    def __init__(self, config: FinetuneConfig, num_classes: int, place: Place) -> None:
+        self._config, self._place = config, place
+        self.model = build(config.model.backbone, num_classes)
+        place_model(self.model, config.compute, place.device)
+        self.scaler = GradScaler(
+            place.device.type,
+            enabled=autocast_dtype(config.compute, place.device) is torch.float16,
+        )
+        decay = config.optim.ema_decay
+        self.average = WeightAverage(self.model, decay) if decay is not None else None
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model to evaluate and keep: the average of the weights where there is one."""
+        return self.average.model if self.average else self.model
+
+    @property
+    def stages(self) -> list[str]:
+        """Names of the stages that train, first to last; the head is called `head`."""
+        assert self.optimizer is not None
+        names = [*(name for name, _ in find(self._config.model.backbone).stages), "head"]
+        return [names[stage] for stage in sorted({g["stage"] for g in self.optimizer.param_groups})]
+
+    def initialize(self) -> LoadReport:
+        """Give every tensor its start, the same on all ranks."""
+        model = self.model.cpu()  # a seed gives the same tensors on any device
+        report = initialize(model, self._config.model, seed=self._config.seed)
+        place_model(model, self._config.compute, self._place.device)
+        if self.average:
+            self.average.model.load_state_dict(model.state_dict())
+        return report
+
+    def enter(self, phase: Phase) -> None:
+        """Freeze what the phase freezes, and build its optimizer and DDP.
+
+        Parameters that trained before and go on keep their state.
+        """
+        config = self._config
+        depth = resolve_depth(config.model.backbone, phase.freeze_depth)
+        freeze(self.model, config.model.backbone, depth)
+        optimizer = build_optimizer(self.model, config.model.backbone, config.optim)
+        if self.optimizer is not None:
+            carry_state(self.optimizer, optimizer)
+        self.phase, self.optimizer, self._depth = phase, optimizer, depth
+        self.train_mode()
+        self.network = self.model
+        if self._place.world_size > 1:
+            self.network = DistributedDataParallel(
+                self.model,
+                gradient_as_bucket_view=True,  # no copy from bucket to gradient
+                broadcast_buffers=has_live_batchnorm(self.model),
+            )
+        if config.compute.compile:
+            self.network.compile()
+
+    def update_average(self) -> None:
+        if self.average:
+            self.average.update(self.model)
+
+    def train_mode(self) -> None:
+        """Put the network in the mode of its phase; evaluation has left it in another."""
+        config = self._config.model
+        train_mode(
+            self.model, config.backbone, self._depth, freeze_batchnorm=config.freeze_batchnorm
+        )
+
+    def serialize(self) -> dict[str, bytes]:
+        """Return the files of a checkpoint: the model to use, and what only a resume needs."""
+        assert self.optimizer is not None
+        training: dict[str, Any] = {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+        if self.average:
+            training |= {
+                "model": self.model.state_dict(),
+                "num_averaged": self.average.num_updates,
+            }
+        content = io.BytesIO()
+        torch.save(training, content)
+        weights = {name: t.contiguous() for name, t in self.evaluated.state_dict().items()}
+        return {
+            "model.safetensors": safetensors.torch.save(weights),
+            "training.pt": content.getvalue(),
+        }
+
+    def load(self, contents: dict[str, bytes]) -> None:
+        """Go on from the files of a checkpoint, written in the phase that was entered."""
+        assert self.optimizer is not None
+        weights = safetensors.torch.load(contents["model.safetensors"])
+        training: dict[str, Any] = torch.load(
+            io.BytesIO(contents["training.pt"]), weights_only=True, map_location="cpu"
+        )
+        self.evaluated.load_state_dict(weights)
+        if self.average:
+            self.model.load_state_dict(training["model"])
+            self.average.num_updates = training["num_averaged"]
+        self.optimizer.load_state_dict(training["optimizer"])
+        self.scaler.load_state_dict(training["scaler"])
+
+
+def autocast_dtype(config: ComputeConfig, device: torch.device) -> torch.dtype | None:
+    """Return the type autocast computes in; None for float32."""
+    if config.precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" else None
+    return AUTOCAST_DTYPES[config.precision]
+
+
+def place_model(model: nn.Module, config: ComputeConfig, device: torch.device) -> None:
+    """Move a model to its device and memory format, in place."""
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    model.to(device=device, memory_format=layout)  # pyright: ignore[reportCallIssue]
