@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo test check bench golden clean
 
 setup: $(READY)  ## Make .venv with everything pyproject.toml lists
 
@@ -24,8 +24,12 @@ check: $(READY)  ## Formatting, lint, types, direction of imports
 	$(BIN)/pyright --warnings
 	$(BIN)/lint-imports
 
-bench: $(READY)  ## Ingest against DataLoader, map_batches and the limit, into bench.json
+bench: $(READY)  ## Ours against what people use, in one run each, into bench.json
 	$(BIN)/python -m tests.bench.ingest
+	$(BIN)/python -m tests.bench.training
+
+golden: $(READY)  ## Record the golden loss lists anew; say why in the commit message
+	$(BIN)/python -m tests.golden
 
 clean:  ## Remove what make and the runs have made
 	rm -rf .venv runs

@@ -16,7 +16,7 @@ class ClusterConfig:
     """DDP workers of a training. Default: one per GPU, or one per node without GPUs.
     0 trains in the calling process."""
     min_workers: int | None = None
-    """Elastic training: begin, and go on, with as few workers as this while others are missing.
+    """Elastic training: begin, and go on, with as few workers as this while nodes are missing.
     Default: all of them."""
     device: Device = "auto"
     """`auto` uses GPUs where the cluster has them."""

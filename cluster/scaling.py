@@ -7,7 +7,7 @@ node, a worker group fits on any mix of nodes.
 """
 
 from dataclasses import dataclass, replace
-from math import floor
+from math import ceil, floor
 
 from cluster.config import ClusterConfig
 from cluster.runtime import Resources
@@ -45,11 +45,16 @@ def plan_workers(
     _refuse_too_many(resources, processes, num_concurrent, use_gpu)
     node_cpus = resources.num_cpus / max(1, resources.num_nodes)
     share = _round_down(min(cpus / processes, node_cpus) / 2)
+    reader_cpus = min(1.0, share) if use_gpu else 0.5
+    if config.min_workers is not None and not use_gpu:
+        per_node = ceil(processes / resources.num_nodes)
+        share = _fill_no_node(node_cpus, per_node)
+        reader_cpus = min(0.5, _round_down(node_cpus - per_node * share))
     return WorkerPlan(
         num_workers=num_workers,
         use_gpu=use_gpu,
         cpus_per_worker=min(1.0, share) if use_gpu else share,
-        reader_cpus=min(1.0, share) if use_gpu else 0.5,
+        reader_cpus=reader_cpus,
         threads_per_worker=max(1, floor(min(cpus / processes, node_cpus))),
     )
 
@@ -94,6 +99,15 @@ def _refuse_too_many(
                 f"cluster.num_workers is {processes}{beside}: the cluster has {available} {unit} "
                 f"and a worker needs one; use {available // num_concurrent} or fewer"
             )
+
+
+def _fill_no_node(node_cpus: float, workers_per_node: int) -> float:
+    """What a worker reserves where nodes may die: one more would not fit on a node.
+
+    Else the workers of dead nodes would crowd into those that are left, take all their CPUs, and
+    hang for want of a read task.
+    """
+    return _round_down(node_cpus / (workers_per_node + 1)) + 0.01
 
 
 def _round_down(cpus: float) -> float:

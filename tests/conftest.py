@@ -71,55 +71,66 @@ def draw_image(label: int, number: int, size_px: int = 48) -> np.ndarray:
 WriteData = Callable[..., str]
 
 
+def write_shards(
+    uri: str,
+    *,
+    train: int = 48,
+    val: int = 17,
+    test: int = 13,
+    classes: int = 3,
+    row_group_size: int = 8,
+) -> None:
+    """Write a data set of easy images, straight to shards."""
+    splits = {}
+    for split, num_images in (("train", train), ("val", val), ("test", test)):
+        rows = []
+        for number in range(num_images):
+            label = number % classes
+            image = draw_image(label, hash_seed(split, number))
+            content = cv2.imencode(".jpg", image[..., ::-1])[1].tobytes()
+            image_id = hash_seed(split, number) << 20 | number
+            rows.append(
+                {
+                    "image": content,
+                    "label": label,
+                    "image_id": image_id,
+                    "crc32": shards.checksum(content, label, image_id),
+                    "path": f"{split}/{number}.jpg",
+                }
+            )
+        path = f"{split}/part-00000.parquet"
+        os.makedirs(os.path.join(uri, split))
+        write_images(
+            storage.join(uri, path),
+            pa.Table.from_pylist(rows, schema=shards.SHARD_SCHEMA),
+            row_group_size,
+        )
+        metadata = pq.read_metadata(storage.join(uri, path))
+        groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        splits[split] = shards.Split(
+            shards=(shards.Shard(path=path, row_groups=tuple(groups), num_bytes=1),),
+            class_counts=tuple(
+                sum(row["label"] == label for row in rows) for label in range(classes)
+            ),
+            num_pixels=num_images * 48 * 64,
+        )
+    manifest = shards.Manifest(
+        classes=tuple(f"class {label}" for label in range(classes)),
+        splits=splits,
+        num_quarantined=0,
+        fingerprint=f"{train}-{val}-{test}-{classes}",
+        options={"short_side_px": 48},
+    )
+    shards.write_manifest(uri, manifest)
+
+
 @pytest.fixture(scope="session")
 def write_data(tmp_path_factory: pytest.TempPathFactory) -> WriteData:
-    """Return a function that writes a data set of easy images, straight to shards."""
+    """Return a function that writes a data set as `write_shards` does, and returns its URI."""
 
-    def write(
-        *, train: int = 48, val: int = 17, test: int = 13, classes: int = 3, row_group_size: int = 8
-    ) -> str:
+    def write(**sizes: int) -> str:
         uri = str(tmp_path_factory.mktemp("data"))
-        splits = {}
-        for split, num_images in (("train", train), ("val", val), ("test", test)):
-            rows = []
-            for number in range(num_images):
-                label = number % classes
-                image = draw_image(label, hash_seed(split, number))
-                content = cv2.imencode(".jpg", image[..., ::-1])[1].tobytes()
-                image_id = hash_seed(split, number) << 20 | number
-                rows.append(
-                    {
-                        "image": content,
-                        "label": label,
-                        "image_id": image_id,
-                        "crc32": shards.checksum(content, label, image_id),
-                        "path": f"{split}/{number}.jpg",
-                    }
-                )
-            path = f"{split}/part-00000.parquet"
-            os.makedirs(os.path.join(uri, split))
-            write_images(
-                storage.join(uri, path),
-                pa.Table.from_pylist(rows, schema=shards.SHARD_SCHEMA),
-                row_group_size,
-            )
-            metadata = pq.read_metadata(storage.join(uri, path))
-            groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-            splits[split] = shards.Split(
-                shards=(shards.Shard(path=path, row_groups=tuple(groups), num_bytes=1),),
-                class_counts=tuple(
-                    sum(row["label"] == label for row in rows) for label in range(classes)
-                ),
-                num_pixels=num_images * 48 * 64,
-            )
-        manifest = shards.Manifest(
-            classes=tuple(f"class {label}" for label in range(classes)),
-            splits=splits,
-            num_quarantined=0,
-            fingerprint=f"{train}-{val}-{test}-{classes}",
-            options={"short_side_px": 48},
-        )
-        shards.write_manifest(uri, manifest)
+        write_shards(uri, **sizes)
         return uri
 
     return write

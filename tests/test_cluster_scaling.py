@@ -41,6 +41,19 @@ def test_workers_fit_on_any_mix_of_nodes(
     assert sum(floor(cpus / plan.cpus_per_worker) for cpus in node_cpus) >= plan.num_workers
 
 
+@pytest.mark.parametrize("node_cpus", [2, 4, 64])
+@pytest.mark.parametrize("num_workers", [1, 2, 3, 4, 6])
+def test_workers_of_dead_nodes_leave_room_for_a_reader_on_those_left(
+    node_cpus: int, num_workers: int
+) -> None:
+    elastic = ClusterConfig(num_workers=num_workers, min_workers=1)
+    plan = plan_workers(cluster_of(nodes=3, cpus=3 * node_cpus), elastic)
+    fitting = floor(node_cpus / plan.cpus_per_worker)
+
+    assert 3 * fitting >= num_workers
+    assert fitting * plan.cpus_per_worker + plan.reader_cpus <= node_cpus
+
+
 def test_default_is_one_worker_per_node() -> None:
     plan = plan_workers(cluster_of(nodes=3, cpus=6), ClusterConfig())
     assert (plan.num_workers, plan.cpus_per_worker, plan.threads_per_worker) == (3, 1.0, 2)

@@ -19,7 +19,14 @@ from cluster.runtime import find_resources
 from datasets.config import IngestConfig
 from tests.conftest import WriteData, flip_byte
 from trainers import checkpoint, launch
-from trainers.config import ClusterConfig, FinetuneConfig, ModelConfig, OptimConfig, TrackConfig
+from trainers.config import (
+    ClusterConfig,
+    FinetuneConfig,
+    ModelConfig,
+    OptimConfig,
+    ScheduleConfig,
+    TrackConfig,
+)
 from trainers.evaluate import evaluate
 from trainers.tracking import read_rows
 
@@ -30,19 +37,27 @@ WORKERS_TOLERANCE = 1e-4
 
 @pytest.fixture
 def config(ray_cluster: str, easy_data: str, tmp_path: Path) -> FinetuneConfig:
-    """ResNet50 from its last stage on, BatchNorm frozen: 3 epochs of 3 steps."""
+    """ResNet50's head, then its last stage as well, BatchNorm frozen: 3 epochs of 3 steps."""
     return FinetuneConfig(
         data=easy_data,
         out=str(tmp_path / "run"),
-        epochs=3,
         global_batch_size=16,
+        checkpoint_every_steps=2,
         ingest=IngestConfig(size_px=32, policy="light"),
-        model=ModelConfig(backbone="resnet50", init="he", freeze_depth=4, freeze_batchnorm=True),
+        model=ModelConfig(backbone="resnet50", init="he", freeze_batchnorm=True),
         # Not Adam: where a gradient is about zero, it turns rounding errors into whole steps.
         optim=OptimConfig(optimizer="sgd", learning_rate=1e-3, clipnorm=1.0, decay=1e-2),
+        schedule=ScheduleConfig(phases=(("all", 1, 1e-3), (4, 2, 1e-3))),
         track=TrackConfig(log_every_steps=1),
         cluster=ClusterConfig(num_workers=2, max_failures=1),
     )
+
+
+@pytest.fixture
+def single(config: FinetuneConfig) -> FinetuneConfig:
+    """The last of its phases alone, for 3 epochs."""
+    model = replace(config.model, freeze_depth=4)
+    return replace(config, epochs=3, model=model, schedule=ScheduleConfig())
 
 
 def losses(run: str) -> list[float]:
@@ -85,10 +100,10 @@ def test_workers_are_spread_over_nodes(straight: str) -> None:
 
 
 def test_a_run_does_not_go_on_with_another_data_set(
-    config: FinetuneConfig, write_data: WriteData
+    single: FinetuneConfig, write_data: WriteData
 ) -> None:
     data = write_data(train=32)
-    run = replace(config, data=data, epochs=1)
+    run = replace(single, data=data, epochs=1)
     launch.fit_in_process(run)
     shutil.copytree(write_data(train=40), data, dirs_exist_ok=True)
 
@@ -121,21 +136,21 @@ def test_a_worker_killed_in_mid_epoch_changes_nothing(
         assert torch.equal(tensor, weights(straight)[name])
 
 
-def test_a_resumed_run_equals_a_straight_one(config: FinetuneConfig) -> None:
-    launch.fit_in_process(config)
-    cut = replace(config, out=config.out + "-cut", epochs=1)
+def test_a_resumed_run_equals_a_straight_one(single: FinetuneConfig) -> None:
+    launch.fit_in_process(single)
+    cut = replace(single, out=single.out + "-cut", epochs=1)
     launch.fit_in_process(cut)
     launch.fit_in_process(replace(cut, epochs=3))
 
-    assert losses(cut.out) == losses(config.out)
+    assert losses(cut.out) == losses(single.out)
     for name, tensor in weights(cut.out).items():
-        assert torch.equal(tensor, weights(config.out)[name])
+        assert torch.equal(tensor, weights(single.out)[name])
 
 
 def test_a_finished_run_returns_at_once_and_another_config_is_refused(
-    config: FinetuneConfig,
+    single: FinetuneConfig,
 ) -> None:
-    short = replace(config, epochs=1)
+    short = replace(single, epochs=1)
     first = launch.fit_in_process(short)
     rows: list[dict[str, Any]] = []
 
@@ -175,12 +190,12 @@ def test_best_weights_survive_when_the_folder_moves(straight: str, tmp_path: Pat
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoint(
-    config: FinetuneConfig,
+    single: FinetuneConfig,
 ) -> None:
     """Ended once, not tried again: the same seed would diverge at the same step."""
-    launch.fit_in_process(replace(config, epochs=1))
-    run = replace(config, out=config.out + "-wild")
-    shutil.copytree(config.out, run.out)
+    launch.fit_in_process(replace(single, epochs=1))
+    run = replace(single, out=single.out + "-wild")
+    shutil.copytree(single.out, run.out)
     for name in ("config.json", "result.json"):
         (Path(run.out) / name).unlink()
     before = checkpoint.load_best(run.out)[1]
@@ -198,14 +213,14 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoi
 
 
 def test_a_row_that_was_measured_but_not_tracked_comes_back_at_the_resume(
-    config: FinetuneConfig,
+    single: FinetuneConfig,
 ) -> None:
     """As after a kill between the checkpoint and metrics.jsonl."""
-    launch.fit_in_process(replace(config, epochs=1))
-    rows = Path(config.out) / "metrics.jsonl"
+    launch.fit_in_process(replace(single, epochs=1))
+    rows = Path(single.out) / "metrics.jsonl"
     whole = rows.read_text()
     rows.write_text("".join(whole.splitlines(keepends=True)[:-1]))
-    launch.fit_in_process(replace(config, epochs=2))
+    launch.fit_in_process(replace(single, epochs=2))
 
     assert rows.read_text().startswith(whole)
 

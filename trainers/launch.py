@@ -1,6 +1,7 @@
 """Start one training: the single place that builds a TorchTrainer."""
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -29,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 # A rank that waits this long for its peers gives up, and the failure budget restarts the group.
 COLLECTIVE_TIMEOUT_S = 600
+# An elastic run whose nodes died first tries to start as many workers as before, since Ray's count
+# of nodes is up to 20 s old, and goes on with fewer after this long. Read by Ray Train.
+START_TIMEOUT_VAR, ELASTIC_START_TIMEOUT_S = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "60"
 
 
 def check(config: FinetuneConfig) -> Manifest:
@@ -121,6 +125,10 @@ def fit(config: FinetuneConfig, *, num_concurrent: int = 1) -> dict[str, Any]:
     config = replace(config, cluster=replace(config.cluster, num_workers=plan.num_workers))
     if (result := open_run(config)) is not None:
         return result
+    num_workers: int | tuple[int, int] = plan.num_workers
+    if config.cluster.min_workers is not None:
+        num_workers = config.cluster.min_workers, plan.num_workers
+        os.environ[START_TIMEOUT_VAR] = ELASTIC_START_TIMEOUT_S
     share = _share(config, resources, plan, num_concurrent)
     trainer = TorchTrainer(
         train_loop_per_worker,
@@ -132,9 +140,7 @@ def fit(config: FinetuneConfig, *, num_concurrent: int = 1) -> dict[str, Any]:
             backend="nccl" if plan.use_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S
         ),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=plan.num_workers
-            if config.cluster.min_workers is None
-            else (config.cluster.min_workers, plan.num_workers),
+            num_workers=num_workers,
             use_gpu=plan.use_gpu,
             resources_per_worker={
                 "CPU": plan.cpus_per_worker,

@@ -132,6 +132,7 @@ class Training:
             self._state.enter(phase)
         row, losses = self._train_epoch(phase, started)
         train_s = time.perf_counter() - started
+        self._state.share_buffers()
         val = evaluate(self._state.evaluated, self._val_feed, self._settings, self._place)
         losses_val = self._val_feed.take_losses() if val["lost"] else []
         self._refuse_losses(self._val_feed, losses_val)

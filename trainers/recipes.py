@@ -2,7 +2,13 @@
 
 from dataclasses import replace
 
-from trainers.config import FinetuneConfig, LossConfig, ModelConfig, OptimConfig, ScheduleConfig
+from trainers.config import (
+    FinetuneConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    ScheduleConfig,
+)
 
 
 def scratch() -> FinetuneConfig:
@@ -34,22 +40,43 @@ def transfer() -> FinetuneConfig:
     )
 
 
-def finetune() -> FinetuneConfig:
-    """The network thawed from its middle on, as practitioners do it today.
+def staged() -> FinetuneConfig:
+    """The lecture's five steps: add a head, freeze the base, train the head, unfreeze some last
+    layers, train both jointly.
 
-    `python -m trainers finetune --data runs/cars`; one GPU or more. AdamW, warm-up and cosine,
-    label smoothing, gradients clipped together; the stem and the first two stages stay frozen.
+    `python -m trainers staged --data runs/cars`; one GPU, or a laptop with patience. Any number of
+    phases: `--phases FREEZE_DEPTH EPOCHS LEARNING_RATE ...`; Adam's moments of the head live on
+    when the last two stages thaw.
+    """
+    return replace(
+        transfer(),
+        model=ModelConfig(init="imagenet"),
+        schedule=ScheduleConfig(phases=(("all", 4, 3e-3), (-2, 6, 1e-3)), schedule="cosine"),
+    )
+
+
+def finetune() -> FinetuneConfig:
+    """Fine-tuning as practitioners do it today, all in one phase.
+
+    `python -m trainers finetune --data runs/cars`; one GPU or more, bfloat16 on GPUs. AdamW with
+    discriminative learning rates, warm-up and cosine, an average of the weights, label smoothing,
+    mixup, gradients clipped together; the stem and the first stages stay frozen.
     """
     return replace(
         transfer(),
         model=ModelConfig(init="imagenet", freeze_depth=3),
         optim=OptimConfig(
-            optimizer="adamw", learning_rate=3e-4, weight_decay=0.05, global_clipnorm=1.0
+            optimizer="adamw",
+            learning_rate=1e-3,
+            weight_decay=0.05,
+            global_clipnorm=1.0,
+            layer_decay=0.7,
+            ema_decay=0.99,
         ),
+        loss=LossConfig(label_smoothing=0.1, mixup_alpha=0.1),
         schedule=ScheduleConfig(schedule="cosine", warmup_epochs=1),
-        loss=LossConfig(label_smoothing=0.1),
     )
 
 
-RECIPES = {recipe.__name__: recipe() for recipe in (scratch, transfer, finetune)}
+RECIPES = {recipe.__name__: recipe() for recipe in (scratch, transfer, staged, finetune)}
 """Each still lacks its data: give `--data URI`."""

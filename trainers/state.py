@@ -9,6 +9,7 @@ import torch
 from torch import (
     _foreach_copy_,  # pyright: ignore[reportPrivateImportUsage] as in torch's own optimizers:
     _foreach_lerp_,  # pyright: ignore[reportPrivateImportUsage] a kernel for all tensors
+    distributed,
     nn,
 )
 from torch.amp.grad_scaler import GradScaler
@@ -106,7 +107,7 @@ class TrainState:
             self.network = DistributedDataParallel(
                 self.model,
                 gradient_as_bucket_view=True,  # no copy from bucket to gradient
-                broadcast_buffers=has_live_batchnorm(self.model),
+                forward_sync_buffers=has_live_batchnorm(self.model),
             )
         if config.compute.compile:
             self.network.compile()
@@ -114,6 +115,12 @@ class TrainState:
     def update_average(self) -> None:
         if self.average:
             self.average.update(self.model)
+
+    def share_buffers(self) -> None:
+        """Give all ranks the statistics of rank 0, which its checkpoint holds, to evaluate with."""
+        if self._place.world_size > 1:
+            for buffer in self.evaluated.buffers():
+                distributed.broadcast(buffer, src=0)
 
     def train_mode(self) -> None:
         """Put the network in the mode of its phase; evaluation has left it in another."""

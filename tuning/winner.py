@@ -47,8 +47,21 @@ def command_of(config: FinetuneConfig) -> str:
     recipe = min(changes, key=lambda name: len(changes[name]))
     words = ["python", "-m", "trainers", recipe]
     for field, value in changes[recipe].items():
-        words += [f"--{field.replace('_', '-')}", str(value)]
+        words += option(field, value)
     return shlex.join(words)
+
+
+def option(field: str, value: object) -> list[str]:
+    """Write a field as the command line takes it."""
+    name = field.replace("_", "-")
+    match value:
+        case bool():
+            return [f"--{name}" if value else f"--no-{name}"]
+        case tuple():
+            parts = [part if isinstance(part, tuple) else (part,) for part in value]
+            return [f"--{name}", *(str(word) for part in parts for word in part)]
+        case _:
+            return [f"--{name}", str(value)]
 
 
 def _flatten(values: dict[str, Any]) -> dict[str, Any]:

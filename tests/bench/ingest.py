@@ -6,7 +6,6 @@ reported. DataLoader and bare processes are warm when the clock starts; ours sta
 its first batch counts. Writes bench.json.
 """
 
-import json
 import os
 import statistics
 import tempfile
@@ -17,8 +16,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import ray
-from rich.console import Console
-from rich.table import Table
 
 from cluster import runtime
 from datasets.config import IngestConfig, PrepareConfig
@@ -36,8 +33,8 @@ from tests.bench.peers import (
     time_dataloader,
     time_map_batches,
 )
+from tests.bench.report import ROOT, report
 
-ROOT = Path(__file__).resolve().parents[2]
 CARS = ROOT.parent / "shared" / "cars" / "train"
 NUM_EPOCHS, NUM_ROUNDS = 8, 5
 TARGETS = {"memory_vs_dataloader": 2.0, "stream_vs_dataloader": 1.0, "stream_vs_map_batches": 3.0,
@@ -170,13 +167,7 @@ def main() -> None:
             prepare(PrepareConfig(source="folder", root=str(source), out=data, short_side_px=480,
                                   val_fraction=0.05))  # fmt: skip
             rows += bench(name, source, data)
-    (ROOT / "bench.json").write_text(json.dumps(rows, indent=1))
-    table = Table("measure", "ours /s", "peer /s", "ratio", "target", "of the limit")
-    for row in rows:
-        table.add_row(row["name"], f"{row['ours']:.0f}", f"{row['peer']:.0f}",
-                      f"{row['ratio']:.2f}", f"{row['target']:.2f}",
-                      f"{row['limit_fraction']:.2f}")  # fmt: skip
-    Console().print(table)
+    report(rows)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,24 @@
+"""Rows of bench.json: one per measure, kept by name from run to run."""
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def report(rows: list[dict]) -> None:
+    """Print rows and put them in bench.json, in the place of older ones of the same names."""
+    file = ROOT / "bench.json"
+    before = json.loads(file.read_text()) if file.exists() else []
+    names = {row["name"] for row in rows}
+    kept = [row for row in before if row["name"] not in names]
+    file.write_text(json.dumps([*kept, *rows], indent=1))
+    table = Table("measure", "ours /s", "peer /s", "ratio", "target", "of the limit")
+    for row in rows:
+        table.add_row(row["name"], f"{row['ours']:.1f}", f"{row['peer']:.1f}",
+                      f"{row['ratio']:.2f}", f"{row['target']:.2f}",
+                      f"{row['limit_fraction']:.2f}")  # fmt: skip
+    Console().print(table)

@@ -1,0 +1,56 @@
+"""Golden loss lists of the recipes: python -m tests.golden, or `make golden`, records them anew."""
+
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from cluster import runtime
+from cluster.scaling import in_process
+from datasets.config import IngestConfig
+from tests.conftest import write_shards
+from trainers import launch
+from trainers.config import FinetuneConfig, TrackConfig
+from trainers.recipes import RECIPES
+from trainers.tracking import read_rows
+
+GOLDEN = Path(__file__).parent / "golden_losses.json"
+
+
+def shrink(recipe: str, data: str, out: str) -> FinetuneConfig:
+    """A recipe at 32 px on 48 images, its numbers as they are; 2 epochs of 3 steps."""
+    config = RECIPES[recipe]
+    phases = tuple((depth, 1, rate) for depth, _, rate in config.schedule.phases)
+    return replace(
+        config,
+        data=data,
+        out=out,
+        epochs=2,
+        global_batch_size=16,
+        ingest=IngestConfig(size_px=32, policy="light"),
+        model=replace(config.model, backbone="mobilenet_v2", init="he"),
+        schedule=replace(config.schedule, phases=phases, warmup_epochs=0),
+        track=TrackConfig(wandb="off", log_every_steps=1),
+        cluster=in_process(config.cluster),
+    )
+
+
+def losses_of(recipe: str, data: str, out: str) -> list[float]:
+    """Train a shrunk recipe in this process; return train/loss step by step."""
+    launch.fit_in_process(shrink(recipe, data, out))
+    return [row["train/loss"] for row in read_rows(out)]
+
+
+def main() -> None:
+    runtime.connect(None)
+    with tempfile.TemporaryDirectory() as folder:
+        write_shards(f"{folder}/data")
+        losses = {
+            recipe: losses_of(recipe, f"{folder}/data", f"{folder}/{recipe}") for recipe in RECIPES
+        }
+    GOLDEN.write_text(json.dumps(losses, indent=1) + "\n")
+    print(f"wrote {GOLDEN}: say in the commit message why the losses changed")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,264 @@
+"""One process' training: phases, mid-epoch resume, averages, early stopping, what is recorded."""
+
+import io
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from datasets.config import IngestConfig
+from datasets.shards import read_manifest
+from tests.conftest import WriteData
+from trainers import checkpoint, launch, loop
+from trainers.checkpoint import Progress
+from trainers.config import (
+    ClusterConfig,
+    ComputeConfig,
+    FinetuneConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    ScheduleConfig,
+    TrackConfig,
+)
+from trainers.feed import Place
+from trainers.recorder import Recorder
+from trainers.tracking import read_rows
+
+pytestmark = pytest.mark.ray
+HERE = Place(device=torch.device("cpu"), threads=1, reader_cpus=0.5)
+
+
+@pytest.fixture
+def config(ray_cluster: str, easy_data: str, tmp_path: Path) -> FinetuneConfig:
+    """Two phases, of 1 and 2 epochs of 3 steps, with all that is random or has a state."""
+    return FinetuneConfig(
+        data=easy_data,
+        out=str(tmp_path / "run"),
+        global_batch_size=16,
+        checkpoint_every_steps=2,
+        ingest=IngestConfig(size_px=32, policy="light"),
+        model=ModelConfig(backbone="mobilenet_v2", init="he"),  # it has dropout
+        optim=OptimConfig(optimizer="adamw", clipnorm=1.0, layer_decay=0.8, ema_decay=0.99),
+        loss=LossConfig(label_smoothing=0.1, class_weights="balanced", mixup_alpha=0.4),
+        schedule=ScheduleConfig(phases=(("all", 1, 3e-3), (5, 2, 1e-3)), schedule="cosine"),
+        compute=ComputeConfig(accumulation_steps=2),
+        track=TrackConfig(log_every_steps=1),
+        cluster=ClusterConfig(num_workers=0),
+    )
+
+
+@pytest.fixture(scope="module")
+def straight(ray_cluster: str, easy_data: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Run folder of `config`, trained straight through."""
+    folder = tmp_path_factory.mktemp("straight")
+    run: FinetuneConfig = config.__wrapped__(ray_cluster, easy_data, folder)  # pyright: ignore
+    launch.fit_in_process(run)
+    return run.out
+
+
+def losses(run: str) -> list[float]:
+    return [row["train/loss"] for row in read_rows(run)]
+
+
+def best_weights(run: str) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(checkpoint.folder(run, 9) + "/model.safetensors")
+
+
+class PowerCut(Exception):
+    pass
+
+
+def cut_at(monkeypatch: pytest.MonkeyPatch, num_steps: int | None) -> list[int]:
+    """Let a step fail after `num_steps`; returns where the steps taken are counted."""
+    taken, step = [0], loop.train_step
+
+    def limited(*args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+        if taken[0] == num_steps:
+            raise PowerCut
+        taken[0] += 1
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "train_step", limited)
+    return taken
+
+
+@pytest.mark.parametrize(
+    ("cut", "resumed_at"), [(1, 0), (2, 2), (4, 4), (5, 4), (8, 8)], ids=lambda value: f"{value}"
+)
+def test_a_run_cut_in_mid_epoch_goes_on_at_its_checkpoint_and_ends_the_same(
+    config: FinetuneConfig,
+    straight: str,
+    monkeypatch: pytest.MonkeyPatch,
+    cut: int,
+    resumed_at: int,
+) -> None:
+    with monkeypatch.context() as patch:
+        cut_at(patch, cut)
+        with pytest.raises(PowerCut):
+            launch.fit_in_process(config)
+    taken = cut_at(monkeypatch, None)
+    result = launch.fit_in_process(config)
+
+    assert taken == [9 - resumed_at] and result["global_step"] == 9
+    assert losses(config.out) == losses(straight)
+    for name, tensor in best_weights(config.out).items():
+        assert torch.equal(tensor, best_weights(straight)[name]), name
+
+
+def test_two_runs_of_the_same_seed_have_the_same_losses(
+    config: FinetuneConfig, straight: str
+) -> None:
+    launch.fit_in_process(replace(config, seed=1, out=config.out + "-1"))
+    launch.fit_in_process(config)
+
+    assert losses(config.out) == losses(straight)
+    assert losses(config.out + "-1") != losses(straight)
+
+
+def test_each_phase_thaws_and_schedules_anew(straight: str) -> None:
+    rows = read_rows(straight)
+
+    norms = [{name for name in row if name.endswith("/grad_norm")} for row in rows]
+    head = {"clip/grad_norm", "clip/head/grad_norm"}
+    assert norms[:3] == [head] * 3
+    assert norms[3:] == [head | {"clip/stage5/grad_norm", "clip/stage6/grad_norm"}] * 6
+    rates = [row["optim/learning_rate"] for row in rows]
+    assert rates[0] == 3e-3 and rates[3] == 1e-3  # cosine begins at each peak
+    assert rates[2] < 1e-3 and rates[8] < 1e-4
+    assert [row["epoch"] for row in rows if "val/top1" in row] == [1, 2, 3]
+
+
+def test_an_average_is_evaluated_and_kept_and_training_goes_on_from_the_weights(
+    config: FinetuneConfig,
+) -> None:
+    config = replace(config, optim=replace(config.optim, ema_decay=0.5), checkpoint_every_steps=500)
+    launch.fit_in_process(config)
+    kept = best_weights(config.out)
+    _, contents = checkpoint.read(config.out, 9)
+    raw = torch.load(io.BytesIO(contents["training.pt"]), weights_only=True)["model"]
+
+    assert not torch.equal(raw["classifier.1.weight"], kept["classifier.1.weight"])
+    frozen = "features.0.0.weight"
+    assert torch.equal(raw[frozen], kept[frozen])
+
+
+def test_early_stopping_ends_a_run_that_no_longer_improves(config: FinetuneConfig) -> None:
+    still = replace(
+        config,
+        epochs=9,
+        model=replace(config.model, freeze_batchnorm=True),  # its statistics would go on changing
+        optim=OptimConfig(learning_rate=1e-12),
+        schedule=ScheduleConfig(early_stopping_epochs=2),
+    )
+    result = launch.fit_in_process(still)
+    assert (result["epochs"], result["best_epoch"]) == (3, 1)
+    assert launch.fit_in_process(still) == result  # it is over
+
+    patient = replace(still, schedule=ScheduleConfig(early_stopping_epochs=3))
+    assert launch.fit_in_process(patient)["epochs"] == 4
+
+
+def test_early_stopping_waits_for_the_last_phase(config: FinetuneConfig) -> None:
+    still = replace(
+        config,
+        optim=OptimConfig(),
+        schedule=ScheduleConfig(phases=((0, 2, 1e-12), ("all", 3, 1e-12)), early_stopping_epochs=1),
+    )
+    assert launch.fit_in_process(still)["epochs"] == 3
+
+
+def test_balanced_class_weights_make_classes_count_alike(
+    config: FinetuneConfig, write_data: WriteData
+) -> None:
+    data = write_data(train=8, classes=3)  # 3, 3 and 2 images
+    config = replace(config, data=data, global_batch_size=8)
+    settings = loop.train_settings(config, read_manifest(data), HERE)
+
+    assert settings.class_weights_K is not None
+    torch.testing.assert_close(settings.class_weights_K, torch.tensor([8 / 9, 8 / 9, 8 / 6]))
+
+
+def test_a_run_in_bfloat16_stays_near_that_in_float32(
+    config: FinetuneConfig, straight: str
+) -> None:
+    compute = replace(config.compute, precision="bf16")
+    launch.fit_in_process(replace(config, compute=compute))
+
+    assert losses(config.out) != losses(straight)
+    assert losses(config.out) == pytest.approx(losses(straight), rel=0.1)
+
+
+def test_a_run_in_float16_learns_although_its_first_steps_may_be_skipped(
+    config: FinetuneConfig,
+) -> None:
+    compute = replace(config.compute, precision="fp16")
+    launch.fit_in_process(replace(config, compute=compute))
+
+    assert losses(config.out)[-1] < 0.95 * losses(config.out)[0]
+    _, contents = checkpoint.read(config.out, 9)
+    state = torch.load(io.BytesIO(contents["training.pt"]), weights_only=True)
+    assert state["scaler"]["scale"] <= 2**16
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_the_same(config: FinetuneConfig) -> None:
+    plain = replace(
+        config,
+        epochs=1,
+        loss=LossConfig(),
+        schedule=ScheduleConfig(),
+        compute=ComputeConfig(),
+        model=replace(config.model, freeze_depth="all"),
+        optim=OptimConfig(optimizer="sgd"),
+    )
+    launch.fit_in_process(plain)
+    compiled = replace(plain, out=plain.out + "-compiled", compute=ComputeConfig(compile=True))
+    launch.fit_in_process(compiled)
+
+    # Dropout draws its units in another way once compiled.
+    assert losses(compiled.out) == pytest.approx(losses(plain.out), rel=0.05)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """A slow storage: checkpoints are written once the gate is opened."""
+    opened, save = threading.Event(), checkpoint.save
+
+    def wait_and_save(*args: Any) -> None:
+        assert opened.wait(20)
+        save(*args)
+
+    monkeypatch.setattr(checkpoint, "save", wait_and_save)
+    yield opened
+    opened.set()
+
+
+def test_training_goes_on_while_a_checkpoint_is_written_and_no_row_runs_ahead_of_it(
+    tmp_path: Path, gate: threading.Event
+) -> None:
+    with Recorder(str(tmp_path)) as recorder:
+        recorder.save({"model.safetensors": b"weights"}, Progress(global_step=1))
+        recorder.log({"global_step": 1})
+        assert read_rows(str(tmp_path)) == []
+        gate.set()
+
+    assert read_rows(str(tmp_path)) == [{"global_step": 1}]
+    assert checkpoint.find_latest(str(tmp_path)) == 1
+
+
+def test_what_cannot_be_written_ends_the_run(
+    config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        launch.fit_in_process(config)
+    assert not (Path(config.out) / "result.json").exists()

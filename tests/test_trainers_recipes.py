@@ -1,0 +1,68 @@
+"""Every recipe builds, travels as JSON, fits the command line, and trains as recorded."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.golden import GOLDEN, losses_of
+from trainers.__main__ import parse
+from trainers.config import FinetuneConfig, OptimConfig
+from trainers.recipes import RECIPES, finetune, scratch, staged, transfer
+from tuning.winner import command_of
+
+# Convolutions add up in another order on another kind of CPU.
+GOLDEN_TOLERANCE = 5e-3
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_losses_of_a_recipe_are_those_recorded(
+    ray_cluster: str, easy_data: str, tmp_path: Path, recipe: str
+) -> None:
+    recorded = json.loads(GOLDEN.read_text())[recipe]
+
+    assert losses_of(recipe, easy_data, str(tmp_path / "run")) == pytest.approx(
+        recorded, rel=GOLDEN_TOLERANCE
+    )
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_travels_as_json_and_as_a_command(recipe: str) -> None:
+    config = parse([recipe, "--data", "d"])
+
+    assert FinetuneConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert command_of(config) == f"python -m trainers {recipe} --data d"
+
+
+def test_phases_and_switches_survive_the_way_through_a_command() -> None:
+    phases = ["--phases", *("all", "2", "1e-3"), *("4", "1", "1e-4"), *("0", "3", "1e-5")]
+    switches = ["--compile", "--no-channels-last", "--no-freeze-batchnorm"]
+    config = parse(["staged", "--data", "d", *phases, *switches])
+
+    assert parse(shlex.split(command_of(config))[3:]) == config
+    assert [phase.end_epoch for phase in config.phases] == [2, 3, 6] and config.num_epochs == 6
+
+
+def test_scratch_is_the_lecture_to_the_letter() -> None:
+    config = scratch()
+
+    assert config.optim == OptimConfig(learning_rate=1e-3, clipnorm=1e-3, decay=1e-5)
+    assert (config.model.backbone, config.model.init, config.epochs) == ("resnet50", "xavier", 50)
+    assert config.ingest.size_px == 224
+
+
+def test_transfer_trains_the_head_and_staged_goes_on_from_there() -> None:
+    assert transfer().model.freeze_depth == "all"
+    first, second = staged().phases
+    assert first.freeze_depth == "all" and second.freeze_depth == -2
+    assert second.learning_rate < first.learning_rate
+
+
+def test_finetune_has_what_practitioners_use() -> None:
+    config = finetune()
+
+    assert config.optim.layer_decay < 1 and config.optim.ema_decay is not None
+    assert config.schedule.schedule == "cosine" and config.schedule.warmup_epochs > 0
+    assert config.loss.label_smoothing > 0 and config.loss.mixup_alpha > 0
