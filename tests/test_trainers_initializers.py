@@ -1,21 +1,26 @@
 """Weights start where the config says: distributions against theory, files whole or refused."""
 
 import pickle
+import re
 import urllib.error
 import urllib.request
-from math import sqrt
+from collections.abc import Iterator
+from math import log, sqrt
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.backbones import build
+from trainers import published
+from trainers.backbones import build, find
 from trainers.config import RANDOM, Init, ModelConfig
-from trainers.initializers import LoadReport, initialize, pretrained_available
+from trainers.initializers import INITIALIZERS, LoadReport, initialize, pretrained_available
 
 SEED = 3
+LENET5_ZEROS = ModelConfig(backbone="lenet5", init="zeros")
 MOBILENET_V2_FILES = {
     "imagenet": "mobilenet_v2-7ebf99e0.pth",
     "imagenet_v1": "mobilenet_v2-b0353104.pth",
@@ -134,6 +139,130 @@ def test_the_seed_decides_and_the_random_state_stays(init: Init):
     assert not torch.equal(drawn(SEED + 1), first)
 
 
+@pytest.mark.parametrize("init", RANDOM)
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Conv1d(8, 16, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Conv3d(4, 8, 3), nn.Linear(32, 8)],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_convolutions_of_every_dimension_are_drawn(init: Init, layer: nn.Module):
+    model = nn.Sequential(layer)
+    before = state(model)
+    initialize(model, mobilenet_config(init), seed=SEED)
+    torch.default_generator.manual_seed(SEED)
+    INITIALIZERS[init](before["0.weight"])
+    assert torch.equal(model.get_parameter("0.weight"), before["0.weight"])
+    assert not model.get_parameter("0.bias").any()
+
+
+@pytest.mark.parametrize(("name", "init"), [("efficientnet_v2_b0", "xavier"), ("lenet5", "he")])
+def test_no_tensor_of_a_network_is_left_to_chance(name: str, init: Init):
+    config = ModelConfig(backbone=name, init=init)
+    states = []
+    for global_seed in (1, 2):
+        torch.manual_seed(global_seed)
+        initialize(model := build(name, 5), config, seed=SEED)
+        states.append(state(model))
+    assert all(torch.equal(tensor, states[1][key]) for key, tensor in states[0].items())
+
+
+def test_parameters_outside_of_layers_keep_the_start_of_their_network():
+    model = build("convnext_tiny", 5)
+    initialize(model, ModelConfig(backbone="convnext_tiny", init="he"), seed=SEED)
+    scale = model.get_parameter("features.1.0.layer_scale")
+    assert torch.equal(scale, torch.full_like(scale, 1e-6))
+
+
+# The lesson of zeros: docs/initialization.md quotes these numbers
+
+BALANCED_B = torch.arange(32) % 4
+SKEWED_B = torch.tensor([0] * 16 + [1] * 8 + [2] * 4 + [3] * 4)
+
+
+def banded(labels_B: Tensor) -> Tensor:
+    """Images of noise with a bright band, a quarter of the height, where the class says."""
+    generator = torch.Generator().manual_seed(5)
+    images_BCHW = 0.3 * torch.randn(len(labels_B), 3, 32, 32, generator=generator)
+    for image_CHW, label in zip(images_BCHW, labels_B.tolist(), strict=True):
+        image_CHW[:, 8 * label : 8 * label + 8] += 1
+    return images_BCHW
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tiny layers are fastest on one core, above all where others are busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def fit(model: nn.Module, images_BCHW: Tensor, labels_B: Tensor) -> float:
+    """Return the loss after 50 steps of SGD."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    for _ in range(50):
+        optimizer.zero_grad()
+        F.cross_entropy(model(images_BCHW), labels_B).backward()
+        optimizer.step()
+    return F.cross_entropy(model(images_BCHW), labels_B).item()
+
+
+@pytest.mark.parametrize("name", ["lenet5", "resnet50", "convnext_tiny", "mobilenet_v1"])
+def test_with_zeros_a_gradient_reaches_the_last_bias_alone(name: str):
+    model = build(name, 4)
+    initialize(model, ModelConfig(backbone=name, init="zeros"), seed=SEED)
+    F.cross_entropy(model.train()(torch.rand(4, 3, 32, 32)), torch.tensor([0, 1, 2, 2])).backward()
+    moving = [key for key, p in model.named_parameters() if p.grad is not None and p.grad.any()]
+    assert len(moving) == 1
+    assert moving[0].startswith(find(name).head) and moving[0].endswith(".bias")
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(
+    ("labels_B", "entropy", "loss"),
+    [(BALANCED_B, log(4), 1.3863), (SKEWED_B, 1.75 * log(2), 1.2138)],
+    ids=["balanced", "skewed"],
+)
+def test_zeros_learn_how_often_a_class_occurs_and_no_more(
+    labels_B: Tensor, entropy: float, loss: float
+):
+    initialize(model := build("lenet5", 4), LENET5_ZEROS, seed=SEED)
+    images_BCHW = banded(labels_B)
+    assert fit(model, images_BCHW, labels_B) == pytest.approx(loss, abs=2e-4)
+    assert loss == pytest.approx(entropy, abs=1e-3)
+    assert len(model(images_BCHW).unique(dim=0)) == 1  # whatever the image, the same answer
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("init", ["xavier", "he", "orthogonal"])
+def test_random_weights_learn_the_same_images(init: Init):
+    initialize(model := build("lenet5", 4), ModelConfig(backbone="lenet5", init=init), seed=SEED)
+    assert fit(model, banded(BALANCED_B), BALANCED_B) < 0.001
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_too_small_random_weights_have_not_begun():
+    config = ModelConfig(backbone="lenet5", init="normal")  # LeNet-5 has no normalization layers
+    initialize(model := build("lenet5", 4), config, seed=SEED)
+    assert fit(model, banded(BALANCED_B), BALANCED_B) == pytest.approx(1.3863, abs=1e-4)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_equal_weights_stay_equal():
+    """Not zero but 0.01 everywhere: it learns, with every layer as one unit, many times over."""
+    model, labels_B = build("lenet5", 2), torch.arange(32) % 2
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, 0.01)
+    generator = torch.Generator().manual_seed(5)
+    images_BCHW = 0.3 * torch.randn(32, 3, 32, 32, generator=generator)
+    images_BCHW += 2 * labels_B[:, None, None, None] - 1  # dark or bright: one unit can tell
+    assert fit(model, images_BCHW, labels_B) < 0.001
+    for layer in ("conv1", "conv2", "dense1", "dense2"):
+        weight = model.get_parameter(f"{layer}.weight")
+        assert (weight - weight[:1]).abs().max() < 1e-6
+    assert not torch.equal(model.get_parameter("dense2.weight"), torch.full((84, 120), 0.01))
+
+
 # Pretrained weights
 
 
@@ -145,7 +274,9 @@ def test_a_torchvision_resnet50_file_loads_with_its_head_replaced(tmp_path: Path
     report = initialize(model, config, seed=SEED)
     assert report.replaced == ("fc.weight", "fc.bias")
     assert not report.missing and not report.unexpected
-    assert str(report) == "318 tensors loaded, 2 of the head replaced, 0 missing, 0 unexpected"
+    assert str(report) == (
+        "318 tensors loaded; 2 of a head replaced (fc.weight, fc.bias); 0 missing; 0 unexpected"
+    )
     found = model.state_dict()
     assert all(torch.equal(found[name], given[name]) for name in report.loaded)
     bound = 1 / sqrt(2048)  # torch's default of a linear layer
@@ -155,6 +286,41 @@ def test_a_torchvision_resnet50_file_loads_with_its_head_replaced(tmp_path: Path
     again = build("resnet50", 7)
     initialize(again, config, seed=SEED)
     assert torch.equal(again.get_parameter("fc.weight"), model.get_parameter("fc.weight"))
+
+
+@pytest.mark.parametrize(
+    ("name", "replaced"),
+    [
+        ("resnet50_v2", ["head.fc.weight", "head.fc.bias"]),
+        (
+            "inception_v3",
+            ["AuxLogits.fc.weight", "AuxLogits.fc.bias", "fc.weight", "fc.bias"],
+        ),
+    ],
+)
+def test_every_head_of_another_class_count_is_replaced(
+    name: str, replaced: list[str], tmp_path: Path
+):
+    torch.save(given := random_state(name, 12), tmp_path / "weights.pth")
+    config = ModelConfig(backbone=name, init="file", weights=str(tmp_path / "weights.pth"))
+    report = initialize(model := build(name, 7), config, seed=SEED)
+    assert list(report.replaced) == replaced
+    assert set(report.loaded) == set(given) - set(replaced)
+    assert all(
+        torch.equal(t, given[key]) for key, t in state(model).items() if key in report.loaded
+    )
+
+
+def test_old_names_of_densenet_are_understood(tmp_path: Path):
+    """torchvision's published files have them, and it renames them where its models are built."""
+    given = random_state("densenet121", 5)
+    old = {re.sub(r"(norm|conv)([12])\.", r"\1.\2.", key): t for key, t in given.items()}
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    torch.save(old, tmp_path / "weights.pth")
+    config = ModelConfig(backbone="densenet121", init="file", weights=str(tmp_path / "weights.pth"))
+    report = initialize(build("densenet121", 5), config, seed=SEED)
+    assert set(report.loaded) == set(given)
+    assert not report.missing and not report.unexpected
 
 
 @pytest.mark.parametrize("wrapping", ["bare", "state_dict", "model", "ddp", "safetensors", "run"])
@@ -191,8 +357,16 @@ def test_what_a_file_lacks_or_has_too_much_is_reported(source: dict[str, Tensor]
     reports = [initialize(model, config, seed=SEED) for model in models]
     assert reports[0].missing == (lacking,)
     assert reports[0].unexpected == ("teacher.weight",)
+    assert "1 missing (features.18.0.weight); 1 unexpected (teacher.weight)" in str(reports[0])
     first, second = (model.get_parameter(lacking) for model in models)
     assert torch.equal(first, second)  # drawn from the seed, not left to chance
+
+
+def test_a_report_names_the_first_and_counts_the_rest():
+    report = LoadReport(loaded=("a",), missing=tuple("bcdefg"))
+    assert str(report) == (
+        "1 tensors loaded; 0 of a head replaced; 6 missing (b, c, d, e and 2 more); 0 unexpected"
+    )
 
 
 class RunsCode:
@@ -270,6 +444,50 @@ def test_imagenet_weights_come_from_the_cache_of_torch_hub(
     report = initialize(model, config, seed=SEED)
     assert report.replaced == ("classifier.1.weight", "classifier.1.bias")
     assert torch.equal(model.get_parameter("features.0.0.weight"), source["features.0.0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("name", "init", "remedy"),
+    [
+        ("lenet5", "imagenet", "use a random one such as he"),
+        ("resnet152_v2", "imagenet", "use a random one such as he"),
+        ("vgg16", "imagenet_v2", "use imagenet or imagenet_v1"),
+        ("xception", "imagenet_v1", "use imagenet"),
+    ],
+)
+def test_weights_nobody_publishes_are_named(name: str, init: Init, remedy: str):
+    config = ModelConfig(backbone=name, init=init)
+    message = (
+        rf"model\.init is '{init}': nobody publishes such weights of {name}; {remedy}, or give"
+    )
+    with pytest.raises(ValueError, match=message):
+        pretrained_available(config)
+
+
+def test_timm_reads_its_own_weights(hub: Path, monkeypatch: pytest.MonkeyPatch):
+    config = ModelConfig(backbone="efficientnet_v2_b0", init="imagenet")
+    reason = pretrained_available(config)
+    assert reason is not None and "timm/tf_efficientnetv2_b0.in1k/resolve/main/model.saf" in reason
+    cached = {"timm/tf_efficientnetv2_b0.in1k": str(hub / "model.safetensors")}
+    monkeypatch.setattr(
+        published.huggingface_hub, "try_to_load_from_cache", lambda repo, file: cached.get(repo)
+    )
+    assert pretrained_available(config) is None
+
+    full, model = build("efficientnet_v2_b0", 1000), build("efficientnet_v2_b0", 5)
+    asked = []
+    monkeypatch.setattr(
+        published.import_timm("efficientnet_v2_b0"),
+        "create_model",
+        lambda name, *, pretrained: asked.append((name, pretrained)) or full,
+    )
+    report = initialize(model, config, seed=SEED)
+    assert asked == [("tf_efficientnetv2_b0.in1k", True)]
+    assert report.replaced == ("classifier.weight", "classifier.bias")
+    assert not report.missing and not report.unexpected
+    assert torch.equal(
+        model.get_parameter("conv_stem.weight"), full.get_parameter("conv_stem.weight")
+    )
 
 
 def test_a_file_stands_in_for_a_download(hub: Path, source: dict[str, Tensor]):

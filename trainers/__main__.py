@@ -1,45 +1,41 @@
-"""python -m trainers [RECIPE] --data URI ... | evaluate --run URI"""
+"""python -m trainers [RECIPE] --data URI ... | VERB ..."""
 
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import tyro
 
 from cluster.entry import run_room
 from cluster.runtime import connect
 from datasets import storage
-from trainers import launch, metrics, runs, tracking
+from trainers import launch, metrics, tracking
 from trainers.config import FinetuneConfig
-from trainers.evaluate import evaluate
+from trainers.evaluate import EvaluateConfig, run_evaluation
+from trainers.explain import ExplainConfig, run_explain
+from trainers.export import ExportConfig, run_export
+from trainers.features import FeaturesConfig, run_features
+from trainers.predict import PredictConfig, run_predict
 from trainers.recipes import RECIPES
+from trainers.zoo import ZooConfig, run_zoo
 
 HELP = f"""Fine-tune a network on a prepared data set, with DDP under Ray Train.
 
 RECIPE is one of {", ".join(RECIPES)} (default transfer); every field below changes it:
 
   python -m trainers transfer --data runs/cars
+  python -m trainers staged   --data runs/cars --phases all 4 3e-3 -2 6 3e-4
   python -m trainers finetune --data runs/cars --freeze-depth 2 --learning-rate 1e-4
   python -m trainers scratch  --data runs/cars --backbone mobilenet_v2 --num-workers 2
 
-The same command again resumes; `python -m trainers evaluate --run OUT` measures the best
-checkpoint on the test split.
+The same command again resumes. What else can be done, each with its own --help:
+
+  evaluate   measure a run's best checkpoint on the test split
+  explain    show where it looks (Grad-CAM)
+  predict    classify any images, by a run or a published network
+  features   write what a stage of a network makes of images
+  export     safetensors with a model card, ONNX, torch.export
+  zoo        the networks: size, accuracy, parameters, depth, time of a step
 """
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """Measure a run's best checkpoint on a split, each image once; writes evaluation_SPLIT.json."""
-
-    run: str
-    """Run folder of a training."""
-    split: Literal["train", "val", "test"] = "test"
-    """Which images."""
-    data: str | None = None
-    """URI of another data set of the same classes."""
-    address: str | None = None
-    """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
 
 
 def main(arguments: list[str]) -> None:
@@ -84,9 +80,8 @@ def run_training(config: FinetuneConfig) -> None:
     )
     run = storage.absolute(config.out, "out")
     print(
-        f"Training {config.model.backbone} ({config.model.init}, freeze depth "
-        f"{config.model.freeze_depth}) on {manifest.split('train').num_images} images of "
-        f"{len(manifest.classes)} classes -> {run}"
+        f"Training {config.model.backbone} ({config.model.init}, {describe_phases(config)}) on "
+        f"{manifest.split('train').num_images} images of {len(manifest.classes)} classes -> {run}"
     )
     print(f"Ingest: {ingest}")
     mirror = tracking.RunMirror(
@@ -98,13 +93,26 @@ def run_training(config: FinetuneConfig) -> None:
         config=config.to_dict(),
     )
     sync = mirror.sync_command()
-    with tracking.follow(run, mirror, lambda row: show(row, config.epochs)):
+    with tracking.follow(run, mirror, lambda row: show(row, config.num_epochs)):
         result = launch.fit(config)
+    if result["epochs"] < config.num_epochs:
+        patience = config.schedule.early_stopping_epochs
+        print(f"Stopped early: val/top1 was not higher for {patience} epochs")
     print(f"Best val/top1 {result[metrics.VAL_BEST_TOP1]:.4f} in epoch {result['best_epoch']}")
     print(f"Weights:  {result['checkpoint']}/model.safetensors")
     print(f"Test it:  python -m trainers evaluate --run {config.out}")
     if sync:
         print(f"W&B:      {sync}")
+
+
+def describe_phases(config: FinetuneConfig) -> str:
+    """Write how deep each phase freezes: `freeze depth all for 4 epochs, then -2 for 6`."""
+    first, *later = config.phases
+    if not later:
+        return f"freeze depth {first.freeze_depth}"
+    told = [f"freeze depth {first.freeze_depth} for {first.num_epochs} epochs"]
+    told += [f"{phase.freeze_depth} for {phase.num_epochs}" for phase in later]
+    return ", then ".join(told)
 
 
 def show(row: dict[str, Any], num_epochs: int) -> None:
@@ -124,16 +132,13 @@ def show(row: dict[str, Any], num_epochs: int) -> None:
     print(line, flush=True)
 
 
-def run_evaluation(config: EvaluateConfig) -> None:
-    """Evaluate and print the result as JSON."""
-    runs.read_config(config.run)
-    connect(config.address)
-    result = evaluate(config.run, split=config.split, data=config.data)
-    print(json.dumps(result, indent=1))
-
-
 VERBS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "evaluate": (EvaluateConfig, run_evaluation),
+    "zoo": (ZooConfig, run_zoo),
+    "explain": (ExplainConfig, run_explain),
+    "predict": (PredictConfig, run_predict),
+    "features": (FeaturesConfig, run_features),
+    "export": (ExportConfig, run_export),
 }
 """What can be done besides training: name -> its config, and what runs it."""
 

@@ -1,75 +1,111 @@
-"""How each network divides into stages: the unit of freezing, from the input to the head.
-
-A torchvision classifier becomes a backbone by one entry below.
+"""The networks: LeNet-5, AlexNet, and every row of the Keras Applications table but NASNetMobile,
+which neither torchvision nor timm has. families.py tells how they divide into stages.
 """
-
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torchvision import models
 
-Stage = tuple[str, tuple[str, ...]]  # name, and the modules that belong to it
+from trainers import families
+from trainers.families import Backbone
+from trainers.published import from_timm
 
-
-@dataclass(frozen=True, kw_only=True)
-class Backbone:
-    build: Callable[..., nn.Module]
-    """torchvision's function: (weights, num_classes) -> model."""
-    stages: tuple[Stage, ...]
-    """From the input to the features; together with the head they hold every tensor once."""
-    head: str
-    """The module that turns features into logits_BK; never frozen."""
-    weights: type[models.WeightsEnum]
-    """Where torchvision publishes the pretrained weights."""
-
-    def stage_of(self, name: str) -> int:
-        """Return the stage index of a parameter or buffer, `len(stages)` for the head.
-
-        Raises:
-            KeyError: for a name that lies in no stage.
-        """
-        owners = [*(modules for _, modules in self.stages), (self.head,)]
-        for index, modules in enumerate(owners):
-            if any(name.startswith(f"{module}.") for module in modules):
-                return index
-        raise KeyError(name)
+XCEPTION_URL = (
+    "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-cadene/"
+    "xception-43020ad28.pth"
+)
 
 
-def _features(first: int, last: int) -> tuple[str, ...]:
-    return tuple(f"features.{index}" for index in range(first, last + 1))
+def _torchvision() -> dict[str, Backbone]:
+    resnets = ("resnet50", "resnet101", "resnet152")
+    densenets = ("densenet121", "densenet169", "densenet201")
+    efficientnets = [f"efficientnet_b{size}" for size in range(8)]
+    convnexts = [f"convnext_{size}" for size in ("tiny", "small", "base", "large")]
+    return {
+        **{name: families.resnet(name) for name in resnets},
+        # a new one at each reduction of the resolution, and where the width steps up
+        "mobilenet_v2": families.sequential("mobilenet_v2", (1, 3, 6, 10, 13, 17, 18)),
+        "alexnet": families.alexnet(),
+        "vgg16": families.vgg("vgg16", (4, 9, 16, 23, 30)),
+        "vgg19": families.vgg("vgg19", (4, 9, 18, 27, 36)),
+        "inception_v3": families.inception_v3(),
+        **{name: families.densenet(name) for name in densenets},
+        **{name: families.sequential(name, tuple(range(9))) for name in efficientnets},
+        "efficientnet_v2_s": families.sequential("efficientnet_v2_s", tuple(range(8))),
+        "efficientnet_v2_m": families.sequential("efficientnet_v2_m", tuple(range(9))),
+        "efficientnet_v2_l": families.sequential("efficientnet_v2_l", tuple(range(9))),
+        **{name: families.sequential(name, (0, 1, 3, 5, 7)) for name in convnexts},
+    }
 
 
-BACKBONES = {
-    "resnet50": Backbone(
-        build=models.resnet50,
-        stages=(
-            ("stem", ("conv1", "bn1")),
-            ("layer1", ("layer1",)),
-            ("layer2", ("layer2",)),
-            ("layer3", ("layer3",)),
-            ("layer4", ("layer4",)),
+def _timm() -> dict[str, Backbone]:
+    """Networks torchvision lacks; the accuracies are of timm's results-imagenet.csv at 0173a13."""
+
+    def efficientnet(size: str, size_px: int, top1: float, top5: float) -> Backbone:
+        architecture = f"tf_efficientnetv2_{size}"
+        return families.timm_mobile(
+            f"efficientnet_v2_{size}",
+            architecture,
+            groups=6,
+            top=True,
+            published=from_timm(architecture, "in1k", top1, top5),
+            size_px=size_px,
+        )
+
+    def resnet(depth: int, top1: float | None, top5: float | None) -> Backbone:
+        architecture = f"resnetv2_{depth}"
+        return families.timm_stages(
+            f"resnet{depth}_v2",
+            architecture,
+            norm=("norm",),
+            published=from_timm(architecture, "a1h_in1k", top1, top5) if top1 else None,
+            normalization="half",
+            size_px=288 if top1 else 224,
+        )
+
+    return {
+        "resnet50_v2": resnet(50, 81.398, 95.726),
+        "resnet101_v2": resnet(101, 83.002, 96.454),
+        "resnet152_v2": resnet(152, None, None),
+        "xception": families.xception(
+            published=from_timm("legacy_xception", "tf_in1k", 79.040, 94.382, url=XCEPTION_URL),
+            normalization="half",
+            size_px=299,
         ),
-        head="fc",
-        weights=models.ResNet50_Weights,
-    ),
-    "mobilenet_v2": Backbone(
-        build=models.mobilenet_v2,
-        stages=(  # a new one at each reduction of the resolution, and where the width steps up
-            ("stem", _features(0, 1)),
-            ("stage1", _features(2, 3)),
-            ("stage2", _features(4, 6)),
-            ("stage3", _features(7, 10)),
-            ("stage4", _features(11, 13)),
-            ("stage5", _features(14, 17)),
-            ("stage6", _features(18, 18)),
+        "inception_resnet_v2": families.inception_resnet_v2(
+            published=from_timm("inception_resnet_v2", "tf_in1k", 80.462, 95.308),
+            normalization="half",
+            size_px=299,
         ),
-        head="classifier",
-        weights=models.MobileNet_V2_Weights,
-    ),
-}
+        "mobilenet_v1": families.timm_mobile(
+            "mobilenet_v1",
+            "mobilenetv1_100",
+            groups=5,
+            top=False,
+            published=from_timm("mobilenetv1_100", "ra4_e3600_r224_in1k", None, None),
+            normalization="half",
+            size_px=256,
+        ),
+        "nasnet_large": families.nasnet_large(
+            published=from_timm("nasnetalarge", "tf_in1k", 82.626, 96.042),
+            normalization="half",
+            size_px=331,
+        ),
+        "efficientnet_v2_b0": efficientnet("b0", 224, 78.358, 94.014),
+        "efficientnet_v2_b1": efficientnet("b1", 240, 79.462, 94.722),
+        "efficientnet_v2_b2": efficientnet("b2", 260, 80.194, 95.042),
+        "efficientnet_v2_b3": efficientnet("b3", 300, 81.970, 95.788),
+        "convnext_xlarge": families.timm_stages(
+            "convnext_xlarge",
+            "convnext_xlarge",
+            norm=(),
+            published=from_timm("convnext_xlarge", "fb_in22k_ft_in1k", 87.330, 98.328),
+            size_px=288,
+        ),
+    }
+
+
+BACKBONES: dict[str, Backbone] = {**_torchvision(), "lenet5": families.lenet5(), **_timm()}
 
 
 def find(name: str) -> Backbone:
@@ -84,9 +120,13 @@ def find(name: str) -> Backbone:
 
 
 def build(name: str, num_classes: int) -> nn.Module:
-    """Build a network on the CPU; `initializers.initialize` then decides its weights."""
-    with torch.random.fork_rng(devices=[]):  # torchvision draws weights nobody will see
-        return find(name).build(weights=None, num_classes=num_classes)
+    """Build a network on the CPU; `initializers.initialize` then decides its weights.
+
+    Raises:
+        ValueError: for an unknown name, or one of timm's where timm is not installed.
+    """
+    with torch.random.fork_rng(devices=[]):  # libraries draw weights nobody will see
+        return find(name).build(num_classes=num_classes)
 
 
 def unwrap(model: nn.Module) -> nn.Module:

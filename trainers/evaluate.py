@@ -1,58 +1,227 @@
-"""Measure a run's best checkpoint on a split, each image exactly once."""
+"""Measure a run's best checkpoint on a split, each image exactly once, and show where it errs.
 
+    RUN/evaluation_SPLIT/confusion.png, confused_pairs.png, reliability.png
+                         confusion.csv, per_class.csv, predictions.parquet
+    RUN/evaluation_SPLIT.json    written last
+
+With test-time augmentation SPLIT becomes SPLIT_tta. N images of the split.
+"""
+
+import csv
+import io
 import json
-from dataclasses import replace
-from typing import Any
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
+from cluster.runtime import connect
 from datasets import storage
-from datasets.shards import read_manifest
-from trainers import loop
-from trainers.feed import open_feed
+from datasets.shards import Manifest, read_manifest
+from trainers import pictures, runs
+from trainers.answers import measure, read_views
+from trainers.config import FinetuneConfig
 from trainers.launch import place_here
-from trainers.runs import load_best_model
+from trainers.scores import Measures
+
+NUM_PAIRS = 20
+"""Pairs of confused classes that are listed and drawn."""
+NUM_SHOWN = 5
+"""Classes, and pairs, that the terminal shows."""
 
 
-def evaluate(run: str, *, split: str = "test", data: str | None = None) -> dict[str, Any]:
-    """Evaluate a run on a split of its data set, or of `data`; writes RUN/evaluation_SPLIT.json.
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Measure a run's best checkpoint on a split, each image once, and draw where it errs.
+
+    Writes RUN/evaluation_SPLIT.json, and pictures and tables into RUN/evaluation_SPLIT:
+
+    python -m trainers evaluate --run runs/head
+
+    python -m trainers evaluate --run runs/head --split val --tta
+    """
+
+    run: str
+    """Run folder of a training."""
+    split: Literal["train", "val", "test"] = "test"
+    """Which images; none is augmented, those of train neither."""
+    data: str | None = None
+    """URI of another data set of the same classes."""
+    tta: bool = False
+    """Test-time augmentation: the mean probability of each image and its mirror image. Takes twice
+    as long, and writes evaluation_SPLIT_tta."""
+    json: bool = False
+    """Print the result as JSON alone."""
+    address: str | None = None
+    """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
+
+
+def run_evaluation(config: EvaluateConfig) -> None:
+    """Evaluate and print the result."""
+    runs.read_config(config.run)
+    connect(config.address, quiet=config.json)
+    result = evaluate(config.run, split=config.split, data=config.data, tta=config.tta)
+    if config.json:
+        print(json.dumps(result, indent=1))
+    else:
+        show(result, config.split, folder_of(config.run, config.split, tta=config.tta))
+
+
+def evaluate(
+    run: str, *, split: str = "test", data: str | None = None, tta: bool = False
+) -> dict[str, Any]:
+    """Evaluate a run on a split of its data set, or of `data`; write what the module lists.
+
+    Returns:
+        What evaluation_SPLIT.json holds; `Measures.to_dict` says what a share of nothing is.
 
     Raises:
-        ValueError: where the run has no checkpoint, its classes are not those of the data set, or
-            more images are lost than its config allows.
+        ValueError: where the run has no checkpoint, its classes are not those of the data set, more
+            images are lost than its config allows, or the network's answers are not finite.
     """
     run = storage.absolute(run, "run")
-    config, progress, model = load_best_model(run)
+    config, progress, model = runs.load_best_model(run)
     config = replace(
         config,
         data=storage.absolute(data or config.data, "data"),
         ingest=replace(config.ingest, ingest="stream"),  # each image is read once
     )
     manifest = read_manifest(config.data)
-    if progress.classes != manifest.classes:
-        raise ValueError(
-            f"run is {run!r}: its checkpoint knows {len(progress.classes)} classes "
-            f"({progress.classes[0]} ...), the data set {config.data} has {len(manifest.classes)} "
-            f"({manifest.classes[0]} ...); evaluate on the data it was trained for"
-        )
+    check_classes(run, progress.classes, config.data, manifest)
     place = place_here(config)
     torch.set_num_threads(place.threads)
     model.to(device=place.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    feed = open_feed(config, manifest, place, split=split, num_epochs=1)
-    means = loop.evaluate(model, feed, loop.step_settings(config, place.device), place)
-    losses = feed.take_losses()
-    if (problem := loop.describe_losses(config, feed, losses)) is not None:
-        raise ValueError(problem)
+    measures, predictions, losses = measure(model, config, manifest, place, split=split, tta=tta)
+    if len(losses) > config.ingest.max_bad_fraction * manifest.split(split).num_images:
+        raise ValueError(
+            f"ingest.max_bad_fraction is {config.ingest.max_bad_fraction}: {len(losses)} {split} "
+            f"images could not be had: {losses[0]} ...; repair or prepare the data again"
+        )
+    if not math.isfinite(measures.loss):
+        raise ValueError(
+            f"run is {run!r}: the answers of its network are not finite; train it again with a "
+            "lower optim.learning_rate"
+        )
+    pairs = find_pairs(config, manifest, split, measures, predictions)
     result = {
-        f"{split}/top1": means["top1"],
-        f"{split}/top5": means["top5"],
-        f"{split}/loss": means["loss"],
-        "num_images": int(means["count"]),
+        **{f"{split}/{name}": value for name, value in measures.means().items()},
+        "num_images": measures.num_images,
         "lost": losses,
+        "tta": tta,
         "epoch": progress.epoch,
         "data": config.data,
         "fingerprint": manifest.fingerprint,
+        "most_confused": [pair.to_dict() for pair in pairs],
+        "per_class": measures.per_class(manifest.classes),
+        "reliability": measures.reliability(),
     }
-    text = json.dumps(result, indent=1).encode()
-    storage.write_bytes(storage.join(run, f"evaluation_{split}.json"), text)
+    files = {
+        "confusion.png": pictures.draw_confusion(measures, manifest.classes),
+        "confused_pairs.png": pictures.draw_confused_pairs(pairs),
+        "reliability.png": pictures.draw_reliability(measures),
+        "confusion.csv": write_csv(
+            ["true \\ predicted", *manifest.classes],
+            zip(manifest.classes, *measures.confusion_KK.T.tolist(), strict=True),
+        ),
+        "per_class.csv": write_csv(
+            result["per_class"][0], (row.values() for row in result["per_class"])
+        ),
+        "predictions.parquet": write_parquet(predictions),
+    }
+    folder = folder_of(run, split, tta=tta)
+    for name, content in files.items():
+        storage.write_bytes(storage.join(folder, name), content)
+    storage.write_bytes(f"{folder}.json", json.dumps(result, indent=1, allow_nan=False).encode())
     return result
+
+
+def folder_of(run: str, split: str, *, tta: bool = False) -> str:
+    """Return where an evaluation's pictures and tables lie; its JSON lies beside the folder."""
+    return storage.join(run, f"evaluation_{split}_tta" if tta else f"evaluation_{split}")
+
+
+def check_classes(run: str, classes: Sequence[str], data: str, manifest: Manifest) -> None:
+    """Refuse a data set whose classes are not those the checkpoint knows."""
+    if tuple(classes) != manifest.classes:
+        raise ValueError(
+            f"run is {run!r}: its checkpoint knows {len(classes)} classes ({classes[0]} ...), "
+            f"the data set {data} has {len(manifest.classes)} ({manifest.classes[0]} ...); "
+            "evaluate on the data it was trained for"
+        )
+
+
+def find_pairs(
+    config: FinetuneConfig,
+    manifest: Manifest,
+    split: str,
+    measures: Measures,
+    predictions: pa.Table,
+) -> list[pictures.Pair]:
+    """Name the most confused pairs of classes, each with the image it was surest about."""
+    pairs, classes = measures.most_confused(NUM_PAIRS), manifest.classes
+    if not pairs:
+        return []
+    label_N, predicted_N = (
+        predictions[name].combine_chunks().indices.to_numpy() for name in ("label", "predicted")
+    )
+    confidence_N, row_N = predictions["confidence"].to_numpy(), predictions["row"].to_numpy()
+    surest = [
+        row_N[np.where((label_N == true) & (predicted_N == predicted), confidence_N, -1).argmax()]
+        for true, predicted in pairs
+    ]
+    examples = read_views(config, manifest, split, surest)
+    return [
+        pictures.Pair(
+            true=classes[true],
+            predicted=classes[predicted],
+            count=int(measures.confusion_KK[true, predicted]),
+            num_images=int(measures.support_K[true]),
+            example_HWC=example_HWC,
+        )
+        for (true, predicted), example_HWC in zip(pairs, examples, strict=True)
+    ]
+
+
+def write_csv(header: Iterable[Any], rows: Iterable[Iterable[Any]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue().encode()
+
+
+def write_parquet(table: pa.Table) -> bytes:
+    content = io.BytesIO()
+    pq.write_table(table, content)
+    return content.getvalue()
+
+
+def show(result: dict[str, Any], split: str, folder: str) -> None:
+    """Print the means, the worst classes, the most confused pairs, and where the rest lies."""
+    lost = f", {len(result['lost'])} lost: {result['lost'][0]}" if result["lost"] else ""
+    mirrored = " and their mirror images" if result["tta"] else ""
+    means = {
+        name: result[f"{split}/{name}"] for name in ("top1", "top5", "macro_f1", "ece", "loss")
+    }
+    print(f"{result['num_images']} {split} images of {result['data']}{mirrored}{lost}")
+    print(
+        "top-1 {top1:.3f}  top-5 {top5:.3f}  macro F1 {macro_f1:.3f}  ECE {ece:.3f}  "
+        "loss {loss:.3f}".format_map(means)
+    )
+    print("\nWorst classes\n    F1  precision  recall  images  class")
+    seen = [row for row in result["per_class"] if row["images"]]
+    for row in sorted(seen, key=lambda row: row["f1"])[:NUM_SHOWN]:
+        precision = "-" if row["precision"] is None else f"{row['precision']:.3f}"
+        print(
+            f" {row['f1']:.3f}  {precision:>9}  {row['recall']:6.3f}  {row['images']:6}  "
+            f"{row['class']}"
+        )
+    if result["most_confused"]:
+        print("\nMost confused")
+    for pair in result["most_confused"][:NUM_SHOWN]:
+        print(f"{pair['count']:4} ({pair['share']:.0%})  {pair['true']} -> {pair['predicted']}")
+    print(f"\nPictures: {folder}/confusion.png, confused_pairs.png, reliability.png")
+    print(f"Tables:   {folder}/confusion.csv, per_class.csv, predictions.parquet; {folder}.json")

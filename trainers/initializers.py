@@ -2,25 +2,28 @@
 
 import http.client
 import io
+import re
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torchvision.models import WeightsEnum
 
 from datasets import storage
 from trainers.backbones import find
 from trainers.config import RANDOM, ModelConfig
+from trainers.published import Published
 
 CONNECT_TIMEOUT_S = 4.0
+NAMES_SHOWN = 4
+DRAWN = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)")  # norm.1 is norm1 today
 
 INITIALIZERS: dict[str, Callable[[Tensor], Any]] = {
     "xavier": nn.init.xavier_uniform_,
@@ -31,7 +34,8 @@ INITIALIZERS: dict[str, Callable[[Tensor], Any]] = {
     "orthogonal": nn.init.orthogonal_,
     "zeros": nn.init.zeros_,  # kept as a lesson: it does not learn
 }
-"""How the weights of convolutions and linear layers are drawn; their biases are zero."""
+"""How the weights of convolutions and linear layers are drawn; their biases are zero, and what is
+neither, such as ConvNeXt's layer scale, keeps the start its network gives it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,24 +44,33 @@ class LoadReport:
 
     loaded: tuple[str, ...] = ()
     replaced: tuple[str, ...] = ()
-    """The head of another number of classes: left out, drawn anew."""
+    """The heads of another number of classes: left out, drawn anew."""
     missing: tuple[str, ...] = ()
     """Tensors of the model the file lacks: drawn anew."""
     unexpected: tuple[str, ...] = ()
     """Tensors of the file the model lacks."""
 
     def __str__(self) -> str:
+        """Counts, and the first names of what did not simply load."""
         return (
-            f"{len(self.loaded)} tensors loaded, {len(self.replaced)} of the head replaced, "
-            f"{len(self.missing)} missing, {len(self.unexpected)} unexpected"
+            f"{len(self.loaded)} tensors loaded; "
+            f"{len(self.replaced)} of a head replaced{_first(self.replaced)}; "
+            f"{len(self.missing)} missing{_first(self.missing)}; "
+            f"{len(self.unexpected)} unexpected{_first(self.unexpected)}"
         )
+
+
+def _first(names: tuple[str, ...]) -> str:
+    shown = ", ".join(names[:NAMES_SHOWN])
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return f" ({shown}{more})" if names else ""
 
 
 def initialize(model: nn.Module, config: ModelConfig, *, seed: int) -> LoadReport:
     """Give every tensor of a model on the CPU its start; the same seed gives the same tensors.
 
-    A random initialization draws all convolutions and linear layers, the head included, and resets
-    normalization (weight 1, bias 0). A pretrained one loads what fits; the head of another number
+    A random initialization draws all convolutions and linear layers, the heads included, and resets
+    normalization (weight 1, bias 0). A pretrained one loads what fits; a head of another number
     of classes, and any module the file lacks, gets torch's default initialization from the seed.
     The global random state stays as it was.
 
@@ -74,7 +87,11 @@ def initialize(model: nn.Module, config: ModelConfig, *, seed: int) -> LoadRepor
 def pretrained_available(config: ModelConfig) -> str | None:
     """Return None where the weights of `config` can be had, else one sentence that says why not.
 
-    Looks for the given file, then torch hub's cache, then asks the server, and downloads nothing.
+    Looks for the given file, then the publisher's cache, then asks the server, and downloads
+    nothing.
+
+    Raises:
+        ValueError: where nobody publishes what `config.init` names.
     """
     if config.init in RANDOM:
         return None
@@ -83,14 +100,17 @@ def pretrained_available(config: ModelConfig) -> str | None:
         return (
             None if storage.exists(uri) else f"model.weights is {config.weights!r}: no file there"
         )
-    url = _published(config).url
-    if (Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name).exists():
+    published = _published(config)
+    if published.is_cached():
         return None
-    request = urllib.request.Request(url, method="HEAD")
+    request = urllib.request.Request(published.url, method="HEAD")
     try:
         urllib.request.urlopen(request, timeout=CONNECT_TIMEOUT_S).close()
     except (OSError, http.client.HTTPException) as error:
-        return f"ImageNet weights of {config.backbone} cannot be downloaded from {url} ({error})"
+        return (
+            f"ImageNet weights of {config.backbone} cannot be downloaded from {published.url} "
+            f"({error})"
+        )
     return None
 
 
@@ -103,7 +123,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 def _draw(model: nn.Module, draw: Callable[[Tensor], Any]) -> None:
     for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, DRAWN):
             draw(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
@@ -117,24 +137,21 @@ def _reset(module: nn.Module) -> None:
         reset()
 
 
-def _published(config: ModelConfig) -> WeightsEnum:
-    """Return the weights that torchvision publishes under `config.init`."""
-    weights = find(config.backbone).weights
-    if config.init == "imagenet":
-        return weights["DEFAULT"]  # the newest
-    name = config.init.replace("imagenet", "imagenet1k").upper()
-    if name not in weights.__members__:
+def _published(config: ModelConfig) -> Published:
+    """Return the weights that are published under `config.init`."""
+    published = find(config.backbone).published
+    if config.init not in published:
+        remedy = f"use {' or '.join(published)}" if published else "use a random one such as he"
         raise ValueError(
-            f"model.init is {config.init!r}: torchvision publishes no {name} weights for "
-            f"{config.backbone}, use imagenet"
+            f"model.init is {config.init!r}: nobody publishes such weights of {config.backbone}; "
+            f"{remedy}, or give a file with --init file --weights URI"
         )
-    return weights[name]
+    return published[config.init]
 
 
 def _read_pretrained(config: ModelConfig) -> dict[str, Tensor]:
-    if config.weights is not None:
-        return _read_state_dict(config.weights)
-    return _published(config).get_state_dict(check_hash=True, progress=False, weights_only=True)
+    given = _read_state_dict(config.weights) if config.weights else _published(config).read()
+    return {OLD_DENSENET.sub(r"\1", name): tensor for name, tensor in given.items()}
 
 
 def _weights_file(uri: str) -> str:

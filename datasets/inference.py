@@ -1,0 +1,233 @@
+"""Images through a network: one Ray Data stream from files to Parquet that gives account of each.
+
+OUT/<name>/part-000000000.parquet   named by the place of its first image in the listing
+OUT/bad_images.parquet              path and reason of every image that can't be looked at
+OUT/summary.json                    written last: without it the results are not whole
+
+Tasks read, decode and crop; actors, each with the network loaded once, compute and write one part
+per block. Only facts come back to the driver, never a pixel.
+
+Dimensions: N images, S size in pixels, H height, W width, C the channels red, green, blue.
+"""
+
+import json
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray
+import ray.data
+from ray.data.extensions import ArrowTensorArray
+
+from datasets import storage
+from datasets.augment import augment, view
+from datasets.collection import Collection
+from datasets.images import BadImage, load_image
+from datasets.listing import Reader
+from datasets.shards import QUARANTINE_SCHEMA
+
+Compute = Callable[[np.ndarray], dict[str, pa.Array]]
+"""uint8 images_NSSC, N >= 1 -> columns of N rows."""
+
+BAD_IMAGES, SUMMARY = "bad_images.parquet", "summary.json"
+_PART_NAME = re.compile(r"part-\d{9}\.parquet")
+_MIN_BLOCK_IMAGES, _MAX_BLOCK_IMAGES, _MAX_BLOCK_BYTES = 16, 256, 64 * 2**20
+_PROGRESS_EVERY_S = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """The actors that hold the network, and what tasks and actors reserve."""
+
+    num_workers: int
+    cpus_per_worker: float
+    gpus_per_worker: int
+    reader_cpus: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of the images."""
+
+    num_images: int
+    bad: pa.Table
+    """QUARANTINE_SCHEMA."""
+    parts: tuple[str, ...]
+    """URIs, in the order of the listing."""
+    seconds: float
+
+    @property
+    def num_good(self) -> int:
+        return self.num_images - len(self.bad)
+
+
+def infer(
+    images: Collection,
+    build: Callable[[], Compute],
+    *,
+    out: str,
+    name: str,
+    size_px: int,
+    workers: Workers,
+    facts: dict[str, Any],
+) -> Outcome:
+    """Compute columns for every image, as evaluation sees it, and write them to OUT/`name`.
+
+    What an earlier call left at `out` is cleared away first.
+
+    Args:
+        build: makes the computation, once in every actor.
+        facts: JSON-safe; kept in summary.json.
+
+    Raises:
+        ValueError: where `out` can't be written.
+    """
+    started_s = time.monotonic()
+    folder = storage.join(out, name)
+    _clear(out, folder)
+    # Empty at first, so that an OUT nobody may write to is found before the work.
+    _write_parquet(storage.join(out, BAD_IMAGES), QUARANTINE_SCHEMA.empty_table())
+    done = _execute(images, build, folder, size_px, workers)
+    done = done.sort_by("position")
+    assert done["position"].to_pylist() == list(range(len(images.references))), "one row per image"
+    bad = done.filter(pc.field("reason").is_valid()).select(QUARANTINE_SCHEMA.names)
+    names = done.filter(pc.field("reason").is_null())["part"].unique().to_pylist()
+    outcome = Outcome(
+        num_images=len(done),
+        bad=bad,
+        parts=tuple(storage.join(folder, part) for part in names),
+        seconds=time.monotonic() - started_s,
+    )
+    _write_parquet(storage.join(out, BAD_IMAGES), bad)
+    counts = {
+        "num_images": outcome.num_images,
+        "num_good": outcome.num_good,
+        "num_bad": len(bad),
+        "seconds": round(outcome.seconds, 1),
+        "parts": [f"{name}/{part}" for part in names],
+    }
+    text = json.dumps({**facts, **counts}, indent=1)
+    storage.write_bytes(storage.join(out, SUMMARY), text.encode())
+    return outcome
+
+
+def _clear(out: str, folder: str) -> None:
+    """Delete results, or what a run that broke off left of them; other files stay."""
+    # First the summary: from here on there are no results, whatever happens next.
+    storage.delete_file(storage.join(out, SUMMARY))
+    for part in filter(_PART_NAME.fullmatch, storage.list_names(folder)):
+        storage.delete_file(storage.join(folder, part))
+
+
+def _execute(
+    images: Collection,
+    build: Callable[[], Compute],
+    folder: str,
+    size_px: int,
+    workers: Workers,
+) -> pa.Table:
+    """Run the stream, telling its progress; return position, path, reason, part of each image."""
+    num_images = len(images.references)
+    references = images.references.append_column("position", pa.array(np.arange(num_images)))
+    block_images = _choose_block_images(num_images, size_px)
+    blocks = [references.slice(i, block_images) for i in range(0, num_images, block_images)]
+    dataset = (
+        ray.data.from_arrow(blocks)
+        .map_batches(
+            partial(load_views, read=images.read, size_px=size_px),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=workers.reader_cpus,
+        )
+        .map_batches(
+            PartWriter,
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=min(workers.num_workers, len(blocks))),
+            num_cpus=workers.cpus_per_worker,
+            num_gpus=workers.gpus_per_worker,
+            fn_constructor_kwargs={"build": build, "folder": folder},
+        )
+    )
+    dataset.context.enable_progress_bars = False
+    dataset.context.target_max_block_size = None  # a block becomes a part: never cut it
+    done: list[pa.Table] = []
+    started_s = shown_s = time.monotonic()
+    for told in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        done.append(told)
+        now_s = time.monotonic()
+        if now_s - shown_s >= _PROGRESS_EVERY_S:
+            shown_s = now_s
+            num_done = sum(map(len, done))
+            rate = num_done / (now_s - started_s)
+            print(f"{num_done} of {num_images} images, {rate:.0f} images/s", flush=True)
+    return pa.concat_tables(done)
+
+
+def _choose_block_images(num_images: int, size_px: int) -> int:
+    """Four blocks a CPU where there are enough images, bounded in memory."""
+    at_most = min(_MAX_BLOCK_IMAGES, max(1, _MAX_BLOCK_BYTES // (3 * size_px**2)))
+    wanted = -(-num_images // (4 * int(ray.cluster_resources()["CPU"])))
+    return min(at_most, max(_MIN_BLOCK_IMAGES, wanted))
+
+
+def load_views(references: pa.Table, *, read: Reader, size_px: int) -> pa.Table:
+    """Read and decode some images; bad ones have a reason, and black pixels nobody looks at."""
+    images_NSSC = np.zeros((len(references), size_px, size_px, 3), np.uint8)
+    reasons_N = np.full(len(references), None, object)
+    for place, content in enumerate(read(references)):
+        try:
+            images_NSSC[place] = open_view(content, size_px)
+        except BadImage as bad:
+            reasons_N[place] = bad.reason
+    table = references.select(["position", "path"])
+    table = table.append_column("reason", pa.array(reasons_N, pa.string()))
+    return table.append_column("image", ArrowTensorArray.from_numpy(images_NSSC))
+
+
+def open_view(content: bytes | BadImage, size_px: int) -> np.ndarray:
+    """Return an image as evaluation sees it: upright, its middle, uint8 `[size_px, size_px, 3]`.
+
+    Raises:
+        BadImage: for what `prepare` would have left out.
+    """
+    if isinstance(content, BadImage):
+        raise content
+    where = {"seed": 0, "epoch": 0, "image_id": 0}  # nothing is drawn
+    try:
+        return view(content, "none", size_px, **where)
+    except ValueError:
+        # A JPEG which only Pillow forgives, that `prepare` would have encoded anew; or bad indeed.
+        return augment(load_image(content), "none", size_px, **where)
+
+
+class PartWriter:
+    """Computes and writes one part per block. Runs in an actor."""
+
+    def __init__(self, *, build: Callable[[], Compute], folder: str) -> None:
+        self._compute, self._folder = build(), folder
+
+    def __call__(self, views: pa.Table) -> pa.Table:
+        """Return position, path, reason and part of each image, without pixels."""
+        part = f"part-{views['position'][0].as_py():09d}.parquet"
+        told = views.select(["position", "path", "reason"])
+        good_N = views["reason"].is_null().to_numpy()
+        if good_N.any():
+            images_NSSC = views["image"].chunk(0).to_numpy(zero_copy_only=False)[good_N]
+            paths = told["path"].filter(pa.array(good_N))
+            results = pa.table({"path": paths, **self._compute(images_NSSC)})
+            _write_parquet(storage.join(self._folder, part), results)
+        return told.append_column("part", pa.array([part] * len(told)))
+
+
+def _write_parquet(uri: str, table: pa.Table) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    storage.write_bytes(uri, sink.getvalue().to_pybytes())

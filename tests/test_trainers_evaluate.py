@@ -1,0 +1,221 @@
+"""Evaluation on the real cluster: what it writes agrees with itself and with the training."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import nn
+
+from datasets.config import IngestConfig
+from datasets.shards import read_manifest
+from tests.conftest import WriteData, draw_image, flip_byte, hash_seed
+from trainers import launch, pictures, runs
+from trainers.__main__ import main
+from trainers.answers import predict_mirrored, read_views
+from trainers.config import ClusterConfig, FinetuneConfig, ModelConfig, OptimConfig, TrackConfig
+from trainers.evaluate import evaluate
+from trainers.scores import Scores
+from trainers.step import StepSettings, predict
+from trainers.tracking import read_rows
+
+FILES = {
+    *("confusion.png", "confused_pairs.png", "reliability.png"),
+    *("confusion.csv", "per_class.csv", "predictions.parquet"),
+}
+
+
+@pytest.fixture(scope="module")
+def run(ray_cluster: str, easy_data: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Run folder of a MobileNetV2 that trained for one epoch, and knows little."""
+    config = FinetuneConfig(
+        data=easy_data,
+        out=str(tmp_path_factory.mktemp("evaluated") / "run"),
+        epochs=1,
+        global_batch_size=16,
+        ingest=IngestConfig(size_px=64, policy="light"),
+        model=ModelConfig(backbone="mobilenet_v2", init="he", freeze_batchnorm=True),
+        optim=OptimConfig(optimizer="sgd", learning_rate=1e-3, clipnorm=1.0),
+        track=TrackConfig(wandb="off"),
+        cluster=ClusterConfig(num_workers=0),
+    )
+    launch.fit_in_process(config)
+    return config.out
+
+
+def rows_of(file: Path) -> list[list[str]]:
+    return list(csv.reader(io.StringIO(file.read_text())))
+
+
+def is_drawn(png: bytes) -> bool:
+    """Whether it is a picture, on white, with something on it."""
+    image_HWC = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
+    assert image_HWC is not None
+    return bool(image_HWC[0, 0].min() == 255 and image_HWC.std() > 5)
+
+
+@pytest.mark.ray
+def test_what_an_evaluation_writes_agrees_with_itself(run: str) -> None:
+    result = evaluate(run)
+    folder = Path(run, "evaluation_test")
+    confusion_KK = np.array([row[1:] for row in rows_of(folder / "confusion.csv")[1:]], int)
+    predictions = pq.read_table(folder / "predictions.parquet").to_pylist()
+
+    assert json.loads(Path(run, "evaluation_test.json").read_text()) == result
+    assert {file.name for file in folder.iterdir()} == FILES
+    assert confusion_KK.sum() == result["num_images"] == len(predictions) == 13
+    hits = [row["label"] == row["predicted"] for row in predictions]
+    assert sum(hits) / 13 == confusion_KK.trace() / 13 == result["test/top1"]
+    assert [row["images"] for row in result["per_class"]] == confusion_KK.sum(1).tolist()
+    assert len(rows_of(folder / "per_class.csv")) == 1 + 3
+    assert sum(pair["count"] for pair in result["most_confused"]) == 13 - sum(hits)
+    for row in predictions:
+        number = int(row["image_id"]) & 0xFFFFF
+        assert row["path"] == f"test/{number}.jpg" and row["label"] == f"class {number % 3}"
+    for name in FILES:
+        if name.endswith(".png"):
+            assert is_drawn((folder / name).read_bytes())
+
+
+@pytest.mark.ray
+def test_the_validation_split_measures_as_it_did_in_training(run: str) -> None:
+    row, result = read_rows(run)[-1], evaluate(run, split="val")
+
+    assert result["val/loss"] == pytest.approx(row["val/loss"], rel=1e-5)
+    assert result["val/top1"] == pytest.approx(row["val/top1"])
+
+
+@pytest.mark.ray
+def test_training_images_are_evaluated_once_each_and_not_augmented(run: str) -> None:
+    first, again = evaluate(run, split="train"), evaluate(run, split="train")
+
+    assert first["num_images"] == 48 and first == again
+    predictions = pq.read_table(f"{run}/evaluation_train/predictions.parquet")
+    assert len(set(predictions["image_id"].to_pylist())) == 48
+
+
+@pytest.mark.ray
+def test_lost_images_have_no_prediction(run: str, write_data: WriteData) -> None:
+    data = write_data(test=39)
+    flip_byte(Path(data, "test", "part-00000.parquet"), 11, at=300)
+    whole = write_data(test=39)
+    with pytest.raises(ValueError, match=r"ingest\.max_bad_fraction is .* 1 test images could"):
+        evaluate(run, data=data)
+    config = Path(run, "config.json")
+    text = config.read_text()
+    lenient = json.loads(text)
+    lenient["ingest"]["max_bad_fraction"] = 0.1
+    config.write_text(json.dumps(lenient))
+    result = evaluate(run, data=data)
+    predictions = pq.read_table(f"{run}/evaluation_test/predictions.parquet").to_pylist()
+    config.write_text(text)
+
+    assert result["num_images"] == 38 and len(result["lost"]) == 1
+    assert [row["row"] for row in predictions] == [n for n in range(39) if n != 11]
+    assert evaluate(run, data=whole)["num_images"] == 39
+
+
+@pytest.mark.ray
+def test_the_command_lines_print_a_table_json_alone_and_draw_a_sheet(
+    run: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    main(["evaluate", "--run", run, "--tta"])
+    table = capsys.readouterr().out
+    main(["evaluate", "--run", run, "--tta", "--json"])
+    result = json.loads(capsys.readouterr().out)
+    sheet = tmp_path / "cam.png"
+    main(["explain", "--run", run, "--which", "random", "--num-images", "4", "--out", str(sheet)])
+
+    assert "13 test images" in table and "macro F1" in table and "confused_pairs.png" in table
+    assert result["tta"] and result == json.loads(Path(run, "evaluation_test_tta.json").read_text())
+    assert is_drawn(sheet.read_bytes())
+    assert "4 of 13 (random, test split)" in capsys.readouterr().out
+
+
+@pytest.mark.ray
+def test_a_sheet_evaluates_once_and_again_for_another_checkpoint(
+    run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sheet = ["explain", "--run", run, "--split", "val", "--which", "random"]
+    evaluated: list[str] = []
+
+    def count(run: str, *, split: str) -> None:
+        evaluated.append(split)
+        evaluate(run, split=split)
+
+    monkeypatch.setattr("trainers.explain.evaluate", count)
+    written = Path(run, "evaluation_val.json")
+    evaluate(run, split="val")
+    main([*sheet, "--out", str(tmp_path / "cam.png")])
+    assert evaluated == []
+    written.write_text(json.dumps(json.loads(written.read_text()) | {"epoch": 7}))
+    main([*sheet, "--out", str(tmp_path / "cam.png")])
+    assert evaluated == ["val"]
+
+
+@pytest.mark.ray
+def test_answers_that_are_not_finite_are_refused(
+    run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, progress, model = runs.load_best_model(run)
+    nn.init.constant_(next(model.parameters()), float("nan"))
+    monkeypatch.setattr(runs, "load_best_model", lambda run: (config, progress, model))
+
+    with pytest.raises(ValueError, match="answers of its network are not finite"):
+        evaluate(str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_views_come_in_the_order_they_are_asked_for(easy_data: str) -> None:
+    config = FinetuneConfig(data=easy_data, ingest=IngestConfig(size_px=48))
+    asked = [12, 0, 7]  # of two row groups
+    views = read_views(config, read_manifest(easy_data), "test", asked)
+
+    for number, view_HWC in zip(asked, views, strict=True):
+        drawn_HWC = draw_image(number % 3, hash_seed("test", number))[:, 8:-8]
+        assert np.abs(view_HWC.astype(int) - drawn_HWC).mean() < 12  # JPEG
+
+
+def test_a_mirrored_answer_is_the_mean_probability_of_both_views() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4)).eval()
+    settings = StepSettings(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), optim=OptimConfig())
+    images_BHWC = torch.randint(0, 256, (5, 8, 8, 3), dtype=torch.uint8)
+    mirrored_BHWC = images_BHWC.flip(2)
+    with torch.no_grad():
+        one_BK, other_BK = (
+            predict(model, views, settings).softmax(1) for views in (images_BHWC, mirrored_BHWC)
+        )
+        both_BK = predict_mirrored(model, images_BHWC, settings)
+        same_BK = predict_mirrored(model, mirrored_BHWC, settings)
+
+    torch.testing.assert_close(both_BK.softmax(1), (one_BK + other_BK) / 2)
+    torch.testing.assert_close(both_BK, same_BK)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 60, 300])
+def test_pictures_can_be_drawn_of_any_number_of_classes(num_classes: int) -> None:
+    """With a class without images, names full of signs, and no warning from matplotlib."""
+    classes = [f"$class_{number}^ {'very ' * 9}long" for number in range(num_classes)]
+    scores = Scores(num_classes, "cpu")
+    labels_B = torch.arange(4 * num_classes) % (num_classes - 1)
+    scores.add(torch.randn(len(labels_B), num_classes), labels_B)
+    measures = scores.reduce()
+
+    for png in (pictures.draw_confusion(measures, classes), pictures.draw_reliability(measures)):
+        assert is_drawn(png)
+
+
+def test_a_split_without_a_mistake_has_a_picture_as_well() -> None:
+    scores = Scores(2, "cpu")
+    scores.add(torch.tensor([[5.0, 0.0], [0.0, 5.0]]), torch.tensor([0, 1]))
+    measures = scores.reduce()
+
+    assert measures.most_confused(5) == []
+    assert pictures.draw_confused_pairs([]).startswith(b"\x89PNG")
+    assert pictures.draw_confusion(measures, ["a", "b"]).startswith(b"\x89PNG")

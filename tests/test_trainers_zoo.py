@@ -1,0 +1,146 @@
+"""The zoo's table: depth against the literature, sizes against torchvision's, files and errors."""
+
+import csv
+import io
+import json
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torchvision import models
+
+from datasets import storage
+from tests.test_trainers_backbones import KERAS_TABLE
+from trainers import measure, zoo
+from trainers.__main__ import parse
+from trainers.backbones import BACKBONES
+from trainers.measure import count_bytes, count_parameters, measure_depth, on_meta, time_step
+from trainers.zoo import KERAS_TOP1, ZooConfig, ZooRow, describe, run_zoo
+from trainers.zoo_picture import draw_zoo
+
+FEW = ("lenet5", "mobilenet_v2")
+
+
+@pytest.mark.parametrize(
+    ("name", "depth"),
+    [
+        ("lenet5", 5),
+        ("alexnet", 8),
+        ("vgg16", 16),
+        ("vgg19", 19),
+        ("mobilenet_v1", 28),
+        ("resnet50", 50),
+        ("resnet101_v2", 101),
+        ("resnet152", 152),
+        ("densenet121", 121),
+        ("densenet201", 201),
+        ("inception_v3", 48),
+    ],
+)
+def test_depth_is_the_number_in_the_name(name: str, depth: int):
+    assert measure_depth(on_meta(name, 5), BACKBONES[name].size_px) == depth
+
+
+def test_depth_follows_the_longest_way():
+    class Fork(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convs = nn.ModuleList(nn.Conv2d(3, 3, 1) for _ in range(4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            long = self.convs[2](self.convs[1](self.convs[0](x)).relu_())
+            return torch.cat([self.convs[3](x), long.clone()], 1).mean((2, 3))
+
+    with torch.device("meta"):
+        assert measure_depth(Fork().eval(), 8) == 3
+
+
+@pytest.mark.parametrize("name", ["resnet50", "vgg16", "efficientnet_b0", "convnext_base"])
+def test_size_and_parameters_are_those_torchvision_states(name: str):
+    meta = models.get_model_weights(name)["DEFAULT"].meta
+    model = on_meta(name, 1000)
+    assert count_parameters(model) == meta["num_params"]
+    assert count_bytes(model) / 2**20 == pytest.approx(meta["_file_size"], rel=0.01)
+
+
+def test_the_table_of_keras_is_whole():
+    assert set(KERAS_TOP1) == KERAS_TABLE
+    assert all(56 < top1 < 90 for top1 in KERAS_TOP1.values())
+
+
+def test_a_row_counts_the_head_of_the_given_classes():
+    row = describe("resnet50", ZooConfig(classes=196, time=False))
+    assert row.parameters == 23_909_636
+    assert (row.depth, row.stages, row.size_px, row.source) == (50, 5, 224, "torchvision")
+    assert (row.weights, row.top1, row.top5) == ("IMAGENET1K_V2", 80.858, 95.434)
+    assert row.keras_top1 == 74.9 and row.cpu_ms is None and row.gpu_ms is None
+
+
+def test_what_nobody_published_stays_empty():
+    row = describe("resnet152_v2", ZooConfig(time=False))
+    assert (row.weights, row.top1, row.top5) == (None, None, None)
+
+
+def test_a_step_is_timed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(measure, "MIN_S", 0.0)
+    small_ms = time_step("lenet5", 10, (1, 3, 32, 32))["cpu"]
+    assert 0 < small_ms < time_step("lenet5", 10, (16, 3, 512, 512))["cpu"]
+
+
+def test_the_command_prints_a_table_and_writes_csv_and_picture(
+    tmp_path, capsys: pytest.CaptureFixture[str]
+):
+    out = str(tmp_path / "zoo")
+    config = parse(["zoo", "--names", *FEW, "--classes", "20", "--no-time", "--out", out])
+    assert config == ZooConfig(names=FEW, classes=20, time=False, out=out)
+    run_zoo(config)
+    printed = capsys.readouterr().out
+    assert "mobilenet_v2  torchvision" in printed and "2,249,492" in printed
+    assert "NASNetMobile" in printed and "CPU ms" not in printed
+    rows = list(csv.DictReader(io.StringIO(storage.read_bytes(f"{out}/zoo.csv").decode())))
+    assert [row["name"] for row in rows] == list(FEW)
+    assert rows[1]["parameters"] == "2249492" and rows[0]["top1"] == ""
+    assert storage.read_bytes(f"{out}/zoo.png").startswith(b"\x89PNG")
+
+
+def test_json_is_all_that_is_printed(tmp_path, capsys: pytest.CaptureFixture[str]):
+    run_zoo(ZooConfig(names=FEW, time=False, json=True, out=str(tmp_path)))
+    rows = [ZooRow(**row) for row in json.loads(capsys.readouterr().out)]
+    assert [row.name for row in rows] == list(FEW)
+
+
+def test_without_timm_its_networks_are_left_out_and_counted(
+    tmp_path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(zoo, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "timm", None)
+    monkeypatch.setattr(zoo, "BACKBONES", {n: BACKBONES[n] for n in (*FEW, "xception")})
+    run_zoo(ZooConfig(time=False, json=True, out=str(tmp_path)))
+    printed = capsys.readouterr()
+    assert [row["name"] for row in json.loads(printed.out)] == list(FEW)
+    assert "1 networks are timm's: pip install 'timm" in printed.err
+    with pytest.raises(ValueError, match=r"model\.backbone is 'xception': it comes from timm"):
+        run_zoo(ZooConfig(names=("xception",), time=False, out=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"classes": 0}, r"classes is 0: use 1 or more"),
+        ({"batch_size": 0}, r"batch_size is 0: use 1 or more"),
+        ({"names": ("resnet51",)}, r"model\.backbone is 'resnet51': choose from resnet50"),
+    ],
+)
+def test_bad_values_are_named(options: dict[str, object], message: str, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        run_zoo(ZooConfig(**options, out=str(tmp_path)))  # pyright: ignore[reportArgumentType]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("cost", ["cpu_ms", "gpu_ms", "parameters"])
+def test_the_picture_takes_rows_without_accuracy_and_many_on_one_spot(cost: str):
+    row = {"top1": 80.0, "parameters": 1_000_000, "cpu_ms": None, "gpu_ms": None}
+    rows = [{**row, cost: 1_000_000, "name": f"net{number}"} for number in range(9)]
+    assert draw_zoo([*rows, {**rows[0], "top1": None}]).startswith(b"\x89PNG")
+    assert draw_zoo([{**row, "name": "net", "top1": None}]).startswith(b"\x89PNG")

@@ -1,0 +1,201 @@
+"""Show where in an image a network saw its class: Grad-CAM, drawn as a sheet.
+
+Source: Selvaraju et al. 2017, Grad-CAM: Visual Explanations from Deep Networks. B images, C
+channels, h x w places of a layer, H x W pixels, K classes; N images of a split.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cluster.runtime import connect
+from datasets import storage
+from datasets.config import require
+from datasets.shards import read_manifest
+from trainers import runs
+from trainers.answers import read_views
+from trainers.evaluate import check_classes, evaluate, folder_of
+from trainers.loop import step_settings
+from trainers.pictures import Explained, draw_heat_maps
+from trainers.step import StepSettings, predict
+
+Which = Literal["mistakes", "confident", "random"]
+TITLES = {
+    "mistakes": "Mistakes it was surest of: the image, where it saw the wrong class (orange), and "
+    "where the true one (blue)",
+    "confident": "Right answers it was surest of: the image, and where it saw its class",
+    "random": "Images drawn at random: the image, where it saw the predicted class, and for "
+    "mistakes (orange) the true one",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainConfig:
+    """Draw a Grad-CAM sheet: images, and where the network saw the class it predicted; for mistakes
+    also where it saw the true one.
+
+    python -m trainers explain --run runs/head --out cam.png
+
+    python -m trainers explain --run runs/head --which confident --num-images 6 --out cam.png
+    """
+
+    run: str
+    """Run folder of a training of a convolutional network."""
+    out: str = "cam.png"
+    """URI of the picture."""
+    split: Literal["val", "test"] = "test"
+    """Which images; they are evaluated first where they have not been."""
+    num_images: int = 12
+    """How many of them."""
+    which: Which = "mistakes"
+    """mistakes: those it was surest of; confident: right ones it was surest of; random: any."""
+    seed: int = 0
+    """Seed of the random choice."""
+    address: str | None = None
+    """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
+
+    def __post_init__(self) -> None:
+        require(
+            1 <= self.num_images <= 60, "num_images", self.num_images, "use 1 to 60, to be readable"
+        )
+
+
+def run_explain(config: ExplainConfig) -> None:
+    """Draw the sheet and say what is on it."""
+    run, out = storage.absolute(config.run, "run"), storage.absolute(config.out, "out")
+    if not is_evaluated(run, config.split):
+        connect(config.address)
+        evaluate(run, split=config.split)
+    picture, num_shown, num_matching = explain(
+        run,
+        split=config.split,
+        num_images=config.num_images,
+        which=config.which,
+        seed=config.seed,
+    )
+    storage.write_bytes(out, picture)
+    print(f"{num_shown} of {num_matching} ({config.which}, {config.split} split): {config.out}")
+
+
+def is_evaluated(run: str, split: str) -> bool:
+    """Whether the predictions of a run's best checkpoint on its own data are at hand."""
+    folder = folder_of(run, split)
+    files = (storage.join(folder, "predictions.parquet"), f"{folder}.json")
+    if not all(map(storage.exists, files)):
+        return False
+    config, progress, _ = runs.load_best_model(run)
+    known = json.loads(storage.read_bytes(files[1]))
+    wanted = {"epoch": progress.epoch, "fingerprint": read_manifest(config.data).fingerprint}
+    return {name: known[name] for name in wanted} == wanted
+
+
+def explain(
+    run: str, *, split: str, num_images: int, which: Which, seed: int
+) -> tuple[bytes, int, int]:
+    """Draw the Grad-CAM sheet of an evaluated run, on this machine's CPUs.
+
+    Returns:
+        The sheet as PNG, how many images it shows, and how many there are to choose from.
+
+    Raises:
+        ValueError: where there is no such image, or the network is not convolutional.
+    """
+    config, progress, model = runs.load_best_model(run)
+    manifest = read_manifest(config.data)
+    check_classes(run, progress.classes, config.data, manifest)
+    content = storage.read_bytes(storage.join(folder_of(run, split), "predictions.parquet"))
+    matching = order(pq.read_table(pa.BufferReader(content)).to_pylist(), which, seed)
+    shown = matching[:num_images]
+    if not shown:
+        raise ValueError(
+            f"which is {which!r}: no such image in the {split} split; use --which random"
+        )
+    images_BHWC = read_views(config, manifest, split, [row["row"] for row in shown])
+    classes_B2 = [
+        [manifest.classes.index(row[name]) for name in ("predicted", "label")] for row in shown
+    ]
+    probabilities_BK, heats_B2HW = grad_cam(
+        model,
+        torch.tensor(images_BHWC),
+        torch.tensor(classes_B2),
+        step_settings(config, torch.device("cpu")),
+    )
+    explained = [
+        Explained(
+            image_HWC=images_BHWC[at],
+            true=row["label"],
+            heats=tuple(
+                (manifest.classes[label], probabilities_BK[at, label].item(), heat_HW.numpy())
+                for label, heat_HW in dict(zip(classes_B2[at], heats_B2HW[at], strict=True)).items()
+            ),
+        )
+        for at, row in enumerate(shown)
+    ]
+    return draw_heat_maps(explained, TITLES[which]), len(shown), len(matching)
+
+
+def order(rows: Sequence[dict[str, Any]], which: Which, seed: int) -> list[dict[str, Any]]:
+    """Order the rows of predictions.parquet that match, so that the first ones show the most.
+
+    The surest come first, but none of a pair (true, predicted) before all other pairs had theirs.
+    """
+    if which == "random":
+        return [rows[at] for at in np.random.default_rng(seed).permutation(len(rows))]
+    matching = [row for row in rows if (row["label"] != row["predicted"]) == (which == "mistakes")]
+    matching.sort(key=lambda row: -row["confidence"])
+    turns: Counter[tuple[str, str]] = Counter()
+    of_turn: list[tuple[int, dict[str, Any]]] = []
+    for row in matching:
+        pair = (row["label"], row["predicted"])
+        of_turn.append((turns[pair], row))
+        turns[pair] += 1
+    return [row for _, row in sorted(of_turn, key=lambda item: item[0])]
+
+
+def grad_cam(
+    model: nn.Module, images_BHWC: Tensor, classes_BJ: Tensor, settings: StepSettings
+) -> tuple[Tensor, Tensor]:
+    """Find where each image speaks for each of J classes, in the last layer that still has places.
+
+    Only what follows that layer is differentiated, so frozen networks are explained as well.
+
+    Returns:
+        probabilities_BK, and heats_BJHW from 0 to 1 (each map by its own maximum).
+
+    Raises:
+        ValueError: where no layer yields places.
+    """
+    last: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: Any, output: Any) -> Tensor | None:
+        if not isinstance(output, Tensor) or output.ndim != 4 or min(output.shape[2:]) < 2:
+            return None
+        last[:] = [output.detach().requires_grad_()]
+        return last[0].clone()  # what follows may be done in place
+
+    with ExitStack() as hooks:
+        for module in model.modules():
+            hooks.enter_context(module.register_forward_hook(keep))
+        logits_BK = predict(model, images_BHWC, settings)
+    if not last:
+        raise ValueError("run has a network without convolutional layers: nothing to explain there")
+    activations_BChw, heats = last[0], []
+    for classes_B in classes_BJ.T:
+        score = logits_BK.gather(1, classes_B[:, None]).sum()  # in eval mode images don't interact
+        (gradient_BChw,) = torch.autograd.grad(score, activations_BChw, retain_graph=True)
+        weights_BC11 = gradient_BChw.mean((2, 3), keepdim=True)
+        heats.append((weights_BC11 * activations_BChw.detach()).sum(1).relu())
+    heats_BJhw = torch.stack(heats, 1)
+    heats_BJHW = F.interpolate(heats_BJhw, images_BHWC.shape[1:3], mode="bilinear")
+    highest_BJ11 = heats_BJHW.amax((2, 3), keepdim=True).clamp(min=torch.finfo().tiny)
+    return logits_BK.detach().softmax(1), heats_BJHW / highest_BJ11

@@ -1,0 +1,170 @@
+"""A run's best network for use without Thaw; each format is loaded back and compared with it.
+
+OUT/model.safetensors   tensors; OUT/config.json says of which network, its classes and pixels
+OUT/model.onnx          for onnxruntime and whatever else reads ONNX
+OUT/model.pt2           for torch.export.load
+OUT/README.md           the model card, written last
+"""
+
+import json
+import subprocess
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from cluster.entry import ROOT
+from datasets import storage
+from datasets.config import require
+from trainers import loop
+from trainers.formats import EXPORTERS, Exporter, Run, Subject, require_onnx
+from trainers.model_card import CardFacts, FileFacts, write_card
+from trainers.runs import load_best_model
+from trainers.step import predict
+
+Format = Literal["safetensors", "onnx", "torch_export"]
+
+CARD, CONFIG, MARK = "README.md", "config.json", {"exported_by": "Thaw"}
+MAX_DIFFERENCE = 1e-3
+"""How far a logit may be from the original's."""
+_NUM_COMPARED = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Write a run's best network for use elsewhere, with a model card.
+
+      python -m trainers export --run runs/cars --out runs/exported
+      python -m trainers export --run runs/cars --out s3://bucket/cars --formats onnx
+          --dynamic-batch
+
+    Every file is loaded back and its logits are compared with the original's.
+    """
+
+    run: str
+    """Run folder of a training."""
+    out: str
+    """URI of the folder to write."""
+    formats: tuple[Format, ...] = ("safetensors", "onnx", "torch_export")
+    """Which files to write; onnx needs the extra packages of `pip install '.[export]'`."""
+    dynamic_batch: bool = False
+    """Let ONNX and torch.export take any number of images at once; else one."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.formats), "formats", self.formats, f"choose from {', '.join(EXPORTERS)}")
+
+
+def export(config: ExportConfig) -> dict[str, FileFacts]:
+    """Write a run's best network to `config.out`; return what was written and measured by format.
+
+    Raises:
+        ValueError: where there is no such run, a package is missing, or what was written doesn't
+            compute what the original does; that file is removed then.
+    """
+    if "onnx" in config.formats:
+        require_onnx()
+    run = storage.absolute(config.run, "run")
+    out = storage.absolute(config.out, "out")
+    training, progress, model = load_best_model(run)
+    settings = loop.step_settings(training, torch.device("cpu"))
+    subject = Subject(
+        model=model,
+        config=training,
+        classes=progress.classes,
+        settings=replace(settings, autocast_dtype=None),
+        dynamic_batch=config.dynamic_batch,
+    )
+    _clear(out)
+    text = json.dumps({**MARK, **subject.describe()}, indent=1)
+    storage.write_bytes(storage.join(out, CONFIG), text.encode())
+    files = {name: _export_to(EXPORTERS[name], subject, out) for name in config.formats}
+    facts = CardFacts(
+        config=training,
+        progress=progress,
+        files=files,
+        preprocessing=subject.describe(),
+        dynamic_batch=config.dynamic_batch,
+        evaluation=_read_evaluation(run),
+        commit=_find_commit(),
+    )
+    storage.write_bytes(storage.join(out, CARD), write_card(facts).encode())
+    return files
+
+
+def _clear(out: str) -> None:
+    """Delete an earlier export; other files stay.
+
+    Raises:
+        ValueError: where another's README.md or config.json stands, be it that of a run.
+    """
+    try:
+        config = json.loads(storage.read_bytes(storage.join(out, CONFIG)))
+        ours = isinstance(config, dict) and config.items() >= MARK.items()
+    except FileNotFoundError:
+        ours = not storage.exists(storage.join(out, CARD))
+    except ValueError:
+        ours = False
+    require(
+        ours,
+        "out",
+        out,
+        f"a {CARD} or {CONFIG} stands there that no export wrote; use another folder",
+    )
+    # First the card: from here on there is no export, whatever happens next.
+    for file in (CARD, *(exporter.file for exporter in EXPORTERS.values())):
+        storage.delete_file(storage.join(out, file))
+
+
+def _export_to(exporter: Exporter, subject: Subject, out: str) -> FileFacts:
+    """Write one file, load it back from where it was written and compare it."""
+    uri = storage.join(out, exporter.file)
+    storage.write_bytes(uri, exporter.write(subject))
+    content = storage.read_bytes(uri)
+    difference = compare(subject, exporter.load(content))
+    if not difference <= MAX_DIFFERENCE:  # nor is NaN
+        storage.delete_file(uri)
+        raise ValueError(
+            f"{uri} computed logits that differ by {difference:.1e} from the original's, more than "
+            f"{MAX_DIFFERENCE}: it was removed; leave this format out of --formats"
+        )
+    return FileFacts(file=exporter.file, num_bytes=len(content), max_difference=difference)
+
+
+@torch.inference_mode()
+def compare(subject: Subject, run: Run) -> float:
+    """Return the largest absolute difference of logits, over random images."""
+    size_px = subject.config.ingest.size_px
+    shape = (_NUM_COMPARED, size_px, size_px, 3)
+    noise = torch.Generator().manual_seed(0)
+    images_BHWC = torch.randint(0, 256, shape, dtype=torch.uint8, generator=noise)
+    expected_BK = predict(subject.model, images_BHWC, subject.settings)
+    batches = images_BHWC.split(_NUM_COMPARED if subject.dynamic_batch else 1)
+    logits_BK = torch.cat([run(images) for images in batches])
+    return float((logits_BK - expected_BK).abs().max())
+
+
+def _read_evaluation(run: str) -> dict[str, Any] | None:
+    """Read what `evaluate` measured on the test split, where it did."""
+    try:
+        return json.loads(storage.read_bytes(storage.join(run, "evaluation_test.json")))
+    except FileNotFoundError:
+        return None
+
+
+def _find_commit() -> str | None:
+    """Return the commit of this Thaw; None in a copy without its history."""
+    if not (ROOT / ".git").exists():
+        return None
+    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)
+    return asked.stdout.strip() or None
+
+
+def run_export(config: ExportConfig) -> None:
+    """Export, and print what was written and how near it is."""
+    for name, facts in export(config).items():
+        print(
+            f"{name:<13} {storage.join(config.out, facts.file)}, {facts.num_bytes / 2**20:.1f} "
+            f"MiB, largest difference of a logit {facts.max_difference:.1e}"
+        )
+    print(f"Model card    {storage.join(config.out, CARD)}")

@@ -1,0 +1,217 @@
+"""How each family of networks divides into stages, from the input to the features.
+
+The rule: the stem is one stage, whatever it reduces; from there a new stage begins at each
+reduction of the resolution, and where the family's paper begins another group of blocks. Hidden
+dense layers (AlexNet, VGG) are a stage; the last layer alone is the head. Normalization that
+follows the last group belongs to the last stage.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+from torch import nn
+from torchvision import models
+
+from trainers.lecture_nets import LeNet5
+from trainers.published import Published, from_torchvision, import_timm
+
+Stage = tuple[str, tuple[str, ...]]  # name, and the modules that belong to it
+Normalization = Literal["imagenet", "half"]
+
+STEM_AND_STAGES = ("stem", *(f"stage{number}" for number in range(1, 9)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone:
+    build: Callable[..., nn.Module]
+    """num_classes -> the network."""
+    source: Literal["torchvision", "timm", "thaw"]
+    """Whose code it is."""
+    stages: tuple[Stage, ...]
+    """From the input to the features; together with the heads they hold every tensor once."""
+    head: str
+    """The module that turns features into logits_BK; never frozen."""
+    aux: str | None = None
+    """An auxiliary head, never frozen. In train mode such a network returns torchvision's
+    InceptionOutputs: logits_BK, and the auxiliary head's."""
+    published: Mapping[str, Published] = field(default_factory=dict)
+    """Its ImageNet weights by `model.init`; none where nobody offers any."""
+    normalization: Normalization = "imagenet"
+    """A name in config.NORMALIZATIONS: what the published weights were trained with."""
+    size_px: int = 224
+    """Height and width of an image where the published accuracy was measured."""
+
+    def stage_of(self, name: str) -> int:
+        """Return the stage index of a parameter or buffer, `len(stages)` for a head.
+
+        Raises:
+            KeyError: for a name that lies in no stage.
+        """
+        heads = ("heads", (self.head, self.aux or self.head))
+        for index, (_, modules) in enumerate((*self.stages, heads)):
+            if any(name.startswith(f"{module}.") for module in modules):
+                return index
+        raise KeyError(name)
+
+
+def _cut(
+    module: str, ends: tuple[int, ...], names: tuple[str, ...] = STEM_AND_STAGES
+) -> tuple[Stage, ...]:
+    """Cut a Sequential into stages that end with the children numbered `ends`."""
+    starts = (0, *(end + 1 for end in ends))
+    return tuple(
+        (name, tuple(f"{module}.{child}" for child in range(start, end + 1)))
+        for name, start, end in zip(names, starts, ends, strict=False)
+    )
+
+
+def _from_torchvision(
+    name: str,
+    stages: tuple[Stage, ...],
+    head: str,
+    *,
+    aux: str | None = None,
+    normalization: Normalization | None = None,
+    **options: Any,
+) -> Backbone:
+    recipe = models.get_model_weights(name)["DEFAULT"].transforms.keywords
+    trained_with = "half" if recipe.get("mean") == (0.5, 0.5, 0.5) else "imagenet"
+    return Backbone(
+        build=partial(models.get_model, name, weights=None, **options),
+        source="torchvision",
+        stages=stages,
+        head=head,
+        aux=aux,
+        published=from_torchvision(name),
+        normalization=normalization or trained_with,
+        size_px=recipe["crop_size"],
+    )
+
+
+def lenet5() -> Backbone:
+    stages = (("conv1", ("conv1",)), ("conv2", ("conv2",)), ("dense", ("dense1", "dense2")))
+    return Backbone(build=LeNet5, source="thaw", stages=stages, head="head", size_px=32)
+
+
+def alexnet() -> Backbone:
+    convolutions = _cut("features", (2, 5, 12), ("conv1", "conv2", "conv3"))
+    return _from_torchvision(
+        "alexnet", (*convolutions, *_cut("classifier", (5,), ("dense",))), "classifier.6"
+    )
+
+
+def vgg(name: str, poolings: tuple[int, ...]) -> Backbone:
+    blocks = _cut("features", poolings, tuple(f"block{number}" for number in range(1, 6)))
+    return _from_torchvision(name, (*blocks, *_cut("classifier", (5,), ("dense",))), "classifier.6")
+
+
+def resnet(name: str) -> Backbone:
+    layers = tuple((f"layer{number}", (f"layer{number}",)) for number in range(1, 5))
+    return _from_torchvision(name, (("stem", ("conv1", "bn1")), *layers), "fc")
+
+
+def densenet(name: str) -> Backbone:
+    stages = (
+        ("stem", tuple(f"features.{module}0" for module in ("conv", "norm", "relu", "pool"))),
+        ("block1", ("features.denseblock1",)),
+        ("block2", ("features.transition1", "features.denseblock2")),
+        ("block3", ("features.transition2", "features.denseblock3")),
+        ("block4", ("features.transition3", "features.denseblock4", "features.norm5")),
+    )
+    return _from_torchvision(name, stages, "classifier")
+
+
+def inception_v3() -> Backbone:
+    convolutions = ("1a_3x3", "2a_3x3", "2b_3x3", "3b_1x1", "4a_3x3")
+    groups = (("5", "bcd"), ("6", "abcde"), ("7", "abc"))
+    stages = (
+        ("stem", tuple(f"Conv2d_{name}" for name in convolutions)),
+        *(
+            (f"mixed{group}", tuple(f"Mixed_{group}{letter}" for letter in letters))
+            for group, letters in groups
+        ),
+    )
+    return _from_torchvision(
+        "inception_v3",
+        stages,
+        "fc",
+        aux="AuxLogits",
+        # Its ImageNet recipe goes through `transform_input`, which makes `half` of `imagenet`:
+        # that stays off here, so the pixels must come as the weights know them.
+        normalization="half",
+        transform_input=False,
+        init_weights=False,  # `initialize` draws them
+    )
+
+
+def sequential(name: str, ends: tuple[int, ...], head: str = "classifier") -> Backbone:
+    """Describe a torchvision network whose `features` are one Sequential (MobileNetV2,
+    EfficientNet, ConvNeXt) of stages that end with the children numbered `ends`."""
+    return _from_torchvision(name, _cut("features", ends), head)
+
+
+def _create_timm(backbone: str, architecture: str, *, num_classes: int) -> nn.Module:
+    return import_timm(backbone).create_model(architecture, num_classes=num_classes)
+
+
+def _from_timm(
+    name: str, architecture: str, stages: tuple[Stage, ...], head: str, **facts: Any
+) -> Backbone:
+    published = facts.pop("published")
+    return Backbone(
+        build=partial(_create_timm, name, architecture),
+        source="timm",
+        stages=stages,
+        head=head,
+        published={"imagenet": published} if published else {},
+        **facts,
+    )
+
+
+def timm_stages(name: str, architecture: str, *, norm: tuple[str, ...], **facts: Any) -> Backbone:
+    """Describe a timm network of stem, four stages, `norm` and head (ResNetV2, ConvNeXt)."""
+    stages = tuple((f"stage{number}", (f"stages.{number - 1}",)) for number in range(1, 4))
+    last = ("stage4", ("stages.3", *norm))
+    return _from_timm(name, architecture, (("stem", ("stem",)), *stages, last), "head", **facts)
+
+
+def timm_mobile(name: str, architecture: str, *, groups: int, top: bool, **facts: Any) -> Backbone:
+    """Describe a timm network of MobileNet's build; `top` where a convolution ends it."""
+    blocks = tuple((f"stage{number}", (f"blocks.{number - 1}",)) for number in range(1, groups + 1))
+    last = ((f"stage{groups + 1}", ("conv_head", "bn2")),) if top else ()
+    stages = (("stem", ("conv_stem", "bn1")), *blocks, *last)
+    return _from_timm(name, architecture, stages, "classifier", **facts)
+
+
+def xception(**facts: Any) -> Backbone:
+    stages = (
+        ("stem", ("conv1", "bn1", "conv2", "bn2")),
+        *((f"entry{number}", (f"block{number}",)) for number in range(1, 4)),
+        ("middle", tuple(f"block{number}" for number in range(4, 12))),
+        ("exit", ("block12", "conv3", "bn3", "conv4", "bn4")),
+    )
+    return _from_timm("xception", "legacy_xception", stages, "fc", **facts)
+
+
+def inception_resnet_v2(**facts: Any) -> Backbone:
+    stem = ("conv2d_1a", "conv2d_2a", "conv2d_2b", "conv2d_3b", "conv2d_4a")
+    stages = (
+        ("stem", stem),
+        ("mixed5", ("mixed_5b", "repeat")),
+        ("mixed6", ("mixed_6a", "repeat_1")),
+        ("mixed7", ("mixed_7a", "repeat_2", "block8", "conv2d_7b")),
+    )
+    return _from_timm("inception_resnet_v2", "inception_resnet_v2", stages, "classif", **facts)
+
+
+def nasnet_large(**facts: Any) -> Backbone:
+    cells = [tuple(f"cell_{cell}" for cell in range(first, first + 6)) for first in (0, 6, 12)]
+    stages = (
+        ("stem", ("conv0", "cell_stem_0", "cell_stem_1")),
+        ("cells1", cells[0]),
+        ("cells2", ("reduction_cell_0", *cells[1])),
+        ("cells3", ("reduction_cell_1", *cells[2])),
+    )
+    return _from_timm("nasnet_large", "nasnetalarge", stages, "last_linear", **facts)

@@ -1,0 +1,135 @@
+"""What a stage of a network makes of photographs: feature vectors, as Parquet.
+
+B images, C channels, H x W places of a feature map, D features.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from datasets import storage
+from datasets.config import require
+from trainers.backbones import find
+from trainers.inference import InferenceConfig, open_network, run_inference
+
+Pooling = Literal["avg", "max", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesConfig(InferenceConfig):
+    """Extract features of any stage of a network from photographs; writes Parquet to OUT.
+
+      python -m trainers features --images photos --backbone vgg16 --out runs/features
+      python -m trainers features --images photos --backbone vgg19 --stage block4
+          --pooling none --out runs/features
+      python -m trainers features --images runs/cars --split test --run runs/tuned --stage 2
+          --out runs/features
+
+    OUT/features holds path and features, a list of fixed size; OUT/bad_images.parquet path and
+    reason of each image that can't be looked at; OUT/summary.json is written last.
+    """
+
+    stage: str | None = None
+    """Its name, or its number counted from 1 at the input; default the last, before the head."""
+    pooling: Pooling = "avg"
+    """What becomes of a feature map, as Keras' `pooling`: its average or maximum over places, or
+    none: all of it, in the order channel, row, column."""
+    half: bool = False
+    """Write 16-bit floats: half the bytes, three digits."""
+
+
+class _Reached(Exception):
+    """Carries a stage's output out of the forward pass; what comes after is never computed."""
+
+    def __init__(self, output: Tensor) -> None:
+        super().__init__()
+        self.output = output
+
+
+class StageFeatures(nn.Module):
+    """The network up to the end of a stage: images_BCHW -> features_BD."""
+
+    def __init__(self, network: nn.Module, module: str, pooling: Pooling) -> None:
+        """`module` is the last one of the stage."""
+        super().__init__()
+        self.network, self.module = network, module
+        self.pooling: Pooling = pooling
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        def stop(module: nn.Module, inputs: object, output: Tensor) -> None:
+            raise _Reached(output)
+
+        hook = self.network.get_submodule(self.module).register_forward_hook(stop)
+        try:
+            self.network(images_BCHW)
+        except _Reached as reached:
+            return pool(reached.output, self.pooling)
+        finally:
+            hook.remove()
+        raise AssertionError(f"the forward pass calls {self.module}")
+
+
+def pool(output: Tensor, pooling: Pooling) -> Tensor:
+    """Turn a stage's output, maps_BCHW or vectors_BD, into float32 features_BD."""
+    output = output.float()
+    if output.ndim == 2 or pooling == "none":
+        return output.flatten(1)
+    return output.mean((2, 3)) if pooling == "avg" else output.amax((2, 3))
+
+
+def find_stage(backbone_name: str, stage: str | None) -> tuple[str, str]:
+    """Return the name of a stage and of its last module.
+
+    Args:
+        stage: its name, or its number counted from 1 at the input; None is the last.
+
+    Raises:
+        ValueError: where the backbone has no such stage.
+    """
+    stages = find(backbone_name).stages
+    names = [name for name, _ in stages]
+    if stage is None:
+        stage = names[-1]
+    elif stage.isdecimal() and 1 <= int(stage) <= len(names):
+        stage = names[int(stage) - 1]
+    require(
+        stage in names,
+        "stage",
+        stage,
+        f"{backbone_name} has {', '.join(names)}: give a name, or 1 to {len(names)}",
+    )
+    return stage, dict(stages)[stage][-1]
+
+
+def to_features(features_BD: Tensor, *, half: bool) -> dict[str, pa.Array]:
+    """Turn features into one column of lists of fixed size."""
+    values = features_BD.numpy().astype(np.float16 if half else np.float32).ravel()
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(values), features_BD.shape[1])
+    return {"features": lists}
+
+
+def run_features(config: FeaturesConfig) -> None:
+    """Extract features, and print their size and where they are."""
+    network = open_network(config, keep_head=False)
+    backbone = network.config.model.backbone
+    stage, module = find_stage(backbone, config.stage)
+    staged = StageFeatures(network.model, module, config.pooling)
+    size_px = network.config.ingest.size_px
+    with torch.inference_mode():
+        shape = staged(torch.zeros(1, 3, size_px, size_px)).shape
+    outcome = run_inference(
+        config,
+        replace(network, model=staged, origin=f"{stage} of {network.origin}"),
+        partial(to_features, half=config.half),
+        name="features",
+        facts={"stage": stage, "pooling": config.pooling, "num_features": shape[1]},
+    )
+    print(
+        f"Features: {storage.join(config.out, 'features')}, {shape[1]} of {stage} for each of "
+        f"{outcome.num_good} images"
+    )

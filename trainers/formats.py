@@ -1,0 +1,161 @@
+"""What a network can be exported to: how each format is written, and run without the original.
+
+ONNX and torch.export take pixels as a camera gives them: normalization is part of the graph.
+
+B images, S size in pixels, H height, W width, C the channels red, green, blue, K classes.
+"""
+
+import importlib.util
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from trainers.backbones import build
+from trainers.config import FinetuneConfig
+from trainers.step import RGB, StepSettings
+
+ONNX_PACKAGES = {
+    "onnx": "onnx>=1.23,<2",
+    "onnxscript": "onnxscript>=0.7,<0.8",
+    "onnxruntime": "onnxruntime>=1.32,<2",
+}
+"""As the extra `export` in pyproject.toml."""
+
+Run = Callable[[Tensor], Tensor]
+"""uint8 images_BHWC -> logits_BK."""
+
+
+class Classifier(nn.Module):
+    """The network with what belongs before it: uint8 images_BHWC -> logits_BK."""
+
+    mean_C: Tensor
+    std_C: Tensor
+
+    def __init__(self, network: nn.Module, mean: RGB, std: RGB) -> None:
+        """`mean` and `std` of the pixels are on a scale of 0 to 1."""
+        super().__init__()
+        self.network = network
+        # Buffers: tensors that are made while a graph is traced can't be exported.
+        self.register_buffer("mean_C", torch.tensor(mean))
+        self.register_buffer("std_C", torch.tensor(std))
+
+    def forward(self, images_BHWC: Tensor) -> Tensor:
+        pixels_BHWC = (images_BHWC.float() / 255 - self.mean_C) / self.std_C
+        return self.network(pixels_BHWC.permute(0, 3, 1, 2))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What is exported."""
+
+    model: nn.Module
+    config: FinetuneConfig
+    classes: tuple[str, ...]
+    settings: StepSettings
+    """Of evaluation, in float32."""
+    dynamic_batch: bool
+
+    def describe(self) -> dict[str, Any]:
+        """Return the network, its classes and its pixels: what config.json holds."""
+        return {
+            "backbone": self.config.model.backbone,
+            "classes": list(self.classes),
+            "size_px": self.config.ingest.size_px,
+            "mean": list(self.settings.mean),
+            "std": list(self.settings.std),
+        }
+
+    def metadata(self) -> dict[str, str]:
+        """Return the same for inside of each file: strings of JSON."""
+        return {name: json.dumps(value) for name, value in self.describe().items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exporter:
+    """One format: how it is written, and how it is run without the original."""
+
+    file: str
+    write: Callable[[Subject], bytes]
+    load: Callable[[bytes], Run]
+
+
+def _write_safetensors(subject: Subject) -> bytes:
+    tensors = {name: tensor.contiguous() for name, tensor in subject.model.state_dict().items()}
+    return safetensors.torch.save(tensors, {"format": "pt", **subject.metadata()})
+
+
+def _load_safetensors(content: bytes) -> Run:
+    header_bytes = int.from_bytes(content[:8], "little")
+    metadata = json.loads(content[8 : 8 + header_bytes])["__metadata__"]
+    backbone, classes, mean, std = (
+        json.loads(metadata[name]) for name in ("backbone", "classes", "mean", "std")
+    )
+    network = build(backbone, len(classes))
+    network.load_state_dict(safetensors.torch.load(content))
+    return Classifier(network, mean, std).eval()
+
+
+def _trace(subject: Subject) -> torch.export.ExportedProgram:
+    size_px = subject.config.ingest.size_px
+    # Two images, as a batch of one would be taken for a constant.
+    num_images = 2 if subject.dynamic_batch else 1
+    images_BHWC = torch.zeros(num_images, size_px, size_px, 3, dtype=torch.uint8)
+    batch = {0: torch.export.Dim("batch", min=1)} if subject.dynamic_batch else None
+    classifier = Classifier(subject.model, subject.settings.mean, subject.settings.std).eval()
+    return torch.export.export(classifier, (images_BHWC,), dynamic_shapes=(batch,))
+
+
+def _write_torch_export(subject: Subject) -> bytes:
+    content = io.BytesIO()
+    torch.export.save(_trace(subject), content, extra_files=subject.metadata())
+    return content.getvalue()
+
+
+def _load_torch_export(content: bytes) -> Run:
+    return torch.export.load(io.BytesIO(content)).module()
+
+
+def _write_onnx(subject: Subject) -> bytes:
+    program = torch.onnx.export(
+        _trace(subject), input_names=["images"], output_names=["logits"], dynamo=True, verbose=False
+    )
+    assert program is not None
+    program.model.metadata_props.update(subject.metadata())
+    return program.model_proto.SerializeToString()
+
+
+def _load_onnx(content: bytes) -> Run:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return lambda images_BHWC: torch.tensor(session.run(None, {"images": images_BHWC.numpy()})[0])
+
+
+EXPORTERS: dict[str, Exporter] = {
+    "safetensors": Exporter(
+        file="model.safetensors", write=_write_safetensors, load=_load_safetensors
+    ),
+    "onnx": Exporter(file="model.onnx", write=_write_onnx, load=_load_onnx),
+    "torch_export": Exporter(file="model.pt2", write=_write_torch_export, load=_load_torch_export),
+}
+
+
+def require_onnx() -> None:
+    """Refuse in one sentence, before any work, where the optional packages are missing.
+
+    Raises:
+        ValueError: with the command that installs them.
+    """
+    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        needed = " ".join(f"'{ONNX_PACKAGES[name]}'" for name in missing)
+        raise ValueError(
+            f"formats has 'onnx': it needs {', '.join(missing)}; pip install {needed}, or leave it "
+            "out of --formats"
+        )

@@ -1,0 +1,257 @@
+"""A network to look at images with: of a run, or as it was published; and its place in an actor.
+
+B images, S size in pixels, H height, W width, C channels, K outputs.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from torch import Tensor, nn
+from torchvision.models import ResNet50_Weights
+
+from cluster.config import ClusterConfig, Device
+from cluster.runtime import connect
+from cluster.scaling import plan_workers
+from datasets import storage
+from datasets.collection import list_images
+from datasets.config import IngestConfig, require
+from datasets.inference import Outcome, Workers, infer
+from datasets.partition import tally_reasons
+from trainers import loop
+from trainers.backbones import build, find
+from trainers.config import FinetuneConfig, ModelConfig
+from trainers.initializers import initialize, pretrained_available
+from trainers.runs import load_best_model
+from trainers.step import predict
+
+IMAGENET_CLASSES = tuple(ResNet50_Weights.DEFAULT.meta["categories"])
+"""Names of the 1000 outputs of every network pretrained on ImageNet."""
+
+ToColumns = Callable[[Tensor], dict[str, pa.Array]]
+"""float32 outputs_BK on the CPU -> columns of B rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceConfig:
+    """Which images, which network, how many workers."""
+
+    images: str
+    """URI of the images: a folder of any depth, a file, Parquet, or a prepared data set."""
+    out: str
+    """URI of the folder to write; results of an earlier call there are replaced."""
+    run: str | None = None
+    """Run folder of a training, whose best network is used. Else: --backbone."""
+    backbone: str | None = None
+    """A pretrained network instead of a run: a name in trainers.backbones.BACKBONES."""
+    init: Literal["imagenet", "imagenet_v1", "imagenet_v2", "file"] | None = None
+    """Where the weights of --backbone come from; default imagenet, or file with --weights."""
+    weights: str | None = None
+    """URI of a .pth or .safetensors state dict for --backbone."""
+    normalization: Literal["imagenet", "half"] | None = None
+    """Pixel mean and deviation the weights of --backbone were trained with; default: those of its
+    published weights."""
+    size_px: int | None = None
+    """Height and width of the images; default: the run's, or those of the published weights."""
+    split: Literal["train", "val", "test"] | None = None
+    """Which images of a prepared data set; default all."""
+    image_column: str = "image"
+    """Column of Parquet files that holds bytes, or Hugging Face's struct."""
+    batch_size: int = 32
+    """Images the network computes at once."""
+    num_workers: int | None = None
+    """Actors that hold the network. Default: one per GPU, or one per node without GPUs."""
+    device: Device = "auto"
+    """`auto` uses GPUs where the cluster has them."""
+    address: str | None = None
+    """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
+
+    def __post_init__(self) -> None:
+        require(
+            (self.run is None) != (self.backbone is None),
+            "run",
+            self.run,
+            "give either --run RUN or --backbone NAME",
+        )
+        for name in ("init", "weights", "normalization"):
+            require(
+                self.run is None or getattr(self, name) is None,
+                name,
+                getattr(self, name),
+                "the run has its own: leave it out, or give --backbone instead of --run",
+            )
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "use 1 or more")
+        require(
+            self.num_workers is None or self.num_workers >= 1,
+            "num_workers",
+            self.num_workers,
+            "use 1 or more",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A network in eval mode on the CPU, and what it was trained with."""
+
+    model: nn.Module
+    config: FinetuneConfig
+    classes: tuple[str, ...]
+    origin: str
+    """Where it comes from, for people."""
+
+
+def open_network(config: InferenceConfig, *, keep_head: bool) -> Network:
+    """Load the network that `config` names.
+
+    Args:
+        keep_head: whether pretrained weights must bring the head for ImageNet's classes.
+
+    Raises:
+        ValueError: where there is no such run, or no such weights.
+    """
+    if config.run is not None:
+        run, progress, model = load_best_model(config.run)
+        origin = f"{run.model.backbone} of {config.run}, epoch {progress.epoch}"
+        network = Network(model=model, config=run, classes=progress.classes, origin=origin)
+    else:
+        network = _open_pretrained(config, keep_head=keep_head)
+    if config.size_px is None:
+        return network
+    ingest = replace(network.config.ingest, size_px=config.size_px)
+    return replace(network, config=replace(network.config, ingest=ingest))
+
+
+def _open_pretrained(config: InferenceConfig, *, keep_head: bool) -> Network:
+    assert config.backbone is not None
+    backbone = find(config.backbone)
+    weights = storage.absolute(config.weights, "weights") if config.weights else None
+    chosen = ModelConfig(
+        backbone=config.backbone,
+        init=config.init or ("file" if weights else "imagenet"),
+        weights=weights,
+        normalization=config.normalization or "auto",
+    )
+    if (problem := pretrained_available(chosen)) is not None:
+        raise ValueError(f"{problem}; give a file with --weights")
+    model = build(chosen.backbone, len(IMAGENET_CLASSES))
+    report = initialize(model, chosen, seed=0)
+    needed = (*backbone.stages, ("head", (backbone.head,) if keep_head else ()))
+    modules = tuple(f"{module}." for _, of_stage in needed for module in of_stage)
+    drawn = [
+        name
+        for name in (*report.replaced, *report.missing)
+        # Files of torch before 0.4.1 lack the counters, which only training looks at.
+        if name.startswith(modules) and not name.endswith(".num_batches_tracked")
+    ]
+    require(
+        not drawn,
+        "weights",
+        config.weights,
+        f"it has no {drawn[:1]} that fits {chosen.backbone} with ImageNet's "
+        f"{len(IMAGENET_CLASSES)} classes; give the published weights, or --run for what Thaw has "
+        "trained",
+    )
+    return Network(
+        model=model.eval(),
+        config=FinetuneConfig(data="", model=chosen, ingest=IngestConfig(size_px=backbone.size_px)),
+        classes=IMAGENET_CLASSES,
+        origin=f"{chosen.backbone} ({weights or chosen.init})",
+    )
+
+
+class Computer:
+    """Turns pixels into columns on the device of its process, an actor's, a batch at a time."""
+
+    def __init__(
+        self,
+        network: "ray.ObjectRef[Network]",
+        to_columns: ToColumns,
+        *,
+        worker_batch_size: int,
+        threads: int,
+        use_gpu: bool,
+    ) -> None:
+        torch.set_num_threads(threads)
+        loaded = ray.get(network)
+        self._device = torch.device("cuda" if use_gpu else "cpu")
+        self._model = loaded.model.to(device=self._device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self._settings = loop.step_settings(loaded.config, self._device)
+        self._to_columns, self._worker_batch_size = to_columns, worker_batch_size
+
+    @torch.inference_mode()
+    def __call__(self, images_NSSC: np.ndarray) -> dict[str, pa.Array]:
+        outputs = []
+        for start in range(0, len(images_NSSC), self._worker_batch_size):
+            batch_BSSC = images_NSSC[start : start + self._worker_batch_size]
+            images_BHWC = torch.tensor(batch_BSSC).to(self._device)
+            outputs.append(predict(self._model, images_BHWC, self._settings).cpu())
+        return self._to_columns(torch.cat(outputs))
+
+
+def run_inference(
+    config: InferenceConfig,
+    network: Network,
+    to_columns: ToColumns,
+    *,
+    name: str,
+    facts: dict[str, Any],
+) -> Outcome:
+    """Send the images through the network into OUT/`name`, on the cluster; print how it went.
+
+    Raises:
+        ValueError: where there are no images, or the cluster lacks what was asked for.
+    """
+    images, out = storage.absolute(config.images, "images"), storage.absolute(config.out, "out")
+    require(
+        not f"{out}/".startswith(f"{images.rstrip('/')}/"),
+        "out",
+        out,
+        f"it lies in the images {images!r}, where results would pass for images; write elsewhere",
+    )
+    collection = list_images(images, split=config.split, image_column=config.image_column)
+    resources = connect(config.address)
+    plan = plan_workers(
+        resources, ClusterConfig(num_workers=config.num_workers, device=config.device)
+    )
+    size_px = network.config.ingest.size_px
+    print(
+        f"{network.origin}: {len(collection.references)} {collection.kind} at {images}, "
+        f"{size_px} px -> {out}",
+        flush=True,
+    )
+    held = ray.put(network)
+    outcome = infer(
+        collection,
+        partial(
+            Computer,
+            held,
+            to_columns,
+            worker_batch_size=config.batch_size,
+            threads=plan.threads_per_worker,
+            use_gpu=plan.use_gpu,
+        ),
+        out=out,
+        name=name,
+        size_px=size_px,
+        workers=Workers(
+            num_workers=plan.num_workers,
+            cpus_per_worker=plan.cpus_per_worker,
+            gpus_per_worker=int(plan.use_gpu),
+            reader_cpus=plan.reader_cpus,
+        ),
+        facts={"images": images, "network": network.origin, "size_px": size_px, **facts},
+    )
+    rate = outcome.num_images / outcome.seconds
+    print(
+        f"{outcome.num_images} images: {outcome.num_good} done, {len(outcome.bad)} bad; "
+        f"{outcome.seconds:.0f} s, {rate:.0f} images/s"
+    )
+    if len(outcome.bad):
+        tally = tally_reasons(outcome.bad["reason"].to_pylist())
+        print(f"Bad images: {storage.join(out, 'bad_images.parquet')} ({tally})")
+    return outcome

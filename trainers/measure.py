@@ -1,0 +1,106 @@
+"""What a network weighs, how deep it is and how long a step takes; its weights don't matter.
+
+B images, H x W pixels, C channels.
+"""
+
+import time
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from trainers.backbones import build
+
+WEIGHTED = (F.conv1d, F.conv2d, F.conv3d, F.linear)
+NUM_WARMUPS, MIN_STEPS, MIN_S = 2, 5, 1.0
+"""Steps before the timed ones; at least how many are timed, and for how long."""
+
+
+def on_meta(name: str, num_classes: int) -> nn.Module:
+    """Build a network in eval mode whose tensors have shapes and no memory."""
+    with torch.device("meta"):
+        return build(name, num_classes).eval()
+
+
+def count_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_bytes(model: nn.Module) -> int:
+    """Count the bytes of the state dict."""
+    return sum(tensor.nbytes for tensor in model.state_dict().values())
+
+
+class _Depth(TorchFunctionMode):
+    """Notes on each tensor how many weighted layers the longest way to it has passed."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        depth = max((getattr(tensor, "depth", 0) for tensor in given), default=0)
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                tensor.depth = depth + (func in WEIGHTED)  # pyright: ignore[reportAttributeAccessIssue]
+        return result
+
+
+def measure_depth(model: nn.Module, size_px: int) -> int:
+    """Count the convolutions and dense layers on the longest way from the image to the logits.
+
+    The numbers in names count the same: 50 for ResNet50, 16 for VGG16, 121 for DenseNet121.
+
+    Args:
+        model: in eval mode, on the meta device.
+    """
+    with torch.inference_mode(), _Depth():
+        logits_BK = model(torch.zeros(1, 3, size_px, size_px, device="meta"))
+    return logits_BK.depth
+
+
+def describe_devices() -> str:
+    """Name what `time_step` computes on."""
+    devices = [f"{torch.get_num_threads()} CPU threads"]
+    if torch.cuda.is_available():
+        devices.append(torch.cuda.get_device_name())
+    return " and ".join(devices)
+
+
+def time_step(
+    name: str, num_classes: int, shape_BCHW: tuple[int, int, int, int]
+) -> dict[str, float]:
+    """Return the median milliseconds of an inference step in float32 by device: cpu, and cuda
+    where there is one.
+
+    All weights are zero: dense kernels take as long as with others, and no number is so small that
+    it would slow a CPU down.
+    """
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    times_ms = {}
+    for device in devices:
+        model = on_meta(name, num_classes).to_empty(device=device)
+        for tensor in model.state_dict().values():
+            tensor.zero_()
+        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        images_BCHW = torch.rand(shape_BCHW, device=device).to(memory_format=torch.channels_last)
+        with torch.inference_mode():
+            for _ in range(NUM_WARMUPS):
+                _time_once(model, images_BCHW)
+            steps_ms: list[float] = []
+            while len(steps_ms) < MIN_STEPS or sum(steps_ms) < 1000 * MIN_S:
+                steps_ms.append(_time_once(model, images_BCHW))
+        times_ms[device] = round(median(steps_ms), 2)
+    return times_ms
+
+
+def _time_once(model: nn.Module, images_BCHW: Tensor) -> float:
+    start = time.perf_counter()
+    model(images_BCHW)
+    if images_BCHW.is_cuda:
+        torch.cuda.synchronize()
+    return 1000 * (time.perf_counter() - start)

@@ -1,0 +1,230 @@
+"""The card of an exported network, as Hugging Face reads it: what it is, how good, how to load."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from trainers.backbones import find
+from trainers.checkpoint import Progress
+from trainers.config import FinetuneConfig
+
+ALWAYS_SHOWN = (
+    "recipe",
+    "epochs",
+    "global_batch_size",
+    "seed",
+    "ingest.policy",
+    "model.init",
+    "model.freeze_depth",
+    "optim.optimizer",
+    "optim.learning_rate",
+    "schedule.schedule",
+)
+"""Fields of FinetuneConfig the card shows, beside those that differ from their default."""
+NEVER_SHOWN = (
+    *("data", "out", "cluster", "track", "ingest", "checkpoint_every_steps"),
+    *("model.backbone", "model.normalization"),
+)
+"""What changes no weight, names a folder of whoever trained, or stands elsewhere in the card."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileFacts:
+    """One exported file."""
+
+    file: str
+    num_bytes: int
+    max_difference: float
+    """Largest absolute difference of a logit from the original's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardFacts:
+    config: FinetuneConfig
+    progress: Progress
+    files: Mapping[str, FileFacts]
+    """By format."""
+    preprocessing: Mapping[str, Any]
+    """`Subject.describe`: its mean and std are those of the pixels."""
+    dynamic_batch: bool
+    evaluation: Mapping[str, Any] | None
+    """What evaluation_test.json holds."""
+    commit: str | None
+    """Of the Thaw that exported."""
+
+
+def write_card(facts: CardFacts) -> str:
+    """Return the text of README.md: YAML front matter, then Markdown."""
+    config, progress = facts.config, facts.progress
+    data = _basename(config.data)
+    title = f"{config.model.backbone} for {len(progress.classes)} classes of {data}"
+    shown = ", ".join(progress.classes[:8])
+    more = f" and {len(progress.classes) - 8} more" if len(progress.classes) > 8 else ""
+    return "\n".join(
+        [
+            "---",
+            _front_matter(facts, title, data).to_yaml(),
+            "---",
+            f"# {title}",
+            "",
+            f"An image classifier that tells {len(progress.classes)} classes apart ({shown}{more}; "
+            f"all in `config.json`), trained by Thaw: {config.model.backbone} on images of "
+            f"{config.ingest.size_px} x {config.ingest.size_px} pixels.",
+            "",
+            "## How it was trained",
+            "",
+            *_table(("setting", "value"), _training_rows(facts, data)),
+            "",
+            "## How good it is",
+            "",
+            *_table(("images", "measure", "value"), _result_rows(facts)),
+            "",
+            "## How to load it",
+            "",
+            _explain_input(facts),
+            "",
+            *(line for name in facts.files for line in _snippet(name, facts)),
+            "Each file was loaded back at export and compared with the original on random images:",
+            "",
+            *_table(
+                ("file", "MiB", "largest difference of a logit"),
+                (
+                    (f"`{f.file}`", f"{f.num_bytes / 2**20:.1f}", f"{f.max_difference:.1e}")
+                    for f in facts.files.values()
+                ),
+            ),
+            "",
+            "## Limits",
+            "",
+            "- It names one of its classes for every image, also for one that shows none of them.",
+            "- Its numbers hold for photographs like those it was trained on; others, other crops "
+            "and other countries' cars may differ.",
+            "- No license is stated: that of the photographs and of the weights it started from "
+            "isn't known to Thaw. Find out before you share it.",
+            "",
+        ]
+    )
+
+
+def _front_matter(facts: CardFacts, title: str, data: str) -> ModelCardData:
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=data,
+            dataset_name=data,
+            dataset_split="test",
+            metric_type="accuracy",
+            metric_name=name,
+            metric_value=round(facts.evaluation[f"test/{key}"], 4),
+        )
+        for key, name in (("top1", "top-1 accuracy"), ("top5", "top-5 accuracy"))
+        if facts.evaluation is not None
+    ]
+    return ModelCardData(
+        library_name="pytorch",
+        pipeline_tag="image-classification",
+        tags=["thaw", "image-classification", facts.config.model.backbone, *facts.files],
+        datasets=[data],
+        metrics=["accuracy"],
+        model_name=title,
+        eval_results=results or None,
+    )
+
+
+def _training_rows(facts: CardFacts, data: str) -> list[tuple[str, str]]:
+    values = _flatten(facts.config.to_dict())
+    defaults = _flatten(FinetuneConfig(data="").to_dict())
+    rows = [("network", facts.config.model.backbone)]
+    for field, value in values.items():
+        hidden = field in NEVER_SHOWN or field.partition(".")[0] in NEVER_SHOWN
+        if field in ALWAYS_SHOWN or (not hidden and value != defaults.get(field)):
+            rows.append((field, _basename(value) if field == "model.weights" else str(value)))
+    mean, std = facts.preprocessing["mean"], facts.preprocessing["std"]
+    rows += [
+        ("input", f"{facts.config.ingest.size_px} px, mean {mean}, deviation {std}"),
+        ("best epoch", str(facts.progress.epoch)),
+        ("seconds of training until then", f"{facts.progress.total_s:.0f}"),
+        ("data set", f"{data}, fingerprint `{facts.progress.fingerprint}`"),
+    ]
+    if facts.commit is not None:
+        rows.append(("exported by Thaw at commit", f"`{facts.commit}`"))
+    return rows
+
+
+def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Name the fields of a config by their dotted paths."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        inner = _flatten(value) if isinstance(value, Mapping) else {"": value}
+        flat |= {f"{name}.{key}".rstrip("."): value for key, value in inner.items()}
+    return flat
+
+
+def _result_rows(facts: CardFacts) -> list[tuple[str, str, str]]:
+    rows = [("validation", "top-1", f"{facts.progress.val_top1:.4f}")]
+    if facts.evaluation is None:
+        return [*rows, ("test", "not measured", "`python -m trainers evaluate` does")]
+    images = f"test ({facts.evaluation['num_images']})"
+    return rows + [
+        (images, name.removeprefix("test/").replace("top", "top-"), f"{value:.4f}")
+        for name, value in facts.evaluation.items()
+        if name.startswith("test/") and isinstance(value, float)
+    ]
+
+
+def _explain_input(facts: CardFacts) -> str:
+    size_px = facts.config.ingest.size_px
+    batch = "any number of them" if facts.dynamic_batch else "one of them at a time (N = 1)"
+    return (
+        f"`images` are pixels as they come: uint8 RGB of shape [N, {size_px}, {size_px}, 3], the "
+        f"short side resized to {size_px} and the middle cropped. Normalization is part of the "
+        f"ONNX and torch.export graphs, which take {batch}."
+    )
+
+
+def _snippet(name: str, facts: CardFacts) -> list[str]:
+    """Return how to load one format, for a reader in the folder with uint8 `images`."""
+    backbone = facts.config.model.backbone
+    torchvision = find(backbone).source == "torchvision"
+    load = "from torchvision.models import get_model"
+    build = f'get_model("{backbone}", num_classes=len(config["classes"]))'
+    if not torchvision:
+        load = "from trainers.backbones import build  # in a clone of Thaw"
+        build = f'build("{backbone}", len(config["classes"]))'
+    lines = {
+        "safetensors": [
+            f"import json, torch, safetensors.torch\n{load}",
+            'config = json.load(open("config.json"))',
+            f"model = {build}.eval()",
+            'model.load_state_dict(safetensors.torch.load_file("model.safetensors"))',
+            'pixels = (torch.tensor(images) / 255 - torch.tensor(config["mean"])) / '
+            'torch.tensor(config["std"])',
+            "logits = model(pixels.permute(0, 3, 1, 2))",
+        ],
+        "onnx": [
+            "import json, onnxruntime",
+            'session = onnxruntime.InferenceSession("model.onnx")',
+            'logits = session.run(None, {"images": images})[0]',
+            'classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])',
+        ],
+        "torch_export": [
+            "import json, torch",
+            'extra = {"classes": ""}',
+            'model = torch.export.load("model.pt2", extra_files=extra).module()',
+            "logits = model(torch.tensor(images))",
+            'classes = json.loads(extra["classes"])',
+        ],
+    }[name]
+    return ["```python", *lines, "```", ""]
+
+
+def _table(head: tuple[str, ...], rows: Any) -> list[str]:
+    lines = [head, ("---",) * len(head), *rows]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _basename(uri: str) -> str:
+    """The name of a data set, without the folders of whoever trained on it."""
+    return uri.rstrip("/").rsplit("/", 1)[-1]

@@ -1,0 +1,88 @@
+"""What a network sees on photographs: the classes it holds likely, as Parquet."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from datasets import storage
+from datasets.config import require
+from datasets.inference import Outcome
+from trainers.inference import InferenceConfig, open_network, run_inference
+
+_NUM_SHOWN = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(InferenceConfig):
+    """Classify photographs of any folder, Parquet or prepared data set; writes Parquet to OUT.
+
+    With a run, into its classes; with a pretrained backbone, into the 1000 of ImageNet:
+
+      python -m trainers predict --images photos --run runs/cars --out runs/predicted
+      python -m trainers predict --images photos --backbone resnet50 --out runs/predicted
+      python -m trainers predict --images s3://bucket/photos --backbone mobilenet_v2
+          --weights mobilenet_v2_imagenet.pth --normalization half --out s3://bucket/predicted
+
+    OUT/predictions holds path, class, probability, top_classes and top_probabilities;
+    OUT/bad_images.parquet path and reason of each image that can't be looked at; OUT/summary.json
+    is written last.
+    """
+
+    top_k: int = 5
+    """How many of the likeliest classes are kept."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.top_k >= 1, "top_k", self.top_k, "use 1 or more")
+
+
+def to_predictions(
+    logits_BK: Tensor, *, classes: tuple[str, ...], top_k: int
+) -> dict[str, pa.Array]:
+    """Turn logits into columns: the likeliest class, its probability, and both for the `top_k`."""
+    k = min(top_k, len(classes))
+    top_Bk = logits_BK.softmax(dim=1).topk(k)
+    names_Bk = np.array(classes, object)[top_Bk.indices.numpy()]
+    names = pa.array(names_Bk.ravel(), pa.string())
+    probabilities_Bk = top_Bk.values.numpy()
+    offsets = pa.array(np.arange(0, names_Bk.size + 1, k), pa.int32())
+    return {
+        "class": pa.array(names_Bk[:, 0], pa.string()),
+        "probability": pa.array(probabilities_Bk[:, 0]),
+        "top_classes": pa.ListArray.from_arrays(offsets, names),
+        "top_probabilities": pa.ListArray.from_arrays(offsets, probabilities_Bk.ravel()),
+    }
+
+
+def run_predict(config: PredictConfig) -> None:
+    """Predict, and print the first predictions and the counts."""
+    network = open_network(config, keep_head=True)
+    outcome = run_inference(
+        config,
+        network,
+        partial(to_predictions, classes=network.classes, top_k=config.top_k),
+        name="predictions",
+        facts={"classes": network.classes},
+    )
+    show(outcome)
+    print(f"Predictions: {storage.join(config.out, 'predictions')}")
+
+
+def show(outcome: Outcome) -> None:
+    """Print a table of the first predictions."""
+    if not outcome.parts:
+        return
+    first = pq.read_table(pa.BufferReader(storage.read_bytes(outcome.parts[0])))
+    table = Table("probability", "class", "image", box=None, pad_edge=False)
+    for column in table.columns:
+        column.no_wrap = True
+    for row in first.slice(0, _NUM_SHOWN).to_pylist():
+        name = "/".join(row["path"].split("/")[-2:])
+        table.add_row(f"{row['probability']:.3f}", row["class"], name)
+    Console().print(table)

@@ -1,0 +1,213 @@
+"""The table of the networks, as Keras has one of its Applications, measured on this machine."""
+
+import csv
+import io
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from importlib.util import find_spec
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from datasets import storage
+from datasets.config import require
+from trainers.backbones import BACKBONES, find
+from trainers.measure import (
+    count_bytes,
+    count_parameters,
+    describe_devices,
+    measure_depth,
+    on_meta,
+    time_step,
+)
+from trainers.published import TIMM
+from trainers.zoo_picture import draw_zoo
+
+# Top-1 of https://keras.io/api/applications: of Keras' weights, which are not the ones used here.
+KERAS_TOP1 = {
+    "xception": 79.0,
+    "vgg16": 71.3,
+    "vgg19": 71.3,
+    "resnet50": 74.9,
+    "resnet50_v2": 76.0,
+    "resnet101": 76.4,
+    "resnet101_v2": 77.2,
+    "resnet152": 76.6,
+    "resnet152_v2": 78.0,
+    "inception_v3": 77.9,
+    "inception_resnet_v2": 80.3,
+    "mobilenet_v1": 70.4,
+    "mobilenet_v2": 71.3,
+    "densenet121": 75.0,
+    "densenet169": 76.2,
+    "densenet201": 77.3,
+    "nasnet_large": 82.5,
+    "efficientnet_b0": 77.1,
+    "efficientnet_b1": 79.1,
+    "efficientnet_b2": 80.1,
+    "efficientnet_b3": 81.6,
+    "efficientnet_b4": 82.9,
+    "efficientnet_b5": 83.6,
+    "efficientnet_b6": 84.0,
+    "efficientnet_b7": 84.3,
+    "efficientnet_v2_b0": 78.7,
+    "efficientnet_v2_b1": 79.8,
+    "efficientnet_v2_b2": 80.5,
+    "efficientnet_v2_b3": 82.0,
+    "efficientnet_v2_s": 83.9,
+    "efficientnet_v2_m": 85.3,
+    "efficientnet_v2_l": 85.7,
+    "convnext_tiny": 81.3,
+    "convnext_small": 82.3,
+    "convnext_base": 85.3,
+    "convnext_large": 86.3,
+    "convnext_xlarge": 86.7,
+}
+
+LEGEND = """\
+MiB: all tensors, in float32. top-1, top-5: percent of ImageNet's validation images, published for
+px x px: torchvision's of its newest weights, timm's from its results-imagenet.csv. keras: top-1 of
+Keras' own weights. depth: convolutions and dense layers on the longest way from image to logits.
+ms: median inference step of {batch_size} x px x px, float32, on {device}.
+inception_v3 counts its auxiliary head. NASNetMobile, a row of Keras' table, is in neither
+torchvision nor timm, so it is missing."""
+TABLE_WIDTH = 120  # rows stay whole where the output is no terminal
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZooConfig:
+    """Print every network with its size, published accuracy, depth and time per inference step on
+    this machine, and write the table as zoo.csv and zoo.png.
+
+      python -m trainers zoo --classes 196
+      python -m trainers zoo --names resnet50 mobilenet_v2 --batch-size 32
+      python -m trainers zoo --no-time --json
+    """
+
+    classes: int = 1000
+    """Outputs of the head, which counts in size and parameters."""
+    names: tuple[str, ...] = ()
+    """Networks to tell about; default: all. Timing them all takes minutes."""
+    time: bool = True
+    """Time an inference step of each: on the CPU, and on the GPU where there is one."""
+    batch_size: int = 1
+    """Images per timed step."""
+    out: str = "runs/zoo"
+    """URI of the folder for zoo.csv and zoo.png."""
+    json: bool = False
+    """Print the rows as JSON instead of a table."""
+
+    def __post_init__(self) -> None:
+        require(self.classes >= 1, "classes", self.classes, "use 1 or more")
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "use 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZooRow:
+    """One network; accuracies in percent, None where nobody published any."""
+
+    name: str
+    source: str
+    weights: str | None
+    """What the publisher calls them."""
+    size_mib: float
+    top1: float | None
+    top5: float | None
+    keras_top1: float | None
+    parameters: int
+    depth: int
+    stages: int
+    size_px: int
+    cpu_ms: float | None
+    gpu_ms: float | None
+
+
+def describe(name: str, config: ZooConfig) -> ZooRow:
+    """Measure one network; its weights are never read, nor its tensors made unless it is timed.
+
+    Raises:
+        ValueError: for an unknown name, or one of timm's where timm is not installed.
+    """
+    backbone = find(name)
+    published = backbone.published.get("imagenet")
+    model = on_meta(name, config.classes)
+    shape_BCHW = (config.batch_size, 3, backbone.size_px, backbone.size_px)
+    times_ms = time_step(name, config.classes, shape_BCHW) if config.time else {}
+    return ZooRow(
+        name=name,
+        source=backbone.source,
+        weights=published and published.name,
+        size_mib=round(count_bytes(model) / 2**20, 1),
+        top1=published and published.top1,
+        top5=published and published.top5,
+        keras_top1=KERAS_TOP1.get(name),
+        parameters=count_parameters(model),
+        depth=measure_depth(model, backbone.size_px),
+        stages=len(backbone.stages),
+        size_px=backbone.size_px,
+        cpu_ms=times_ms.get("cpu"),
+        gpu_ms=times_ms.get("cuda"),
+    )
+
+
+def run_zoo(config: ZooConfig) -> None:
+    """Measure, print, write zoo.csv and zoo.png."""
+    aside = Console(stderr=True)
+    for name in config.names:
+        find(name)
+    names = config.names or tuple(BACKBONES)
+    if not config.names and find_spec("timm") is None:
+        names = tuple(name for name in names if BACKBONES[name].source != "timm")
+        aside.print(f"{len(BACKBONES) - len(names)} networks are timm's: pip install '{TIMM}'")
+    if config.time and (load := os.getloadavg()[0]) > (os.cpu_count() or 1) / 2:
+        aside.print(f"Other processes use this CPU (load {load:.1f}): its times will be too long")
+    rows = [
+        describe(name, config)
+        for name in track(names, "Measuring", console=aside, transient=True, disable=len(names) < 2)
+    ]
+    storage.write_bytes(storage.join(config.out, "zoo.csv"), write_csv(rows))
+    storage.write_bytes(storage.join(config.out, "zoo.png"), draw_zoo([asdict(r) for r in rows]))
+    if config.json:
+        print(json.dumps([asdict(row) for row in rows], indent=1))
+        return
+    Console(width=TABLE_WIDTH).print(table(rows))
+    print(LEGEND.format(batch_size=config.batch_size, device=describe_devices()))
+    print(f"Written: {config.out}/zoo.csv, {config.out}/zoo.png")
+
+
+def write_csv(rows: list[ZooRow]) -> bytes:
+    """Write a header and a line per network; what is None stays empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(ZooRow)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    return text.getvalue().encode()
+
+
+def table(rows: list[ZooRow]) -> Table:
+    """Lay the rows out for a terminal; columns nothing is known of are left out."""
+    columns: dict[str, tuple[str, str]] = {
+        "source": ("source", "{}"),
+        "size_mib": ("MiB", "{:.0f}"),
+        "top1": ("top-1", "{:.1f}"),
+        "top5": ("top-5", "{:.1f}"),
+        "keras_top1": ("keras", "{:.1f}"),
+        "parameters": ("parameters", "{:,}"),
+        "depth": ("depth", "{}"),
+        "stages": ("stages", "{}"),
+        "size_px": ("px", "{}"),
+        "cpu_ms": ("CPU ms", "{:.1f}"),
+        "gpu_ms": ("GPU ms", "{:.1f}"),
+    }
+    values: list[dict[str, Any]] = [asdict(row) for row in rows]
+    known = [field for field in columns if any(row[field] is not None for row in values)]
+    grid = Table("name", box=None, pad_edge=False)
+    for field in known:
+        grid.add_column(columns[field][0], justify="left" if field == "source" else "right")
+    for row in values:
+        cells = ["-" if row[f] is None else columns[f][1].format(row[f]) for f in known]
+        grid.add_row(row["name"], *cells)
+    return grid
