@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainers.backbones import BACKBONES, build, find
+from trainers.backbones import build, find
 from trainers.config import NORMALIZATIONS, FreezeDepth, ModelConfig, OptimConfig
 from trainers.freezing import freeze, is_head_only, resolve_depth, train_mode
 from trainers.initializers import initialize
@@ -50,7 +50,7 @@ def test_training_changes_exactly_the_stages_that_are_not_frozen(backbone: str, 
     assert changed == {name for name in before if stage_of(name) >= depth}
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", ["resnet50", "mobilenet_v2", "inception_v3"])
 def test_depth_k_freezes_the_first_k_stages_and_never_the_head(backbone: str):
     model, stages = build(backbone, 4), find(backbone).stages
     for depth in (*range(len(stages) + 1), 0):  # and thaws again

@@ -19,8 +19,8 @@ from datasets.read import read_chunk
 from datasets.shards import Manifest, Split
 from trainers.config import FinetuneConfig
 from trainers.feed import Place
-from trainers.loop import step_settings
 from trainers.scores import Measures, Scores
+from trainers.settings import step_settings
 from trainers.step import StepSettings, predict
 
 BATCH_SIZE = 64

@@ -25,8 +25,8 @@ from datasets.shards import read_manifest
 from trainers import runs
 from trainers.answers import read_views
 from trainers.evaluate import check_classes, evaluate, folder_of
-from trainers.loop import step_settings
 from trainers.pictures import Explained, draw_heat_maps
+from trainers.settings import step_settings
 from trainers.step import StepSettings, predict
 
 Which = Literal["mistakes", "confident", "random"]

@@ -16,10 +16,10 @@ import torch
 from cluster.entry import ROOT
 from datasets import storage
 from datasets.config import require
-from trainers import loop
 from trainers.formats import EXPORTERS, Exporter, Run, Subject, require_onnx
 from trainers.model_card import CardFacts, FileFacts, write_card
 from trainers.runs import load_best_model
+from trainers.settings import step_settings
 from trainers.step import predict
 
 Format = Literal["safetensors", "onnx", "torch_export"]
@@ -66,7 +66,7 @@ def export(config: ExportConfig) -> dict[str, FileFacts]:
     run = storage.absolute(config.run, "run")
     out = storage.absolute(config.out, "out")
     training, progress, model = load_best_model(run)
-    settings = loop.step_settings(training, torch.device("cpu"))
+    settings = step_settings(training, torch.device("cpu"))
     subject = Subject(
         model=model,
         config=training,

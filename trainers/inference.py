@@ -23,11 +23,11 @@ from datasets.collection import list_images
 from datasets.config import IngestConfig, require
 from datasets.inference import Outcome, Workers, infer
 from datasets.partition import tally_reasons
-from trainers import loop
 from trainers.backbones import build, find
 from trainers.config import FinetuneConfig, ModelConfig
 from trainers.initializers import initialize, pretrained_available
 from trainers.runs import load_best_model
+from trainers.settings import step_settings
 from trainers.step import predict
 
 IMAGENET_CLASSES = tuple(ResNet50_Weights.DEFAULT.meta["categories"])
@@ -180,7 +180,7 @@ class Computer:
         loaded = ray.get(network)
         self._device = torch.device("cuda" if use_gpu else "cpu")
         self._model = loaded.model.to(device=self._device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self._settings = loop.step_settings(loaded.config, self._device)
+        self._settings = step_settings(loaded.config, self._device)
         self._to_columns, self._worker_batch_size = to_columns, worker_batch_size
 
     @torch.inference_mode()

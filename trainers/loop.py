@@ -15,15 +15,14 @@ from torch import nn
 
 from datasets.shards import Manifest, read_manifest
 from trainers import checkpoint, metrics
-from trainers.backbones import find
 from trainers.checkpoint import Progress
-from trainers.config import NORMALIZATIONS, FinetuneConfig, Phase
+from trainers.config import FinetuneConfig, Phase
 from trainers.feed import Feed, Place, open_feed
-from trainers.mixing import build_mix
 from trainers.optim import learning_rate_at, set_learning_rate
 from trainers.recorder import Recorder
 from trainers.runs import is_done, write_result
-from trainers.state import TrainState, autocast_dtype
+from trainers.settings import train_settings
+from trainers.state import TrainState
 from trainers.step import StepSettings, eval_step, train_step
 
 logger = logging.getLogger(__name__)
@@ -245,37 +244,6 @@ def find_checkpoint(run: str, place: Place) -> int | None:
 def phase_at(phases: tuple[Phase, ...], epoch: int) -> Phase:
     """Return the phase that trains an epoch, counted from 0; the last one beyond the end."""
     return next((phase for phase in phases if epoch < phase.end_epoch), phases[-1])
-
-
-def step_settings(config: FinetuneConfig, device: torch.device) -> StepSettings:
-    """Collect what a step of evaluation needs to know."""
-    of_model = config.model.normalization
-    if of_model == "auto":
-        of_model = find(config.model.backbone).normalization
-    mean, std = NORMALIZATIONS[of_model]
-    return StepSettings(
-        mean=mean,
-        std=std,
-        optim=config.optim,
-        autocast_dtype=autocast_dtype(config.compute, device),
-        channels_last=config.compute.channels_last,
-    )
-
-
-def train_settings(config: FinetuneConfig, manifest: Manifest, place: Place) -> StepSettings:
-    """Collect what a step of training needs to know besides."""
-    weights_K = None
-    if config.loss.class_weights == "balanced":
-        counts_K = torch.tensor(manifest.split("train").class_counts, device=place.device)
-        weights_K = counts_K.sum() / (len(counts_K) * counts_K.clamp(min=1))
-    return replace(
-        step_settings(config, place.device),
-        images_per_rank=config.global_batch_size / place.world_size,
-        label_smoothing=config.loss.label_smoothing,
-        class_weights_K=weights_K,
-        mix=build_mix(config.loss, len(manifest.classes)),
-        accumulation_steps=config.compute.accumulation_steps,
-    )
 
 
 def training_row(

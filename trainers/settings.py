@@ -1,0 +1,44 @@
+"""What stays the same from step to step, out of a config."""
+
+from dataclasses import replace
+
+import torch
+
+from datasets.shards import Manifest
+from trainers.backbones import find
+from trainers.config import NORMALIZATIONS, FinetuneConfig
+from trainers.feed import Place
+from trainers.mixing import build_mix
+from trainers.state import autocast_dtype
+from trainers.step import StepSettings
+
+
+def step_settings(config: FinetuneConfig, device: torch.device) -> StepSettings:
+    """Collect what a step of evaluation needs to know."""
+    of_model = config.model.normalization
+    if of_model == "auto":
+        of_model = find(config.model.backbone).normalization
+    mean, std = NORMALIZATIONS[of_model]
+    return StepSettings(
+        mean=mean,
+        std=std,
+        optim=config.optim,
+        autocast_dtype=autocast_dtype(config.compute, device),
+        channels_last=config.compute.channels_last,
+    )
+
+
+def train_settings(config: FinetuneConfig, manifest: Manifest, place: Place) -> StepSettings:
+    """Collect what a step of training needs to know besides."""
+    weights_K = None
+    if config.loss.class_weights == "balanced":
+        counts_K = torch.tensor(manifest.split("train").class_counts, device=place.device)
+        weights_K = counts_K.sum() / (len(counts_K) * counts_K.clamp(min=1))
+    return replace(
+        step_settings(config, place.device),
+        images_per_rank=config.global_batch_size / place.world_size,
+        label_smoothing=config.loss.label_smoothing,
+        class_weights_K=weights_K,
+        mix=build_mix(config.loss, len(manifest.classes)),
+        accumulation_steps=config.compute.accumulation_steps,
+    )
