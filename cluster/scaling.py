@@ -3,7 +3,7 @@
 Ray Data runs INSIDE the training's workers. Were every CPU reserved by workers, no read task could
 ever be scheduled and the stream would hang; so workers reserve half of a training's CPUs at most,
 and the other half is left to read tasks. Since no worker reserves more than half of an average
-node, a worker group fits on any mix of nodes.
+node, a worker group fits on any mix of nodes. Elastic workers on CPUs reserve more: `_fill_no_node`.
 """
 
 from dataclasses import dataclass, replace
@@ -47,7 +47,7 @@ def plan_workers(
     share = _round_down(min(cpus / processes, node_cpus) / 2)
     reader_cpus = min(1.0, share) if use_gpu else 0.5
     if config.min_workers is not None and not use_gpu:
-        per_node = ceil(processes / resources.num_nodes)
+        per_node = ceil(processes * num_concurrent / resources.num_nodes)
         share = _fill_no_node(node_cpus, per_node)
         reader_cpus = min(0.5, _round_down(node_cpus - per_node * share))
     return WorkerPlan(
@@ -74,7 +74,7 @@ def max_concurrent_trials(resources: Resources, config: ClusterConfig) -> int:
 
 def in_process(config: ClusterConfig) -> ClusterConfig:
     """The same config for a training in the calling process."""
-    return replace(config, num_workers=0)
+    return replace(config, num_workers=0, min_workers=None)
 
 
 def _uses_gpu(resources: Resources, config: ClusterConfig) -> bool:

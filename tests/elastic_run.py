@@ -21,7 +21,8 @@ from trainers.tracking import read_rows
 
 def main(data: str, out: str) -> None:
     nodes = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 2**29}
+        initialize_head=True,
+        head_node_args={"num_cpus": 2, "object_store_memory": 2**29, "include_dashboard": False},
     )
     others = [nodes.add_node(num_cpus=2, object_store_memory=2**28) for _ in range(2)]
     runtime.connect(nodes.address, quiet=True)

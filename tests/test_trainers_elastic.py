@@ -11,6 +11,7 @@ from cluster.config import ClusterConfig
 from tests.conftest import ROOT
 from tests.elastic_run import elastic_config
 from trainers import launch
+from trainers.evaluate import evaluate
 from trainers.tracking import read_rows
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -27,11 +28,13 @@ def test_two_of_three_nodes_lost_leave_the_losses_as_they_were(
         [sys.executable, "-m", "tests.elastic_run", easy_data, out],
         cwd=ROOT, capture_output=True, text=True, timeout=500,
     )  # fmt: skip
+    evaluated = evaluate(out, split="val")  # in one process, whatever trained it
     alone = replace(elastic_config(easy_data, str(tmp_path / "alone")), cluster=ClusterConfig())
     launch.fit_in_process(alone)
 
     assert "nodes lost at step" in run.stdout, run.stderr[-2000:]
     assert "result 12" in run.stdout and "nodes 1" in run.stdout
+    assert evaluated["num_images"] == 17
     losses = [[row["train/loss"] for row in read_rows(folder)] for folder in (out, alone.out)]
     assert len(losses[0]) == 12
     assert losses[0] == pytest.approx(losses[1], rel=WORKERS_TOLERANCE)

@@ -1,6 +1,7 @@
 """One process' training: phases, mid-epoch resume, averages, early stopping, what is recorded."""
 
 import io
+import json
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,7 +15,8 @@ import torch
 from datasets.config import IngestConfig
 from datasets.shards import read_manifest
 from tests.conftest import WriteData
-from trainers import checkpoint, launch, loop
+from trainers import checkpoint, launch, loop, metrics
+from trainers.backbones import build
 from trainers.checkpoint import Progress
 from trainers.config import (
     ClusterConfig,
@@ -27,6 +29,7 @@ from trainers.config import (
     TrackConfig,
 )
 from trainers.feed import Place
+from trainers.initializers import initialize
 from trainers.recorder import Recorder
 from trainers.settings import train_settings
 from trainers.tracking import read_rows
@@ -149,6 +152,57 @@ def test_an_average_is_evaluated_and_kept_and_training_goes_on_from_the_weights(
     assert torch.equal(raw[frozen], kept[frozen])
 
 
+def test_a_network_without_buffers_has_an_average_too(config: FinetuneConfig) -> None:
+    model = ModelConfig(backbone="lenet5", init="he")
+    plain = replace(config, epochs=1, model=model, schedule=ScheduleConfig())
+    launch.fit_in_process(plain)
+
+    assert len(losses(plain.out)) == 3
+
+
+def test_the_first_step_whose_gradient_is_not_finite_is_named_whatever_came_after() -> None:
+    sums = metrics.Sums(("count", "finite"), "cpu")
+    for finite in (1, 1, 0, 0):
+        sums.add({"count": torch.tensor(8), "finite": torch.tensor(finite)})
+
+    assert loop.find_bad_step(sums, step=20, world_size=1) == 19
+
+
+def test_a_run_names_the_step_at_which_it_diverged(
+    config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rate of the second step is too high; metrics are reduced after the third."""
+    rates = iter([1e-3, 1e38, 1e-3])
+    monkeypatch.setattr(loop, "learning_rate_at", lambda *args, **kwargs: next(rates))
+    wild = replace(
+        config,
+        checkpoint_every_steps=500,
+        optim=OptimConfig(optimizer="sgd"),
+        track=TrackConfig(log_every_steps=20),
+    )
+    with pytest.raises(ValueError, match=r"not finite from step 3 on \(epoch 1"):
+        launch.fit_in_process(wild)
+    assert json.loads((Path(config.out) / "result.json").read_text())["checkpoint"] is None
+
+
+def test_totals_of_an_epoch_may_go_on_on_another_number_of_ranks() -> None:
+    totals = {"count": 64.0, "loss_sum": 3.0, "steps": 8.0, "clip/grad_norm": 16.0}
+    of_one = metrics.rescale(totals, 1 / 4)
+
+    assert of_one == {"count": 64.0, "loss_sum": 3.0, "steps": 2.0, "clip/grad_norm": 4.0}
+    assert metrics.means_of(totals)["clip/grad_norm"] == metrics.means_of(of_one)["clip/grad_norm"]
+
+
+def test_settings_that_phases_replace_are_warned_of(
+    config: FinetuneConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    launch.check(replace(config, epochs=30, optim=replace(config.optim, learning_rate=1e-5)))
+
+    assert "epochs is not used: schedule.phases has its own" in caplog.text
+    assert "optim.learning_rate is not used" in caplog.text
+    assert "freeze_depth" not in caplog.text
+
+
 def test_early_stopping_ends_a_run_that_no_longer_improves(config: FinetuneConfig) -> None:
     still = replace(
         config,
@@ -204,7 +258,7 @@ def test_a_run_in_float16_learns_although_its_first_steps_may_be_skipped(
     assert losses(config.out)[-1] < 0.95 * losses(config.out)[0]
     _, contents = checkpoint.read(config.out, 9)
     state = torch.load(io.BytesIO(contents["training.pt"]), weights_only=True)
-    assert state["scaler"]["scale"] <= 2**16
+    assert 1 <= state["scaler"]["scale"] <= 2**16
 
 
 @pytest.mark.slow
@@ -243,7 +297,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_no_row_runs_ahead_of
     tmp_path: Path, gate: threading.Event
 ) -> None:
     with Recorder(str(tmp_path)) as recorder:
-        recorder.save({"model.safetensors": b"weights"}, Progress(global_step=1))
+        recorder.save(lambda: {"model.safetensors": b"weights"}, Progress(global_step=1))
         recorder.log({"global_step": 1})
         assert read_rows(str(tmp_path)) == []
         gate.set()
@@ -262,3 +316,29 @@ def test_what_cannot_be_written_ends_the_run(
     with pytest.raises(OSError, match="No space left"):
         launch.fit_in_process(config)
     assert not (Path(config.out) / "result.json").exists()
+
+
+@pytest.mark.slow
+def test_inception_v3_fine_tunes_with_its_auxiliary_head(
+    config: FinetuneConfig, write_data: WriteData
+) -> None:
+    """The lecture's Keras page; 299 px, as its auxiliary head needs them."""
+    plain = replace(
+        config,
+        data=write_data(train=16, val=5, classes=3),
+        epochs=1,
+        global_batch_size=8,
+        ingest=replace(config.ingest, size_px=299),
+        model=ModelConfig(backbone="inception_v3", init="he", freeze_depth="all"),
+        optim=OptimConfig(learning_rate=1e-2),
+        loss=LossConfig(),
+        schedule=ScheduleConfig(),
+    )
+    launch.fit_in_process(plain)
+    trained = checkpoint.load_best(plain.out)[1]
+    start = build("inception_v3", 3)
+    initialize(start, plain.model, seed=plain.seed)
+
+    changed = {n for n, t in start.state_dict().items() if not torch.equal(t, trained[n])}
+    heads = {n for n in trained if n.startswith(("fc.", "AuxLogits."))}
+    assert changed == heads and len(losses(plain.out)) == 2

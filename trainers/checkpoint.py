@@ -96,8 +96,9 @@ def save(run: str, contents: dict[str, bytes], progress: Progress) -> None:
         storage.write_bytes(storage.join(target, name), content)
     text = json.dumps({**asdict(progress), "files": files}, indent=1)
     storage.write_bytes(storage.join(target, PROGRESS), text.encode())
-    older = [step for step in before if step < progress.global_step]
-    kept = {progress.global_step, progress.best_step, *older[-1:]}
+    older = (step for step in reversed(before) if step < progress.global_step)
+    fallback = next((step for step in older if read_progress(run, step)), None)
+    kept = (progress.global_step, progress.best_step, fallback)
     for step in before:
         if step not in kept:
             storage.delete_folder(folder(run, step))
@@ -137,7 +138,7 @@ def load_best(run: str) -> tuple[Progress, dict[str, Tensor]]:
     for best in sorted(whole, key=lambda progress: (-progress.val_top1, progress.epoch)):
         if (found := _read(run, best.global_step)) is not None:
             return found[0], safetensors.torch.load(found[1][MODEL])
-    raise ValueError(f"run is {run!r}: it has no whole checkpoint; train it first")
+    raise ValueError(f"run is {run!r}: it has no whole checkpoint of an epoch; train it first")
 
 
 def read_progress(run: str, step: int) -> Progress | None:

@@ -189,8 +189,8 @@ class ComputeConfig:
     compile: bool = False
     """Compile the network with torch.compile: minutes at the start, faster steps."""
     accumulation_steps: int = 1
-    """Parts that a worker cuts its share of a batch into: less memory, the same gradient (only
-    BatchNorm sees smaller batches)."""
+    """Parts that a worker cuts its share of a batch into: less memory, the same gradient (but
+    BatchNorm, mixup and CutMix see smaller batches)."""
 
     def __post_init__(self) -> None:
         require(

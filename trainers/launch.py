@@ -11,7 +11,7 @@ import ray.train
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from cluster.runtime import Resources, find_resources
+from cluster.runtime import WORKER_ENV, Resources, find_resources
 from cluster.scaling import WorkerPlan, in_process, plan_workers
 from datasets import storage
 from datasets.config import require
@@ -55,6 +55,15 @@ def check(config: FinetuneConfig) -> Manifest:
         resolve_depth(config.model.backbone, phase.freeze_depth)
     if config.model.init in RANDOM and config.model.weights is not None:
         logger.warning("model.weights is not used: init %s draws random ones", config.model.init)
+    if config.schedule.phases:
+        defaults = FinetuneConfig(data="")
+        for field, given, default in (
+            ("epochs", config.epochs, defaults.epochs),
+            ("model.freeze_depth", config.model.freeze_depth, defaults.model.freeze_depth),
+            ("optim.learning_rate", config.optim.learning_rate, defaults.optim.learning_rate),
+        ):
+            if given != default:
+                logger.warning("%s is not used: schedule.phases has its own", field)
     if checkpoint.latest_progress(config.out) is None:  # a resumed run has its weights
         _check_weights(replace(config.model, freeze_depth=0), len(manifest.classes))
     return manifest
@@ -128,7 +137,8 @@ def fit(config: FinetuneConfig, *, num_concurrent: int = 1) -> dict[str, Any]:
     num_workers: int | tuple[int, int] = plan.num_workers
     if config.cluster.min_workers is not None:
         num_workers = config.cluster.min_workers, plan.num_workers
-        os.environ[START_TIMEOUT_VAR] = ELASTIC_START_TIMEOUT_S
+        if os.environ.get(START_TIMEOUT_VAR) == WORKER_ENV[START_TIMEOUT_VAR]:  # not the user's
+            os.environ[START_TIMEOUT_VAR] = ELASTIC_START_TIMEOUT_S
     share = _share(config, resources, plan, num_concurrent)
     trainer = TorchTrainer(
         train_loop_per_worker,

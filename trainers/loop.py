@@ -11,7 +11,7 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.train.collective import broadcast_from_rank_zero
-from torch import nn
+from torch import distributed, nn
 
 from datasets.shards import Manifest, read_manifest
 from trainers import checkpoint, metrics
@@ -156,7 +156,7 @@ class Training:
             metrics.IMAGES_PER_S: (step - first_step) * self._config.global_batch_size / train_s,
         }
         if self.recorder:
-            self.recorder.save(self._state.serialize(), replace(self.progress, row=row))
+            self.recorder.save(self._state.serialize, replace(self.progress, row=row))
             self.recorder.log(row)
         report(row)
 
@@ -173,9 +173,12 @@ class Training:
             metrics.TRAIN_SUMS,
             self._place.device,
             parts={metrics.STAGE_CLIPPING: metrics.stage_metrics(state.stages)},
-            start=progress.totals if self._place.rank == 0 else None,
+            start=metrics.rescale(progress.totals, self._place.world_size)
+            if self._place.rank == 0
+            else None,
         )
         losses = list(progress.losses)
+        finite = torch.ones((), dtype=torch.bool, device=self._place.device)
         step, last_step = progress.global_step, (progress.epoch + 1) * self._steps_per_epoch
         while True:
             rate = learning_rate_at(
@@ -189,15 +192,15 @@ class Training:
             set_learning_rate(state.optimizer, rate)
             # A seed of its own for every step and rank: a resumed step drops out the same units.
             torch.manual_seed(hash((config.seed, step, self._place.rank)))
-            sums.add(
-                train_step(
-                    state.network,
-                    state.optimizer,
-                    *self._train_feed.next(),
-                    settings=self._settings,
-                    scaler=state.scaler,
-                )
+            told = train_step(
+                state.network,
+                state.optimizer,
+                *self._train_feed.next(),
+                settings=self._settings,
+                scaler=state.scaler,
             )
+            finite &= told["finite"]  # once false it stays so: the count names the first step
+            sums.add({**told, "finite": finite})
             state.update_average()
             step += 1
             keeps = step % config.checkpoint_every_steps == 0
@@ -205,7 +208,9 @@ class Training:
                 continue
             totals = sums.reduce(self._place.world_size)
             row = training_row(totals, epoch=progress.epoch + 1, step=step, learning_rate=rate)
-            refuse_divergence(totals, row, self._place.world_size)
+            if totals["finite"] < totals["steps"]:
+                bad_step = find_bad_step(sums, step, self._place.world_size)
+                raise Stop(diverged=describe_divergence(bad_step, row))
             if step == last_step or keeps or self._too_many_lost(self._train_feed, totals["lost"]):
                 losses += self._train_feed.take_losses() if totals["lost"] else []
                 self._refuse_losses(self._train_feed, losses)
@@ -215,13 +220,13 @@ class Training:
                 if keeps:
                     total_s = progress.total_s + time.perf_counter() - started
                     self.recorder.save(
-                        state.serialize(),
+                        state.serialize,
                         replace(
                             progress,
                             global_step=step,
                             total_s=total_s,
                             row=row,
-                            totals=totals,
+                            totals=metrics.rescale(totals, 1 / self._place.world_size),
                             losses=tuple(losses),
                         ),
                     )
@@ -291,17 +296,19 @@ def describe_losses(config: FinetuneConfig, feed: Feed, losses: list[str]) -> st
     return None
 
 
-def refuse_divergence(totals: dict[str, float], row: dict[str, Any], world_size: int) -> None:
-    """Stop where a gradient was not finite: from that step on, no weight is.
+def find_bad_step(sums: metrics.Sums, step: int, world_size: int) -> int:
+    """Return the first step whose gradient was not finite on any rank. All ranks must call."""
+    local = sums.local()
+    first = torch.tensor(step + 1 - round(local["steps"] - local["finite"]))
+    if world_size > 1:
+        first = first.to(sums.totals_N.device)
+        distributed.all_reduce(first, distributed.ReduceOp.MIN)
+    return int(first)
 
-    Raises:
-        Stop: naming the first such step.
-    """
-    num_bad = round((totals["steps"] - totals["finite"]) / world_size)
-    if num_bad:
-        raise Stop(
-            diverged=f"gradients are not finite from step {row[metrics.GLOBAL_STEP] - num_bad + 1} "
-            f"on (epoch {row[metrics.EPOCH]}, train/loss {row[metrics.TRAIN_LOSS]}): lower "
-            "optim.learning_rate or clip gradients, with another --out; the last good checkpoint "
-            "stays"
-        )
+
+def describe_divergence(bad_step: int, row: dict[str, Any]) -> str:
+    return (
+        f"gradients are not finite from step {bad_step} on (epoch {row[metrics.EPOCH]}, train/loss "
+        f"{row[metrics.TRAIN_LOSS]}): lower optim.learning_rate or clip gradients, with another "
+        "--out; the checkpoints before it stay"
+    )

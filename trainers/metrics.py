@@ -97,6 +97,22 @@ class Sums:
             distributed.all_reduce(totals_N)
         return dict(zip(self.names, totals_N.tolist(), strict=True))
 
+    def local(self) -> dict[str, float]:
+        """Return the totals of this rank."""
+        return dict(zip(self.names, self.totals_N.tolist(), strict=True))
+
+
+def rescale(totals: Mapping[str, float], factor: float) -> dict[str, float]:
+    """Scale what counts every step once a rank; sums over images stay.
+
+    Totals are kept as those of one rank, so that an epoch may end on another number of ranks.
+    """
+    of_images = ("count", "lost")
+    return {
+        name: total if name in of_images or name.endswith("_sum") else total * factor
+        for name, total in totals.items()
+    }
+
 
 def means_of(totals: Mapping[str, float]) -> dict[str, float]:
     """Turn totals into means.

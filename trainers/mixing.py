@@ -18,8 +18,8 @@ def build_mix(
 ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
     """Return (images_BCHW, labels_B) -> (images_BCHW, targets_BK); None where nothing is blended.
 
-    The share is drawn from torch's global random state, one a batch; an image is blended with its
-    neighbour in the batch of its rank. Label smoothing comes first, then the blend.
+    The share is drawn from torch's global random state, one for the images given; an image is
+    blended with its neighbour among them. Label smoothing comes first, then the blend.
     """
     blends = [
         blend(alpha=alpha, num_classes=num_classes)

@@ -12,7 +12,7 @@ import torch
 from torch import (
     Tensor,
     _foreach_mul_,  # pyright: ignore[reportPrivateImportUsage] torch's own clip_grad_norm_ uses
-    _foreach_norm,  # pyright: ignore[reportPrivateImportUsage] them: a kernel for all tensors
+    _foreach_norm,  # pyright: ignore[reportPrivateImportUsage] them: few kernels for all tensors
     nn,
 )
 from torch.optim import SGD, Adam, AdamW, Optimizer

@@ -1,6 +1,8 @@
 """What rank 0 writes of a run, in order and beside the training: rows and checkpoints."""
 
+import logging
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
@@ -9,13 +11,15 @@ from trainers import checkpoint
 from trainers.checkpoint import Progress
 from trainers.tracking import JsonlTracker, Row
 
+logger = logging.getLogger(__name__)
+
 
 class Recorder:
     """Write in one thread of its own, so that no step waits for storage.
 
     Things are written in the order they are given: a row of metrics.jsonl never tells of an epoch
     whose checkpoint is not whole. Leaving the `with` block waits for all of them; what goes wrong
-    is raised by the next call, at the latest there.
+    is raised by the next call, at the latest there (or logged, where an error leaves the block).
 
     Args:
         last_row: what a resumed run measured at its checkpoint.
@@ -33,10 +37,14 @@ class Recorder:
             self._pending.popleft().result()
         self._pending.append(self._pool.submit(self._tracker.log, row))
 
-    def save(self, contents: dict[str, bytes], progress: Progress) -> None:
-        """Write a checkpoint, once the one before is written: memory holds one at a time."""
+    def save(self, serialize: Callable[[], dict[str, bytes]], progress: Progress) -> None:
+        """Write a checkpoint of the state as it is now.
+
+        Waits until the one before is written: memory holds one at a time.
+        """
         self._wait()
-        self._pending.append(self._pool.submit(checkpoint.save, self._run, contents, progress))
+        job = self._pool.submit(checkpoint.save, self._run, serialize(), progress)
+        self._pending.append(job)
 
     def _wait(self) -> None:
         while self._pending:
@@ -54,3 +62,6 @@ class Recorder:
         self._pool.shutdown(wait=True)
         if error is None:
             self._wait()
+        for job in self._pending:
+            if (failure := job.exception()) is not None:
+                logger.error("%s: not all could be written: %s", self._run, failure)

@@ -111,7 +111,7 @@ def write_result(
         metrics.VAL_TOP1: progress.val_top1,
         metrics.VAL_BEST_TOP1: progress.best_val_top1,
         metrics.TOTAL_S: progress.total_s,
-        "checkpoint": checkpoint.folder(run, progress.best_step),
+        "checkpoint": checkpoint.folder(run, progress.best_step) if progress.epoch else None,
         "diverged": diverged,
         "lost": lost,
     }

@@ -43,7 +43,8 @@ class WeightAverage:
         decay = min(self._decay, (1 + self.num_updates) / (10 + self.num_updates))
         self.num_updates += 1
         _foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
-        _foreach_copy_(list(self.model.buffers()), list(model.buffers()))
+        if buffers := list(model.buffers()):
+            _foreach_copy_(list(self.model.buffers()), buffers)
 
 
 class TrainState:

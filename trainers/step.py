@@ -24,6 +24,9 @@ RGB = tuple[float, float, float]
 AUX_WEIGHT = 0.4
 """Of an auxiliary head's loss (Szegedy et al. 2016, torchvision's reference training)."""
 
+MIN_LOSS_SCALE = 1.0
+"""float16 that still overflows at this scale of the loss does not recover."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepSettings:
@@ -114,8 +117,10 @@ def train_step(
     clipping = clip_gradients(optimizer, settings.optim)
     scaler.step(optimizer)
     scaler.update()
-    if scaler.is_enabled():  # it skips steps that overflow: those are no sign of divergence
-        finite = sums["loss_sum"].isfinite()
+    if (
+        scaler.is_enabled()
+    ):  # it skips steps that overflow, which some do, but not one after another
+        finite = sums["loss_sum"].isfinite() & (scaler.get_scale() >= MIN_LOSS_SCALE)
         clipping = {name: torch.nan_to_num(v, 0.0, 0.0, 0.0) for name, v in clipping.items()}
     else:
         finite = clipping["clip/grad_norm"].isfinite()
