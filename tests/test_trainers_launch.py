@@ -21,6 +21,7 @@ from tests.conftest import WriteData, flip_byte
 from trainers import checkpoint, launch
 from trainers.config import (
     ClusterConfig,
+    ComputeConfig,
     FinetuneConfig,
     ModelConfig,
     OptimConfig,
@@ -111,29 +112,58 @@ def test_a_run_does_not_go_on_with_another_data_set(
         launch.fit_in_process(replace(run, epochs=2))
 
 
+def kill_a_worker_at(config: FinetuneConfig, step: int) -> threading.Thread:
+    """Kill one of a run's workers once it has told of `step`; the thread ends with it."""
+
+    def kill() -> None:
+        while not any(row["global_step"] == step for row in read_rows(config.out)):
+            time.sleep(0.02)
+        workers = list_actors(filters=[("state", "=", "ALIVE")])
+        os.kill(next(a.pid for a in workers if "TrainWorker" in a.class_name), signal.SIGKILL)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    return thread
+
+
 @pytest.mark.slow
 def test_a_worker_killed_in_mid_epoch_changes_nothing(
     straight: str, config: FinetuneConfig
 ) -> None:
-    killed: list[int] = []
-
-    def kill_in_second_epoch() -> None:
-        while not any(row["global_step"] == 4 for row in read_rows(config.out)):
-            time.sleep(0.02)
-        workers = list_actors(filters=[("state", "=", "ALIVE")])
-        pid = next(actor.pid for actor in workers if "TrainWorker" in actor.class_name)
-        os.kill(pid, signal.SIGKILL)
-        killed.append(pid)
-
-    killer = threading.Thread(target=kill_in_second_epoch, daemon=True)
-    killer.start()
+    killer = kill_a_worker_at(config, step=4)
     launch.fit(config)
     killer.join()
 
-    assert killed
     assert losses(config.out) == losses(straight)
     for name, tensor in weights(config.out).items():
         assert torch.equal(tensor, weights(straight)[name])
+
+
+@pytest.mark.slow
+def test_two_workers_with_live_batchnorm_resume_exactly_and_measure_what_they_save(
+    single: FinetuneConfig,
+) -> None:
+    """Statistics that change, an average of the weights, shares of 8 and 9 images in parts."""
+    live = replace(
+        single,
+        epochs=2,
+        global_batch_size=17,
+        checkpoint_every_steps=1,
+        model=ModelConfig(backbone="mobilenet_v2", init="he", freeze_depth=6),
+        optim=OptimConfig(learning_rate=1e-3, ema_decay=0.9, clipnorm=1.0),
+        compute=ComputeConfig(accumulation_steps=3, precision="fp32"),
+    )
+    launch.fit(live)
+    cut = replace(live, out=live.out + "-cut")
+    killer = kill_a_worker_at(cut, step=3)
+    launch.fit(cut)
+    killer.join()
+    progress = checkpoint.load_best(cut.out)[0]
+    evaluated = evaluate(cut.out, split="val")
+
+    assert losses(cut.out) == losses(live.out) and len(losses(cut.out)) == 4
+    assert evaluated["val/loss"] == pytest.approx(progress.row["val/loss"], rel=1e-5)
+    assert evaluated["val/top1"] == progress.row["val/top1"]
 
 
 def test_a_resumed_run_equals_a_straight_one(single: FinetuneConfig) -> None:

@@ -1,10 +1,11 @@
 """The training loop: the same on every rank, in a Ray Train worker or in a Tune trial's process."""
 
+import json
 import logging
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import ray.train
@@ -13,6 +14,7 @@ import torch
 from ray.train.collective import broadcast_from_rank_zero
 from torch import distributed, nn
 
+from datasets import storage
 from datasets.shards import Manifest, read_manifest
 from trainers import checkpoint, metrics
 from trainers.checkpoint import Progress
@@ -107,8 +109,11 @@ class Training:
         step = find_checkpoint(config.out, self._place)
         if step is None:
             report = state.initialize()
-            if report.missing or report.unexpected:
-                logger.warning("weights: %s", report)
+            if self._place.rank == 0 and report.loaded:
+                text = json.dumps(asdict(report), indent=1).encode()
+                storage.write_bytes(storage.join(config.out, "weights.json"), text)
+                if report.missing or report.unexpected:
+                    logger.warning("weights: %s; all in %s/weights.json", report, config.out)
             return Progress(classes=manifest.classes, fingerprint=manifest.fingerprint)
         progress, contents = checkpoint.read(config.out, step)
         state.enter(phase_at(config.phases, progress.trained_epoch))
