@@ -13,9 +13,10 @@ from tests.conftest import with_head
 from trainers.backbones import build
 from trainers.config import NORMALIZATIONS, LossConfig, OptimConfig
 from trainers.freezing import train_mode
-from trainers.metrics import EVAL_SUMS, TRAIN_SUMS
+from trainers.metrics import EVAL_SUMS, TRAIN_SUMS, Sums, stage_metrics
 from trainers.mixing import build_mix
 from trainers.optim import build_optimizer
+from trainers.state import WeightAverage
 from trainers.step import StepSettings, eval_step, normalize, train_step
 
 pytestmark = pytest.mark.usefixtures("toy_backbone")
@@ -195,13 +196,27 @@ def test_evaluation_changes_nothing():
 def test_a_step_on_a_gpu_waits_for_nothing():
     model = build("mobilenet_v2", 4).cuda()
     optim = OptimConfig(clipnorm=1.0)
-    settings = settings_of(optim, autocast_dtype=torch.bfloat16)
+    settings = settings_of(
+        optim,
+        autocast_dtype=torch.bfloat16,
+        accumulation_steps=2,
+        class_weights_K=torch.ones(4).cuda(),
+        mix=build_mix(LossConfig(mixup_alpha=1.0, cutmix_alpha=1.0), num_classes=4),
+    )
     optimizer = build_optimizer(model, "mobilenet_v2", optim)
+    average = WeightAverage(model, 0.9)
+    parts = {"clip/stages": stage_metrics([f"stage {number}" for number in range(8)])}
+    sums = Sums(TRAIN_SUMS, "cuda", parts=parts)
     images_BHWC, labels_B = (tensor.cuda() for tensor in random_batch(4))
-    train_step(model, optimizer, images_BHWC, labels_B, settings=settings)
+
+    def step() -> None:
+        sums.add(train_step(model, optimizer, images_BHWC, labels_B, settings=settings))
+        average.update(model)
+
+    step()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        train_step(model, optimizer, images_BHWC, labels_B, settings=settings)
+        step()
         eval_step(model, images_BHWC, labels_B, settings=settings)
     finally:
         torch.cuda.set_sync_debug_mode("default")

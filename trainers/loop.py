@@ -173,40 +173,20 @@ class Training:
         """
         config, state, progress = self._config, self._state, self.progress
         state.train_mode()
-        assert state.optimizer is not None
+        totals = metrics.rescale(progress.totals, self._place.world_size)  # of a resumed epoch
         sums = metrics.Sums(
             metrics.TRAIN_SUMS,
             self._place.device,
             parts={metrics.STAGE_CLIPPING: metrics.stage_metrics(state.stages)},
-            start=metrics.rescale(progress.totals, self._place.world_size)
-            if self._place.rank == 0
-            else None,
+            start=totals if self._place.rank == 0 else None,
         )
         losses = list(progress.losses)
         finite = torch.ones((), dtype=torch.bool, device=self._place.device)
         step, last_step = progress.global_step, (progress.epoch + 1) * self._steps_per_epoch
         while True:
-            rate = learning_rate_at(
-                step - phase.start_epoch * self._steps_per_epoch,
-                phase.learning_rate,
-                config.optim,
-                config.schedule,
-                steps_per_epoch=self._steps_per_epoch,
-                num_epochs=phase.num_epochs,
-            )
-            set_learning_rate(state.optimizer, rate)
-            # A seed of its own for every step and rank: a resumed step drops out the same units.
-            torch.manual_seed(hash((config.seed, step, self._place.rank)))
-            told = train_step(
-                state.network,
-                state.optimizer,
-                *self._train_feed.next(),
-                settings=self._settings,
-                scaler=state.scaler,
-            )
+            rate, told = self._take_step(step, phase)
             finite &= told["finite"]  # once false it stays so: the count names the first step
             sums.add({**told, "finite": finite})
-            state.update_average()
             step += 1
             keeps = step % config.checkpoint_every_steps == 0
             if step < last_step and not keeps and step % config.track.log_every_steps:
@@ -221,21 +201,43 @@ class Training:
                 self._refuse_losses(self._train_feed, losses)
             if step == last_step:
                 return row, losses
+            if self.recorder and keeps:
+                middle = replace(
+                    progress,
+                    global_step=step,
+                    total_s=progress.total_s + time.perf_counter() - started,
+                    row=row,
+                    totals=metrics.rescale(totals, 1 / self._place.world_size),
+                    losses=tuple(losses),
+                )
+                self.recorder.save(state.serialize, middle)
             if self.recorder:
-                if keeps:
-                    total_s = progress.total_s + time.perf_counter() - started
-                    self.recorder.save(
-                        state.serialize,
-                        replace(
-                            progress,
-                            global_step=step,
-                            total_s=total_s,
-                            row=row,
-                            totals=metrics.rescale(totals, 1 / self._place.world_size),
-                            losses=tuple(losses),
-                        ),
-                    )
                 self.recorder.log(row)
+
+    def _take_step(self, step: int, phase: Phase) -> tuple[float, dict[str, torch.Tensor]]:
+        """Take an optimizer step; return its learning rate and what `train_step` tells."""
+        config, state = self._config, self._state
+        assert state.optimizer is not None
+        rate = learning_rate_at(
+            step - phase.start_epoch * self._steps_per_epoch,
+            phase.learning_rate,
+            config.optim,
+            config.schedule,
+            steps_per_epoch=self._steps_per_epoch,
+            num_epochs=phase.num_epochs,
+        )
+        set_learning_rate(state.optimizer, rate)
+        # A seed of its own for every step and rank: a resumed step drops out the same units.
+        torch.manual_seed(hash((config.seed, step, self._place.rank)))
+        told = train_step(
+            state.network,
+            state.optimizer,
+            *self._train_feed.next(),
+            settings=self._settings,
+            scaler=state.scaler,
+        )
+        state.update_average()
+        return rate, told
 
     def _too_many_lost(self, feed: Feed, num_lost: float) -> bool:
         return num_lost > self._config.ingest.max_bad_fraction * feed.num_images
