@@ -32,6 +32,7 @@ from trainers.feed import Place
 from trainers.initializers import initialize
 from trainers.recorder import Recorder
 from trainers.settings import train_settings
+from trainers.state import TrainState
 from trainers.tracking import read_rows
 
 pytestmark = pytest.mark.ray
@@ -150,6 +151,17 @@ def test_an_average_is_evaluated_and_kept_and_training_goes_on_from_the_weights(
     assert not torch.equal(raw["classifier.1.weight"], kept["classifier.1.weight"])
     frozen = "features.0.0.weight"
     assert torch.equal(raw[frozen], kept[frozen])
+
+
+def test_a_seed_gives_the_same_start_in_any_memory_format(config: FinetuneConfig) -> None:
+    starts: list[dict[str, torch.Tensor]] = []
+    for channels_last in (True, False):
+        compute = ComputeConfig(channels_last=channels_last)
+        state = TrainState(replace(config, compute=compute), 3, HERE)
+        state.initialize()
+        starts.append(state.evaluated.state_dict())
+
+    assert all(torch.equal(tensor, starts[1][name]) for name, tensor in starts[0].items())
 
 
 def test_a_network_without_buffers_has_an_average_too(config: FinetuneConfig) -> None:

@@ -83,11 +83,12 @@ class TrainState:
 
     def initialize(self) -> LoadReport:
         """Give every tensor its start, the same on all ranks."""
-        model = self.model.cpu()  # a seed gives the same tensors on any device
-        report = initialize(model, self._config.model, seed=self._config.seed)
-        place_model(model, self._config.compute, self._place.device)
+        # A seed gives the same tensors on any device and in any memory format: drawn before.
+        place_model(self.model, ComputeConfig(channels_last=False), torch.device("cpu"))
+        report = initialize(self.model, self._config.model, seed=self._config.seed)
+        place_model(self.model, self._config.compute, self._place.device)
         if self.average:
-            self.average.model.load_state_dict(model.state_dict())
+            self.average.model.load_state_dict(self.model.state_dict())
         return report
 
     def enter(self, phase: Phase) -> None:
