@@ -3,25 +3,32 @@
 Like a source of `prepare`, but nobody has to say what is on them.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyarrow import fs
 
 from datasets import storage
 from datasets.config import require
 from datasets.images import BadImage
 from datasets.listing import Reader, read_files
-from datasets.parquet import read_rows
+from datasets.parquet import (
+    check_image_column,
+    is_parquet,
+    open_parquet,
+    read_rows,
+    refer_to_rows,
+)
 from datasets.plan import Chunk, RowGroup
 from datasets.read import rows_of_shards
-from datasets.shards import SPLITS, read_manifest
+from datasets.shards import SPLITS, is_prepared, read_manifest
 
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+_BESIDE_PARQUET = (".md", ".txt", ".json", ".jsonl", ".csv", ".yaml", ".yml", "_success", "license")
+"""What data sets of Parquet files bring along, and is no image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +43,12 @@ class Collection:
     """Runs in the tasks: the contents of some references, in their order."""
 
 
+def lies_in(uri: str, folder: str) -> bool:
+    """Whether `uri` is `folder` or below it, in whatever way the two are written."""
+    (file_system, path), (other, root) = storage.resolve(uri), storage.resolve(folder)
+    return file_system == other and f"{path.rstrip('/')}/".startswith(f"{root.rstrip('/')}/")
+
+
 def list_images(uri: str, *, split: str | None = None, image_column: str = "image") -> Collection:
     """List every image at `uri`, which is a file, a folder, Parquet or a prepared data set.
 
@@ -48,11 +61,17 @@ def list_images(uri: str, *, split: str | None = None, image_column: str = "imag
     Raises:
         ValueError: where there is no image, or the arguments don't fit what is there.
     """
-    if storage.exists(storage.join(uri, "manifest.json")):
+    collection = _list(uri, split, image_column)
+    require(len(collection.references) > 0, "images", uri, "it holds no image; give another")
+    return collection
+
+
+def _list(uri: str, split: str | None, image_column: str) -> Collection:
+    if is_prepared(uri):
         return _list_prepared(uri, split)
     require(split is None, "split", split, "only a prepared data set has splits: leave it out")
     files = _list_files(uri)
-    tables = [info for info in files if info.path.endswith(".parquet")]
+    tables = [info for info in files if is_parquet(info)]
     if not tables:
         return Collection(
             kind="files",
@@ -61,7 +80,8 @@ def list_images(uri: str, *, split: str | None = None, image_column: str = "imag
             ),
             read=read_files,
         )
-    loose = [info.path for info in files if info.path.lower().endswith(_IMAGE_SUFFIXES)]
+    others = [info.path for info in files if not is_parquet(info)]
+    loose = [path for path in others if not path.lower().endswith(_BESIDE_PARQUET)]
     require(
         not loose, "images", uri, f"it holds Parquet files and {loose[:1]}: give one of the two"
     )
@@ -69,7 +89,7 @@ def list_images(uri: str, *, split: str | None = None, image_column: str = "imag
 
 
 def _list_files(uri: str) -> list[fs.FileInfo]:
-    """Visible files at or below `uri`, sorted by path."""
+    """Visible files at or below `uri`, sorted by path; links to nothing are among them."""
     file_system, path = storage.resolve(uri)
     with storage.explaining(uri):
         info = file_system.get_file_info(path)
@@ -77,24 +97,34 @@ def _list_files(uri: str) -> list[fs.FileInfo]:
             return [info]
         selector = fs.FileSelector(path, recursive=True, allow_not_found=True)
         below = file_system.get_file_info(selector)
+    if isinstance(file_system, fs.LocalFileSystem):
+        below += _list_links_to_nothing(path)
     files = [
         info
         for info in sorted(below, key=lambda info: info.path)
-        if info.type == fs.FileType.File
+        if info.type in (fs.FileType.File, fs.FileType.NotFound)
         and not any(part.startswith(".") for part in info.path[len(path) :].split("/"))
     ]
     require(bool(files), "images", uri, "no file lies there; check the path")
     return files
 
 
+def _list_links_to_nothing(folder: str) -> list[fs.FileInfo]:
+    """pyarrow leaves them out without a word."""
+    places = (os.path.join(below, name) for below, _, names in os.walk(folder) for name in names)
+    return [
+        fs.FileInfo(place, type=fs.FileType.NotFound)
+        for place in places
+        if not os.path.exists(place)
+    ]
+
+
 def _list_parquet(uri: str, files: list[fs.FileInfo], image_column: str) -> Collection:
-    file_system, _ = storage.resolve(uri)
     tables = []
     for info in files:
-        file = _open_parquet(file_system, info.path)
-        _check_image_column(file.schema_arrow, info.path, image_column)
-        paths = [f"{info.path}#{row}" for row in range(file.metadata.num_rows)]
-        tables.append(_refer_to_rows(file, uri, info.path, paths))
+        file = open_parquet("images", uri, info.path)
+        check_image_column(file.schema_arrow, info.path, image_column)
+        tables.append(refer_to_rows(file, uri, info.path))
     return Collection(
         kind="Parquet rows",
         references=pa.concat_tables(tables),
@@ -105,57 +135,18 @@ def _list_parquet(uri: str, files: list[fs.FileInfo], image_column: str) -> Coll
 def _list_prepared(uri: str, split: str | None) -> Collection:
     manifest = read_manifest(uri)
     chosen = [split] if split is not None else [name for name in SPLITS if name in manifest.splits]
+    shards = [shard for name in chosen for shard in manifest.split(name).shards]
+    require(bool(shards), "images", uri, "it holds no image; prepare it again")
     tables = []
-    for name in chosen:
-        for shard in manifest.split(name).shards:
-            place = storage.join(uri, shard.path)
-            file = _open_parquet(*storage.resolve(place))
-            paths = file.read(["path"])["path"].to_pylist()
-            tables.append(_refer_to_rows(file, uri, place, paths))
+    for shard in shards:
+        place = storage.join(uri, shard.path)
+        file = open_parquet("images", uri, storage.resolve(place)[1])
+        paths = file.read(["path"])["path"].to_pylist()
+        tables.append(refer_to_rows(file, uri, place, paths))
     return Collection(
         kind=f"images of {split or 'all splits'}",
         references=pa.concat_tables(tables),
         read=_read_prepared,
-    )
-
-
-def _open_parquet(file_system: fs.FileSystem, path: str) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(file_system.open_input_file(path))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"images: {path!r} can't be read as Parquet ({error})") from error
-
-
-def _check_image_column(schema: pa.Schema, path: str, name: str) -> None:
-    require(
-        name in schema.names,
-        "image_column",
-        name,
-        f"{path} has the columns {', '.join(schema.names)}",
-    )
-    held = schema.field(name).type
-    if pa.types.is_struct(held) and held.get_field_index("bytes") >= 0:
-        held = held.field("bytes").type
-    require(
-        pa.types.is_binary(held) or pa.types.is_large_binary(held),
-        "image_column",
-        name,
-        f"it holds {held} in {path}; give bytes or Hugging Face's struct of bytes and path",
-    )
-
-
-def _refer_to_rows(file: pq.ParquetFile, folder: str, path: str, paths: list[str]) -> pa.Table:
-    """Refer to every row of a Parquet file as `datasets.parquet.read_rows` takes it."""
-    sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-    starts = np.cumsum([0, *sizes])[:-1]
-    return pa.table(
-        {
-            "path": pa.array(paths, pa.string()),
-            "folder": pa.array([folder] * len(paths), pa.string()),
-            "file": pa.array([path] * len(paths), pa.string()),
-            "row_group": pa.array(np.repeat(np.arange(len(sizes)), sizes), pa.int32()),
-            "row": pa.array(np.arange(len(paths)) - np.repeat(starts, sizes), pa.int64()),
-        }
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import simplejpeg
 
-from datasets.images import MAX_PIXELS, BadImage, load_image
+from datasets.images import MAX_PIXELS, BadImage, is_too_thin, load_image
 
 Content = bytes | pa.Buffer
 
@@ -27,7 +27,7 @@ def jpeg_shape(content: Content) -> tuple[int, int] | None:
     """Return height and width of a JPEG whose pixels lie upright, without decoding them.
 
     None stands for whatever `decode_jpeg` may not decode: other formats, CMYK, JPEGs with Exif,
-    whose pixels may lie on their side, damaged headers.
+    whose pixels may lie on their side, what is too large or too thin, damaged headers.
     """
     encoded = np.frombuffer(content, np.uint8)
     try:
@@ -35,7 +35,9 @@ def jpeg_shape(content: Content) -> tuple[int, int] | None:
     except ValueError:
         return None
     shape_HW = int(height), int(width)
-    if math.prod(shape_HW) > MAX_PIXELS or colorspace in ("CMYK", "YCCK"):
+    if math.prod(shape_HW) > MAX_PIXELS or is_too_thin(*shape_HW):
+        return None
+    if colorspace in ("CMYK", "YCCK"):
         return None
     return None if b"Exif\0" in encoded[:_HEAD_BYTES].tobytes() else shape_HW
 

@@ -16,6 +16,9 @@ from PIL import Image, ImageOps
 MAX_PIXELS = 50_000_000
 JPEG_QUALITY = 95
 MAX_JPEG_SIDE_PX = 65_500
+MAX_ASPECT = 100
+"""Long side by short side. No photograph comes near it, and of a thinner image the long side would
+take gigabytes where the short one grows to the size of a view."""
 
 # What Pillow may open. EPS and the like start other programs and are no photographs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
@@ -44,12 +47,16 @@ class BadImage(Exception):
         self.reason = reason
 
 
+def is_too_thin(height: int, width: int) -> bool:
+    return max(height, width) > MAX_ASPECT * min(height, width)
+
+
 def load_image(content: bytes) -> np.ndarray:
     """Decode a whole image, upright, to `[H, W, 3]` uint8 RGB; transparency becomes white.
 
     Raises:
-        BadImage: for an empty, foreign, truncated or damaged file and for more than 50 megapixels,
-            which is found before anything is decoded.
+        BadImage: for an empty, foreign, truncated or damaged file, and for more than 50 megapixels
+            or MAX_ASPECT, which is found before anything is decoded.
     """
     return _load(content)[0]
 
@@ -79,6 +86,8 @@ def to_jpeg(
         return content
     if box is not None:
         image_HWC = _crop(image_HWC, box, box_margin)
+        if is_too_thin(*image_HWC.shape[:2]):
+            raise BadImage(f"too thin: its box's sides differ more than {MAX_ASPECT} times")
     return encode_jpeg(_bound_short_side(image_HWC, short_side_px))
 
 
@@ -118,6 +127,8 @@ def _load(content: bytes) -> tuple[np.ndarray, bool]:
             raise BadImage("zero-sized")
         if num_pixels > MAX_PIXELS:
             raise BadImage("decompression bomb: more than 50 megapixels")
+        if is_too_thin(image.height, image.width):
+            raise BadImage(f"too thin: its sides differ more than {MAX_ASPECT} times")
         try:
             image.load()
             is_plain_jpeg = (

@@ -1,8 +1,10 @@
 """Images through a network: one Ray Data stream from files to Parquet that gives account of each.
 
-OUT/<name>/part-000000000.parquet   named by the place of its first image in the listing
-OUT/bad_images.parquet              path and reason of every image that can't be looked at
-OUT/summary.json                    written last: without it the results are not whole
+OUT/NAME/part-000000000.parquet   named by the place of its first image in the listing
+OUT/NAME_bad_images.parquet       path and reason of every image that can't be looked at
+OUT/NAME_summary.json             written last: without it the results are not whole
+
+NAME is `predictions` or `features`: both may lie in one OUT.
 
 Tasks read, decode and crop; actors, each with the network loaded once, compute and write one part
 per block. Only facts come back to the driver, never a pixel.
@@ -36,7 +38,6 @@ from datasets.shards import QUARANTINE_SCHEMA
 Compute = Callable[[np.ndarray], dict[str, pa.Array]]
 """uint8 images_NSSC, N >= 1 -> columns of N rows."""
 
-BAD_IMAGES, SUMMARY = "bad_images.parquet", "summary.json"
 _PART_NAME = re.compile(r"part-\d{9}\.parquet")
 _MIN_BLOCK_IMAGES, _MAX_BLOCK_IMAGES, _MAX_BLOCK_BYTES = 16, 256, 64 * 2**20
 _PROGRESS_EVERY_S = 5.0
@@ -59,6 +60,8 @@ class Outcome:
     num_images: int
     bad: pa.Table
     """QUARANTINE_SCHEMA."""
+    bad_images: str
+    """URI of the same as Parquet."""
     parts: tuple[str, ...]
     """URIs, in the order of the listing."""
     seconds: float
@@ -75,26 +78,29 @@ def infer(
     out: str,
     name: str,
     size_px: int,
+    row_bytes: int,
     workers: Workers,
     facts: dict[str, Any],
 ) -> Outcome:
     """Compute columns for every image, as evaluation sees it, and write them to OUT/`name`.
 
-    What an earlier call left at `out` is cleared away first.
+    What an earlier call left there is cleared away first.
 
     Args:
         build: makes the computation, once in every actor.
-        facts: JSON-safe; kept in summary.json.
+        row_bytes: about what an image's results take.
+        facts: JSON-safe; kept in the summary.
 
     Raises:
         ValueError: where `out` can't be written.
     """
     started_s = time.monotonic()
     folder = storage.join(out, name)
-    _clear(out, folder)
+    bad_images, summary = f"{folder}_bad_images.parquet", f"{folder}_summary.json"
+    _clear(folder, summary)
     # Empty at first, so that an OUT nobody may write to is found before the work.
-    _write_parquet(storage.join(out, BAD_IMAGES), QUARANTINE_SCHEMA.empty_table())
-    done = _execute(images, build, folder, size_px, workers)
+    _write_parquet(bad_images, QUARANTINE_SCHEMA.empty_table())
+    done = _execute(images, build, folder, size_px, row_bytes, workers)
     done = done.sort_by("position")
     assert done["position"].to_pylist() == list(range(len(images.references))), "one row per image"
     bad = done.filter(pc.field("reason").is_valid()).select(QUARANTINE_SCHEMA.names)
@@ -102,10 +108,11 @@ def infer(
     outcome = Outcome(
         num_images=len(done),
         bad=bad,
+        bad_images=bad_images,
         parts=tuple(storage.join(folder, part) for part in names),
         seconds=time.monotonic() - started_s,
     )
-    _write_parquet(storage.join(out, BAD_IMAGES), bad)
+    _write_parquet(bad_images, bad)
     counts = {
         "num_images": outcome.num_images,
         "num_good": outcome.num_good,
@@ -114,14 +121,14 @@ def infer(
         "parts": [f"{name}/{part}" for part in names],
     }
     text = json.dumps({**facts, **counts}, indent=1)
-    storage.write_bytes(storage.join(out, SUMMARY), text.encode())
+    storage.write_bytes(summary, text.encode())
     return outcome
 
 
-def _clear(out: str, folder: str) -> None:
+def _clear(folder: str, summary: str) -> None:
     """Delete results, or what a run that broke off left of them; other files stay."""
     # First the summary: from here on there are no results, whatever happens next.
-    storage.delete_file(storage.join(out, SUMMARY))
+    storage.delete_file(summary)
     for part in filter(_PART_NAME.fullmatch, storage.list_names(folder)):
         storage.delete_file(storage.join(folder, part))
 
@@ -131,12 +138,14 @@ def _execute(
     build: Callable[[], Compute],
     folder: str,
     size_px: int,
+    row_bytes: int,
     workers: Workers,
 ) -> pa.Table:
     """Run the stream, telling its progress; return position, path, reason, part of each image."""
     num_images = len(images.references)
     references = images.references.append_column("position", pa.array(np.arange(num_images)))
-    block_images = _choose_block_images(num_images, size_px)
+    num_cpus = int(ray.cluster_resources()["CPU"])
+    block_images = choose_block_images(num_images, max(3 * size_px**2, row_bytes), num_cpus)
     blocks = [references.slice(i, block_images) for i in range(0, num_images, block_images)]
     dataset = (
         ray.data.from_arrow(blocks)
@@ -171,10 +180,10 @@ def _execute(
     return pa.concat_tables(done)
 
 
-def _choose_block_images(num_images: int, size_px: int) -> int:
-    """Four blocks a CPU where there are enough images, bounded in memory."""
-    at_most = min(_MAX_BLOCK_IMAGES, max(1, _MAX_BLOCK_BYTES // (3 * size_px**2)))
-    wanted = -(-num_images // (4 * int(ray.cluster_resources()["CPU"])))
+def choose_block_images(num_images: int, image_bytes: int, num_cpus: int) -> int:
+    """Four blocks a CPU where there are enough images; `image_bytes` bound them in memory."""
+    at_most = min(_MAX_BLOCK_IMAGES, max(1, _MAX_BLOCK_BYTES // image_bytes))
+    wanted = -(-num_images // (4 * num_cpus))
     return min(at_most, max(_MIN_BLOCK_IMAGES, wanted))
 
 
@@ -182,7 +191,7 @@ def load_views(references: pa.Table, *, read: Reader, size_px: int) -> pa.Table:
     """Read and decode some images; bad ones have a reason, and black pixels nobody looks at."""
     images_NSSC = np.zeros((len(references), size_px, size_px, 3), np.uint8)
     reasons_N = np.full(len(references), None, object)
-    for place, content in enumerate(read(references)):
+    for place, content in zip(range(len(references)), read(references), strict=True):
         try:
             images_NSSC[place] = open_view(content, size_px)
         except BadImage as bad:

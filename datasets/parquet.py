@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from datasets import storage
-from datasets.config import PrepareConfig
+from datasets.config import PrepareConfig, require
 from datasets.images import BadImage
 from datasets.listing import SPLIT_OF_NAME, Listing, hash_files
 
@@ -21,7 +21,7 @@ from datasets.listing import SPLIT_OF_NAME, Listing, hash_files
 def list_parquet(config: PrepareConfig) -> Listing:
     """List the rows of Parquet files; names such as `test-00000-of-00004` tell the split."""
     assert config.root is not None
-    files = _list_parquet_files("root", config.root)
+    files = _list_files("root", config.root)
     splits = [_split_of(storage.resolve(config.root)[1], info.path) for info in files]
     folders = [config.root] * len(files)
     if config.test_root is not None:
@@ -30,7 +30,7 @@ def list_parquet(config: PrepareConfig) -> Listing:
                 f"test_root is {config.test_root!r}: {files[splits.index('test')].path} holds test "
                 "images as well; leave one of the two out"
             )
-        of_test = _list_parquet_files("test_root", config.test_root)
+        of_test = _list_files("test_root", config.test_root)
         files += of_test
         splits += ["test"] * len(of_test)
         folders += [config.test_root] * len(of_test)
@@ -38,24 +38,12 @@ def list_parquet(config: PrepareConfig) -> Listing:
     values: list[Any] = []
     tables, names = [], None
     for split, folder, info in zip(splits, folders, files, strict=True):
-        file = _open_parquet(storage.resolve(folder)[0], info.path)
-        labels = _read_labels(file, info.path, config)
+        file = open_parquet("root" if folder == config.root else "test_root", folder, info.path)
+        check_image_column(file.schema_arrow, info.path, config.image_column)
+        values += _read_labels(file, info.path, config)
         names = names or _huggingface_names(file.schema_arrow, config.label_column)
-        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-        rows = np.arange(len(labels))
-        values += labels
-        tables.append(
-            pa.table(
-                {
-                    "split": [split] * len(rows),
-                    "path": [f"{info.path}#{row}" for row in rows],
-                    "folder": [folder] * len(rows),
-                    "file": [info.path] * len(rows),
-                    "row_group": pa.array(np.repeat(np.arange(len(sizes)), sizes), pa.int32()),
-                    "row": rows - np.repeat(np.cumsum([0, *sizes])[:-1], sizes),
-                }
-            )
-        )
+        rows = refer_to_rows(file, folder, info.path)
+        tables.append(rows.append_column("split", pa.array([split] * len(rows), pa.string())))
     classes, labels = _index_labels(values, names, config)
     return Listing(
         classes=classes,
@@ -85,7 +73,66 @@ def read_rows(references: pa.Table, *, image_column: str) -> Iterator[bytes | Ba
                 start += len(images)
 
 
-def _list_parquet_files(field: str, root: str) -> list[fs.FileInfo]:
+def is_parquet(info: fs.FileInfo) -> bool:
+    return info.type != fs.FileType.Directory and info.path.lower().endswith(".parquet")
+
+
+def open_parquet(field: str, folder: str, path: str) -> pq.ParquetFile:
+    """Open a file on the file system of `folder`.
+
+    Raises:
+        ValueError: where it can't be read, which the sentence blames on `field`.
+    """
+    try:
+        return pq.ParquetFile(storage.resolve(folder)[0].open_input_file(path))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(
+            f"{field} is {folder!r}: {path} can't be read as Parquet ({error}); write it anew, or "
+            "take it away"
+        ) from error
+
+
+def check_image_column(schema: pa.Schema, path: str, name: str) -> None:
+    """Insist on a column of bytes, or of Hugging Face's struct of bytes and path."""
+    _check_column(schema, path, "image_column", name)
+    held = schema.field(name).type
+    if pa.types.is_struct(held) and held.get_field_index("bytes") >= 0:
+        held = held.field("bytes").type
+    require(
+        pa.types.is_binary(held) or pa.types.is_large_binary(held),
+        "image_column",
+        name,
+        f"it holds {held} in {path}; give a column of bytes or of Hugging Face's struct of bytes "
+        "and path",
+    )
+
+
+def _check_column(schema: pa.Schema, path: str, field: str, name: str) -> None:
+    require(name in schema.names, field, name, f"{path} has the columns {', '.join(schema.names)}")
+
+
+def refer_to_rows(
+    file: pq.ParquetFile, folder: str, path: str, names: list[str] | None = None
+) -> pa.Table:
+    """Refer to every row of a Parquet file as `read_rows` takes it.
+
+    Args:
+        names: what people call the rows; by default the file's path and the number of the row.
+    """
+    sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    rows = np.arange(sum(sizes))
+    return pa.table(
+        {
+            "path": pa.array(names or [f"{path}#{row}" for row in rows], pa.string()),
+            "folder": pa.array([folder] * len(rows), pa.string()),
+            "file": pa.array([path] * len(rows), pa.string()),
+            "row_group": pa.array(np.repeat(np.arange(len(sizes)), sizes), pa.int32()),
+            "row": pa.array(rows - np.repeat(np.cumsum([0, *sizes])[:-1], sizes), pa.int64()),
+        }
+    )
+
+
+def _list_files(field: str, root: str) -> list[fs.FileInfo]:
     file_system, path = storage.resolve(root)
     with storage.explaining(root):
         info = file_system.get_file_info(path)
@@ -95,7 +142,7 @@ def _list_parquet_files(field: str, root: str) -> list[fs.FileInfo]:
         return [info]
     with storage.explaining(root):
         below = file_system.get_file_info(fs.FileSelector(path, recursive=True))
-    files = sorted((i for i in below if i.path.endswith(".parquet")), key=lambda i: i.path)
+    files = sorted(filter(is_parquet, below), key=lambda info: info.path)
     if not files:
         raise ValueError(f"{field} is {root!r}: no .parquet file lies below it")
     return files
@@ -110,31 +157,9 @@ def _split_of(root: str, path: str) -> str:
     return "train"
 
 
-def _open_parquet(file_system: fs.FileSystem, path: str) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(file_system.open_input_file(path))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(
-            f"the source holds {path!r}: it can't be read as Parquet ({error})"
-        ) from error
-
-
 def _read_labels(file: pq.ParquetFile, path: str, config: PrepareConfig) -> list[Any]:
     schema = file.schema_arrow
-    for field in ("image_column", "label_column"):
-        column = getattr(config, field)
-        if column not in schema.names:
-            raise ValueError(
-                f"{field} is {column!r}: {path} has the columns {', '.join(schema.names)}"
-            )
-    image = schema.field(config.image_column).type
-    if pa.types.is_struct(image):
-        image = image.field("bytes").type if image.get_field_index("bytes") >= 0 else image
-    if not (pa.types.is_binary(image) or pa.types.is_large_binary(image)):
-        raise ValueError(
-            f"image_column is {config.image_column!r}: it holds {image} in {path}; give a column "
-            "of bytes or of Hugging Face's struct of bytes and path"
-        )
+    _check_column(schema, path, "label_column", config.label_column)
     labels = file.read([config.label_column]).column(0).to_pylist()
     if not all(isinstance(label, int | str | None) for label in labels):
         raise ValueError(

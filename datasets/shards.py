@@ -86,19 +86,47 @@ def checksum(jpeg: bytes | pa.Buffer, label: int, image_id: int) -> int:
     return zlib.crc32(struct.pack("<iq", label, image_id), zlib.crc32(jpeg))
 
 
+def is_prepared(uri: str) -> bool:
+    """Whether a prepared data set lies at `uri`; other programs write a manifest.json as well.
+
+    Raises:
+        ValueError: where `uri` is out of reach.
+    """
+    return storage.exists(storage.join(uri, "manifest.json")) and _read_values(uri) is not None
+
+
+def _read_values(uri: str) -> dict[str, Any] | None:
+    """Read the JSON of a manifest of any version; None where it is none of Thaw's."""
+    content = storage.read_bytes(storage.join(uri, "manifest.json"))
+    try:
+        values = json.loads(content)
+    except ValueError:
+        return None
+    return values if isinstance(values, dict) and "schema_version" in values else None
+
+
 def read_schema_version(uri: str) -> int:
-    """Read which version of Thaw's shards lies at `uri`, where a manifest is."""
-    return json.loads(storage.read_bytes(storage.join(uri, "manifest.json")))["schema_version"]
+    """Read which version of Thaw's shards lies at `uri`, where a manifest.json is.
+
+    Raises:
+        ValueError: where it is none of Thaw's.
+    """
+    values = _read_values(uri)
+    if values is None:
+        raise ValueError(
+            f"out is {uri!r}: another program's manifest.json stands there; use another folder"
+        )
+    return values["schema_version"]
 
 
 def read_manifest(uri: str) -> Manifest:
     """Read the manifest of a prepared data set.
 
     Raises:
-        ValueError: where there is none, or it was written by a newer Thaw.
+        ValueError: where there is none of Thaw's, or it was written by a newer Thaw.
     """
     try:
-        values = json.loads(storage.read_bytes(storage.join(uri, "manifest.json")))
+        values = _read_values(uri)
     except FileNotFoundError:
         raise ValueError(
             f"data is {uri!r}: no prepared data set there (manifest.json is missing); "
@@ -106,7 +134,12 @@ def read_manifest(uri: str) -> Manifest:
         ) from None
     except OSError as error:
         raise ValueError(f"data is {uri!r}: it cannot be read ({error}); check the URI") from None
-    version = values.get("schema_version")
+    if values is None:
+        raise ValueError(
+            f"data is {uri!r}: its manifest.json is another program's; give a data set that "
+            "`python -m datasets prepare` made"
+        )
+    version = values["schema_version"]
     if version != SCHEMA_VERSION:
         raise ValueError(
             f"data is {uri!r}: its shards have schema version {version}, this Thaw reads "

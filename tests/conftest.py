@@ -68,6 +68,18 @@ def draw_image(label: int, number: int, size_px: int = 48) -> np.ndarray:
     return image_HWC
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Let torch compute on one core: small tensors are fastest there, and where others are busy,
+    ten times so."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 WriteData = Callable[..., str]
 
 

@@ -5,7 +5,8 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from datasets.images import BadImage, load_image, to_jpeg
+from datasets.decode import jpeg_shape
+from datasets.images import BadImage, encode_jpeg, load_image, to_jpeg
 
 
 def encode(image: Image.Image, kind: str = "JPEG", **options) -> bytes:
@@ -29,13 +30,24 @@ def noise(width: int = 60, height: int = 40) -> Image.Image:
         (encode(noise(), "PNG")[:-900], "truncated"),
         (encode(noise(), "EPS"), "not an image"),  # opening one would start Ghostscript
         (encode(Image.new("F", (8, 8)), "TIFF"), "floating-point pixels"),
-        (encode(Image.new("RGB", (70_000, 1)), "PNG"), "a side is longer than JPEG allows"),
+        (encode(Image.new("RGB", (60_000, 1)), "PNG"), "too thin"),
+        (encode(Image.new("RGB", (3, 301))), "too thin"),
     ],
 )
 def test_bad_image_says_why(content, reason):
     with pytest.raises(BadImage) as caught:
         to_jpeg(content, short_side_px=256)
     assert caught.value.reason.split(":")[0] == reason
+
+
+def test_what_is_too_thin_or_too_long_is_refused():
+    assert load_image(encode(Image.new("RGB", (300, 3)))).shape == (3, 300, 3)
+    assert jpeg_shape(encode(Image.new("RGB", (300, 3)))) == (3, 300)
+    assert jpeg_shape(encode(Image.new("RGB", (301, 3)))) is None  # what `load_image` refuses
+    with pytest.raises(BadImage, match="too thin: its box"):
+        to_jpeg(encode(noise(width=200)), short_side_px=64, box=(0, 9, 200, 10))
+    with pytest.raises(BadImage, match="a side is longer than JPEG allows"):
+        encode_jpeg(np.zeros((1, 65_501, 3), np.uint8))
 
 
 @pytest.mark.parametrize("side", [10_000, 14_000])

@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from trainers.backbones import BACKBONES, build, find
+from trainers.backbones import BACKBONES, build, find, require_size
 from trainers.config import NORMALIZATIONS
 from trainers.freezing import freeze
 from trainers.published import TIMM
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).resolve().parent.parent
 KERAS_TABLE = {
     *("vgg16", "vgg19", "densenet121", "densenet169", "densenet201"),
@@ -149,6 +150,17 @@ def test_inception_returns_its_auxiliary_head_in_train_mode_alone():
     assert not model.transform_input  # the pixels come normalized as `normalization` says
     assert find("inception_v3").normalization == "half"
     assert find("inception_v3").stage_of("AuxLogits.fc.bias") == 4
+
+
+def test_images_too_small_for_a_network_are_refused():
+    for name in ("inception_v3", "lenet5", "mobilenet_v2"):
+        require_size(name, find(name).size_px, training=True)
+    message = r"ingest\.size_px is 64: too small for inception_v3; its own size is 299"
+    with pytest.raises(ValueError, match=message):
+        require_size("inception_v3", 64, field="ingest.size_px")
+    require_size("inception_v3", 128)
+    with pytest.raises(ValueError, match=r"^size_px is 128: too small"):
+        require_size("inception_v3", 128, training=True)  # for the auxiliary head
 
 
 @pytest.mark.parametrize("size_px", [32, 33, 64, 224])

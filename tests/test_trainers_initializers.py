@@ -4,7 +4,7 @@ import pickle
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from dataclasses import asdict
 from math import log, sqrt
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from trainers.backbones import build, find
 from trainers.config import RANDOM, Init, ModelConfig
 from trainers.initializers import INITIALIZERS, LoadReport, initialize, pretrained_available
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SEED = 3
 LENET5_ZEROS = ModelConfig(backbone="lenet5", init="zeros")
 MOBILENET_V2_FILES = {
@@ -78,9 +79,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_weights_follow_their_distribution(init: Init, std: float, bound: float | None):
-    model = build("resnet50", 196)
+    model = nn.Sequential(nn.Conv2d(512, 512, 3))  # 2.4 million draws
     initialize(model, ModelConfig(init=init), seed=SEED)
-    weight = model.get_parameter("layer4.2.conv2.weight")  # 512 x 512 x 3 x 3: 2.4 million draws
+    weight = model.get_parameter("0.weight")
     assert abs(weight.mean().item()) < 5 * std / sqrt(weight.numel())
     assert weight.std().item() == pytest.approx(std, rel=5e-3)
     within_one_std = (weight.abs() < std).float().mean().item()
@@ -188,15 +189,6 @@ def banded(labels_B: Tensor) -> Tensor:
     return images_BCHW
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Tiny layers are fastest on one core, above all where others are busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def fit(model: nn.Module, images_BCHW: Tensor, labels_B: Tensor) -> float:
     """Return the loss after 50 steps of SGD."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
@@ -217,7 +209,6 @@ def test_with_zeros_a_gradient_reaches_the_last_bias_alone(name: str):
     assert moving[0].startswith(find(name).head) and moving[0].endswith(".bias")
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(
     ("labels_B", "entropy", "loss"),
     [(BALANCED_B, log(4), 1.3863), (SKEWED_B, 1.75 * log(2), 1.2138)],
@@ -233,21 +224,18 @@ def test_zeros_learn_how_often_a_class_occurs_and_no_more(
     assert len(model(images_BCHW).unique(dim=0)) == 1  # whatever the image, the same answer
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("init", ["xavier", "he", "orthogonal"])
 def test_random_weights_learn_the_same_images(init: Init):
     initialize(model := build("lenet5", 4), ModelConfig(backbone="lenet5", init=init), seed=SEED)
     assert fit(model, banded(BALANCED_B), BALANCED_B) < 0.001
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_too_small_random_weights_have_not_begun():
     config = ModelConfig(backbone="lenet5", init="normal")  # LeNet-5 has no normalization layers
     initialize(model := build("lenet5", 4), config, seed=SEED)
     assert fit(model, banded(BALANCED_B), BALANCED_B) == pytest.approx(1.3863, abs=1e-4)
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_equal_weights_stay_equal():
     """Not zero but 0.01 everywhere: it learns, with every layer as one unit, many times over."""
     model, labels_B = build("lenet5", 2), torch.arange(32) % 2
@@ -266,32 +254,47 @@ def test_equal_weights_stay_equal():
 # Pretrained weights
 
 
-def test_a_torchvision_resnet50_file_loads_with_its_head_replaced(tmp_path: Path):
-    given = random_state("resnet50", 1000)
-    torch.save(given, tmp_path / "resnet50.pth")
-    config = ModelConfig(init="file", weights=str(tmp_path / "resnet50.pth"))
-    model = build("resnet50", 7)
+def test_a_file_loads_with_its_head_replaced(source: dict[str, Tensor], tmp_path: Path):
+    torch.save(source, tmp_path / "weights.pth")
+    config = mobilenet_config("file", tmp_path / "weights.pth")
+    model = build("mobilenet_v2", 7)
     report = initialize(model, config, seed=SEED)
-    assert report.replaced == ("fc.weight", "fc.bias")
+    assert report.replaced == ("classifier.1.weight", "classifier.1.bias")
     assert not report.missing and not report.unexpected
     assert str(report) == (
-        "318 tensors loaded; 2 of a head replaced (fc.weight, fc.bias); 0 missing; 0 unexpected"
+        "312 tensors loaded; 2 of a head replaced (classifier.1.weight, classifier.1.bias); "
+        "0 missing; 0 unexpected"
     )
     found = model.state_dict()
-    assert all(torch.equal(found[name], given[name]) for name in report.loaded)
-    bound = 1 / sqrt(2048)  # torch's default of a linear layer
-    assert found["fc.weight"].shape == (7, 2048)
-    assert found["fc.weight"].abs().max().item() == pytest.approx(bound, rel=1e-2)
+    assert all(torch.equal(found[name], source[name]) for name in report.loaded)
+    bound = 1 / sqrt(1280)  # torch's default of a linear layer
+    drawn = found["classifier.1.weight"]
+    assert drawn.shape == (7, 1280)
+    assert drawn.abs().max().item() == pytest.approx(bound, rel=1e-2)
 
-    again = build("resnet50", 7)
+    again = build("mobilenet_v2", 7)
     initialize(again, config, seed=SEED)
-    assert torch.equal(again.get_parameter("fc.weight"), model.get_parameter("fc.weight"))
+    assert torch.equal(again.get_parameter("classifier.1.weight"), drawn)
+
+
+def test_a_file_of_another_depth_loads_what_fits_and_lists_the_rest(tmp_path: Path):
+    torch.save(given := random_state("efficientnet_b0", 5), tmp_path / "weights.pth")
+    config = ModelConfig(
+        backbone="efficientnet_b1", init="file", weights=str(tmp_path / "weights.pth")
+    )
+    report = initialize(model := build("efficientnet_b1", 5), config, seed=SEED)
+    assert set(report.loaded) == set(given)
+    assert set(asdict(report)["missing"]) == set(model.state_dict()) - set(given)
+    assert len(report.missing) > 100 and not report.unexpected
+    last = "features.1.1.block.0.0.weight"  # EfficientNetB0 has one block there
+    assert last in report.missing
+    assert torch.equal(model.state_dict()["classifier.1.weight"], given["classifier.1.weight"])
 
 
 @pytest.mark.parametrize(
     ("name", "replaced"),
     [
-        ("resnet50_v2", ["head.fc.weight", "head.fc.bias"]),
+        ("mobilenet_v1", ["classifier.weight", "classifier.bias"]),
         (
             "inception_v3",
             ["AuxLogits.fc.weight", "AuxLogits.fc.bias", "fc.weight", "fc.bias"],
@@ -323,7 +326,9 @@ def test_old_names_of_densenet_are_understood(tmp_path: Path):
     assert not report.missing and not report.unexpected
 
 
-@pytest.mark.parametrize("wrapping", ["bare", "state_dict", "model", "ddp", "safetensors", "run"])
+@pytest.mark.parametrize(
+    "wrapping", ["bare", "state_dict", "model", "ddp", "safetensors", "run", "other name"]
+)
 def test_every_wrapping_of_a_state_dict_is_read(
     wrapping: str, source: dict[str, Tensor], tmp_path: Path
 ):
@@ -338,6 +343,8 @@ def test_every_wrapping_of_a_state_dict_is_read(
     elif wrapping == "run":
         safetensors.torch.save_file(source, tmp_path / "model.safetensors")
         file = tmp_path  # a checkpoint folder
+    elif wrapping == "other name":
+        torch.save(source, file := tmp_path / "weights.pth.tar")
     else:
         torch.save(source, file)
     config = mobilenet_config("file", file)

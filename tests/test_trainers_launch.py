@@ -272,6 +272,9 @@ BAD = {
         {"model": {"backbone": "resnet51"}}, "model.backbone is 'resnet51': choose from",
     ),
     "depth out of range": ({"model": {"freeze_depth": 6}}, "model.freeze_depth is 6"),
+    "images too small": (
+        {"model": {"backbone": "inception_v3"}}, "ingest.size_px is 32: too small for inception_v3",
+    ),
     "missing weights": (
         {"model": {"init": "file", "weights": "/nowhere.pth"}}, "model.weights is '/nowhere.pth'",
     ),

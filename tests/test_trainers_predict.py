@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,11 +17,9 @@ import torchvision
 from PIL import Image
 
 import datasets.inference
-from datasets.augment import view
-from datasets.collection import list_images
-from datasets.images import BadImage
-from datasets.inference import load_views, open_view
-from tests.conftest import draw_image, flip_byte
+from datasets.inference import open_view
+from tests.conftest import draw_image
+from tests.test_datasets_collection import write_photograph
 from trainers import launch
 from trainers.backbones import build
 from trainers.config import ClusterConfig, FinetuneConfig, IngestConfig, ModelConfig, OptimConfig
@@ -35,6 +32,7 @@ PROBABILITY_TOLERANCE = 1e-5
 """Batches of another size add up in another order."""
 
 Predict = Callable[..., dict[str, Any]]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +43,7 @@ def run(ray_cluster: str, easy_data: str, tmp_path_factory: pytest.TempPathFacto
         FinetuneConfig(
             data=easy_data,
             out=out,
-            epochs=2,
+            epochs=1,
             global_batch_size=16,
             ingest=IngestConfig(size_px=32, policy="light"),
             model=ModelConfig(backbone="mobilenet_v2", init="he", freeze_batchnorm=True),
@@ -64,21 +62,14 @@ def predict(ray_cluster: str, tmp_path: Path) -> Predict:
         out = tmp_path / "predicted"
         run_predict(PredictConfig(images=str(images), out=str(out), **options))
         rows = pq.read_table(out / "predictions").to_pylist()
-        bad = pq.read_table(out / "bad_images.parquet").to_pylist()
+        bad = pq.read_table(out / "predictions_bad_images.parquet").to_pylist()
         return {
             "rows": {row["path"]: row for row in rows},
             "bad": {row["path"]: row["reason"] for row in bad},
-            "summary": json.loads((out / "summary.json").read_bytes()),
+            "summary": json.loads((out / "predictions_summary.json").read_bytes()),
         }
 
     return call
-
-
-def write_photograph(path: Path, label: int, number: int, suffix: str = ".jpg") -> bytes:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = cv2.imencode(suffix, draw_image(label, number)[..., ::-1])[1].tobytes()
-    path.write_bytes(content)
-    return content
 
 
 @torch.no_grad()
@@ -130,6 +121,9 @@ def test_a_folder_of_any_depth_and_its_bad_images(
     (images / "empty.jpg").write_bytes(b"")
     (images / "notes.txt").write_text("no image")
     (images / ".hidden.jpg").write_bytes(b"")
+    (images / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    Image.new("RGB", (60_000, 1)).save(images / "thin.png")
+    (images / "manifest.json").write_text("[]")  # another program's
     upright = Image.fromarray(draw_image(1, 4))
     exif = Image.Exif()
     exif[0x0112] = 6  # lies on its side
@@ -150,67 +144,75 @@ def test_a_folder_of_any_depth_and_its_bad_images(
         "cut.jpg": told["bad"][str(images / "deep/cut.jpg")],
         "empty.jpg": "empty file",
         "notes.txt": "not an image",
+        "manifest.json": "not an image",
+        "gone.jpg": "missing file",
+        "thin.png": "too thin: its sides differ more than 100 times",
     }
     assert told["bad"][str(images / "deep/cut.jpg")].startswith("truncated")
     assert row["class"] == f"class {int(expected_K.argmax())}"
     assert row["probability"] == pytest.approx(float(expected_K.max()), abs=PROBABILITY_TOLERANCE)
     turned, straight = (told["rows"][str(images / f"{name}.jpg")] for name in ("turned", "upright"))
     assert turned["top_classes"] == straight["top_classes"]
-    assert told["summary"] | {"num_images": 7, "num_good": 4, "num_bad": 3} == told["summary"]
-
-
-def test_parquet_of_bytes_and_of_hugging_faces_struct(tmp_path: Path) -> None:
-    contents = [write_photograph(tmp_path / f"{i}.jpg", i % 3, i) for i in range(6)]
-    contents[4] = b"no image"
-    plain, struct = tmp_path / "plain.parquet", tmp_path / "struct" / "test-00000.parquet"
-    struct.parent.mkdir()
-    pq.write_table(pa.table({"photo": contents}), plain, row_group_size=4)
-    rows = [{"bytes": content, "path": None} for content in contents[:5]]
-    pq.write_table(pa.table({"image": [*rows, None]}), struct)
-    views = []
-    for images in (list_images(str(plain), image_column="photo"), list_images(str(struct.parent))):
-        references = images.references.append_column("position", pa.array(range(6)))
-        views.append(load_views(references, read=images.read, size_px=32))
-    of_plain, of_struct = views
-
-    assert of_plain["path"].to_pylist() == [f"{plain}#{row}" for row in range(6)]
-    assert of_plain["reason"].to_pylist() == [None] * 4 + ["not an image", None]
-    assert of_struct["reason"].to_pylist() == [None] * 4 + [
-        "not an image",
-        "no image bytes in the row",
-    ]
-    expected = view(contents[3], "none", 32, seed=0, epoch=0, image_id=0)
-    for table in views:
-        np.testing.assert_array_equal(table["image"].chunk(0).to_numpy()[3], expected)
+    assert told["summary"] | {"num_images": 10, "num_good": 4, "num_bad": 6} == told["summary"]
 
 
 @pytest.mark.ray
 def test_results_are_whole_or_not_there(
     run: str, easy_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A call that breaks off leaves nothing of what stood there, but for the files of others."""
-    folder = tmp_path / "predicted" / "predictions"
-    folder.mkdir(parents=True)
-    for name in ("part-000000999.parquet", "mine.parquet"):
-        (folder / name).write_bytes(b"old")
-    (folder.parent / "summary.json").write_text("{}")
+    """A call that breaks off leaves nothing of what stood there, but for what isn't its own."""
+    out = tmp_path / "out"
+    theirs = {"features/part-000000000.parquet", "features_summary.json", "summary.json"}
+    theirs |= {"features_bad_images.parquet", "predictions/mine.parquet"}
+    ours = {"predictions/part-000000999.parquet", "predictions_summary.json"}
+    for name in theirs | ours:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_bytes(b"old")
     monkeypatch.setattr(datasets.inference, "_execute", lambda *arguments: 1 / 0)
 
     with pytest.raises(ZeroDivisionError):
-        run_predict(PredictConfig(images=easy_data, out=str(folder.parent), run=run))
-    assert [file.name for file in folder.iterdir()] == ["mine.parquet"]
-    assert not (folder.parent / "summary.json").exists()
+        run_predict(PredictConfig(images=easy_data, out=str(out), run=run))
+    left = {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()}
+    assert left == theirs | {"predictions_bad_images.parquet"}
+    assert all((out / name).read_bytes() == b"old" for name in theirs)
+
+
+@pytest.mark.ray
+def test_where_every_image_is_bad_no_predictions_are_promised(
+    run: str, predict: Predict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "a.jpg").write_bytes(b"no image")
+    out = tmp_path / "predicted"
+    run_predict(PredictConfig(images=str(images), out=str(out), run=run))
+
+    printed = capsys.readouterr().out
+    assert "1 images: 0 done, 1 bad" in printed and "Predictions:" not in printed
+    assert sorted(file.name for file in out.iterdir()) == [
+        "predictions_bad_images.parquet",
+        "predictions_summary.json",
+    ]
 
 
 @pytest.mark.ray
 def test_the_pretrained_head_is_kept(ray_cluster: str, tmp_path: Path) -> None:
-    """The lecture's page: classify ImageNet classes with ResNet50, its weights from a file."""
+    """The lecture's page: classify ImageNet classes with a network whose weights are a file."""
     torch.manual_seed(0)
-    model = torchvision.models.resnet50().eval()
-    torch.nn.init.normal_(model.fc.weight)
-    torch.save(model.state_dict(), tmp_path / "resnet50.pth")
+    norm = partial(torch.nn.BatchNorm2d, momentum=None)  # takes the statistics of one batch over
+    model: Any = torchvision.models.mobilenet_v2(norm_layer=norm)
+    torch.nn.init.normal_(model.classifier[1].weight)
+    model(torch.randn(8, 3, 64, 64))
+    model.eval()
+    weights = tmp_path / "mobilenet_v2.pth"
+    torch.save(model.state_dict(), weights)
     config = PredictConfig(
-        images="", out="", backbone="resnet50", weights=str(tmp_path / "resnet50.pth"), size_px=64
+        images="",
+        out="",
+        backbone="mobilenet_v2",
+        normalization="imagenet",
+        weights=str(weights),
+        size_px=64,
     )
     network = open_network(config, keep_head=True)
     image_HWC = draw_image(0, 0, 64)[:, :64]
@@ -262,42 +264,6 @@ def test_columns_of_predictions() -> None:
     assert first["probability"] == first["top_probabilities"][0]
 
 
-def test_a_shard_whose_bytes_changed_is_told_by_image(
-    write_data: Callable[..., str],
-) -> None:
-    data = write_data(train=8, val=8, test=20)
-    flip_byte(Path(data) / "test" / "part-00000.parquet", 9, at=-30)
-    images = list_images(data, split="test")
-    contents = list(images.read(images.references.slice(3, 10)))
-    bad = [isinstance(content, BadImage) for content in contents]
-
-    assert bad == [place == 6 for place in range(10)]
-    assert "checksum" in str(contents[6])
-    assert images.references["path"].to_pylist()[:2] == ["test/0.jpg", "test/1.jpg"]
-    assert len(list_images(data).references) == 36
-
-
-def test_what_is_left_of_a_broken_row_group_is_bad(tmp_path: Path) -> None:
-    contents = [write_photograph(tmp_path / "images" / "0.jpg", 0, 0)] * 8
-    file = tmp_path / "broken.parquet"
-    pq.write_table(
-        pa.table({"image": contents}),
-        file,
-        row_group_size=4,
-        compression="none",
-        use_dictionary=False,
-    )
-    column = pq.read_metadata(file).row_group(0).column(0)
-    whole = file.read_bytes()
-    start = column.data_page_offset
-    file.write_bytes(whole[:start] + b"\xff" * 64 + whole[start + 64 :])
-    images = list_images(str(file))
-    read = list(images.read(images.references))
-
-    assert [isinstance(content, BadImage) for content in read] == [True] * 4 + [False] * 4
-    assert "row group can't be read" in str(read[0])
-
-
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -326,27 +292,35 @@ def test_weights_without_imagenets_head_are_refused(tmp_path: Path) -> None:
     assert open_network(replace(config, size_px=96), keep_head=False).config.ingest.size_px == 96
 
 
-def test_images_that_are_not_there(tmp_path: Path) -> None:
-    write_photograph(tmp_path / "both" / "a.jpg", 0, 0)
-    pq.write_table(pa.table({"x": [1]}), tmp_path / "x.parquet")
+def test_images_too_small_for_the_network_are_refused(tmp_path: Path) -> None:
+    torch.save(build("lenet5", 1000).state_dict(), tmp_path / "lenet5.pth")
+    config = PredictConfig(
+        images="images",
+        out="out",
+        backbone="lenet5",
+        weights=str(tmp_path / "lenet5.pth"),
+        size_px=8,
+    )
 
-    with pytest.raises(ValueError, match="no file lies there"):
-        list_images(str(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match="has the columns x"):
-        list_images(str(tmp_path / "x.parquet"))
-    with pytest.raises(ValueError, match="it holds int64"):
-        list_images(str(tmp_path / "x.parquet"), image_column="x")
-    with pytest.raises(ValueError, match="it holds Parquet files and"):
-        list_images(str(tmp_path))
-    with pytest.raises(ValueError, match="only a prepared data set has splits"):
-        list_images(str(tmp_path / "both"), split="test")
+    with pytest.raises(ValueError, match="size_px is 8: too small for lenet5; its own size is 32"):
+        open_network(config, keep_head=True)
 
 
-def test_results_do_not_go_among_the_images() -> None:
+@pytest.mark.parametrize(
+    ("images", "out"),
+    [
+        ("/photographs", "/photographs/out"),
+        ("/photographs/", "/photographs"),
+        ("/photographs/../photographs/", "file:///photographs/out"),
+    ],
+)
+def test_results_do_not_go_among_the_images(images: str, out: str) -> None:
     network = Network(
         model=torch.nn.Identity(), config=FinetuneConfig(data=""), classes=("a",), origin="none"
     )
-    config = PredictConfig(images="/photographs", out="/photographs/out", run="none")
+    config = PredictConfig(images=images, out=out, run="none")
 
     with pytest.raises(ValueError, match="where results would pass for images"):
-        run_inference(config, network, lambda outputs: {}, name="predictions", facts={})
+        run_inference(
+            config, network, lambda outputs: {}, name="predictions", row_bytes=0, facts={}
+        )

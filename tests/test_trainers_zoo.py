@@ -19,6 +19,7 @@ from trainers.measure import count_bytes, count_parameters, measure_depth, on_me
 from trainers.zoo import KERAS_TOP1, ZooConfig, ZooRow, describe, run_zoo
 from trainers.zoo_picture import draw_zoo
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 FEW = ("lenet5", "mobilenet_v2")
 
 
@@ -28,13 +29,10 @@ FEW = ("lenet5", "mobilenet_v2")
         ("lenet5", 5),
         ("alexnet", 8),
         ("vgg16", 16),
-        ("vgg19", 19),
         ("mobilenet_v1", 28),
         ("resnet50", 50),
         ("resnet101_v2", 101),
-        ("resnet152", 152),
         ("densenet121", 121),
-        ("densenet201", 201),
         ("inception_v3", 48),
     ],
 )
@@ -56,7 +54,7 @@ def test_depth_follows_the_longest_way():
         assert measure_depth(Fork().eval(), 8) == 3
 
 
-@pytest.mark.parametrize("name", ["resnet50", "vgg16", "efficientnet_b0", "convnext_base"])
+@pytest.mark.parametrize("name", ["resnet50", "vgg16", "efficientnet_b0", "convnext_tiny"])
 def test_size_and_parameters_are_those_torchvision_states(name: str):
     meta = models.get_model_weights(name)["DEFAULT"].meta
     model = on_meta(name, 1000)
@@ -78,14 +76,14 @@ def test_a_row_counts_the_head_of_the_given_classes():
 
 
 def test_what_nobody_published_stays_empty():
-    row = describe("resnet152_v2", ZooConfig(time=False))
+    row = describe("lenet5", ZooConfig(time=False))
     assert (row.weights, row.top1, row.top5) == (None, None, None)
 
 
 def test_a_step_is_timed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(measure, "MIN_S", 0.0)
     small_ms = time_step("lenet5", 10, (1, 3, 32, 32))["cpu"]
-    assert 0 < small_ms < time_step("lenet5", 10, (16, 3, 512, 512))["cpu"]
+    assert 0 < small_ms < time_step("lenet5", 10, (8, 3, 256, 256))["cpu"]
 
 
 def test_the_command_prints_a_table_and_writes_csv_and_picture(

@@ -2,10 +2,13 @@
 which neither torchvision nor timm has. families.py tells how they divide into stages.
 """
 
+from functools import cache
+
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from datasets.config import require
 from trainers import families
 from trainers.families import Backbone
 from trainers.published import from_timm
@@ -127,6 +130,39 @@ def build(name: str, num_classes: int) -> nn.Module:
     """
     with torch.random.fork_rng(devices=[]):  # libraries draw weights nobody will see
         return find(name).build(num_classes=num_classes)
+
+
+def require_size(
+    name: str, size_px: int, *, field: str = "size_px", training: bool = False
+) -> None:
+    """Refuse images that shrink to nothing on their way through a network.
+
+    Args:
+        field: what the sentence blames.
+        training: whether an auxiliary head must take them as well.
+
+    Raises:
+        ValueError: for images that are too small, and as `build`.
+    """
+    require(
+        _takes_size(name, size_px, training),
+        field,
+        size_px,
+        f"too small for {name}; its own size is {find(name).size_px}",
+    )
+
+
+@cache
+def _takes_size(name: str, size_px: int, training: bool) -> bool:
+    with torch.device("meta"):  # shapes alone, without memory or work
+        model = build(name, 2).train(training)
+        images_BCHW = torch.zeros(2, 3, size_px, size_px)
+    try:
+        with torch.no_grad():
+            model(images_BCHW)
+    except RuntimeError:
+        return False
+    return True
 
 
 def unwrap(model: nn.Module) -> nn.Module:

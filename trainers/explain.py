@@ -4,7 +4,6 @@ Source: Selvaraju et al. 2017, Grad-CAM: Visual Explanations from Deep Networks.
 channels, h x w places of a layer, H x W pixels, K classes; N images of a split.
 """
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -24,7 +23,7 @@ from datasets.config import require
 from datasets.shards import read_manifest
 from trainers import runs
 from trainers.answers import read_views
-from trainers.evaluate import check_classes, evaluate, folder_of
+from trainers.evaluate import check_classes, evaluate, folder_of, read_evaluation
 from trainers.pictures import Explained, draw_heat_maps
 from trainers.settings import step_settings
 from trainers.step import StepSettings, predict
@@ -89,14 +88,11 @@ def run_explain(config: ExplainConfig) -> None:
 
 def is_evaluated(run: str, split: str) -> bool:
     """Whether the predictions of a run's best checkpoint on its own data are at hand."""
-    folder = folder_of(run, split)
-    files = (storage.join(folder, "predictions.parquet"), f"{folder}.json")
-    if not all(map(storage.exists, files)):
+    if not storage.exists(storage.join(folder_of(run, split), "predictions.parquet")):
         return False
     config, progress, _ = runs.load_best_model(run)
-    known = json.loads(storage.read_bytes(files[1]))
-    wanted = {"epoch": progress.epoch, "fingerprint": read_manifest(config.data).fingerprint}
-    return {name: known[name] for name in wanted} == wanted
+    fingerprint = read_manifest(config.data).fingerprint
+    return read_evaluation(run, split, epoch=progress.epoch, fingerprint=fingerprint) is not None
 
 
 def explain(

@@ -9,13 +9,14 @@ OUT/README.md           the model card, written last
 import json
 import subprocess
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from cluster.entry import ROOT
 from datasets import storage
 from datasets.config import require
+from trainers.evaluate import read_evaluation
 from trainers.formats import EXPORTERS, Exporter, Run, Subject, require_onnx
 from trainers.model_card import CardFacts, FileFacts, write_card
 from trainers.runs import load_best_model
@@ -84,7 +85,9 @@ def export(config: ExportConfig) -> dict[str, FileFacts]:
         files=files,
         preprocessing=subject.describe(),
         dynamic_batch=config.dynamic_batch,
-        evaluation=_read_evaluation(run),
+        evaluation=read_evaluation(
+            run, "test", epoch=progress.epoch, fingerprint=progress.fingerprint
+        ),
         commit=_find_commit(),
     )
     storage.write_bytes(storage.join(out, CARD), write_card(facts).encode())
@@ -141,14 +144,6 @@ def compare(subject: Subject, run: Run) -> float:
     batches = images_BHWC.split(_NUM_COMPARED if subject.dynamic_batch else 1)
     logits_BK = torch.cat([run(images) for images in batches])
     return float((logits_BK - expected_BK).abs().max())
-
-
-def _read_evaluation(run: str) -> dict[str, Any] | None:
-    """Read what `evaluate` measured on the test split, where it did."""
-    try:
-        return json.loads(storage.read_bytes(storage.join(run, "evaluation_test.json")))
-    except FileNotFoundError:
-        return None
 
 
 def _find_commit() -> str | None:

@@ -2,8 +2,8 @@
 
 The rule: the stem is one stage, whatever it reduces; from there a new stage begins at each
 reduction of the resolution, and where the family's paper begins another group of blocks. Hidden
-dense layers (AlexNet, VGG) are a stage; the last layer alone is the head. Normalization that
-follows the last group belongs to the last stage.
+dense layers (AlexNet, VGG) are a stage; the last layer alone is the head, with what normalizes the
+averaged features (ConvNeXt). Normalization of the last group's maps belongs to the last stage.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torchvision import models
 
 from trainers.lecture_nets import LeNet5
@@ -36,6 +38,9 @@ class Backbone:
     aux: str | None = None
     """An auxiliary head, never frozen. In train mode such a network returns torchvision's
     InceptionOutputs: logits_BK, and the auxiliary head's."""
+    then: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    """By the last module of a stage: what the network makes of its output before anything sees it,
+    where no module of the stage does."""
     published: Mapping[str, Published] = field(default_factory=dict)
     """Its ImageNet weights by `model.init`; none where nobody offers any."""
     normalization: Normalization = "imagenet"
@@ -73,6 +78,7 @@ def _from_torchvision(
     head: str,
     *,
     aux: str | None = None,
+    then: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
     normalization: Normalization | None = None,
     **options: Any,
 ) -> Backbone:
@@ -84,6 +90,7 @@ def _from_torchvision(
         stages=stages,
         head=head,
         aux=aux,
+        then=then or {},
         published=from_torchvision(name),
         normalization=normalization or trained_with,
         size_px=recipe["crop_size"],
@@ -92,7 +99,14 @@ def _from_torchvision(
 
 def lenet5() -> Backbone:
     stages = (("conv1", ("conv1",)), ("conv2", ("conv2",)), ("dense", ("dense1", "dense2")))
-    return Backbone(build=LeNet5, source="thaw", stages=stages, head="head", size_px=32)
+    return Backbone(
+        build=LeNet5,
+        source="thaw",
+        stages=stages,
+        head="head",
+        then=dict.fromkeys(("conv1", "conv2", "dense2"), torch.tanh),
+        size_px=32,
+    )
 
 
 def alexnet() -> Backbone:
@@ -109,7 +123,8 @@ def vgg(name: str, poolings: tuple[int, ...]) -> Backbone:
 
 def resnet(name: str) -> Backbone:
     layers = tuple((f"layer{number}", (f"layer{number}",)) for number in range(1, 5))
-    return _from_torchvision(name, (("stem", ("conv1", "bn1")), *layers), "fc")
+    stem = ("stem", ("conv1", "bn1", "relu", "maxpool"))
+    return _from_torchvision(name, (stem, *layers), "fc")
 
 
 def densenet(name: str) -> Backbone:
@@ -120,7 +135,7 @@ def densenet(name: str) -> Backbone:
         ("block3", ("features.transition2", "features.denseblock3")),
         ("block4", ("features.transition3", "features.denseblock4", "features.norm5")),
     )
-    return _from_torchvision(name, stages, "classifier")
+    return _from_torchvision(name, stages, "classifier", then={"features.norm5": F.relu})
 
 
 def inception_v3() -> Backbone:
@@ -187,10 +202,10 @@ def timm_mobile(name: str, architecture: str, *, groups: int, top: bool, **facts
 
 def xception(**facts: Any) -> Backbone:
     stages = (
-        ("stem", ("conv1", "bn1", "conv2", "bn2")),
+        ("stem", ("conv1", "bn1", "act1", "conv2", "bn2", "act2")),
         *((f"entry{number}", (f"block{number}",)) for number in range(1, 4)),
         ("middle", tuple(f"block{number}" for number in range(4, 12))),
-        ("exit", ("block12", "conv3", "bn3", "conv4", "bn4")),
+        ("exit", ("block12", "conv3", "bn3", "act3", "conv4", "bn4", "act4")),
     )
     return _from_timm("xception", "legacy_xception", stages, "fc", **facts)
 
@@ -212,6 +227,8 @@ def nasnet_large(**facts: Any) -> Backbone:
         ("stem", ("conv0", "cell_stem_0", "cell_stem_1")),
         ("cells1", cells[0]),
         ("cells2", ("reduction_cell_0", *cells[1])),
-        ("cells3", ("reduction_cell_1", *cells[2])),
+        ("cells3", ("reduction_cell_1", *cells[2], "act")),
     )
-    return _from_timm("nasnet_large", "nasnetalarge", stages, "last_linear", **facts)
+    # Whatever reads a cell's output begins with ReLU.
+    then = dict.fromkeys(("cell_stem_1", "cell_5", "cell_11"), F.relu)
+    return _from_timm("nasnet_large", "nasnetalarge", stages, "last_linear", then=then, **facts)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from datasets import storage
 from datasets.config import require
 from trainers.backbones import find
-from trainers.inference import InferenceConfig, open_network, run_inference
+from trainers.inference import InferenceConfig, Network, open_network, run_inference
 
 Pooling = Literal["avg", "max", "none"]
 
@@ -30,12 +30,16 @@ class FeaturesConfig(InferenceConfig):
       python -m trainers features --images runs/cars --split test --run runs/tuned --stage 2
           --out runs/features
 
-    OUT/features holds path and features, a list of fixed size; OUT/bad_images.parquet path and
-    reason of each image that can't be looked at; OUT/summary.json is written last.
+    The last stage of VGG and AlexNet is their hidden dense layers; what Keras calls
+    include_top=False is --stage block5 --pooling none for VGG, --stage conv3 for AlexNet.
+
+    OUT/features holds path and features, a list of fixed size; OUT/features_bad_images.parquet path
+    and reason of each image that can't be looked at; OUT/features_summary.json is written last.
     """
 
     stage: str | None = None
-    """Its name, or its number counted from 1 at the input; default the last, before the head."""
+    """Its name, or its number counted from 1 at the input; default the last, before the head (of
+    VGG and AlexNet: the hidden dense layers, 4096 features)."""
     pooling: Pooling = "avg"
     """What becomes of a feature map, as Keras' `pooling`: its average or maximum over places, or
     none: all of it, in the order channel, row, column."""
@@ -54,10 +58,12 @@ class _Reached(Exception):
 class StageFeatures(nn.Module):
     """The network up to the end of a stage: images_BCHW -> features_BD."""
 
-    def __init__(self, network: nn.Module, module: str, pooling: Pooling) -> None:
-        """`module` is the last one of the stage."""
+    def __init__(self, network: nn.Module, backbone: str, stage: str, pooling: Pooling) -> None:
+        """`stage` is a name."""
         super().__init__()
-        self.network, self.module = network, module
+        self.network = network
+        self.module = dict(find(backbone).stages)[stage][-1]
+        self.then = find(backbone).then.get(self.module, nn.Identity())
         self.pooling: Pooling = pooling
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
@@ -68,7 +74,7 @@ class StageFeatures(nn.Module):
         try:
             self.network(images_BCHW)
         except _Reached as reached:
-            return pool(reached.output, self.pooling)
+            return pool(self.then(reached.output), self.pooling)
         finally:
             hook.remove()
         raise AssertionError(f"the forward pass calls {self.module}")
@@ -82,8 +88,8 @@ def pool(output: Tensor, pooling: Pooling) -> Tensor:
     return output.mean((2, 3)) if pooling == "avg" else output.amax((2, 3))
 
 
-def find_stage(backbone_name: str, stage: str | None) -> tuple[str, str]:
-    """Return the name of a stage and of its last module.
+def find_stage(backbone_name: str, stage: str | None) -> str:
+    """Return the name of a stage.
 
     Args:
         stage: its name, or its number counted from 1 at the input; None is the last.
@@ -91,8 +97,7 @@ def find_stage(backbone_name: str, stage: str | None) -> tuple[str, str]:
     Raises:
         ValueError: where the backbone has no such stage.
     """
-    stages = find(backbone_name).stages
-    names = [name for name, _ in stages]
+    names = [name for name, _ in find(backbone_name).stages]
     if stage is None:
         stage = names[-1]
     elif stage.isdecimal() and 1 <= int(stage) <= len(names):
@@ -103,33 +108,52 @@ def find_stage(backbone_name: str, stage: str | None) -> tuple[str, str]:
         stage,
         f"{backbone_name} has {', '.join(names)}: give a name, or 1 to {len(names)}",
     )
-    return stage, dict(stages)[stage][-1]
+    return stage
 
 
 def to_features(features_BD: Tensor, *, half: bool) -> dict[str, pa.Array]:
     """Turn features into one column of lists of fixed size."""
-    values = features_BD.numpy().astype(np.float16 if half else np.float32).ravel()
+    values = features_BD.numpy().astype(np.float16 if half else np.float32, copy=False).ravel()
     lists = pa.FixedSizeListArray.from_arrays(pa.array(values), features_BD.shape[1])
     return {"features": lists}
 
 
-def run_features(config: FeaturesConfig) -> None:
-    """Extract features, and print their size and where they are."""
+def open_stage(config: FeaturesConfig) -> tuple[Network, str]:
+    """Load the network that `config` names up to its stage, and return that stage's name.
+
+    Raises:
+        ValueError: as `open_network` and `find_stage`.
+    """
     network = open_network(config, keep_head=False)
     backbone = network.config.model.backbone
-    stage, module = find_stage(backbone, config.stage)
-    staged = StageFeatures(network.model, module, config.pooling)
+    stage = find_stage(backbone, config.stage)
+    # A class bears rounding, a distance between features needs its digits: no autocast on GPUs.
+    compute = replace(network.config.compute, precision="fp32")
+    staged = replace(
+        network,
+        model=StageFeatures(network.model, backbone, stage, config.pooling),
+        config=replace(network.config, compute=compute),
+        origin=f"{stage} of {network.origin}",
+    )
+    return staged, stage
+
+
+def run_features(config: FeaturesConfig) -> None:
+    """Extract features, and print their size and where they are."""
+    network, stage = open_stage(config)
     size_px = network.config.ingest.size_px
     with torch.inference_mode():
-        shape = staged(torch.zeros(1, 3, size_px, size_px)).shape
+        num_features = network.model(torch.zeros(1, 3, size_px, size_px)).shape[1]
     outcome = run_inference(
         config,
-        replace(network, model=staged, origin=f"{stage} of {network.origin}"),
+        network,
         partial(to_features, half=config.half),
         name="features",
-        facts={"stage": stage, "pooling": config.pooling, "num_features": shape[1]},
+        row_bytes=4 * num_features,
+        facts={"stage": stage, "pooling": config.pooling, "num_features": num_features},
     )
-    print(
-        f"Features: {storage.join(config.out, 'features')}, {shape[1]} of {stage} for each of "
-        f"{outcome.num_good} images"
-    )
+    if outcome.parts:
+        print(
+            f"Features: {storage.join(config.out, 'features')}, {num_features} of {stage} for each "
+            f"of {outcome.num_good} images"
+        )

@@ -19,11 +19,11 @@ from cluster.config import ClusterConfig, Device
 from cluster.runtime import connect
 from cluster.scaling import plan_workers
 from datasets import storage
-from datasets.collection import list_images
+from datasets.collection import lies_in, list_images
 from datasets.config import IngestConfig, require
 from datasets.inference import Outcome, Workers, infer
 from datasets.partition import tally_reasons
-from trainers.backbones import build, find
+from trainers.backbones import build, find, require_size
 from trainers.config import FinetuneConfig, ModelConfig
 from trainers.initializers import initialize, pretrained_available
 from trainers.runs import load_best_model
@@ -112,7 +112,7 @@ def open_network(config: InferenceConfig, *, keep_head: bool) -> Network:
         keep_head: whether pretrained weights must bring the head for ImageNet's classes.
 
     Raises:
-        ValueError: where there is no such run, or no such weights.
+        ValueError: where there is no such run, or no such weights, or `size_px` is too small.
     """
     if config.run is not None:
         run, progress, model = load_best_model(config.run)
@@ -122,6 +122,7 @@ def open_network(config: InferenceConfig, *, keep_head: bool) -> Network:
         network = _open_pretrained(config, keep_head=keep_head)
     if config.size_px is None:
         return network
+    require_size(network.config.model.backbone, config.size_px)
     ingest = replace(network.config.ingest, size_px=config.size_px)
     return replace(network, config=replace(network.config, ingest=ingest))
 
@@ -199,16 +200,20 @@ def run_inference(
     to_columns: ToColumns,
     *,
     name: str,
+    row_bytes: int,
     facts: dict[str, Any],
 ) -> Outcome:
     """Send the images through the network into OUT/`name`, on the cluster; print how it went.
+
+    Args:
+        row_bytes, facts: as of `infer`.
 
     Raises:
         ValueError: where there are no images, or the cluster lacks what was asked for.
     """
     images, out = storage.absolute(config.images, "images"), storage.absolute(config.out, "out")
     require(
-        not f"{out}/".startswith(f"{images.rstrip('/')}/"),
+        not lies_in(out, images),
         "out",
         out,
         f"it lies in the images {images!r}, where results would pass for images; write elsewhere",
@@ -238,6 +243,7 @@ def run_inference(
         out=out,
         name=name,
         size_px=size_px,
+        row_bytes=row_bytes,
         workers=Workers(
             num_workers=plan.num_workers,
             cpus_per_worker=plan.cpus_per_worker,
@@ -253,5 +259,5 @@ def run_inference(
     )
     if len(outcome.bad):
         tally = tally_reasons(outcome.bad["reason"].to_pylist())
-        print(f"Bad images: {storage.join(out, 'bad_images.parquet')} ({tally})")
+        print(f"Bad images: {outcome.bad_images} ({tally})")
     return outcome

@@ -13,6 +13,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from pyarrow import fs
 from torch import Tensor, nn
 
 from datasets import storage
@@ -40,7 +41,10 @@ neither, such as ConvNeXt's layer scale, keeps the start its network gives it.""
 
 @dataclass(frozen=True, kw_only=True)
 class LoadReport:
-    """What became of the tensors of a file; all empty for a random initialization."""
+    """What became of the tensors of a file; all empty for a random initialization.
+
+    `asdict` lists every one of them, `str` counts them and names the first.
+    """
 
     loaded: tuple[str, ...] = ()
     replaced: tuple[str, ...] = ()
@@ -156,8 +160,10 @@ def _read_pretrained(config: ModelConfig) -> dict[str, Tensor]:
 
 def _weights_file(uri: str) -> str:
     """Return the file `uri` means: itself, or the weights of a checkpoint folder."""
-    is_file = uri.endswith((".pth", ".pt", ".safetensors"))
-    return uri if is_file else storage.join(uri, "model.safetensors")
+    filesystem, path = storage.resolve(uri)
+    with storage.explaining(uri):
+        is_folder = filesystem.get_file_info(path).type == fs.FileType.Directory
+    return storage.join(uri, "model.safetensors") if is_folder else uri
 
 
 def _read_state_dict(uri: str) -> dict[str, Tensor]:
@@ -167,8 +173,8 @@ def _read_state_dict(uri: str) -> dict[str, Tensor]:
         content = storage.read_bytes(file)
     except FileNotFoundError:
         raise ValueError(
-            f"model.weights is {uri!r}: no file there, give a .pth or .safetensors state dict or "
-            "a checkpoint folder of Thaw"
+            f"model.weights is {uri!r}: no file there; give a state dict that torch.save or "
+            "safetensors wrote, or a checkpoint folder of Thaw"
         ) from None
     try:
         values = _parse(content, is_pickle=not file.endswith(".safetensors"))

@@ -18,7 +18,7 @@ from datasets.config import require
 from datasets.memory import choose_ingest, open_memory
 from datasets.shards import Manifest, read_manifest
 from trainers import checkpoint
-from trainers.backbones import build
+from trainers.backbones import build, require_size
 from trainers.config import RANDOM, FinetuneConfig, ModelConfig
 from trainers.feed import Place
 from trainers.freezing import resolve_depth
@@ -53,6 +53,9 @@ def check(config: FinetuneConfig) -> Manifest:
     )
     for phase in config.phases:
         resolve_depth(config.model.backbone, phase.freeze_depth)
+    require_size(
+        config.model.backbone, config.ingest.size_px, field="ingest.size_px", training=True
+    )
     if config.model.init in RANDOM and config.model.weights is not None:
         logger.warning("model.weights is not used: init %s draws random ones", config.model.init)
     if config.schedule.phases:

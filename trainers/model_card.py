@@ -11,7 +11,6 @@ from trainers.checkpoint import Progress
 from trainers.config import FinetuneConfig
 
 ALWAYS_SHOWN = (
-    "recipe",
     "epochs",
     "global_batch_size",
     "seed",
@@ -23,6 +22,8 @@ ALWAYS_SHOWN = (
     "schedule.schedule",
 )
 """Fields of FinetuneConfig the card shows, beside those that differ from their default."""
+REPLACED_BY_PHASES = ("epochs", "model.freeze_depth", "optim.learning_rate")
+"""What `schedule.phases` says instead, where a run has any."""
 NEVER_SHOWN = (
     *("data", "out", "cluster", "track", "ingest", "checkpoint_every_steps"),
     *("model.backbone", "model.normalization"),
@@ -50,7 +51,7 @@ class CardFacts:
     """`Subject.describe`: its mean and std are those of the pixels."""
     dynamic_batch: bool
     evaluation: Mapping[str, Any] | None
-    """What evaluation_test.json holds."""
+    """What evaluation_test.json holds, of this checkpoint on the test images of its data set."""
     commit: str | None
     """Of the Thaw that exported."""
 
@@ -84,6 +85,7 @@ def write_card(facts: CardFacts) -> str:
             "## How to load it",
             "",
             _explain_input(facts),
+            *_explain_source(facts),
             "",
             *(line for name in facts.files for line in _snippet(name, facts)),
             "Each file was loaded back at export and compared with the original on random images:",
@@ -137,9 +139,11 @@ def _training_rows(facts: CardFacts, data: str) -> list[tuple[str, str]]:
     values = _flatten(facts.config.to_dict())
     defaults = _flatten(FinetuneConfig(data="").to_dict())
     rows = [("network", facts.config.model.backbone)]
+    never = (*NEVER_SHOWN, *(REPLACED_BY_PHASES if facts.config.schedule.phases else ()))
+    always = set(ALWAYS_SHOWN).difference(never)
     for field, value in values.items():
-        hidden = field in NEVER_SHOWN or field.partition(".")[0] in NEVER_SHOWN
-        if field in ALWAYS_SHOWN or (not hidden and value != defaults.get(field)):
+        hidden = field in never or field.partition(".")[0] in never
+        if field in always or (not hidden and value != defaults.get(field)):
             rows.append((field, _basename(value) if field == "model.weights" else str(value)))
     mean, std = facts.preprocessing["mean"], facts.preprocessing["std"]
     rows += [
@@ -182,6 +186,19 @@ def _explain_input(facts: CardFacts) -> str:
         f"short side resized to {size_px} and the middle cropped. Normalization is part of the "
         f"ONNX and torch.export graphs, which take {batch}."
     )
+
+
+def _explain_source(facts: CardFacts) -> list[str]:
+    """Say what the tensors alone need, where torchvision doesn't have the network."""
+    source = find(facts.config.model.backbone).source
+    if "safetensors" not in facts.files or source == "torchvision":
+        return []
+    needed = "" if source == "thaw" else f", with {source} installed"
+    return [
+        "",
+        "`model.safetensors` holds tensors alone, and torchvision doesn't have their network: its "
+        f"lines run in a clone of Thaw{needed}. The other formats need nothing of it.",
+    ]
 
 
 def _snippet(name: str, facts: CardFacts) -> list[str]:

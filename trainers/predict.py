@@ -12,7 +12,6 @@ from torch import Tensor
 
 from datasets import storage
 from datasets.config import require
-from datasets.inference import Outcome
 from trainers.inference import InferenceConfig, open_network, run_inference
 
 _NUM_SHOWN = 5
@@ -30,8 +29,8 @@ class PredictConfig(InferenceConfig):
           --weights mobilenet_v2_imagenet.pth --normalization half --out s3://bucket/predicted
 
     OUT/predictions holds path, class, probability, top_classes and top_probabilities;
-    OUT/bad_images.parquet path and reason of each image that can't be looked at; OUT/summary.json
-    is written last.
+    OUT/predictions_bad_images.parquet path and reason of each image that can't be looked at;
+    OUT/predictions_summary.json is written last.
     """
 
     top_k: int = 5
@@ -68,17 +67,17 @@ def run_predict(config: PredictConfig) -> None:
         network,
         partial(to_predictions, classes=network.classes, top_k=config.top_k),
         name="predictions",
+        row_bytes=0,  # far fewer than the pixels
         facts={"classes": network.classes},
     )
-    show(outcome)
-    print(f"Predictions: {storage.join(config.out, 'predictions')}")
+    if outcome.parts:
+        show(outcome.parts[0])
+        print(f"Predictions: {storage.join(config.out, 'predictions')}")
 
 
-def show(outcome: Outcome) -> None:
-    """Print a table of the first predictions."""
-    if not outcome.parts:
-        return
-    first = pq.read_table(pa.BufferReader(storage.read_bytes(outcome.parts[0])))
+def show(part: str) -> None:
+    """Print a table of the first predictions of a part."""
+    first = pq.read_table(pa.BufferReader(storage.read_bytes(part)))
     table = Table("probability", "class", "image", box=None, pad_edge=False)
     for column in table.columns:
         column.no_wrap = True

@@ -50,7 +50,7 @@ def staged() -> FinetuneConfig:
     """
     return replace(
         transfer(),
-        model=ModelConfig(init="imagenet", freeze_depth=0),
+        model=ModelConfig(init="imagenet"),
         schedule=ScheduleConfig(phases=(("all", 4, 3e-3), (-2, 6, 1e-3)), schedule="cosine"),
     )
 

@@ -1,0 +1,168 @@
+"""Every image is found, or there is one sentence; and what can't be read is told of by image."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from datasets import shards
+from datasets.augment import view
+from datasets.collection import lies_in, list_images
+from datasets.images import BadImage
+from datasets.inference import choose_block_images, load_views
+from tests.conftest import draw_image, flip_byte
+
+
+def write_photograph(path: Path, label: int, number: int, suffix: str = ".jpg") -> bytes:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = cv2.imencode(suffix, draw_image(label, number)[..., ::-1])[1].tobytes()
+    path.write_bytes(content)
+    return content
+
+
+def test_parquet_of_bytes_and_of_hugging_faces_struct(tmp_path: Path) -> None:
+    contents = [write_photograph(tmp_path / f"{i}.jpg", i % 3, i) for i in range(6)]
+    contents[4] = b"no image"
+    plain, struct = tmp_path / "plain.parquet", tmp_path / "struct" / "test-00000.parquet"
+    struct.parent.mkdir()
+    pq.write_table(pa.table({"photo": contents}), plain, row_group_size=4)
+    rows = [{"bytes": content, "path": None} for content in contents[:5]]
+    pq.write_table(pa.table({"image": [*rows, None]}), struct)
+    views = []
+    for images in (list_images(str(plain), image_column="photo"), list_images(str(struct.parent))):
+        references = images.references.append_column("position", pa.array(range(6)))
+        views.append(load_views(references, read=images.read, size_px=32))
+    of_plain, of_struct = views
+
+    assert of_plain["path"].to_pylist() == [f"{plain}#{row}" for row in range(6)]
+    assert of_plain["reason"].to_pylist() == [None] * 4 + ["not an image", None]
+    assert of_struct["reason"].to_pylist() == [None] * 4 + [
+        "not an image",
+        "no image bytes in the row",
+    ]
+    expected = view(contents[3], "none", 32, seed=0, epoch=0, image_id=0)
+    for table in views:
+        np.testing.assert_array_equal(table["image"].chunk(0).to_numpy()[3], expected)
+
+
+def test_blocks_are_bounded_by_pixels_and_by_results() -> None:
+    of_pixels = 3 * 224**2
+    assert choose_block_images(10, of_pixels, num_cpus=2) == 16
+    assert choose_block_images(1000, of_pixels, num_cpus=2) == 125
+    assert choose_block_images(100_000, of_pixels, num_cpus=2) == 256
+    assert choose_block_images(100_000, 4 * 64 * 112**2, num_cpus=2) == 20  # a map of VGG19
+    assert choose_block_images(10, 2**30, num_cpus=2) == 1
+
+
+def test_a_shard_whose_bytes_changed_is_told_by_image(
+    write_data: Callable[..., str],
+) -> None:
+    data = write_data(train=8, val=8, test=20)
+    flip_byte(Path(data) / "test" / "part-00000.parquet", 9, at=-30)
+    images = list_images(data, split="test")
+    contents = list(images.read(images.references.slice(3, 10)))
+    bad = [isinstance(content, BadImage) for content in contents]
+
+    assert bad == [place == 6 for place in range(10)]
+    assert "checksum" in str(contents[6])
+    assert images.references["path"].to_pylist()[:2] == ["test/0.jpg", "test/1.jpg"]
+    assert len(list_images(data).references) == 36
+
+
+def test_what_is_left_of_a_broken_row_group_is_bad(tmp_path: Path) -> None:
+    contents = [write_photograph(tmp_path / "images" / "0.jpg", 0, 0)] * 8
+    file = tmp_path / "broken.parquet"
+    pq.write_table(
+        pa.table({"image": contents}),
+        file,
+        row_group_size=4,
+        compression="none",
+        use_dictionary=False,
+    )
+    column = pq.read_metadata(file).row_group(0).column(0)
+    whole = file.read_bytes()
+    start = column.data_page_offset
+    file.write_bytes(whole[:start] + b"\xff" * 64 + whole[start + 64 :])
+    images = list_images(str(file))
+    read = list(images.read(images.references))
+
+    assert [isinstance(content, BadImage) for content in read] == [True] * 4 + [False] * 4
+    assert "row group can't be read" in str(read[0])
+
+
+def test_images_that_are_not_there(tmp_path: Path) -> None:
+    write_photograph(tmp_path / "both" / "a.jfif", 0, 0, ".jpg")
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "x.parquet")
+    pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "none.parquet")
+
+    with pytest.raises(ValueError, match="no file lies there"):
+        list_images(str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="has the columns x"):
+        list_images(str(tmp_path / "x.parquet"))
+    with pytest.raises(ValueError, match="it holds int64"):
+        list_images(str(tmp_path / "x.parquet"), image_column="x")
+    with pytest.raises(ValueError, match="it holds Parquet files and"):
+        list_images(str(tmp_path))
+    with pytest.raises(ValueError, match=r"images is '.*none.parquet': it holds no image"):
+        list_images(str(tmp_path / "none.parquet"))
+    (tmp_path / "damaged.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"images is '.*damaged.parquet': .* as Parquet"):
+        list_images(str(tmp_path / "damaged.parquet"))
+    with pytest.raises(ValueError, match="only a prepared data set has splits"):
+        list_images(str(tmp_path / "both"), split="test")
+
+
+def test_links_to_nothing_are_told_of(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    images = list_images(str(tmp_path))
+    (read,) = images.read(images.references)
+
+    assert images.references["path"].to_pylist() == [f"{tmp_path}/deep/gone.jpg"]
+    assert isinstance(read, BadImage) and read.reason == "missing file"
+
+
+@pytest.mark.parametrize("content", ["[]", '{"name": "web app"}', "no JSON", "1"])
+def test_a_manifest_of_others_makes_no_data_set(content: str, tmp_path: Path) -> None:
+    write_photograph(tmp_path / "a.jpg", 0, 0)
+    (tmp_path / "manifest.json").write_text(content)
+
+    assert len(list_images(str(tmp_path)).references) == 2
+    with pytest.raises(ValueError, match=r"its manifest\.json is another program's"):
+        shards.read_manifest(str(tmp_path))
+    with pytest.raises(ValueError, match=r"out is '.*': another program's manifest"):
+        shards.read_schema_version(str(tmp_path))
+
+
+def test_a_prepared_data_set_without_images(tmp_path: Path) -> None:
+    splits = {"test": shards.Split(shards=(), class_counts=(0, 0), num_pixels=0)}
+    empty = shards.Manifest(
+        classes=("a", "b"), splits=splits, num_quarantined=0, fingerprint="", options={}
+    )
+    shards.write_manifest(str(tmp_path), empty)
+
+    for split in (None, "test"):
+        with pytest.raises(ValueError, match=r"images is '.*': it holds no image"):
+            list_images(str(tmp_path), split=split)
+
+
+def test_parquet_in_capitals_and_what_stands_beside_it(tmp_path: Path) -> None:
+    content = write_photograph(tmp_path / "photographs" / "a.jpg", 0, 0)
+    data = tmp_path / "data"
+    data.mkdir()
+    pq.write_table(pa.table({"image": [content]}), data / "TEST.PARQUET")
+    for name in ("README.md", "dataset_info.json", "_SUCCESS"):
+        (data / name).write_text("")
+    images = list_images(str(data))
+
+    assert images.references["path"].to_pylist() == [f"{data}/TEST.PARQUET#0"]
+    assert list(images.read(images.references)) == [content]
+
+
+def test_results_may_lie_beside_the_images() -> None:
+    assert not lies_in("/photographs-out", "/photographs")
+    assert not lies_in("/", "/photographs")
