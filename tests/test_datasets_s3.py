@@ -373,10 +373,11 @@ def test_a_training_lives_in_a_bucket_and_resumes_there(journey: str, bucket: An
     assert read_config("s3://thaw/run").epochs == result["epochs"] == 3
     assert steps == sorted(set(steps)) and {row["epoch"] for row in rows} == {1, 2, 3}
     assert journey.count("epoch 1/") == 1 and journey.count("epoch 3/3") == 1  # nothing twice
-    epochs = {
-        int(name.removeprefix("epoch-")) for name in storage.list_names("s3://thaw/run/checkpoints")
+    kept = {
+        int(name.removeprefix("step-")) for name in storage.list_names("s3://thaw/run/checkpoints")
     }
-    assert epochs == {2, 3, result["best_epoch"]}
+    steps_per_epoch = result["global_step"] // 3
+    assert kept == {steps_per_epoch * epoch for epoch in (2, 3, result["best_epoch"])}
     assert storage.exists(f"{result['checkpoint']}/model.safetensors")
     evaluation = json.loads(storage.read_bytes("s3://thaw/run/evaluation_val.json"))
     assert evaluation["val/top1"] == pytest.approx(result["val/best_top1"])

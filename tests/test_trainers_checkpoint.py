@@ -72,7 +72,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
 
 def test_a_run_without_a_whole_checkpoint_starts_anew_and_has_no_best(tmp_path: Path) -> None:
     assert restore_latest(tmp_path) is None
-    with pytest.raises(ValueError, match="has no whole checkpoint; train it first"):
+    with pytest.raises(ValueError, match="has no whole checkpoint of an epoch; train it first"):
         checkpoint.load_best(str(tmp_path))
 
 
