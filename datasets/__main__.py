@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -136,8 +134,8 @@ def _info(config: InfoConfig) -> None:
     console.print(f"fingerprint  {manifest.fingerprint}")
     tally = "no image"
     if manifest.num_quarantined:
-        content = storage.read_bytes(storage.join(config.data, "quarantine.parquet"))
-        tally = tally_reasons(pq.read_table(pa.BufferReader(content))["reason"].to_pylist())
+        left_out = storage.read_parquet(storage.join(config.data, "quarantine.parquet"))
+        tally = tally_reasons(left_out["reason"].to_pylist())
     console.print(f"left out     {tally}")
 
 

@@ -1,6 +1,7 @@
 """What can be said about a data set and how it is read: facts only, standard library alone."""
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import Literal
 
 SOURCES = ("folder", "stanford", "parquet", "synthetic")
@@ -17,6 +18,31 @@ def require(condition: bool, field: str, value: object, remedy: str) -> None:
     """Raise the user's error: one sentence naming the field, the value and the remedy."""
     if not condition:
         raise ValueError(f"{field} is {value!r}: {remedy}")
+
+
+def require_at_least(field: str, value: int | None, minimum: int) -> None:
+    """Refuse a count below `minimum`; None means 'not set' and passes."""
+    require(value is None or value >= minimum, field, value, f"use {minimum} or more")
+
+
+def require_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse what is none of the choices."""
+    require(value in choices, field, value, f"choose from {', '.join(choices)}")
+
+
+def require_positive(field: str, value: float | None) -> None:
+    """Refuse a number that is not finite and above zero; None means 'not set' and passes."""
+    require(
+        value is None or (isfinite(value) and value > 0),
+        field,
+        value,
+        "use a finite number above zero",
+    )
+
+
+def require_not_negative(field: str, value: float) -> None:
+    """Refuse a number that is not finite and at least zero."""
+    require(isfinite(value) and value >= 0, field, value, "use a finite number, zero or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,22 +66,12 @@ class SyntheticConfig:
         require(
             2 <= self.num_classes <= 196, "synthetic.num_classes", self.num_classes, "use 2 to 196"
         )
-        require(
-            self.train_per_class >= 2,
-            "synthetic.train_per_class",
-            self.train_per_class,
-            "use 2 or more",
-        )
-        require(
-            self.test_per_class >= 1,
-            "synthetic.test_per_class",
-            self.test_per_class,
-            "use 1 or more",
-        )
+        require_at_least("synthetic.train_per_class", self.train_per_class, 2)
+        require_at_least("synthetic.test_per_class", self.test_per_class, 1)
         require(
             32 <= self.render_px <= 1024, "synthetic.render_px", self.render_px, "use 32 to 1024"
         )
-        require(self.seed >= 0, "synthetic.seed", self.seed, "use 0 or more")
+        require_at_least("synthetic.seed", self.seed, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +115,10 @@ class PrepareConfig:
             self.val_fraction,
             "use a share between 0 and 1, such as 0.15",
         )
-        require(self.short_side_px >= 32, "short_side_px", self.short_side_px, "use 32 or more")
+        require_at_least("short_side_px", self.short_side_px, 32)
         require(0 <= self.box_margin <= 1, "box_margin", self.box_margin, "use 0 to 1")
-        require(self.row_group_size >= 1, "row_group_size", self.row_group_size, "use 1 or more")
-        require(self.shard_mib >= 1, "shard_mib", self.shard_mib, "use 1 or more")
+        require_at_least("row_group_size", self.row_group_size, 1)
+        require_at_least("shard_mib", self.shard_mib, 1)
         require(
             self.source == "synthetic" or self.root is not None,
             "root",
@@ -140,21 +156,16 @@ class IngestConfig:
 
     def __post_init__(self) -> None:
         require(16 <= self.size_px <= 1024, "ingest.size_px", self.size_px, "use 16 to 1024 pixels")
-        require(
-            self.policy in POLICIES,
-            "ingest.policy",
-            self.policy,
-            f"choose from {', '.join(POLICIES)}",
-        )
-        require(self.ingest in INGESTS, "ingest", self.ingest, f"choose from {', '.join(INGESTS)}")
+        require_choice("ingest.policy", self.policy, POLICIES)
+        require_choice("ingest", self.ingest, INGESTS)
         require(
             0 < self.memory_share <= 0.6,
             "ingest.memory_share",
             self.memory_share,
             "use a share up to 0.6: batches need room as well",
         )
-        require(self.interleave >= 1, "ingest.interleave", self.interleave, "use 1 or more")
-        require(self.task_images >= 1, "ingest.task_images", self.task_images, "use 1 or more")
+        require_at_least("ingest.interleave", self.interleave, 1)
+        require_at_least("ingest.task_images", self.task_images, 1)
         require(
             0 <= self.max_bad_fraction <= 1,
             "ingest.max_bad_fraction",

@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray
 import ray.data
 from ray.data.extensions import ArrowTensorArray
@@ -33,6 +32,7 @@ from datasets.augment import augment, view
 from datasets.collection import Collection
 from datasets.images import BadImage, load_image
 from datasets.listing import Reader
+from datasets.progress import collect
 from datasets.shards import QUARANTINE_SCHEMA
 
 Compute = Callable[[np.ndarray], dict[str, pa.Array]]
@@ -40,7 +40,6 @@ Compute = Callable[[np.ndarray], dict[str, pa.Array]]
 
 _PART_NAME = re.compile(r"part-\d{9}\.parquet")
 _MIN_BLOCK_IMAGES, _MAX_BLOCK_IMAGES, _MAX_BLOCK_BYTES = 16, 256, 64 * 2**20
-_PROGRESS_EVERY_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +98,7 @@ def infer(
     bad_images, summary = f"{folder}_bad_images.parquet", f"{folder}_summary.json"
     _clear(folder, summary)
     # Empty at first, so that an OUT nobody may write to is found before the work.
-    _write_parquet(bad_images, QUARANTINE_SCHEMA.empty_table())
+    storage.write_parquet(bad_images, QUARANTINE_SCHEMA.empty_table())
     done = _execute(images, build, folder, size_px, row_bytes, workers)
     done = done.sort_by("position")
     assert done["position"].to_pylist() == list(range(len(images.references))), "one row per image"
@@ -112,7 +111,7 @@ def infer(
         parts=tuple(storage.join(folder, part) for part in names),
         seconds=time.monotonic() - started_s,
     )
-    _write_parquet(bad_images, bad)
+    storage.write_parquet(bad_images, bad)
     counts = {
         "num_images": outcome.num_images,
         "num_good": outcome.num_good,
@@ -167,17 +166,8 @@ def _execute(
     )
     dataset.context.enable_progress_bars = False
     dataset.context.target_max_block_size = None  # a block becomes a part: never cut it
-    done: list[pa.Table] = []
-    started_s = shown_s = time.monotonic()
-    for told in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-        done.append(told)
-        now_s = time.monotonic()
-        if now_s - shown_s >= _PROGRESS_EVERY_S:
-            shown_s = now_s
-            num_done = sum(map(len, done))
-            rate = num_done / (now_s - started_s)
-            print(f"{num_done} of {num_images} images, {rate:.0f} images/s", flush=True)
-    return pa.concat_tables(done)
+    told = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+    return collect(told, num_images)
 
 
 def choose_block_images(num_images: int, image_bytes: int, num_cpus: int) -> int:
@@ -232,11 +222,5 @@ class PartWriter:
             images_NSSC = views["image"].chunk(0).to_numpy(zero_copy_only=False)[good_N]
             paths = told["path"].filter(pa.array(good_N))
             results = pa.table({"path": paths, **self._compute(images_NSSC)})
-            _write_parquet(storage.join(self._folder, part), results)
+            storage.write_parquet(storage.join(self._folder, part), results)
         return told.append_column("part", pa.array([part] * len(told)))
-
-
-def _write_parquet(uri: str, table: pa.Table) -> None:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    storage.write_bytes(uri, sink.getvalue().to_pybytes())

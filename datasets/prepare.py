@@ -25,13 +25,13 @@ from datasets import storage
 from datasets.config import PrepareConfig
 from datasets.listing import Listing
 from datasets.partition import assign_splits, cut_row_groups, fingerprint, tally_reasons
+from datasets.progress import collect
 from datasets.shards import QUARANTINE_SCHEMA, SPLITS, Manifest, Shard, Split, write_manifest
 from datasets.sources import SOURCES
 from datasets.staging import fill_shard, stage_images, write_images
 from datasets.standing import clear, find_standing
 
 _MIN_TASK_IMAGES, _MAX_TASK_IMAGES = 16, 500
-_PROGRESS_EVERY_S = 5.0
 _IDENTITY = ("split", "image_id", "label")
 _OPTIONS = ("short_side_px", "crop_to_box", "box_margin", "row_group_size", "shard_mib")
 
@@ -126,17 +126,8 @@ def _stage(config: PrepareConfig, listing: Listing, staging: str) -> pa.Table:
     num_tasks = max(4 * int(ray.cluster_resources()["CPU"]), num_images // _MAX_TASK_IMAGES)
     task_images = max(_MIN_TASK_IMAGES, -(-num_images // num_tasks))
     blocks = [references.slice(i, task_images) for i in range(0, num_images, task_images)]
-    done: list[pa.Table] = []
-    started_s = shown_s = time.monotonic()
-    for facts in _run(blocks, stage_images, read=listing.read, config=config, staging=staging):
-        done.append(facts)
-        now_s = time.monotonic()
-        if now_s - shown_s >= _PROGRESS_EVERY_S:
-            shown_s = now_s
-            num_done = sum(map(len, done))
-            rate = num_done / (now_s - started_s)
-            print(f"{num_done} of {num_images} images, {rate:.0f} images/s", flush=True)
-    images = pa.concat_tables(done).sort_by("position")
+    staged = _run(blocks, stage_images, read=listing.read, config=config, staging=staging)
+    images = collect(staged, num_images).sort_by("position")
     for name in ("split", "label", "path"):
         images = images.append_column(name, references[name])
     return images

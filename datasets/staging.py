@@ -96,15 +96,11 @@ def fill_shard(rows: pa.Table, *, out: str, staging: str, row_group_size: int) -
 
 def write_images(uri: str, table: pa.Table, row_group_size: int) -> int:
     """Write Parquet for images and return its size; JPEGs neither compress nor repeat."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(
+    return storage.write_parquet(
+        uri,
         table,
-        sink,
         row_group_size=row_group_size,
         compression="none",
         use_dictionary=False,
         write_statistics=False,
     )
-    content = sink.getvalue()
-    storage.write_bytes(uri, content.to_pybytes())
-    return content.size

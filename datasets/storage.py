@@ -16,8 +16,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pyarrow import fs
 
 JOB_ENV_VAR = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
@@ -208,6 +211,24 @@ def _write_local(path: str, content: bytes) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(beside, path)
+
+
+def read_parquet(uri: str) -> pa.Table:
+    """Read a whole table.
+
+    Raises:
+        FileNotFoundError: where there is none.
+    """
+    return pq.read_table(pa.BufferReader(read_bytes(uri)))
+
+
+def write_parquet(uri: str, table: pa.Table, **options: Any) -> int:
+    """Write a table, whole or not at all, and return its size; options are those of pyarrow."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, **options)
+    content = sink.getvalue()
+    write_bytes(uri, content.to_pybytes())
+    return content.size
 
 
 def list_names(uri: str) -> list[str]:

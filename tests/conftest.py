@@ -5,8 +5,9 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -20,6 +21,8 @@ from datasets.staging import write_images
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from trainers.config import FinetuneConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -146,6 +149,33 @@ def write_data(tmp_path_factory: pytest.TempPathFactory) -> WriteData:
         return uri
 
     return write
+
+
+def join_gloo(rank: int, folder: str) -> None:
+    """Meet the other of two processes in a folder."""
+    from torch import distributed
+
+    distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meet",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=60),
+    )
+
+
+def small_training(data: str, out: str, **changes: Any) -> "FinetuneConfig":
+    """A training at 32 px: each step of 16 images leaves a row, every other one a checkpoint."""
+    from datasets.config import IngestConfig
+    from trainers.config import FinetuneConfig, TrackConfig
+
+    values: dict[str, Any] = {
+        "global_batch_size": 16,
+        "checkpoint_every_steps": 2,
+        "ingest": IngestConfig(size_px=32, policy="light"),
+        "track": TrackConfig(log_every_steps=1),
+    }
+    return FinetuneConfig(data=data, out=out, **{**values, **changes})
 
 
 def with_head(head: "nn.Module", stem: "nn.Module | None" = None) -> "nn.Module":

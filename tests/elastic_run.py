@@ -13,7 +13,7 @@ from ray.cluster_utils import Cluster
 
 from cluster import runtime
 from cluster.config import ClusterConfig
-from datasets.config import IngestConfig
+from tests.conftest import small_training
 from trainers import launch
 from trainers.config import FinetuneConfig, ModelConfig, OptimConfig, TrackConfig
 from trainers.tracking import read_rows
@@ -43,13 +43,11 @@ def main(data: str, out: str) -> None:
 
 def elastic_config(data: str, out: str) -> FinetuneConfig:
     """4 epochs of 3 steps: 16 images for 3 workers are 5, 5 and 6."""
-    return FinetuneConfig(
-        data=data,
-        out=out,
+    return small_training(
+        data,
+        out,
         epochs=4,
-        global_batch_size=16,
         checkpoint_every_steps=1,
-        ingest=IngestConfig(size_px=32, policy="light"),
         model=ModelConfig(backbone="resnet50", init="he", freeze_depth=4, freeze_batchnorm=True),
         optim=OptimConfig(optimizer="sgd", learning_rate=1e-3, clipnorm=1.0),
         track=TrackConfig(log_every_steps=1, wandb="off"),

@@ -16,8 +16,7 @@ import torch
 from ray.util.state import list_actors
 
 from cluster.runtime import find_resources
-from datasets.config import IngestConfig
-from tests.conftest import WriteData, flip_byte
+from tests.conftest import WriteData, flip_byte, small_training
 from trainers import checkpoint, launch
 from trainers.config import (
     ClusterConfig,
@@ -26,7 +25,6 @@ from trainers.config import (
     ModelConfig,
     OptimConfig,
     ScheduleConfig,
-    TrackConfig,
 )
 from trainers.evaluate import evaluate
 from trainers.tracking import read_rows
@@ -39,17 +37,13 @@ WORKERS_TOLERANCE = 1e-4
 @pytest.fixture
 def config(ray_cluster: str, easy_data: str, tmp_path: Path) -> FinetuneConfig:
     """ResNet50's head, then its last stage as well, BatchNorm frozen: 3 epochs of 3 steps."""
-    return FinetuneConfig(
-        data=easy_data,
-        out=str(tmp_path / "run"),
-        global_batch_size=16,
-        checkpoint_every_steps=2,
-        ingest=IngestConfig(size_px=32, policy="light"),
+    return small_training(
+        easy_data,
+        str(tmp_path / "run"),
         model=ModelConfig(backbone="resnet50", init="he", freeze_batchnorm=True),
         # Not Adam: where a gradient is about zero, it turns rounding errors into whole steps.
         optim=OptimConfig(optimizer="sgd", learning_rate=1e-3, clipnorm=1.0, decay=1e-2),
         schedule=ScheduleConfig(phases=(("all", 1, 1e-3), (4, 2, 1e-3))),
-        track=TrackConfig(log_every_steps=1),
         cluster=ClusterConfig(num_workers=2, max_failures=1),
     )
 

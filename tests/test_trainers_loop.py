@@ -12,9 +12,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from datasets.config import IngestConfig
 from datasets.shards import read_manifest
-from tests.conftest import WriteData
+from tests.conftest import WriteData, small_training
 from trainers import checkpoint, launch, loop, metrics
 from trainers.backbones import build
 from trainers.checkpoint import Progress
@@ -42,18 +41,14 @@ HERE = Place(device=torch.device("cpu"), threads=1, reader_cpus=0.5)
 @pytest.fixture
 def config(ray_cluster: str, easy_data: str, tmp_path: Path) -> FinetuneConfig:
     """Two phases, of 1 and 2 epochs of 3 steps, with all that is random or has a state."""
-    return FinetuneConfig(
-        data=easy_data,
-        out=str(tmp_path / "run"),
-        global_batch_size=16,
-        checkpoint_every_steps=2,
-        ingest=IngestConfig(size_px=32, policy="light"),
+    return small_training(
+        easy_data,
+        str(tmp_path / "run"),
         model=ModelConfig(backbone="mobilenet_v2", init="he"),  # it has dropout
         optim=OptimConfig(optimizer="adamw", clipnorm=1.0, layer_decay=0.8, ema_decay=0.99),
         loss=LossConfig(label_smoothing=0.1, class_weights="balanced", mixup_alpha=0.4),
         schedule=ScheduleConfig(phases=(("all", 1, 3e-3), (5, 2, 1e-3)), schedule="cosine"),
         compute=ComputeConfig(accumulation_steps=2),
-        track=TrackConfig(log_every_steps=1),
         cluster=ClusterConfig(num_workers=0),
     )
 

@@ -1,7 +1,6 @@
 """Totals become means over all images of all ranks, whatever each rank has seen."""
 
 import json
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ from torch import distributed, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
+from tests.conftest import join_gloo
 from trainers import metrics
 from trainers.config import OptimConfig
 from trainers.metrics import EVAL_SUMS, GRAD_NORM, TRAIN_SUMS, Sums, means_of
@@ -65,13 +65,7 @@ def test_every_metric_is_named_once_as_phase_and_quantity():
 
 def evaluate_on_rank(rank: int, folder: str) -> None:
     """Rank 0 evaluates two batches, of 5 and 2 images; rank 1 has none."""
-    distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/meet",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=60),
-    )
+    join_gloo(rank, folder)
     network = nn.Sequential(nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     model = DistributedDataParallel(network).eval()
     settings = StepSettings(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), optim=OptimConfig())

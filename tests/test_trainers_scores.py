@@ -2,7 +2,6 @@
 
 import json
 import math
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import Tensor, distributed
 from torch.multiprocessing.spawn import spawn
 
 from datasets.plan import LOST
+from tests.conftest import join_gloo
 from trainers.scores import NUM_BINS, Measures, Scores
 
 LABELS = [0, 0, 0, 0, 1, 1, 2]
@@ -158,13 +158,7 @@ def assert_same(found: Measures, wanted: Measures) -> None:
 
 
 def score_on_rank(rank: int, folder: str) -> None:
-    distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/meet",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=60),
-    )
+    join_gloo(rank, folder)
     scores = Scores(6, "cpu")
     if rank == 0:  # the other has seen nothing, and reduces the same vector
         scores.add(*draw_batch(100, 6))

@@ -40,10 +40,8 @@ The same command again resumes. What else can be done, each with its own --help:
 
 def main(arguments: list[str]) -> None:
     config = parse(arguments)
-    if isinstance(config, FinetuneConfig):
-        run_training(config)
-    else:
-        next(run for of_verb, run in VERBS.values() if of_verb is type(config))(config)
+    run = {FinetuneConfig: run_training, **dict(VERBS.values())}[type(config)]
+    run(config)
 
 
 def parse(arguments: list[str]) -> Any:

@@ -18,7 +18,7 @@ from datasets.plan import LOST, EpochOrder, RowGroups, plan_epochs
 from datasets.read import read_chunk
 from datasets.shards import Manifest, Split
 from trainers.config import FinetuneConfig
-from trainers.feed import Place
+from trainers.feed import Place, to_device
 from trainers.scores import Measures, Scores
 from trainers.settings import step_settings
 from trainers.step import StepSettings, predict
@@ -58,11 +58,10 @@ def measure(
     scores = Scores(len(manifest.classes), place.device)
     labels, image_ids, answers, losses = [], [], [], []
     for batch in batches:
-        # A copy, as Ray's blocks are read-only.
-        images_BHWC, labels_B = torch.tensor(batch["image"]), torch.tensor(batch["label"])
+        images_BHWC, labels_B = to_device(batch, place.device)
         with torch.no_grad():
-            logits_BK = answer(model, images_BHWC.to(place.device), settings)
-        answers.append(scores.add(logits_BK, labels_B.to(place.device)))
+            logits_BK = answer(model, images_BHWC, settings)
+        answers.append(scores.add(logits_BK, labels_B))
         labels.append(batch["label"])
         image_ids.append(batch["image_id"])
         losses += batch["losses"]

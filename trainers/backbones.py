@@ -132,6 +132,12 @@ def build(name: str, num_classes: int) -> nn.Module:
         return find(name).build(num_classes=num_classes)
 
 
+def on_meta(name: str, num_classes: int) -> nn.Module:
+    """Build a network in eval mode whose tensors have shapes, but neither memory nor work."""
+    with torch.device("meta"):
+        return build(name, num_classes).eval()
+
+
 def require_size(
     name: str, size_px: int, *, field: str = "size_px", training: bool = False
 ) -> None:
@@ -154,12 +160,10 @@ def require_size(
 
 @cache
 def _takes_size(name: str, size_px: int, training: bool) -> bool:
-    with torch.device("meta"):  # shapes alone, without memory or work
-        model = build(name, 2).train(training)
-        images_BCHW = torch.zeros(2, 3, size_px, size_px)
+    model = on_meta(name, 2).train(training)
     try:
         with torch.no_grad():
-            model(images_BCHW)
+            model(torch.zeros(2, 3, size_px, size_px, device="meta"))
     except RuntimeError:
         return False
     return True

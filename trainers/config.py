@@ -4,11 +4,17 @@ Each config is frozen, checks itself and travels as `asdict`; workers rebuild it
 """
 
 from dataclasses import asdict, dataclass, field
-from math import isfinite
 from typing import Any, Literal, NamedTuple
 
 from cluster.config import ClusterConfig
-from datasets.config import IngestConfig, require
+from datasets.config import (
+    IngestConfig,
+    require,
+    require_at_least,
+    require_choice,
+    require_not_negative,
+    require_positive,
+)
 
 PRETRAINED = ("imagenet", "imagenet_v1", "imagenet_v2", "file")
 RANDOM = ("xavier", "he", "normal", "orthogonal", "zeros")
@@ -31,21 +37,6 @@ Init = Literal[
     "orthogonal",
     "zeros",
 ]
-
-
-def require_positive(field_name: str, value: float | None) -> None:
-    """Refuse a number that is not finite and above zero; None means 'not set' and passes."""
-    require(
-        value is None or (isfinite(value) and value > 0),
-        field_name,
-        value,
-        "use a finite number above zero",
-    )
-
-
-def require_not_negative(field_name: str, value: float) -> None:
-    """Refuse a number that is not finite and at least zero."""
-    require(isfinite(value) and value >= 0, field_name, value, "use a finite number, zero or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,24 +62,14 @@ class ModelConfig:
     those of the weights published for the backbone."""
 
     def __post_init__(self) -> None:
-        require(
-            self.init in PRETRAINED + RANDOM,
-            "model.init",
-            self.init,
-            f"choose from {', '.join(PRETRAINED + RANDOM)}",
-        )
+        require_choice("model.init", self.init, PRETRAINED + RANDOM)
         require(
             self.init != "file" or self.weights is not None,
             "model.weights",
             self.weights,
             "init `file` reads weights from somewhere: give --weights URI",
         )
-        require(
-            self.normalization in ("auto", *NORMALIZATIONS),
-            "model.normalization",
-            self.normalization,
-            f"choose from auto, {', '.join(NORMALIZATIONS)}",
-        )
+        require_choice("model.normalization", self.normalization, ("auto", *NORMALIZATIONS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,12 +148,7 @@ class LossConfig:
             self.label_smoothing,
             "use 0 up to 1",
         )
-        require(
-            self.class_weights in ("none", "balanced"),
-            "loss.class_weights",
-            self.class_weights,
-            "choose from none, balanced",
-        )
+        require_choice("loss.class_weights", self.class_weights, ("none", "balanced"))
         require_not_negative("loss.mixup_alpha", self.mixup_alpha)
         require_not_negative("loss.cutmix_alpha", self.cutmix_alpha)
 
@@ -193,18 +169,12 @@ class ComputeConfig:
     BatchNorm, mixup and CutMix see smaller batches)."""
 
     def __post_init__(self) -> None:
-        require(
-            self.precision in PRECISIONS,
-            "compute.precision",
-            self.precision,
-            f"choose from {', '.join(PRECISIONS)}",
-        )
-        require(
-            self.accumulation_steps >= 1,
-            "compute.accumulation_steps",
-            self.accumulation_steps,
-            "use 1 or more",
-        )
+        require_choice("compute.precision", self.precision, PRECISIONS)
+        require_at_least("compute.accumulation_steps", self.accumulation_steps, 1)
+
+
+REPLACED_BY_PHASES = ("epochs", "model.freeze_depth", "optim.learning_rate")
+"""What `schedule.phases` says instead, where a run has any."""
 
 
 class Phase(NamedTuple):
@@ -263,12 +233,7 @@ class TrackConfig:
     """Training metrics are written every so many steps."""
 
     def __post_init__(self) -> None:
-        require(
-            self.log_every_steps >= 1,
-            "track.log_every_steps",
-            self.log_every_steps,
-            "use 1 or more",
-        )
+        require_at_least("track.log_every_steps", self.log_every_steps, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,19 +263,9 @@ class FinetuneConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
-        require(self.epochs >= 1, "epochs", self.epochs, "use 1 or more")
-        require(
-            self.global_batch_size >= 1,
-            "global_batch_size",
-            self.global_batch_size,
-            "use 1 or more",
-        )
-        require(
-            self.checkpoint_every_steps >= 1,
-            "checkpoint_every_steps",
-            self.checkpoint_every_steps,
-            "use 1 or more",
-        )
+        require_at_least("epochs", self.epochs, 1)
+        require_at_least("global_batch_size", self.global_batch_size, 1)
+        require_at_least("checkpoint_every_steps", self.checkpoint_every_steps, 1)
         workers = self.cluster.num_workers or 1
         require(
             workers <= self.global_batch_size,

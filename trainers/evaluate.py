@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from cluster.runtime import connect
@@ -28,7 +27,10 @@ from trainers.answers import measure, read_views
 from trainers.config import FinetuneConfig
 from trainers.launch import place_here
 from trainers.scores import Measures
+from trainers.state import place_model
+from trainers.stops import too_many_lost
 
+PREDICTIONS = "predictions.parquet"
 NUM_PAIRS = 20
 """Pairs of confused classes that are listed and drawn."""
 NUM_SHOWN = 5
@@ -95,9 +97,9 @@ def evaluate(
     check_classes(run, progress.classes, config.data, manifest)
     place = place_here(config)
     torch.set_num_threads(place.threads)
-    model.to(device=place.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    place_model(model, config.compute, place.device)
     measures, predictions, losses = measure(model, config, manifest, place, split=split, tta=tta)
-    if len(losses) > config.ingest.max_bad_fraction * manifest.split(split).num_images:
+    if too_many_lost(config, len(losses), manifest.split(split).num_images):
         raise ValueError(
             f"ingest.max_bad_fraction is {config.ingest.max_bad_fraction}: {len(losses)} {split} "
             f"images could not be had: {losses[0]} ...; repair or prepare the data again"
@@ -131,9 +133,9 @@ def evaluate(
         "per_class.csv": write_csv(
             result["per_class"][0], (row.values() for row in result["per_class"])
         ),
-        "predictions.parquet": write_parquet(predictions),
     }
     folder = folder_of(run, split, tta=tta)
+    storage.write_parquet(storage.join(folder, PREDICTIONS), predictions)
     for name, content in files.items():
         storage.write_bytes(storage.join(folder, name), content)
     storage.write_bytes(f"{folder}.json", json.dumps(result, indent=1, allow_nan=False).encode())
@@ -201,12 +203,6 @@ def write_csv(header: Iterable[Any], rows: Iterable[Iterable[Any]]) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
     return text.getvalue().encode()
-
-
-def write_parquet(table: pa.Table) -> bytes:
-    content = io.BytesIO()
-    pq.write_table(table, content)
-    return content.getvalue()
 
 
 def show(result: dict[str, Any], split: str, folder: str) -> None:

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,10 +18,17 @@ from torch import Tensor, nn
 from cluster.runtime import connect
 from datasets import storage
 from datasets.config import require
-from datasets.shards import read_manifest
+from datasets.shards import Manifest, read_manifest
 from trainers import runs
 from trainers.answers import read_views
-from trainers.evaluate import check_classes, evaluate, folder_of, read_evaluation
+from trainers.config import FinetuneConfig
+from trainers.evaluate import (
+    PREDICTIONS,
+    check_classes,
+    evaluate,
+    folder_of,
+    read_evaluation,
+)
 from trainers.pictures import Explained, draw_heat_maps
 from trainers.settings import step_settings
 from trainers.step import StepSettings, predict
@@ -72,53 +77,45 @@ class ExplainConfig:
 def run_explain(config: ExplainConfig) -> None:
     """Draw the sheet and say what is on it."""
     run, out = storage.absolute(config.run, "run"), storage.absolute(config.out, "out")
-    if not is_evaluated(run, config.split):
+    training, progress, model = runs.load_best_model(run)
+    manifest = read_manifest(training.data)
+    check_classes(run, progress.classes, training.data, manifest)
+    evaluation = read_evaluation(
+        run, config.split, epoch=progress.epoch, fingerprint=manifest.fingerprint
+    )
+    if evaluation is None:
         connect(config.address)
         evaluate(run, split=config.split)
-    picture, num_shown, num_matching = explain(
-        run,
-        split=config.split,
-        num_images=config.num_images,
-        which=config.which,
-        seed=config.seed,
+    predictions = storage.read_parquet(storage.join(folder_of(run, config.split), PREDICTIONS))
+    matching = order(predictions.to_pylist(), config.which, config.seed)
+    shown = matching[: config.num_images]
+    require(
+        bool(shown),
+        "which",
+        config.which,
+        f"no such image in the {config.split} split; use --which random",
     )
+    explained = explain(model, training, manifest, config.split, shown)
+    picture = draw_heat_maps(explained, TITLES[config.which])
     storage.write_bytes(out, picture)
-    print(f"{num_shown} of {num_matching} ({config.which}, {config.split} split): {config.out}")
-
-
-def is_evaluated(run: str, split: str) -> bool:
-    """Whether the predictions of a run's best checkpoint on its own data are at hand."""
-    if not storage.exists(storage.join(folder_of(run, split), "predictions.parquet")):
-        return False
-    config, progress, _ = runs.load_best_model(run)
-    fingerprint = read_manifest(config.data).fingerprint
-    return read_evaluation(run, split, epoch=progress.epoch, fingerprint=fingerprint) is not None
+    print(f"{len(shown)} of {len(matching)} ({config.which}, {config.split} split): {config.out}")
 
 
 def explain(
-    run: str, *, split: str, num_images: int, which: Which, seed: int
-) -> tuple[bytes, int, int]:
-    """Draw the Grad-CAM sheet of an evaluated run, on this machine's CPUs.
-
-    Returns:
-        The sheet as PNG, how many images it shows, and how many there are to choose from.
+    model: nn.Module,
+    config: FinetuneConfig,
+    manifest: Manifest,
+    split: str,
+    rows: Sequence[dict[str, Any]],
+) -> list[Explained]:
+    """Find what a network saw in images of a split, given as rows of its predictions, on CPUs.
 
     Raises:
-        ValueError: where there is no such image, or the network is not convolutional.
+        ValueError: where the network is not convolutional.
     """
-    config, progress, model = runs.load_best_model(run)
-    manifest = read_manifest(config.data)
-    check_classes(run, progress.classes, config.data, manifest)
-    content = storage.read_bytes(storage.join(folder_of(run, split), "predictions.parquet"))
-    matching = order(pq.read_table(pa.BufferReader(content)).to_pylist(), which, seed)
-    shown = matching[:num_images]
-    if not shown:
-        raise ValueError(
-            f"which is {which!r}: no such image in the {split} split; use --which random"
-        )
-    images_BHWC = read_views(config, manifest, split, [row["row"] for row in shown])
+    images_BHWC = read_views(config, manifest, split, [row["row"] for row in rows])
     classes_B2 = [
-        [manifest.classes.index(row[name]) for name in ("predicted", "label")] for row in shown
+        [manifest.classes.index(row[name]) for name in ("predicted", "label")] for row in rows
     ]
     probabilities_BK, heats_B2HW = grad_cam(
         model,
@@ -126,7 +123,7 @@ def explain(
         torch.tensor(classes_B2),
         step_settings(config, torch.device("cpu")),
     )
-    explained = [
+    return [
         Explained(
             image_HWC=images_BHWC[at],
             true=row["label"],
@@ -135,9 +132,8 @@ def explain(
                 for label, heat_HW in dict(zip(classes_B2[at], heats_B2HW[at], strict=True)).items()
             ),
         )
-        for at, row in enumerate(shown)
+        for at, row in enumerate(rows)
     ]
-    return draw_heat_maps(explained, TITLES[which]), len(shown), len(matching)
 
 
 def order(rows: Sequence[dict[str, Any]], which: Which, seed: int) -> list[dict[str, Any]]:

@@ -52,15 +52,7 @@ class Feed:
         if self.first_batch_s is None:
             self.first_batch_s = waited_s
         self._losses += batch["losses"]
-        # A copy, as Ray's blocks are read-only.
-        images_BHWC, labels_B = torch.tensor(batch["image"]), torch.tensor(batch["label"])
-        device = self._place.device
-        if device.type == "cuda":
-            images_BHWC, labels_B = images_BHWC.pin_memory(), labels_B.pin_memory()
-        return (
-            images_BHWC.to(device, non_blocking=True),
-            labels_B.to(device, non_blocking=True),
-        )
+        return to_device(batch, self._place.device)
 
     def take_losses(self) -> list[str]:
         """Return the images that all ranks have lost since the last call. All ranks must call."""
@@ -70,6 +62,15 @@ class Feed:
         by_rank: list[list[str]] = [[]] * self._place.world_size
         distributed.all_gather_object(by_rank, losses)
         return [loss for of_rank in by_rank for loss in of_rank]
+
+
+def to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Send images_BHWC (uint8) and labels_B on their way to the device."""
+    # A copy, as Ray's blocks are read-only.
+    images_BHWC, labels_B = torch.tensor(batch["image"]), torch.tensor(batch["label"])
+    if device.type == "cuda":
+        images_BHWC, labels_B = images_BHWC.pin_memory(), labels_B.pin_memory()
+    return images_BHWC.to(device, non_blocking=True), labels_B.to(device, non_blocking=True)
 
 
 def open_feed(

@@ -20,7 +20,7 @@ from cluster.runtime import connect
 from cluster.scaling import plan_workers
 from datasets import storage
 from datasets.collection import lies_in, list_images
-from datasets.config import IngestConfig, require
+from datasets.config import IngestConfig, require, require_at_least
 from datasets.inference import Outcome, Workers, infer
 from datasets.partition import tally_reasons
 from trainers.backbones import build, find, require_size
@@ -28,6 +28,7 @@ from trainers.config import FinetuneConfig, ModelConfig
 from trainers.initializers import initialize, pretrained_available
 from trainers.runs import load_best_model
 from trainers.settings import step_settings
+from trainers.state import place_model
 from trainers.step import predict
 
 IMAGENET_CLASSES = tuple(ResNet50_Weights.DEFAULT.meta["categories"])
@@ -85,13 +86,8 @@ class InferenceConfig:
                 getattr(self, name),
                 "the run has its own: leave it out, or give --backbone instead of --run",
             )
-        require(self.batch_size >= 1, "batch_size", self.batch_size, "use 1 or more")
-        require(
-            self.num_workers is None or self.num_workers >= 1,
-            "num_workers",
-            self.num_workers,
-            "use 1 or more",
-        )
+        require_at_least("batch_size", self.batch_size, 1)
+        require_at_least("num_workers", self.num_workers, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +176,8 @@ class Computer:
         torch.set_num_threads(threads)
         loaded = ray.get(network)
         self._device = torch.device("cuda" if use_gpu else "cpu")
-        self._model = loaded.model.to(device=self._device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self._model = loaded.model
+        place_model(self._model, loaded.config.compute, self._device)
         self._settings = step_settings(loaded.config, self._device)
         self._to_columns, self._worker_batch_size = to_columns, worker_batch_size
 

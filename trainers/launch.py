@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from operator import attrgetter
 from typing import Any
 
 import ray.train
@@ -19,7 +20,7 @@ from datasets.memory import choose_ingest, open_memory
 from datasets.shards import Manifest, read_manifest
 from trainers import checkpoint
 from trainers.backbones import build, require_size
-from trainers.config import RANDOM, FinetuneConfig, ModelConfig
+from trainers.config import RANDOM, REPLACED_BY_PHASES, FinetuneConfig, ModelConfig
 from trainers.feed import Place
 from trainers.freezing import resolve_depth
 from trainers.initializers import initialize, pretrained_available
@@ -60,12 +61,8 @@ def check(config: FinetuneConfig) -> Manifest:
         logger.warning("model.weights is not used: init %s draws random ones", config.model.init)
     if config.schedule.phases:
         defaults = FinetuneConfig(data="")
-        for field, given, default in (
-            ("epochs", config.epochs, defaults.epochs),
-            ("model.freeze_depth", config.model.freeze_depth, defaults.model.freeze_depth),
-            ("optim.learning_rate", config.optim.learning_rate, defaults.optim.learning_rate),
-        ):
-            if given != default:
+        for field in REPLACED_BY_PHASES:
+            if attrgetter(field)(config) != attrgetter(field)(defaults):
                 logger.warning("%s is not used: schedule.phases has its own", field)
     if checkpoint.latest_progress(config.out) is None:  # a resumed run has its weights
         _check_weights(replace(config.model, freeze_depth=0), len(manifest.classes))

@@ -12,7 +12,7 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.train.collective import broadcast_from_rank_zero
-from torch import distributed, nn
+from torch import nn
 
 from datasets import storage
 from datasets.shards import Manifest, read_manifest
@@ -26,6 +26,13 @@ from trainers.runs import is_done, write_result
 from trainers.settings import train_settings
 from trainers.state import TrainState
 from trainers.step import StepSettings, eval_step, train_step
+from trainers.stops import (
+    Stop,
+    describe_divergence,
+    describe_losses,
+    find_bad_step,
+    too_many_lost,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -78,14 +85,6 @@ def train(
             diverged=problem.diverged if problem else None,
             lost=problem.lost if problem else None,
         )
-
-
-class Stop(Exception):
-    """Ends a run, on all ranks at the same step, and says why in one sentence."""
-
-    def __init__(self, *, diverged: str | None = None, lost: str | None = None) -> None:
-        super().__init__(diverged or lost)
-        self.diverged, self.lost = diverged, lost
 
 
 class Training:
@@ -205,9 +204,10 @@ class Training:
             if totals["finite"] < totals["steps"]:
                 bad_step = find_bad_step(sums, step, self._place.world_size)
                 raise Stop(diverged=describe_divergence(bad_step, row))
-            if step == last_step or keeps or self._too_many_lost(self._train_feed, totals["lost"]):
-                losses += self._train_feed.take_losses() if totals["lost"] else []
-                self._refuse_losses(self._train_feed, losses)
+            feed = self._train_feed
+            if step == last_step or keeps or too_many_lost(config, totals["lost"], feed.num_images):
+                losses += feed.take_losses() if totals["lost"] else []
+                self._refuse_losses(feed, losses)
             if step == last_step:
                 return row, losses
             if self.recorder and keeps:
@@ -247,9 +247,6 @@ class Training:
         )
         state.update_average()
         return rate, told
-
-    def _too_many_lost(self, feed: Feed, num_lost: float) -> bool:
-        return num_lost > self._config.ingest.max_bad_fraction * feed.num_images
 
     def _refuse_losses(self, feed: Feed, losses: list[str]) -> None:
         if (problem := describe_losses(self._config, feed, losses)) is not None:
@@ -296,35 +293,3 @@ def evaluate(
     for _ in range(feed.batches_per_epoch):
         sums.add(eval_step(model, *feed.next(), settings=settings))
     return metrics.means_of(sums.reduce(place.world_size))
-
-
-def describe_losses(config: FinetuneConfig, feed: Feed, losses: list[str]) -> str | None:
-    """Warn of the images lost in an epoch; return why the run stops where they are too many."""
-    if not losses:
-        return None
-    told = f"{len(losses)} of {feed.num_images} {feed.split} images could not be had: {losses[0]}"
-    if len(losses) > config.ingest.max_bad_fraction * feed.num_images:
-        return (
-            f"ingest.max_bad_fraction is {config.ingest.max_bad_fraction}: {told} ...; repair or "
-            "prepare the data again, or allow more with --max-bad-fraction"
-        )
-    logger.warning("%s%s", told, " ..." if len(losses) > 1 else "")
-    return None
-
-
-def find_bad_step(sums: metrics.Sums, step: int, world_size: int) -> int:
-    """Return the first step whose gradient was not finite on any rank. All ranks must call."""
-    local = sums.local()
-    first = torch.tensor(step + 1 - round(local["steps"] - local["finite"]))
-    if world_size > 1:
-        first = first.to(sums.totals_N.device)
-        distributed.all_reduce(first, distributed.ReduceOp.MIN)
-    return int(first)
-
-
-def describe_divergence(bad_step: int, row: dict[str, Any]) -> str:
-    return (
-        f"gradients are not finite from step {bad_step} on (epoch {row[metrics.EPOCH]}, train/loss "
-        f"{row[metrics.TRAIN_LOSS]}): lower optim.learning_rate or clip gradients, with another "
-        "--out; the checkpoints before it stay"
-    )

@@ -13,17 +13,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from trainers.backbones import build
+from trainers.backbones import on_meta
 
 WEIGHTED = (F.conv1d, F.conv2d, F.conv3d, F.linear)
 NUM_WARMUPS, MIN_STEPS, MIN_S = 2, 5, 1.0
 """Steps before the timed ones; at least how many are timed, and for how long."""
-
-
-def on_meta(name: str, num_classes: int) -> nn.Module:
-    """Build a network in eval mode whose tensors have shapes and no memory."""
-    with torch.device("meta"):
-        return build(name, num_classes).eval()
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from trainers.backbones import find
 from trainers.checkpoint import Progress
-from trainers.config import FinetuneConfig
+from trainers.config import REPLACED_BY_PHASES, FinetuneConfig
 
 ALWAYS_SHOWN = (
     "epochs",
@@ -22,8 +22,6 @@ ALWAYS_SHOWN = (
     "schedule.schedule",
 )
 """Fields of FinetuneConfig the card shows, beside those that differ from their default."""
-REPLACED_BY_PHASES = ("epochs", "model.freeze_depth", "optim.learning_rate")
-"""What `schedule.phases` says instead, where a run has any."""
 NEVER_SHOWN = (
     *("data", "out", "cluster", "track", "ingest", "checkpoint_every_steps"),
     *("model.backbone", "model.normalization"),

@@ -5,13 +5,12 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from datasets import storage
-from datasets.config import require
+from datasets.config import require_at_least
 from trainers.inference import InferenceConfig, open_network, run_inference
 
 _NUM_SHOWN = 5
@@ -38,7 +37,7 @@ class PredictConfig(InferenceConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.top_k >= 1, "top_k", self.top_k, "use 1 or more")
+        require_at_least("top_k", self.top_k, 1)
 
 
 def to_predictions(
@@ -77,7 +76,7 @@ def run_predict(config: PredictConfig) -> None:
 
 def show(part: str) -> None:
     """Print a table of the first predictions of a part."""
-    first = pq.read_table(pa.BufferReader(storage.read_bytes(part)))
+    first = storage.read_parquet(part)
     table = Table("probability", "class", "image", box=None, pad_edge=False)
     for column in table.columns:
         column.no_wrap = True

@@ -13,7 +13,7 @@ from rich.progress import track
 from rich.table import Table
 
 from datasets import storage
-from datasets.config import require
+from datasets.config import require_at_least
 from trainers.backbones import BACKBONES, find
 from trainers.measure import (
     count_bytes,
@@ -101,8 +101,8 @@ class ZooConfig:
     """Print the rows as JSON instead of a table."""
 
     def __post_init__(self) -> None:
-        require(self.classes >= 1, "classes", self.classes, "use 1 or more")
-        require(self.batch_size >= 1, "batch_size", self.batch_size, "use 1 or more")
+        require_at_least("classes", self.classes, 1)
+        require_at_least("batch_size", self.batch_size, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

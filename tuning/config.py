@@ -4,8 +4,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from datasets.config import require
-from trainers.config import FinetuneConfig, FreezeDepth, Init, require_positive
+from datasets.config import require, require_at_least, require_positive
+from trainers.config import FinetuneConfig, FreezeDepth, Init
 
 DEFAULT_TRIALS = 12
 
@@ -75,7 +75,7 @@ class TuningConfig:
     """Evaluate the winner on the test split, once."""
 
     def __post_init__(self) -> None:
-        require(self.trials is None or self.trials >= 1, "trials", self.trials, "use 1 or more")
+        require_at_least("trials", self.trials, 1)
         require(
             self.search != "grid" or self.trials is None,
             "trials",
@@ -94,11 +94,9 @@ class TuningConfig:
             self.base.schedule.phases,
             "a sweep searches one freeze depth and learning rate: use a recipe without phases",
         )
-        require(self.grace_epochs >= 1, "grace_epochs", self.grace_epochs, "use 1 or more")
-        require(
-            self.reduction_factor >= 2, "reduction_factor", self.reduction_factor, "use 2 or more"
-        )
-        require(self.max_failures >= 0, "max_failures", self.max_failures, "use 0 or more")
+        require_at_least("grace_epochs", self.grace_epochs, 1)
+        require_at_least("reduction_factor", self.reduction_factor, 2)
+        require_at_least("max_failures", self.max_failures, 0)
         require(
             self.base.optim.global_clipnorm is None
             or all(clipnorm is None for clipnorm in self.space.clipnorms),
