@@ -141,6 +141,9 @@ class IngestConfig:
     """Height and width of the images the network sees."""
     policy: Policy = "cars"
     """Augmentation of training images; evaluation always uses `none`."""
+    views: int | None = None
+    """Augmented views of each image: epoch e shows view e modulo this. Default: a new view in every
+    epoch. What is frozen has to see each view only once, in a sweep that shares it."""
     ingest: Ingest = "auto"
     """stream: every epoch reads and decodes. memory: images are decoded once and kept in the object
     store. auto: memory where the decoded images fit `memory_share` of it and no pixel changes."""
@@ -157,6 +160,7 @@ class IngestConfig:
     def __post_init__(self) -> None:
         require(16 <= self.size_px <= 1024, "ingest.size_px", self.size_px, "use 16 to 1024 pixels")
         require_choice("ingest.policy", self.policy, POLICIES)
+        require_at_least("ingest.views", self.views, 1)
         require_choice("ingest", self.ingest, INGESTS)
         require(
             0 < self.memory_share <= 0.6,
@@ -172,3 +176,13 @@ class IngestConfig:
             self.max_bad_fraction,
             "use a share from 0 to 1",
         )
+
+    def view_of(self, epoch: int) -> int:
+        """Number of the view that an epoch shows."""
+        if self.policy == "none":
+            return 0
+        return epoch if self.views is None else epoch % self.views
+
+    def num_views(self, num_epochs: int) -> int:
+        """Different views of each image that a training sees."""
+        return 1 + max(self.view_of(epoch) for epoch in range(num_epochs))

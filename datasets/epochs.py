@@ -10,7 +10,7 @@ Dimensions: N images of a batch, S size in pixels.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import chain, islice
@@ -28,6 +28,7 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
 from datasets.config import IngestConfig
+from datasets.features import FeatureArrays, Features, read_features
 from datasets.memory import Memory
 from datasets.plan import Chunk, Plan
 from datasets.read import read_chunk
@@ -41,7 +42,7 @@ EXECUTION_TASKS, AHEAD_TASKS = 512, 32
 
 class Batch(TypedDict):
     image: np.ndarray
-    """uint8 `[N, S, S, 3]`, RGB."""
+    """uint8 `[N, S, S, 3]`, RGB; or float16 `[N, *shape]`: features in its place."""
     label: np.ndarray
     """int64 `[N]`; LOST where the image could not be had."""
     image_id: np.ndarray
@@ -107,32 +108,59 @@ def stream(
     reader_cpus: float = 1.0,
     store_bytes: float | None = None,
     memory: Memory | None = None,
-) -> Iterator[Batch]:
+    features: Features | None = None,
+) -> Generator[Batch, None, None]:
     """Execute a plan as one Ray Data stream and yield its batches in order, through all epochs.
 
     Args:
         reader_cpus: logical CPUs of a read task.
         store_bytes: object store this stream may fill ahead of its reader.
         memory: of the split, to decode its images only once.
+        features: of the split, to be read instead of images.
     """
-    read = partial(read_chunk, ingest=ingest, seed=plan.seed, train=plan.train, memory=memory)
+    if features is not None and features.arrays:
+        yield from batches_of_arrays(plan, features)
+        return
+    if features is None:
+        read = partial(read_chunk, ingest=ingest, seed=plan.seed, train=plan.train, memory=memory)
+        image_bytes = 3 * ingest.size_px**2
+    else:
+        read, image_bytes = partial(read_features, features=features), features.image_bytes
     execute = partial(
         execute_chunks,
         read=read,
-        bytes_per_image=3 * ingest.size_px**2 + 16,
+        bytes_per_image=image_bytes + 16,
         reader_cpus=reader_cpus,
         store_bytes=store_bytes,
     )
     for block in join_executions(plan.chunks(), execute):
-        images_NSSC = block["image"].chunk(0).to_numpy(zero_copy_only=False)
+        images_N = block["image"].chunk(0).to_numpy(zero_copy_only=False)
         labels_N, image_ids_N = block["label"].to_numpy(), block["image_id"].to_numpy()
         for start in range(0, len(labels_N), plan.worker_batch_size):
             rows = slice(start, start + plan.worker_batch_size)
             yield Batch(
-                image=images_NSSC[rows],
+                image=images_N[rows],
                 label=labels_N[rows],
                 image_id=image_ids_N[rows],
                 losses=block["loss"][rows].drop_null().to_pylist(),
+            )
+
+
+def batches_of_arrays(plan: Plan, features: Features) -> Iterator[Batch]:
+    """Yield a plan's batches of features in the object store: no process has to start."""
+    views: dict[int, FeatureArrays] = {}
+    for chunk in plan.chunks():
+        number = chunk.epoch % len(features.arrays)
+        if number not in views:
+            views[number] = ray.get(features.arrays[number])
+        view, rows_N = views[number], chunk.rows_N
+        for start in range(0, chunk.num_images, plan.worker_batch_size):
+            rows_B = rows_N[start : start + plan.worker_batch_size]
+            yield Batch(
+                image=view.features[rows_B],
+                label=view.labels_N[rows_B],
+                image_id=view.image_ids_N[rows_B],
+                losses=[view.losses[row] for row in rows_B.tolist() if row in view.losses],
             )
 
 

@@ -51,6 +51,12 @@ class Chunk:
     def num_images(self) -> int:
         return len(self.group_N)
 
+    @property
+    def rows_N(self) -> np.ndarray:
+        """For each image, its row among all of the split."""
+        first_rows = np.array([group.first_row for group in self.row_groups])
+        return first_rows[self.group_N] + self.row_N
+
 
 class RowGroups:
     """The row groups of a split as arrays: 20 bytes each, whatever they hold."""

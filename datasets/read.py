@@ -8,8 +8,8 @@ Dimensions: N images, S size in pixels, H height, W width, C the channels red, g
 """
 
 import time
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -58,7 +58,7 @@ def read_chunk(
     losses_N = np.full(chunk.num_images, None, object)
     rows = rows_of_shards(chunk) if memory is None else rows_of_memory(chunk, memory)
     for row in rows:
-        where = {"seed": seed, "epoch": chunk.epoch, "image_id": row.image_id}
+        where = {"seed": seed, "epoch": ingest.view_of(chunk.epoch), "image_id": row.image_id}
         loss = row.loss
         try:
             if row.pixels_HWC is not None:
@@ -108,8 +108,7 @@ def rows_of_shards(chunk: Chunk, places: np.ndarray | None = None) -> Iterator[R
 
 def rows_of_memory(chunk: Chunk, memory: Memory) -> Iterator[Row]:
     """Take decoded images from memory; decode those that are not there, and keep them."""
-    first_rows = np.array([group.first_row for group in chunk.row_groups])
-    rows_N = first_rows[chunk.group_N] + chunk.row_N
+    rows_N = chunk.rows_N
     found = memory.find(rows_N)
     for place, (label, image_id, pixels_HWC) in found.items():
         yield Row(place, label, image_id, pixels_HWC=pixels_HWC)
@@ -131,17 +130,27 @@ def rows_of_memory(chunk: Chunk, memory: Memory) -> Iterator[Row]:
 
 
 def read_row_group(group: RowGroup) -> pa.Table:
-    """Read a row group, again where storage fails for a moment.
+    """Read a row group of a shard; raises as `read_again`."""
+    return read_again(partial(read_group, group.uri, group.index, COLUMNS))
+
+
+def read_group(uri: str, index: int, columns: list[str]) -> pa.Table:
+    """Read some columns of one row group of a Parquet file that never changes."""
+    filesystem, path = storage.resolve(uri)
+    with filesystem.open_input_file(path) as file:
+        shard = pq.ParquetFile(file, metadata=read_metadata(uri))
+        return shard.read_row_group(index, columns=columns)
+
+
+def read_again(read: Callable[[], pa.Table]) -> pa.Table:
+    """Read, and again where storage fails for a moment.
 
     Raises:
         OSError, ValueError, pa.ArrowException: where it can't be reached or read, or is damaged.
     """
     for attempt in range(READ_ATTEMPTS):
         try:
-            filesystem, path = storage.resolve(group.uri)
-            with filesystem.open_input_file(path) as file:
-                shard = pq.ParquetFile(file, metadata=_read_metadata(group.uri))
-                return shard.read_row_group(group.index, columns=COLUMNS)
+            return read()
         except (FileNotFoundError, pa.ArrowInvalid):
             raise  # gone, or damaged
         except (OSError, ValueError):
@@ -152,8 +161,8 @@ def read_row_group(group: RowGroup) -> pa.Table:
 
 
 @lru_cache(maxsize=256)
-def _read_metadata(uri: str) -> pq.FileMetaData:
-    """A shard's footer; its name holds a hash of its content, so it never changes."""
+def read_metadata(uri: str) -> pq.FileMetaData:
+    """A file's footer; its name says what is in it, so it never changes."""
     filesystem, path = storage.resolve(uri)
     with filesystem.open_input_file(path) as file:
         return pq.read_metadata(file)

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -181,7 +182,9 @@ def test_an_interrupt_in_a_write_makes_no_part_of_an_object(
 
     def open_and_interrupt(*arguments: Any, **options: Any) -> Any:
         stream = filesystem.open_output_stream(*arguments, **options)
-        os.kill(os.getpid(), signal.SIGINT)
+        main = threading.main_thread().ident  # a signal to the process may reach another thread
+        assert main is not None
+        signal.pthread_kill(main, signal.SIGINT)
         time.sleep(0.05)
         return stream
 

@@ -21,7 +21,9 @@ def save_epochs(run: str, val_top1s: list[float]) -> Progress:
     """Epochs of 10 steps."""
     progress = Progress(classes=("a", "b"))
     for epoch, top1 in enumerate(val_top1s, start=1):
-        progress = progress.after_epoch(global_step=10 * epoch, val_top1=top1, total_s=1.5 * epoch)
+        progress = progress.after_epoch(
+            global_step=10 * epoch, val_top1=top1, total_s=1.5 * epoch, peak_norm=0.0
+        )
         checkpoint.save(run, contents(epoch), progress)
     return progress
 

@@ -48,8 +48,13 @@ class Progress:
     """The last row of metrics, in case the process dies before it is tracked."""
     totals: dict[str, float] = field(default_factory=dict)
     """What the epoch in progress has summed up over all ranks; empty between epochs."""
+    peak_norm: float = 0.0
+    """Largest norm of a tensor's gradient so far."""
     losses: tuple[str, ...] = ()
     """Images that the epoch in progress has lost."""
+    prefix: str | None = None
+    """Name of the file with the frozen tensors that the files beside this one lack, kept once for
+    all trials of a sweep: SWEEP/prefixes/NAME, where the run is SWEEP/trials/RUN."""
     files: dict[str, dict[str, str | int]] = field(default_factory=dict)
     """Size and SHA-256 of the files beside it."""
 
@@ -63,7 +68,9 @@ class Progress:
         """The epoch, counted from 0, whose phase the optimizer belongs to."""
         return self.epoch - self.is_between_epochs
 
-    def after_epoch(self, *, global_step: int, val_top1: float, total_s: float) -> "Progress":
+    def after_epoch(
+        self, *, global_step: int, val_top1: float, total_s: float, peak_norm: float
+    ) -> "Progress":
         """Return the progress after one more epoch."""
         epoch, better = self.epoch + 1, val_top1 > self.best_val_top1
         return replace(
@@ -75,6 +82,7 @@ class Progress:
             best_epoch=epoch if better else self.best_epoch,
             best_step=global_step if better else self.best_step,
             total_s=total_s,
+            peak_norm=peak_norm,
             totals={},
             losses=(),
         )
@@ -137,8 +145,34 @@ def load_best(run: str) -> tuple[Progress, dict[str, Tensor]]:
     whole = [progress for progress in known if progress.is_between_epochs]
     for best in sorted(whole, key=lambda progress: (-progress.val_top1, progress.epoch)):
         if (found := _read(run, best.global_step)) is not None:
-            return found[0], safetensors.torch.load(found[1][MODEL])
+            progress, contents = found
+            weights = safetensors.torch.load(contents[MODEL])
+            return progress, weights | (read_prefix(run, progress) or {})
     raise ValueError(f"run is {run!r}: it has no whole checkpoint of an epoch; train it first")
+
+
+def prefix_uri(run: str, name: str) -> str:
+    """Where the frozen tensors of a trial lie."""
+    sweep = run.rstrip("/").rsplit("/", 2)[0]
+    return storage.join(sweep, "prefixes", name)
+
+
+def read_prefix(run: str, progress: Progress) -> dict[str, Tensor] | None:
+    """Read the frozen tensors that a checkpoint lacks; None where it lacks none.
+
+    Raises:
+        ValueError: where they are gone.
+    """
+    if progress.prefix is None:
+        return None
+    uri = prefix_uri(run, progress.prefix)
+    try:
+        return safetensors.torch.load(storage.read_bytes(uri))
+    except FileNotFoundError:
+        raise ValueError(
+            f"run is {run!r}: its frozen tensors are missing; they lie in {uri}, shared by the "
+            "trials of a sweep: move a sweep as a whole, or `python -m trainers export` a trial"
+        ) from None
 
 
 def read_progress(run: str, step: int) -> Progress | None:

@@ -1,17 +1,30 @@
 """A rank's batches: planned, streamed, timed and on its device."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 
 import torch
 from torch import distributed
 
 from datasets.epochs import Batch, stream
+from datasets.features import Features
 from datasets.memory import Memory
 from datasets.plan import Plan, plan_epochs
 from datasets.shards import Manifest
 from trainers.config import FinetuneConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefix:
+    """The first stages of a network, computed already: features take the place of images."""
+
+    depth: int
+    """Stages behind which the network is cut; at most as many as are frozen."""
+    features: dict[str, Features]
+    """By split."""
+    tensors: str
+    """URI of a file with what these stages hold: a checkpoint has only the rest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +42,16 @@ class Place:
     """Object store that each of its streams may fill ahead."""
     memory: dict[str, Memory] = field(default_factory=dict)
     """By split, where decoded images are kept; empty to decode them every epoch."""
+    prefix: Prefix | None = None
+    """What trains on features; None trains on images."""
 
 
 class Feed:
     """The batches of one split through all epochs of a run, and how long the loop waited."""
 
-    def __init__(self, split: str, plan: Plan, batches: Iterator[Batch], place: Place) -> None:
+    def __init__(
+        self, split: str, plan: Plan, batches: Generator[Batch, None, None], place: Place
+    ) -> None:
         self.split = split
         self.num_images = plan.row_groups.num_images
         self.batches_per_epoch = plan.batches_per_epoch
@@ -44,7 +61,7 @@ class Feed:
         self._losses: list[str] = []
 
     def next(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return images_BHWC (uint8) and labels_B, on their way to the device."""
+        """Return images_BHWC (uint8) or features, and labels_B, on their way to the device."""
         start = time.perf_counter()
         batch = next(self._batches)
         waited_s = time.perf_counter() - start
@@ -53,6 +70,10 @@ class Feed:
             self.first_batch_s = waited_s
         self._losses += batch["losses"]
         return to_device(batch, self._place.device)
+
+    def close(self) -> None:
+        """End the stream: left to the garbage collector, it would end in any thread."""
+        self._batches.close()
 
     def take_losses(self) -> list[str]:
         """Return the images that all ranks have lost since the last call. All ranks must call."""
@@ -65,12 +86,12 @@ class Feed:
 
 
 def to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Send images_BHWC (uint8) and labels_B on their way to the device."""
+    """Send images_BHWC (uint8), or their features, and labels_B on their way to the device."""
     # A copy, as Ray's blocks are read-only.
-    images_BHWC, labels_B = torch.tensor(batch["image"]), torch.tensor(batch["label"])
+    images_B, labels_B = torch.tensor(batch["image"]), torch.tensor(batch["label"])
     if device.type == "cuda":
-        images_BHWC, labels_B = images_BHWC.pin_memory(), labels_B.pin_memory()
-    return images_BHWC.to(device, non_blocking=True), labels_B.to(device, non_blocking=True)
+        images_B, labels_B = images_B.pin_memory(), labels_B.pin_memory()
+    return images_B.to(device, non_blocking=True), labels_B.to(device, non_blocking=True)
 
 
 def open_feed(
@@ -109,5 +130,6 @@ def open_feed(
         reader_cpus=place.reader_cpus,
         store_bytes=place.store_bytes,
         memory=place.memory.get(split),
+        features=place.prefix.features[split] if place.prefix else None,
     )
     return Feed(split, plan, batches, place)

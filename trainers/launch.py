@@ -21,7 +21,7 @@ from datasets.shards import Manifest, read_manifest
 from trainers import checkpoint
 from trainers.backbones import build, require_size
 from trainers.config import RANDOM, REPLACED_BY_PHASES, FinetuneConfig, ModelConfig
-from trainers.feed import Place
+from trainers.feed import Place, Prefix
 from trainers.freezing import resolve_depth
 from trainers.initializers import initialize, pretrained_available
 from trainers.loop import train, train_loop_per_worker
@@ -90,7 +90,9 @@ def plan_training(
     return plan_workers(resources, cluster, num_concurrent=num_concurrent)
 
 
-def place_here(config: FinetuneConfig, *, num_concurrent: int = 1) -> Place:
+def place_here(
+    config: FinetuneConfig, *, num_concurrent: int = 1, prefix: Prefix | None = None
+) -> Place:
     """Return this process' place, alone: on a GPU where it sees one.
 
     Raises:
@@ -109,11 +111,13 @@ def place_here(config: FinetuneConfig, *, num_concurrent: int = 1) -> Place:
         logger.warning("the cluster has GPUs, but this node has none: computing on its CPUs")
     return Place(
         device=torch.device("cuda" if gpu else "cpu"),
-        **_share(config, resources, plan, num_concurrent),
+        **_share(config, resources, plan, num_concurrent, prefix),
     )
 
 
-def fit(config: FinetuneConfig, *, num_concurrent: int = 1) -> dict[str, Any]:
+def fit(
+    config: FinetuneConfig, *, num_concurrent: int = 1, prefix: Prefix | None = None
+) -> dict[str, Any]:
     """Train with DDP on the connected cluster and return result.json.
 
     The run folder resumes: a finished run returns at once, one that was cut goes on from its latest
@@ -121,6 +125,7 @@ def fit(config: FinetuneConfig, *, num_concurrent: int = 1) -> dict[str, Any]:
 
     Args:
         num_concurrent: trainings that share the cluster; this one takes its part.
+        prefix: features to train on instead of images.
 
     Raises:
         ValueError: where the user's config is wrong.
@@ -130,7 +135,7 @@ def fit(config: FinetuneConfig, *, num_concurrent: int = 1) -> dict[str, Any]:
     resources = find_resources()
     plan = plan_training(config, resources, num_concurrent=num_concurrent)
     if plan.num_workers == 0:
-        return fit_in_process(config, num_concurrent=num_concurrent)
+        return fit_in_process(config, num_concurrent=num_concurrent, prefix=prefix)
     config = replace(config, cluster=replace(config.cluster, num_workers=plan.num_workers))
     if (result := open_run(config)) is not None:
         return result
@@ -139,7 +144,7 @@ def fit(config: FinetuneConfig, *, num_concurrent: int = 1) -> dict[str, Any]:
         num_workers = config.cluster.min_workers, plan.num_workers
         if os.environ.get(START_TIMEOUT_VAR) == WORKER_ENV[START_TIMEOUT_VAR]:  # not the user's
             os.environ[START_TIMEOUT_VAR] = ELASTIC_START_TIMEOUT_S
-    share = _share(config, resources, plan, num_concurrent)
+    share = _share(config, resources, plan, num_concurrent, prefix)
     trainer = TorchTrainer(
         train_loop_per_worker,
         train_loop_config={
@@ -174,6 +179,7 @@ def fit_in_process(
     config: FinetuneConfig,
     *,
     num_concurrent: int = 1,
+    prefix: Prefix | None = None,
     report: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> dict[str, Any]:
     """Train in this process, reporting each epoch's row, and return result.json.
@@ -184,7 +190,7 @@ def fit_in_process(
     config = replace(config, cluster=in_process(config.cluster))
     if (result := open_run(config)) is not None:
         return result
-    place = place_here(config, num_concurrent=num_concurrent)
+    place = place_here(config, num_concurrent=num_concurrent, prefix=prefix)
     train(config, place, report, report_written=True)
     return read_result(config.out)
 
@@ -212,11 +218,17 @@ def plan_ingest(
 
 
 def _share(
-    config: FinetuneConfig, resources: Resources, plan: WorkerPlan, num_concurrent: int
+    config: FinetuneConfig,
+    resources: Resources,
+    plan: WorkerPlan,
+    num_concurrent: int,
+    prefix: Prefix | None,
 ) -> dict[str, Any]:
     """A worker's part of the cluster, as `Place` takes it."""
     manifest = read_manifest(config.data)
-    remember, _ = plan_ingest(config, manifest, resources, plan, num_concurrent=num_concurrent)
+    remember = False
+    if prefix is None:
+        remember, _ = plan_ingest(config, manifest, resources, plan, num_concurrent=num_concurrent)
     free_share = 0.8 - config.ingest.memory_share if remember else 0.5
     workers_share = 1 / (2 * max(1, plan.num_workers))  # train and val, for every worker
     return {
@@ -224,6 +236,7 @@ def _share(
         "reader_cpus": plan.reader_cpus,
         "store_bytes": _store_bytes(resources, plan, num_concurrent) * free_share * workers_share,
         "memory": open_memory(manifest) if remember else {},
+        "prefix": prefix,
     }
 
 

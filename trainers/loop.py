@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -69,7 +69,7 @@ def train(
     torch.set_num_threads(place.threads)
     training = Training(config, place)
     problem = None
-    with training.recorder or nullcontext():
+    with closing(training), training.recorder or nullcontext():
         try:
             while not is_done(config, training.progress.epoch, training.progress.best_epoch):
                 row = training.run_epoch()
@@ -96,6 +96,7 @@ class Training:
         self._steps_per_epoch = manifest.split("train").num_images // config.global_batch_size
         self._state = TrainState(config, len(manifest.classes), place)
         self.progress = self._start(manifest)
+        self._peak_norm = torch.tensor(self.progress.peak_norm, device=place.device)
         self._settings = train_settings(config, manifest, place)
         epoch = self.progress.epoch
         self._train_feed = open_feed(
@@ -114,6 +115,7 @@ class Training:
     def _start(self, manifest: Manifest) -> Progress:
         """Go on from the latest checkpoint, or give the network its start."""
         config, state = self._config, self._state
+        prefix = self._place.prefix.tensors if self._place.prefix else None
         step = find_checkpoint(config.out, self._place)
         if step is None:
             report = state.initialize()
@@ -122,11 +124,18 @@ class Training:
                 storage.write_bytes(storage.join(config.out, "weights.json"), text)
                 if report.missing or report.unexpected:
                     logger.warning("weights: %s; all in %s/weights.json", report, config.out)
-            return Progress(classes=manifest.classes, fingerprint=manifest.fingerprint)
+            return Progress(
+                classes=manifest.classes, fingerprint=manifest.fingerprint, prefix=prefix
+            )
         progress, contents = checkpoint.read(config.out, step)
         state.enter(phase_at(config.phases, progress.trained_epoch))
-        state.load(contents)
-        return progress
+        state.load(contents, checkpoint.read_prefix(config.out, progress))
+        return replace(progress, prefix=prefix)
+
+    def close(self) -> None:
+        """End the streams."""
+        self._train_feed.close()
+        self._val_feed.close()
 
     def run_epoch(self) -> dict[str, Any]:
         """Train one epoch, or the rest of one; evaluate, checkpoint, log and return its row.
@@ -153,6 +162,7 @@ class Training:
             global_step=step,
             val_top1=val["top1"],
             total_s=self.progress.total_s + epoch_s,
+            peak_norm=row[metrics.PEAK_NORM],
         )
         row |= {
             metrics.VAL_LOSS: val["loss"],
@@ -195,12 +205,14 @@ class Training:
             rate, told = self._take_step(step, phase)
             finite &= told["finite"]  # once false it stays so: the count names the first step
             sums.add({**told, "finite": finite})
+            torch.maximum(self._peak_norm, told[metrics.PEAK_NORM], out=self._peak_norm)
             step += 1
             keeps = step % config.checkpoint_every_steps == 0
             if step < last_step and not keeps and step % config.track.log_every_steps:
                 continue
             totals = sums.reduce(self._place.world_size)
             row = training_row(totals, epoch=progress.epoch + 1, step=step, learning_rate=rate)
+            row[metrics.PEAK_NORM] = float(self._peak_norm)  # the same on all ranks
             if totals["finite"] < totals["steps"]:
                 bad_step = find_bad_step(sums, step, self._place.world_size)
                 raise Stop(diverged=describe_divergence(bad_step, row))
@@ -217,6 +229,7 @@ class Training:
                     total_s=progress.total_s + time.perf_counter() - started,
                     row=row,
                     totals=metrics.rescale(totals, 1 / self._place.world_size),
+                    peak_norm=row[metrics.PEAK_NORM],
                     losses=tuple(losses),
                 )
                 self.recorder.save(state.serialize, middle)

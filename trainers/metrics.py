@@ -25,6 +25,8 @@ LEARNING_RATE = "optim/learning_rate"
 GRAD_NORM = "clip/grad_norm"
 GRAD_NORM_AFTER = "clip/grad_norm_after"
 CLIPPED_SHARE = "clip/clipped_share"
+PEAK_NORM = "clip/peak_norm"
+"""Largest norm of a single tensor's gradient in the run so far, before clipping."""
 STAGE_CLIPPING = "clip/stages"
 """The three of each stage that trains, as one vector; `stage_metrics` names its parts."""
 

@@ -19,7 +19,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from trainers.backbones import find
 from trainers.config import OptimConfig, ScheduleConfig
-from trainers.metrics import CLIPPED_SHARE, GRAD_NORM, GRAD_NORM_AFTER, STAGE_CLIPPING
+from trainers.metrics import CLIPPED_SHARE, GRAD_NORM, GRAD_NORM_AFTER, PEAK_NORM, STAGE_CLIPPING
 
 KERAS_EPSILON = 1e-7
 
@@ -129,9 +129,9 @@ def clip_gradients(optimizer: Optimizer, config: OptimConfig) -> dict[str, Tenso
     together: g * c / max(norm, c). Call it after the all-reduce of DDP; it waits for no device.
 
     Returns:
-        0-dim tensors: the global norm before and after clipping, and the share of tensors clipped
-        (globally: 0 or 1); and the same three for the stages that train, first to last, as
-        `STAGE_CLIPPING`: [3 * num_stages].
+        0-dim tensors: the global norm before and after clipping, the share of tensors clipped
+        (globally: 0 or 1), the largest norm of a tensor before clipping; and the first three for
+        the stages that train, first to last, as `STAGE_CLIPPING`: [3 * num_stages].
     """
     stages_T, gradients = [], []
     for group in optimizer.param_groups:
@@ -158,6 +158,7 @@ def clip_gradients(optimizer: Optimizer, config: OptimConfig) -> dict[str, Tenso
         GRAD_NORM: global_norm,
         GRAD_NORM_AFTER: after_S.sum().sqrt(),
         CLIPPED_SHARE: clipped_S.sum() / len(gradients),
+        PEAK_NORM: norms_T.max(),
         STAGE_CLIPPING: torch.stack(
             [before_S.sqrt(), after_S.sqrt(), clipped_S / counts_S], dim=1
         ).flatten(),

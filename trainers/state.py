@@ -7,6 +7,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import (
+    Tensor,
     _foreach_copy_,  # pyright: ignore[reportPrivateImportUsage] as in torch's own optimizers:
     _foreach_lerp_,  # pyright: ignore[reportPrivateImportUsage] a kernel for all tensors
     distributed,
@@ -18,6 +19,7 @@ from torch.optim import Optimizer
 
 from trainers.backbones import build, find
 from trainers.config import ComputeConfig, FinetuneConfig, Phase
+from trainers.cut import Suffix, behind
 from trainers.feed import Place
 from trainers.freezing import freeze, has_live_batchnorm, resolve_depth, train_mode
 from trainers.initializers import LoadReport, initialize
@@ -60,6 +62,7 @@ class TrainState:
 
     def __init__(self, config: FinetuneConfig, num_classes: int, place: Place) -> None:
         self._config, self._place = config, place
+        self._suffixes: dict[nn.Module, Suffix] = {}
         self.model = build(config.model.backbone, num_classes)
         place_model(self.model, config.compute, place.device)
         self.scaler = GradScaler(
@@ -70,9 +73,14 @@ class TrainState:
         self.average = WeightAverage(self.model, decay) if decay is not None else None
 
     @property
-    def evaluated(self) -> nn.Module:
-        """The model to evaluate and keep: the average of the weights where there is one."""
+    def kept(self) -> nn.Module:
+        """The model to keep: the average of the weights where there is one."""
         return self.average.model if self.average else self.model
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """What evaluation calls: the model to keep, or what follows the cut in it."""
+        return self._behind_cut(self.kept)
 
     @property
     def stages(self) -> list[str]:
@@ -104,15 +112,24 @@ class TrainState:
             carry_state(self.optimizer, optimizer)
         self.phase, self.optimizer, self._depth = phase, optimizer, depth
         self.train_mode()
-        self.network = self.model
+        self.network = self._behind_cut(self.model)
         if self._place.world_size > 1:
             self.network = DistributedDataParallel(
-                self.model,
+                self.network,
                 gradient_as_bucket_view=True,  # no copy from bucket to gradient
                 forward_sync_buffers=has_live_batchnorm(self.model),
             )
         if config.compute.compile:
             self.network.compile()
+
+    def _behind_cut(self, model: nn.Module) -> nn.Module:
+        """Return what takes the batches of this place: images, or features of a prefix."""
+        if self._place.prefix is None:
+            return model
+        if model not in self._suffixes:
+            depth = self._place.prefix.depth
+            self._suffixes[model] = Suffix(model, self._config.model.backbone, depth)
+        return self._suffixes[model]
 
     def update_average(self) -> None:
         if self.average:
@@ -121,7 +138,7 @@ class TrainState:
     def share_buffers(self) -> None:
         """Give all ranks the statistics of rank 0, which its checkpoint holds, to evaluate with."""
         if self._place.world_size > 1:
-            for buffer in self.evaluated.buffers():
+            for buffer in self.kept.buffers():
                 distributed.broadcast(buffer, src=0)
 
     def train_mode(self) -> None:
@@ -140,27 +157,38 @@ class TrainState:
         }
         if self.average:
             training |= {
-                "model": self.model.state_dict(),
+                "model": self._tensors(self.model),
                 "num_averaged": self.average.num_updates,
             }
         content = io.BytesIO()
         torch.save(training, content)
-        weights = {name: t.contiguous() for name, t in self.evaluated.state_dict().items()}
+        weights = {name: t.contiguous() for name, t in self._tensors(self.kept).items()}
         return {
             "model.safetensors": safetensors.torch.save(weights),
             "training.pt": content.getvalue(),
         }
 
-    def load(self, contents: dict[str, bytes]) -> None:
-        """Go on from the files of a checkpoint, written in the phase that was entered."""
+    def _tensors(self, model: nn.Module) -> dict[str, Tensor]:
+        """A model's tensors, but for those of a prefix that this place does not compute."""
+        prefix = self._place.prefix
+        if prefix is None:
+            return model.state_dict()
+        return behind(model.state_dict(), self._config.model.backbone, prefix.depth)
+
+    def load(self, contents: dict[str, bytes], prefix: dict[str, Tensor] | None = None) -> None:
+        """Go on from the files of a checkpoint, written in the phase that was entered.
+
+        Args:
+            prefix: the tensors that they lack.
+        """
         assert self.optimizer is not None
         weights = safetensors.torch.load(contents["model.safetensors"])
         training: dict[str, Any] = torch.load(
             io.BytesIO(contents["training.pt"]), weights_only=True, map_location="cpu"
         )
-        self.evaluated.load_state_dict(weights)
+        self.kept.load_state_dict(weights | (prefix or {}))
         if self.average:
-            self.model.load_state_dict(training["model"])
+            self.model.load_state_dict(training["model"] | (prefix or {}))
             self.average.num_updates = training["num_averaged"]
         self.optimizer.load_state_dict(training["optimizer"])
         self.scaler.load_state_dict(training["scaler"])

@@ -70,17 +70,31 @@ def normalize(images_BHWC: Tensor, mean: RGB, std: RGB) -> Tensor:
     return (images_BHWC.float() / 255).sub_(mean_C).div_(std_C).permute(0, 3, 1, 2)
 
 
-def predict(model: nn.Module, images_BHWC: Tensor, settings: StepSettings) -> Tensor:
-    """Return float32 logits_BK of uint8 pixels, for a model in eval mode."""
-    images_BCHW = normalize(images_BHWC, settings.mean, settings.std)
-    (logits_BK,) = _forward(model, images_BCHW, settings)
+def to_inputs(images: Tensor, settings: StepSettings) -> Tensor:
+    """Turn a batch into what a network takes: pixels are normalized, features become float32.
+
+    Args:
+        images: uint8 images_BHWC, or float16 features `[B, ...]` of a prefix.
+    """
+    if images.dtype != torch.uint8:
+        inputs = images.float()
+        if settings.channels_last and inputs.ndim == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        return inputs
+    images_BCHW = normalize(images, settings.mean, settings.std)
+    return images_BCHW if settings.channels_last else images_BCHW.contiguous()
+
+
+def predict(model: nn.Module, images: Tensor, settings: StepSettings) -> Tensor:
+    """Return float32 logits_BK of a batch as `to_inputs` takes it, for a model in eval mode."""
+    (logits_BK,) = _forward(model, to_inputs(images, settings), settings)
     return logits_BK
 
 
 def train_step(
     network: nn.Module,
     optimizer: Optimizer,
-    images_BHWC: Tensor,
+    images: Tensor,
     labels_B: Tensor,
     *,
     settings: StepSettings,
@@ -102,15 +116,15 @@ def train_step(
     divisor = settings.images_per_rank or len(labels_B)
     parts = list(
         zip(
-            images_BHWC.chunk(settings.accumulation_steps),
+            images.chunk(settings.accumulation_steps),
             labels_B.long().chunk(settings.accumulation_steps),
             strict=True,
         )
     )
     sums: dict[str, Tensor] = {}
-    for number, (images, labels) in enumerate(parts, start=1):
+    for number, part in enumerate(parts, start=1):
         with _all_reduce(network, now=number == len(parts)):
-            loss_sum, told = _loss(network, images, labels, settings)
+            loss_sum, told = _loss(network, *part, settings)
             scaler.scale(loss_sum / divisor).backward()  # pyright: ignore[reportUnknownMemberType] torch leaves it half typed
         sums = {name: sums[name] + value if sums else value for name, value in told.items()}
     scaler.unscale_(optimizer)
@@ -129,7 +143,7 @@ def train_step(
 
 @torch.no_grad()
 def eval_step(
-    model: nn.Module, images_BHWC: Tensor, labels_B: Tensor, *, settings: StepSettings
+    model: nn.Module, images: Tensor, labels_B: Tensor, *, settings: StepSettings
 ) -> dict[str, Tensor]:
     """Measure the model, in eval mode, on one batch; the loss is plain cross-entropy.
 
@@ -140,7 +154,7 @@ def eval_step(
         `metrics.EVAL_SUMS` as 0-dim tensors on the device.
     """
     labels_B = labels_B.long()
-    logits_BK = predict(unwrap(model), images_BHWC, settings)
+    logits_BK = predict(unwrap(model), images, settings)
     count = (labels_B != LOST).sum()
     return {
         "count": count,
@@ -151,29 +165,27 @@ def eval_step(
     }
 
 
-def _forward(network: nn.Module, images_BCHW: Tensor, settings: StepSettings) -> tuple[Tensor, ...]:
+def _forward(network: nn.Module, inputs: Tensor, settings: StepSettings) -> tuple[Tensor, ...]:
     """Return float32 logits_BK of the head, and of an auxiliary head where the network has one."""
     dtype = settings.autocast_dtype
-    if not settings.channels_last:
-        images_BCHW = images_BCHW.contiguous()
-    with torch.autocast(images_BCHW.device.type, dtype=dtype, enabled=dtype is not None):
-        outputs: Tensor | tuple[Tensor, ...] = network(images_BCHW)
+    with torch.autocast(inputs.device.type, dtype=dtype, enabled=dtype is not None):
+        outputs: Tensor | tuple[Tensor, ...] = network(inputs)
     if isinstance(outputs, Tensor):
         outputs = (outputs,)
     return tuple(logits_BK.float() for logits_BK in outputs)
 
 
 def _loss(
-    network: nn.Module, images_BHWC: Tensor, labels_B: Tensor, settings: StepSettings
+    network: nn.Module, images: Tensor, labels_B: Tensor, settings: StepSettings
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the sum of the images' losses, and what `train_step` tells of a batch."""
-    images_BCHW = normalize(images_BHWC, settings.mean, settings.std)
+    inputs = to_inputs(images, settings)
     count = (labels_B != LOST).sum()
     targets, answers_B = labels_B, labels_B
     if settings.mix is not None:
-        images_BCHW, targets = settings.mix(images_BCHW, labels_B)
+        inputs, targets = settings.mix(inputs, labels_B)
         answers_B = torch.where(labels_B != LOST, targets.argmax(dim=1), LOST)
-    logits_BK, *aux_logits = _forward(network, images_BCHW, settings)
+    logits_BK, *aux_logits = _forward(network, inputs, settings)
     loss_sum = _cross_entropy_sum(logits_BK, targets, settings)
     told = {
         "count": count,

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from datasets.config import require, require_at_least, require_positive
+from datasets.config import require, require_at_least, require_not_negative, require_positive
 from trainers.config import FinetuneConfig, FreezeDepth, Init
 
 DEFAULT_TRIALS = 12
@@ -69,6 +69,15 @@ class TuningConfig:
     """No trial is stopped before this many epochs."""
     reduction_factor: int = 3
     """ASHA: of this many trials at a rung, one goes on."""
+    share: bool = True
+    """Compute frozen prefixes once, for all trials and sweeps, and copy results that are known."""
+    head_first: bool = False
+    """Let deeper trials start from the best head on the frozen network of their initialization
+    (LP-FT: Kumar et al. 2022, https://arxiv.org/abs/2202.10054)."""
+    cache: str | None = None
+    """URI of the folder that sweeps share features and results in. Default: `cache` beside OUT."""
+    feature_cache_gib: float = 20.0
+    """GiB of features the cache may hold; trials train on images where their own don't fit."""
     max_failures: int = 1
     """Times a failed trial is tried again, from its latest checkpoint."""
     evaluate_winner: bool = True
@@ -97,6 +106,7 @@ class TuningConfig:
         require_at_least("grace_epochs", self.grace_epochs, 1)
         require_at_least("reduction_factor", self.reduction_factor, 2)
         require_at_least("max_failures", self.max_failures, 0)
+        require_not_negative("feature_cache_gib", self.feature_cache_gib)
         require(
             self.base.optim.global_clipnorm is None
             or all(clipnorm is None for clipnorm in self.space.clipnorms),

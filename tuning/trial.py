@@ -1,8 +1,8 @@
-"""One trial: a point of the space, trained."""
+"""One trial: a point of the space, trained, or copied where its result is known."""
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -11,12 +11,13 @@ import ray.tune
 from cluster.runtime import Resources
 from cluster.scaling import in_process, plan_workers
 from datasets import storage
-from trainers import launch, metrics
+from trainers import launch
 from trainers.config import FinetuneConfig
-from trainers.freezing import is_head_only
+from trainers.feed import Prefix
+from trainers.freezing import is_head_only, resolve_depth
 from trainers.runs import is_over, read_result
-from trainers.tracking import read_rows
 from tuning.config import TuningConfig
+from tuning.reuse import copy_run, epoch_rows, find_known, result_key
 from tuning.search import point_of
 from tuning.space import Point, training_of
 
@@ -27,17 +28,52 @@ LEAVE_TIMEOUT_S = "60"
 """How long Tune waits for a pruned trial to leave its process before it starts another process."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """What the trials of a sweep have in common; empty where nothing is shared."""
+
+    prefixes: dict[tuple[str, int], Prefix] = field(default_factory=dict)
+    """Features by initialization and frozen stages."""
+    heads: dict[str, str] = field(default_factory=dict)
+    """By initialization: the head that its deeper trials start from."""
+    results: str | None = None
+    """URI of the folder of known results."""
+    starts: dict[str, str] = field(default_factory=dict)
+    """By initialization: the hash of the tensors it starts from."""
+    fingerprint: str = ""
+    """Of the data set."""
+
+    def prefix_of(self, config: FinetuneConfig) -> Prefix | None:
+        """Return the features that a training can use instead of images."""
+        depth = resolve_depth(config.model.backbone, config.model.freeze_depth)
+        return self.prefixes.get((config.model.init, depth))
+
+    def results_of(self, config: FinetuneConfig) -> str | None:
+        """URI of the folder of known results that differ from a training's in a clipnorm alone."""
+        if self.results is None:
+            return None
+        start_hash = self.starts[config.model.init]
+        key = result_key(config, fingerprint=self.fingerprint, start_hash=start_hash)
+        return storage.join(self.results, key)
+
+
 def run_folder(config: TuningConfig, trial_id: str) -> str:
     return storage.join(config.out, "trials", trial_id)
 
 
-def config_of(config: TuningConfig, point: Point, trial_id: str) -> FinetuneConfig:
+def config_of(
+    config: TuningConfig, point: Point, trial_id: str, shared: Shared | None = None
+) -> FinetuneConfig:
     """Return the training of a trial."""
-    return replace(training_of(config.base, point), out=run_folder(config, trial_id))
+    training = replace(training_of(config.base, point), out=run_folder(config, trial_id))
+    head = (shared or Shared()).heads.get(training.model.init)
+    if head is None or is_head_only(training.model):
+        return training
+    return replace(training, model=replace(training.model, head=head))
 
 
 def build_trial(
-    config: TuningConfig, resources: Resources, *, num_concurrent: int
+    config: TuningConfig, resources: Resources, shared: Shared, *, num_concurrent: int
 ) -> Callable[[dict[str, Any]], None]:
     """Return the function Tune runs for every trial, with what each reserves.
 
@@ -45,11 +81,12 @@ def build_trial(
     a worker's share for it. The others reserve next to nothing, as their workers reserve it.
     """
 
-    def run_trial(params: dict[str, Any]) -> None:
+    def run_trial(params: dict[str, Any], shared: Shared) -> None:
         os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", LEAVE_TIMEOUT_S)
         trial_id = ray.tune.get_context().get_trial_id()
         assert trial_id is not None
-        train_trial(config_of(config, point_of(params), trial_id), num_concurrent=num_concurrent)
+        training = config_of(config, point_of(params), trial_id, shared)
+        train_trial(training, shared, num_concurrent=num_concurrent)
 
     def reserve(params: dict[str, Any]) -> ray.tune.PlacementGroupFactory:
         training = training_of(config.base, point_of(params))
@@ -59,41 +96,58 @@ def build_trial(
         bundle = {"CPU": plan.cpus_per_worker, **({"GPU": 1.0} if plan.use_gpu else {})}
         return ray.tune.PlacementGroupFactory([bundle])
 
-    return ray.tune.with_resources(run_trial, reserve)
+    return ray.tune.with_resources(ray.tune.with_parameters(run_trial, shared=shared), reserve)
 
 
 def trains_in_process(config: FinetuneConfig) -> bool:
     return config.cluster.num_workers == 0 or is_head_only(config.model)
 
 
-def train_trial(config: FinetuneConfig, *, num_concurrent: int) -> None:
+def train_trial(config: FinetuneConfig, shared: Shared, *, num_concurrent: int) -> None:
     """Train inside a Tune trial, reporting every epoch.
 
     A pruned trial leaves through `ray.tune.report`, which then raises SystemExit.
     """
+    _copy_known(config, shared)
+    for row in epoch_rows(config.out):  # of a copy, or of a sitting that was cut
+        ray.tune.report(row)
     if is_over(config.out):
         read_result(config.out)  # which raises where the trial diverged
-        # Finished in a sitting that was cut before Tune noted it: let Tune know its score.
-        ray.tune.report([row for row in read_rows(config.out) if metrics.VAL_TOP1 in row][-1])
-    elif trains_in_process(config):
-        launch.fit_in_process(config, num_concurrent=num_concurrent, report=ray.tune.report)
+        return
+    prefix = shared.prefix_of(config)
+    if trains_in_process(config):
+        launch.fit_in_process(
+            config, num_concurrent=num_concurrent, prefix=prefix, report=ray.tune.report
+        )
     else:
-        _train_in_workers(config, num_concurrent=num_concurrent)
+        _train_in_workers(config, prefix, num_concurrent=num_concurrent)
 
 
-def _train_in_workers(config: FinetuneConfig, *, num_concurrent: int) -> None:
+def _copy_known(config: FinetuneConfig, shared: Shared) -> None:
+    """Begin a trial that has not begun with what is known of its training."""
+    folder = shared.results_of(config)
+    if folder is None or epoch_rows(config.out):
+        return
+    if (known := find_known(folder, config)) is not None:
+        copy_run(known, config)
+
+
+def _train_in_workers(
+    config: FinetuneConfig, prefix: Prefix | None, *, num_concurrent: int
+) -> None:
     """Fit in a task, passing on the epochs it writes; a pruned trial cancels the task.
 
     With `TuneReportCallback` the trial itself would wait for the fit and could not be told to stop:
     its process is kept for the next trial, and the workers of the pruned one train on.
     """
+    num_reported = len(epoch_rows(config.out))
     fit = ray.remote(num_cpus=0, max_retries=0)(launch.fit)
-    training = fit.remote(config, num_concurrent=num_concurrent)  # pyright: ignore[reportCallIssue]
-    num_reported = 0
+    options: dict[str, Any] = {"num_concurrent": num_concurrent, "prefix": prefix}
+    training = fit.remote(config, **options)
     try:
         while True:
             done, _ = ray.wait([training], timeout=POLL_S)
-            rows = [row for row in read_rows(config.out) if metrics.VAL_TOP1 in row]
+            rows = epoch_rows(config.out)
             for row in rows[num_reported:]:
                 num_reported += 1
                 ray.tune.report(row)

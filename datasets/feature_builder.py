@@ -1,0 +1,269 @@
+"""The Ray Data job that computes features: images -> views -> a network's prefix -> parts.
+
+Tasks read, decode and augment as for training; actors, each with the network loaded once, compute
+several depths in one pass and write a part for each. Only facts come back to the driver.
+
+Dimensions: N images, S size in pixels.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data.block import Block
+
+from datasets import storage
+from datasets.config import IngestConfig
+from datasets.epochs import EpochsDatasource
+from datasets.features import (
+    DTYPE,
+    Part,
+    View,
+    read_part,
+    read_view,
+    view_uri,
+    write_part,
+    write_view,
+)
+from datasets.inference import Workers, choose_block_images
+from datasets.plan import Chunk, RowGroup, RowGroups
+from datasets.progress import collect
+from datasets.read import read_chunk
+from datasets.shards import Manifest
+
+Compute = Callable[[np.ndarray], list[np.ndarray]]
+"""uint8 images_NSSC -> for each depth, float32 features `[N, *shape]`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """Features of a split behind one depth: where its views lie, and what they are."""
+
+    uri: str
+    facts: dict[str, Any]
+    """Written beside the views, for people; the URI holds their hash."""
+    shape: tuple[int, ...]
+    split: str
+    views: tuple[int, ...]
+    """Wanted."""
+    output: int
+    """Which of the network's outputs."""
+
+    @property
+    def image_bytes(self) -> int:
+        return int(np.prod(self.shape)) * DTYPE.itemsize
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(Chunk):
+    """A part's rows of one view, and who lacks them."""
+
+    number: int
+    split: str
+    entries: tuple[int, ...]
+    """Places in the list of entries."""
+
+    @property
+    def part_name(self) -> str:
+        """What a file of these rows is called: two that cut the rows differently differ."""
+        return f"part-{self.row_groups[0].first_row:09d}-{self.num_images:06d}.parquet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """What a pass has done."""
+
+    num_images: int = 0
+    """Views of images that went through the network."""
+    seconds: float = 0.0
+    problems: tuple[str, ...] = ()
+    """Why entries could not be built: a sentence each."""
+
+
+def build_features(
+    entries: Sequence[Entry],
+    *,
+    data: str,
+    manifest: Manifest,
+    ingest: IngestConfig,
+    seed: int,
+    load: Callable[[], Compute],
+    workers: Workers,
+) -> Built:
+    """Compute the views that are not whole yet, all depths in one pass, and declare them whole.
+
+    Args:
+        load: makes the computation, once in every actor.
+    """
+    started_s = time.monotonic()
+    for entry in entries:
+        text = json.dumps(entry.facts, indent=1).encode()
+        storage.write_bytes(storage.join(entry.uri, "facts.json"), text)
+    missing = [(e, view) for e in entries for view in e.views if read_view(e.uri, view) is None]
+    if not missing:
+        return Built()
+    tasks = list(plan_tasks(entries, missing, data, manifest, ingest))
+    found, left = _find_parts(entries, tasks)
+    told, num_images = _execute(entries, left, ingest, seed, load, workers)
+    problems: list[str] = []
+    for entry, view in missing:
+        at = entries.index(entry)
+        needed = [t for t in tasks if at in t.entries and t.epoch == view]
+        parts = [found.get((at, t.number)) or told.get((at, t.number)) for t in needed]
+        if None in parts:
+            problems.append(f"{entry.uri}: its features overflow half precision")
+            continue
+        whole = View(view_uri(entry.uri, view), entry.shape, tuple(p for p in parts if p))
+        write_view(whole, entry.facts)
+    return Built(
+        num_images=num_images,
+        seconds=time.monotonic() - started_s,
+        problems=tuple(dict.fromkeys(problems)),
+    )
+
+
+def plan_tasks(
+    entries: Sequence[Entry],
+    missing: Sequence[tuple[Entry, int]],
+    data: str,
+    manifest: Manifest,
+    ingest: IngestConfig,
+) -> Iterator[Task]:
+    """Cut every view that somebody lacks into parts of whole row groups."""
+    wanted: dict[tuple[str, int], list[int]] = {}
+    for entry, view in missing:
+        wanted.setdefault((entry.split, view), []).append(entries.index(entry))
+    num_images = sum(manifest.split(split).num_images for split, _ in wanted)
+    image_bytes = max(3 * ingest.size_px**2, sum(entry.image_bytes for entry in entries))
+    block = choose_block_images(num_images, image_bytes, int(ray.cluster_resources()["CPU"]))
+    number = 0
+    for (split, view), of_entries in wanted.items():
+        for groups in _gather(RowGroups(data, manifest.split(split)), block):
+            sizes = [group.num_rows for group in groups]
+            yield Task(
+                epoch=view,
+                row_groups=groups,
+                group_N=np.repeat(np.arange(len(groups), dtype=np.int32), sizes),
+                row_N=np.concatenate([np.arange(size) for size in sizes]),
+                number=number,
+                split=split,
+                entries=tuple(of_entries),
+            )
+            number += 1
+
+
+def _gather(row_groups: RowGroups, num_images: int) -> Iterator[tuple[RowGroup, ...]]:
+    """Put row groups together until they hold about `num_images`."""
+    groups: list[RowGroup] = []
+    for number in range(len(row_groups)):
+        groups.append(row_groups[number])
+        if sum(group.num_rows for group in groups) >= num_images:
+            yield tuple(groups)
+            groups = []
+    if groups:
+        yield tuple(groups)
+
+
+def _find_parts(
+    entries: Sequence[Entry], tasks: Sequence[Task]
+) -> tuple[dict[tuple[int, int], Part], list[Task]]:
+    """Find whole parts that an earlier builder left, and the tasks that are left to do."""
+    found: dict[tuple[int, int], Part] = {}
+    known: dict[str, set[str]] = {}
+    for task in tasks:
+        for at in task.entries:
+            folder = view_uri(entries[at].uri, task.epoch)
+            if folder not in known:
+                known[folder] = set(storage.list_names(folder))
+            if task.part_name in known[folder]:
+                part = read_part(storage.join(folder, task.part_name))
+                if not part.losses:  # what was lost may be there by now
+                    found[at, task.number] = part
+    return found, [t for t in tasks if any((at, t.number) not in found for at in t.entries)]
+
+
+def _execute(
+    entries: Sequence[Entry],
+    tasks: Sequence[Task],
+    ingest: IngestConfig,
+    seed: int,
+    load: Callable[[], Compute],
+    workers: Workers,
+) -> tuple[dict[tuple[int, int], Part], int]:
+    """Run the job; return the parts it wrote by entry and task, and how many images it saw."""
+    num_images = sum(task.num_images for task in tasks)
+    if not tasks:
+        return {}, 0
+    dataset = ray.data.read_datasource(
+        EpochsDatasource(
+            list(tasks), partial(read_task, ingest=ingest, seed=seed), 3 * ingest.size_px**2 + 16
+        ),
+        override_num_blocks=len(tasks),
+        num_cpus=workers.reader_cpus,
+    ).map_batches(
+        FeatureWriter,
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=min(workers.num_workers, len(tasks))),
+        num_cpus=workers.cpus_per_worker,
+        num_gpus=workers.gpus_per_worker,
+        fn_constructor_kwargs={
+            "load": load,
+            "entries": list(entries),
+            "tasks": {task.number: task for task in tasks},
+        },
+    )
+    dataset.context.enable_progress_bars = False
+    dataset.context.target_max_block_size = None  # a block becomes a part: never cut it
+    done = collect(dataset.iter_batches(batch_size=None, batch_format="pyarrow"), num_images)
+    parts: dict[tuple[int, int], Part] = {}
+    for text in done["told"].drop_null().to_pylist():
+        number, of_entries = json.loads(text)
+        for at, part in of_entries:
+            parts[at, number] = Part.from_dict(part)
+    return parts, num_images
+
+
+def read_task(task: Chunk, *, ingest: IngestConfig, seed: int) -> Iterator[Block]:
+    """Read a part's views into one block that says which part it is. Runs in a Ray task."""
+    assert isinstance(task, Task)
+    (block,) = read_chunk(task, ingest=ingest, seed=seed, train=task.split == "train")
+    yield block.append_column("task", pa.array([task.number] * len(block)))
+
+
+class FeatureWriter:
+    """Computes and writes a part for each entry that lacks it. Runs in an actor."""
+
+    def __init__(
+        self, *, load: Callable[[], Compute], entries: list[Entry], tasks: dict[int, Task]
+    ) -> None:
+        self._compute, self._entries, self._tasks = load(), entries, tasks
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Return a row per image; the first one tells of the parts, as JSON."""
+        task = self._tasks[block["task"][0].as_py()]
+        outputs = self._compute(block["image"].chunk(0).to_numpy(zero_copy_only=False))
+        parts: list[tuple[int, dict[str, Any]]] = []
+        for at in task.entries:
+            entry = self._entries[at]
+            with np.errstate(over="ignore"):
+                features = outputs[entry.output].astype(DTYPE)
+            if not np.isfinite(features).all():
+                continue  # the driver misses the part, and says so
+            part = write_part(
+                storage.join(view_uri(entry.uri, task.epoch), task.part_name),
+                features,
+                block,
+                tuple(group.num_rows for group in task.row_groups),
+                first_row=task.row_groups[0].first_row,
+            )
+            parts.append((at, asdict(part)))
+        told = [json.dumps([task.number, parts]), *[None] * (len(block) - 1)]
+        return pa.table({"task": block["task"], "told": pa.array(told, pa.string())})

@@ -1,0 +1,240 @@
+"""Features: what a frozen prefix makes of every view of every image, computed once and kept.
+
+CACHE/features/KEY/facts.json                         what KEY is the hash of
+CACHE/features/KEY/view-0003/part-000000064.parquet   named by its first row in the split; its row
+                                                      groups are those of the data set
+CACHE/features/KEY/view-0003/index.json               written last: without it the view is not whole
+
+A view lies there whole or not at all, whoever builds it and how often: parts are written under
+names that say what is in them, so two builders write the same file twice, and one that was killed
+left parts that the next one need not compute again.
+
+Dimensions: N images, S size in pixels, and the shape of an image's features.
+"""
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from ray.data.extensions import ArrowTensorArray
+
+from datasets import storage
+from datasets.plan import LOST, Chunk
+from datasets.read import read_again, read_group, read_metadata
+
+FORMAT_VERSION = 1
+"""Of the files, and of what the key leaves unsaid: another number is another key."""
+DTYPE = np.dtype(np.float16)
+COLUMNS = ["features", "label", "image_id"]
+INDEX, FACTS = "index.json", b"thaw"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some row groups of the data set, one after the other, as one file."""
+
+    name: str
+    first_row: int
+    """Of all rows of the split."""
+    row_groups: tuple[int, ...]
+    """Images in each."""
+    num_bytes: int
+    losses: tuple[str, ...] = ()
+    """Images that could not be had, whose label is LOST, with the reason."""
+
+    @property
+    def num_images(self) -> int:
+        return sum(self.row_groups)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Part":
+        """Rebuild from JSON."""
+        lists = {name: tuple(values[name]) for name in ("row_groups", "losses")}
+        return cls(**{**values, **lists})
+
+
+@dataclass(frozen=True)
+class View:
+    """The features of one view of every image of a split."""
+
+    uri: str
+    shape: tuple[int, ...]
+    parts: tuple[Part, ...]
+
+    @property
+    def num_images(self) -> int:
+        return sum(part.num_images for part in self.parts)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(part.num_bytes for part in self.parts)
+
+
+class FeatureArrays(NamedTuple):
+    """A view in memory, in stored order."""
+
+    features: np.ndarray
+    """float16 `[N, *shape]`."""
+    labels_N: np.ndarray
+    """int64; LOST where the image could not be had."""
+    image_ids_N: np.ndarray
+    losses: dict[int, str]
+    """Row -> which image was lost, and why."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a split's batches are read from, instead of images."""
+
+    views: tuple[View, ...]
+    """Epoch e shows view e % len(views)."""
+    arrays: tuple[ray.ObjectRef, ...] = ()
+    """Each view's FeatureArrays in the object store; empty to read them from storage."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.views[0].shape
+
+    @property
+    def image_bytes(self) -> int:
+        return int(np.prod(self.shape)) * DTYPE.itemsize
+
+
+def hash_facts(facts: dict[str, Any]) -> str:
+    """Return the key of features: everything that matters is in `facts`, JSON-safe."""
+    text = json.dumps({**facts, "format": FORMAT_VERSION}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def view_uri(entry: str, view: int) -> str:
+    return storage.join(entry, f"view-{view:04d}")
+
+
+def read_view(entry: str, view: int) -> View | None:
+    """Find a view of an entry; None where it is not whole."""
+    uri = view_uri(entry, view)
+    try:
+        index = json.loads(storage.read_bytes(storage.join(uri, INDEX)))
+    except FileNotFoundError:
+        return None
+    return View(uri, tuple(index["shape"]), tuple(map(Part.from_dict, index["parts"])))
+
+
+def write_view(view: View, facts: dict[str, Any]) -> None:
+    """Declare a view whole: its parts are there."""
+    index = facts | {"shape": view.shape, "parts": [asdict(part) for part in view.parts]}
+    storage.write_bytes(storage.join(view.uri, INDEX), json.dumps(index, indent=1).encode())
+
+
+def write_part(
+    uri: str,
+    features: np.ndarray,
+    block: pa.Table,
+    row_groups: tuple[int, ...],
+    *,
+    first_row: int,
+) -> Part:
+    """Write the features of some rows, whole.
+
+    Args:
+        features: float16 `[N, *shape]`.
+        block: label, image_id and loss of the rows.
+    """
+    rows = np.ascontiguousarray(features.reshape(len(features), -1))
+    binary = pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(rows.shape[1] * DTYPE.itemsize), len(rows), [None, pa.py_buffer(rows)]
+    )
+    table = pa.table({"features": binary, "label": block["label"], "image_id": block["image_id"]})
+    losses = block["loss"].drop_null().to_pylist()
+    facts = {"first_row": first_row, "losses": losses}
+    table = table.replace_schema_metadata({FACTS: json.dumps(facts)})
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(
+        sink, table.schema, compression="none", use_dictionary=False, write_statistics=False
+    ) as writer:
+        start = 0
+        for num_images in row_groups:
+            writer.write_table(table.slice(start, num_images), row_group_size=num_images)
+            start += num_images
+    content = sink.getvalue()
+    storage.write_bytes(uri, content.to_pybytes())
+    name = uri.rsplit("/", 1)[-1]
+    return Part(name, first_row, row_groups, content.size, tuple(losses))
+
+
+def read_part(uri: str) -> Part:
+    """Read what a part's own footer says of it."""
+    filesystem, path = storage.resolve(uri)
+    num_bytes = filesystem.get_file_info(path).size
+    metadata = read_metadata(uri)
+    facts = json.loads(metadata.metadata[FACTS])
+    row_groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+    name = uri.rsplit("/", 1)[-1]
+    return Part(name, facts["first_row"], row_groups, num_bytes, tuple(facts["losses"]))
+
+
+def load_view(view: View) -> FeatureArrays:
+    """Read a whole view into memory.
+
+    Raises:
+        OSError, ValueError, pa.ArrowException: where a part can't be read.
+    """
+    features = np.empty((view.num_images, *view.shape), DTYPE)
+    labels_N = np.empty(view.num_images, np.int64)
+    image_ids_N = np.empty(view.num_images, np.int64)
+    for part in view.parts:
+        table = storage.read_parquet(storage.join(view.uri, part.name))
+        rows = slice(part.first_row, part.first_row + part.num_images)
+        features[rows] = _to_array(table, view.shape)
+        labels_N[rows], image_ids_N[rows] = table["label"].to_numpy(), table["image_id"].to_numpy()
+    losses = [loss for part in view.parts for loss in part.losses]
+    lost_rows = np.flatnonzero(labels_N == LOST).tolist()
+    return FeatureArrays(features, labels_N, image_ids_N, dict(zip(lost_rows, losses, strict=True)))
+
+
+def read_features(chunk: Chunk, *, features: Features) -> Iterator[pa.Table]:
+    """Read the features of one chunk into one block, laid out as `read_chunk` does."""
+    view = features.views[chunk.epoch % len(features.views)]
+    output = np.zeros((chunk.num_images, *view.shape), DTYPE)
+    labels_N = np.full(chunk.num_images, LOST, np.int64)
+    image_ids_N = np.zeros(chunk.num_images, np.int64)
+    losses_N = np.full(chunk.num_images, None, object)
+    starts = [part.first_row for part in view.parts]
+    for number, group in enumerate(chunk.row_groups):
+        part = view.parts[bisect_right(starts, group.first_row) - 1]
+        ends = np.cumsum([part.first_row, *part.row_groups])
+        index = int(np.searchsorted(ends, group.first_row))
+        places = np.flatnonzero(chunk.group_N == number)
+        try:
+            uri = storage.join(view.uri, part.name)
+            table = read_again(partial(read_group, uri, index, COLUMNS))
+        except (OSError, ValueError, pa.ArrowException) as error:
+            losses_N[places] = f"{view.uri}/{part.name}: its features can't be read ({error})"
+            continue
+        rows = chunk.row_N[places]
+        output[places] = _to_array(table, view.shape)[rows]
+        labels_N[places] = table["label"].to_numpy()[rows]
+        image_ids_N[places] = table["image_id"].to_numpy()[rows]
+        losses_N[places[labels_N[places] == LOST]] = f"{view.uri}/{part.name}: its image was lost"
+    yield pa.table(
+        {
+            "image": ArrowTensorArray.from_numpy(output),
+            "label": labels_N,
+            "image_id": image_ids_N,
+            "loss": pa.array(losses_N, pa.string()),
+        }
+    )
+
+
+def _to_array(table: pa.Table, shape: tuple[int, ...]) -> np.ndarray:
+    (chunk,) = table["features"].combine_chunks().chunks
+    values = np.frombuffer(chunk.buffers()[1], DTYPE, len(chunk) * int(np.prod(shape)))
+    return values.reshape(len(chunk), *shape)

@@ -1,0 +1,136 @@
+"""A network cut in two: the frozen prefix, computed once, and what a trial trains on its features.
+
+The cut lies as late as the stages allow: past pooling and flattening, where features are smallest,
+before the first layer that trains or draws random numbers. It is made in torch.fx's graph of the
+network's own forward pass, in which stages and heads are black boxes: what the rest still needs of
+the images shows in that graph, so a network that can't be cut there is refused, never cut wrongly.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, fx, nn
+from torch.nn.modules.dropout import _DropoutNd as Dropout
+
+from trainers.backbones import Backbone, find
+
+
+class _StageTracer(fx.Tracer):
+    """Traces the forward pass of a network down to the modules its stages are made of."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        parts = [module for _, modules in backbone.stages for module in modules]
+        self._leaves = {*parts, backbone.head, backbone.aux or backbone.head}
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return module_qualified_name in self._leaves or super().is_leaf_module(
+            m, module_qualified_name
+        )
+
+
+class Suffix(nn.Module):
+    """What follows the cut: features_B... -> what the network returns for their images.
+
+    Shares its modules with the network, whose parameters train and whose mode it follows.
+    """
+
+    def __init__(self, network: nn.Module, backbone_name: str, depth: int) -> None:
+        """Cut `network` behind its first `depth` stages.
+
+        Raises:
+            ValueError: where the rest needs more of the images than the output of that stage.
+        """
+        super().__init__()
+        self.network = network
+        was_training = network.training
+        # An auxiliary head is part of the forward pass in training alone.
+        self._graphs = {
+            mode: _cut_suffix(network.train(mode), backbone_name, depth) for mode in (True, False)
+        }
+        network.train(was_training)
+
+    def forward(self, features: Tensor) -> Tensor | tuple[Tensor, ...]:
+        return self._graphs[self.network.training](features)
+
+
+def build_prefix(network: nn.Module, backbone_name: str, depths: Sequence[int]) -> fx.GraphModule:
+    """Return images_BCHW -> a tuple of the features behind each of `depths` stages, in one pass.
+
+    Call it in eval mode: frozen stages compute what they did in pretraining.
+
+    Raises:
+        ValueError: where the network can't be cut.
+    """
+    traced, cuts = _trace(network.eval(), backbone_name, depths)
+    (output,) = traced.graph.find_nodes(op="output")
+    output.args = (tuple(cuts),)
+    return _simplify(traced)
+
+
+def _cut_suffix(network: nn.Module, backbone_name: str, depth: int) -> fx.GraphModule:
+    traced, (cut,) = _trace(network, backbone_name, [depth])
+    (images,) = traced.graph.find_nodes(op="placeholder")
+    with traced.graph.inserting_after(images):
+        features = traced.graph.placeholder("features")
+    cut.replace_all_uses_with(features)
+    _simplify(traced)
+    if images.users:
+        stage, _ = find(backbone_name).stages[depth - 1]
+        raise ValueError(
+            f"{backbone_name} can't be cut behind {stage}: what follows needs more than its output"
+        )
+    traced.graph.erase_node(images)
+    traced.recompile()
+    return traced
+
+
+def _simplify(traced: fx.GraphModule) -> fx.GraphModule:
+    """Drop what the output does not need; modules that change themselves as well (BatchNorm)."""
+    traced.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+    traced.recompile()
+    return traced
+
+
+def _trace(
+    network: nn.Module, backbone_name: str, depths: Sequence[int]
+) -> tuple[fx.GraphModule, list[fx.Node]]:
+    """Return a network's forward pass as a graph, and the node that each depth's features are."""
+    backbone = find(backbone_name)
+    try:
+        traced = fx.GraphModule(network, _StageTracer(backbone).trace(network))
+    except Exception as error:  # whatever a forward pass does that a symbol can't
+        raise ValueError(f"{backbone_name} can't be cut: it can't be traced ({error})") from error
+    return traced, [_find_cut(network, traced.graph, backbone, depth) for depth in depths]
+
+
+def _find_cut(network: nn.Module, graph: fx.Graph, backbone: Backbone, depth: int) -> fx.Node:
+    """Walk from the last module of a stage to where its features are smallest."""
+    last = backbone.stages[depth - 1][1][-1]
+    node = next(n for n in graph.nodes if n.op == "call_module" and n.target == last)
+    while len(node.users) == 1:
+        (user,) = node.users
+        if user.all_input_nodes != [node] or not _is_fixed(network, user):
+            break
+        node = user
+    return node
+
+
+def _is_fixed(network: nn.Module, node: fx.Node) -> bool:
+    """Whether a step of the forward pass neither trains nor draws random numbers."""
+    if node.op == "call_module":
+        module = network.get_submodule(str(node.target))
+        draws = any(isinstance(part, Dropout) for part in module.modules())
+        return not draws and not any(True for _ in module.parameters())
+    return node.op in ("call_function", "call_method") and "dropout" not in str(node.target)
+
+
+def behind(tensors: dict[str, Tensor], backbone_name: str, depth: int) -> dict[str, Tensor]:
+    """Choose the tensors of a state dict that lie behind the first `depth` stages."""
+    stage_of = find(backbone_name).stage_of
+    return {name: tensor for name, tensor in tensors.items() if stage_of(name) >= depth}
+
+
+def before(tensors: dict[str, Tensor], backbone_name: str, depth: int) -> dict[str, Tensor]:
+    """Choose the tensors of a state dict that lie in the first `depth` stages."""
+    stage_of = find(backbone_name).stage_of
+    return {name: tensor for name, tensor in tensors.items() if stage_of(name) < depth}

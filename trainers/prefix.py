@@ -1,0 +1,130 @@
+"""The frozen prefix of a training as a computation of its own, and its place in an actor.
+
+N images, S size in pixels.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from torch import Tensor, nn
+
+from trainers.backbones import build, find
+from trainers.config import FinetuneConfig
+from trainers.cut import before, build_prefix
+from trainers.features import pool
+from trainers.initializers import initialize
+from trainers.settings import step_settings
+from trainers.state import place_model
+from trainers.step import StepSettings, to_inputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenNetwork:
+    """A network at its start, in eval mode on the CPU."""
+
+    config: FinetuneConfig
+    model: nn.Module
+    pooled: bool = False
+    """Average the maps of each stage: features for linear probes, not for training on."""
+
+    def tensors(self, depth: int) -> dict[str, Tensor]:
+        """What the first `depth` stages hold."""
+        return before(self.model.state_dict(), self.config.model.backbone, depth)
+
+    def describe(self, depth: int, *, use_gpu: bool) -> dict[str, Any]:
+        """Return all that decides what the features behind a depth are, JSON-safe."""
+        settings = step_settings(self.config, torch.device("cuda" if use_gpu else "cpu"))
+        stage, _ = find(self.config.model.backbone).stages[depth - 1]
+        return {
+            "backbone": self.config.model.backbone,
+            "stage": stage,
+            "pooled": self.pooled,
+            "weights_sha256": hash_tensors(self.tensors(depth)),
+            "mean": settings.mean,
+            "std": settings.std,
+            "computed_in": str(settings.autocast_dtype or torch.float32),
+            "size_px": self.config.ingest.size_px,
+        }
+
+    def shapes(self, depths: Sequence[int]) -> list[tuple[int, ...]]:
+        """Return the shape of an image's features behind each depth.
+
+        Raises:
+            ValueError: where the network can't be cut there.
+        """
+        size_px = self.config.ingest.size_px
+        compute = _Stages(self, depths)
+        with torch.inference_mode():
+            outputs = compute(torch.zeros(1, 3, size_px, size_px))
+        return [tuple(output.shape[1:]) for output in outputs]
+
+
+class _Stages(nn.Module):
+    """images_BCHW -> the features behind each of some depths."""
+
+    def __init__(self, network: FrozenNetwork, depths: Sequence[int]) -> None:
+        super().__init__()
+        self.graph = build_prefix(network.model, network.config.model.backbone, depths)
+        self._pooled = network.pooled
+
+    def forward(self, images_BCHW: Tensor) -> tuple[Tensor, ...]:
+        outputs: tuple[Tensor, ...] = self.graph(images_BCHW)
+        return tuple(pool(output, "avg") for output in outputs) if self._pooled else outputs
+
+
+class PrefixComputer:
+    """Turns uint8 images_NSSC into float32 features of some depths, on its process' device."""
+
+    def __init__(
+        self,
+        network: "ray.ObjectRef[FrozenNetwork]",
+        depths: Sequence[int],
+        *,
+        batch_size: int,
+        threads: int,
+        use_gpu: bool,
+    ) -> None:
+        torch.set_num_threads(threads)
+        loaded = ray.get(network)
+        self._device = torch.device("cuda" if use_gpu else "cpu")
+        self._stages = _Stages(loaded, depths)
+        place_model(self._stages, loaded.config.compute, self._device)
+        self._settings: StepSettings = step_settings(loaded.config, self._device)
+        self._batch_size = batch_size
+
+    @torch.inference_mode()
+    def __call__(self, images_NSSC: np.ndarray) -> list[np.ndarray]:
+        dtype = self._settings.autocast_dtype
+        batches: list[list[Tensor]] = []
+        for start in range(0, len(images_NSSC), self._batch_size):
+            images_BHWC = torch.tensor(images_NSSC[start : start + self._batch_size])
+            inputs = to_inputs(images_BHWC.to(self._device), self._settings)
+            with torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not None):
+                outputs: tuple[Tensor, ...] = self._stages(inputs)
+            batches.append([output.float().cpu() for output in outputs])
+        return [torch.cat(of_depth).numpy() for of_depth in zip(*batches, strict=True)]
+
+
+def open_frozen(config: FinetuneConfig, num_classes: int, *, pooled: bool = False) -> FrozenNetwork:
+    """Load a training's network as it starts.
+
+    Raises:
+        ValueError: where its weights can't be had.
+    """
+    model = build(config.model.backbone, num_classes)
+    initialize(model, replace(config.model, freeze_depth=0), seed=config.seed)
+    return FrozenNetwork(config=config, model=model.eval(), pooled=pooled)
+
+
+def hash_tensors(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()

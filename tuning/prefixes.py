@@ -1,0 +1,192 @@
+"""The frozen prefixes of a sweep, built once: features in the cache, tensors beside the trials.
+
+SWEEP/prefixes/NAME.safetensors   the frozen tensors, which the trials' checkpoints lack
+CACHE/features/KEY/               as datasets/features.py lays them out
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import ray
+import safetensors.torch
+
+from cluster.config import ClusterConfig
+from cluster.runtime import Resources
+from cluster.scaling import plan_workers
+from datasets import storage
+from datasets.feature_builder import Entry, build_features
+from datasets.features import Features, hash_facts, load_view, read_view
+from datasets.inference import Workers
+from datasets.shards import Manifest
+from trainers import feed
+from trainers.config import FinetuneConfig, Init
+from trainers.prefix import FrozenNetwork, PrefixComputer, hash_tensors, open_frozen
+from tuning.config import TuningConfig
+from tuning.sharing import Prefix, SharingPlan
+from tuning.space import FREEZE_DEPTH, INIT, training_of
+
+BATCH_SIZE = 64
+"""Images that a prefix computes at once."""
+Key = tuple[Init, int]
+"""Initialization and frozen stages."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltPrefixes:
+    """What trials train on instead of images, and what it took."""
+
+    prefixes: dict[Key, feed.Prefix] = field(default_factory=dict)
+    num_images: int = 0
+    """Views that went through a network now; the rest was there already."""
+    seconds: float = 0.0
+    problems: tuple[str, ...] = ()
+
+
+class PrefixStore:
+    """The networks of a sweep's initializations, and where their features lie."""
+
+    def __init__(self, config: TuningConfig, manifest: Manifest, resources: Resources) -> None:
+        self._config, self._manifest, self._resources = config, manifest, resources
+        self._plan = plan_workers(resources, ClusterConfig(device=config.base.cluster.device))
+        self._networks: dict[Init, FrozenNetwork] = {}
+
+    def missing_bytes(self, prefix: Prefix) -> float:
+        """What the cache lacks of a prefix' features."""
+        missing = 0.0
+        for entry in self._entries(prefix, output=0):
+            num_images = self._manifest.split(entry.split).num_images
+            absent = sum(read_view(entry.uri, view) is None for view in entry.views)
+            missing += absent * num_images * entry.image_bytes
+        return missing
+
+    def build(self, plan: SharingPlan) -> BuiltPrefixes:
+        """Build the plan's prefixes, those of one initialization in one pass."""
+        built = [
+            self._build(init, [prefix for prefix in plan.shared if prefix.init == init])
+            for init in dict.fromkeys(prefix.init for prefix in plan.shared)
+        ]
+        return BuiltPrefixes(
+            prefixes={key: prefix for each in built for key, prefix in each.prefixes.items()},
+            num_images=sum(each.num_images for each in built),
+            seconds=sum(each.seconds for each in built),
+            problems=tuple(problem for each in built for problem in each.problems),
+        )
+
+    def _build(self, init: Init, prefixes: list[Prefix]) -> BuiltPrefixes:
+        network = self._network(init)
+        entries = {
+            prefix.depth: self._entries(prefix, output=number)
+            for number, prefix in enumerate(prefixes)
+        }
+        plan = self._plan
+        base = self._config.base
+        outcome = build_features(
+            [entry for of_depth in entries.values() for entry in of_depth],
+            data=base.data,
+            manifest=self._manifest,
+            ingest=base.ingest,
+            seed=base.seed,
+            load=partial(
+                PrefixComputer,
+                ray.put(network),
+                [prefix.depth for prefix in prefixes],
+                batch_size=BATCH_SIZE,
+                threads=plan.threads_per_worker,
+                use_gpu=plan.use_gpu,
+            ),
+            workers=Workers(
+                num_workers=plan.num_workers,
+                cpus_per_worker=plan.cpus_per_worker,
+                gpus_per_worker=int(plan.use_gpu),
+                reader_cpus=plan.reader_cpus,
+            ),
+        )
+        ready: dict[Key, feed.Prefix] = {}
+        for depth, of_depth in entries.items():
+            if (features := self._open(of_depth)) is not None:
+                name = self._keep_tensors(network, depth)
+                ready[init, depth] = feed.Prefix(depth=depth, features=features, tensors=name)
+        return BuiltPrefixes(
+            prefixes=ready,
+            num_images=outcome.num_images,
+            seconds=outcome.seconds,
+            problems=outcome.problems,
+        )
+
+    def _open(self, entries: list[Entry]) -> dict[str, Features] | None:
+        """Return the features of each split, in the object store where they fit; None where some
+        could not be built."""
+        views = {e.split: [read_view(e.uri, view) for view in e.views] for e in entries}
+        whole = {split: tuple(v for v in of_split if v) for split, of_split in views.items()}
+        if any(len(whole[split]) < len(views[split]) for split in views):
+            return None
+        num_bytes = sum(view.num_bytes for of_split in whole.values() for view in of_split)
+        store_bytes = self._resources.object_store_gib * 2**30 / self._resources.num_nodes
+        fits = num_bytes <= self._config.base.ingest.memory_share * store_bytes
+        return {
+            split: Features(
+                views=of_split,
+                arrays=tuple(ray.put(load_view(view)) for view in of_split) if fits else (),
+            )
+            for split, of_split in whole.items()
+        }
+
+    def _keep_tensors(self, network: FrozenNetwork, depth: int) -> str:
+        """Write the frozen tensors that the checkpoints of trials will lack; returns their name."""
+        tensors = {name: t.contiguous() for name, t in network.tensors(depth).items()}
+        name = f"{hash_tensors(tensors)[:24]}.safetensors"
+        uri = storage.join(self._config.out, "prefixes", name)
+        if not storage.exists(uri):
+            storage.write_bytes(uri, safetensors.torch.save(tensors))
+        return name
+
+    def _network(self, init: Init) -> FrozenNetwork:
+        if init not in self._networks:
+            config = network_config(self._config.base, init)
+            self._networks[init] = open_frozen(config, len(self._manifest.classes))
+        return self._networks[init]
+
+    def start_hash(self, init: Init) -> str:
+        """SHA-256 of all tensors that trainings of an initialization start from."""
+        return hash_tensors(self._network(init).model.state_dict())
+
+    def _entries(self, prefix: Prefix, *, output: int) -> list[Entry]:
+        base = self._config.base
+        facts = self._network(prefix.init).describe(prefix.depth, use_gpu=self._plan.use_gpu)
+        facts |= {"data_fingerprint": self._manifest.fingerprint}
+        drawn = base.ingest.policy != "none"
+        of_split: dict[str, tuple[dict[str, Any], int]] = {
+            "train": (
+                {"policy": base.ingest.policy, "seed": base.seed if drawn else 0},
+                prefix.num_views,
+            ),
+            "val": ({"policy": "none", "seed": 0}, 1),
+        }
+        entries: list[Entry] = []
+        for split, (augmentation, num_views) in of_split.items():
+            all_facts = facts | augmentation | {"split": split}
+            entries.append(
+                Entry(
+                    uri=storage.join(cache_uri(self._config), "features", hash_facts(all_facts)),
+                    facts=all_facts,
+                    shape=prefix.shape,
+                    split=split,
+                    views=tuple(range(num_views)),
+                    output=output,
+                )
+            )
+        return entries
+
+
+def network_config(base: FinetuneConfig, init: Init) -> FinetuneConfig:
+    """The training of an initialization, head only."""
+    return training_of(base, {INIT: init, FREEZE_DEPTH: "all"})
+
+
+def cache_uri(config: TuningConfig) -> str:
+    """Where sweeps share what they compute: beside the sweep, unless it is named."""
+    if config.cache is not None:
+        return storage.absolute(config.cache, "cache")
+    parent = config.out.rstrip("/").rpartition("/")[0]
+    return storage.join(parent, "cache")

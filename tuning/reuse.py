@@ -1,0 +1,149 @@
+"""Results that are known: a trial is copied where the same training has run before.
+
+CACHE/results/KEY/ID.json   a run and how far it came; KEY hashes all that decides its losses,
+                            but for the clipnorm
+
+Two trials that differ in a clipnorm alone are the same training as long as no gradient reaches
+either threshold: `clip/peak_norm`, the largest norm of a tensor's gradient so far, tells. A copy
+has the rows, checkpoints and result of its origin, says so (`copied_from.json`), and goes on from
+there where its origin was stopped early.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import storage
+from trainers import checkpoint, metrics
+from trainers.checkpoint import prefix_uri
+from trainers.config import FinetuneConfig
+from trainers.freezing import is_head_only
+from trainers.runs import FREE_IN_INGEST, is_over, read_config
+from trainers.tracking import Row, read_rows
+
+FORMAT_VERSION = 1
+FREE = ("out", "track", "checkpoint_every_steps")
+COPIED = "copied_from.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """A run that was recorded."""
+
+    run: str
+    num_epochs: int
+    clipnorm: float | None
+    peak_norm: float
+    """Largest norm of a tensor's gradient, before clipping."""
+
+    def equals(self, clipnorm: float | None) -> bool:
+        """Whether a training with this clipnorm takes the same steps."""
+        if clipnorm == self.clipnorm:
+            return True
+        thresholds = (t for t in (clipnorm, self.clipnorm) if t is not None)
+        return all(self.peak_norm <= threshold for threshold in thresholds)
+
+
+def result_key(config: FinetuneConfig, *, fingerprint: str, start_hash: str) -> str:
+    """Hash all that decides the losses of a training, but for its clipnorm.
+
+    Args:
+        fingerprint: of the data set.
+        start_hash: of the tensors it starts from.
+    """
+    facts = config.to_dict()
+    facts = {name: value for name, value in facts.items() if name not in FREE}
+    facts["ingest"] = {k: v for k, v in facts["ingest"].items() if k not in FREE_IN_INGEST}
+    facts["optim"] = {k: v for k, v in facts["optim"].items() if k != "clipnorm"}
+    facts["model"] = {k: v for k, v in facts["model"].items() if k != "weights"}
+    # A worker's batch statistics are of its own images; a head alone has none.
+    workers = None if is_head_only(config.model) else config.cluster.num_workers
+    facts |= {
+        "data": fingerprint,
+        "start": start_hash,
+        "cluster": {"device": config.cluster.device, "num_workers": workers},
+        "format": FORMAT_VERSION,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def record(folder: str, run: str) -> None:
+    """Remember a run, whole or stopped early, below CACHE/results/KEY."""
+    rows = epoch_rows(run)
+    if not rows:
+        return
+    clipnorm = read_config(run).optim.clipnorm
+    known = Known(
+        run=run,
+        num_epochs=rows[-1][metrics.EPOCH],
+        clipnorm=clipnorm,
+        peak_norm=rows[-1][metrics.PEAK_NORM],
+    )
+    name = hashlib.sha256(run.encode()).hexdigest()[:16]
+    text = json.dumps(vars(known), indent=1).encode()
+    storage.write_bytes(storage.join(folder, f"{name}.json"), text)
+
+
+def find_known(folder: str, config: FinetuneConfig) -> Known | None:
+    """Return the recorded run that came furthest on the very way of a training; None without one.
+
+    A run that has been deleted or changed since is passed over.
+    """
+    known: list[Known] = []
+    for name in storage.list_names(folder):
+        candidate = Known(**json.loads(storage.read_bytes(storage.join(folder, name))))
+        if candidate.run != config.out and candidate.equals(config.optim.clipnorm):
+            known.append(candidate)
+    for candidate in sorted(known, key=lambda k: -k.num_epochs):
+        progress = checkpoint.latest_progress(candidate.run)
+        if progress is not None and progress.epoch >= candidate.num_epochs:
+            return candidate
+    return None
+
+
+def copy_run(known: Known, config: FinetuneConfig) -> None:
+    """Make a run folder of `config` out of a known run."""
+    run, target = known.run, config.out
+    for name in storage.list_names(storage.join(run, "checkpoints")):
+        copy_folder(*(storage.join(of, "checkpoints", name) for of in (run, target)))
+    progress = checkpoint.latest_progress(run)
+    if progress is not None and progress.prefix is not None:
+        copy_file(prefix_uri(run, progress.prefix), prefix_uri(target, progress.prefix))
+    _write(target, "config.json", config.to_dict())
+    _write(target, COPIED, vars(known))
+    if is_over(run):
+        result = json.loads(storage.read_bytes(storage.join(run, "result.json")))
+        best = result["checkpoint"]
+        if best is not None:
+            result["checkpoint"] = checkpoint.folder(target, int(best.rsplit("-", 1)[-1]))
+        _write(target, "result.json", result)
+    # The last file: without rows a trial has not begun, and is copied anew.
+    copy_file(storage.join(run, "metrics.jsonl"), storage.join(target, "metrics.jsonl"))
+
+
+def read_origin(run: str) -> Known | None:
+    """Where a trial was copied from; None for one that was trained."""
+    try:
+        return Known(**json.loads(storage.read_bytes(storage.join(run, COPIED))))
+    except FileNotFoundError:
+        return None
+
+
+def epoch_rows(run: str) -> list[Row]:
+    """Rows of a run that end an epoch."""
+    return [row for row in read_rows(run) if metrics.VAL_TOP1 in row]
+
+
+def copy_folder(source: str, target: str) -> None:
+    for name in storage.list_names(source):
+        copy_file(storage.join(source, name), storage.join(target, name))
+
+
+def copy_file(source: str, target: str) -> None:
+    """Copy a file, whole or not at all."""
+    storage.write_bytes(target, storage.read_bytes(source))
+
+
+def _write(run: str, name: str, values: dict[str, Any]) -> None:
+    storage.write_bytes(storage.join(run, name), json.dumps(values, indent=1).encode())

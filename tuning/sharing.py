@@ -1,0 +1,266 @@
+"""Which frozen prefixes a sweep computes once, and what that saves.
+
+Computation is counted in multiply-adds x 2 (FLOPs) of the network's forward pass; a backward pass
+costs two forward passes of what trains. Without sharing, a trial of E epochs over N images costs
+E N (prefix + 3 rest); on features it costs E N 3 rest, and each of K views of each image passes
+the prefix once, for all trials together.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from datasets.features import DTYPE
+from datasets.shards import Manifest
+from trainers.backbones import find, on_meta
+from trainers.config import FinetuneConfig, Init
+from trainers.cut import Suffix, build_prefix
+from trainers.freezing import resolve_depth
+from tuning.config import TuningConfig
+from tuning.search import count_trials
+from tuning.space import FREEZE_DEPTH, INIT, Point, models, points, training_of
+
+MIN_SAVING = 0.02
+"""Of the sweep's computation: less is not worth a prefix's place on disk."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefix:
+    """A frozen prefix that some trials have in common."""
+
+    init: Init
+    depth: int
+    stage: str
+    num_trials: float
+    """Expected, where the search draws them."""
+    trial_epochs: float
+    """Expected of a trial, as some are pruned."""
+    num_views: int
+    """Of each training image; a validation image has one."""
+    shape: tuple[int, ...]
+    """Of an image's features."""
+    num_bytes: int
+    flops: float
+    """Of the prefix, for an image."""
+    problem: str = ""
+    """Why its trials train on images; empty where they train on its features."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharingPlan:
+    """The prefixes of a sweep, and what computing them once is worth."""
+
+    prefixes: tuple[Prefix, ...] = ()
+    without: float = 0.0
+    """FLOPs of the sweep where every trial trains on images."""
+    with_sharing: float = 0.0
+    problem: str = ""
+    """Why nothing is shared at all."""
+
+    @property
+    def shared(self) -> tuple[Prefix, ...]:
+        return tuple(prefix for prefix in self.prefixes if not prefix.problem)
+
+    def find(self, init: object, depth: int) -> Prefix | None:
+        return next((p for p in self.shared if (p.init, p.depth) == (init, depth)), None)
+
+    def describe(self) -> list[str]:
+        """Write the plan in lines."""
+        if self.problem:
+            return [f"nothing is shared: {self.problem}"]
+        lines = []
+        for prefix in self.prefixes:
+            name = f"{prefix.init} up to {prefix.stage} (freeze depth {prefix.depth})"
+            if prefix.problem:
+                lines.append(f"{name}: from images, {prefix.problem}")
+                continue
+            views = "1 view" if prefix.num_views == 1 else f"{prefix.num_views} views"
+            lines.append(
+                f"{name}: computed once for {prefix.num_trials:.3g} trials, {views}, "
+                f"{prefix.num_bytes / 2**30:.3f} GiB"
+            )
+        if self.shared:
+            share = 1 - self.with_sharing / self.without
+            lines.append(
+                f"expected: {self.with_sharing / 1e15:.3g} instead of {self.without / 1e15:.3g} "
+                f"PFLOPs, {share:.0%} less, {self.without / self.with_sharing:.1f} times faster"
+            )
+        return lines
+
+
+def plan_sharing(
+    config: TuningConfig,
+    manifest: Manifest,
+    *,
+    free_bytes: float,
+    missing_bytes: Callable[[Prefix], float],
+) -> SharingPlan:
+    """Choose the prefixes that are worth building.
+
+    Args:
+        free_bytes: what the cache has room for.
+        missing_bytes: what it lacks of a prefix' features.
+    """
+    base = config.base
+    if not config.share:
+        return SharingPlan(problem="--no-share")
+    if base.loss.mixup_alpha or base.loss.cutmix_alpha:
+        return SharingPlan(problem="mixup and CutMix blend pixels, which no cached feature can")
+    total, by_depth = count_flops(base, _depths(config))
+    epochs = expected_epochs(config)
+    counts = _count_trials(config)
+    num_train, num_val = (manifest.split(split).num_images for split in ("train", "val"))
+    num_views = base.ingest.num_views(base.epochs)
+
+    def cost(prefix_flops: float, *, on_features: bool) -> float:
+        """FLOPs of one trial."""
+        rest = total - prefix_flops
+        prefix = 0.0 if on_features else prefix_flops
+        return epochs * (num_train * (prefix + 3 * rest) + num_val * (prefix + rest))
+
+    without, gains, prefixes = 0.0, {}, []
+    for (init, depth), number in counts.items():
+        flops, shape, problem = by_depth.get(depth, (0.0, (), ""))
+        without += number * cost(flops, on_features=False)
+        if depth == 0:
+            continue
+        num_bytes = (num_views * num_train + num_val) * int(np.prod(shape)) * DTYPE.itemsize
+        saved = number * (cost(flops, on_features=False) - cost(flops, on_features=True))
+        prefix = Prefix(
+            init=init,
+            depth=depth,
+            stage=find(base.model.backbone).stages[depth - 1][0],
+            num_trials=number,
+            trial_epochs=epochs,
+            num_views=num_views,
+            shape=shape,
+            num_bytes=num_bytes,
+            flops=flops,
+            problem=problem,
+        )
+        prefixes.append(prefix)
+        gains[init, depth] = saved
+    problems, saving = _choose(
+        [prefix for prefix in prefixes if not prefix.problem],
+        gains,
+        num_passes=num_views * num_train + num_val,
+        free_bytes=free_bytes,
+        missing_bytes=missing_bytes,
+        min_saving=MIN_SAVING * without,
+    )
+    chosen = tuple(
+        replace(prefix, problem=problems.get((prefix.init, prefix.depth), prefix.problem))
+        for prefix in prefixes
+    )
+    return SharingPlan(prefixes=chosen, without=without, with_sharing=without - saving)
+
+
+def _choose(
+    prefixes: Sequence[Prefix],
+    gains: dict[tuple[Init, int], float],
+    *,
+    num_passes: int,
+    free_bytes: float,
+    missing_bytes: Callable[[Prefix], float],
+    min_saving: float,
+) -> tuple[dict[tuple[Init, int], str], float]:
+    """Take prefixes in order of what they save, while they fit.
+
+    One pass through the deepest prefix of an initialization serves the shallower ones as well.
+
+    Returns:
+        Why the others are not taken, and the FLOPs saved.
+    """
+    saving = 0.0
+    computed: dict[Init, float] = {}  # FLOPs that an image's pass costs already
+    problems: dict[tuple[Init, int], str] = {}
+    for prefix in sorted(prefixes, key=lambda p: -gains[p.init, p.depth]):
+        key = prefix.init, prefix.depth
+        pass_flops = max(0.0, prefix.flops - computed.get(prefix.init, 0.0)) * num_passes
+        gain = gains[key] - (pass_flops if missing_bytes(prefix) else 0.0)
+        if gain < min_saving:
+            problems[key] = "as computing it once saves next to nothing"
+        elif missing_bytes(prefix) > free_bytes:
+            problems[key] = (
+                f"as its features take {prefix.num_bytes / 2**30:.3g} GiB and the cache has room "
+                f"for {max(0.0, free_bytes) / 2**30:.3g} (--feature-cache-gib, `tuning cache`)"
+            )
+        else:
+            free_bytes -= missing_bytes(prefix)
+            saving += gain
+            if missing_bytes(prefix):
+                computed[prefix.init] = max(prefix.flops, computed.get(prefix.init, 0.0))
+    return problems, saving
+
+
+def count_flops(
+    base: FinetuneConfig, depths: Sequence[int]
+) -> tuple[float, dict[int, tuple[float, tuple[int, ...], str]]]:
+    """Count the FLOPs of an image's forward pass.
+
+    Returns:
+        Those of the whole network; by depth those of the prefix, the shape of an image's features,
+        and why the network can't be cut there (empty where it can).
+    """
+    name, size_px = base.model.backbone, base.ingest.size_px
+    network = on_meta(name, 2)
+    image = torch.zeros(1, 3, size_px, size_px, device="meta")
+    total = _flops_of(network, image)[0]
+    counted: dict[int, tuple[float, tuple[int, ...], str]] = {}
+    for depth in depths:
+        try:
+            Suffix(network, name, depth)
+            prefix = build_prefix(network, name, [depth])
+        except ValueError as error:
+            counted[depth] = total, (), str(error)
+            continue
+        flops, (features,) = _flops_of(prefix, image)
+        counted[depth] = flops, tuple(features.shape[1:]), ""
+    return total, counted
+
+
+def _flops_of(network: torch.nn.Module, image: torch.Tensor) -> tuple[float, Any]:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        output = network(image)
+    return float(counter.get_total_flops()), output
+
+
+def _depths(config: TuningConfig) -> list[int]:
+    """Frozen stages of the space's pretrained networks."""
+    name = config.base.model.backbone
+    return sorted({d for f in config.space.freeze_depths if (d := resolve_depth(name, f)) > 0})
+
+
+def _count_trials(config: TuningConfig) -> dict[tuple[Init, int], float]:
+    """Count the trials of each initialization and depth, or expect them where they are drawn."""
+    name = config.base.model.backbone
+
+    def key(point: Point) -> tuple[Init, int]:
+        model = training_of(config.base, point).model
+        return model.init, resolve_depth(name, model.freeze_depth)
+
+    if config.search == "optuna":
+        listed = models(config.space)
+        share = count_trials(config) / len(listed)
+        return {at: share * number for at, number in Counter(map(key, listed)).items()}
+    listed = points(config.space, config.search, config.trials, config.seed)
+    return dict(Counter(key({k: p[k] for k in (INIT, FREEZE_DEPTH)}) for p in listed))
+
+
+def expected_epochs(config: TuningConfig) -> float:
+    """Epochs of a trial under ASHA: at each rung one of `reduction_factor` goes on."""
+    epochs, share, rung = 0.0, 1.0, config.grace_epochs
+    if rung >= config.base.epochs:
+        return float(config.base.epochs)
+    epochs = float(rung)
+    while rung < config.base.epochs:
+        share /= config.reduction_factor
+        following = min(rung * config.reduction_factor, config.base.epochs)
+        epochs += share * (following - rung)
+        rung = following
+    return epochs
