@@ -51,6 +51,9 @@ class ModelConfig:
     weights: str | None = None
     """URI of a .pth or .safetensors state dict, for `init file`; also stands in for a download
     when given with `init imagenet`."""
+    head: str | None = None
+    """URI of a .safetensors file with the tensors of a head to start from (LP-FT: Kumar et al.
+    2022); default: drawn from the seed. A sweep with --head-first writes such files."""
     freeze_depth: FreezeDepth = 0
     """How many stages, counted from the input, stay frozen: 0 (nothing) to `all` (head only);
     -2 freezes all but the last two."""

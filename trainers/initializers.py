@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from pyarrow import fs
@@ -85,7 +86,37 @@ def initialize(model: nn.Module, config: ModelConfig, *, seed: int) -> LoadRepor
         if config.init in RANDOM:
             _draw(model, INITIALIZERS[config.init])
             return LoadReport()
-        return _load(model, _read_pretrained(config), config)
+        report = _load(model, _read_pretrained(config), config)
+    if config.head is not None:
+        _load_head(model, config)
+    return report
+
+
+def head_tensors(model: nn.Module, backbone_name: str) -> dict[str, Tensor]:
+    """Return the tensors of a network's heads: what `model.head` can name a file of."""
+    backbone = find(backbone_name)
+    return {
+        name: tensor.contiguous()
+        for name, tensor in model.state_dict().items()
+        if backbone.stage_of(name) == len(backbone.stages)
+    }
+
+
+def _load_head(model: nn.Module, config: ModelConfig) -> None:
+    assert config.head is not None
+    wanted = {name: t.shape for name, t in head_tensors(model, config.backbone).items()}
+    try:
+        given = safetensors.torch.load(storage.read_bytes(config.head))
+    except (FileNotFoundError, safetensors.SafetensorError) as error:
+        raise ValueError(
+            f"model.head is {config.head!r}: it can't be read ({error}); give a .safetensors file"
+        ) from None
+    if {name: t.shape for name, t in given.items()} != wanted:
+        shapes = ", ".join(f"{name} {tuple(shape)}" for name, shape in wanted.items())
+        raise ValueError(
+            f"model.head is {config.head!r}: not a head of this network, whose tensors are {shapes}"
+        )
+    model.load_state_dict(given, strict=False)
 
 
 def pretrained_available(config: ModelConfig) -> str | None:

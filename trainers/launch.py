@@ -248,12 +248,14 @@ def _store_bytes(resources: Resources, plan: WorkerPlan, num_concurrent: int) ->
 
 def with_absolute_paths(config: FinetuneConfig) -> FinetuneConfig:
     """Workers run in folders of their own: relative paths would mean something else there."""
-    weights = config.model.weights
+    weights, head = config.model.weights, config.model.head
     return replace(
         config,
         data=storage.absolute(config.data, "data"),
         out=storage.absolute(config.out, "out"),
         model=replace(
-            config.model, weights=storage.absolute(weights, "model.weights") if weights else None
+            config.model,
+            weights=storage.absolute(weights, "model.weights") if weights else None,
+            head=storage.absolute(head, "model.head") if head else None,
         ),
     )

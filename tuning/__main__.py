@@ -65,6 +65,21 @@ class Command:
     """Height and width of the images the network sees."""
     policy: Literal["none", "light", "cars"] | None = None
     """Augmentation of training images."""
+    views: int | None = None
+    """Augmented views of each image, which epochs take in turn. Default: a new one in every epoch.
+    With fewer, what is frozen computes less."""
+    mix: bool = False
+    """Blend images as the recipe does (mixup, CutMix): trials can't share frozen stages then."""
+    share: bool = TuningConfig.share
+    """Compute frozen stages once for all trials and sweeps, and copy results that are known."""
+    explain: bool = False
+    """Only say what would run, and what sharing would save."""
+    head_first: bool = TuningConfig.head_first
+    """Let deeper trials start from the best head on the frozen network (LP-FT)."""
+    cache: str | None = None
+    """URI of the folder that sweeps share features and results in. Default: `cache` beside OUT."""
+    feature_cache_gib: float = TuningConfig.feature_cache_gib
+    """GiB of features the cache may hold; trials train on images where their own don't fit."""
     grace_epochs: int = TuningConfig.grace_epochs
     """No trial is stopped before this many epochs."""
     reduction_factor: int = TuningConfig.reduction_factor
@@ -94,12 +109,13 @@ class Command:
             data=self.data,
             seed=self.seed,
             **self._given("epochs", "global_batch_size"),
-            ingest=replace(base.ingest, **self._given("size_px", "policy")),
+            ingest=replace(base.ingest, **self._given("size_px", "policy", "views")),
             schedule=replace(
                 base.schedule,
                 warmup_epochs=min(base.schedule.warmup_epochs, (self.epochs or base.epochs) / 2),
             ),
             model=replace(base.model, **self._given("backbone", "weights", "normalization")),
+            loss=base.loss if self.mix else replace(base.loss, mixup_alpha=0.0, cutmix_alpha=0.0),
             optim=replace(base.optim, global_clipnorm=None) if clips else base.optim,
             track=replace(base.track, wandb=self.wandb, project=self.project, group=self.group),
             cluster=replace(
@@ -124,6 +140,10 @@ class Command:
             seed=self.seed,
             grace_epochs=self.grace_epochs,
             reduction_factor=self.reduction_factor,
+            share=self.share,
+            head_first=self.head_first,
+            cache=self.cache,
+            feature_cache_gib=self.feature_cache_gib,
         )
 
     def _given(self, *names: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from scipy.stats import binom
 
 from datasets import storage
 from trainers import metrics
-from trainers.tracking import read_rows
+from tuning.reuse import epoch_rows, read_origin
 from tuning.space import AXES, Point, show
 
 CONFIDENCE = 0.95
@@ -48,6 +48,8 @@ class Standing:
     seconds: float
     verdict: str
     run: str
+    copied_from: str | None = None
+    """URI of the run with the same training, where this one is a copy of it."""
 
     def to_dict(self) -> dict[str, Any]:
         values = dict(vars(self))
@@ -69,7 +71,7 @@ def rank(trials: Iterable[Ended], *, epochs: int, class_counts: Sequence[int]) -
 
 
 def _measure(trial: Ended, epochs: int, class_counts: Sequence[int]) -> dict[str, Any]:
-    rows = [row for row in read_rows(trial.run) if metrics.VAL_TOP1 in row]
+    rows = epoch_rows(trial.run)
     best = max(rows, key=lambda row: row[metrics.VAL_TOP1], default=None)
     num_epochs = max((row[metrics.EPOCH] for row in rows), default=0)
     top1 = best[metrics.VAL_TOP1] if best else None
@@ -83,6 +85,7 @@ def _measure(trial: Ended, epochs: int, class_counts: Sequence[int]) -> dict[str
         "seconds": rows[-1].get(metrics.TOTAL_S, 0.0) if rows else 0.0,
         "verdict": LEARNS if top1 is not None and learned(top1, class_counts) else LEARNS_NOT,
         "run": trial.run,
+        "copied_from": origin.run if (origin := read_origin(trial.run)) is not None else None,
     }
 
 
@@ -139,7 +142,7 @@ def print_leaderboard(standings: Sequence[Standing], console: Console | None = N
             "-" if row.val_top1 is None else f"{row.val_top1:.3f}",
             f"{row.best_epoch or '-'}/{row.num_epochs}",
             row.state,
-            f"{row.seconds:.0f} s",
+            "copied" if row.copied_from else f"{row.seconds:.0f} s",
             row.verdict,
             row.trial_id,
         ]

@@ -20,15 +20,15 @@ from datasets.features import Features, hash_facts, load_view, read_view
 from datasets.inference import Workers
 from datasets.shards import Manifest
 from trainers import feed
-from trainers.config import FinetuneConfig, Init
 from trainers.prefix import FrozenNetwork, PrefixComputer, hash_tensors, open_frozen
+from tuning.cache import cache_uri, list_entries
 from tuning.config import TuningConfig
 from tuning.sharing import Prefix, SharingPlan
 from tuning.space import FREEZE_DEPTH, INIT, training_of
 
 BATCH_SIZE = 64
 """Images that a prefix computes at once."""
-Key = tuple[Init, int]
+Key = tuple[str, int]
 """Initialization and frozen stages."""
 
 
@@ -49,7 +49,7 @@ class PrefixStore:
     def __init__(self, config: TuningConfig, manifest: Manifest, resources: Resources) -> None:
         self._config, self._manifest, self._resources = config, manifest, resources
         self._plan = plan_workers(resources, ClusterConfig(device=config.base.cluster.device))
-        self._networks: dict[Init, FrozenNetwork] = {}
+        self._networks: dict[str, FrozenNetwork] = {}
 
     def missing_bytes(self, prefix: Prefix) -> float:
         """What the cache lacks of a prefix' features."""
@@ -73,7 +73,7 @@ class PrefixStore:
             problems=tuple(problem for each in built for problem in each.problems),
         )
 
-    def _build(self, init: Init, prefixes: list[Prefix]) -> BuiltPrefixes:
+    def _build(self, init: str, prefixes: list[Prefix]) -> BuiltPrefixes:
         network = self._network(init)
         entries = {
             prefix.depth: self._entries(prefix, output=number)
@@ -141,15 +141,22 @@ class PrefixStore:
             storage.write_bytes(uri, safetensors.torch.save(tensors))
         return name
 
-    def _network(self, init: Init) -> FrozenNetwork:
+    def _network(self, init: str) -> FrozenNetwork:
         if init not in self._networks:
-            config = network_config(self._config.base, init)
+            config = training_of(self._config.base, {INIT: init, FREEZE_DEPTH: "all"})
             self._networks[init] = open_frozen(config, len(self._manifest.classes))
         return self._networks[init]
 
-    def start_hash(self, init: Init) -> str:
-        """SHA-256 of all tensors that trainings of an initialization start from."""
-        return hash_tensors(self._network(init).model.state_dict())
+    def start_hashes(self) -> dict[str, str]:
+        """SHA-256 of all tensors that trainings start from, by initialization."""
+        inits = self._config.space.inits
+        return {init: hash_tensors(self._network(init).model.state_dict()) for init in inits}
+
+    def free_bytes(self) -> float:
+        """What the cache has room for."""
+        known = list_entries(cache_uri(self._config))
+        used = sum(entry.num_bytes for entry in known)
+        return self._config.feature_cache_gib * 2**30 - used
 
     def _entries(self, prefix: Prefix, *, output: int) -> list[Entry]:
         base = self._config.base
@@ -177,16 +184,3 @@ class PrefixStore:
                 )
             )
         return entries
-
-
-def network_config(base: FinetuneConfig, init: Init) -> FinetuneConfig:
-    """The training of an initialization, head only."""
-    return training_of(base, {INIT: init, FREEZE_DEPTH: "all"})
-
-
-def cache_uri(config: TuningConfig) -> str:
-    """Where sweeps share what they compute: beside the sweep, unless it is named."""
-    if config.cache is not None:
-        return storage.absolute(config.cache, "cache")
-    parent = config.out.rstrip("/").rpartition("/")[0]
-    return storage.join(parent, "cache")

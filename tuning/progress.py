@@ -12,18 +12,20 @@ from ray.tune.experiment import Trial
 
 from datasets import storage
 from trainers import metrics
+from trainers.config import FinetuneConfig
 from trainers.tracking import RunMirror
 from tuning.config import TuningConfig
+from tuning.reuse import read_origin, record
 from tuning.search import STATE_FOLDER, point_of
 from tuning.space import describe
-from tuning.trial import config_of
+from tuning.trial import Shared, config_of
 
 
 class Progress(tune.Callback):
     """Print the trials' progress and keep their mirrors."""
 
-    def __init__(self, config: TuningConfig, *, num_trials: int) -> None:
-        self._config, self._num_trials = config, num_trials
+    def __init__(self, config: TuningConfig, shared: Shared, *, num_trials: int) -> None:
+        self._config, self._shared, self._num_trials = config, shared, num_trials
         self._started_s = time.monotonic()
         self._best_top1 = 0.0
         self._mirrors: dict[str, RunMirror] = {}
@@ -37,7 +39,7 @@ class Progress(tune.Callback):
     ) -> None:
         if trial.trial_id in self._mirrors:  # a retry goes on in the same run
             return
-        config = config_of(self._config, point_of(trial.config), trial.trial_id)
+        config = self._training(trial)
         mirror = RunMirror(
             config.out,
             track=config.track,
@@ -67,12 +69,17 @@ class Progress(tune.Callback):
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
+        training = self._training(trial)
+        if (folder := self._shared.results_of(training)) is not None:
+            record(folder, training.out)
         num_epochs = (trial.last_result or {}).get(metrics.EPOCH, self._config.base.epochs)
         if num_epochs < self._config.base.epochs:
             self._print(trials, trial, f"pruned after epoch {num_epochs}")
             self._finish(trial, "pruned")
         else:
-            self._print(trials, trial, "finished")
+            origin = read_origin(training.out)
+            known = f", copied: {origin.run} is the same training" if origin else ""
+            self._print(trials, trial, f"finished{known}")
             self._finish(trial, "finished")
 
     def on_trial_error(
@@ -87,6 +94,9 @@ class Progress(tune.Callback):
         for mirror in self._mirrors.values():
             mirror.finish("killed")
         self._mirrors.clear()
+
+    def _training(self, trial: Trial) -> FinetuneConfig:
+        return config_of(self._config, point_of(trial.config), trial.trial_id, self._shared)
 
     def _finish(self, trial: Trial, state: str) -> None:
         self._mirrors.pop(trial.trial_id).finish(state)

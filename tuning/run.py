@@ -15,8 +15,11 @@ from cluster.scaling import max_concurrent_trials
 from datasets import storage
 from datasets.shards import Manifest
 from trainers import launch, metrics
+from trainers.freezing import is_head_only, resolve_depth
 from trainers.runs import FREE_IN_INGEST
+from tuning.cache import cache_uri
 from tuning.config import TuningConfig
+from tuning.heads import train_heads
 from tuning.leaderboard import (
     Ended,
     Standing,
@@ -26,10 +29,13 @@ from tuning.leaderboard import (
     read_leaderboard,
     write_leaderboard,
 )
+from tuning.prefixes import BuiltPrefixes, PrefixStore
 from tuning.progress import Progress
+from tuning.savings import Savings, measure_savings
 from tuning.search import STATE_FOLDER, build_tuner, count_trials, point_of
+from tuning.sharing import SharingPlan, plan_sharing
 from tuning.space import left_out, models, show, training_of
-from tuning.trial import build_trial, run_folder
+from tuning.trial import Shared, build_trial, run_folder
 from tuning.winner import evaluate_winner, train_longer
 
 # What may differ when a sweep is resumed; all else would make it another sweep.
@@ -39,12 +45,18 @@ FREE_TO_CHANGE = (
     "base.cluster.",
     "base.track.",
     "evaluate_winner",
+    "share",
+    "cache",
+    "feature_cache_gib",
     *(f"base.ingest.{name}" for name in FREE_IN_INGEST),
 )
 
 
-def tune_sweep(config: TuningConfig) -> dict[str, Any]:
+def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]:
     """Run, resume or reuse the sweep in `config.out`; print and return its answer.
+
+    Args:
+        explain: only say what would run, and what sharing would save.
 
     Returns:
         out, winner (its place on the leaderboard, or None where no trial learned), test (its
@@ -61,11 +73,17 @@ def tune_sweep(config: TuningConfig) -> dict[str, Any]:
         standings, facts = known
         print(f"{config.out} holds this sweep of {len(standings)} trials, finished: reusing it")
         connect(config.base.cluster.address, quiet=True)
-        return _close(config, manifest, standings, facts["sync"])
+        return _close(config, manifest, standings, facts)
     resources = connect(config.base.cluster.address)
     num_trials = count_trials(config)
-    num_concurrent = min(max_concurrent_trials(resources, config.base.cluster), num_trials)
-    _announce(config, manifest, resources, num_trials, num_concurrent)
+    store = PrefixStore(config, manifest, resources)
+    plan = plan_sharing(
+        config, manifest, free_bytes=store.free_bytes(), missing_bytes=store.missing_bytes
+    )
+    num_concurrent = min(_count_concurrent(config, resources, plan), num_trials)
+    _announce(config, manifest, resources, plan, num_trials, num_concurrent)
+    if explain:
+        raise SystemExit(0)
     text = json.dumps(_facts(config, manifest), indent=1).encode()
     storage.write_bytes(storage.join(config.out, "config.json"), text)
     # Run folders hold the metrics; Tune need not write them a second time.
@@ -73,8 +91,12 @@ def tune_sweep(config: TuningConfig) -> dict[str, Any]:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # a table of its own, even at verbose=0
     # Our own lines say how trials end; tracebacks lie in their error.txt.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    progress = Progress(config, num_trials=num_trials)
-    trial = build_trial(config, resources, num_concurrent=num_concurrent)
+    built = store.build(plan)
+    for problem in built.problems:
+        print(f"  {problem}: its trials train on images")
+    shared = _share(config, manifest, store, built)
+    progress = Progress(config, shared, num_trials=num_trials)
+    trial = build_trial(config, resources, shared, num_concurrent=num_concurrent)
     tuner = build_tuner(config, trial, progress, num_concurrent=num_concurrent)
     with warnings.catch_warnings():
         # Optuna keeps the first of two results of a step: right for a trial that goes on.
@@ -89,9 +111,20 @@ def tune_sweep(config: TuningConfig) -> dict[str, Any]:
         epochs=config.base.epochs,
         class_counts=manifest.split("val").class_counts,
     )
-    sync = sorted(progress.sync_commands)
-    write_leaderboard(config.out, standings, sync=sync)
-    return _close(config, manifest, standings, sync)
+    savings = measure_savings(
+        plan,
+        built,
+        standings,
+        on_features=[
+            row.trial_id
+            for row in standings
+            if shared.prefix_of(training_of(config.base, row.point)) is not None
+        ],
+        images_per_epoch=sum(manifest.split(split).num_images for split in ("train", "val")),
+    )
+    facts = {"sync": sorted(progress.sync_commands), "sharing": savings.to_dict()}
+    write_leaderboard(config.out, standings, **facts)
+    return _close(config, manifest, standings, facts)
 
 
 def _check(config: TuningConfig) -> Manifest:
@@ -127,17 +160,50 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield prefix + name, value
 
 
+def _share(
+    config: TuningConfig, manifest: Manifest, store: PrefixStore, built: BuiltPrefixes
+) -> Shared:
+    """Collect what trials have in common, and train the heads that deeper ones start from."""
+    shared = Shared(prefixes=dict(built.prefixes))
+    if config.share:
+        shared = replace(
+            shared,
+            results=storage.join(cache_uri(config), "results"),
+            starts=store.start_hashes(),
+            fingerprint=manifest.fingerprint,
+        )
+    if config.head_first:
+        shared = replace(shared, heads=train_heads(config, shared))
+    return shared
+
+
+def _count_concurrent(config: TuningConfig, resources: Resources, plan: SharingPlan) -> int:
+    """Trials side by side: heads on features take a CPU each, the others share the cluster."""
+    trainings = [training_of(config.base, model) for model in models(config.space)]
+    name = config.base.model.backbone
+    if resources.num_gpus == 0 and all(
+        is_head_only(training.model)
+        and plan.find(training.model.init, resolve_depth(name, training.model.freeze_depth))
+        for training in trainings
+    ):
+        return int(resources.num_cpus)
+    return max_concurrent_trials(resources, config.base.cluster)
+
+
 def _announce(
     config: TuningConfig,
     manifest: Manifest,
     resources: Resources,
+    sharing: SharingPlan,
     num_trials: int,
     num_concurrent: int,
 ) -> None:
     """Say what will run; a plan that doesn't fit raises here, before any trial starts."""
-    plan = launch.plan_training(config.base, resources, num_concurrent=num_concurrent)
+    deeper = max_concurrent_trials(resources, config.base.cluster)
+    num_deeper = min(num_concurrent, deeper)
+    plan = launch.plan_training(config.base, resources, num_concurrent=num_deeper)
     _, ingest = launch.plan_ingest(
-        config.base, manifest, resources, plan, num_concurrent=num_concurrent
+        config.base, manifest, resources, plan, num_concurrent=num_deeper
     )
     space = config.space
     rates = space.learning_rate_range or space.learning_rates
@@ -160,6 +226,8 @@ def _announce(
         f"  {num_concurrent} at a time; head-only trials in one process each, the others in "
         f"{workers}\n  ingest by {ingest}\n  stored in {config.out}"
     )
+    for line in sharing.describe():
+        print(f"  {line}")
     if tune.Tuner.can_restore(storage.join(config.out, STATE_FOLDER)):
         print("  resuming: trials that have ended are reused, the others go on")
 
@@ -177,7 +245,7 @@ def _ended(config: TuningConfig, results: tune.ResultGrid) -> Iterator[Ended]:
 
 
 def _close(
-    config: TuningConfig, manifest: Manifest, standings: list[Standing], sync: list[str]
+    config: TuningConfig, manifest: Manifest, standings: list[Standing], facts: dict[str, Any]
 ) -> dict[str, Any]:
     """Print the leaderboard, evaluate the winner, name the next commands."""
     print()
@@ -196,11 +264,14 @@ def _close(
                 "once, for the winner alone"
             )
         print(f"Train longer: {train_longer(winner, config.out)}")
-    for command in sync:
+    for line in Savings(**facts["sharing"]).describe():
+        print(f"Shared:       {line}")
+    for command in facts["sync"]:
         print(f"Sync W&B:     {command}")
     return {
         "out": config.out,
         "winner": winner.to_dict() if winner else None,
         "test": test,
+        "sharing": facts["sharing"],
         "trials": [row.to_dict() for row in standings],
     }

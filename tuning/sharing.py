@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from datasets.features import DTYPE
 from datasets.shards import Manifest
 from trainers.backbones import find, on_meta
-from trainers.config import FinetuneConfig, Init
+from trainers.config import FinetuneConfig
 from trainers.cut import Suffix, build_prefix
 from trainers.freezing import resolve_depth
 from tuning.config import TuningConfig
@@ -33,7 +33,7 @@ MIN_SAVING = 0.02
 class Prefix:
     """A frozen prefix that some trials have in common."""
 
-    init: Init
+    init: str
     depth: int
     stage: str
     num_trials: float
@@ -162,13 +162,13 @@ def plan_sharing(
 
 def _choose(
     prefixes: Sequence[Prefix],
-    gains: dict[tuple[Init, int], float],
+    gains: dict[tuple[str, int], float],
     *,
     num_passes: int,
     free_bytes: float,
     missing_bytes: Callable[[Prefix], float],
     min_saving: float,
-) -> tuple[dict[tuple[Init, int], str], float]:
+) -> tuple[dict[tuple[str, int], str], float]:
     """Take prefixes in order of what they save, while they fit.
 
     One pass through the deepest prefix of an initialization serves the shallower ones as well.
@@ -177,8 +177,8 @@ def _choose(
         Why the others are not taken, and the FLOPs saved.
     """
     saving = 0.0
-    computed: dict[Init, float] = {}  # FLOPs that an image's pass costs already
-    problems: dict[tuple[Init, int], str] = {}
+    computed: dict[str, float] = {}  # FLOPs that an image's pass costs already
+    problems: dict[tuple[str, int], str] = {}
     for prefix in sorted(prefixes, key=lambda p: -gains[p.init, p.depth]):
         key = prefix.init, prefix.depth
         pass_flops = max(0.0, prefix.flops - computed.get(prefix.init, 0.0)) * num_passes
@@ -236,11 +236,11 @@ def _depths(config: TuningConfig) -> list[int]:
     return sorted({d for f in config.space.freeze_depths if (d := resolve_depth(name, f)) > 0})
 
 
-def _count_trials(config: TuningConfig) -> dict[tuple[Init, int], float]:
+def _count_trials(config: TuningConfig) -> dict[tuple[str, int], float]:
     """Count the trials of each initialization and depth, or expect them where they are drawn."""
     name = config.base.model.backbone
 
-    def key(point: Point) -> tuple[Init, int]:
+    def key(point: Point) -> tuple[str, int]:
         model = training_of(config.base, point).model
         return model.init, resolve_depth(name, model.freeze_depth)
 

@@ -1,0 +1,128 @@
+"""The cache: features and results that sweeps share, and what to throw away when it is full.
+
+CACHE/features/KEY/view-0003/   features of one view of a split
+CACHE/results/KEY/ID.json       where a training's result lies
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from pyarrow import fs
+from rich.console import Console
+from rich.table import Table
+
+from datasets import storage
+from datasets.config import require, require_not_negative
+from tuning.config import TuningConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheEntry:
+    """Features under one key."""
+
+    key: str
+    uri: str
+    facts: dict[str, Any]
+    """What they are features of; empty where a builder was killed before it said so."""
+    num_bytes: int
+    """Of all files, those of views that are not whole included."""
+    used_s: float
+    """When it was last written or opened by a sweep, in seconds since 1970."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheConfig:
+    """List the features that sweeps share, and delete those used longest ago.
+
+      python -m tuning cache --cache runs/cache
+      python -m tuning cache --cache runs/cache --keep-gib 5
+      python -m tuning cache --cache runs/cache --keep-gib 0
+
+    Delete while no sweep runs that uses them: its trials would have to start anew, on images.
+    """
+
+    cache: str = "runs/cache"
+    """URI of the cache: the folder `cache` beside the sweeps, or what they got as --cache."""
+    keep_gib: float | None = None
+    """Delete the entries that were used longest ago until the rest takes no more than this."""
+
+    def __post_init__(self) -> None:
+        if self.keep_gib is not None:
+            require_not_negative("keep_gib", self.keep_gib)
+
+
+def cache_uri(config: TuningConfig) -> str:
+    """Where sweeps share what they compute: beside the sweep, unless it is named."""
+    if config.cache is not None:
+        return storage.absolute(config.cache, "cache")
+    parent = config.out.rstrip("/").rpartition("/")[0]
+    return storage.join(parent, "cache")
+
+
+def list_entries(cache: str) -> list[CacheEntry]:
+    """List the features in a cache, those used longest ago first."""
+    entries = [_read_entry(cache, key) for key in storage.list_names(_features(cache))]
+    return sorted(entries, key=lambda entry: (entry.used_s, entry.key))
+
+
+def evict(cache: str, keep_bytes: float) -> list[CacheEntry]:
+    """Delete the entries that were used longest ago, and return them."""
+    entries = list_entries(cache)
+    left, gone = sum(entry.num_bytes for entry in entries), []
+    for entry in entries:
+        if left <= keep_bytes:
+            break
+        storage.delete_folder(entry.uri)
+        left -= entry.num_bytes
+        gone.append(entry)
+    return gone
+
+
+def run_cache(config: CacheConfig) -> None:
+    """Print the entries, after deleting what should go."""
+    cache = storage.absolute(config.cache, "cache")
+    require(
+        storage.exists(cache), "cache", cache, "no folder there; give the folder `cache` of a sweep"
+    )
+    gone = evict(cache, config.keep_gib * 2**30) if config.keep_gib is not None else []
+    for entry in gone:
+        print(f"deleted {entry.key}, {entry.num_bytes / 2**30:.3f} GiB")
+    entries = list_entries(cache)
+    table = Table("key", "backbone", "up to", "split", "policy", "px", "GiB")
+    for entry in entries:
+        names = ("backbone", "stage", "split", "policy", "size_px")
+        facts = [str(entry.facts.get(name, "-")) for name in names]
+        table.add_row(entry.key, *facts, f"{entry.num_bytes / 2**30:.3f}")
+    if entries:
+        Console().print(table)
+    total = sum(entry.num_bytes for entry in entries)
+    results = storage.list_names(storage.join(cache, "results"))
+    print(
+        f"{cache}: {len(entries)} sets of features, {total / 2**30:.3f} GiB; "
+        f"results of {len(results)} trainings"
+    )
+
+
+def _read_entry(cache: str, key: str) -> CacheEntry:
+    uri = storage.join(_features(cache), key)
+    filesystem, path = storage.resolve(uri)
+    with storage.explaining(uri):
+        files = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
+    try:
+        facts = json.loads(storage.read_bytes(storage.join(uri, "facts.json")))
+    except FileNotFoundError:
+        facts = {}
+    # A sweep writes facts.json anew when it opens an entry.
+    times = [info.mtime.timestamp() for info in files if info.mtime is not None]
+    return CacheEntry(
+        key=key,
+        uri=uri,
+        facts=facts,
+        num_bytes=sum(info.size or 0 for info in files),
+        used_s=max(times, default=0.0),
+    )
+
+
+def _features(cache: str) -> str:
+    return storage.join(cache, "features")

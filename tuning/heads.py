@@ -1,0 +1,78 @@
+"""The head first, then deeper: heads on the frozen network, trained once for all deeper trials.
+
+SWEEP/heads/INIT-RATE/         a head-only run for each learning rate of the space
+SWEEP/heads/INIT.safetensors   the best of them
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import safetensors.torch
+
+from datasets import storage
+from trainers import launch, metrics
+from trainers.config import PRETRAINED, FinetuneConfig
+from trainers.freezing import is_head_only
+from trainers.initializers import head_tensors
+from trainers.runs import load_best_model
+from tuning.config import TuningConfig
+from tuning.reuse import record
+from tuning.space import (
+    CLIPNORM,
+    FREEZE_DEPTH,
+    INIT,
+    LEARNING_RATE,
+    Point,
+    models,
+    show,
+    training_of,
+)
+from tuning.trial import Shared
+
+
+def train_heads(config: TuningConfig, shared: Shared) -> dict[str, str]:
+    """Train the heads that deeper trials start from, unless that is done.
+
+    Returns:
+        The URI of the best head by initialization.
+    """
+    deeper = {
+        training.model.init
+        for model in models(config.space)
+        if not is_head_only((training := training_of(config.base, model)).model)
+    }
+    heads: dict[str, str] = {}
+    for init in config.space.inits:
+        if init in deeper and init in PRETRAINED:
+            uri = storage.join(config.out, "heads", f"{init}.safetensors")
+            if not storage.exists(uri):
+                _write_best(uri, [_train(config, shared, point) for point in _points(config, init)])
+            heads[init] = uri
+    return heads
+
+
+def _points(config: TuningConfig, init: str) -> list[Point]:
+    rates = config.space.learning_rate_range or config.space.learning_rates
+    clipnorm = config.space.clipnorms[0]
+    return [
+        {INIT: init, FREEZE_DEPTH: "all", LEARNING_RATE: rate, CLIPNORM: clipnorm} for rate in rates
+    ]
+
+
+def _train(config: TuningConfig, shared: Shared, point: Point) -> tuple[FinetuneConfig, float]:
+    """Train a head, whose result a trial of the same point will be copied from."""
+    name = f"{point[INIT]}-{show(point[LEARNING_RATE])}"
+    training = replace(training_of(config.base, point), out=storage.join(config.out, "heads", name))
+    result: dict[str, Any] = launch.fit_in_process(training, prefix=shared.prefix_of(training))
+    if (folder := shared.results_of(training)) is not None:
+        record(folder, training.out)
+    top1 = result[metrics.VAL_BEST_TOP1]
+    print(f"Head {name}: val/top1 {top1:.3f}", flush=True)
+    return training, top1
+
+
+def _write_best(uri: str, heads: list[tuple[FinetuneConfig, float]]) -> None:
+    best, _ = max(heads, key=lambda head: head[1])
+    config, _, model = load_best_model(best.out)
+    tensors = head_tensors(model, config.model.backbone)
+    storage.write_bytes(uri, safetensors.torch.save(tensors))

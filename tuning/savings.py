@@ -1,0 +1,78 @@
+"""What sharing saved, measured: told at the end of a sweep and kept beside its leaderboard."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tuning.leaderboard import Standing
+from tuning.prefixes import BuiltPrefixes
+from tuning.sharing import SharingPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Savings:
+    """Passes of images through frozen stages that trials did not have to compute, and copies."""
+
+    expected: float
+    """How many times fewer FLOPs the plan promised."""
+    num_on_features: int
+    """Trials that trained on features."""
+    num_passes: int
+    """Passes through frozen stages that they would have computed."""
+    num_computed: int
+    """Passes that were computed instead, once for all."""
+    computed_s: float
+    num_copied: int
+    """Trials whose training was known."""
+    copied_s: float
+    """What their origins had taken."""
+
+    def describe(self) -> list[str]:
+        """Write the savings in lines; none where nothing was shared."""
+        lines: list[str] = []
+        if self.num_on_features:
+            line = (
+                f"{self.num_on_features} trials trained on features: {self.num_computed} passes "
+                f"through frozen stages in place of {self.num_passes}"
+            )
+            if self.num_computed:
+                rate = self.num_computed / self.computed_s
+                saved_s = (self.num_passes - self.num_computed) / rate
+                line += f"; {self.computed_s:.0f} s, which saved about {saved_s:.0f} s"
+            lines.append(line)
+        if self.num_copied:
+            lines.append(
+                f"{self.num_copied} trials copied from a training that was known, "
+                f"{self.copied_s:.0f} s of work"
+            )
+        return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measure_savings(
+    plan: SharingPlan,
+    built: BuiltPrefixes,
+    standings: Sequence[Standing],
+    *,
+    on_features: Sequence[str],
+    images_per_epoch: int,
+) -> Savings:
+    """Count what the trials of a sweep shared.
+
+    Args:
+        on_features: ids of the trials that could train on features.
+        images_per_epoch: of training and validation.
+    """
+    trained = [row for row in standings if row.copied_from is None and row.trial_id in on_features]
+    copied = [row for row in standings if row.copied_from is not None]
+    return Savings(
+        expected=plan.without / plan.with_sharing if plan.with_sharing else 1.0,
+        num_on_features=len(trained),
+        num_passes=sum(row.num_epochs for row in trained) * images_per_epoch,
+        num_computed=built.num_images,
+        computed_s=built.seconds,
+        num_copied=len(copied),
+        copied_s=sum(row.seconds for row in copied),
+    )
