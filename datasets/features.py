@@ -235,6 +235,6 @@ def read_features(chunk: Chunk, *, features: Features) -> Iterator[pa.Table]:
 
 
 def _to_array(table: pa.Table, shape: tuple[int, ...]) -> np.ndarray:
-    (chunk,) = table["features"].combine_chunks().chunks
-    values = np.frombuffer(chunk.buffers()[1], DTYPE, len(chunk) * int(np.prod(shape)))
-    return values.reshape(len(chunk), *shape)
+    column = table["features"].combine_chunks()
+    values = np.frombuffer(column.buffers()[1], DTYPE, len(column) * int(np.prod(shape)))
+    return values.reshape(len(column), *shape)
