@@ -4,6 +4,7 @@ N images, S size in pixels.
 """
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.fx.experimental.optimization import fuse
 
 from trainers.backbones import build, find
 from trainers.config import FinetuneConfig
@@ -21,6 +23,12 @@ from trainers.initializers import initialize
 from trainers.settings import step_settings
 from trainers.state import place_model
 from trainers.step import StepSettings, to_inputs
+
+logger = logging.getLogger(__name__)
+
+CPU_BATCH_SIZE, GPU_BATCH_SIZE = 8, 128
+"""Images computed at once. A CPU's caches hold few: MobileNetV2 runs at 205 images/s in batches of
+8 on two cores, at 57 in batches of 64."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +77,21 @@ class _Stages(nn.Module):
 
     def __init__(self, network: FrozenNetwork, depths: Sequence[int]) -> None:
         super().__init__()
-        self.graph = build_prefix(network.model, network.config.model.backbone, depths)
+        self.graph = _fold(build_prefix(network.model, network.config.model.backbone, depths))
         self._pooled = network.pooled
 
     def forward(self, images_BCHW: Tensor) -> tuple[Tensor, ...]:
         outputs: tuple[Tensor, ...] = self.graph(images_BCHW)
         return tuple(pool(output, "avg") for output in outputs) if self._pooled else outputs
+
+
+def _fold(graph: fx.GraphModule) -> nn.Module:
+    """Fold BatchNorm into the convolutions before it: MobileNetV2 is 1.6 times faster on a CPU."""
+    try:
+        return fuse(graph)
+    except Exception as error:  # some block's forward pass does what a symbol can't
+        logger.info("BatchNorm is not folded: %s", error)
+        return graph
 
 
 class PrefixComputer:
@@ -85,7 +102,6 @@ class PrefixComputer:
         network: "ray.ObjectRef[FrozenNetwork]",
         depths: Sequence[int],
         *,
-        batch_size: int,
         threads: int,
         use_gpu: bool,
     ) -> None:
@@ -95,7 +111,7 @@ class PrefixComputer:
         self._stages = _Stages(loaded, depths)
         place_model(self._stages, loaded.config.compute, self._device)
         self._settings: StepSettings = step_settings(loaded.config, self._device)
-        self._batch_size = batch_size
+        self._batch_size = GPU_BATCH_SIZE if use_gpu else CPU_BATCH_SIZE
 
     @torch.inference_mode()
     def __call__(self, images_NSSC: np.ndarray) -> list[np.ndarray]:

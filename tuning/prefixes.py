@@ -26,8 +26,6 @@ from tuning.config import TuningConfig
 from tuning.sharing import Prefix, SharingPlan
 from tuning.space import FREEZE_DEPTH, INIT, training_of
 
-BATCH_SIZE = 64
-"""Images that a prefix computes at once."""
 Key = tuple[str, int]
 """Initialization and frozen stages."""
 
@@ -91,7 +89,6 @@ class PrefixStore:
                 PrefixComputer,
                 ray.put(network),
                 [prefix.depth for prefix in prefixes],
-                batch_size=BATCH_SIZE,
                 threads=plan.threads_per_worker,
                 use_gpu=plan.use_gpu,
             ),
