@@ -16,7 +16,7 @@ from ray.actor import ActorProxy
 from ray.exceptions import RayError
 
 from datasets.config import IngestConfig
-from datasets.shards import Manifest
+from datasets.shards import SPLITS, TRAIN_AND_VAL, Manifest
 
 Decoded = tuple[int, int, np.ndarray]
 """Label, image id and uint8 pixels `[H, W, C]` of an image."""
@@ -112,13 +112,16 @@ class Memory:
 
 
 def open_memory(manifest: Manifest) -> dict[str, Memory]:
-    """Return an empty memory for each split; they share one index, which ends with its handles."""
-    sizes = [split.num_images for split in manifest.splits.values()]
+    """Return an empty memory for each split; they share one index, which ends with its handles.
+
+    Splits lie in it in the order of SPLITS, so TRAIN_AND_VAL is a range of it too.
+    """
+    names = [name for name in SPLITS if name in manifest.splits]
+    sizes = [manifest.splits[name].num_images for name in names]
     index = PieceIndex.remote(sum(sizes))
     starts = np.cumsum([0, *sizes[:-1]]).tolist()
-    return {
-        split: Memory(index, start) for split, start in zip(manifest.splits, starts, strict=True)
-    }
+    memories = {name: Memory(index, start) for name, start in zip(names, starts, strict=True)}
+    return memories | {TRAIN_AND_VAL: memories["train"]}
 
 
 def choose_ingest(

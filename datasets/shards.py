@@ -17,6 +17,8 @@ from datasets import storage
 
 SCHEMA_VERSION = 2
 SPLITS = ("train", "val", "test")
+TRAIN_AND_VAL = "train+val"
+"""Both as one split, for a training that validates nothing."""
 SHARD_SCHEMA = pa.schema(
     [
         ("image", pa.binary()),  # JPEG bytes
@@ -67,12 +69,23 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
 
     def split(self, name: str) -> Split:
-        if name not in self.splits:
+        """Return a split; TRAIN_AND_VAL is two as one, the second after the first.
+
+        Raises:
+            ValueError: where the data set has none of that name.
+        """
+        names = name.split("+")
+        if not set(names) <= set(self.splits):
             raise ValueError(
                 f"split is {name!r}: this data set has {', '.join(self.splits)}; "
                 "prepare it again with the missing images"
             )
-        return self.splits[name]
+        splits = [self.splits[part] for part in names]
+        return Split(
+            shards=tuple(shard for split in splits for shard in split.shards),
+            class_counts=tuple(map(sum, zip(*(s.class_counts for s in splits), strict=True))),
+            num_pixels=sum(split.num_pixels for split in splits),
+        )
 
 
 def write_manifest(uri: str, manifest: Manifest) -> None:

@@ -98,6 +98,27 @@ def test_memory_shows_the_same_pixels_and_needs_the_shards_once(
     assert not any(batch["losses"] for batch in second)
 
 
+def test_train_and_val_as_one_split_share_the_memory_of_both(easy_data: str) -> None:
+    manifest = read_manifest(easy_data)
+    memories = open_memory(manifest)
+    both = partial(
+        plan_epochs, easy_data, manifest, INGEST, split="train+val", global_batch_size=13, seed=7
+    )
+    plain = list(stream(both(num_epochs=2, train=True), INGEST, reader_cpus=0.5))
+    kept = list(
+        stream(
+            both(num_epochs=2, train=True), INGEST, reader_cpus=0.5, memory=memories["train+val"]
+        )
+    )
+    assert_same(plain, kept)
+    ids = [batch["image_id"] for batch in kept[:5]]
+    assert len(set(np.concatenate(ids))) == 48 + 17
+
+    stored = np.concatenate([batch["image_id"] for batch in read(easy_data, train=False)[:6]])
+    found = memories["val"].find(np.arange(17))
+    assert [found[row][1] for row in range(17)] == stored.tolist()
+
+
 def test_a_memory_that_is_lost_is_filled_again(alone: list[Batch], easy_data: str) -> None:
     memory = open_memory(read_manifest(easy_data))["train"]
     read(easy_data, memory=memory, num_epochs=1)

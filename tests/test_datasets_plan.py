@@ -203,3 +203,55 @@ def test_a_hundred_million_images_are_planned_in_place() -> None:
     assert peak < 100 * 2**20  # a byte an image
     assert {chunk.num_images for chunk in chunks} == {256}
     assert max(len(chunk.row_groups) for chunk in chunks) <= 16
+
+
+TRAIN, VAL = (10, 10, 10, 5), (10, 3)
+NUM_BOTH = 48
+
+
+def plan_both(**options: int) -> Plan:
+    """Plan 35 training and 13 validation images together, 12 a step."""
+    splits = {
+        name: Split(
+            shards=(Shard(path=f"{name}/part", row_groups=row_groups, num_bytes=1),),
+            class_counts=(sum(row_groups),),
+            num_pixels=1,
+        )
+        for name, row_groups in (("train", TRAIN), ("val", VAL))
+    }
+    both = Manifest(classes=("a",), splits=splits, num_quarantined=0, fingerprint="")
+    return plan_epochs(
+        "data",
+        both,
+        INGEST,
+        split="train+val",
+        num_epochs=2,
+        global_batch_size=12,
+        seed=1,
+        train=True,
+        **options,
+    )
+
+
+def test_two_splits_train_together_each_image_once_an_epoch() -> None:
+    seen = np.reshape(images(plan_both()), (2, NUM_BOTH))
+
+    assert sorted(seen[0]) == sorted(seen[1]) == list(range(NUM_BOTH))
+    assert (seen[0] != seen[1]).mean() > 0.9
+    # Validation images, numbered after those of train, come among them.
+    assert all(np.flatnonzero(epoch >= sum(TRAIN)).min() < sum(TRAIN) for epoch in seen)
+    groups = {group for chunk in plan_both().chunks() for group in chunk.row_groups}
+    assert {group.first_row: group.uri for group in groups} == {
+        **dict.fromkeys((0, 10, 20, 30), "data/train/part"),
+        **dict.fromkeys((35, 45), "data/val/part"),
+    }
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_share_the_batches_of_two_splits(world_size: int) -> None:
+    ranks = [
+        np.reshape(images(plan_both(rank=rank, world_size=world_size)), (8, -1))
+        for rank in range(world_size)
+    ]
+
+    assert np.array_equal(np.hstack(ranks), np.reshape(images(plan_both()), (8, 12)))

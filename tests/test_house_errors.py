@@ -132,6 +132,10 @@ def test_an_unknown_verb_lists_the_known_ones(fails: Fails, room: str) -> None:
     assert "'fly': choose from" in fails(room, "fly")
 
 
+def test_only_a_finished_sweep_is_promoted(fails: Fails, tmp_path: Path) -> None:
+    assert "no finished sweep there" in fails("tuning", "promote", "--sweep", tmp_path)
+
+
 def test_a_sweep_checks_its_space(fails: Fails, easy_data: str) -> None:
     assert "model.freeze_depth is 9" in fails(
         "tuning", "--data", easy_data, "--inits", "imagenet", "--freeze-depths", "9"

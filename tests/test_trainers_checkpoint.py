@@ -1,5 +1,6 @@
 """Checkpoints are whole or not there."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ def contents(value: float) -> dict[str, bytes]:
     return {"model.safetensors": safetensors.torch.save(weights), "training.pt": b"%f" % value}
 
 
-def save_epochs(run: str, val_top1s: list[float]) -> Progress:
+def save_epochs(run: str, val_top1s: Sequence[float | None]) -> Progress:
     """Epochs of 10 steps."""
     progress = Progress(classes=("a", "b"))
     for epoch, top1 in enumerate(val_top1s, start=1):
@@ -48,6 +49,21 @@ def test_the_two_latest_and_the_best_are_kept_and_found(tmp_path: Path) -> None:
     assert progress.epoch == 5 and progress.classes == ("a", "b") and progress.total_s == 7.5
     assert files == contents(5)
     assert best.epoch == 2 and torch.all(weights["weight"] == 2)
+
+
+def test_without_validation_the_latest_is_the_best(tmp_path: Path) -> None:
+    progress = save_epochs(str(tmp_path), [None, None, None])
+    best, weights = checkpoint.load_best(str(tmp_path))
+
+    assert kept(tmp_path) == ["step-00000020", "step-00000030"]
+    assert (progress.best_epoch, progress.best_step) == (3, 30) and not progress.validated
+    assert best.epoch == 3 and torch.all(weights["weight"] == 3)
+
+
+def test_of_two_that_are_equally_good_the_earlier_is_the_best(tmp_path: Path) -> None:
+    save_epochs(str(tmp_path), [0.5, 0.9, 0.9])
+
+    assert checkpoint.load_best(str(tmp_path))[0].epoch == 2
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "training.pt", "progress.json"])

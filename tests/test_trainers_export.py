@@ -26,6 +26,7 @@ from trainers.config import FinetuneConfig, IngestConfig, ModelConfig, ScheduleC
 from trainers.evaluate import read_evaluation
 from trainers.export import ExportConfig, Format, run_export
 from trainers.initializers import initialize
+from trainers.model_card import CardFacts, write_card
 from trainers.runs import load_best_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -185,6 +186,21 @@ def test_the_card_as_hugging_face_reads_it(exported: Path) -> None:
     assert "alice" not in content  # nobody's folders are published
     for line in content.splitlines():
         assert not line.startswith("|") or line.count("|") in (3, 4)
+
+
+def test_the_card_of_a_run_without_validation_says_so() -> None:
+    facts = CardFacts(
+        config=FinetuneConfig(data="cars", train_on="train+val"),
+        progress=Progress(epoch=3, classes=CLASSES),
+        files={},
+        preprocessing={"mean": 0.5, "std": 0.5},
+        dynamic_batch=True,
+        evaluation=None,
+        commit=None,
+    )
+
+    assert "| validation | top-1 | not measured: they train too |" in write_card(facts)
+    assert "| train_on | train+val |" in write_card(facts)
 
 
 def test_a_single_image_at_a_time_by_default_and_what_stood_there_goes(

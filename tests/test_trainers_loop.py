@@ -246,6 +246,17 @@ def test_balanced_class_weights_make_classes_count_alike(
     torch.testing.assert_close(settings.class_weights_K, torch.tensor([8 / 9, 8 / 9, 8 / 6]))
 
 
+def test_validation_images_count_for_class_weights_where_they_train(
+    config: FinetuneConfig, write_data: WriteData
+) -> None:
+    data = write_data(train=8, val=2, classes=3)  # 3, 3, 2 and 1, 1, 0 images
+    config = replace(config, data=data, global_batch_size=8, train_on="train+val")
+    settings = train_settings(config, read_manifest(data), HERE)
+
+    assert settings.class_weights_K is not None
+    torch.testing.assert_close(settings.class_weights_K, torch.tensor([10 / 12, 10 / 12, 10 / 6]))
+
+
 def test_a_run_in_bfloat16_stays_near_that_in_float32(
     config: FinetuneConfig, straight: str
 ) -> None:

@@ -2,14 +2,16 @@
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.golden import GOLDEN, losses_of
 from trainers.__main__ import parse
-from trainers.config import FinetuneConfig, OptimConfig
+from trainers.config import FinetuneConfig, OptimConfig, ScheduleConfig
 from trainers.recipes import RECIPES, finetune, scratch, staged, transfer
+from tuning.config import TuningConfig
 from tuning.winner import command_of
 
 # Convolutions add up in another order on another kind of CPU.
@@ -43,6 +45,25 @@ def test_phases_and_switches_survive_the_way_through_a_command() -> None:
 
     assert parse(shlex.split(command_of(config))[3:]) == config
     assert [phase.end_epoch for phase in config.phases] == [2, 3, 6] and config.num_epochs == 6
+
+
+def test_a_config_of_an_older_thaw_trains_on_train() -> None:
+    older = FinetuneConfig(data="d").to_dict()
+    del older["train_on"]
+
+    assert FinetuneConfig.from_dict(older).train_on == "train"
+
+
+def test_a_training_that_validates_nothing_has_nothing_to_stop_by() -> None:
+    config = parse(["transfer", "--data", "d", "--train-on", "train+val"])
+
+    assert not config.validates and parse(shlex.split(command_of(config))[3:]) == config
+    with pytest.raises(ValueError, match=r"early_stopping_epochs is 2: train_on train\+val"):
+        replace(config, schedule=ScheduleConfig(early_stopping_epochs=2))
+    with pytest.raises(ValueError, match=r"train_on is 'val': choose from train, train\+val"):
+        replace(config, train_on="val")
+    with pytest.raises(ValueError, match=r"train_on is 'train\+val': a sweep ranks by validation"):
+        TuningConfig(base=config)
 
 
 def test_scratch_is_the_lecture_to_the_letter() -> None:

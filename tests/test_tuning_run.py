@@ -161,6 +161,12 @@ def test_sweep_prunes_ranks_and_is_reused(
     assert "finished: reusing it" in capfd.readouterr().out
     assert starts(sweep) == before
 
+    path = Path(sweep.out, "config.json")
+    older = json.loads(path.read_text())
+    del older["base"]["train_on"]  # as a Thaw wrote it that had no such field
+    path.write_text(json.dumps(older))
+    assert tune_sweep(sweep) == answer
+
     other = replace(sweep, base=replace(sweep.base, epochs=7))
     with pytest.raises(ValueError, match=r"base\.epochs is 7: the sweep in .* has 4"):
         tune_sweep(other)

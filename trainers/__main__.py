@@ -71,15 +71,36 @@ def run_training(config: FinetuneConfig) -> None:
     """Check, connect, train; print progress, the result and what to do next."""
     if not config.data:
         raise ValueError("data is '': give --data URI of a prepared data set")
+    result, sync = follow_training(config, job_type="train")
+    if result["epochs"] < config.num_epochs:
+        patience = config.schedule.early_stopping_epochs
+        print(f"Stopped early: val/top1 was not higher for {patience} epochs")
+    if config.validates:
+        print(f"Best val/top1 {result[metrics.VAL_BEST_TOP1]:.4f} in epoch {result['best_epoch']}")
+    print(f"Weights:  {result['checkpoint']}/model.safetensors")
+    print(f"Test it:  python -m trainers evaluate --run {config.out}")
+    if sync:
+        print(f"W&B:      {sync}")
+
+
+def follow_training(config: FinetuneConfig, *, job_type: str) -> tuple[dict[str, Any], str | None]:
+    """Check, connect, train; print progress and mirror it in W&B.
+
+    Returns:
+        result.json, and the command that uploads an offline run.
+    """
     manifest = launch.check(config)
     resources = connect(config.cluster.address)
     _, ingest = launch.plan_ingest(
         config, manifest, resources, launch.plan_training(config, resources)
     )
-    run = storage.absolute(config.out, "out")
+    run, num_images = (
+        storage.absolute(config.out, "out"),
+        manifest.split(config.train_on).num_images,
+    )
     print(
         f"Training {config.model.backbone} ({config.model.init}, {describe_phases(config)}) on "
-        f"{manifest.split('train').num_images} images of {len(manifest.classes)} classes -> {run}"
+        f"{num_images} images of {len(manifest.classes)} classes -> {run}"
     )
     print(f"Ingest: {ingest}")
     mirror = tracking.RunMirror(
@@ -87,20 +108,12 @@ def run_training(config: FinetuneConfig) -> None:
         track=config.track,
         name=run.rsplit("/", 1)[-1],
         group=config.track.group,
-        job_type="train",
+        job_type=job_type,
         config=config.to_dict(),
     )
     sync = mirror.sync_command()
     with tracking.follow(run, mirror, lambda row: show(row, config.num_epochs)):
-        result = launch.fit(config)
-    if result["epochs"] < config.num_epochs:
-        patience = config.schedule.early_stopping_epochs
-        print(f"Stopped early: val/top1 was not higher for {patience} epochs")
-    print(f"Best val/top1 {result[metrics.VAL_BEST_TOP1]:.4f} in epoch {result['best_epoch']}")
-    print(f"Weights:  {result['checkpoint']}/model.safetensors")
-    print(f"Test it:  python -m trainers evaluate --run {config.out}")
-    if sync:
-        print(f"W&B:      {sync}")
+        return launch.fit(config), sync
 
 
 def describe_phases(config: FinetuneConfig) -> str:
@@ -122,7 +135,11 @@ def show(row: dict[str, Any], num_epochs: int) -> None:
     if metrics.VAL_TOP1 in row:
         line += (
             f"  val loss {row[metrics.VAL_LOSS]:.4f} top-1 {row[metrics.VAL_TOP1]:.3f} "
-            f"(best {row[metrics.VAL_BEST_TOP1]:.3f})  {row[metrics.IMAGES_PER_S]:.0f} images/s, "
+            f"(best {row[metrics.VAL_BEST_TOP1]:.3f})"
+        )
+    if metrics.EPOCH_S in row:
+        line += (
+            f"  {row[metrics.IMAGES_PER_S]:.0f} images/s, "
             f"waited {row[metrics.WAIT_S]:.1f} of {row[metrics.EPOCH_S]:.1f} s"
         )
         if row[metrics.LOST_IMAGES]:

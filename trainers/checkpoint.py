@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 from dataclasses import asdict, dataclass, field, replace
+from operator import attrgetter
 from typing import Any
 
 import safetensors.torch
@@ -34,7 +35,7 @@ class Progress:
     global_step: int = 0
     """Optimizer steps taken."""
     val_top1: float = -1.0
-    """val/top1 after the last finished epoch."""
+    """val/top1 after the last finished epoch; below zero where nothing was validated."""
     best_val_top1: float = -1.0
     best_epoch: int = 0
     best_step: int = 0
@@ -68,11 +69,22 @@ class Progress:
         """The epoch, counted from 0, whose phase the optimizer belongs to."""
         return self.epoch - self.is_between_epochs
 
+    @property
+    def validated(self) -> bool:
+        return self.val_top1 >= 0
+
+    @property
+    def merit(self) -> tuple[float, int]:
+        """The larger, the better: the higher val/top1, and the earlier of two that are equal;
+        where nothing is validated, the later."""
+        return self.val_top1, -self.epoch if self.validated else self.epoch
+
     def after_epoch(
-        self, *, global_step: int, val_top1: float, total_s: float, peak_norm: float
+        self, *, global_step: int, val_top1: float | None, total_s: float, peak_norm: float
     ) -> "Progress":
-        """Return the progress after one more epoch."""
-        epoch, better = self.epoch + 1, val_top1 > self.best_val_top1
+        """Return the progress after one more epoch; without a val/top1 it is the best so far."""
+        epoch, better = self.epoch + 1, val_top1 is None or val_top1 > self.best_val_top1
+        val_top1 = self.val_top1 if val_top1 is None else val_top1
         return replace(
             self,
             epoch=epoch,
@@ -136,14 +148,15 @@ def latest_progress(run: str) -> Progress | None:
 
 
 def load_best(run: str) -> tuple[Progress, dict[str, Tensor]]:
-    """Return progress and weights of the checkpoint with the highest val/top1.
+    """Return progress and weights of the checkpoint with the highest val/top1, or of the latest
+    where nothing was validated.
 
     Raises:
         ValueError: where the run has no undamaged checkpoint.
     """
     known = [progress for step in _steps(run) if (progress := read_progress(run, step))]
     whole = [progress for progress in known if progress.is_between_epochs]
-    for best in sorted(whole, key=lambda progress: (-progress.val_top1, progress.epoch)):
+    for best in sorted(whole, key=attrgetter("merit"), reverse=True):
         if (found := _read(run, best.global_step)) is not None:
             progress, contents = found
             weights = safetensors.torch.load(contents[MODEL])

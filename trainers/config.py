@@ -247,6 +247,9 @@ class FinetuneConfig:
     """URI of a prepared data set (`python -m datasets prepare`)."""
     out: str = "runs/latest"
     """URI of the run folder: config, metrics, checkpoints, result. The same folder resumes."""
+    train_on: Literal["train", "train+val"] = "train"
+    """train+val: validation images train as well. Nothing is validated then, and the weights of the
+    last epoch are the ones kept."""
     epochs: int = 10
     """Passes over the training images."""
     global_batch_size: int = 32
@@ -269,6 +272,13 @@ class FinetuneConfig:
         require_at_least("epochs", self.epochs, 1)
         require_at_least("global_batch_size", self.global_batch_size, 1)
         require_at_least("checkpoint_every_steps", self.checkpoint_every_steps, 1)
+        require_choice("train_on", self.train_on, ("train", "train+val"))
+        require(
+            self.validates or self.schedule.early_stopping_epochs is None,
+            "schedule.early_stopping_epochs",
+            self.schedule.early_stopping_epochs,
+            "train_on train+val validates nothing to stop by: unset one of the two",
+        )
         workers = self.cluster.num_workers or 1
         require(
             workers <= self.global_batch_size,
@@ -294,6 +304,11 @@ class FinetuneConfig:
             start = phases[-1].end_epoch if phases else 0
             phases.append(Phase(freeze_depth, learning_rate, start, num_epochs))
         return tuple(phases)
+
+    @property
+    def validates(self) -> bool:
+        """Whether validation images are kept apart, to measure each epoch and choose the best."""
+        return self.train_on == "train"
 
     @property
     def num_epochs(self) -> int:

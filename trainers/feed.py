@@ -104,12 +104,12 @@ def open_feed(
     start_epoch: int = 0,
     start_step: int = 0,
 ) -> Feed:
-    """Open a split's stream of batches; `train` is shuffled and augmented, the others are not.
+    """Open a split's stream of batches; what trains is shuffled and augmented, the others are not.
 
     Args:
         start_step: steps of `start_epoch` that are done already.
     """
-    train = split == "train"
+    train = split == config.train_on
     plan = plan_epochs(
         config.data,
         manifest,

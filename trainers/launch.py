@@ -45,7 +45,7 @@ def check(config: FinetuneConfig) -> Manifest:
     manifest = read_manifest(config.data)
     for split in ("train", "val"):
         manifest.split(split)
-    num_images = manifest.split("train").num_images
+    num_images = manifest.split(config.train_on).num_images
     require(
         config.global_batch_size <= num_images,
         "global_batch_size",

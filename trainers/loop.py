@@ -93,7 +93,9 @@ class Training:
     def __init__(self, config: FinetuneConfig, place: Place) -> None:
         manifest = read_manifest(config.data)
         self._config, self._place = config, place
-        self._steps_per_epoch = manifest.split("train").num_images // config.global_batch_size
+        self._steps_per_epoch = (
+            manifest.split(config.train_on).num_images // config.global_batch_size
+        )
         self._state = TrainState(config, len(manifest.classes), place)
         self.progress = self._start(manifest)
         self._peak_norm = torch.tensor(self.progress.peak_norm, device=place.device)
@@ -103,11 +105,15 @@ class Training:
             config,
             manifest,
             place,
-            split="train",
+            split=config.train_on,
             start_epoch=epoch,
             start_step=self.progress.global_step - epoch * self._steps_per_epoch,
         )
-        self._val_feed = open_feed(config, manifest, place, split="val", start_epoch=epoch)
+        self._val_feed = (
+            open_feed(config, manifest, place, split="val", start_epoch=epoch)
+            if config.validates
+            else None
+        )
         self.recorder = (
             Recorder(config.out, last_row=self.progress.row) if place.rank == 0 else None
         )
@@ -134,8 +140,9 @@ class Training:
 
     def close(self) -> None:
         """End the streams."""
-        self._train_feed.close()
-        self._val_feed.close()
+        for feed in (self._train_feed, self._val_feed):
+            if feed is not None:
+                feed.close()
 
     def run_epoch(self) -> dict[str, Any]:
         """Train one epoch, or the rest of one; evaluate, checkpoint, log and return its row.
@@ -154,21 +161,17 @@ class Training:
         row, losses = self._train_epoch(phase, started)
         train_s = time.perf_counter() - started
         self._state.share_buffers()
-        val = evaluate(self._state.evaluated, self._val_feed, self._settings, self._place)
-        losses_val = self._val_feed.take_losses() if val["lost"] else []
-        self._refuse_losses(self._val_feed, losses_val)
+        val, losses_val = self._validate()
         step, epoch_s = row[metrics.GLOBAL_STEP], time.perf_counter() - started
         self.progress = self.progress.after_epoch(
             global_step=step,
-            val_top1=val["top1"],
+            val_top1=val.get(metrics.VAL_TOP1),
             total_s=self.progress.total_s + epoch_s,
             peak_norm=row[metrics.PEAK_NORM],
         )
+        if val:
+            row |= val | {metrics.VAL_BEST_TOP1: self.progress.best_val_top1}
         row |= {
-            metrics.VAL_LOSS: val["loss"],
-            metrics.VAL_TOP1: val["top1"],
-            metrics.VAL_TOP5: val["top5"],
-            metrics.VAL_BEST_TOP1: self.progress.best_val_top1,
             metrics.EPOCH_S: epoch_s,
             metrics.TRAIN_S: train_s,
             metrics.TOTAL_S: self.progress.total_s,
@@ -235,6 +238,20 @@ class Training:
                 self.recorder.save(state.serialize, middle)
             if self.recorder:
                 self.recorder.log(row)
+
+    def _validate(self) -> tuple[dict[str, float], list[str]]:
+        """Measure the epoch on the validation images, unless they train.
+
+        Returns:
+            Its validation metrics over all ranks, and the images lost.
+        """
+        if self._val_feed is None:
+            return {}, []
+        val = evaluate(self._state.evaluated, self._val_feed, self._settings, self._place)
+        losses = self._val_feed.take_losses() if val["lost"] else []
+        self._refuse_losses(self._val_feed, losses)
+        names = {metrics.VAL_LOSS: "loss", metrics.VAL_TOP1: "top1", metrics.VAL_TOP5: "top5"}
+        return {metric: val[name] for metric, name in names.items()}, losses
 
     def _take_step(self, step: int, phase: Phase) -> tuple[float, dict[str, torch.Tensor]]:
         """Take an optimizer step; return its learning rate and what `train_step` tells."""

@@ -165,7 +165,9 @@ def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _result_rows(facts: CardFacts) -> list[tuple[str, str, str]]:
-    rows = [("validation", "top-1", f"{facts.progress.val_top1:.4f}")]
+    progress = facts.progress
+    known = f"{progress.val_top1:.4f}" if progress.validated else "not measured: they train too"
+    rows = [("validation", "top-1", known)]
     if facts.evaluation is None:
         return [*rows, ("test", "not measured", "`python -m trainers evaluate` does")]
     images = f"test ({facts.evaluation['num_images']})"

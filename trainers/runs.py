@@ -50,7 +50,7 @@ def read_config(run: str) -> FinetuneConfig:
 
 def load_best_model(run: str) -> tuple[FinetuneConfig, Progress, nn.Module]:
     """Return a run's config and its network, in eval mode on the CPU, as it was when val/top1 was
-    highest; `Progress.classes` names its outputs.
+    highest, or at its end where nothing was validated; `Progress.classes` names its outputs.
 
     Raises:
         ValueError: where there is no run, or it has no undamaged checkpoint.
@@ -108,8 +108,8 @@ def write_result(
         "epochs": progress.epoch,
         "global_step": progress.global_step,
         "best_epoch": progress.best_epoch,
-        metrics.VAL_TOP1: progress.val_top1,
-        metrics.VAL_BEST_TOP1: progress.best_val_top1,
+        metrics.VAL_TOP1: progress.val_top1 if progress.validated else None,
+        metrics.VAL_BEST_TOP1: progress.best_val_top1 if progress.validated else None,
         metrics.TOTAL_S: progress.total_s,
         "checkpoint": checkpoint.folder(run, progress.best_step) if progress.epoch else None,
         "diverged": diverged,

@@ -32,7 +32,7 @@ def train_settings(config: FinetuneConfig, manifest: Manifest, place: Place) -> 
     """Collect what a step of training needs to know besides."""
     weights_K = None
     if config.loss.class_weights == "balanced":
-        counts_K = torch.tensor(manifest.split("train").class_counts, device=place.device)
+        counts_K = torch.tensor(manifest.split(config.train_on).class_counts, device=place.device)
         weights_K = counts_K.sum() / (len(counts_K) * counts_K.clamp(min=1))
     return replace(
         step_settings(config, place.device),

@@ -1,5 +1,6 @@
-"""python -m tuning [RECIPE] --data URI ... | demo"""
+"""python -m tuning [RECIPE] --data URI ... | VERB ..."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -9,8 +10,10 @@ from cluster.config import Device
 from cluster.entry import run_room
 from trainers.config import FreezeDepth, Init
 from trainers.recipes import RECIPES
+from tuning.cache import CacheConfig, run_cache
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.demo import DemoConfig, run_demo
+from tuning.promote import PromoteConfig, run_promote
 from tuning.run import tune_sweep
 
 HELP = f"""Find out how much of a pretrained network to thaw for your images.
@@ -22,9 +25,12 @@ Every trial changes its freeze depth, learning rate, clipnorm and initialization
   python -m tuning --data runs/cars --freeze-depths all 4 3 --learning-rates 1e-3 3e-4
   python -m tuning --data runs/cars --backbone mobilenet_v2 --inits file he --weights FILE
   python -m tuning --data runs/cars --search optuna --learning-rate-range 1e-5 1e-2 --trials 40
-  python -m tuning demo
 
-The same command again resumes, and a finished sweep is reused.
+The same command again resumes, and a finished sweep is reused. What else can be done, each with its
+own --help:
+
+  promote    train a sweep's winner long, on validation images too, with several seeds, and test it
+  demo       a whole sweep on synthetic cars
 """
 
 
@@ -152,15 +158,25 @@ class Command:
 
 
 def main(arguments: list[str]) -> None:
-    match parse(arguments):
-        case DemoConfig() as config:
-            run_demo(config)
-        case config:
-            tune_sweep(config)
+    config = parse(arguments)
+    sweeps = {TuningConfig: tune_sweep, Explanation: explain}
+    run = {**sweeps, **dict(VERBS.values())}[type(config)]
+    run(config)
 
 
-def parse(arguments: list[str]) -> TuningConfig | DemoConfig:
-    """Parse a recipe, or demo, and its options.
+@dataclass(frozen=True)
+class Explanation:
+    """A sweep that is only to be explained."""
+
+    config: TuningConfig
+
+
+def explain(explanation: Explanation) -> None:
+    tune_sweep(explanation.config, explain=True)
+
+
+def parse(arguments: list[str]) -> Any:
+    """Parse a recipe or verb and its options into a TuningConfig, or the verb's config.
 
     Raises:
         ValueError: for an unknown recipe, or values that don't fit.
@@ -168,12 +184,21 @@ def parse(arguments: list[str]) -> TuningConfig | DemoConfig:
     recipe = "finetune"
     if arguments and not arguments[0].startswith("-"):
         recipe, *arguments = arguments
-    if recipe == "demo":
-        return tyro.cli(DemoConfig, args=arguments, prog="python -m tuning demo")
+    if recipe in VERBS:
+        return tyro.cli(VERBS[recipe][0], args=arguments, prog=f"python -m tuning {recipe}")
     if recipe not in RECIPES:
-        raise ValueError(f"recipe is {recipe!r}: choose from {', '.join(RECIPES)}, or demo")
+        raise ValueError(f"recipe is {recipe!r}: choose from {', '.join([*RECIPES, *VERBS])}")
     command = tyro.cli(Command, args=arguments, prog="python -m tuning", description=HELP)
-    return command.to_config(recipe)
+    config = command.to_config(recipe)
+    return Explanation(config) if command.explain else config
+
+
+VERBS: dict[str, tuple[type[Any], Callable[[Any], Any]]] = {
+    "demo": (DemoConfig, run_demo),
+    "promote": (PromoteConfig, run_promote),
+    "cache": (CacheConfig, run_cache),
+}
+"""What can be done besides a sweep: name -> its config, and what runs it."""
 
 
 if __name__ == "__main__":

@@ -103,6 +103,12 @@ class TuningConfig:
             self.base.schedule.phases,
             "a sweep searches one freeze depth and learning rate: use a recipe without phases",
         )
+        require(
+            self.base.validates,
+            "train_on",
+            self.base.train_on,
+            "a sweep ranks by validation: use train here, and `python -m tuning promote` after it",
+        )
         require_at_least("grace_epochs", self.grace_epochs, 1)
         require_at_least("reduction_factor", self.reduction_factor, 2)
         require_at_least("max_failures", self.max_failures, 0)

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shlex
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,6 +16,7 @@ from cluster.scaling import max_concurrent_trials
 from datasets import storage
 from datasets.shards import Manifest
 from trainers import launch, metrics
+from trainers.config import FinetuneConfig
 from trainers.freezing import is_head_only, resolve_depth
 from trainers.runs import FREE_IN_INGEST
 from tuning.cache import cache_uri
@@ -36,7 +38,7 @@ from tuning.search import STATE_FOLDER, build_tuner, count_trials, point_of
 from tuning.sharing import SharingPlan, plan_sharing
 from tuning.space import left_out, models, show, training_of
 from tuning.trial import Shared, build_trial, run_folder
-from tuning.winner import evaluate_winner, train_longer
+from tuning.winner import evaluate_once, train_longer
 
 # What may differ when a sweep is resumed; all else would make it another sweep.
 FREE_TO_CHANGE = (
@@ -132,7 +134,9 @@ def _check(config: TuningConfig) -> Manifest:
     manifest, *_ = [launch.check(training_of(config.base, model)) for model in models(config.space)]
     uri = storage.join(config.out, "config.json")
     if storage.exists(uri):
-        before = dict(_flatten(json.loads(storage.read_bytes(uri))))
+        # A field that an older Thaw did not write had what is its default now.
+        defaults = dict(_flatten(TuningConfig(base=FinetuneConfig(data="")).to_dict()))
+        before = defaults | dict(_flatten(json.loads(storage.read_bytes(uri))))
         if before.get("data_fingerprint") != manifest.fingerprint:
             raise ValueError(
                 f"data is {config.base.data!r}: it was prepared anew since the sweep in "
@@ -257,13 +261,15 @@ def _close(
     else:
         print(f"Winner:       {winner.run}")
         if config.evaluate_winner and "test" in manifest.splits:
-            test = evaluate_winner(winner)
+            test = evaluate_once(winner.run)
             print(
                 f"Test split:   top-1 {test[metrics.TEST_TOP1]:.3f}, "
                 f"top-5 {test[metrics.TEST_TOP5]:.3f} on {test['num_images']} images, looked at "
                 "once, for the winner alone"
             )
         print(f"Train longer: {train_longer(winner, config.out)}")
+        if "test" in manifest.splits:
+            print(f"Promote:      python -m tuning promote --sweep {shlex.quote(config.out)}")
     for line in Savings(**facts["sharing"]).describe():
         print(f"Shared:       {line}")
     for command in facts["sync"]:

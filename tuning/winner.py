@@ -1,13 +1,13 @@
 """What follows from a sweep: the winner's one look at the test split, and the next commands."""
 
-import json
 import shlex
 from dataclasses import replace
 from typing import Any
 
 from datasets import storage
+from trainers import checkpoint
 from trainers.config import FinetuneConfig
-from trainers.evaluate import evaluate
+from trainers.evaluate import evaluate, read_evaluation
 from trainers.recipes import RECIPES
 from trainers.runs import read_config
 from tuning.leaderboard import Standing
@@ -16,12 +16,17 @@ LONGER = 3
 """The winner is worth this many times the epochs of a trial."""
 
 
-def evaluate_winner(winner: Standing) -> dict[str, Any]:
-    """Return the winner's measures on the test split; the split is looked at only once."""
-    known = storage.join(winner.run, "evaluation_test.json")
-    if storage.exists(known):
-        return json.loads(storage.read_bytes(known))
-    return evaluate(winner.run, split="test")
+def evaluate_once(run: str) -> dict[str, Any]:
+    """Return the measures of a run's best weights on the test split, which are taken only once.
+
+    Raises:
+        ValueError: as `trainers.evaluate.evaluate` does.
+    """
+    progress = checkpoint.latest_progress(run)
+    known = progress and read_evaluation(
+        run, "test", epoch=progress.best_epoch, fingerprint=progress.fingerprint
+    )
+    return known or evaluate(run, split="test")
 
 
 def train_longer(winner: Standing, out: str) -> str:

@@ -1,0 +1,179 @@
+"""A sweep's winner trained on train and validation, by hand-made sweeps of one real tiny trial."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from cluster.config import ClusterConfig
+from datasets.shards import read_manifest, write_manifest
+from tests.conftest import small_training
+from trainers import launch, tracking
+from trainers.config import FinetuneConfig, LossConfig, ModelConfig, OptimConfig, TrackConfig
+from trainers.tracking import read_rows
+from tuning import promote, winner
+from tuning.leaderboard import LEARNS, LEARNS_NOT, Standing, write_leaderboard
+from tuning.promote import PromoteConfig, plan_seeds, run_promote
+from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
+from tuning.winner import evaluate_once
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_thread")]
+
+
+def trial(data: str, sweep: Path) -> FinetuneConfig:
+    return small_training(
+        data,
+        str(sweep / "trials" / "a"),
+        epochs=1,
+        model=ModelConfig(backbone="lenet5", init="he"),
+        optim=OptimConfig(learning_rate=1e-3),
+        loss=LossConfig(class_weights="balanced"),
+        track=TrackConfig(wandb="off", log_every_steps=1),
+        cluster=ClusterConfig(num_workers=0),
+    )
+
+
+def standing(run: str, verdict: str = LEARNS) -> Standing:
+    return Standing(
+        rank=1,
+        trial_id="a",
+        point={FREEZE_DEPTH: 0, LEARNING_RATE: 1e-3, CLIPNORM: None, INIT: "he"},
+        val_top1=0.9,
+        best_epoch=1,
+        num_epochs=1,
+        state="finished",
+        seconds=1.0,
+        verdict=verdict,
+        run=run,
+    )
+
+
+def write_sweep(sweep: Path, config: FinetuneConfig, verdict: str = LEARNS) -> None:
+    """Write what a sweep of one trial leaves, without its training."""
+    Path(config.out).mkdir(parents=True, exist_ok=True)
+    (Path(config.out) / "config.json").write_text(json.dumps(config.to_dict()))
+    write_leaderboard(str(sweep), [standing(config.out, verdict)], sync=[])
+
+
+class Mirror(tracking.RunMirror):
+    """A mirror that W&B never sees, but the test does."""
+
+    opened: list[dict[str, Any]]
+
+    def __init__(self, run: str, **options: Any) -> None:
+        Mirror.opened.append({"run": run, **options})
+        super().__init__(run, **options)
+
+
+def test_the_winner_is_trained_on_train_and_val_with_each_seed_and_tested_once(
+    ray_cluster: str,
+    easy_data: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(tracking, "RunMirror", Mirror)
+    Mirror.opened = []
+    sweep = tmp_path / "sweep"
+    won = trial(easy_data, sweep)
+    write_sweep(sweep, won)
+    launch.fit_in_process(won)
+    before = evaluate_once(won.out)
+    config = PromoteConfig(sweep=str(sweep), seeds=2, epochs=2, num_workers=0, wandb="off")
+    capfd.readouterr()
+    summary = run_promote(config)
+    printed = capfd.readouterr().out
+
+    out = sweep / "promoted"
+    runs = [str(out / f"seed-{seed}") for seed in (0, 1)]
+    assert [row["run"] for row in summary["seeds"]] == runs
+    losses = []
+    for run in runs:
+        rows = read_rows(run)
+        losses.append([row["train/loss"] for row in rows])
+        # 65 images are 4 steps of 16; the 48 of train alone would be 3.
+        assert [row["global_step"] for row in rows] == list(range(1, 9))
+        assert not any(name.startswith("val/") for row in rows for name in row)
+        result = json.loads(Path(run, "result.json").read_text())
+        assert (result["best_epoch"], result["val/top1"]) == (2, None)
+        assert json.loads(Path(run, "evaluation_test.json").read_text())["epoch"] == 2
+    assert losses[0] != losses[1]
+    weights = safetensors.torch.load_file(summary["weights"])
+    last = safetensors.torch.load_file(f"{runs[0]}/checkpoints/step-00000008/model.safetensors")
+    assert all(torch.equal(tensor, last[name]) for name, tensor in weights.items())
+
+    tests = [json.loads(Path(run, "evaluation_test.json").read_text()) for run in runs]
+    top1s = [test["test/top1"] for test in tests]
+    assert summary["test/top1"]["mean"] == pytest.approx(sum(top1s) / 2)
+    assert summary["interval"] == "t over 2 seeds" and summary["num_images"] == 13
+    assert summary["winner"]["test/top1"] == before["test/top1"]
+    assert json.loads((out / "promoted.json").read_text()) == summary
+    assert f"export --run {runs[0]} --out {out}/exported" in printed
+    assert "on 65 images of 3 classes" in printed and "Promoted:" in printed
+    assert {(m["job_type"], m["group"]) for m in Mirror.opened} == {("promote", "sweep")}
+
+    # Again: nothing is trained or tested twice, but the one test that is missing.
+    Path(runs[1], "evaluation_test.json").unlink()
+    evaluated, evaluate = [], winner.evaluate
+
+    def counted(run: str, **options: Any) -> dict[str, Any]:
+        evaluated.append(run)
+        return evaluate(run, **options)
+
+    monkeypatch.setattr(winner, "evaluate", counted)
+    monkeypatch.setattr(promote, "follow_training", pytest.fail)
+    assert run_promote(config) == summary
+    assert evaluated == [runs[1]]
+    again = capfd.readouterr().out
+    assert "seed-0 is trained: reusing it" in again and "Promoted:" in again
+
+    with pytest.raises(ValueError, match=r"epochs is 3: .*seed-0 was promoted with 2; use the"):
+        run_promote(replace(config, epochs=3))
+
+
+def test_a_seed_is_the_winner_but_longer_and_without_a_stop(
+    easy_data: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    won = trial(easy_data, tmp_path)
+    patient = replace(won, schedule=replace(won.schedule, early_stopping_epochs=1))
+    write_sweep(tmp_path, patient)
+    config = PromoteConfig(sweep=str(tmp_path))
+    first, second, third = plan_seeds(config, standing(won.out), str(tmp_path), "promoted")
+
+    assert (first.seed, second.seed, third.seed) == (0, 1, 2)
+    assert (third.epochs, third.train_on, third.out) == (3, "train+val", "promoted/seed-2")
+    assert third.schedule.early_stopping_epochs is None
+    assert "early_stopping_epochs is not used" in caplog.text
+    assert (third.model, third.optim, third.loss) == (won.model, won.optim, won.loss)
+
+
+def test_what_cannot_be_promoted_is_named(easy_data: str, tmp_path: Path) -> None:
+    config = PromoteConfig(sweep=str(tmp_path))
+    with pytest.raises(ValueError, match=r"no finished sweep there \(leaderboard\.json is missing"):
+        run_promote(config)
+
+    won = trial(easy_data, tmp_path)
+    write_sweep(tmp_path, won, LEARNS_NOT)
+    with pytest.raises(ValueError, match="it has no winner, as none of its 1 trials is above"):
+        run_promote(config)
+
+    data = shutil.copytree(easy_data, tmp_path / "data")
+    manifest = read_manifest(str(data))
+    splits = {name: split for name, split in manifest.splits.items() if name != "test"}
+    write_manifest(str(data), replace(manifest, splits=splits))
+    write_sweep(tmp_path, replace(won, data=str(data)))
+    with pytest.raises(ValueError, match="split is 'test': this data set has train, val"):
+        run_promote(config)
+
+    shutil.rmtree(won.out)
+    with pytest.raises(ValueError, match="no run folder there"):
+        run_promote(config)
+    assert not (tmp_path / "promoted").exists()
+
+    with pytest.raises(ValueError, match="seeds is 0: use 1 or more"):
+        PromoteConfig(sweep="s", seeds=0)

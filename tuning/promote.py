@@ -1,0 +1,204 @@
+"""The winner of a sweep as the model to use: trained long, on validation images too, several times.
+
+    OUT/seed-0, seed-1, ...   a run folder each
+    OUT/promoted.json         written last
+
+The sweep has chosen, so nothing is left to validate; and the test split chooses nothing either: the
+weights to use are those of the first seed, not of the one that happens to be the best there.
+"""
+
+import json
+import logging
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from cluster.config import Device
+from cluster.runtime import connect
+from datasets import storage
+from datasets.config import require, require_at_least
+from datasets.shards import Manifest, read_manifest
+from trainers import checkpoint, metrics
+from trainers.__main__ import follow_training
+from trainers.config import FinetuneConfig
+from trainers.evaluate import read_evaluation
+from trainers.runs import open_run, read_config, read_result
+from tuning.leaderboard import Standing, find_winner, read_leaderboard
+from tuning.seeds import MEASURES, print_seeds, summarize
+from tuning.winner import LONGER, evaluate_once
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromoteConfig:
+    """Train a sweep's winner long, on training and validation images, with several seeds; test each
+    once.
+
+    Ends with the mean on the test split and its 95 percent interval: of t over the seeds, which
+    tells how another seed would do, or with one seed Wilson's over the test images. The same
+    command again goes on, and what is finished is reused:
+
+    python -m tuning promote --sweep runs/sweep
+
+    python -m tuning promote --sweep runs/sweep --seeds 5 --epochs 40 --num-workers 8
+    """
+
+    sweep: str
+    """URI of a finished sweep's folder."""
+    out: str | None = None
+    """URI of the folder for the runs and promoted.json. Default: SWEEP/promoted."""
+    seeds: int = 3
+    """How many trainings, with seeds 0, 1, 2 and so on."""
+    epochs: int | None = None
+    """Epochs of each. Default: three times those of the sweep's trials."""
+    num_workers: int | None = None
+    """DDP workers of each. Default: one per GPU, or one per node without GPUs. 0 trains in this
+    process."""
+    device: Device = "auto"
+    """`auto` uses GPUs where the cluster has them."""
+    address: str | None = None
+    """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
+    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    """auto: online with WANDB_API_KEY set, else offline."""
+
+    def __post_init__(self) -> None:
+        require_at_least("seeds", self.seeds, 1)
+        require_at_least("epochs", self.epochs, 1)
+
+
+def run_promote(config: PromoteConfig) -> dict[str, Any]:
+    """Train and test what isn't yet; write and print the summary, and return it.
+
+    Raises:
+        ValueError: where no sweep has finished there, none of its trials learned, its data set has
+            no test split, or OUT holds another promotion.
+    """
+    sweep = storage.absolute(config.sweep, "sweep")
+    out = storage.absolute(config.out or storage.join(sweep, "promoted"), "out")
+    winner = find_promoted(sweep)
+    trainings = plan_seeds(config, winner, sweep, out)
+    manifest = read_manifest(trainings[0].data)
+    manifest.split("test")
+    for training in trainings:
+        _refuse_other_epochs(training)
+    connect(config.address)
+    sync = [command for training in trainings if (command := _train(training)) is not None]
+    summary = _summarize(trainings, winner, sweep, manifest)
+    storage.write_bytes(storage.join(out, "promoted.json"), json.dumps(summary, indent=1).encode())
+    print_seeds(summary)
+    export = ["python", "-m", "trainers", "export", "--run", summary["run"]]
+    print(f"\nPromoted: {out}/promoted.json")
+    print(f"Weights:  {summary['weights']}")
+    print(f"Export:   {shlex.join([*export, '--out', storage.join(out, 'exported')])}")
+    for command in sync:
+        print(f"W&B:      {command}")
+    return summary
+
+
+def find_promoted(sweep: str) -> Standing:
+    """Return the winner of a finished sweep.
+
+    Raises:
+        ValueError: where there is none.
+    """
+    known = read_leaderboard(sweep)
+    if known is None:
+        raise ValueError(
+            f"sweep is {sweep!r}: no finished sweep there (leaderboard.json is missing); give the "
+            "--out of a `python -m tuning` that ended"
+        )
+    winner = find_winner(known[0])
+    if winner is None:
+        raise ValueError(
+            f"sweep is {sweep!r}: it has no winner, as none of its {len(known[0])} trials is above "
+            "what always answering one class reaches; search another space"
+        )
+    return winner
+
+
+def plan_seeds(
+    config: PromoteConfig, winner: Standing, sweep: str, out: str
+) -> list[FinetuneConfig]:
+    """Return a training per seed: the winner's, but longer and on validation images as well."""
+    base = read_config(winner.run)
+    if base.schedule.early_stopping_epochs is not None:
+        logger.warning("schedule.early_stopping_epochs is not used: nothing is validated")
+    return [
+        replace(
+            base,
+            out=storage.join(out, f"seed-{seed}"),
+            seed=seed,
+            train_on="train+val",
+            epochs=config.epochs or LONGER * base.epochs,
+            schedule=replace(base.schedule, early_stopping_epochs=None),
+            track=replace(
+                base.track,
+                wandb=config.wandb,
+                group=base.track.group or sweep.rstrip("/").rsplit("/", 1)[-1],
+            ),
+            cluster=replace(
+                base.cluster,
+                address=config.address,
+                num_workers=config.num_workers,
+                min_workers=None,
+                device=config.device,
+            ),
+        )
+        for seed in range(config.seeds)
+    ]
+
+
+def _refuse_other_epochs(training: FinetuneConfig) -> None:
+    """Refuse to make a seed longer: its learning rate would fall, and rise again for the rest."""
+    if checkpoint.latest_progress(training.out) is not None:
+        before = read_config(training.out).epochs
+        require(
+            training.epochs == before,
+            "epochs",
+            training.epochs,
+            f"{training.out} was promoted with {before}; use the same value to resume it, or "
+            "another --out",
+        )
+
+
+def _train(training: FinetuneConfig) -> str | None:
+    """Train a seed, unless that is done; return the command that uploads an offline W&B run."""
+    if open_run(training) is not None:
+        print(f"{training.out} is trained: reusing it")
+        return None
+    return follow_training(training, job_type="promote")[1]
+
+
+def _summarize(
+    trainings: Sequence[FinetuneConfig], winner: Standing, sweep: str, manifest: Manifest
+) -> dict[str, Any]:
+    """Test each seed, unless that is done; return what promoted.json holds."""
+    assert winner.best_epoch is not None, "a trial that learned has finished an epoch"
+    before = read_evaluation(
+        winner.run, "test", epoch=winner.best_epoch, fingerprint=manifest.fingerprint
+    )
+    results = [read_result(training.out) for training in trainings]
+    tests = [evaluate_once(training.out) for training in trainings]
+    first = trainings[0]
+    return {
+        "sweep": sweep,
+        "winner": winner.to_dict() | {name: before and before[name] for name in MEASURES},
+        "data": first.data,
+        "fingerprint": manifest.fingerprint,
+        "train_on": first.train_on,
+        "epochs": first.epochs,
+        "run": first.out,
+        "weights": f"{results[0]['checkpoint']}/model.safetensors",
+        **summarize(tests),
+        "seeds": [
+            {
+                "seed": training.seed,
+                "run": training.out,
+                **{name: test[name] for name in MEASURES},
+                metrics.TOTAL_S: result[metrics.TOTAL_S],
+            }
+            for training, result, test in zip(trainings, results, tests, strict=True)
+        ],
+    }
