@@ -34,10 +34,10 @@ from tuning.leaderboard import (
 from tuning.prefixes import BuiltPrefixes, PrefixStore
 from tuning.progress import Progress
 from tuning.savings import Savings, measure_savings
-from tuning.search import STATE_FOLDER, build_tuner, count_trials, point_of
+from tuning.search import STATE_FOLDER, build_tuner, count_trials, point_of, run_folder
 from tuning.sharing import SharingPlan, plan_sharing
 from tuning.space import left_out, models, show, training_of
-from tuning.trial import Shared, build_trial, run_folder
+from tuning.trial import Shared, build_trial
 from tuning.winner import evaluate_once, train_longer
 
 # What may differ when a sweep is resumed; all else would make it another sweep.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -12,6 +13,7 @@ from ray.tune.search.optuna import OptunaSearch
 from datasets import storage
 from trainers import metrics
 from tuning.config import DEFAULT_TRIALS, TuningConfig
+from tuning.reuse import epoch_rows
 from tuning.space import Point, points, suggest
 
 STATE_FOLDER = "tune"
@@ -46,6 +48,7 @@ def build_tuner(
         restored: Any = tuner._local_tuner
         restored._run_config.callbacks = [callback]
         restored._tune_config.max_concurrent_trials = num_concurrent
+        restored._tune_config.scheduler = remember(build_scheduler(config), config)
         return tuner
     space, search = build_search(config)
     return tune.Tuner(
@@ -101,6 +104,22 @@ def build_scheduler(config: TuningConfig) -> TrialScheduler:
         reduction_factor=config.reduction_factor,
         stop_last_trials=False,
     )
+
+
+def remember(scheduler: TrialScheduler, config: TuningConfig) -> TrialScheduler:
+    """Fill ASHA's rungs with what the trials of earlier sittings reached: Tune forgets it."""
+    if isinstance(scheduler, ASHAScheduler):
+        (bracket,) = scheduler._brackets
+        for trial_id in storage.list_names(storage.join(config.out, "trials")):
+            trial: Any = SimpleNamespace(trial_id=trial_id)
+            for row in epoch_rows(run_folder(config, trial_id)):
+                bracket.on_result(trial, row[metrics.EPOCH], row[metrics.VAL_TOP1])
+    return scheduler
+
+
+def run_folder(config: TuningConfig, trial_id: str) -> str:
+    """URI of a trial's run folder."""
+    return storage.join(config.out, "trials", trial_id)
 
 
 def _trial_id(trial: Any) -> str:

@@ -18,7 +18,7 @@ from trainers.freezing import is_head_only, resolve_depth
 from trainers.runs import is_over, read_result
 from tuning.config import TuningConfig
 from tuning.reuse import copy_run, epoch_rows, find_known, result_key
-from tuning.search import point_of
+from tuning.search import point_of, run_folder
 from tuning.space import Point, training_of
 
 POLL_S = 0.5
@@ -55,10 +55,6 @@ class Shared:
         start_hash = self.starts[config.model.init]
         key = result_key(config, fingerprint=self.fingerprint, start_hash=start_hash)
         return storage.join(self.results, key)
-
-
-def run_folder(config: TuningConfig, trial_id: str) -> str:
-    return storage.join(config.out, "trials", trial_id)
 
 
 def config_of(

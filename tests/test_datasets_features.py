@@ -1,0 +1,215 @@
+"""Features on storage: whole or not there, the same from memory and from files."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+
+from datasets import storage
+from datasets.config import IngestConfig
+from datasets.epochs import stream
+from datasets.feature_builder import Built, Entry, build_features
+from datasets.features import (
+    DTYPE,
+    Features,
+    hash_facts,
+    load_view,
+    read_part,
+    read_view,
+    write_part,
+)
+from datasets.inference import Workers
+from datasets.plan import LOST, plan_epochs
+from datasets.shards import read_manifest
+from tests.conftest import flip_byte
+
+INGEST = IngestConfig(size_px=32, policy="light", views=2, interleave=2)
+WORKERS = Workers(num_workers=2, cpus_per_worker=0.5, gpus_per_worker=0, reader_cpus=0.5)
+
+
+def test_a_part_tells_all_about_itself(tmp_path: Path) -> None:
+    uri = str(tmp_path / "part-000000016-000005.parquet")
+    features = np.arange(5 * 6, dtype=DTYPE).reshape(5, 2, 3)
+    block = pa.table(
+        {
+            "label": [0, 1, LOST, 2, 0],
+            "image_id": range(5),
+            "loss": [None, None, "gone", None, None],
+        }
+    )
+    part = write_part(uri, features, block, (2, 3), first_row=16)
+
+    assert read_part(uri) == part
+    assert (part.first_row, part.row_groups, part.losses) == (16, (2, 3), ("gone",))
+    assert part.num_bytes == Path(uri).stat().st_size
+
+
+def test_every_fact_is_another_key() -> None:
+    facts = {"weights_sha256": "a", "size_px": 224, "policy": "cars", "seed": 0}
+    keys = {hash_facts(facts)}
+    for name, value in (("weights_sha256", "b"), ("size_px", 225), ("policy", "none"), ("seed", 1)):
+        keys.add(hash_facts(facts | {name: value}))
+    assert len(keys) == 5
+    assert hash_facts(dict(reversed(facts.items()))) in keys
+
+
+Make = Callable[[], Callable[[np.ndarray], list[np.ndarray]]]
+
+
+def means(images_NSSC: np.ndarray) -> list[np.ndarray]:
+    """Two depths: the mean colour of each row of pixels, and of the image."""
+    images = images_NSSC.astype(np.float32) / 255
+    return [images.mean(2), images.mean((1, 2))]
+
+
+class Failing:
+    """Breaks down at its third block."""
+
+    def __init__(self) -> None:
+        self._calls = 0
+
+    def __call__(self, images_NSSC: np.ndarray) -> list[np.ndarray]:
+        self._calls += 1
+        if self._calls == 3:
+            raise RuntimeError("power failure")
+        return means(images_NSSC)
+
+
+def entries(out: str) -> list[Entry]:
+    return [
+        Entry(
+            uri=f"{out}/{split}-{output}",
+            facts={"split": split, "output": output},
+            shape=((32, 3), (3,))[output],
+            split=split,
+            views=(0, 1) if split == "train" else (0,),
+            output=output,
+        )
+        for output in (0, 1)
+        for split in ("train", "val")
+    ]
+
+
+def build(data: str, out: str, load: Make = lambda: means, **options: Any) -> Built:
+    return build_features(
+        options.pop("entries", entries(out)),
+        data=data,
+        manifest=read_manifest(data),
+        ingest=INGEST,
+        seed=3,
+        load=load,
+        workers=WORKERS,
+    )
+
+
+@pytest.fixture(scope="module")
+def built(ray_cluster: str, easy_data: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = str(tmp_path_factory.mktemp("features"))
+    assert build(easy_data, out).num_images == 2 * 48 + 17  # one pass for both depths
+    return out
+
+
+def plan(data: str, split: str = "train"):
+    return plan_epochs(
+        data, read_manifest(data), INGEST, split=split, num_epochs=3, global_batch_size=8,
+        seed=3, train=split == "train",
+    )  # fmt: skip
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("output", [0, 1])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_batches_of_features_are_those_of_the_images(
+    built: str, easy_data: str, split: str, output: int
+) -> None:
+    """From memory and from files, over epochs that take two views in turn."""
+    entry = next(e for e in entries(built) if (e.split, e.output) == (split, output))
+    views = tuple(view for n in entry.views if (view := read_view(entry.uri, n)) is not None)
+    kept = Features(views=views, arrays=tuple(ray.put(load_view(view)) for view in views))
+    images = list(stream(plan(easy_data, split), INGEST, reader_cpus=0.5))
+    for features in (Features(views=views), kept):
+        batches = stream(plan(easy_data, split), INGEST, reader_cpus=0.5, features=features)
+        for batch, expected in zip(batches, images, strict=True):
+            np.testing.assert_array_equal(batch["label"], expected["label"])
+            np.testing.assert_array_equal(batch["image_id"], expected["image_id"])
+            want = means(expected["image"])[output].astype(DTYPE)
+            np.testing.assert_array_equal(batch["image"], want)
+
+
+@pytest.mark.ray
+def test_what_stands_is_not_computed_again(built: str, easy_data: str) -> None:
+    assert build(easy_data, built) == Built()
+    index = Path(entries(built)[0].uri, "view-0001", "index.json")
+    index.unlink()
+    assert read_view(entries(built)[0].uri, 1) is None
+    assert build(easy_data, built).num_images == 0  # its parts were whole
+    assert index.exists()
+
+
+@pytest.mark.ray
+def test_a_builder_that_dies_leaves_nothing_that_reads_as_whole(
+    built: str, easy_data: str, tmp_path: Path
+) -> None:
+    out = str(tmp_path)
+    with pytest.raises(ray.exceptions.RayError):
+        build(easy_data, out, Failing)
+    left = [path.name for path in tmp_path.rglob("*.parquet")]
+    assert left and not list(tmp_path.rglob("index.json"))
+
+    again = build(easy_data, out)
+    assert 0 < again.num_images < 2 * 48 + 17
+    for entry, other in zip(entries(out), entries(built), strict=True):
+        for number in entry.views:
+            view, known = read_view(entry.uri, number), read_view(other.uri, number)
+            assert view is not None and known is not None
+            np.testing.assert_array_equal(load_view(view).features, load_view(known).features)
+
+
+@pytest.mark.ray
+def test_features_that_overflow_are_not_kept(
+    ray_cluster: str, easy_data: str, tmp_path: Path
+) -> None:
+    out = str(tmp_path)
+    wide = lambda: lambda images: [1e6 * outputs for outputs in means(images)]  # noqa: E731
+    outcome = build(easy_data, out, wide, entries=entries(out)[2:])
+    assert [problem.partition(": ")[2] for problem in outcome.problems] == [
+        "its features overflow half precision"
+    ] * 2
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+@pytest.mark.ray
+def test_lost_images_are_named_and_looked_for_again(
+    ray_cluster: str, write_data: Callable[..., str], tmp_path: Path
+) -> None:
+    data = write_data(train=16, val=8, test=3)
+    shard = Path(data, "val", "part-00000.parquet")
+    whole = shard.read_bytes()
+    flip_byte(shard, 5, at=-20)
+    (entry,) = (e for e in entries(str(tmp_path)) if (e.split, e.output) == ("val", 1))
+    build(data, str(tmp_path), entries=[entry])
+
+    view = read_view(entry.uri, 0)
+    assert view is not None
+    arrays = load_view(view)
+    assert arrays.labels_N[5] == LOST and "checksum" in arrays.losses[5]
+    (batch,) = stream(
+        plan_epochs(
+            data, read_manifest(data), INGEST, split="val", num_epochs=1, global_batch_size=8,
+            seed=3, train=False,
+        ),
+        INGEST,
+        features=Features(views=(view,), arrays=(ray.put(arrays),)),
+    )  # fmt: skip
+    assert batch["losses"] == [arrays.losses[5]] and batch["label"][5] == LOST
+
+    shard.write_bytes(whole)
+    storage.delete_file(f"{view.uri}/index.json")
+    assert build(data, str(tmp_path), entries=[entry]).num_images > 0
+    mended = json.loads(Path(view.uri, "index.json").read_text())
+    assert not any(part["losses"] for part in mended["parts"])
