@@ -11,7 +11,11 @@ from trainers.initializers import initialize
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-CUTTABLE = [name for name in BACKBONES if name != "nasnet_large"]
+FAMILIES = [
+    *("resnet50", "mobilenet_v2", "alexnet", "vgg16", "inception_v3", "densenet121", "lenet5"),
+    *("efficientnet_b0", "efficientnet_v2_s", "convnext_tiny", "resnet50_v2", "xception"),
+    *("inception_resnet_v2", "mobilenet_v1", "efficientnet_v2_b0"),
+]
 
 
 @pytest.mark.parametrize(
@@ -28,7 +32,7 @@ def test_prefix_and_suffix_are_the_network_at_every_stage(name: str) -> None:
             assert torch.equal(Suffix(network, name, depth)(features), logits_BK), depth
 
 
-@pytest.mark.parametrize("name", CUTTABLE)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_every_network_is_cut_at_every_stage_that_its_training_allows(name: str) -> None:
     network, size_px = on_meta(name, 3), max(32, BACKBONES[name].size_px // 2)
     images_BCHW = torch.zeros(1, 3, size_px, size_px, device="meta")
@@ -79,9 +83,8 @@ def test_gradients_and_statistics_behind_the_cut_are_those_of_the_network(depth:
 
     (logits, gradients, buffers), (cut_logits, cut_gradients, cut_buffers) = results
     assert torch.equal(logits, cut_logits)
-    assert (
-        gradients.keys() == cut_gradients.keys() == behind(gradients, "mobilenet_v2", depth).keys()
-    )
+    assert gradients.keys() == cut_gradients.keys()
+    assert gradients.keys() == behind(gradients, "mobilenet_v2", depth).keys()
     torch.testing.assert_close(gradients, cut_gradients, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(buffers, cut_buffers)
 

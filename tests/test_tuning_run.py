@@ -58,6 +58,7 @@ def sweep(tmp_path: Path, easy_data: str, ray_cluster: str) -> TuningConfig:
         search="grid",
         max_failures=0,
         evaluate_winner=False,
+        share=False,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from ray import tune
 
 from cluster.runtime import Resources, connect
-from cluster.scaling import max_concurrent_trials
+from cluster.scaling import in_process, max_concurrent_trials, plan_workers
 from datasets import storage
 from datasets.shards import Manifest
 from trainers import launch, metrics
@@ -77,6 +77,7 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
         connect(config.base.cluster.address, quiet=True)
         return _close(config, manifest, standings, facts)
     resources = connect(config.base.cluster.address)
+    config = without_lone_workers(config, resources)
     num_trials = count_trials(config)
     store = PrefixStore(config, manifest, resources)
     plan = plan_sharing(
@@ -179,6 +180,16 @@ def _share(
     if config.head_first:
         shared = replace(shared, heads=train_heads(config, shared))
     return shared
+
+
+def without_lone_workers(config: TuningConfig, resources: Resources) -> TuningConfig:
+    """Let trials whose DDP group would have one worker train in their own process, which is up."""
+    cluster = config.base.cluster
+    num_concurrent = max_concurrent_trials(resources, cluster)
+    plan = plan_workers(resources, cluster, num_concurrent=num_concurrent)
+    if cluster.num_workers is not None or plan.num_workers > 1:
+        return config
+    return replace(config, base=replace(config.base, cluster=in_process(cluster)))
 
 
 def _count_concurrent(config: TuningConfig, resources: Resources, plan: SharingPlan) -> int:
