@@ -108,7 +108,8 @@ def _read_entry(cache: str, key: str) -> CacheEntry:
     uri = storage.join(_features(cache), key)
     filesystem, path = storage.resolve(uri)
     with storage.explaining(uri):
-        files = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
+        below = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
+    files = [info for info in below if info.type == fs.FileType.File]
     try:
         facts = json.loads(storage.read_bytes(storage.join(uri, "facts.json")))
     except FileNotFoundError:

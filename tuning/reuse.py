@@ -16,7 +16,7 @@ from typing import Any
 
 from datasets import storage
 from trainers import checkpoint, metrics
-from trainers.checkpoint import prefix_uri
+from trainers.checkpoint import Progress, prefix_uri
 from trainers.config import FinetuneConfig
 from trainers.freezing import is_head_only
 from trainers.runs import FREE_IN_INGEST, is_over, read_config
@@ -36,6 +36,8 @@ class Known:
     clipnorm: float | None
     peak_norm: float
     """Largest norm of a tensor's gradient, before clipping."""
+    sha256: str
+    """Of the weights it had: another run may lie in its folder by now."""
 
     def equals(self, clipnorm: float | None) -> bool:
         """Whether a training with this clipnorm takes the same steps."""
@@ -70,15 +72,15 @@ def result_key(config: FinetuneConfig, *, fingerprint: str, start_hash: str) -> 
 
 def record(folder: str, run: str) -> None:
     """Remember a run, whole or stopped early, below CACHE/results/KEY."""
-    rows = epoch_rows(run)
-    if not rows:
+    progress = checkpoint.latest_progress(run)
+    if progress is None or not progress.is_between_epochs:
         return
-    clipnorm = read_config(run).optim.clipnorm
     known = Known(
         run=run,
-        num_epochs=rows[-1][metrics.EPOCH],
-        clipnorm=clipnorm,
-        peak_norm=rows[-1][metrics.PEAK_NORM],
+        num_epochs=progress.epoch,
+        clipnorm=read_config(run).optim.clipnorm,
+        peak_norm=progress.peak_norm,
+        sha256=_weights_hash(progress),
     )
     name = hashlib.sha256(run.encode()).hexdigest()[:16]
     text = json.dumps(vars(known), indent=1).encode()
@@ -97,9 +99,13 @@ def find_known(folder: str, config: FinetuneConfig) -> Known | None:
             known.append(candidate)
     for candidate in sorted(known, key=lambda k: -k.num_epochs):
         progress = checkpoint.latest_progress(candidate.run)
-        if progress is not None and progress.epoch >= candidate.num_epochs:
+        if progress is not None and _weights_hash(progress) == candidate.sha256:
             return candidate
     return None
+
+
+def _weights_hash(progress: Progress) -> str:
+    return str(progress.files[checkpoint.MODEL]["sha256"])
 
 
 def copy_run(known: Known, config: FinetuneConfig) -> None:
