@@ -73,7 +73,7 @@ def result_key(config: FinetuneConfig, *, fingerprint: str, start_hash: str) -> 
 def record(folder: str, run: str) -> None:
     """Remember a run, whole or stopped early, below CACHE/results/KEY."""
     progress = checkpoint.latest_progress(run)
-    if progress is None or not progress.is_between_epochs:
+    if progress is None or not progress.epoch:
         return
     known = Known(
         run=run,
