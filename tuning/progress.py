@@ -29,6 +29,8 @@ class Progress(tune.Callback):
         self._started_s = time.monotonic()
         self._best_top1 = 0.0
         self._mirrors: dict[str, RunMirror] = {}
+        self.trial_ids: list[str] = []
+        """Of all trials of the sweep, in the order of Tune's results; known at the end."""
         self.num_cut = 0
         """Trials that were running when the sweep was stopped."""
         self.sync_commands: set[str] = set()
@@ -90,6 +92,7 @@ class Progress(tune.Callback):
         self._finish(trial, "failed")
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
+        self.trial_ids = [trial.trial_id for trial in trials]
         self.num_cut = len(self._mirrors)
         for mirror in self._mirrors.values():
             mirror.finish("killed")

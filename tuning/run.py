@@ -5,7 +5,7 @@ import logging
 import os
 import shlex
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -110,7 +110,7 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
         print(f"Stopped with {num_ended} of {num_trials} trials done; the same command goes on")
         raise SystemExit(130)
     standings = rank(
-        _ended(config, results),
+        _ended(config, results, progress.trial_ids),
         epochs=config.base.epochs,
         class_counts=manifest.split("val").class_counts,
     )
@@ -247,9 +247,11 @@ def _announce(
         print("  resuming: trials that have ended are reused, the others go on")
 
 
-def _ended(config: TuningConfig, results: tune.ResultGrid) -> Iterator[Ended]:
-    for result in results:
-        trial_id = result.path.rstrip("/").rsplit("/", 1)[-1]
+def _ended(
+    config: TuningConfig, results: tune.ResultGrid, trial_ids: Sequence[str]
+) -> Iterator[Ended]:
+    for number, trial_id in enumerate(trial_ids):
+        result = results[number]
         assert result.config is not None
         yield Ended(
             trial_id=trial_id,
