@@ -27,6 +27,7 @@ check: $(READY)  ## Formatting, lint, types, direction of imports
 bench: $(READY)  ## Ours against what people use, in one run each, into bench.json
 	$(BIN)/python -m tests.bench.ingest
 	$(BIN)/python -m tests.bench.training
+	$(BIN)/python -m tests.bench.sweep
 
 golden: $(READY)  ## Record the golden loss lists anew; say why in the commit message
 	$(BIN)/python -m tests.golden
