@@ -18,7 +18,7 @@ def report(rows: list[dict]) -> None:
     file.write_text(json.dumps([*kept, *rows], indent=1))
     table = Table("measure", "ours /s", "peer /s", "ratio", "target", "of the limit")
     for row in rows:
-        table.add_row(row["name"], f"{row["ours"]:.3g}", f"{row["peer"]:.3g}",
+        table.add_row(row["name"], f"{row['ours']:.3g}", f"{row['peer']:.3g}",
                       f"{row['ratio']:.2f}", f"{row['target']:.2f}",
                       f"{row['limit_fraction']:.2f}")  # fmt: skip
     Console().print(table)
