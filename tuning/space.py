@@ -7,7 +7,7 @@ initialization is only ever paired with freeze depth 0.
 import random
 from dataclasses import replace
 from itertools import cycle, islice, product
-from math import exp, log
+from math import exp, inf, log
 from typing import Any, Protocol
 
 from trainers.config import PRETRAINED, FinetuneConfig, FreezeDepth
@@ -61,8 +61,18 @@ def points(space: SpaceConfig, search: str, trials: int | None, seed: int) -> li
     """List the points of a grid, or draw distinct ones at random.
 
     A random search of a space with fewer points than `trials` has only those. Where learning
-    rates are drawn from a range, the other axes are visited evenly.
+    rates are drawn from a range, the other axes are visited evenly. The tighter a point clips, the
+    later it comes: a training that no threshold touches is known by then.
     """
+    return sorted(_draw(space, search, trials, seed), key=lambda point: -_threshold(point))
+
+
+def _threshold(point: Point) -> float:
+    clipnorm = point[CLIPNORM]
+    return clipnorm if isinstance(clipnorm, float) else inf
+
+
+def _draw(space: SpaceConfig, search: str, trials: int | None, seed: int) -> list[Point]:
     grid = _grid(space)
     if search == "grid":
         return grid
