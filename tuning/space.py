@@ -69,7 +69,7 @@ def points(space: SpaceConfig, search: str, trials: int | None, seed: int) -> li
 
 def _threshold(point: Point) -> float:
     clipnorm = point[CLIPNORM]
-    return clipnorm if isinstance(clipnorm, float) else inf
+    return clipnorm if isinstance(clipnorm, int | float) else inf
 
 
 def _draw(space: SpaceConfig, search: str, trials: int | None, seed: int) -> list[Point]:
