@@ -69,6 +69,9 @@ class Mirror(tracking.RunMirror):
         Mirror.opened.append({"run": run, **options})
         super().__init__(run, **options)
 
+    def sync_command(self) -> str:
+        return f"wandb sync {self._run}/wandb/offline-run-*"
+
 
 def test_the_winner_is_trained_on_train_and_val_with_each_seed_and_tested_once(
     ray_cluster: str,
@@ -115,6 +118,7 @@ def test_the_winner_is_trained_on_train_and_val_with_each_seed_and_tested_once(
     assert json.loads((out / "promoted.json").read_text()) == summary
     assert f"export --run {runs[0]} --out {out}/exported" in printed
     assert "on 65 images of 3 classes" in printed and "Promoted:" in printed
+    assert printed.count("W&B:") == 1 and f"sync {out}/seed-*/wandb/offline-run-*" in printed
     assert {(m["job_type"], m["group"]) for m in Mirror.opened} == {("promote", "sweep")}
 
     # Again: nothing is trained or tested twice, but the one test that is missing.

@@ -37,7 +37,7 @@ class PromoteConfig:
     once.
 
     Ends with the mean on the test split and its 95 percent interval: of t over the seeds, which
-    tells how another seed would do, or with one seed Wilson's over the test images. The same
+    tells how far the mean hangs on them, or with one seed Wilson's over the test images. The same
     command again goes on, and what is finished is reused:
 
     python -m tuning promote --sweep runs/sweep
@@ -84,7 +84,7 @@ def run_promote(config: PromoteConfig) -> dict[str, Any]:
     for training in trainings:
         _refuse_other_epochs(training)
     connect(config.address)
-    sync = [command for training in trainings if (command := _train(training)) is not None]
+    commands = [_train(training) for training in trainings]
     summary = _summarize(trainings, winner, sweep, manifest)
     storage.write_bytes(storage.join(out, "promoted.json"), json.dumps(summary, indent=1).encode())
     print_seeds(summary)
@@ -92,7 +92,7 @@ def run_promote(config: PromoteConfig) -> dict[str, Any]:
     print(f"\nPromoted: {out}/promoted.json")
     print(f"Weights:  {summary['weights']}")
     print(f"Export:   {shlex.join([*export, '--out', storage.join(out, 'exported')])}")
-    for command in sync:
+    for command in sorted({command for command in commands if command is not None}):
         print(f"W&B:      {command}")
     return summary
 
@@ -164,11 +164,12 @@ def _refuse_other_epochs(training: FinetuneConfig) -> None:
 
 
 def _train(training: FinetuneConfig) -> str | None:
-    """Train a seed, unless that is done; return the command that uploads an offline W&B run."""
+    """Train a seed, unless that is done; return the command that uploads all seeds to W&B."""
     if open_run(training) is not None:
         print(f"{training.out} is trained: reusing it")
         return None
-    return follow_training(training, job_type="promote")[1]
+    _, command = follow_training(training, job_type="promote")
+    return command and command.replace(f"/seed-{training.seed}/", "/seed-*/")
 
 
 def _summarize(

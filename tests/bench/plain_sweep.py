@@ -86,7 +86,9 @@ def run_trials(
         TorchTrainer(
             loop,
             train_loop_config=config,
-            scaling_config=ray.train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": 0.5}),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=1, resources_per_worker={"CPU": 0.5}
+            ),
             datasets={
                 split: open_split(data, split, policy)
                 for split, policy in (("train", "light"), ("val", "none"))
