@@ -173,7 +173,7 @@ def _share(
     if config.share:
         shared = replace(
             shared,
-            results=storage.join(cache_uri(config), "results"),
+            results=storage.join(cache_uri(config.out, config.cache), "results"),
             starts=store.start_hashes(),
             fingerprint=manifest.fingerprint,
         )
