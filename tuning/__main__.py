@@ -2,14 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import tyro
 
 from cluster.config import Device
 from cluster.entry import run_room
+from datasets import storage
+from datasets.config import require
 from trainers.config import FreezeDepth, Init
 from trainers.recipes import RECIPES
+from tuning.advice import read_advice
+from tuning.advise import AdviseConfig, run_advise
 from tuning.cache import CacheConfig, run_cache
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.demo import DemoConfig, run_demo
@@ -29,6 +34,7 @@ Every trial changes its freeze depth, learning rate, clipnorm and initialization
 The same command again resumes, and a finished sweep is reused. What else can be done, each with its
 own --help:
 
+  advise     measure how deep to thaw, before any sweep; --from-advice sweeps what it recommends
   promote    train a sweep's winner long, on validation images too, with several seeds, and test it
   demo       a whole sweep on synthetic cars
 """
@@ -38,8 +44,11 @@ own --help:
 class Command:
     """The fields of a sweep that the command line offers; the recipe has the others."""
 
-    data: str
+    data: str | None = None
     """URI of a prepared data set (`python -m datasets prepare`)."""
+    from_advice: str | None = None
+    """URI of the folder of a `python -m tuning advise`: data, network, weights, size and freeze
+    depths are taken from there where they are not given here."""
     out: str = "runs/sweep"
     """URI of the sweep's folder; the same folder resumes."""
     trials: int | None = None
@@ -107,6 +116,8 @@ class Command:
 
     def to_config(self, recipe: str) -> TuningConfig:
         """Return the sweep this command describes."""
+        require(self.data is not None, "data", self.data, "give --data URI, or --from-advice OUT")
+        assert self.data is not None
         base = RECIPES[recipe]
         clipnorms = tuple(None if value == "none" else value for value in self.clipnorms)
         clips = any(clipnorm is not None for clipnorm in clipnorms)
@@ -150,6 +161,7 @@ class Command:
             head_first=self.head_first,
             cache=self.cache,
             feature_cache_gib=self.feature_cache_gib,
+            advice=self.from_advice,
         )
 
     def _given(self, *names: str) -> dict[str, Any]:
@@ -188,13 +200,34 @@ def parse(arguments: list[str]) -> Any:
         return tyro.cli(VERBS[recipe][0], args=arguments, prog=f"python -m tuning {recipe}")
     if recipe not in RECIPES:
         raise ValueError(f"recipe is {recipe!r}: choose from {', '.join([*RECIPES, *VERBS])}")
-    command = tyro.cli(Command, args=arguments, prog="python -m tuning", description=HELP)
+    command = parse_command(arguments)
     config = command.to_config(recipe)
     return Explanation(config) if command.explain else config
 
 
+def parse_command(arguments: list[str]) -> Command:
+    """Parse the options of a sweep; advice has the defaults of those that it knows.
+
+    Raises:
+        ValueError: where there is no advice, or it is about other data.
+    """
+    parse_with = partial(
+        tyro.cli, Command, args=arguments, prog="python -m tuning", description=HELP
+    )
+    command = parse_with()
+    if command.from_advice is None:
+        return command
+    uri = storage.absolute(command.from_advice, "from_advice")
+    advice = read_advice(uri)
+    command = replace(parse_with(default=Command(**advice.options())), from_advice=uri)
+    assert command.data is not None
+    advice.require_same_data(command.data)
+    return command
+
+
 VERBS: dict[str, tuple[type[Any], Callable[[Any], Any]]] = {
     "demo": (DemoConfig, run_demo),
+    "advise": (AdviseConfig, run_advise),
     "promote": (PromoteConfig, run_promote),
     "cache": (CacheConfig, run_cache),
 }

@@ -14,7 +14,6 @@ from rich.table import Table
 
 from datasets import storage
 from datasets.config import require, require_not_negative
-from tuning.config import TuningConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +51,11 @@ class CacheConfig:
             require_not_negative("keep_gib", self.keep_gib)
 
 
-def cache_uri(config: TuningConfig) -> str:
-    """Where sweeps share what they compute: beside the sweep, unless it is named."""
-    if config.cache is not None:
-        return storage.absolute(config.cache, "cache")
-    parent = config.out.rstrip("/").rpartition("/")[0]
+def cache_uri(out: str, cache: str | None) -> str:
+    """Where what is computed once is shared: beside the folder of a sweep, unless it is named."""
+    if cache is not None:
+        return storage.absolute(cache, "cache")
+    parent = out.rstrip("/").rpartition("/")[0]
     return storage.join(parent, "cache")
 
 

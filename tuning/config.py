@@ -78,6 +78,8 @@ class TuningConfig:
     """URI of the folder that sweeps share features and results in. Default: `cache` beside OUT."""
     feature_cache_gib: float = 20.0
     """GiB of features the cache may hold; trials train on images where their own don't fit."""
+    advice: str | None = None
+    """URI of the folder of the advice that the space comes from; the end of the sweep scores it."""
     max_failures: int = 1
     """Times a failed trial is tried again, from its latest checkpoint."""
     evaluate_winner: bool = True

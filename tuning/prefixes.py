@@ -5,8 +5,6 @@ CACHE/features/KEY/               as datasets/features.py lays them out
 """
 
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
 
 import ray
 import safetensors.torch
@@ -15,14 +13,14 @@ from cluster.config import ClusterConfig
 from cluster.runtime import Resources
 from cluster.scaling import plan_workers
 from datasets import storage
-from datasets.feature_builder import Entry, build_features
-from datasets.features import Features, hash_facts, load_view, read_view
-from datasets.inference import Workers
+from datasets.feature_builder import Entry
+from datasets.features import Features, load_view, read_view
 from datasets.shards import Manifest
 from trainers import feed
-from trainers.prefix import FrozenNetwork, PrefixComputer, hash_tensors, open_frozen
+from trainers.prefix import FrozenNetwork, hash_tensors, open_frozen
 from tuning.cache import cache_uri, list_entries
 from tuning.config import TuningConfig
+from tuning.passes import plan_entries, run_pass
 from tuning.sharing import Prefix, SharingPlan
 from tuning.space import FREEZE_DEPTH, INIT, training_of
 
@@ -47,6 +45,7 @@ class PrefixStore:
     def __init__(self, config: TuningConfig, manifest: Manifest, resources: Resources) -> None:
         self._config, self._manifest, self._resources = config, manifest, resources
         self._plan = plan_workers(resources, ClusterConfig(device=config.base.cluster.device))
+        self._cache = cache_uri(config.out, config.cache)
         self._networks: dict[str, FrozenNetwork] = {}
 
     def missing_bytes(self, prefix: Prefix) -> float:
@@ -77,27 +76,12 @@ class PrefixStore:
             prefix.depth: self._entries(prefix, output=number)
             for number, prefix in enumerate(prefixes)
         }
-        plan = self._plan
-        base = self._config.base
-        outcome = build_features(
+        outcome = run_pass(
+            network,
+            [prefix.depth for prefix in prefixes],
             [entry for of_depth in entries.values() for entry in of_depth],
-            data=base.data,
             manifest=self._manifest,
-            ingest=base.ingest,
-            seed=base.seed,
-            load=partial(
-                PrefixComputer,
-                ray.put(network),
-                [prefix.depth for prefix in prefixes],
-                threads=plan.threads_per_worker,
-                use_gpu=plan.use_gpu,
-            ),
-            workers=Workers(
-                num_workers=plan.num_workers,
-                cpus_per_worker=plan.cpus_per_worker,
-                gpus_per_worker=int(plan.use_gpu),
-                reader_cpus=plan.reader_cpus,
-            ),
+            plan=self._plan,
         )
         ready: dict[Key, feed.Prefix] = {}
         for depth, of_depth in entries.items():
@@ -151,33 +135,18 @@ class PrefixStore:
 
     def free_bytes(self) -> float:
         """What the cache has room for."""
-        known = list_entries(cache_uri(self._config))
+        known = list_entries(self._cache)
         used = sum(entry.num_bytes for entry in known)
         return self._config.feature_cache_gib * 2**30 - used
 
     def _entries(self, prefix: Prefix, *, output: int) -> list[Entry]:
-        base = self._config.base
-        facts = self._network(prefix.init).describe(prefix.depth, use_gpu=self._plan.use_gpu)
-        facts |= {"data_fingerprint": self._manifest.fingerprint}
-        drawn = base.ingest.policy != "none"
-        of_split: dict[str, tuple[dict[str, Any], int]] = {
-            "train": (
-                {"policy": base.ingest.policy, "seed": base.seed if drawn else 0},
-                prefix.num_views,
-            ),
-            "val": ({"policy": "none", "seed": 0}, 1),
-        }
-        entries: list[Entry] = []
-        for split, (augmentation, num_views) in of_split.items():
-            all_facts = facts | augmentation | {"split": split}
-            entries.append(
-                Entry(
-                    uri=storage.join(cache_uri(self._config), "features", hash_facts(all_facts)),
-                    facts=all_facts,
-                    shape=prefix.shape,
-                    split=split,
-                    views=tuple(range(num_views)),
-                    output=output,
-                )
-            )
-        return entries
+        return plan_entries(
+            self._network(prefix.init),
+            prefix.depth,
+            output=output,
+            shape=prefix.shape,
+            num_views=prefix.num_views,
+            manifest=self._manifest,
+            cache=self._cache,
+            use_gpu=self._plan.use_gpu,
+        )

@@ -19,6 +19,7 @@ from trainers import launch, metrics
 from trainers.config import FinetuneConfig
 from trainers.freezing import is_head_only, resolve_depth
 from trainers.runs import FREE_IN_INGEST
+from tuning.advice import read_advice, score_advice
 from tuning.cache import cache_uri
 from tuning.config import TuningConfig
 from tuning.heads import train_heads
@@ -46,6 +47,7 @@ FREE_TO_CHANGE = (
     "base.out",
     "base.cluster.",
     "base.track.",
+    "advice",
     "evaluate_winner",
     "share",
     "cache",
@@ -173,7 +175,7 @@ def _share(
     if config.share:
         shared = replace(
             shared,
-            results=storage.join(cache_uri(config), "results"),
+            results=storage.join(cache_uri(config.out, config.cache), "results"),
             starts=store.start_hashes(),
             fingerprint=manifest.fingerprint,
         )
@@ -283,6 +285,10 @@ def _close(
         print(f"Train longer: {train_longer(winner, config.out)}")
         if "test" in manifest.splits:
             print(f"Promote:      python -m tuning promote --sweep {shlex.quote(config.out)}")
+    if config.advice is not None:
+        recommended = read_advice(config.advice).recommended
+        line = score_advice(recommended, config.base.model.backbone, standings)
+        print(f"Advice:       {line}")
     for line in Savings(**facts["sharing"]).describe():
         print(f"Shared:       {line}")
     for command in facts["sync"]:

@@ -1,0 +1,276 @@
+"""Advice: the rules of the four quadrants, what becomes of it in a sweep, and one real run."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from datasets.shards import read_manifest, write_manifest
+from trainers.backbones import build, find
+from trainers.config import FinetuneConfig
+from tuning import run, stages
+from tuning.__main__ import parse
+from tuning.advice import Advice, advice_uri, read_advice, score_advice
+from tuning.advise import AdviseConfig, run_advise
+from tuning.config import TuningConfig
+from tuning.leaderboard import LEARNS, LEARNS_NOT, Standing
+from tuning.quadrants import QUADRANTS, Stage, Verdict, judge, recommend, with_neighbours
+from tuning.savings import Savings
+from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
+from tuning.stages import compare
+
+CHANCE = 0.2
+
+
+def probed(*top1s: float, p_better: tuple[float, ...] = ()) -> tuple[Stage, ...]:
+    return tuple(
+        Stage(
+            name=f"stage{depth}",
+            depth=depth,
+            num_features=8,
+            strength=1.0,
+            top1=top1,
+            low=top1 - 0.1,
+            high=top1 + 0.1,
+            p_better=dict(enumerate(p_better, start=1)).get(depth, 1.0),
+            logme=top1,
+        )
+        for depth, top1 in enumerate(top1s, start=1)
+    )
+
+
+def judged(stages_: tuple[Stage, ...], images_per_class: float = 20) -> Verdict:
+    return judge(stages_, chance=CHANCE, images_per_class=images_per_class, little_per_class=100)
+
+
+def test_a_task_is_similar_where_the_last_stage_closes_half_of_the_gap_and_none_is_better() -> None:
+    assert judged(probed(0.3, 0.4, 0.61)).is_similar
+    assert judged(probed(0.3, 0.4, 0.61)).gap_closed == pytest.approx(0.41 / 0.8)
+    assert not judged(probed(0.3, 0.4, 0.59)).is_similar
+    better = judged(probed(0.5, 0.9, 0.8, p_better=(1.0, 0.01)))
+    assert (better.rival, better.is_similar) == ("stage2", False)
+    # 0.03 would be significant alone, but each of two stages has half of 0.05.
+    luck = judged(probed(0.5, 0.9, 0.8, p_better=(1.0, 0.03)))
+    assert (luck.rival, luck.is_similar) == (None, True)
+    both = judged(probed(0.85, 0.9, 0.8, p_better=(0.02, 0.001)))
+    assert both.rival == "stage2"
+
+
+def test_data_is_little_below_the_bound() -> None:
+    assert judged(probed(0.9), images_per_class=99.5).is_little
+    assert not judged(probed(0.9), images_per_class=100).is_little
+
+
+def test_better_is_told_by_the_images_on_which_two_classifiers_differ() -> None:
+    """Five images that only one has right: a chance of 1 in 32. One each way: 3 in 4."""
+    none, five = np.zeros(9, bool), np.arange(9) < 5
+    assert compare(five, none) == pytest.approx(1 / 32)
+    assert compare(none, five) == pytest.approx(1.0)
+    assert compare(np.array([True, False]), np.array([False, True])) == pytest.approx(3 / 4)
+    assert compare(five, five) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("is_little", "is_similar", "depths"),
+    [
+        (True, True, (7, 6, 5)),
+        (True, False, (4, 3, 5)),
+        (False, True, (5, 4, 6)),
+        (False, False, (2, 1, 3)),
+    ],
+)
+def test_each_quadrant_has_its_freeze_depth_and_its_neighbours(
+    is_little: bool, is_similar: bool, depths: tuple[int, ...]
+) -> None:
+    """Of seven stages, the fourth the best: all, the best, all but a third, all but two thirds."""
+    depth = recommend(7, is_little=is_little, is_similar=is_similar, best_depth=4)
+    assert with_neighbours(depth, 7) == depths
+    images_per_class = 20 if is_little else 1000
+    top1s = (0.2, 0.3, 0.4, 0.9, 0.5, 0.5, 0.8 if is_similar else 0.5)
+    verdict = judged(probed(*top1s), images_per_class)
+    assert (verdict.freeze_depths, verdict.advice) == (depths, QUADRANTS[is_little, is_similar])
+
+
+def test_small_networks_have_neighbours_too() -> None:
+    assert with_neighbours(1, 2) == (1, 0, 2)
+    assert with_neighbours(1, 1) == (1, 0)
+    assert recommend(1, is_little=False, is_similar=True, best_depth=1) == 0
+
+
+def test_the_verdict_says_its_numbers() -> None:
+    data, task = judged(probed(0.5, 0.9, 0.8, p_better=(1.0, 0.01))).describe()
+    assert data == "little: 20 training images in the median class, below --little-per-class 100"
+    assert task == (
+        "different: the last stage closes 0.75 of the gap between chance (0.200) and 1, at least "
+        "0.5; stage2 is significantly better"
+    )
+
+
+def standing(rank: int, depth: object, top1: float | None, **changes: Any) -> Standing:
+    values: dict[str, Any] = {"state": "finished", "verdict": LEARNS} | changes
+    return Standing(
+        rank=rank,
+        trial_id=str(rank),
+        point={FREEZE_DEPTH: depth, LEARNING_RATE: 1e-3, CLIPNORM: None, INIT: "file"},
+        val_top1=top1,
+        best_epoch=1,
+        num_epochs=1,
+        seconds=1.0,
+        run="",
+        **values,
+    )
+
+
+@pytest.mark.parametrize(
+    ("standings", "sentence"),
+    [
+        (
+            [standing(1, 5, 0.960), standing(2, "all", 0.855), standing(3, 7, 0.7)],
+            " (best there 0.855); the winner has 5 (0.960): deeper thawing gained 0.105",
+        ),
+        (
+            [standing(1, -2, 0.960), standing(2, "all", 0.855, state="pruned")],
+            " (best there 0.855, pruned); the winner has 5 (0.960): deeper thawing gained 0.105",
+        ),
+        ([standing(1, "all", 0.9), standing(2, 5, 0.8)], "; the winner has it (0.900)"),
+        (
+            [standing(1, 5, 0.96), standing(2, 7, None, state="failed", verdict=LEARNS_NOT)],
+            ", with which no trial of this sweep finished an epoch; the winner has 5 (0.960)",
+        ),
+        ([standing(1, 7, 0.1, verdict=LEARNS_NOT)], "; no trial of this sweep learned"),
+    ],
+)
+def test_the_end_of_a_sweep_scores_the_advice(standings: list[Standing], sentence: str) -> None:
+    scored = score_advice(7, "mobilenet_v2", standings)
+    assert scored == f"recommended freeze depth 7{sentence}"
+
+
+def test_freezing_more_may_gain_too() -> None:
+    scored = score_advice(3, "mobilenet_v2", [standing(1, 7, 0.9), standing(2, 3, 0.8)])
+    assert scored.endswith("the winner has 7 (0.900): freezing more gained 0.100")
+
+
+@pytest.fixture
+def advice(easy_data: str, tmp_path: Path) -> Advice:
+    """Little data and a similar task, for LeNet-5, written below `tmp_path`/advice."""
+    made = Advice(
+        data=easy_data,
+        fingerprint=read_manifest(easy_data).fingerprint,
+        backbone="lenet5",
+        init="file",
+        weights="weights.pth",
+        normalization="half",
+        size_px=32,
+        verdict=judged(probed(0.5, 0.9)),
+        stages=probed(0.5, 0.9),
+    )
+    (tmp_path / "advice").mkdir()
+    Path(advice_uri(str(tmp_path / "advice"))).write_text(json.dumps(made.to_dict()))
+    return made
+
+
+def test_advice_comes_back_as_it_was_written(advice: Advice, tmp_path: Path) -> None:
+    assert read_advice(str(tmp_path / "advice")) == advice
+    assert advice.to_dict()["quadrant"] == ["little data", "similar task"]
+    with pytest.raises(ValueError, match=r"from_advice is .*: no advice there \(advice\.json is"):
+        read_advice(str(tmp_path))
+
+
+def test_a_sweep_takes_from_advice_what_the_command_line_does_not_say(
+    advice: Advice, tmp_path: Path
+) -> None:
+    out = str(tmp_path / "advice")
+    config = parse(["--from-advice", out])
+    assert (config.base.data, config.base.ingest.size_px) == (advice.data, 32)
+    model = config.base.model
+    assert (model.backbone, model.weights, model.normalization) == ("lenet5", "weights.pth", "half")
+    assert (config.space.freeze_depths, config.space.inits) == ((2, 1, 0), ("file",))
+    assert config.advice == out
+
+    copy = shutil.copytree(advice.data, tmp_path / "copy")
+    options = f"--data {copy} --freeze-depths all 1 --inits he --size-px 48 --epochs 3"
+    config = parse(["transfer", "--from-advice", out, *options.split()])
+    assert (config.base.data, config.base.ingest.size_px) == (str(copy), 48)
+    assert (config.space.freeze_depths, config.space.inits) == (("all", 1), ("he",))
+    assert (config.base.epochs, config.base.model.backbone) == (3, "lenet5")
+
+    assert parse(["--data", "d"]).advice is None
+    with pytest.raises(ValueError, match="data is None: give --data URI, or --from-advice OUT"):
+        parse([])
+
+
+def test_advice_about_other_data_is_refused(advice: Advice, tmp_path: Path) -> None:
+    other = str(shutil.copytree(advice.data, tmp_path / "other"))
+    write_manifest(other, replace(read_manifest(other), fingerprint="new"))
+    with pytest.raises(ValueError, match="other': it is another data set than the advice is about"):
+        parse(["--from-advice", str(tmp_path / "advice"), "--data", other])
+
+
+def test_a_sweep_ends_with_the_score(
+    advice: Advice, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = FinetuneConfig(data=advice.data)
+    config = TuningConfig(base=base, advice=str(tmp_path / "advice"))
+    nothing = Savings(
+        expected=1.0,
+        num_on_features=0,
+        num_passes=0,
+        num_computed=0,
+        computed_s=0.0,
+        num_copied=0,
+        copied_s=0.0,
+    )
+    trials = [standing(1, 2, 0.3, verdict=LEARNS_NOT)]
+    facts = {"sharing": nothing.to_dict(), "sync": []}
+    run._close(config, read_manifest(advice.data), trials, facts)
+    assert "Advice:       recommended freeze depth 2; no trial" in capsys.readouterr().out
+
+
+@pytest.mark.ray
+def test_stages_are_probed_on_the_users_images_in_one_pass_that_is_kept(
+    ray_cluster: str,
+    easy_data: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    one_thread: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    torch.manual_seed(0)
+    torch.save(build("lenet5", 3).state_dict(), tmp_path / "lenet5.pth")
+    passes: list[int] = []
+
+    def run_pass(*arguments: Any, **options: Any) -> Any:
+        built = run_pass_(*arguments, **options)
+        passes.append(built.num_images)
+        return built
+
+    run_pass_ = stages.run_pass
+    monkeypatch.setattr(stages, "run_pass", run_pass)
+    config = AdviseConfig(
+        data=easy_data,
+        out=str(tmp_path / "advice"),
+        backbone="lenet5",
+        init="file",
+        weights=str(tmp_path / "lenet5.pth"),
+        size_px=32,
+        little_per_class=10,
+    )
+    values = run_advise(config)
+    assert run_advise(config) == values
+    assert passes == [48 + 17, 0]
+
+    assert (tmp_path / "advice" / "advice.png").read_bytes().startswith(b"\x89PNG")
+    found = read_advice(config.out)
+    assert found.to_dict() == values
+    assert [stage.name for stage in found.stages] == [name for name, _ in find("lenet5").stages]
+    assert found.verdict.images_per_class == 16 and not found.verdict.is_little
+    # Each class is a bar at its own height: easy, even for layers drawn at random.
+    assert found.stages[-1].top1 > found.verdict.chance == 6 / 17
+    printed = capsys.readouterr().out
+    assert f"Sweep it: python -m tuning --from-advice {config.out}" in printed
+    assert parse(["--from-advice", config.out]).space.freeze_depths == found.verdict.freeze_depths

@@ -1,0 +1,122 @@
+"""Advice as a picture: what linear classifiers reach stage by stage, and the quadrant."""
+
+import io
+from math import log10
+from textwrap import fill
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter
+
+from tuning.advice import Advice
+from tuning.quadrants import MIN_GAP_CLOSED, QUADRANTS, Verdict
+
+INK, ACCENT, SHADE, GRAY = "#333333", "#c0392b", "#fbeae7", "#e4e4e4"
+DECADES = 1.5
+"""What the axis of data shows on each side of where much begins, at least."""
+
+
+def draw_advice(advice: Advice) -> bytes:
+    """Draw the validation accuracy of each stage's classifier, and the place among the quadrants.
+
+    Returns:
+        A PNG.
+    """
+    figure = Figure(figsize=(11, 4.6), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
+    _draw_probes(left, advice)
+    _draw_quadrants(right, advice.verdict)
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return content.getvalue()
+
+
+def _draw_probes(axes: Axes, advice: Advice) -> None:
+    stages, verdict = advice.stages, advice.verdict
+    places = [stage.depth for stage in stages]
+    top1s = [stage.top1 for stage in stages]
+    low = [stage.top1 - stage.low for stage in stages]
+    high = [stage.high - stage.top1 for stage in stages]
+    recommended = advice.recommended
+    axes.axvspan(recommended - 0.4, recommended + 0.4, color=SHADE, zorder=0)
+    axes.errorbar(
+        places, top1s, yerr=[low, high], fmt="o-", color=INK, capsize=3, lw=1, elinewidth=1.2
+    )
+    axes.axhline(verdict.chance, color=INK, lw=0.8, ls=":")
+    axes.text(0.5, verdict.chance + 0.012, "chance", fontsize=8, color=INK)
+    axes.text(
+        recommended, 1.02, f"freeze\nup to {recommended}", ha="center", fontsize=8, color=ACCENT
+    )
+    axes.set_xlim(0.4, len(stages) + 0.6)
+    axes.set_ylim(0, 1)
+    axes.set_xticks(places, [f"{stage.depth}\n{stage.name}" for stage in stages], fontsize=8)
+    axes.set_ylabel("validation top-1, with 95 percent intervals")
+    axes.set_xlabel("linear classifier on the frozen stages up to")
+    _clean(axes)
+    axes.grid(axis="y", color=GRAY)
+
+
+def _draw_quadrants(axes: Axes, verdict: Verdict) -> None:
+    """Place the point by its data and the gap that the last stage closes.
+
+    Where an earlier stage is better, the task is different however much the last one closes: the
+    shaded quadrant tells then, and says so.
+    """
+    middle = log10(verdict.little_per_class)
+    place = log10(max(1.0, verdict.images_per_class))
+    reach = max(DECADES, abs(place - middle) + 0.3)
+    left, right = 10 ** (middle - reach), 10 ** (middle + reach)
+    edges = {True: (left, verdict.little_per_class), False: (verdict.little_per_class, right)}
+    heights = {True: (MIN_GAP_CLOSED, 1.0), False: (0.0, MIN_GAP_CLOSED)}
+    axes.set_xscale("log")
+    axes.set_xlim(left, right)
+    axes.set_ylim(0, 1)
+    for (is_little, is_similar), words in QUADRANTS.items():
+        (x0, x1), (y0, y1) = edges[is_little], heights[is_similar]
+        chosen = (is_little, is_similar) == (verdict.is_little, verdict.is_similar)
+        if chosen:
+            axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, color=SHADE, zorder=0))
+        axes.text(
+            (x0 * x1) ** 0.5,
+            y1 - 0.03,
+            fill(words, 22),
+            ha="center",
+            va="top",
+            fontsize=9,
+            color=ACCENT if chosen else INK,
+            weight="bold" if chosen else "normal",
+        )
+    axes.axvline(verdict.little_per_class, color=INK, lw=0.8)
+    axes.axhline(MIN_GAP_CLOSED, color=INK, lw=0.8)
+    gap = min(max(verdict.gap_closed, 0.0), 1.0)
+    axes.plot(10**place, gap, "o", ms=10, color=ACCENT, clip_on=False, zorder=3)
+    if verdict.rival is not None:
+        axes.annotate(
+            f"but {verdict.rival} is better",
+            (10**place, gap),
+            (0, -9),
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            fontsize=8,
+            color=ACCENT,
+        )
+    for is_little, words in ((True, "little data"), (False, "much data")):
+        x0, x1 = edges[is_little]
+        axes.text((x0 * x1) ** 0.5, 1.02, words, ha="center", fontsize=9)
+    for is_similar, words in ((True, "similar task"), (False, "different task")):
+        axes.text(
+            right * 1.05, sum(heights[is_similar]) / 2, words, rotation=-90, va="center", fontsize=9
+        )
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.set_xlabel("training images in the median class (logarithmic)")
+    axes.set_ylabel("gap between chance and 1 that the last stage closes")
+    _clean(axes)
+
+
+def _clean(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_axisbelow(True)

@@ -1,0 +1,164 @@
+"""The lecture's four quadrants, measured on your data: how deep to thaw, before any sweep.
+
+OUT/advice.png    the probes, and the quadrant
+OUT/advice.json   written last; `python -m tuning --from-advice OUT` sweeps what it recommends
+"""
+
+import json
+import shlex
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Literal
+
+from cluster.config import ClusterConfig, Device
+from cluster.runtime import connect
+from datasets import storage
+from datasets.config import IngestConfig, require_at_least
+from datasets.shards import Manifest
+from trainers import launch
+from trainers.config import FinetuneConfig, ModelConfig
+from tuning.advice import Advice, advice_uri
+from tuning.advice_picture import draw_advice
+from tuning.cache import cache_uri
+from tuning.quadrants import judge
+from tuning.stages import collect, probe_stages
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdviseConfig:
+    """Measure how much data you have and how similar your task is to what the network was trained
+    on, and recommend how deep to thaw it.
+
+    One pass collects what every stage of the frozen network makes of the training and validation
+    images; on each stage a linear classifier is trained and validated. Little or much data, similar
+    or different task: the quadrant says which stages to freeze, and the sweep may prove it wrong.
+
+      python -m tuning advise --data runs/cars
+
+      python -m tuning advise --data runs/cars --backbone mobilenet_v2 --init file
+          --weights mobilenet_v2_imagenet.pth --normalization half
+
+      python -m tuning --from-advice runs/advice
+    """
+
+    data: str
+    """URI of a prepared data set (`python -m datasets prepare`)."""
+    out: str = "runs/advice"
+    """URI of the folder for advice.json and advice.png."""
+    backbone: str = ModelConfig.backbone
+    """Network."""
+    init: Literal["imagenet", "imagenet_v1", "imagenet_v2", "file"] = "imagenet"
+    """Pretrained weights."""
+    weights: str | None = None
+    """URI of a state dict, for `file`; also stands in for the download of `imagenet`."""
+    normalization: Literal["auto", "imagenet", "half"] = ModelConfig.normalization
+    """Pixel mean and standard deviation the weights were trained with."""
+    size_px: int = IngestConfig.size_px
+    """Height and width of the images the network sees."""
+    little_per_class: int = 100
+    """Fewer training images than this in the median class are little data."""
+    cache: str | None = None
+    """URI of the folder that features are kept in. Default: `cache` beside OUT."""
+    device: Device = "auto"
+    """`auto` uses GPUs where the cluster has them."""
+    address: str | None = None
+    """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
+
+    def __post_init__(self) -> None:
+        require_at_least("little_per_class", self.little_per_class, 1)
+
+    def to_training(self) -> FinetuneConfig:
+        """Return the training whose network is looked at."""
+        return launch.with_absolute_paths(
+            FinetuneConfig(
+                data=self.data,
+                out=self.out,
+                global_batch_size=1,
+                ingest=IngestConfig(size_px=self.size_px, policy="none"),
+                model=ModelConfig(
+                    backbone=self.backbone,
+                    init=self.init,
+                    weights=self.weights,
+                    normalization=self.normalization,
+                ),
+                cluster=ClusterConfig(address=self.address, device=self.device),
+            )
+        )
+
+
+def run_advise(config: AdviseConfig) -> dict[str, Any]:
+    """Probe every stage; print and write the advice, and return what advice.json holds.
+
+    Raises:
+        ValueError: for what a training would refuse, or features that overflow half precision.
+    """
+    training = config.to_training()
+    manifest = launch.check(training)
+    resources = connect(config.address)
+    samples = collect(training, manifest, resources, cache_uri(training.out, config.cache))
+    stages = probe_stages(config.backbone, samples, len(manifest.classes))
+    val_counts = manifest.split("val").class_counts
+    verdict = judge(
+        stages,
+        chance=max(val_counts) / sum(val_counts),
+        images_per_class=median(manifest.split("train").class_counts),
+        little_per_class=config.little_per_class,
+    )
+    advice = Advice(
+        data=training.data,
+        fingerprint=manifest.fingerprint,
+        backbone=config.backbone,
+        init=config.init,
+        weights=training.model.weights,
+        normalization=config.normalization,
+        size_px=config.size_px,
+        verdict=verdict,
+        stages=stages,
+    )
+    storage.write_bytes(storage.join(training.out, "advice.png"), draw_advice(advice))
+    values = advice.to_dict()
+    storage.write_bytes(advice_uri(training.out), json.dumps(values, indent=1).encode())
+    print_advice(advice, manifest, training.out)
+    return values
+
+
+def print_advice(advice: Advice, manifest: Manifest, out: str) -> None:
+    """Print a row for each stage, the quadrant, and what follows from it.
+
+    Args:
+        out: where it lies.
+    """
+    num_train, num_val = (manifest.split(split).num_images for split in ("train", "val"))
+    print(
+        f"\nLinear classifiers on the frozen stages of {advice.backbone} ({advice.init}), trained "
+        f"on {num_train} and validated on {num_val} images of {len(manifest.classes)} classes\n"
+    )
+    verdict = advice.verdict
+    _print_row("stage", "depth", "features", "val/top1", "95 percent", "LogME")
+    for stage in advice.stages:
+        _print_row(
+            stage.name,
+            str(stage.depth),
+            str(stage.num_features),
+            f"{stage.top1:.3f}",
+            f"{stage.low:.3f}-{stage.high:.3f}",
+            f"{stage.logme:.3f}",
+        )
+    _print_row("chance", "", "", f"{verdict.chance:.3f}")
+    data, task = verdict.describe()
+    first, *others = verdict.freeze_depths
+    name = advice.stages[first - 1].name if first else "nothing"
+    print(f"\nData:     {data}")
+    print(f"Task:     {task}")
+    print(
+        f"Advice:   {verdict.advice}: freeze depth {first} of {len(advice.stages)} (up to {name})"
+    )
+    print(f"Compare:  freeze depths {' and '.join(map(str, others))}, which may prove it wrong")
+    print(f"Written:  {out}/advice.json, advice.png")
+    print(f"Sweep it: {shlex.join(['python', '-m', 'tuning', '--from-advice', out])}")
+
+
+def _print_row(stage: str, *cells: str) -> None:
+    widths = (7, 10, 10, 13, 7)
+    line = "".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=False))
+    print(f"{stage:<10}{line}".rstrip())

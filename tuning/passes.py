@@ -1,0 +1,89 @@
+"""A pass of all images through a frozen network, whose features stay in the cache."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import ray
+
+from cluster.scaling import WorkerPlan
+from datasets import storage
+from datasets.feature_builder import Built, Entry, build_features
+from datasets.features import hash_facts
+from datasets.inference import Workers
+from datasets.shards import Manifest
+from trainers.prefix import FrozenNetwork, PrefixComputer
+
+
+def plan_entries(
+    network: FrozenNetwork,
+    depth: int,
+    *,
+    output: int,
+    shape: tuple[int, ...],
+    num_views: int,
+    manifest: Manifest,
+    cache: str,
+    use_gpu: bool,
+) -> list[Entry]:
+    """Say where the features behind a depth lie: those of training images, of validation images.
+
+    Args:
+        output: which of the pass' depths it is.
+        shape: of an image's features.
+        num_views: of a training image; a validation image has one.
+    """
+    ingest, seed = network.config.ingest, network.config.seed
+    facts = network.describe(depth, use_gpu=use_gpu)
+    facts |= {"data_fingerprint": manifest.fingerprint}
+    drawn = ingest.policy != "none"
+    of_split: dict[str, tuple[dict[str, Any], int]] = {
+        "train": ({"policy": ingest.policy, "seed": seed if drawn else 0}, num_views),
+        "val": ({"policy": "none", "seed": 0}, 1),
+    }
+    entries: list[Entry] = []
+    for split, (augmentation, views_of_split) in of_split.items():
+        all_facts = facts | augmentation | {"split": split}
+        entries.append(
+            Entry(
+                uri=storage.join(cache, "features", hash_facts(all_facts)),
+                facts=all_facts,
+                shape=shape,
+                split=split,
+                views=tuple(range(views_of_split)),
+                output=output,
+            )
+        )
+    return entries
+
+
+def run_pass(
+    network: FrozenNetwork,
+    depths: Sequence[int],
+    entries: Sequence[Entry],
+    *,
+    manifest: Manifest,
+    plan: WorkerPlan,
+) -> Built:
+    """Compute what the cache lacks of the entries, all depths at once."""
+    config = network.config
+    return build_features(
+        entries,
+        data=config.data,
+        manifest=manifest,
+        ingest=config.ingest,
+        seed=config.seed,
+        load=partial(
+            PrefixComputer,
+            ray.put(network),
+            depths,
+            threads=plan.threads_per_worker,
+            use_gpu=plan.use_gpu,
+        ),
+        workers=Workers(
+            num_workers=plan.num_workers,
+            cpus_per_worker=plan.cpus_per_worker,
+            gpus_per_worker=int(plan.use_gpu),
+            reader_cpus=plan.reader_cpus,
+        ),
+    )

@@ -1,0 +1,131 @@
+"""Every stage of a frozen network, probed: one pass of all images, then a linear classifier each.
+
+N images, D features.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import binomtest
+
+from cluster.runtime import Resources
+from cluster.scaling import plan_workers
+from datasets.features import load_view, read_view
+from datasets.plan import LOST
+from datasets.shards import Manifest
+from trainers.backbones import find
+from trainers.config import FinetuneConfig
+from trainers.prefix import open_frozen
+from tuning.logme import measure_logme
+from tuning.passes import plan_entries, run_pass
+from tuning.probe import fit_probe
+from tuning.quadrants import Stage
+from tuning.seeds import estimate
+
+logger = logging.getLogger(__name__)
+
+
+class Samples(NamedTuple):
+    """What a stage makes of a split; images that could not be read are left out."""
+
+    features_ND: np.ndarray
+    labels_N: np.ndarray
+
+
+def collect(
+    training: FinetuneConfig, manifest: Manifest, resources: Resources, cache: str
+) -> list[dict[str, Samples]]:
+    """Return what each stage makes of the training and validation images, by split.
+
+    One pass computes what the cache lacks; maps are averaged over places.
+
+    Raises:
+        ValueError: where features overflow half precision.
+    """
+    plan = plan_workers(resources, training.cluster)
+    network = open_frozen(training, len(manifest.classes), pooled=True)
+    depths = range(1, len(find(training.model.backbone).stages) + 1)
+    entries = [
+        plan_entries(
+            network,
+            depth,
+            output=depth - 1,
+            shape=shape,
+            num_views=1,
+            manifest=manifest,
+            cache=cache,
+            use_gpu=plan.use_gpu,
+        )
+        for depth, shape in zip(depths, network.shapes(depths), strict=True)
+    ]
+    of_all = [entry for of_depth in entries for entry in of_depth]
+    built = run_pass(network, depths, of_all, manifest=manifest, plan=plan)
+    if built.problems:
+        raise ValueError(
+            f"model.weights is {training.model.weights!r}: {built.problems[0]}; use other weights"
+        )
+    if built.num_images:
+        rate = built.num_images / built.seconds
+        print(f"{built.num_images} images through all stages: {rate:.0f} images/s -> {cache}")
+    else:
+        print(f"Features of all stages were there: {cache}")
+    return [
+        {entry.split: _load(entry.uri, entry.split) for entry in of_depth} for of_depth in entries
+    ]
+
+
+def _load(uri: str, split: str) -> Samples:
+    view = read_view(uri, 0)
+    assert view is not None, "a pass without problems leaves whole views"
+    arrays = load_view(view)
+    there_N = arrays.labels_N != LOST
+    if arrays.losses:
+        logger.warning(
+            "%d %s images could not be read and are left out, such as %s",
+            len(arrays.losses),
+            split,
+            next(iter(arrays.losses.values())),
+        )
+    return Samples(arrays.features[there_N], arrays.labels_N[there_N])
+
+
+def probe_stages(
+    backbone: str, samples: Sequence[dict[str, Samples]], num_classes: int
+) -> tuple[Stage, ...]:
+    """Train a linear classifier on each stage, and measure it on validation images."""
+    probes: list[tuple[float, np.ndarray]] = []
+    for of_stage in samples:
+        train, val = of_stage["train"], of_stage["val"]
+        model, strength = fit_probe(train.features_ND, train.labels_N, num_classes)
+        probes.append((strength, model.predict(val.features_ND) == val.labels_N))
+    last_N = probes[-1][1]
+    stages: list[Stage] = []
+    for depth, (of_stage, (strength, correct_N)) in enumerate(
+        zip(samples, probes, strict=True), start=1
+    ):
+        top1 = estimate([float(correct_N.mean())], len(correct_N))
+        stages.append(
+            Stage(
+                name=find(backbone).stages[depth - 1][0],
+                depth=depth,
+                num_features=of_stage["train"].features_ND.shape[1],
+                strength=strength,
+                top1=top1.mean,
+                low=top1.low,
+                high=top1.high,
+                p_better=compare(correct_N, last_N),
+                logme=measure_logme(*of_stage["train"]),
+            )
+        )
+    return tuple(stages)
+
+
+def compare(correct_N: np.ndarray, others_N: np.ndarray) -> float:
+    """Return how likely a classifier would be right where another is wrong on as many of the same
+    images, were it no better (McNemar's exact test, one-sided)."""
+    wins, losses = int((correct_N & ~others_N).sum()), int((others_N & ~correct_N).sum())
+    if wins + losses == 0:
+        return 1.0
+    return float(binomtest(wins, wins + losses, alternative="greater").pvalue)
