@@ -36,6 +36,7 @@ own --help:
 
   advise     measure how deep to thaw, before any sweep; --from-advice sweeps what it recommends
   promote    train a sweep's winner long, on validation images too, with several seeds, and test it
+  cache      list the features that sweeps share, and delete those used longest ago
   demo       a whole sweep on synthetic cars
 """
 
