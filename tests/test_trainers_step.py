@@ -13,7 +13,7 @@ from tests.conftest import with_head
 from trainers.backbones import build
 from trainers.config import NORMALIZATIONS, LossConfig, OptimConfig
 from trainers.freezing import train_mode
-from trainers.metrics import EVAL_SUMS, TRAIN_SUMS, Sums, stage_metrics
+from trainers.metrics import EVAL_SUMS, GRAD_NORM, PEAK_NORM, TRAIN_SUMS
 from trainers.mixing import build_mix
 from trainers.optim import build_optimizer
 from trainers.state import WeightAverage
@@ -102,7 +102,8 @@ def test_a_training_step_sums_over_its_images_before_the_update():
         model, build_optimizer(model, "toy", optim), images_BHWC, torch.tensor([0, 1]),
         settings=settings_of(optim),
     )  # fmt: skip
-    assert set(sums) == set(TRAIN_SUMS)
+    assert set(sums) == {*TRAIN_SUMS, PEAK_NORM}
+    assert 0 < sums[PEAK_NORM] <= sums[GRAD_NORM]
     e = torch.e
     expected = log(1 + 2 / e**2) + log(2 + e)
     assert sums["loss_sum"].item() == pytest.approx(expected, rel=1e-6)

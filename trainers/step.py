@@ -109,7 +109,7 @@ def train_step(
         scaler: of the loss, for float16.
 
     Returns:
-        `metrics.TRAIN_SUMS` as tensors on the device, measured before the update.
+        `metrics.TRAIN_SUMS` as tensors on the device, measured before the update, and PEAK_NORM.
     """
     scaler = scaler or GradScaler(enabled=False)
     optimizer.zero_grad()
