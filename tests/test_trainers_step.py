@@ -13,7 +13,14 @@ from tests.conftest import with_head
 from trainers.backbones import build
 from trainers.config import NORMALIZATIONS, LossConfig, OptimConfig
 from trainers.freezing import train_mode
-from trainers.metrics import EVAL_SUMS, GRAD_NORM, PEAK_NORM, TRAIN_SUMS
+from trainers.metrics import (
+    EVAL_SUMS,
+    GRAD_NORM,
+    PEAK_NORM,
+    TRAIN_SUMS,
+    Sums,
+    stage_metrics,
+)
 from trainers.mixing import build_mix
 from trainers.optim import build_optimizer
 from trainers.state import WeightAverage
