@@ -102,11 +102,11 @@ def build_all(config: TuningConfig, store: PrefixStore):
 def test_a_trial_on_features_has_the_losses_of_one_on_images(
     backbone: str, ray_cluster: str, easy_data: str, tmp_path: Path
 ) -> None:
-    """Behind first, middle and last stages; and it keeps the frozen tensors of the other."""
+    """Behind first and last stages; and it keeps the frozen tensors of the other."""
     config = sweep_of(backbone, easy_data, tmp_path)
     built = build_all(config, open_store(config))
     assert built.num_images == 2 * 48 + 17
-    for depth in config.space.freeze_depths[:: 3 if backbone == "mobilenet_v2" else 2]:
+    for depth in config.space.freeze_depths[:: 6 if backbone == "mobilenet_v2" else 2]:
         training = training_of(config.base, {INIT: "file", FREEZE_DEPTH: depth})
         images = replace(training, out=str(tmp_path / f"images-{depth}"))
         features = replace(training, out=f"{config.out}/trials/{depth}")

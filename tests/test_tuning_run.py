@@ -24,7 +24,7 @@ from tuning.config import SpaceConfig, TuningConfig
 from tuning.run import tune_sweep
 from tuning.search import point_of
 from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
-from tuning.trial import build_trial, config_of
+from tuning.trial import Shared, build_trial, config_of
 
 pytestmark = pytest.mark.ray
 
@@ -274,7 +274,7 @@ def test_workers_of_a_stopped_trial_are_freed_and_its_process_goes_on(
     """Stopped by Tune after one of fifty epochs, as ASHA would."""
     base = replace(sweep.base, epochs=50, cluster=ClusterConfig(num_workers=2))
     config = replace(sweep, base=base)
-    trial = build_trial(config, find_resources(), num_concurrent=1)
+    trial = build_trial(config, find_resources(), Shared(), num_concurrent=1)
     point = {INIT: "he", FREEZE_DEPTH: 0, LEARNING_RATE: 1e-3, CLIPNORM: None}
     tuner = ray.tune.Tuner(
         trial,
