@@ -26,6 +26,7 @@ from datasets.features import (
     DTYPE,
     Part,
     View,
+    count_bytes,
     read_part,
     read_view,
     view_uri,
@@ -58,7 +59,7 @@ class Entry:
 
     @property
     def image_bytes(self) -> int:
-        return int(np.prod(self.shape)) * DTYPE.itemsize
+        return count_bytes(self.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,15 +107,20 @@ def build_features(
     for entry in entries:
         text = json.dumps(entry.facts, indent=1).encode()
         storage.write_bytes(storage.join(entry.uri, "facts.json"), text)
-    missing = [(e, view) for e in entries for view in e.views if read_view(e.uri, view) is None]
+    missing = [
+        (at, view)
+        for at, entry in enumerate(entries)
+        for view in entry.views
+        if read_view(entry.uri, view) is None
+    ]
     if not missing:
         return Built()
     tasks = list(plan_tasks(entries, missing, data, manifest, ingest))
     found, left = _find_parts(entries, tasks)
     told, num_images = _execute(entries, left, ingest, seed, load, workers)
     problems: list[str] = []
-    for entry, view in missing:
-        at = entries.index(entry)
+    for at, view in missing:
+        entry = entries[at]
         needed = [t for t in tasks if at in t.entries and t.epoch == view]
         parts = [found.get((at, t.number)) or told.get((at, t.number)) for t in needed]
         if None in parts:
@@ -131,15 +137,19 @@ def build_features(
 
 def plan_tasks(
     entries: Sequence[Entry],
-    missing: Sequence[tuple[Entry, int]],
+    missing: Sequence[tuple[int, int]],
     data: str,
     manifest: Manifest,
     ingest: IngestConfig,
 ) -> Iterator[Task]:
-    """Cut every view that somebody lacks into parts of whole row groups."""
+    """Cut every view that somebody lacks into parts of whole row groups.
+
+    Args:
+        missing: place of an entry, and the view it lacks.
+    """
     wanted: dict[tuple[str, int], list[int]] = {}
-    for entry, view in missing:
-        wanted.setdefault((entry.split, view), []).append(entries.index(entry))
+    for at, view in missing:
+        wanted.setdefault((entries[at].split, view), []).append(at)
     num_images = sum(manifest.split(split).num_images for split, _ in wanted)
     image_bytes = max(3 * ingest.size_px**2, sum(entry.image_bytes for entry in entries))
     block = choose_block_images(num_images, image_bytes, int(ray.cluster_resources()["CPU"]))
@@ -211,9 +221,7 @@ def _execute(
         FeatureWriter,
         batch_size=None,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=min(workers.num_workers, len(tasks))),
-        num_cpus=workers.cpus_per_worker,
-        num_gpus=workers.gpus_per_worker,
+        **workers.actors(len(tasks)),
         fn_constructor_kwargs={
             "load": load,
             "entries": list(entries),

@@ -105,7 +105,12 @@ class Features:
 
     @property
     def image_bytes(self) -> int:
-        return int(np.prod(self.shape)) * DTYPE.itemsize
+        return count_bytes(self.shape)
+
+
+def count_bytes(shape: tuple[int, ...]) -> int:
+    """Return the size of an image's features."""
+    return int(np.prod(shape)) * DTYPE.itemsize
 
 
 def hash_facts(facts: dict[str, Any]) -> str:

@@ -51,6 +51,14 @@ class Workers:
     gpus_per_worker: int
     reader_cpus: float
 
+    def actors(self, num_blocks: int) -> dict[str, Any]:
+        """Options of a `map_batches` by these actors, no more of them than there are blocks."""
+        return {
+            "compute": ray.data.ActorPoolStrategy(size=min(self.num_workers, num_blocks)),
+            "num_cpus": self.cpus_per_worker,
+            "num_gpus": self.gpus_per_worker,
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -158,9 +166,7 @@ def _execute(
             PartWriter,
             batch_size=None,
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=min(workers.num_workers, len(blocks))),
-            num_cpus=workers.cpus_per_worker,
-            num_gpus=workers.gpus_per_worker,
+            **workers.actors(len(blocks)),
             fn_constructor_kwargs={"build": build, "folder": folder},
         )
     )

@@ -216,17 +216,8 @@ def test_a_sweep_ends_with_the_score(
 ) -> None:
     base = FinetuneConfig(data=advice.data)
     config = TuningConfig(base=base, advice=str(tmp_path / "advice"))
-    nothing = Savings(
-        expected=1.0,
-        num_on_features=0,
-        num_passes=0,
-        num_computed=0,
-        computed_s=0.0,
-        num_copied=0,
-        copied_s=0.0,
-    )
     trials = [standing(1, 2, 0.3, verdict=LEARNS_NOT)]
-    facts = {"sharing": nothing.to_dict(), "sync": []}
+    facts = {"sharing": Savings().to_dict(), "sync": []}
     run._close(config, read_manifest(advice.data), trials, facts)
     assert "Advice:       recommended freeze depth 2; no trial" in capsys.readouterr().out
 

@@ -19,10 +19,10 @@ from trainers.config import FinetuneConfig, ModelConfig, OptimConfig, TrackConfi
 from trainers.cut import Suffix, build_prefix
 from trainers.prefix import hash_tensors
 from trainers.runs import load_best_model
+from trainers.tracking import epoch_rows
 from tuning.cache import CacheConfig, evict, list_entries, run_cache
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.prefixes import PrefixStore
-from tuning.reuse import epoch_rows
 from tuning.sharing import plan_sharing
 from tuning.space import FREEZE_DEPTH, INIT, training_of
 
@@ -89,7 +89,7 @@ def build_all(config: TuningConfig, store: PrefixStore):
     plan = plan_sharing(
         config,
         read_manifest(config.base.data),
-        free_bytes=1e9,
+        free_bytes=lambda: 1e9,
         missing_bytes=lambda prefix: prefix.num_bytes,
     )
     return store.build(
@@ -134,7 +134,7 @@ def test_another_weight_size_policy_or_seed_is_another_entry(
     (prefix, *_) = plan_sharing(
         config,
         read_manifest(easy_data),
-        free_bytes=1e9,
+        free_bytes=lambda: 1e9,
         missing_bytes=lambda prefix: prefix.num_bytes,
     ).prefixes
 

@@ -12,7 +12,8 @@ from tests.conftest import small_training
 from trainers import checkpoint, launch, metrics
 from trainers.config import FinetuneConfig, ModelConfig, OptimConfig, TrackConfig
 from trainers.runs import load_best_model, read_result
-from tuning.reuse import Known, copy_run, epoch_rows, find_known, read_origin, record, result_key
+from trainers.tracking import epoch_rows
+from tuning.reuse import Known, copy_run, find_known, read_origin, record, result_key
 
 
 @pytest.mark.parametrize(

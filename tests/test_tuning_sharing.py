@@ -36,7 +36,7 @@ def plan(config: TuningConfig, *, free_gib: float = 1.0, present: bool = False) 
     return plan_sharing(
         config,
         read_manifest(config.base.data),
-        free_bytes=free_gib * GIB,
+        free_bytes=lambda: free_gib * GIB,
         missing_bytes=lambda prefix: 0 if present else prefix.num_bytes,
     )
 

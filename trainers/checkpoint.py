@@ -12,6 +12,7 @@ and DDP runs share one format and one rule: the run folder alone resumes, under 
 import hashlib
 import json
 import logging
+import math
 from dataclasses import asdict, dataclass, field, replace
 from operator import attrgetter
 from typing import Any
@@ -192,8 +193,14 @@ def read_progress(run: str, step: int) -> Progress | None:
     """Read how far a checkpoint had come; None where its folder is not a whole checkpoint."""
     try:
         values = json.loads(storage.read_bytes(storage.join(folder(run, step), PROGRESS)))
+        unknown = {"peak_norm": math.inf}  # in a checkpoint of an older Thaw: nobody looked
         return Progress(
-            **{**values, "classes": tuple(values["classes"]), "losses": tuple(values["losses"])}
+            **{
+                **unknown,
+                **values,
+                "classes": tuple(values["classes"]),
+                "losses": tuple(values["losses"]),
+            }
         )
     except FileNotFoundError:
         return None  # the process was killed while it wrote this folder

@@ -27,9 +27,14 @@ def resolve_depth(backbone: str, depth: FreezeDepth) -> int:
     return depth if depth >= 0 else len(stages) + depth
 
 
+def count_frozen(config: ModelConfig) -> int:
+    """Return how many stages a network keeps frozen; raises as `resolve_depth`."""
+    return resolve_depth(config.backbone, config.freeze_depth)
+
+
 def is_head_only(config: ModelConfig) -> bool:
     """Tell whether every stage is frozen, so that only the head trains."""
-    return resolve_depth(config.backbone, config.freeze_depth) == len(find(config.backbone).stages)
+    return count_frozen(config) == len(find(config.backbone).stages)
 
 
 def freeze(model: nn.Module, backbone_name: str, depth: int) -> None:

@@ -19,6 +19,7 @@ import wandb
 from pyarrow import fs
 
 from datasets import storage
+from trainers import metrics
 from trainers.config import TrackConfig
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,11 @@ def read_rows(run: str) -> list[Row]:
     except FileNotFoundError:
         return []
     return [json.loads(line) for line in content.decode().splitlines()]
+
+
+def epoch_rows(run: str) -> list[Row]:
+    """Rows of a run that end an epoch and tell its val/top1."""
+    return [row for row in read_rows(run) if metrics.VAL_TOP1 in row]
 
 
 class RunMirror:

@@ -13,7 +13,8 @@ from scipy.stats import binom
 
 from datasets import storage
 from trainers import metrics
-from tuning.reuse import epoch_rows, read_origin
+from trainers.tracking import epoch_rows
+from tuning.reuse import read_origin
 from tuning.space import AXES, Point, show
 
 CONFIDENCE = 0.95

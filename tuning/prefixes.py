@@ -4,7 +4,7 @@ SWEEP/prefixes/NAME.safetensors   the frozen tensors, which the trials' checkpoi
 CACHE/features/KEY/               as datasets/features.py lays them out
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import ray
 import safetensors.torch
@@ -47,6 +47,7 @@ class PrefixStore:
         self._plan = plan_workers(resources, ClusterConfig(device=config.base.cluster.device))
         self._cache = cache_uri(config.out, config.cache)
         self._networks: dict[str, FrozenNetwork] = {}
+        self._known_entries: dict[Key, list[Entry]] = {}
 
     def missing_bytes(self, prefix: Prefix) -> float:
         """What the cache lacks of a prefix' features."""
@@ -86,7 +87,7 @@ class PrefixStore:
         ready: dict[Key, feed.Prefix] = {}
         for depth, of_depth in entries.items():
             if (features := self._open(of_depth)) is not None:
-                name = self._keep_tensors(network, depth)
+                name = self._keep_tensors(network, depth, of_depth[0].facts["weights_sha256"])
                 ready[init, depth] = feed.Prefix(depth=depth, features=features, tensors=name)
         return BuiltPrefixes(
             prefixes=ready,
@@ -113,12 +114,12 @@ class PrefixStore:
             for split, of_split in whole.items()
         }
 
-    def _keep_tensors(self, network: FrozenNetwork, depth: int) -> str:
+    def _keep_tensors(self, network: FrozenNetwork, depth: int, sha256: str) -> str:
         """Write the frozen tensors that the checkpoints of trials will lack; returns their name."""
-        tensors = {name: t.contiguous() for name, t in network.tensors(depth).items()}
-        name = f"{hash_tensors(tensors)[:24]}.safetensors"
+        name = f"{sha256[:24]}.safetensors"
         uri = storage.join(self._config.out, "prefixes", name)
         if not storage.exists(uri):
+            tensors = {name: t.contiguous() for name, t in network.tensors(depth).items()}
             storage.write_bytes(uri, safetensors.torch.save(tensors))
         return name
 
@@ -140,13 +141,17 @@ class PrefixStore:
         return self._config.feature_cache_gib * 2**30 - used
 
     def _entries(self, prefix: Prefix, *, output: int) -> list[Entry]:
-        return plan_entries(
-            self._network(prefix.init),
-            prefix.depth,
-            output=output,
-            shape=prefix.shape,
-            num_views=prefix.num_views,
-            manifest=self._manifest,
-            cache=self._cache,
-            use_gpu=self._plan.use_gpu,
-        )
+        """Return where a prefix' features lie; known once, as its weights have to be hashed."""
+        key = prefix.init, prefix.depth
+        if key not in self._known_entries:
+            self._known_entries[key] = plan_entries(
+                self._network(prefix.init),
+                prefix.depth,
+                output=output,
+                shape=prefix.shape,
+                num_views=prefix.num_views,
+                manifest=self._manifest,
+                cache=self._cache,
+                use_gpu=self._plan.use_gpu,
+            )
+        return [replace(entry, output=output) for entry in self._known_entries[key]]

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasets import storage
-from trainers import checkpoint, metrics
+from trainers import checkpoint
 from trainers.checkpoint import Progress, prefix_uri
 from trainers.config import FinetuneConfig
 from trainers.freezing import is_head_only
 from trainers.runs import FREE_IN_INGEST, is_over, read_config
-from trainers.tracking import Row, read_rows
 
 FORMAT_VERSION = 1
 FREE = ("out", "track", "checkpoint_every_steps")
@@ -112,7 +111,9 @@ def copy_run(known: Known, config: FinetuneConfig) -> None:
     """Make a run folder of `config` out of a known run."""
     run, target = known.run, config.out
     for name in storage.list_names(storage.join(run, "checkpoints")):
-        copy_folder(*(storage.join(of, "checkpoints", name) for of in (run, target)))
+        source, beside = (storage.join(of, "checkpoints", name) for of in (run, target))
+        for file in storage.list_names(source):
+            copy_file(storage.join(source, file), storage.join(beside, file))
     progress = checkpoint.latest_progress(run)
     if progress is not None and progress.prefix is not None:
         copy_file(prefix_uri(run, progress.prefix), prefix_uri(target, progress.prefix))
@@ -134,16 +135,6 @@ def read_origin(run: str) -> Known | None:
         return Known(**json.loads(storage.read_bytes(storage.join(run, COPIED))))
     except FileNotFoundError:
         return None
-
-
-def epoch_rows(run: str) -> list[Row]:
-    """Rows of a run that end an epoch."""
-    return [row for row in read_rows(run) if metrics.VAL_TOP1 in row]
-
-
-def copy_folder(source: str, target: str) -> None:
-    for name in storage.list_names(source):
-        copy_file(storage.join(source, name), storage.join(target, name))
 
 
 def copy_file(source: str, target: str) -> None:

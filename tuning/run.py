@@ -16,11 +16,10 @@ from cluster.scaling import in_process, max_concurrent_trials, plan_workers
 from datasets import storage
 from datasets.shards import Manifest
 from trainers import launch, metrics
-from trainers.config import FinetuneConfig
-from trainers.freezing import is_head_only, resolve_depth
-from trainers.runs import FREE_IN_INGEST
+from trainers.freezing import count_frozen, is_head_only
 from tuning.advice import read_advice, score_advice
 from tuning.cache import cache_uri
+from tuning.check import check, facts_of
 from tuning.config import TuningConfig
 from tuning.heads import train_heads
 from tuning.leaderboard import (
@@ -41,20 +40,6 @@ from tuning.space import left_out, models, show, training_of
 from tuning.trial import Shared, build_trial
 from tuning.winner import evaluate_once, train_longer
 
-# What may differ when a sweep is resumed; all else would make it another sweep.
-FREE_TO_CHANGE = (
-    "out",
-    "base.out",
-    "base.cluster.",
-    "base.track.",
-    "advice",
-    "evaluate_winner",
-    "share",
-    "cache",
-    "feature_cache_gib",
-    *(f"base.ingest.{name}" for name in FREE_IN_INGEST),
-)
-
 
 def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]:
     """Run, resume or reuse the sweep in `config.out`; print and return its answer.
@@ -71,7 +56,7 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
     """
     base = launch.with_absolute_paths(replace(config.base, out=config.out))
     config = replace(config, base=base, out=base.out)
-    manifest = _check(config)
+    manifest = check(config)
     known = read_leaderboard(config.out)
     if known is not None and all(row.state != "failed" for row in known[0]):
         standings, facts = known
@@ -83,13 +68,13 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
     num_trials = count_trials(config)
     store = PrefixStore(config, manifest, resources)
     plan = plan_sharing(
-        config, manifest, free_bytes=store.free_bytes(), missing_bytes=store.missing_bytes
+        config, manifest, free_bytes=store.free_bytes, missing_bytes=store.missing_bytes
     )
     num_concurrent = min(_count_concurrent(config, resources, plan), num_trials)
     _announce(config, manifest, resources, plan, num_trials, num_concurrent)
     if explain:
         raise SystemExit(0)
-    text = json.dumps(_facts(config, manifest), indent=1).encode()
+    text = json.dumps(facts_of(config, manifest), indent=1).encode()
     storage.write_bytes(storage.join(config.out, "config.json"), text)
     # Run folders hold the metrics; Tune need not write them a second time.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
@@ -132,41 +117,6 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
     return _close(config, manifest, standings, facts)
 
 
-def _check(config: TuningConfig) -> Manifest:
-    """Find the user's errors before anything starts, in every network of the space."""
-    manifest, *_ = [launch.check(training_of(config.base, model)) for model in models(config.space)]
-    uri = storage.join(config.out, "config.json")
-    if storage.exists(uri):
-        # A field that an older Thaw did not write had what is its default now.
-        defaults = dict(_flatten(TuningConfig(base=FinetuneConfig(data="")).to_dict()))
-        before = defaults | dict(_flatten(json.loads(storage.read_bytes(uri))))
-        if before.get("data_fingerprint") != manifest.fingerprint:
-            raise ValueError(
-                f"data is {config.base.data!r}: it was prepared anew since the sweep in "
-                f"{config.out} began, and is another data set now; use another --out"
-            )
-        for field, value in _flatten(_facts(config, manifest)):
-            if not field.startswith(FREE_TO_CHANGE) and before.get(field) != value:
-                raise ValueError(
-                    f"{field} is {value!r}: the sweep in {config.out} has {before.get(field)!r}; "
-                    "use the same value to resume it, or another --out"
-                )
-    return manifest
-
-
-def _facts(config: TuningConfig, manifest: Manifest) -> dict[str, Any]:
-    """What config.json says: a sweep is of one config and one data set."""
-    return config.to_dict() | {"data_fingerprint": manifest.fingerprint}
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
 def _share(
     config: TuningConfig, manifest: Manifest, store: PrefixStore, built: BuiltPrefixes
 ) -> Shared:
@@ -197,10 +147,9 @@ def without_lone_workers(config: TuningConfig, resources: Resources) -> TuningCo
 def _count_concurrent(config: TuningConfig, resources: Resources, plan: SharingPlan) -> int:
     """Trials side by side: heads on features take a CPU each, the others share the cluster."""
     trainings = [training_of(config.base, model) for model in models(config.space)]
-    name = config.base.model.backbone
     if resources.num_gpus == 0 and all(
         is_head_only(training.model)
-        and plan.find(training.model.init, resolve_depth(name, training.model.freeze_depth))
+        and plan.find(training.model.init, count_frozen(training.model))
         for training in trainings
     ):
         return int(resources.num_cpus)
@@ -289,7 +238,8 @@ def _close(
         recommended = read_advice(config.advice).recommended
         line = score_advice(recommended, config.base.model.backbone, standings)
         print(f"Advice:       {line}")
-    for line in Savings(**facts["sharing"]).describe():
+    savings = Savings(**facts.get("sharing", {}))  # an older Thaw's leaderboard has none
+    for line in savings.describe():
         print(f"Shared:       {line}")
     for command in facts["sync"]:
         print(f"Sync W&B:     {command}")
@@ -297,6 +247,6 @@ def _close(
         "out": config.out,
         "winner": winner.to_dict() if winner else None,
         "test": test,
-        "sharing": facts["sharing"],
+        "sharing": savings.to_dict(),
         "trials": [row.to_dict() for row in standings],
     }

@@ -13,18 +13,18 @@ from tuning.sharing import SharingPlan
 class Savings:
     """Passes of images through frozen stages that trials did not have to compute, and copies."""
 
-    expected: float
+    expected: float = 1.0
     """How many times fewer FLOPs the plan promised."""
-    num_on_features: int
+    num_on_features: int = 0
     """Trials that trained on features."""
-    num_passes: int
+    num_passes: int = 0
     """Passes through frozen stages that they would have computed."""
-    num_computed: int
+    num_computed: int = 0
     """Passes that were computed instead, once for all."""
-    computed_s: float
-    num_copied: int
+    computed_s: float = 0.0
+    num_copied: int = 0
     """Trials whose training was known."""
-    copied_s: float
+    copied_s: float = 0.0
     """What their origins had taken."""
 
     def describe(self) -> list[str]:

@@ -12,8 +12,8 @@ from ray.tune.search.optuna import OptunaSearch
 
 from datasets import storage
 from trainers import metrics
+from trainers.tracking import epoch_rows
 from tuning.config import DEFAULT_TRIALS, TuningConfig
-from tuning.reuse import epoch_rows
 from tuning.space import Point, points, suggest
 
 STATE_FOLDER = "tune"

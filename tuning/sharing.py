@@ -11,16 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from datasets.features import DTYPE
+from datasets.features import count_bytes
 from datasets.shards import Manifest
 from trainers.backbones import find, on_meta
 from trainers.config import FinetuneConfig
 from trainers.cut import Suffix, build_prefix
-from trainers.freezing import resolve_depth
+from trainers.freezing import count_frozen, resolve_depth
 from tuning.config import TuningConfig
 from tuning.search import count_trials
 from tuning.space import FREEZE_DEPTH, INIT, Point, models, points, training_of
@@ -38,8 +37,6 @@ class Prefix:
     stage: str
     num_trials: float
     """Expected, where the search draws them."""
-    trial_epochs: float
-    """Expected of a trial, as some are pruned."""
     num_views: int
     """Of each training image; a validation image has one."""
     shape: tuple[int, ...]
@@ -97,7 +94,7 @@ def plan_sharing(
     config: TuningConfig,
     manifest: Manifest,
     *,
-    free_bytes: float,
+    free_bytes: Callable[[], float],
     missing_bytes: Callable[[Prefix], float],
 ) -> SharingPlan:
     """Choose the prefixes that are worth building.
@@ -116,6 +113,7 @@ def plan_sharing(
     counts = _count_trials(config)
     num_train, num_val = (manifest.split(split).num_images for split in ("train", "val"))
     num_views = base.ingest.num_views(base.epochs)
+    num_passes = num_views * num_train + num_val
 
     def cost(prefix_flops: float, *, on_features: bool) -> float:
         """FLOPs of one trial."""
@@ -129,14 +127,13 @@ def plan_sharing(
         without += number * cost(flops, on_features=False)
         if depth == 0:
             continue
-        num_bytes = (num_views * num_train + num_val) * int(np.prod(shape)) * DTYPE.itemsize
+        num_bytes = num_passes * count_bytes(shape)
         saved = number * (cost(flops, on_features=False) - cost(flops, on_features=True))
         prefix = Prefix(
             init=init,
             depth=depth,
             stage=find(base.model.backbone).stages[depth - 1][0],
             num_trials=number,
-            trial_epochs=epochs,
             num_views=num_views,
             shape=shape,
             num_bytes=num_bytes,
@@ -148,8 +145,8 @@ def plan_sharing(
     problems, saving = _choose(
         [prefix for prefix in prefixes if not prefix.problem],
         gains,
-        num_passes=num_views * num_train + num_val,
-        free_bytes=free_bytes,
+        num_passes=num_passes,
+        free_bytes=free_bytes(),
         missing_bytes=missing_bytes,
         min_saving=MIN_SAVING * without,
     )
@@ -181,19 +178,20 @@ def _choose(
     problems: dict[tuple[str, int], str] = {}
     for prefix in sorted(prefixes, key=lambda p: -gains[p.init, p.depth]):
         key = prefix.init, prefix.depth
+        missing = missing_bytes(prefix)
         pass_flops = max(0.0, prefix.flops - computed.get(prefix.init, 0.0)) * num_passes
-        gain = gains[key] - (pass_flops if missing_bytes(prefix) else 0.0)
+        gain = gains[key] - (pass_flops if missing else 0.0)
         if gain < min_saving:
             problems[key] = "as computing it once saves next to nothing"
-        elif missing_bytes(prefix) > free_bytes:
+        elif missing > free_bytes:
             problems[key] = (
                 f"as its features take {prefix.num_bytes / 2**30:.3g} GiB and the cache has room "
                 f"for {max(0.0, free_bytes) / 2**30:.3g} (--feature-cache-gib, `tuning cache`)"
             )
         else:
-            free_bytes -= missing_bytes(prefix)
+            free_bytes -= missing
             saving += gain
-            if missing_bytes(prefix):
+            if missing:
                 computed[prefix.init] = max(prefix.flops, computed.get(prefix.init, 0.0))
     return problems, saving
 
@@ -238,11 +236,10 @@ def _depths(config: TuningConfig) -> list[int]:
 
 def _count_trials(config: TuningConfig) -> dict[tuple[str, int], float]:
     """Count the trials of each initialization and depth, or expect them where they are drawn."""
-    name = config.base.model.backbone
 
     def key(point: Point) -> tuple[str, int]:
         model = training_of(config.base, point).model
-        return model.init, resolve_depth(name, model.freeze_depth)
+        return model.init, count_frozen(model)
 
     if config.search == "optuna":
         listed = models(config.space)

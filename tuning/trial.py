@@ -14,10 +14,11 @@ from datasets import storage
 from trainers import launch
 from trainers.config import FinetuneConfig
 from trainers.feed import Prefix
-from trainers.freezing import is_head_only, resolve_depth
+from trainers.freezing import count_frozen, is_head_only
 from trainers.runs import is_over, read_result
+from trainers.tracking import epoch_rows
 from tuning.config import TuningConfig
-from tuning.reuse import copy_run, epoch_rows, find_known, result_key
+from tuning.reuse import copy_run, find_known, result_key
 from tuning.search import point_of, run_folder
 from tuning.space import Point, training_of
 
@@ -45,8 +46,7 @@ class Shared:
 
     def prefix_of(self, config: FinetuneConfig) -> Prefix | None:
         """Return the features that a training can use instead of images."""
-        depth = resolve_depth(config.model.backbone, config.model.freeze_depth)
-        return self.prefixes.get((config.model.init, depth))
+        return self.prefixes.get((config.model.init, count_frozen(config.model)))
 
     def results_of(self, config: FinetuneConfig) -> str | None:
         """URI of the folder of known results that differ from a training's in a clipnorm alone."""

@@ -1,0 +1,62 @@
+"""Whether a sweep can run, and whether OUT may resume it."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from datasets import storage
+from datasets.shards import Manifest
+from trainers import launch
+from trainers.config import FinetuneConfig
+from trainers.runs import FREE_IN_INGEST
+from tuning.config import TuningConfig
+from tuning.space import models, training_of
+
+# What may differ when a sweep is resumed; all else would make it another sweep.
+FREE_TO_CHANGE = (
+    "out",
+    "base.out",
+    "base.cluster.",
+    "base.track.",
+    "advice",
+    "evaluate_winner",
+    "share",
+    "cache",
+    "feature_cache_gib",
+    *(f"base.ingest.{name}" for name in FREE_IN_INGEST),
+)
+
+
+def check(config: TuningConfig) -> Manifest:
+    """Find the user's errors before anything starts, in every network of the space."""
+    manifest, *_ = [launch.check(training_of(config.base, model)) for model in models(config.space)]
+    uri = storage.join(config.out, "config.json")
+    if storage.exists(uri):
+        # A field that an older Thaw did not write had what is its default now.
+        defaults = dict(_flatten(TuningConfig(base=FinetuneConfig(data="")).to_dict()))
+        before = defaults | dict(_flatten(json.loads(storage.read_bytes(uri))))
+        if before.get("data_fingerprint") != manifest.fingerprint:
+            raise ValueError(
+                f"data is {config.base.data!r}: it was prepared anew since the sweep in "
+                f"{config.out} began, and is another data set now; use another --out"
+            )
+        for field, value in _flatten(facts_of(config, manifest)):
+            if not field.startswith(FREE_TO_CHANGE) and before.get(field) != value:
+                raise ValueError(
+                    f"{field} is {value!r}: the sweep in {config.out} has {before.get(field)!r}; "
+                    "use the same value to resume it, or another --out"
+                )
+    return manifest
+
+
+def facts_of(config: TuningConfig, manifest: Manifest) -> dict[str, Any]:
+    """What config.json says: a sweep is of one config and one data set."""
+    return config.to_dict() | {"data_fingerprint": manifest.fingerprint}
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
