@@ -1,0 +1,80 @@
+"""What a run comes from: its command, the commit of this code, and the versions it ran with."""
+
+import os
+import shlex
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from cluster.entry import ROOT
+
+COMMIT_VAR = "THAW_COMMIT"
+"""Names the commit where the code lies without its repository, as in a container image."""
+PACKAGES = ("ray", "torch", "torchvision", "albumentations", "opencv-python-headless", "wandb")
+GIT_TIMEOUT_S = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where the results of this process come from."""
+
+    command: str
+    commit: str | None
+    """Hash of the commit, `-dirty` where files differ from it; None where nobody knows."""
+    versions: dict[str, str]
+    started_at: str
+    """UTC, ISO 8601."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def find_provenance() -> Provenance:
+    """Look at this process; call it in the driver, whose command line is the user's."""
+    return Provenance(
+        command=find_command(sys.argv),
+        commit=find_commit(ROOT),
+        versions={name: found for name in PACKAGES if (found := _version(name)) is not None},
+        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def find_command(argv: list[str]) -> str:
+    """Write the command line that started a process: `python -m tuning --data runs/cars`."""
+    program = Path(argv[0])
+    is_room = program.name == "__main__.py"
+    words = ["-m", program.parent.name] if is_room else [str(program)]
+    return shlex.join(["python", *words, *argv[1:]])
+
+
+def find_commit(root: Path) -> str | None:
+    """Return the commit of the repository whose top is `root`; None where it is none."""
+    if not (root / ".git").exists():
+        return os.environ.get(COMMIT_VAR)
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):  # git is missing, or the repository has none yet
+        return os.environ.get(COMMIT_VAR)
+    return f"{commit}-dirty" if changed else commit
+
+
+def _git(root: Path, *arguments: str) -> str:
+    return subprocess.run(
+        ["git", "-C", str(root), *arguments],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=GIT_TIMEOUT_S,
+    ).stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
