@@ -256,7 +256,12 @@ def snippet(name: str, facts: CardFacts) -> list[str]:
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """Return the lines of a Markdown table."""
     lines: list[Sequence[str]] = [head, ("---",) * len(head), *rows]
-    return [f"| {' | '.join(line)} |" for line in lines]
+    return [f"| {' | '.join(_escape(cell) for cell in line)} |" for line in lines]
+
+
+def _escape(cell: str) -> str:
+    """Keep a cell in one piece: a class may have a bar in its name."""
+    return cell.replace("|", "\\|")
 
 
 def basename(uri: str) -> str:

@@ -33,7 +33,7 @@ class Findings:
     config: dict[str, Any]
     """What config.json holds."""
     standings: Sequence[Standing]
-    """None while it runs."""
+    """Its leaderboard; empty while it runs."""
     savings: Savings
     started: dict[str, Any] | None
     """What started.json holds; None in a sweep of an older Thaw."""
@@ -196,9 +196,9 @@ def describe_origin(findings: Findings) -> list[str]:
 
 
 def reproduce(findings: Findings) -> list[str]:
-    """Return the commands that run the same sweep; none where they were not recorded."""
+    """Return the commands that run the same sweep."""
     if findings.started is None:
-        return []
+        return ["# not recorded: this sweep is of an older Thaw"]
     commit = findings.started["commit"]
     checkout = []
     if commit is not None:
@@ -212,9 +212,9 @@ def list_next(findings: Findings) -> list[str]:
     """Return the commands that follow."""
     winner, sweep = findings.winner, shlex.quote(findings.sweep)
     if winner is None:
-        return []
+        return ["# none: no trial learned; search another space"]
     if findings.promoted is not None:
         run = findings.promoted["run"]
-        out = storage.join(findings.sweep, "promoted", "exported")
+        out = storage.join(findings.sweep, "exported")
         return [shlex.join(["python", "-m", "trainers", "export", "--run", run, "--out", out])]
     return [f"python -m tuning promote --sweep {sweep}", train_longer(winner, findings.sweep)]

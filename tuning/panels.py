@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-from wandb_workspaces.reports import v2 as wr
+from wandb_workspaces.reports.v2 import interface as wr
 
 from trainers import metrics
 from tuning.space import AXES, LEARNING_RATE
@@ -28,6 +28,11 @@ def where(group: str, *job_types: str) -> str:
     if not job_types:
         return of_group
     return f'{of_group} and Metric("JobType") in [{", ".join(map(_quote, job_types))}]'
+
+
+def where_id(run_id: str) -> str:
+    """Write W&B's filter for one run."""
+    return f'Metric("ID") == {_quote(run_id)}'
 
 
 def _quote(text: str) -> str:
@@ -52,9 +57,7 @@ def arrange(*rows: Sequence[Any], height: int = 9) -> list[Any]:
 
 def curves(*names: str, axis: str) -> wr.LinePlot:
     """Draw metrics of trainings over `epoch` or `global_step`."""
-    return wr.LinePlot(
-        title=", ".join(names), x=axis, y=list(names), max_runs_to_show=MAX_CURVES
-    )
+    return wr.LinePlot(title=", ".join(names), x=axis, y=list(names), max_runs_to_show=MAX_CURVES)
 
 
 def stage_curves(name: str) -> wr.LinePlot:

@@ -5,9 +5,10 @@ by it.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from wandb_workspaces import workspaces as ws
-from wandb_workspaces.reports import v2 as wr
+from wandb_workspaces.reports.v2 import interface as wr
 
 from trainers import metrics
 from trainers.metrics import EPOCH, GLOBAL_STEP
@@ -77,9 +78,7 @@ def build_sweep_review(
         project=project,
         name=panels.name_view(f"Sweep review: {group}"),
         sections=[
-            _section(
-                "What decides", panels.parallel_coordinates(), panels.importance(), columns=2
-            ),
+            _section("What decides", panels.parallel_coordinates(), panels.importance(), columns=2),
             _section(
                 "How deep to thaw",
                 panels.best_by(FREEZE_DEPTH),
@@ -100,7 +99,7 @@ def build_sweep_review(
     )
 
 
-def _section(name: str, *shown: object, columns: int = 3) -> ws.Section:
+def _section(name: str, *shown: Any, columns: int = 3) -> ws.Section:
     return ws.Section(
         name=name,
         panels=list(shown),
