@@ -10,6 +10,7 @@ from datasets.shards import Manifest, Shard, Split, write_manifest
 from trainers import checkpoint
 from trainers.checkpoint import Progress
 from trainers.config import FinetuneConfig, ModelConfig, OptimConfig
+from trainers.evaluations import folder_of
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.findings import read_findings
 from tuning.leaderboard import LEARNS, LEARNS_NOT, Standing, write_leaderboard
@@ -54,7 +55,6 @@ def write_sweep(folder: Path, *, promoted: bool = True) -> str:
         optim=OptimConfig(learning_rate=1e-3, clipnorm=1.0),
     )
     write_run(trial, Progress(epoch=8, val_top1=0.95, best_epoch=8), top1=0.9375)
-    storage.write_bytes(f"{trial.out}/wandb_id", b"0123456789abcdef")
     if promoted:
         seed = replace(trial, out=f"{sweep}/promoted/seed-0", epochs=30, train_on="train+val")
         write_run(seed, Progress(epoch=30, best_epoch=30), top1=0.96875)
@@ -117,6 +117,8 @@ def write_run(config: FinetuneConfig, progress: Progress, *, top1: float) -> Non
         ],
     }
     write_json(config.out, "evaluation_test.json", evaluation)
+    for folder in (config.out, folder_of(config.out, "test")):
+        storage.write_bytes(f"{folder}/wandb_id", f"of {Path(folder).name}".encode())
 
 
 def example_promotion(run: str) -> dict[str, Any]:
@@ -125,6 +127,7 @@ def example_promotion(run: str) -> dict[str, Any]:
     intervals = {name: {"mean": mean, "low": 0.8, "high": 1.0} for name, mean in shares.items()}
     return {
         "run": run,
+        "epochs": 30,
         "num_images": 32,
         "confidence": 0.95,
         "interval": "t over 2 seeds",

@@ -10,12 +10,12 @@ import torch
 from datasets import storage
 from datasets.shards import read_manifest
 from trainers import checkpoint, metrics
-from trainers.evaluate import read_evaluation
+from trainers.alerts import CONFIDENCE
+from trainers.evaluations import folder_of, read_evaluation
 from trainers.model_card import CardFacts, basename, result_rows, table
 from trainers.runs import read_config
 from trainers.settings import step_settings
 from tuning.findings import Findings
-from tuning.leaderboard import CONFIDENCE
 from tuning.seeds import MEASURES, Estimate, estimate
 
 NUM_SHOWN = 10
@@ -32,8 +32,10 @@ class Card:
     """Of that run; `files` are none, as nothing is exported yet."""
     promoted: Mapping[str, Any] | None
     """What promoted.json holds; None where the winner was not promoted."""
-    winner_id: str | None
-    """W&B id of the sweep's winner; None where W&B was off."""
+    run_id: str | None
+    """W&B id of that training; None where W&B was off."""
+    evaluation_id: str | None
+    """W&B id of its evaluation on the test split."""
 
 
 def read_card(findings: Findings) -> Card | None:
@@ -64,11 +66,17 @@ def read_card(findings: Findings) -> Card | None:
         ),
         commit=None,
     )
-    return Card(run=run, facts=facts, promoted=promoted, winner_id=_find_id(winner.run))
+    return Card(
+        run=run,
+        facts=facts,
+        promoted=promoted,
+        run_id=_find_id(run),
+        evaluation_id=_find_id(folder_of(run, "test")),
+    )
 
 
-def _find_id(run: str) -> str | None:
-    uri = storage.join(run, "wandb_id")
+def _find_id(folder: str) -> str | None:
+    uri = storage.join(folder, "wandb_id")
     return storage.read_bytes(uri).decode() if storage.exists(uri) else None
 
 

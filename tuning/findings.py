@@ -14,7 +14,7 @@ from typing import Any
 
 from datasets import storage
 from trainers import metrics
-from trainers.evaluate import read_evaluation
+from trainers.evaluations import read_evaluation
 from trainers.model_card import basename, table
 from tuning.leaderboard import Standing, find_winner, read_leaderboard
 from tuning.savings import Savings
@@ -140,11 +140,15 @@ def _advise(depth: object) -> str:
         case 0:
             return "Thaw the whole network (freeze depth 0)"
         case int() if depth > 0:
-            return f"Keep the first {depth} stages frozen (freeze depth {depth})"
+            return f"Freeze the first {_stages(depth)} (freeze depth {depth})"
         case int():
-            return f"Thaw the last {-depth} stages (freeze depth {depth})"
+            return f"Thaw the last {_stages(-depth)} (freeze depth {depth})"
         case _:
             return f"Train the head alone (freeze depth {depth})"
+
+
+def _stages(number: int) -> str:
+    return "stage" if number == 1 else f"{number} stages"
 
 
 def describe_test(findings: Findings) -> str | None:
@@ -156,9 +160,17 @@ def describe_test(findings: Findings) -> str | None:
     test = read_evaluation(winner.run, "test", epoch=winner.best_epoch, fingerprint=fingerprint)
     if test is None:
         return None
-    return (
+    found = (
         f"On the {test['num_images']} test images, which chose nothing: top-1 "
-        f"{test[metrics.TEST_TOP1]:.3f}, top-5 {test[metrics.TEST_TOP5]:.3f}."
+        f"{test[metrics.TEST_TOP1]:.3f}, top-5 {test[metrics.TEST_TOP5]:.3f}"
+    )
+    if findings.promoted is None:
+        return f"{found}."
+    top1 = findings.promoted[metrics.TEST_TOP1]
+    return (
+        f"{found}; promoted, trained for {findings.promoted['epochs']} epochs: top-1 "
+        f"{top1['mean']:.3f} ({findings.promoted['confidence']:.0%} interval {top1['low']:.3f}-"
+        f"{top1['high']:.3f}, {findings.promoted['interval']})."
     )
 
 

@@ -16,8 +16,8 @@ from tuning.space import AXES, LEARNING_RATE
 BEST = metrics.VAL_BEST_TOP1
 MAX_CURVES = 100
 """Runs that a panel draws at once; W&B's own default is 10."""
-TRIAL, SWEEP, PROMOTED = "trial", "sweep", "promote"
-"""Job types of a sweep's runs."""
+SWEEP = "sweep"
+"""Job type of the run that sums a sweep up."""
 GRID_COLUMNS = 24
 """Of a report."""
 
@@ -75,13 +75,13 @@ def table(name: str) -> wr.WeavePanelSummaryTable:
     return wr.WeavePanelSummaryTable(table_name=name)
 
 
-def confusion_matrix() -> wr.CustomChart:
-    """Draw what `wandb.plot.confusion_matrix` left as `val/confusion`."""
+def confusion_matrix(split: str) -> wr.CustomChart:
+    """Draw what `wandb.plot.confusion_matrix` left as `SPLIT/confusion`."""
     return wr.CustomChart(
-        query={"summaryTable": {"tableKey": "val/confusion_table"}},
+        query={"summaryTable": {"tableKey": f"{split}/confusion_table"}},
         chart_name="wandb/confusion_matrix/v1",
         chart_fields={field: field for field in ("Actual", "Predicted", "nPredictions")},
-        chart_strings={"title": "val/confusion"},
+        chart_strings={"title": f"{split}/confusion"},
     )
 
 

@@ -9,6 +9,8 @@ from wandb_workspaces.reports.v2 import interface as wr
 from datasets import storage
 from trainers import metrics, model_card
 from trainers.metrics import EPOCH, GLOBAL_STEP
+from trainers.mirror import TRIAL
+from trainers.wandb_media import MAX_CHART_CLASSES
 from tuning import card as of_model
 from tuning import findings as of_sweep
 from tuning import panels
@@ -34,14 +36,14 @@ def build_decision_report(entity: str, project: str, findings: Findings) -> wr.R
             _markdown(of_sweep.show_leaderboard(findings)),
             wr.H2(text="What decides"),
             _grid(
-                panels.where(group, panels.TRIAL),
+                panels.where(group, TRIAL),
                 [panels.parallel_coordinates()],
                 [panels.best_by(FREEZE_DEPTH), panels.best_by(INIT)],
                 [panels.importance(), panels.best_of_all()],
             ),
             wr.H2(text="How the trials went"),
             _grid(
-                panels.where(group, panels.TRIAL),
+                panels.where(group, TRIAL),
                 [panels.accuracy_curves(rungs), panels.ends(rungs)],
                 [
                     panels.curves(metrics.GRAD_NORM, axis=GLOBAL_STEP),
@@ -70,18 +72,13 @@ def build_model_card(entity: str, project: str, findings: Findings, card: Card) 
     data = model_card.basename(facts.config.data)
     out = storage.join(findings.sweep, "exported")
     export = ["python", "-m", "trainers", "export", "--run", card.run, "--out", out]
-    trained = (
-        panels.where(findings.group, panels.PROMOTED)
-        if card.promoted
-        else card.winner_id and panels.where_id(card.winner_id)
-    )
     return wr.Report(
         entity=entity,
         project=project,
         title=panels.name_view(f"Model card: {findings.group}"),
         description=model_card.title_of(facts),
         blocks=[
-            wr.P(text=model_card.introduce(facts)),
+            _markdown([model_card.introduce(facts)]),
             wr.H2(text="Intended use and limits"),
             _markdown([of_model.describe_use(card), "", *model_card.LIMITS]),
             wr.H2(text="Data"),
@@ -90,20 +87,22 @@ def build_model_card(entity: str, project: str, findings: Findings, card: Card) 
             _markdown(
                 model_card.table(("setting", "value"), model_card.training_rows(facts, data))
             ),
-            *_grid_of_runs(
-                trained,
+            *_grid_of_run(
+                card.run_id,
                 panels.curves(metrics.TRAIN_LOSS, axis=GLOBAL_STEP),
                 panels.curves(metrics.TRAIN_TOP1, axis=GLOBAL_STEP),
-                *([] if card.promoted else [panels.curves(metrics.VAL_TOP1, axis=EPOCH)]),
+                *([panels.curves(metrics.VAL_TOP1, axis=EPOCH)] if facts.config.validates else []),
             ),
             wr.H2(text="How good it is"),
             _markdown(of_model.describe_scores(card)),
             wr.H2(text="Where it fails"),
             _markdown(of_model.describe_failures(card)),
-            *_grid_of_runs(
-                card.winner_id and panels.where_id(card.winner_id),
-                panels.confusion_matrix(),
-                panels.table("val/mistakes"),
+            *_grid_of_run(
+                card.evaluation_id,
+                panels.confusion_matrix("test")
+                if len(facts.progress.classes) <= MAX_CHART_CLASSES
+                else panels.table("test/confusion"),
+                panels.table("test/mistakes"),
             ),
             wr.H2(text="How to load it"),
             _commands([shlex.join(export)]),
@@ -113,9 +112,9 @@ def build_model_card(entity: str, project: str, findings: Findings, card: Card) 
     )
 
 
-def _grid_of_runs(filters: str | None, *row: Any) -> list[wr.PanelGrid]:
-    """Show a row of panels, where W&B knows the runs."""
-    return [_grid(filters, row)] if filters else []
+def _grid_of_run(run_id: str | None, *row: Any) -> list[wr.PanelGrid]:
+    """Show a row of panels on one run, where W&B has it."""
+    return [] if run_id is None else [_grid(panels.where_id(run_id), row)]
 
 
 def _grid(filters: str, *rows: Sequence[Any]) -> wr.PanelGrid:

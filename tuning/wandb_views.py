@@ -37,6 +37,8 @@ def save_views(sweep: str, *, project: str, entity: str | None) -> list[str]:
     findings = read_findings(sweep)
     uri = storage.join(findings.sweep, KNOWN)
     known: dict[str, Saved] = json.loads(storage.read_bytes(uri)) if storage.exists(uri) else {}
+    deleted = f"; where they were deleted in W&B, delete {uri}" if known else ""
+    wandb.setup(wandb.Settings(silent=True))  # the URLs are the caller's to print
     try:
         entity = entity or wandb.Api().default_entity
         if entity is None:
@@ -46,11 +48,10 @@ def save_views(sweep: str, *, project: str, entity: str | None) -> list[str]:
             urls.append(save_view(view, known))
             storage.write_bytes(uri, json.dumps(known, indent=1).encode())
     except (wandb.Error, WandbApiFailedError) as error:
-        deleted = f"; delete {uri} where they were deleted in W&B" if known else ""
         raise ValueError(
-            f"wandb is asked for, but it did not take the views of {findings.sweep} "
-            f"({str(error).strip()}): set WANDB_API_KEY, and WANDB_BASE_URL for a server of your "
-            f"own, or leave --wandb out{deleted}"
+            f"project is {project!r}: W&B did not take the views of {findings.sweep} "
+            f"({str(error).strip().rstrip('.')}); set WANDB_API_KEY, and WANDB_BASE_URL for a "
+            f"server of your own, or leave out --wandb{deleted}"
         ) from error
     return urls
 

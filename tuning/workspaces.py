@@ -12,6 +12,7 @@ from wandb_workspaces.reports.v2 import interface as wr
 
 from trainers import metrics
 from trainers.metrics import EPOCH, GLOBAL_STEP
+from trainers.mirror import TRIAL
 from tuning import panels
 from tuning.space import AXES, FREEZE_DEPTH, INIT
 
@@ -55,7 +56,7 @@ def build_run_review(entity: str, project: str, group: str) -> ws.Workspace:
                 "Predictions",
                 panels.table("val/predictions"),
                 panels.table("val/mistakes"),
-                panels.confusion_matrix(),
+                panels.confusion_matrix("val"),
                 panels.table("val/confusion"),  # in its place where there are many classes
                 columns=2,
             ),
@@ -95,7 +96,7 @@ def build_sweep_review(
             ),
         ],
         settings=ws.WorkspaceSettings(x_axis=EPOCH, max_runs=panels.MAX_CURVES),
-        runset_settings=_runs(panels.where(group, panels.TRIAL, panels.SWEEP)),
+        runset_settings=_runs(panels.where(group, TRIAL, panels.SWEEP)),
     )
 
 
