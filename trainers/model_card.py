@@ -27,6 +27,8 @@ NEVER_SHOWN = (
     *("model.backbone", "model.normalization"),
 )
 """What changes no weight, names a folder of whoever trained, or stands elsewhere in the card."""
+SHOWN_BY_NAME = ("model.weights", "model.head")
+"""Shown without their folders."""
 LIMITS = (
     "- It names one of its classes for every image, also for one that shows none of them.",
     "- Its numbers hold for photographs like those it was trained on; others, other crops and "
@@ -157,7 +159,7 @@ def training_rows(facts: CardFacts, data: str) -> list[tuple[str, str]]:
     for field, value in values.items():
         hidden = field in never or field.partition(".")[0] in never
         if field in always or (not hidden and value != defaults.get(field)):
-            rows.append((field, basename(value) if field == "model.weights" else str(value)))
+            rows.append((field, basename(value) if field in SHOWN_BY_NAME else str(value)))
     mean, std = facts.preprocessing["mean"], facts.preprocessing["std"]
     rows += [
         ("input", f"{facts.config.ingest.size_px} px, mean {mean}, deviation {std}"),
