@@ -7,13 +7,14 @@ import tyro
 
 from cluster.entry import run_room
 from cluster.runtime import connect
-from datasets import storage
+from datasets import storage, terminal
 from trainers import launch, metrics, tracking
 from trainers.config import FinetuneConfig
 from trainers.evaluate import EvaluateConfig, run_evaluation
 from trainers.explain import ExplainConfig, run_explain
 from trainers.export import ExportConfig, run_export
 from trainers.features import FeaturesConfig, run_features
+from trainers.meter import Meter
 from trainers.predict import PredictConfig, run_predict
 from trainers.recipes import RECIPES
 from trainers.zoo import ZooConfig, run_zoo
@@ -98,11 +99,11 @@ def follow_training(config: FinetuneConfig, *, job_type: str) -> tuple[dict[str,
         storage.absolute(config.out, "out"),
         manifest.split(config.train_on).num_images,
     )
-    print(
+    terminal.tell(
         f"Training {config.model.backbone} ({config.model.init}, {describe_phases(config)}) on "
         f"{num_images} images of {len(manifest.classes)} classes -> {run}"
     )
-    print(f"Ingest: {ingest}")
+    terminal.tell(f"Ingest: {ingest}")
     mirror = tracking.RunMirror(
         run,
         track=config.track,
@@ -112,7 +113,13 @@ def follow_training(config: FinetuneConfig, *, job_type: str) -> tuple[dict[str,
         config=config.to_dict(),
     )
     sync = mirror.sync_command()
-    with tracking.follow(run, mirror, lambda row: show(row, config.num_epochs)):
+    meter = Meter(config, manifest)
+
+    def follow(row: dict[str, Any]) -> None:
+        meter.update([row])
+        show(row, config.num_epochs)
+
+    with terminal.show(meter.draw), tracking.follow(run, mirror, follow):
         return launch.fit(config), sync
 
 
@@ -144,7 +151,7 @@ def show(row: dict[str, Any], num_epochs: int) -> None:
         )
         if row[metrics.LOST_IMAGES]:
             line += f", {row[metrics.LOST_IMAGES]} images lost: {row[metrics.LOST_NAMES][0]}"
-    print(line, flush=True)
+    terminal.tell(line, warning=bool(row.get(metrics.LOST_IMAGES)))
 
 
 VERBS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
