@@ -8,7 +8,7 @@ trial 8  freeze=all lr=0.01 clip=1 init=file  epoch 2/6  step 40/144  212 images
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -32,7 +32,7 @@ class Running:
     name: str
     run: str
     meter: Meter
-    started_s: float = field(default_factory=time.monotonic)
+    started_s: float
 
 
 class SweepDisplay:
@@ -60,6 +60,7 @@ class SweepDisplay:
             name=describe(point),
             run=run,
             meter=Meter(self._base, self._manifest),
+            started_s=time.monotonic(),
         )
         self._running[trial_id], self._num_ended = trial, num_ended
         self._tell(trial, "started")
