@@ -107,17 +107,17 @@ def count(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
             told_s = now_s
             print(f"{what}: {', '.join(pace.describe(unit))}", file=sys.stderr, flush=True)
 
-    with show(lambda: bar(what, pace.done, total, pace.describe(unit)), console):
+    with show(lambda: draw_bar(what, pace.done, total, pace.describe(unit)), console):
         yield advance
 
 
-def bar(what: str, done: int, total: int, told: list[str]) -> Table:
+def draw_bar(what: str, done: int, total: int, told: list[str]) -> Table:
     """Lay out one line: what is done, a bar, and what there is to tell."""
     drawn = ProgressBar(total=max(1, total), completed=done, width=20)
-    return rows([[Text(what, "bold"), drawn, *told]], shrinks=1)
+    return draw_rows([[Text(what, "bold"), drawn, *told]], shrinks=1)
 
 
-def rows(cells: Sequence[Sequence[RenderableType]], *, shrinks: int) -> Table:
+def draw_rows(cells: Sequence[Sequence[RenderableType]], *, shrinks: int) -> Table:
     """Lay out lines of cells below each other; none is broken, however narrow the terminal is.
 
     Args:
@@ -127,11 +127,11 @@ def rows(cells: Sequence[Sequence[RenderableType]], *, shrinks: int) -> Table:
     for column in range(max(map(len, cells), default=0)):
         grid.add_column(no_wrap=column != shrinks, overflow="ellipsis")
     for line in cells:
-        grid.add_row(*(line_of(cell) if isinstance(cell, str | Text) else cell for cell in line))
+        grid.add_row(*(fit_line(cell) if isinstance(cell, str | Text) else cell for cell in line))
     return grid
 
 
-def line_of(text: str | Text) -> Text:
+def fit_line(text: str | Text) -> Text:
     """Return text that is cut where the terminal ends."""
     style = text.style if isinstance(text, Text) else ""
     return Text(str(text), style, no_wrap=True, overflow="ellipsis")

@@ -66,7 +66,7 @@ def lines(display: SweepDisplay, width: int = 120) -> list[str]:
     """What it draws, without its bar."""
     file = io.StringIO()
     Console(file=file, width=width).print(display.draw())
-    drawn = re.sub("[━╸╺]", "", file.getvalue())
+    drawn = re.sub("[━╸╺]", "", file.getvalue().removeprefix("\n"))
     return [" ".join(line.split()) for line in drawn.splitlines()]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from datasets.shards import Manifest
-from datasets.terminal import Pace, bar, describe_rate, describe_s
+from datasets.terminal import Pace, describe_rate, describe_s, draw_bar
 from trainers import metrics
 from trainers.config import FinetuneConfig
 
@@ -58,7 +58,7 @@ class Meter:
             "" if left_s is None else f"{describe_s(left_s)} left",
             "" if best is None else f"best {best:.3f}",
         ]
-        return bar(epoch, done, self._num_steps, [cell for cell in told if cell])
+        return draw_bar(epoch, done, self._num_steps, [cell for cell in told if cell])
 
     def _images_per_s(self) -> float | None:
         """Of the last epoch, which has its own measure; before it ends, of the steps seen."""

@@ -94,15 +94,15 @@ class SweepDisplay:
         told = [f"{self._num_ended} of {self._num_trials} trials", self._clock()]
         if left_s is not None:
             told.append(f"about {terminal.describe_s(left_s)} left")
-        lines = [terminal.bar("Sweep", self._num_ended, self._num_trials, told)]
+        lines = [terminal.draw_bar("Sweep", self._num_ended, self._num_trials, told)]
         if self._best_of:
             best = f"val/top1 {self._best_top1:.3f} {self._best_of}"
-            lines.append(terminal.rows([["Best ", best]], shrinks=1))
+            lines.append(terminal.draw_rows([["Best ", best]], shrinks=1))
         for trial in running:
             with suppress(OSError, ValueError):  # storage that fails now may answer in a second
                 trial.meter.update(read_rows(trial.run))
         cells = [[f"trial {t.number}", t.name, *t.meter.describe()] for t in running]
-        return Group(*lines, terminal.rows(cells, shrinks=1))
+        return Group("", *lines, terminal.draw_rows(cells, shrinks=1))
 
     def _tell(self, trial: Running, news: str, *, warning: bool = False) -> None:
         number = f"trial {trial.number}/{self._num_trials}"
