@@ -17,6 +17,7 @@ from datasets import storage
 from datasets.shards import Manifest
 from trainers import launch, metrics
 from trainers.freezing import count_frozen, is_head_only
+from trainers.wandb_run import sync_command
 from tuning.advice import read_advice, score_advice
 from tuning.cache import cache_uri
 from tuning.check import check, facts_of
@@ -116,7 +117,7 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
         ],
         images_per_epoch=sum(manifest.split(split).num_images for split in ("train", "val")),
     )
-    sync = f"python -m trainers track sync {shlex.quote(config.out)}"
+    sync = sync_command(config.out)
     facts = {"sync": [] if is_synced else [sync], "sharing": savings.to_dict()}
     write_leaderboard(config.out, standings, **facts)
     test = _test_winner(config, manifest, standings)
