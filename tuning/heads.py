@@ -46,6 +46,8 @@ def train_heads(config: TuningConfig, shared: Shared) -> dict[str, str]:
     inits = [init for init in config.space.inits if init in deeper and init in PRETRAINED]
     heads = {init: storage.join(config.out, "heads", f"{init}.safetensors") for init in inits}
     missing = {init: _points(config, init) for init in inits if not storage.exists(heads[init])}
+    if not missing:
+        return heads
     with count("Training heads", sum(map(len, missing.values())), "heads") as advance:
         for init, points in missing.items():
             trained: list[tuple[FinetuneConfig, float]] = []
