@@ -7,9 +7,9 @@ folder, from which the next sitting, or `wandb sync`, brings it.
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
 
 from cluster.entry import ROOT
 from cluster.provenance import find_commit
@@ -88,20 +88,21 @@ class RunMirror:
         )
         self._sync_command = run.sync_command
         content = RunContent(run, config, manifest, alarms=self._job_type != TRIAL)
-        try:
-            content.begin()
-            while not self._ended.wait(POLL_S):
-                content.copy_rows()
+        content.begin()
+        while not self._ended.wait(POLL_S):
             content.copy_rows()
-            content.end()
-        except WandbError as error:
-            logger.warning("W&B no longer takes %s (%s)", config.out, error)
+        content.copy_rows()
+        content.end()
         run.finish(self._state)
         self._sync_command = run.sync_command
 
 
 class RunContent:
-    """What W&B is told of a run, and what of it has been told."""
+    """What W&B is told of a run, and what of it has been told.
+
+    Rows go first and wait for nothing. Tables and artifacts ask the server: once it does not
+    answer, they are left out, with a warning. The same command again brings those of the end.
+    """
 
     def __init__(
         self, run: WandbRun, config: FinetuneConfig, manifest: Manifest, *, alarms: bool
@@ -110,61 +111,76 @@ class RunContent:
         self._alarms = alarms
         self._told_step = run.synced_step
         self._heard: set[str] = set()
+        self._asks = True
         splits = ("train", "val") if config.validates else ("train+val",)
         self._images_per_epoch = sum(manifest.split(split).num_images for split in splits)
 
     def begin(self) -> None:
         """Tell where the run starts from, and show what it will see."""
-        self._run.use_artifact(data_artifact(self._config.data, self._manifest))
+        run, config = self._run, self._config
+        self._show(
+            "the data set", lambda: run.use_artifact(data_artifact(config.data, self._manifest))
+        )
         if self._told_step < 0:
-            self._try_to_show(lambda: {"data/augmentation": augmentation_image(self._config)})
+            self._show(
+                "augmentation",
+                lambda: run.log({"data/augmentation": augmentation_image(config)}),
+            )
 
     def copy_rows(self) -> None:
         """Copy the rows that W&B does not have."""
         rows = read_rows(self._config.out)
-        for row in rows:
-            if row[metrics.GLOBAL_STEP] > self._told_step:
-                self._run.log(row | self._predictions_of(row))
-                self._told_step = row[metrics.GLOBAL_STEP]
-                seen = [other for other in rows if other[metrics.GLOBAL_STEP] <= self._told_step]
-                self._raise_alerts(
-                    find_alerts(seen, self._config, images_per_epoch=self._images_per_epoch)
-                )
+        for number, row in enumerate(rows, start=1):
+            if row[metrics.GLOBAL_STEP] <= self._told_step:
+                continue
+            self._run.log(row)
+            self._told_step = row[metrics.GLOBAL_STEP]
+            if metrics.EPOCH_S in row:
+                self._end_epoch(rows[:number])
+
+    def _end_epoch(self, rows: Sequence[Row]) -> None:
+        self._raise_alerts(find_alerts(rows, self._config, images_per_epoch=self._images_per_epoch))
+        axes = {axis: rows[-1][axis] for axis in (metrics.EPOCH, metrics.GLOBAL_STEP)}
+        predictions = read_predictions(self._config.out, axes[metrics.EPOCH])
+        if predictions is not None:
+            table = predictions_table(predictions)
+            self._show("predictions", lambda: self._run.log({**axes, "val/predictions": table}))
 
     def end(self) -> None:
         """Show where the best weights err, and name the checkpoints."""
-        predictions = read_predictions(self._config.out)
+        run, config, classes = self._run, self._config, self._manifest.classes
+        predictions = read_predictions(config.out)
         if predictions is not None:
-            self._run.log({"val/confusion": confusion(predictions, self._manifest.classes)})
-            self._try_to_show(
-                lambda: {
-                    "val/mistakes": mistakes_table(
-                        self._config, predictions, data=self._config.data, split="val"
-                    )
-                }
+            self._show(
+                "confusion", lambda: run.log({"val/confusion": confusion(predictions, classes)})
             )
-        for artifact, aliases in checkpoint_artifacts(self._config):
-            self._run.log_artifact(artifact, aliases=aliases)
-        if self._alarms and (result := find_result(self._config.out)) is not None:
-            counts = self._manifest.split("val").class_counts if self._config.validates else ()
+            self._show(
+                "mistakes",
+                lambda: run.log(
+                    {
+                        "val/mistakes": mistakes_table(
+                            config, predictions, data=config.data, split="val"
+                        )
+                    }
+                ),
+            )
+        for artifact, aliases in checkpoint_artifacts(config):
+            self._show("a checkpoint", partial(run.log_artifact, artifact, aliases=aliases))
+        if self._alarms and (result := find_result(config.out)) is not None:
+            counts = self._manifest.split("val").class_counts if config.validates else ()
             self._raise_alerts(
-                judge_end(
-                    read_rows(self._config.out), diverged=result["diverged"], class_counts=counts
-                )
+                judge_end(read_rows(config.out), diverged=result["diverged"], class_counts=counts)
             )
 
-    def _predictions_of(self, row: Row) -> dict[str, Any]:
-        if metrics.VAL_TOP1 not in row:
-            return {}
-        predictions = read_predictions(self._config.out, row[metrics.EPOCH])
-        return {} if predictions is None else {"val/predictions": predictions_table(predictions)}
-
-    def _try_to_show(self, show: Callable[[], dict[str, Any]]) -> None:
-        """Log what needs the images, unless they are gone: the run is worth telling without."""
+    def _show(self, what: str, show: Callable[[], object]) -> None:
+        """Go on without what W&B, or a data set that is gone, does not give."""
+        if not self._asks:
+            return
         try:
-            self._run.log(show())
-        except (ValueError, OSError) as error:
-            logger.warning("W&B is not shown the images of %s: %s", self._config.data, error)
+            show()
+        except (WandbError, ValueError, OSError) as error:
+            self._asks = not isinstance(error, WandbError)
+            logger.warning("W&B is not shown %s of %s: %s", what, self._config.out, error)
 
     def _raise_alerts(self, alerts: Iterable[Alert]) -> None:
         for kind, text, is_error in alerts:
