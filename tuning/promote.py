@@ -22,7 +22,7 @@ from datasets.shards import Manifest, read_manifest
 from trainers import checkpoint, metrics
 from trainers.__main__ import follow_training
 from trainers.config import FinetuneConfig
-from trainers.evaluate import read_evaluation
+from trainers.evaluations import read_evaluation
 from trainers.runs import open_run, read_config, read_result
 from tuning.leaderboard import Standing, find_winner, read_leaderboard
 from tuning.seeds import MEASURES, print_seeds, summarize
