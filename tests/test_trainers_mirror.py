@@ -101,7 +101,7 @@ def test_an_offline_run_holds_config_metrics_group_and_tags(config: FinetuneConf
     fingerprint = read_manifest(config.data).fingerprint
     assert {"lenet5", "he", "mine", f"data:{fingerprint[:12]}"} <= set(run["tags"])
     assert any(tag.startswith("commit:") for tag in run["tags"])
-    assert command == f"wandb sync {config.out}/wandb/*run-*"
+    assert command == f"python -m trainers track sync {config.out}"
 
 
 def test_what_an_epoch_measures_is_drawn_over_epochs(config: FinetuneConfig) -> None:

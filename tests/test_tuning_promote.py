@@ -71,7 +71,7 @@ class Mirror(RunMirror):
         super().__init__(config, **options)
 
     def close(self, **_: Any) -> str:
-        return f"wandb sync {self._config.out}/wandb/*run-*"
+        return f"python -m trainers track sync {self._config.out}"
 
 
 def test_the_winner_is_trained_on_train_and_val_with_each_seed_and_tested_once(
@@ -119,7 +119,7 @@ def test_the_winner_is_trained_on_train_and_val_with_each_seed_and_tested_once(
     assert json.loads((out / "promoted.json").read_text()) == summary
     assert f"export --run {runs[0]} --out {out}/exported" in printed
     assert "on 65 images of 3 classes" in printed and "Promoted:" in printed
-    assert printed.count("W&B:") == 1 and f"sync {out}/seed-*/wandb/*run-*" in printed
+    assert printed.count("W&B:") == 1 and f"track sync {out}\n" in printed
     assert {(m["job_type"], m["group"]) for m in Mirror.opened} == {("promote", "sweep")}
 
     # Again: nothing is trained or tested twice, but the one test that is missing.

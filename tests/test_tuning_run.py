@@ -109,7 +109,7 @@ class Mirror:
         Mirror.ended.append(state)
 
     def close(self, **_: Any) -> str:
-        return f"wandb sync {self.config.out}/wandb/*run-*"
+        return f"python -m trainers track sync {self.config.out}"
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
 
 from cluster.entry import ROOT
 from cluster.provenance import find_commit
@@ -100,8 +100,8 @@ class RunMirror:
 class RunContent:
     """What W&B is told of a run, and what of it has been told.
 
-    Rows go first and wait for nothing. What comes with tables and artifacts asks the server: where
-    it does not answer, that is left out, with a warning.
+    Rows go first and wait for nothing. Tables and artifacts ask the server: once it does not
+    answer, they are left out, with a warning. The same command again brings those of the end.
     """
 
     def __init__(
@@ -111,16 +111,21 @@ class RunContent:
         self._alarms = alarms
         self._told_step = run.synced_step
         self._heard: set[str] = set()
+        self._asks = True
         splits = ("train", "val") if config.validates else ("train+val",)
         self._images_per_epoch = sum(manifest.split(split).num_images for split in splits)
 
     def begin(self) -> None:
         """Tell where the run starts from, and show what it will see."""
-        with self._leaving_out("the data set"):
-            self._run.use_artifact(data_artifact(self._config.data, self._manifest))
+        run, config = self._run, self._config
+        self._show(
+            "the data set", lambda: run.use_artifact(data_artifact(config.data, self._manifest))
+        )
         if self._told_step < 0:
-            with self._leaving_out("augmentation"):
-                self._run.log({"data/augmentation": augmentation_image(self._config)})
+            self._show(
+                "augmentation",
+                lambda: run.log({"data/augmentation": augmentation_image(config)}),
+            )
 
     def copy_rows(self) -> None:
         """Copy the rows that W&B does not have."""
@@ -138,33 +143,43 @@ class RunContent:
         axes = {axis: rows[-1][axis] for axis in (metrics.EPOCH, metrics.GLOBAL_STEP)}
         predictions = read_predictions(self._config.out, axes[metrics.EPOCH])
         if predictions is not None:
-            with self._leaving_out("predictions"):
-                self._run.log({**axes, "val/predictions": predictions_table(predictions)})
+            table = predictions_table(predictions)
+            self._show("predictions", lambda: self._run.log({**axes, "val/predictions": table}))
 
     def end(self) -> None:
         """Show where the best weights err, and name the checkpoints."""
-        config, predictions = self._config, read_predictions(self._config.out)
+        run, config, classes = self._run, self._config, self._manifest.classes
+        predictions = read_predictions(config.out)
         if predictions is not None:
-            with self._leaving_out("the confusion matrix"):
-                self._run.log({"val/confusion": confusion(predictions, self._manifest.classes)})
-            with self._leaving_out("mistakes"):
-                table = mistakes_table(config, predictions, data=config.data, split="val")
-                self._run.log({"val/mistakes": table})
-        with self._leaving_out("checkpoints"):
-            for artifact, aliases in checkpoint_artifacts(config):
-                self._run.log_artifact(artifact, aliases=aliases)
+            self._show(
+                "confusion", lambda: run.log({"val/confusion": confusion(predictions, classes)})
+            )
+            self._show(
+                "mistakes",
+                lambda: run.log(
+                    {
+                        "val/mistakes": mistakes_table(
+                            config, predictions, data=config.data, split="val"
+                        )
+                    }
+                ),
+            )
+        for artifact, aliases in checkpoint_artifacts(config):
+            self._show("a checkpoint", partial(run.log_artifact, artifact, aliases=aliases))
         if self._alarms and (result := find_result(config.out)) is not None:
             counts = self._manifest.split("val").class_counts if config.validates else ()
             self._raise_alerts(
                 judge_end(read_rows(config.out), diverged=result["diverged"], class_counts=counts)
             )
 
-    @contextmanager
-    def _leaving_out(self, what: str) -> Iterator[None]:
+    def _show(self, what: str, show: Callable[[], object]) -> None:
         """Go on without what W&B, or a data set that is gone, does not give."""
+        if not self._asks:
+            return
         try:
-            yield
+            show()
         except (WandbError, ValueError, OSError) as error:
+            self._asks = not isinstance(error, WandbError)
             logger.warning("W&B is not shown %s of %s: %s", what, self._config.out, error)
 
     def _raise_alerts(self, alerts: Iterable[Alert]) -> None:

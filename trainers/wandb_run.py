@@ -25,6 +25,10 @@ logger = logging.getLogger(__name__)
 
 WandbError = wandb.Error
 
+# Statistics of W&B's client, not of runs: without a network they hold up the end of a process.
+os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+OFFLINE_SUFFIX = "-offline"
+"""Of the id of a run that W&B could not be reached for; `track sync` brings it home."""
 PATIENCE_S = 20
 """How long W&B may keep a thread waiting at a run's start and at its end."""
 FLUSH_S = 1
@@ -88,6 +92,7 @@ class WandbRun:
                 self.synced_step = run.summary.get(GLOBAL_STEP, -1)
             except WandbError as error:
                 logger.warning("W&B is out of reach (%s): kept offline, to be synced later", error)
+                options["id"] += OFFLINE_SUFFIX  # the other id stays taken in this process
         self._run = run or wandb.init(mode="offline", **options)
         self.sync_command = sync_command(folder) if self._run.offline else None
         """What uploads what W&B does not have; None where it has all."""
@@ -160,10 +165,8 @@ class WandbRun:
 
 
 def sync_command(folder: str) -> str:
-    """The command that uploads what a run's folder holds of it."""
-    if "://" in folder:
-        return f"python -m trainers track sync {folder}"
-    return f"wandb sync {shlex.quote(folder)}/wandb/*run-*"
+    """The command that uploads what a folder holds of runs that W&B does not have."""
+    return f"python -m trainers track sync {shlex.quote(folder)}"
 
 
 def find_id(folder: str) -> str:

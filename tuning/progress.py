@@ -1,4 +1,4 @@
-"""What the driver does while trials run: one line per result, and every trial's mirror in W&B.
+"""What the driver does while trials run: their display, and every trial's mirror in W&B.
 
 The driver outlives pruned and killed workers, so it alone knows how a trial ended.
 """
@@ -18,16 +18,15 @@ from tuning.config import TuningConfig
 from tuning.reuse import read_origin, record
 from tuning.search import STATE_FOLDER, point_of
 from tuning.space import describe
+from tuning.sweep_display import SweepDisplay
 from tuning.trial import Shared, config_of
 
 
 class Progress(tune.Callback):
-    """Print the trials' progress and keep their mirrors."""
+    """Tell the display of the trials and keep their mirrors."""
 
-    def __init__(self, config: TuningConfig, shared: Shared, *, num_trials: int) -> None:
-        self._config, self._shared, self._num_trials = config, shared, num_trials
-        self._started_s = time.monotonic()
-        self._best_top1 = 0.0
+    def __init__(self, config: TuningConfig, shared: Shared, display: SweepDisplay) -> None:
+        self._config, self._shared, self._display = config, shared, display
         self._mirrors: dict[str, RunMirror] = {}
         self._ended_mirrors: list[RunMirror] = []
         self.trial_ids: list[str] = []
@@ -47,19 +46,18 @@ class Progress(tune.Callback):
             group=self._config.group,
             job_type=TRIAL,
         )
-        self._print(trials, trial, "started")
+        self._display.start(
+            trial.trial_id,
+            _number(trials, trial),
+            point_of(trial.config),
+            config.out,
+            num_ended=sum(other.is_finished() for other in trials),
+        )
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        top1 = result[metrics.VAL_TOP1]
-        self._best_top1 = max(self._best_top1, top1)
-        self._print(
-            trials,
-            trial,
-            f"epoch {result[metrics.EPOCH]}/{self._config.base.epochs}  "
-            f"val/top1 {top1:.3f}  (best {self._best_top1:.3f})",
-        )
+        self._display.report(trial.trial_id, result)
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
@@ -69,19 +67,20 @@ class Progress(tune.Callback):
             record(folder, training.out)
         num_epochs = (trial.last_result or {}).get(metrics.EPOCH, self._config.base.epochs)
         if num_epochs < self._config.base.epochs:
-            self._print(trials, trial, f"pruned after epoch {num_epochs}")
+            self._display.end(trial.trial_id, f"pruned after epoch {num_epochs}")
             self._finish(trial.trial_id, "pruned")
         else:
             origin = read_origin(training.out)
             known = f", copied: {origin.run} is the same training" if origin else ""
-            self._print(trials, trial, f"finished{known}")
+            self._display.end(trial.trial_id, f"finished{known}")
             self._finish(trial.trial_id, "finished")
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         where = storage.join(self._config.out, STATE_FOLDER, trial.trial_id, "error.txt")
-        self._print(trials, trial, f"failed: {_last_line(trial.error_file)}, see {where}")
+        news = f"failed: {_last_line(trial.error_file)}, see {where}"
+        self._display.end(trial.trial_id, news, failed=True)
         self._finish(trial.trial_id, "failed")
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
@@ -106,14 +105,6 @@ class Progress(tune.Callback):
         mirror = self._mirrors.pop(trial_id)
         mirror.finish(state)
         self._ended_mirrors.append(mirror)
-
-    def _print(self, trials: list[Trial], trial: Trial, news: str) -> None:
-        minutes, seconds = divmod(int(time.monotonic() - self._started_s), 60)
-        print(
-            f"[{minutes}:{seconds:02d}] trial {_number(trials, trial)}/{self._num_trials} "
-            f"{describe(point_of(trial.config))}  {news}",
-            flush=True,
-        )
 
 
 def _number(trials: list[Trial], trial: Trial) -> int:
