@@ -46,8 +46,8 @@ class Findings:
 
     @property
     def group(self) -> str:
-        """W&B group of its runs."""
-        return self.config["base"]["track"]["group"] or basename(self.sweep)
+        """W&B group of its runs; the folder may have another name by now."""
+        return self.config["base"]["track"]["group"] or basename(self.config["out"])
 
     @property
     def backbone(self) -> str:
