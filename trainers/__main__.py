@@ -18,6 +18,7 @@ from trainers.meter import Meter
 from trainers.mirror import RunMirror, follow
 from trainers.predict import PredictConfig, run_predict
 from trainers.recipes import RECIPES
+from trainers.track import TrackVerb, run_track
 from trainers.zoo import ZooConfig, run_zoo
 
 HELP = f"""Fine-tune a network on a prepared data set, with DDP under Ray Train.
@@ -37,6 +38,7 @@ The same command again resumes. What else can be done, each with its own --help:
   features   write what a stage of a network makes of images
   export     safetensors with a model card, ONNX, torch.export
   zoo        the networks: size, accuracy, parameters, depth, time of a step
+  track      read a run's or sweep's W&B files back, and upload them
 """
 
 
@@ -154,6 +156,7 @@ VERBS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "predict": (PredictConfig, run_predict),
     "features": (FeaturesConfig, run_features),
     "export": (ExportConfig, run_export),
+    "track": (TrackVerb, run_track),
 }
 """What can be done besides training: name -> its config, and what runs it."""
 
