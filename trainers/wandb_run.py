@@ -159,9 +159,13 @@ class WandbRun:
         for folder in self._older if new or not self._run.offline else ():
             shutil.rmtree(folder)
         if "://" in self._uri:  # this machine's disk may go away; the run folder stays
+            kept = storage.join(self._uri, "wandb")
+            older = storage.list_names(kept)
             for folder in new:
-                target, path = storage.resolve(storage.join(self._uri, "wandb", folder.name))
+                target, path = storage.resolve(storage.join(kept, folder.name))
                 fs.copy_files(str(folder), path, destination_filesystem=target)
+            for name in older if new or not self._run.offline else ():
+                storage.delete_folder(storage.join(kept, name))
 
     def _find_offline_runs(self) -> set[Path]:
         return set(Path(self._folder, "wandb").glob(f"offline-run-*-{self._id}*"))
