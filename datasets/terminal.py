@@ -58,12 +58,13 @@ class Pace:
         return (done - begun) / (at_s - began_s) if done > begun and at_s > began_s else None
 
     def left_s(self) -> float | None:
-        """Seconds to the end at this rate; None before the first unit."""
+        """Seconds to the end at this rate; None before the first unit, and where it is overdue."""
         rate = self.rate()
         if rate is None:
             return None
         done, at_s = self._reached
-        return max(0.0, (self.total - done) / rate - (time.monotonic() - at_s))
+        left_s = (self.total - done) / rate - (time.monotonic() - at_s)
+        return left_s if left_s > 0 else None
 
     def describe(self, unit: str) -> list[str]:
         """Write what is known: `3 of 9 images`, `1.5 images/s`, `4 s left`."""

@@ -99,9 +99,9 @@ def test_rate_and_time_left_are_those_of_this_sitting(clock: Clock) -> None:
     assert pace.left_s() == 30.0  # 60 units
     clock.now_s += 12
     assert (pace.rate(), pace.left_s()) == (2.0, 18.0), "it counts down between two blocks"
-    clock.now_s += 100
-    assert pace.left_s() == 0.0
-    assert pace.describe("images") == ["40 of 100 images", "2.0 images/s", "0 s left"]
+    assert pace.describe("images") == ["40 of 100 images", "2.0 images/s", "18 s left"]
+    clock.now_s += 18
+    assert pace.describe("images") == ["40 of 100 images", "2.0 images/s"], "overdue"
 
 
 def test_durations_and_rates_are_short() -> None:

@@ -31,6 +31,7 @@ def test_time_left_is_that_of_the_trials_that_ended() -> None:
     assert left_s(10, [60.0, 20.0], [], 1) == 400.0  # 10 x 40 s
     assert left_s(10, [60.0, 20.0], [10.0, 90.0], 2) == 175.0  # (400 - 10 - 40) / 2
     assert left_s(1, [40.0], [30.0], 8) == 10.0  # nobody helps the last one
+    assert left_s(1, [40.0], [50.0], 8) is None, "overdue"
     assert left_s(0, [40.0], [], 2) is None
 
 

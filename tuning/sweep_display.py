@@ -120,15 +120,16 @@ def estimate_left_s(
     running_s: Sequence[float],
     num_concurrent: int,
 ) -> float | None:
-    """Return about how long a sweep still takes, were the rest like the trials that have ended.
+    """Return about how long a sweep still takes, were the rest like the trials that have ended;
+    None where nothing can be said.
 
     Args:
         num_left: trials that have not ended.
-        durations_s: of those that have; without any, nothing can be said.
+        durations_s: of those that have.
         running_s: how long the others train already.
     """
-    if not durations_s or not num_left:
+    if not durations_s:
         return None
     mean_s = fmean(durations_s)
     work_s = num_left * mean_s - sum(min(mean_s, each_s) for each_s in running_s)
-    return work_s / min(num_concurrent, num_left)
+    return work_s / min(num_concurrent, num_left) if work_s > 0 else None
