@@ -48,8 +48,11 @@ class Run:
 
     @property
     def rows(self) -> list[Json]:
-        """The last row of each global_step, as Thaw's readers take them."""
-        return list({r["global_step"]: r for r in self.history if "global_step" in r}.values())
+        """What is told of each global_step; where it is told twice, the last word counts."""
+        rows: dict[int, Json] = {}
+        for row in self.history:
+            rows[row["global_step"]] = rows.get(row["global_step"], {}) | row
+        return list(rows.values())
 
     @property
     def summary(self) -> Json:
@@ -228,9 +231,13 @@ def describe_artifact(records: Records, sent: Json) -> Json:
         "state": _state(artifact),
         "digest": artifact.digest,
         "createdAt": "2026-01-01T00:00:00Z",
-        **dict.fromkeys(("size", "fileCount"), len(artifact.files)),
-        **dict.fromkeys(("tags", "aliases"), []),
-        **dict.fromkeys(("description", "historyStep", "commitHash")),
+        "size": sum(len(content) for content in artifact.files.values()),
+        "fileCount": len(artifact.files),
+        "tags": [],
+        "aliases": [],
+        "description": None,
+        "historyStep": None,
+        "commitHash": None,
         "ttlDurationSeconds": 0,
         "ttlIsInherited": False,
         "updatedAt": None,

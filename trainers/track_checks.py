@@ -3,7 +3,6 @@
 The run folder is the truth: config.json, metrics.jsonl and result.json. W&B mirrors it.
 """
 
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -117,13 +116,15 @@ def check_names(evidence: Evidence) -> Iterator[str]:
     run, config = evidence.record.run, evidence.config
     wanted = {"project": run.get("project"), "job type": run.get("job_type"),
               "name": run.get("display_name"), "tags": run.get("tags")}  # fmt: skip
-    if evidence.job_type in (TRIAL, "head", "sweep") or (config and config["track"]["group"]):
+    if evidence.job_type in (TRIAL, "head", "sweep") or (
+        config is not None and config.get("track", {}).get("group")
+    ):
         wanted["group"] = run.get("run_group")
     for name in [name for name, value in wanted.items() if not value]:
         yield f"it has no {name}"
     if run.get("run_id", "").removesuffix("-offline") != evidence.folder.id:
         yield f"its id is {run.get('run_id')}, not {evidence.folder.id}"
-    if config is not None:
+    if config is not None and evidence.job_type in TRAININGS:
         tags = {
             config["model"]["backbone"],
             config["model"]["init"],
@@ -138,14 +139,14 @@ def check_names(evidence: Evidence) -> Iterator[str]:
 
 def check_config(evidence: Evidence) -> Iterator[str]:
     """Whether the config is config.json, nested, and set once a sitting."""
-    configs = evidence.record.configs
-    if not configs:
+    record = evidence.record
+    if not record.config:
         yield "it has no config"
         return
-    if len(configs) > len(evidence.folder.sittings):
-        yield f"its config was set {len(configs)} times"
+    if record.num_configs > len(evidence.folder.sittings):
+        yield f"its config was set {record.num_configs} times"
     if evidence.config is not None:
-        told, truth = (dict(_flatten(config)) for config in (configs[-1], evidence.config))
+        told, truth = (dict(_flatten(config)) for config in (record.config, evidence.config))
         differing = [key for key in truth | told if told.get(key) != truth.get(key)]
         if differing:
             names = ", ".join(differing[:3])
@@ -213,7 +214,7 @@ def check_summary(evidence: Evidence) -> Iterator[str]:
 def check_expected(evidence: Evidence) -> Iterator[str]:
     """Whether the tables, pictures and artifacts are there, and their files."""
     record = evidence.record
-    split = record.configs[-1].get("split", "") if record.configs else ""
+    split = record.config.get("split", "")
     validated = any(metrics.VAL_TOP1 in row for row in evidence.rows)
     saved = any(metrics.EPOCH_S in row for row in evidence.rows)
     for item in EXPECTED:
@@ -288,7 +289,7 @@ def _flatten(values: Json, prefix: str = "") -> Iterator[tuple[str, Any]]:
         if isinstance(value, dict) and value:
             yield from _flatten(value, f"{prefix}{key}.")
         else:
-            yield prefix + key, json.dumps(value)
+            yield prefix + key, value
 
 
 def _enumerate(steps: list[int]) -> str:

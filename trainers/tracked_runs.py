@@ -68,8 +68,10 @@ class Record:
 
     run: Json = field(default_factory=dict)
     """Its project, run_group, job_type, display_name and tags."""
-    configs: list[Json] = field(default_factory=list)
-    """Each time the config was set, without W&B's own notes."""
+    config: Json = field(default_factory=dict)
+    """Without W&B's own notes."""
+    num_configs: int = 0
+    """How often it was set."""
     axes: set[str] = field(default_factory=set)
     history: list[Json] = field(default_factory=list)
     """Rows; the parts of a table or picture are named KEY.PART."""
@@ -100,8 +102,8 @@ class Record:
     def _set(self, config: Json) -> None:
         values = config.get("update", {})
         own = {key: value for key, value in values.items() if not key.startswith("_wandb")}
-        if own:
-            self.configs.append(own)
+        self.config |= own
+        self.num_configs += bool(own)
 
 
 def is_offline(sitting: Path) -> bool:
