@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "ray_nodes" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("cluster"))
         elif item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("own cluster"))
+            item.add_marker(pytest.mark.xdist_group("own_cluster"))
 
 
 @pytest.fixture(scope="session")
@@ -80,6 +80,15 @@ def own_ray() -> Iterator[dict[str, str]]:
     this process finds its cluster by a file in Ray's."""
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
         yield {"RAY_TMPDIR": folder}
+
+
+def living_workers() -> list[int]:
+    """Processes of Ray Train's workers in the connected cluster."""
+    from ray._private.state import actors  # the public API asks the dashboard, if there is one
+
+    found = actors(actor_state_name="ALIVE").values()
+    pids = [actor["Pid"] for actor in found if "TrainWorker" in actor["ActorClassName"]]
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
 def draw_image(label: int, number: int, size_px: int = 48) -> np.ndarray:

@@ -7,15 +7,13 @@ usage: python -m tests.stopped_trials DATA OUT
 
 import sys
 import time
-from pathlib import Path
 
 import ray
 import ray.tune
-from ray._private.state import actors  # the public state API asks the dashboard
 from ray.cluster_utils import Cluster
 
 from cluster import runtime
-from tests.conftest import small_training
+from tests.conftest import living_workers, small_training
 from trainers.config import ClusterConfig, ModelConfig, TrackConfig
 from trainers.tracking import epoch_rows
 from tuning.config import SpaceConfig, TuningConfig
@@ -59,13 +57,6 @@ def stop_trials(data: str, out: str) -> float:
         assert time.monotonic() < started_s + FREED_S, (living_workers(), ray.available_resources())
         time.sleep(0.2)
     return time.monotonic() - started_s
-
-
-def living_workers() -> list[int]:
-    """Processes of Ray Train's workers that live in the connected cluster."""
-    found = actors(actor_state_name="ALIVE").values()
-    pids = [actor["Pid"] for actor in found if "TrainWorker" in actor["ActorClassName"]]
-    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
 def main(data: str, out: str) -> None:

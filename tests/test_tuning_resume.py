@@ -11,7 +11,7 @@ import pytest
 import torch
 from ray.tune.experiment import Trial
 
-from tests.stopped_trials import living_workers
+from tests.conftest import living_workers
 from trainers import backbones
 from trainers.tracking import epoch_rows, read_rows
 from tuning import run
@@ -113,6 +113,12 @@ def test_a_killed_driver_head_or_worker_loses_no_trial_and_repeats_none(
         assert [epoch["epoch"] for epoch in epoch_rows(row["run"])] == [*range(1, NUM_EPOCHS + 1)]
         rows = before.get(row["trial_id"], [])
         assert read_rows(row["run"])[: len(rows)] == rows, "what was measured stays"
+        # Only a training in workers leaves Ray Train's folder behind.
+        trained = Path(row["copied_from"] or row["run"])
+        assert (trained / "ray_train").exists() == (row[FREEZE_DEPTH] != "all")
+    assert "2 DDP workers" in printed
+    assert answer["test"]["num_images"] == 13
+    assert Path(answer["winner"]["run"], "evaluation_test.json").exists()
     copied = [row for row in answer["trials"] if row["copied_from"]]
     assert len(copied) == 3, "no gradient reaches a clipnorm of a million: twins are one training"
     assert answer["sharing"]["num_copied"] == len(copied)

@@ -1,4 +1,7 @@
-"""Sweeps on a real cluster: with a training that only pretends, and once with real ones."""
+"""Sweeps on a real cluster of trainings that only pretend, and real ones that are stopped.
+
+A sweep of real ones to its end: test_tuning_resume.
+"""
 
 import json
 import os
@@ -246,27 +249,6 @@ def test_every_network_of_the_space_is_checked_first(sweep: TuningConfig) -> Non
     with pytest.raises(ValueError, match=r"model\.freeze_depth is 99"):
         tune_sweep(deep)
     assert not Path(sweep.out).exists()
-
-
-@pytest.mark.slow
-def test_real_trials_in_process_and_in_workers(
-    sweep: TuningConfig, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Zeros does not learn, and the winner is looked at on the test split once."""
-    base = replace(sweep.base, epochs=2, cluster=ClusterConfig(num_workers=2))
-    space = replace(SPACE, freeze_depths=("all",), learning_rates=(3e-3,))
-    answer = tune_sweep(replace(sweep, base=base, space=space, evaluate_winner=True))
-    rows = {row[INIT]: row for row in answer["trials"]}
-    assert rows["file"][FREEZE_DEPTH] == "all" and rows["zeros"][FREEZE_DEPTH] == 0
-    assert all(row["num_epochs"] >= 1 for row in rows.values())
-    # Only a training in workers leaves Ray Train's folder behind.
-    assert Path(rows["zeros"]["run"], "ray_train").exists()
-    assert not Path(rows["file"]["run"], "ray_train").exists()
-    assert rows["zeros"]["verdict"] == "does not learn"
-    assert "2 DDP workers" in capfd.readouterr().out
-    if answer["winner"] is not None:
-        assert answer["test"]["num_images"] == 13
-        assert Path(answer["winner"]["run"], "evaluation_test.json").exists()
 
 
 @pytest.mark.slow
