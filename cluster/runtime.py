@@ -3,7 +3,9 @@
 import importlib.util
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +107,8 @@ def connect(address: str | None = None, *, quiet: bool = False) -> Resources:
         context = ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **options)
     except ConnectionError as error:
         raise ValueError(_unreachable(address, str(error))) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _leave)  # in place of Ray's, which ends the process here
     refuse_foreign_datasets()
     resources = find_resources()
     if not quiet:
@@ -115,6 +119,11 @@ def connect(address: str | None = None, *, quiet: bool = False) -> Resources:
             flush=True,
         )
     return resources
+
+
+def _leave(signum: int, frame: object) -> None:
+    """Unwind the driver as Ctrl-C does, so that what it keeps is closed; the shell sees 143."""
+    raise SystemExit(128 + signum)
 
 
 def refuse_foreign_datasets() -> None:

@@ -7,13 +7,13 @@ import tyro
 
 from cluster.entry import run_room
 from cluster.runtime import connect
-from datasets import storage
-from trainers import launch, metrics, tracking
+from trainers import launch, metrics
 from trainers.config import FinetuneConfig
 from trainers.evaluate import EvaluateConfig, run_evaluation
 from trainers.explain import ExplainConfig, run_explain
 from trainers.export import ExportConfig, run_export
 from trainers.features import FeaturesConfig, run_features
+from trainers.mirror import RunMirror, follow
 from trainers.predict import PredictConfig, run_predict
 from trainers.recipes import RECIPES
 from trainers.zoo import ZooConfig, run_zoo
@@ -89,31 +89,23 @@ def follow_training(config: FinetuneConfig, *, job_type: str) -> tuple[dict[str,
     Returns:
         result.json, and the command that uploads an offline run.
     """
+    config = launch.with_absolute_paths(config)
     manifest = launch.check(config)
     resources = connect(config.cluster.address)
     _, ingest = launch.plan_ingest(
         config, manifest, resources, launch.plan_training(config, resources)
     )
-    run, num_images = (
-        storage.absolute(config.out, "out"),
-        manifest.split(config.train_on).num_images,
-    )
+    num_images = manifest.split(config.train_on).num_images
     print(
         f"Training {config.model.backbone} ({config.model.init}, {describe_phases(config)}) on "
-        f"{num_images} images of {len(manifest.classes)} classes -> {run}"
+        f"{num_images} images of {len(manifest.classes)} classes -> {config.out}"
     )
     print(f"Ingest: {ingest}")
-    mirror = tracking.RunMirror(
-        run,
-        track=config.track,
-        name=run.rsplit("/", 1)[-1],
-        group=config.track.group,
-        job_type=job_type,
-        config=config.to_dict(),
-    )
-    sync = mirror.sync_command()
-    with tracking.follow(run, mirror, lambda row: show(row, config.num_epochs)):
-        return launch.fit(config), sync
+    name = config.out.rstrip("/").rsplit("/", 1)[-1]
+    mirror = RunMirror(config, name=name, group=config.track.group, job_type=job_type)
+    with follow(config.out, mirror, lambda row: show(row, config.num_epochs)):
+        result = launch.fit(config)
+    return result, mirror.close()
 
 
 def describe_phases(config: FinetuneConfig) -> str:

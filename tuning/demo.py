@@ -27,7 +27,7 @@ SIZE_PX = 64
 BATCH_SIZE = 32
 TARGET = SyntheticConfig(num_classes=10, train_per_class=40, test_per_class=20, render_px=96)
 """Ten car models to tell apart."""
-TARGET_EPOCHS = 6
+TARGET_EPOCHS = 4
 RANDOM_INITS: tuple[Init, ...] = ("he", "zeros")
 SPACE = SpaceConfig(
     freeze_depths=("all", 4, 3, 0),
@@ -39,7 +39,7 @@ NUM_TRIALS = 24
 SWEEP_SEED = 228
 """Draws each pair of initialization and depth twice or more often."""
 SOURCE = SyntheticConfig(
-    num_classes=60, train_per_class=44, test_per_class=2, render_px=96, label_by="body", seed=1
+    num_classes=60, train_per_class=36, test_per_class=2, render_px=96, label_by="body", seed=1
 )
 """What stands in for ImageNet offline: the body types of sixty other cars."""
 SOURCE_EPOCHS = 3

@@ -14,6 +14,7 @@ from trainers import launch, metrics
 from trainers.config import PRETRAINED, FinetuneConfig
 from trainers.freezing import is_head_only
 from trainers.initializers import head_tensors
+from trainers.mirror import RunMirror, follow
 from trainers.runs import load_best_model
 from tuning.config import TuningConfig
 from tuning.reuse import record
@@ -63,7 +64,10 @@ def _train(config: TuningConfig, shared: Shared, point: Point) -> tuple[Finetune
     """Train a head, whose result a trial of the same point will be copied from."""
     name = f"{point[INIT]}-{show(point[LEARNING_RATE])}"
     training = replace(training_of(config.base, point), out=storage.join(config.out, "heads", name))
-    result: dict[str, Any] = launch.fit_in_process(training, prefix=shared.prefix_of(training))
+    training = replace(training, track=replace(training.track, group=config.group))
+    mirror = RunMirror(training, name=f"head {name}", group=config.group, job_type="head")
+    with follow(training.out, mirror, lambda row: None):
+        result: dict[str, Any] = launch.fit_in_process(training, prefix=shared.prefix_of(training))
     if (folder := shared.results_of(training)) is not None:
         record(folder, training.out)
     top1 = result[metrics.VAL_BEST_TOP1]

@@ -13,7 +13,7 @@ from ray.tune.experiment import Trial
 from datasets import storage
 from trainers import metrics
 from trainers.config import FinetuneConfig
-from trainers.tracking import RunMirror
+from trainers.mirror import CLOSE_TIMEOUT_S, TRIAL, RunMirror
 from tuning.config import TuningConfig
 from tuning.reuse import read_origin, record
 from tuning.search import STATE_FOLDER, point_of
@@ -29,12 +29,11 @@ class Progress(tune.Callback):
         self._started_s = time.monotonic()
         self._best_top1 = 0.0
         self._mirrors: dict[str, RunMirror] = {}
+        self._ended_mirrors: list[RunMirror] = []
         self.trial_ids: list[str] = []
         """Of all trials of the sweep, in the order of Tune's results; known at the end."""
         self.num_cut = 0
         """Trials that were running when the sweep was stopped."""
-        self.sync_commands: set[str] = set()
-        """What uploads the offline runs to W&B."""
 
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
@@ -42,17 +41,12 @@ class Progress(tune.Callback):
         if trial.trial_id in self._mirrors:  # a retry goes on in the same run
             return
         config = self._training(trial)
-        mirror = RunMirror(
-            config.out,
-            track=config.track,
+        self._mirrors[trial.trial_id] = RunMirror(
+            config,
             name=f"{_number(trials, trial)} {describe(point_of(trial.config))}",
-            group=config.track.group or self._config.out.rstrip("/").rsplit("/", 1)[-1],
-            job_type="trial",
-            config=config.to_dict(),
+            group=self._config.group,
+            job_type=TRIAL,
         )
-        self._mirrors[trial.trial_id] = mirror
-        if (command := mirror.sync_command()) is not None:
-            self.sync_commands.add(command.replace(trial.trial_id, "*"))
         self._print(trials, trial, "started")
 
     def on_trial_result(
@@ -66,7 +60,6 @@ class Progress(tune.Callback):
             f"epoch {result[metrics.EPOCH]}/{self._config.base.epochs}  "
             f"val/top1 {top1:.3f}  (best {self._best_top1:.3f})",
         )
-        self._mirrors[trial.trial_id].sync()
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
@@ -77,32 +70,42 @@ class Progress(tune.Callback):
         num_epochs = (trial.last_result or {}).get(metrics.EPOCH, self._config.base.epochs)
         if num_epochs < self._config.base.epochs:
             self._print(trials, trial, f"pruned after epoch {num_epochs}")
-            self._finish(trial, "pruned")
+            self._finish(trial.trial_id, "pruned")
         else:
             origin = read_origin(training.out)
             known = f", copied: {origin.run} is the same training" if origin else ""
             self._print(trials, trial, f"finished{known}")
-            self._finish(trial, "finished")
+            self._finish(trial.trial_id, "finished")
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         where = storage.join(self._config.out, STATE_FOLDER, trial.trial_id, "error.txt")
         self._print(trials, trial, f"failed: {_last_line(trial.error_file)}, see {where}")
-        self._finish(trial, "failed")
+        self._finish(trial.trial_id, "failed")
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         self.trial_ids = [trial.trial_id for trial in trials]
         self.num_cut = len(self._mirrors)
-        for mirror in self._mirrors.values():
-            mirror.finish("killed")
-        self._mirrors.clear()
+
+    def close(self) -> bool:
+        """End what is still running as killed, and return whether W&B has all, once it has."""
+        for trial_id in list(self._mirrors):
+            self._finish(trial_id, "killed")
+        deadline_s = time.monotonic() + CLOSE_TIMEOUT_S  # one for all of them
+        commands = [
+            mirror.close(timeout_s=max(0.0, deadline_s - time.monotonic()))
+            for mirror in self._ended_mirrors
+        ]
+        return all(command is None for command in commands)
 
     def _training(self, trial: Trial) -> FinetuneConfig:
         return config_of(self._config, point_of(trial.config), trial.trial_id, self._shared)
 
-    def _finish(self, trial: Trial, state: str) -> None:
-        self._mirrors.pop(trial.trial_id).finish(state)
+    def _finish(self, trial_id: str, state: str) -> None:
+        mirror = self._mirrors.pop(trial_id)
+        mirror.finish(state)
+        self._ended_mirrors.append(mirror)
 
     def _print(self, trials: list[Trial], trial: Trial, news: str) -> None:
         minutes, seconds = divmod(int(time.monotonic() - self._started_s), 60)

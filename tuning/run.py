@@ -17,6 +17,7 @@ from datasets import storage
 from datasets.shards import Manifest
 from trainers import launch, metrics
 from trainers.freezing import count_frozen, is_head_only
+from trainers.wandb_run import sync_command
 from tuning.advice import read_advice, score_advice
 from tuning.cache import cache_uri
 from tuning.check import check, facts_of
@@ -38,6 +39,7 @@ from tuning.search import STATE_FOLDER, build_tuner, count_trials, point_of, run
 from tuning.sharing import SharingPlan, plan_sharing
 from tuning.space import left_out, models, show, training_of
 from tuning.trial import Shared, build_trial
+from tuning.wandb_sweep import log_sweep
 from tuning.winner import evaluate_once, train_longer
 
 
@@ -91,7 +93,10 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
     with warnings.catch_warnings():
         # Optuna keeps the first of two results of a step: right for a trial that goes on.
         warnings.filterwarnings("ignore", "The reported value is ignored", UserWarning)
-        results = tuner.fit()
+        try:
+            results = tuner.fit()
+        finally:
+            is_synced = progress.close()
     num_ended = results.num_terminated + results.num_errors - progress.num_cut
     if num_ended < num_trials:
         print(f"Stopped with {num_ended} of {num_trials} trials done; the same command goes on")
@@ -112,8 +117,12 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
         ],
         images_per_epoch=sum(manifest.split(split).num_images for split in ("train", "val")),
     )
-    facts = {"sync": sorted(progress.sync_commands), "sharing": savings.to_dict()}
+    sync = sync_command(config.out)
+    facts = {"sync": [] if is_synced else [sync], "sharing": savings.to_dict()}
     write_leaderboard(config.out, standings, **facts)
+    test = _test_winner(config, manifest, standings)
+    if log_sweep(config, manifest, standings, savings, test) is not None:
+        facts["sync"] = [sync]
     return _close(config, manifest, standings, facts)
 
 
@@ -212,6 +221,16 @@ def _ended(
         )
 
 
+def _test_winner(
+    config: TuningConfig, manifest: Manifest, standings: Sequence[Standing]
+) -> dict[str, Any] | None:
+    """Return the winner's measures on the test split, where there are both."""
+    winner = find_winner(standings)
+    if winner is None or not config.evaluate_winner or "test" not in manifest.splits:
+        return None
+    return evaluate_once(winner.run)
+
+
 def _close(
     config: TuningConfig, manifest: Manifest, standings: list[Standing], facts: dict[str, Any]
 ) -> dict[str, Any]:
@@ -219,13 +238,12 @@ def _close(
     print()
     print_leaderboard(standings)
     print(f"\nLeaderboard:  {config.out}/leaderboard.json, leaderboard.csv")
-    winner, test = find_winner(standings), None
+    winner, test = find_winner(standings), _test_winner(config, manifest, standings)
     if winner is None:
         print("Winner:       none: no trial is above what always answering one class reaches")
     else:
         print(f"Winner:       {winner.run}")
-        if config.evaluate_winner and "test" in manifest.splits:
-            test = evaluate_once(winner.run)
+        if test is not None:
             print(
                 f"Test split:   top-1 {test[metrics.TEST_TOP1]:.3f}, "
                 f"top-5 {test[metrics.TEST_TOP5]:.3f} on {test['num_images']} images, looked at "
