@@ -18,6 +18,7 @@ from tuning.config import TuningConfig
 from tuning.reuse import read_origin, record
 from tuning.search import STATE_FOLDER, point_of
 from tuning.space import describe
+from tuning.states import FAILED, FINISHED, PRUNED, RUNNING, TrialStates
 from tuning.trial import Shared, config_of
 
 
@@ -29,6 +30,7 @@ class Progress(tune.Callback):
         self._started_s = time.monotonic()
         self._best_top1 = 0.0
         self._mirrors: dict[str, RunMirror] = {}
+        self._states = TrialStates(config.out, num_trials=num_trials)
         self.trial_ids: list[str] = []
         """Of all trials of the sweep, in the order of Tune's results; known at the end."""
         self.num_cut = 0
@@ -41,6 +43,7 @@ class Progress(tune.Callback):
     ) -> None:
         if trial.trial_id in self._mirrors:  # a retry goes on in the same run
             return
+        self._note(trials, trial, RUNNING)
         config = self._training(trial)
         mirror = RunMirror(
             config.out,
@@ -68,6 +71,9 @@ class Progress(tune.Callback):
         )
         self._mirrors[trial.trial_id].sync()
 
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        self._states.flush()
+
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
@@ -78,22 +84,27 @@ class Progress(tune.Callback):
         if num_epochs < self._config.base.epochs:
             self._print(trials, trial, f"pruned after epoch {num_epochs}")
             self._finish(trial, "pruned")
+            self._note(trials, trial, PRUNED)
         else:
             origin = read_origin(training.out)
             known = f", copied: {origin.run} is the same training" if origin else ""
             self._print(trials, trial, f"finished{known}")
             self._finish(trial, "finished")
+            self._note(trials, trial, FINISHED)
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         where = storage.join(self._config.out, STATE_FOLDER, trial.trial_id, "error.txt")
-        self._print(trials, trial, f"failed: {_last_line(trial.error_file)}, see {where}")
+        reason = _last_line(trial.error_file)
+        self._print(trials, trial, f"failed: {reason}, see {where}")
         self._finish(trial, "failed")
+        self._note(trials, trial, FAILED, reason)
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         self.trial_ids = [trial.trial_id for trial in trials]
         self.num_cut = len(self._mirrors)
+        self._states.end()
         for mirror in self._mirrors.values():
             mirror.finish("killed")
         self._mirrors.clear()
@@ -103,6 +114,17 @@ class Progress(tune.Callback):
 
     def _finish(self, trial: Trial, state: str) -> None:
         self._mirrors.pop(trial.trial_id).finish(state)
+
+    def _note(
+        self, trials: list[Trial], trial: Trial, state: str, reason: str | None = None
+    ) -> None:
+        self._states.note(
+            trial.trial_id,
+            number=_number(trials, trial),
+            point=point_of(trial.config),
+            state=state,
+            reason=reason,
+        )
 
     def _print(self, trials: list[Trial], trial: Trial, news: str) -> None:
         minutes, seconds = divmod(int(time.monotonic() - self._started_s), 60)

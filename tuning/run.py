@@ -11,6 +11,7 @@ from typing import Any
 
 from ray import tune
 
+from cluster.provenance import find_provenance
 from cluster.runtime import Resources, connect
 from cluster.scaling import in_process, max_concurrent_trials, plan_workers
 from datasets import storage
@@ -76,6 +77,8 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
         raise SystemExit(0)
     text = json.dumps(facts_of(config, manifest), indent=1).encode()
     storage.write_bytes(storage.join(config.out, "config.json"), text)
+    started = json.dumps(find_provenance().to_dict(), indent=1).encode()
+    storage.write_bytes(storage.join(config.out, "started.json"), started)
     # Run folders hold the metrics; Tune need not write them a second time.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # a table of its own, even at verbose=0
