@@ -1,13 +1,12 @@
 """Charts of what happened during the trials: learning curves, and what clipping did."""
 
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 from trainers import metrics
 from tuning.leaderboard import Standing
-from tuning.review_charts import (
-    NUM_HIGHLIGHTED,
+from tuning.review_data import Sweep
+from tuning.review_figure import (
     SYMBOLS,
     Chart,
     Figure,
@@ -15,12 +14,14 @@ from tuning.review_charts import (
     mark_level,
     measured,
     mix,
+    plain,
     single,
     top1_of,
 )
-from tuning.review_data import Sweep
 from tuning.space import CLIPNORM, describe
 
+NUM_HIGHLIGHTED = 5
+"""Learning curves that stand out."""
 MAX_POINTS = 300
 """Of a line; more can't be told apart."""
 MAX_CHOICES = 8
@@ -49,6 +50,7 @@ def draw_curves(sweep: Sweep) -> Chart | None:
                 "x": x,
                 "y": y,
                 "line": {"color": "var(--faint)", "width": 1},
+                "opacity": max(0.3, min(1.0, 80 / len(others))),
                 "hoverinfo": "skip",
             }
         )
@@ -62,7 +64,7 @@ def draw_curves(sweep: Sweep) -> Chart | None:
                 "name": "stopped early",
                 "x": [epochs[-1] for epochs, _ in ends],
                 "y": [top1s[-1] for _, top1s in ends],
-                "text": [escape(describe(row.point)) for row in pruned],
+                "text": [plain(describe(row.point)) for row in pruned],
                 "hovertemplate": "%{text}<br>stopped after epoch %{x}<extra></extra>",
                 "marker": {"symbol": "x-thin-open", "size": 8, "color": "var(--quiet)"},
             }
@@ -74,7 +76,7 @@ def draw_curves(sweep: Sweep) -> Chart | None:
             {
                 "type": "scatter",
                 "mode": "lines+markers",
-                "name": f"#{row.rank} {escape(describe(row.point))}",
+                "name": f"#{row.rank} {plain(describe(row.point))}",
                 "x": epochs,
                 "y": top1s,
                 "line": {"color": colour, "width": 3 if number == 0 else 2},
@@ -182,7 +184,7 @@ def _draw_run(sweep: Sweep, rows: Sequence[dict[str, Any]]) -> Figure:
     stages = [
         name for name in (*sweep.stages, "head") if metrics.stage_metrics([name])[0] in steps[-1]
     ]
-    groups = [
+    groups: list[tuple[str, str, tuple[str, ...]]] = [
         ("all", "var(--ink)", (metrics.GRAD_NORM, metrics.GRAD_NORM_AFTER, metrics.CLIPPED_SHARE))
     ]
     for number, stage in enumerate(stages):

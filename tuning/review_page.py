@@ -19,9 +19,11 @@ from plotly.offline import get_plotlyjs
 
 from trainers import metrics
 from tuning.leaderboard import CONFIDENCE
-from tuning.review_charts import Chart, draw_cost, draw_depths, draw_importance, draw_parallel
+from tuning.review_charts import draw_cost, draw_depths, draw_importance
 from tuning.review_curves import draw_clipping, draw_curves
 from tuning.review_data import Sweep
+from tuning.review_figure import Chart
+from tuning.review_parallel import draw_parallel
 from tuning.review_pictures import look_at_answers
 from tuning.review_tables import (
     format_seconds,
@@ -147,7 +149,7 @@ def list_tiles(sweep: Sweep, verdict: Verdict) -> list[Tile]:
     if sweep.promoted is not None:
         top1 = sweep.promoted[metrics.TEST_TOP1]
         note = (
-            f"test/top1, trained {sweep.promoted['epochs']} epochs on {sweep.promoted['train_on']}; "
+            f"test/top1 after {sweep.promoted['epochs']} epochs on {sweep.promoted['train_on']}; "
             f"{_range(top1['low'], top1['high'])}, {sweep.promoted['interval']}"
         )
         tiles.append(Tile(name="Promoted", value=f"{top1['mean']:.3f}", note=note))

@@ -6,7 +6,6 @@ K classes; H x W pixels.
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import cv2
@@ -19,8 +18,8 @@ from trainers.answers import read_views
 from trainers.explain import explain, order
 from trainers.pictures import Explained
 from tuning.leaderboard import Standing
-from tuning.review_charts import Chart, single
 from tuning.review_data import Sweep
+from tuning.review_figure import Chart, plain, single
 
 NUM_PAIRS, NUM_MISTAKES, NUM_RIGHT = 8, 8, 4
 THUMB_PX, QUALITY = 168, 82
@@ -132,7 +131,7 @@ def _picture(
     """Return images of rows, heat maps of those after `num_plain`, and why something is missing."""
     nothing: list[str | None] = [None] * len(rows)
     if not pictures:
-        return nothing, [], "Left out: --no-pictures."
+        return nothing, [], "Images are left out: by --no-pictures, or while --watch follows a running sweep."
     if sweep.manifest is None:
         return nothing, [], f"The images are gone: {sweep.base.data} is no longer the data set."
     if not rows:
@@ -201,7 +200,7 @@ def _find_pairs(confusion_KK: np.ndarray) -> list[tuple[int, int]]:
 def _draw_confusion(confusion_KK: np.ndarray, classes: Sequence[str]) -> Chart:
     num_classes = len(classes)
     shares_KK = confusion_KK / np.maximum(1, confusion_KK.sum(1, keepdims=True))
-    names = [escape(name if len(name) <= 30 else f"{name[:28]}…") for name in classes]
+    names = [plain(name if len(name) <= 30 else f"{name[:28]}…") for name in classes]
     ticks = [f"{at + 1} {name}" for at, name in enumerate(names)]
     data = []
     for is_right, colour in ((False, "var(--thaw)"), (True, "var(--frost)")):
@@ -232,8 +231,8 @@ def _draw_confusion(confusion_KK: np.ndarray, classes: Sequence[str]) -> Chart:
     return Chart(
         name="confusion",
         title="Confusion matrix",
-        label=f"{confusion_KK.trace()} of {confusion_KK.sum()} images are on the diagonal. The class "
-        f"with the lowest recall is {classes[worst[0]]}, {shares_KK[worst[0], worst[0]]:.0%}.",
+        label=f"{confusion_KK.trace()} of {confusion_KK.sum()} images are on the diagonal. "
+        f"Lowest recall: {classes[worst[0]]}, {shares_KK[worst[0], worst[0]]:.0%}.",
         figures=single(
             {
                 "data": data,
@@ -245,6 +244,7 @@ def _draw_confusion(confusion_KK: np.ndarray, classes: Sequence[str]) -> Chart:
                         "ticktext": [str(at + 1) for at in places],
                         "title": {"text": "predicted class, by number"},
                         "showgrid": False,
+                        "ticks": "",
                         "constrain": "domain",
                     },
                     "yaxis": {
@@ -252,6 +252,7 @@ def _draw_confusion(confusion_KK: np.ndarray, classes: Sequence[str]) -> Chart:
                         "ticktext": [ticks[at] for at in places],
                         "autorange": "reversed",
                         "showgrid": False,
+                        "ticks": "",
                         "ticksuffix": " ",
                     },
                 },

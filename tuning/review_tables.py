@@ -1,4 +1,4 @@
-"""Tables of a review: the leaderboard, heat maps of learning rate x clipnorm, work that was shared."""
+"""Tables of a review: the leaderboard, heat maps of learning rate x clipnorm, work shared."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from math import log10
 from typing import Any
 
 from tuning.leaderboard import LEARNS, Standing
-from tuning.review_charts import AXIS_NAMES, measured
 from tuning.review_data import Sweep, threshold_of
+from tuning.review_figure import AXIS_NAMES, measured
 from tuning.seeds import Estimate, estimate
 from tuning.space import AXES, CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE, show
 from tuning.verdict import depth_name
@@ -35,7 +35,7 @@ class Cell:
 
     top1: float | None
     percent: int
-    """Of the way from the worst to the best trial of the sweep: how dark it is."""
+    """Of the way from the worst to the best trial of the sweep: how strong its colour is."""
     num_trials: int
 
 
@@ -118,7 +118,7 @@ def map_heat(sweep: Sweep) -> list[HeatMap]:
             clipnorms=[show(clipnorm) for clipnorm in clipnorms],
             lines=[
                 (
-                    show(band[0]) if band[0] == band[1] else f"{show(band[0])} to {show(band[1])}",
+                    show(band[0]) if band[0] == band[1] else f"{band[0]:.2g} to {band[1]:.2g}",
                     [cell(depth, band, clipnorm) for clipnorm in clipnorms],
                 )
                 for band in reversed(bands)
@@ -179,9 +179,9 @@ def list_work(sweep: Sweep) -> list[Work]:
 
 
 def format_seconds(seconds: float) -> str:
-    """Write a duration as people say it: `0.2 s`, `54 s`, `4 min`, `2.5 h`."""
+    """Write a duration as people say it: `0.17 s`, `54 s`, `4 min`, `2.5 h`."""
     if seconds < 120:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 

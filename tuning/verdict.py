@@ -6,6 +6,7 @@ else Fisher's exact test takes them as different images, which is the more cauti
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest, fisher_exact
@@ -119,7 +120,8 @@ def compare_pairs(wins: int, losses: int) -> float:
 def compare_shares(first: float, second: float, num_images: int) -> float:
     """Return the two-sided p value of Fisher's exact test of two shares, each of as many images."""
     counts = [round(share * num_images) for share in (first, second)]
-    return float(fisher_exact([[count, num_images - count] for count in counts]).pvalue)
+    result: Any = fisher_exact([[count, num_images - count] for count in counts])
+    return float(result.pvalue)
 
 
 def thawing(sweep: Sweep, depth: int) -> str:
@@ -162,7 +164,7 @@ def _p(value: float) -> str:
 def _without_winner(sweep: Sweep, *, num_measured: int) -> tuple[str, str]:
     started, failed = len(sweep.standings), sum(row.state == "failed" for row in sweep.standings)
     if sweep.status == "running" and not num_measured:
-        return "No answer yet.", f"{started} trials have started, and none has finished an epoch."
+        return "No answer yet.", f"Trials that have started: {started}; none has finished an epoch."
     if not started:
         return "No trial was run.", "The folder holds a sweep's config and nothing else."
     if failed == started:
@@ -185,6 +187,8 @@ def _cautions(sweep: Sweep, *, num_measured: int) -> tuple[str, ...]:
     best = sweep.winner
     assert best is not None
     lines = []
+    if sweep.status == "running":
+        lines.append("The sweep has not ended: trials to come may change the answer.")
     if num_measured > 1:
         lines.append(
             f"The best of {num_measured} trials is optimistic: it was chosen by the same images "
@@ -193,5 +197,5 @@ def _cautions(sweep: Sweep, *, num_measured: int) -> tuple[str, ...]:
     if best.state == "pruned":
         lines.append(f"The best trial was stopped early, after epoch {best.num_epochs}.")
     if len(sweep.standings) - num_measured and sweep.status == "ended":
-        lines.append(f"{len(sweep.standings) - num_measured} trials finished no epoch.")
+        lines.append(f"Trials that finished no epoch: {len(sweep.standings) - num_measured}.")
     return tuple(lines)
