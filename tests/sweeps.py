@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datasets.config import IngestConfig
-from datasets.shards import Manifest, Split, read_manifest, write_manifest
+from datasets.shards import Manifest, Shard, Split, read_manifest, write_manifest
 from trainers import metrics
 from trainers.backbones import find
 from trainers.config import FinetuneConfig, ModelConfig
@@ -98,7 +98,7 @@ def write_sweep(
         run = out / "trials" / f"5eed0_{number - 1:05d}"
         asymptote = _asymptote(rng, point, backbone, kind, 1 / len(manifest.classes), lead)
         num_epochs = {"failed": 0, "finished": epochs, "pruned": rng.choice((1, 3))}.get(
-            state, rng.randint(1, epochs - 1)
+            state, rng.randint(1, max(1, epochs - 1))
         )
         write_json(run / "config.json", training_of(config.base, point).to_dict())
         top1s = _write_rows(rng, run, point, backbone, num_epochs, asymptote, counts)
@@ -144,7 +144,13 @@ def write_classes(folder: Path, classes: tuple[str, ...], val_per_class: int) ->
     """Write the manifest of a data set without images."""
     folder.mkdir(parents=True)
     splits = {
-        name: Split(shards=(), class_counts=(count,) * len(classes), num_pixels=1)
+        name: Split(
+            shards=(
+                Shard(path=f"{name}.parquet", row_groups=(count * len(classes),), num_bytes=1),
+            ),
+            class_counts=(count,) * len(classes),
+            num_pixels=1,
+        )
         for name, count in (("train", 50), ("val", val_per_class), ("test", 30))
     }
     manifest = Manifest(

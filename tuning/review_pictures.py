@@ -131,17 +131,20 @@ def _picture(
     """Return images of rows, heat maps of those after `num_plain`, and why something is missing."""
     nothing: list[str | None] = [None] * len(rows)
     if not pictures:
-        return nothing, [], "Images are left out: by --no-pictures, or while --watch follows a running sweep."
+        return (
+            nothing,
+            [],
+            "Images are left out: by --no-pictures, or while --watch follows a running sweep.",
+        )
     if sweep.manifest is None:
         return nothing, [], f"The images are gone: {sweep.base.data} is no longer the data set."
     if not rows:
         return [], [], None
     config = runs.read_config(winner.run)
-    try:
-        images = read_views(config, sweep.manifest, split, [row["row"] for row in rows])
-    except OSError as error:
-        return nothing, [], f"The images can't be read: {error}"
-    uris: list[str | None] = [encode(image_HWC) for image_HWC in images]
+    images_NHWC = read_views(config, sweep.manifest, split, [row["row"] for row in rows])
+    if not images_NHWC.any():  # what can't be read is black
+        return nothing, [], f"The images can't be read any more from {config.data}."
+    uris = [encode(image_HWC) if image_HWC.any() else None for image_HWC in images_NHWC]
     try:
         _, _, model = runs.load_best_model(winner.run)
         explained = explain(model, config, sweep.manifest, split, rows[num_plain:])
