@@ -3,7 +3,9 @@
 import importlib.util
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 import ray
 
-from cluster.entry import ROOT
+from cluster.entry import QUIET_VAR, ROOT
 
 REACH_TIMEOUT_S = 5.0
 JOB_ENV_VAR = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set in the driver of `ray job submit`, by Ray
@@ -105,9 +107,11 @@ def connect(address: str | None = None, *, quiet: bool = False) -> Resources:
         context = ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **options)
     except ConnectionError as error:
         raise ValueError(_unreachable(address, str(error))) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _leave)  # in place of Ray's, which ends the process here
     refuse_foreign_datasets()
     resources = find_resources()
-    if not quiet:
+    if not (quiet or os.environ.get(QUIET_VAR)):
         dashboard = context.dashboard_url
         print(
             f"Ray {ray.__version__} at {ray.get_runtime_context().gcs_address}: {resources}"
@@ -115,6 +119,11 @@ def connect(address: str | None = None, *, quiet: bool = False) -> Resources:
             flush=True,
         )
     return resources
+
+
+def _leave(signum: int, frame: object) -> None:
+    """Unwind the driver as Ctrl-C does, so that what it keeps is closed; the shell sees 143."""
+    raise SystemExit(128 + signum)
 
 
 def refuse_foreign_datasets() -> None:

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from datasets import storage
 from datasets.augment import augment
-from datasets.config import POLICIES
+from datasets.config import POLICIES, IngestConfig
 from datasets.decode import decode
 from datasets.shards import Manifest, read_manifest
 
@@ -20,7 +20,7 @@ COLUMNS = 8
 CELL_PX = 160
 _GAP_PX = 6
 _CAPTION_PX = 30
-_VIEWS_PER_POLICY = 2
+_VIEWS_PER_POLICY, _VIEWS_SHOWN = 2, 4
 
 
 def preview(data_uri: str, out_png: str, *, num_classes: int = 32, seed: int = 0) -> None:
@@ -46,6 +46,35 @@ def preview(data_uri: str, out_png: str, *, num_classes: int = 32, seed: int = 0
     png = io.BytesIO()
     _lay_out(cells).save(png, "PNG")
     storage.write_bytes(out_png, png.getvalue())
+
+
+def draw_views(data_uri: str, ingest: IngestConfig, *, seed: int) -> bytes:
+    """Draw what a training sees of the first images of some classes, epoch by epoch.
+
+    Returns:
+        A PNG: a column per image, a row per epoch.
+
+    Raises:
+        ValueError: where no data set lies at `data_uri`.
+    """
+    manifest = read_manifest(data_uri)
+    images = _pick_images(data_uri, manifest, COLUMNS)
+    cells: list[tuple[np.ndarray | None, str]] = []
+    for epoch in range(_VIEWS_SHOWN):
+        for label, (image_id, image_HWC) in images.items():
+            view_HWC = augment(
+                image_HWC,
+                ingest.policy,
+                ingest.size_px,
+                seed=seed,
+                epoch=ingest.view_of(epoch),
+                image_id=image_id,
+            )
+            cells.append((_fit(view_HWC), f"epoch {epoch + 1}: {manifest.classes[label]}"))
+        cells += [(None, "")] * (COLUMNS - len(images))
+    png = io.BytesIO()
+    _lay_out(cells).save(png, "PNG")
+    return png.getvalue()
 
 
 def _pick_images(

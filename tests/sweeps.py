@@ -103,7 +103,9 @@ def write_sweep(
         write_json(run / "config.json", training_of(config.base, point).to_dict())
         top1s = _write_rows(rng, run, point, backbone, num_epochs, asymptote, counts)
         if predictions and top1s:
-            write_predictions(run, manifest.classes, counts, max(top1s), seed=number)
+            best = max(top1s)
+            name = f"val_predictions/epoch-{1 + top1s.index(best):05d}.parquet"
+            write_predictions(run, manifest.classes, counts, best, seed=number, name=name)
         reason = "RuntimeError: CUDA out of memory" if state == "failed" else None
         states.append(
             TrialState(
@@ -167,7 +169,7 @@ def write_predictions(
     top1: float,
     *,
     seed: int,
-    name: str = "val_predictions.parquet",
+    name: str,
 ) -> None:
     """Write what a network of that accuracy says: neighbouring classes are taken for another."""
     rng = np.random.default_rng(seed)

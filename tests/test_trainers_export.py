@@ -23,7 +23,7 @@ from trainers import checkpoint, export, formats
 from trainers.backbones import build
 from trainers.checkpoint import Progress
 from trainers.config import FinetuneConfig, IngestConfig, ModelConfig, ScheduleConfig
-from trainers.evaluate import read_evaluation
+from trainers.evaluations import read_evaluation
 from trainers.export import ExportConfig, Format, run_export
 from trainers.initializers import initialize
 from trainers.model_card import CardFacts, write_card

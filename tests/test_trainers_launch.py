@@ -16,6 +16,7 @@ import torch
 from ray.util.state import list_actors
 
 from cluster.runtime import find_resources
+from datasets import storage
 from tests.conftest import WriteData, flip_byte, small_training
 from trainers import checkpoint, launch
 from trainers.config import (
@@ -28,6 +29,7 @@ from trainers.config import (
 )
 from trainers.evaluate import evaluate
 from trainers.tracking import read_rows
+from trainers.val_predictions import read_predictions
 
 pytestmark = pytest.mark.ray
 # Two workers add up their gradients in another order than one does.
@@ -158,6 +160,14 @@ def test_two_workers_with_live_batchnorm_resume_exactly_and_measure_what_they_sa
     assert losses(cut.out) == losses(live.out) and len(losses(cut.out)) == 4
     assert evaluated["val/loss"] == pytest.approx(progress.row["val/loss"], rel=1e-5)
     assert evaluated["val/top1"] == progress.row["val/top1"]
+    predictions = read_predictions(cut.out)  # of two ranks, and of a sitting that was cut
+    once = storage.read_parquet(f"{cut.out}/evaluation_val/predictions.parquet")
+    assert predictions is not None
+    for column in ("row", "label", "predicted"):
+        assert predictions[column].to_pylist() == once[column].to_pylist()
+    assert predictions["confidence"].to_pylist() == pytest.approx(
+        once["confidence"].to_pylist(), rel=1e-4
+    )
 
 
 def test_a_resumed_run_equals_a_straight_one(single: FinetuneConfig) -> None:

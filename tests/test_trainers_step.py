@@ -179,7 +179,11 @@ def test_evaluation_counts_top1_and_top5():
     images_BHWC, _ = random_batch(4)
     labels_B = torch.tensor([0, 4, 5, 6])
     sums = eval_step(model.eval(), images_BHWC, labels_B, settings=settings_of(OptimConfig()))
-    assert set(sums) == set(EVAL_SUMS)
+    assert set(sums) == {*EVAL_SUMS, "labels_B", "predicted_B", "confidence_B"}
+    assert sums["predicted_B"].tolist() == [0, 0, 0, 0]
+    assert sums["confidence_B"][0].item() == pytest.approx(
+        torch.tensor(falling).softmax(0)[0].item()
+    )
     assert [sums[name].item() for name in ("top1_sum", "top5_sum", "count")] == [1, 2, 4]
     assert not sums["loss_sum"].requires_grad
 

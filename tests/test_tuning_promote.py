@@ -13,8 +13,9 @@ import torch
 from cluster.config import ClusterConfig
 from datasets.shards import read_manifest, write_manifest
 from tests.conftest import small_training
-from trainers import launch, tracking
+from trainers import launch
 from trainers.config import FinetuneConfig, LossConfig, ModelConfig, OptimConfig, TrackConfig
+from trainers.mirror import RunMirror
 from trainers.tracking import read_rows
 from tuning import promote, winner
 from tuning.leaderboard import LEARNS, LEARNS_NOT, Standing, write_leaderboard
@@ -60,17 +61,17 @@ def write_sweep(sweep: Path, config: FinetuneConfig, verdict: str = LEARNS) -> N
     write_leaderboard(str(sweep), [standing(config.out, verdict)], sync=[])
 
 
-class Mirror(tracking.RunMirror):
+class Mirror(RunMirror):
     """A mirror that W&B never sees, but the test does."""
 
     opened: list[dict[str, Any]]
 
-    def __init__(self, run: str, **options: Any) -> None:
-        Mirror.opened.append({"run": run, **options})
-        super().__init__(run, **options)
+    def __init__(self, config: FinetuneConfig, **options: Any) -> None:
+        Mirror.opened.append(options)
+        super().__init__(config, **options)
 
-    def sync_command(self) -> str:
-        return f"wandb sync {self._run}/wandb/offline-run-*"
+    def close(self, **_: Any) -> str:
+        return f"python -m trainers track sync {self._config.out}"
 
 
 def test_the_winner_is_trained_on_train_and_val_with_each_seed_and_tested_once(
@@ -80,7 +81,7 @@ def test_the_winner_is_trained_on_train_and_val_with_each_seed_and_tested_once(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(tracking, "RunMirror", Mirror)
+    monkeypatch.setattr("trainers.__main__.RunMirror", Mirror)
     Mirror.opened = []
     sweep = tmp_path / "sweep"
     won = trial(easy_data, sweep)
@@ -118,7 +119,7 @@ def test_the_winner_is_trained_on_train_and_val_with_each_seed_and_tested_once(
     assert json.loads((out / "promoted.json").read_text()) == summary
     assert f"export --run {runs[0]} --out {out}/exported" in printed
     assert "on 65 images of 3 classes" in printed and "Promoted:" in printed
-    assert printed.count("W&B:") == 1 and f"sync {out}/seed-*/wandb/offline-run-*" in printed
+    assert printed.count("W&B:") == 1 and f"track sync {out}\n" in printed
     assert {(m["job_type"], m["group"]) for m in Mirror.opened} == {("promote", "sweep")}
 
     # Again: nothing is trained or tested twice, but the one test that is missing.

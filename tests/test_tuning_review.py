@@ -142,8 +142,8 @@ def test_pareto_front_is_what_none_beats(tmp_path: Path) -> None:
 
 
 def test_rungs_are_ashas(tmp_path: Path) -> None:
-    assert read_sweep(write_sweep(tmp_path / "a", trials=2, epochs=10)).rungs == [1, 3, 9]
-    assert read_sweep(write_sweep(tmp_path / "b", trials=2, epochs=1)).rungs == []
+    assert read_sweep(write_sweep(tmp_path / "a", trials=2, epochs=10)).findings.rungs == [1, 3, 9]
+    assert read_sweep(write_sweep(tmp_path / "b", trials=2, epochs=1)).findings.rungs == []
 
 
 # ---- Where it comes from ----
@@ -176,21 +176,19 @@ def test_driver_keeps_states_current(tmp_path: Path, monkeypatch: pytest.MonkeyP
     out = write_sweep(tmp_path / "sweep", trials=3, status="running")
     sweep = read_sweep(out)
     os.remove(tmp_path / "sweep" / "trials.json")
-    monkeypatch.setattr(
-        progress,
-        "RunMirror",
-        lambda *_, **__: SimpleNamespace(
-            sync=lambda: None,
-            finish=lambda state: None,
-            sync_command=lambda: None,
-            close=lambda **_: None,
-        ),
-    )
+    silent = SimpleNamespace(finish=lambda state: None)
+    monkeypatch.setattr(progress, "RunMirror", lambda *_, **__: silent)
     config = cast(Any, SimpleNamespace(base=sweep.base, out=out, group="group"))
-    told = progress.Progress(config, Shared(), num_trials=3)
+    display = SimpleNamespace(start=lambda *_, **__: None, end=lambda *_, **__: None)
+    states = TrialStates(out, num_trials=3)
+    told = progress.Progress(config, Shared(), cast(Any, display), states)
     trials: list[Any] = [
         SimpleNamespace(
-            trial_id=row.trial_id, config=row.point, last_result={"epoch": epochs}, error_file=None
+            trial_id=row.trial_id,
+            config=row.point,
+            last_result={"epoch": epochs},
+            error_file=None,
+            is_finished=bool,
         )
         for row, epochs in zip(sweep.standings, (9, 1, 9), strict=True)
     ]

@@ -18,7 +18,6 @@ from cluster.runtime import find_resources
 from datasets.config import IngestConfig
 from trainers import backbones
 from trainers.config import FinetuneConfig, ModelConfig, TrackConfig
-from trainers.tracking import read_rows
 from tuning import progress, run
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.run import tune_sweep
@@ -102,17 +101,15 @@ class Mirror:
 
     ended: list[str]
 
-    def __init__(self, run: str, **_: Any) -> None:
-        self.run = run
-
-    def sync(self) -> None:
-        assert read_rows(self.run)
+    def __init__(self, config: FinetuneConfig, **options: Any) -> None:
+        self.config, self.options = config, options
 
     def finish(self, state: str) -> None:
+        assert self.config.track.group == self.options["group"]
         Mirror.ended.append(state)
 
-    def sync_command(self) -> str:
-        return f"wandb sync {self.run}/wandb/offline-run-*"
+    def close(self, **_: Any) -> str:
+        return f"python -m trainers track sync {self.config.out}"
 
 
 @pytest.fixture(autouse=True)
@@ -149,7 +146,7 @@ def test_sweep_prunes_ranks_and_is_reused(
     assert "Sweep of 6 trials of mobilenet_v2, grid search, 4 epochs at most" in printed
     assert "left out 1 pairs: zeros with freeze depth all" in printed
     assert "epoch 1/4  val/top1 0.701  (best" in printed
-    assert f"Sync W&B:     wandb sync {sweep.out}/trials/*/wandb/offline-run-*" in printed
+    assert f"Sync W&B:     python -m trainers track sync {sweep.out}" in printed
     assert f"--out {sweep.out}/longer --epochs 12" in printed
     for name in ("leaderboard.json", "leaderboard.csv", "config.json"):
         assert Path(sweep.out, name).exists()

@@ -7,15 +7,18 @@ import tyro
 
 from cluster.entry import run_room
 from cluster.runtime import connect
-from datasets import storage
-from trainers import launch, metrics, tracking
+from datasets import terminal
+from trainers import launch, metrics
 from trainers.config import FinetuneConfig
 from trainers.evaluate import EvaluateConfig, run_evaluation
 from trainers.explain import ExplainConfig, run_explain
 from trainers.export import ExportConfig, run_export
 from trainers.features import FeaturesConfig, run_features
+from trainers.meter import Meter
+from trainers.mirror import RunMirror, follow
 from trainers.predict import PredictConfig, run_predict
 from trainers.recipes import RECIPES
+from trainers.track import TrackVerb, run_track
 from trainers.zoo import ZooConfig, run_zoo
 
 HELP = f"""Fine-tune a network on a prepared data set, with DDP under Ray Train.
@@ -35,6 +38,7 @@ The same command again resumes. What else can be done, each with its own --help:
   features   write what a stage of a network makes of images
   export     safetensors with a model card, ONNX, torch.export
   zoo        the networks: size, accuracy, parameters, depth, time of a step
+  track      read a run's or sweep's W&B files back, and upload them
 """
 
 
@@ -89,31 +93,29 @@ def follow_training(config: FinetuneConfig, *, job_type: str) -> tuple[dict[str,
     Returns:
         result.json, and the command that uploads an offline run.
     """
+    config = launch.with_absolute_paths(config)
     manifest = launch.check(config)
     resources = connect(config.cluster.address)
     _, ingest = launch.plan_ingest(
         config, manifest, resources, launch.plan_training(config, resources)
     )
-    run, num_images = (
-        storage.absolute(config.out, "out"),
-        manifest.split(config.train_on).num_images,
-    )
-    print(
+    num_images = manifest.split(config.train_on).num_images
+    terminal.tell(
         f"Training {config.model.backbone} ({config.model.init}, {describe_phases(config)}) on "
-        f"{num_images} images of {len(manifest.classes)} classes -> {run}"
+        f"{num_images} images of {len(manifest.classes)} classes -> {config.out}"
     )
-    print(f"Ingest: {ingest}")
-    mirror = tracking.RunMirror(
-        run,
-        track=config.track,
-        name=run.rsplit("/", 1)[-1],
-        group=config.track.group,
-        job_type=job_type,
-        config=config.to_dict(),
-    )
-    sync = mirror.sync_command()
-    with tracking.follow(run, mirror, lambda row: show(row, config.num_epochs)):
-        return launch.fit(config), sync
+    terminal.tell(f"Ingest: {ingest}")
+    name = config.out.rstrip("/").rsplit("/", 1)[-1]
+    mirror = RunMirror(config, name=name, group=config.track.group, job_type=job_type)
+    meter = Meter(config, manifest)
+
+    def tell(row: dict[str, Any]) -> None:
+        meter.update([row])
+        show(row, config.num_epochs)
+
+    with terminal.show(meter.draw), follow(config.out, mirror, tell):
+        result = launch.fit(config)
+    return result, mirror.close()
 
 
 def describe_phases(config: FinetuneConfig) -> str:
@@ -144,7 +146,7 @@ def show(row: dict[str, Any], num_epochs: int) -> None:
         )
         if row[metrics.LOST_IMAGES]:
             line += f", {row[metrics.LOST_IMAGES]} images lost: {row[metrics.LOST_NAMES][0]}"
-    print(line, flush=True)
+    terminal.tell(line, warning=bool(row.get(metrics.LOST_IMAGES)))
 
 
 VERBS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
@@ -154,6 +156,7 @@ VERBS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "predict": (PredictConfig, run_predict),
     "features": (FeaturesConfig, run_features),
     "export": (ExportConfig, run_export),
+    "track": (TrackVerb, run_track),
 }
 """What can be done besides training: name -> its config, and what runs it."""
 

@@ -232,6 +232,10 @@ class TrackConfig:
     """W&B project."""
     group: str | None = None
     """W&B group; a sweep sets its own name."""
+    tags: tuple[str, ...] = ()
+    """W&B tags, beside those of the commit, the data, the network and its initialization."""
+    upload_weights: bool = False
+    """Send the best and the latest weights to W&B; else it knows where they lie, and their hash."""
     log_every_steps: int = 20
     """Training metrics are written every so many steps."""
 
@@ -332,9 +336,12 @@ class FinetuneConfig:
             "track": TrackConfig,
             "cluster": ClusterConfig,
         }
-        schedule = values["schedule"]
+        schedule, track = values["schedule"], values["track"]
         phases = tuple(tuple(phase) for phase in schedule["phases"])  # JSON has lists
-        values = values | {"schedule": schedule | {"phases": phases}}
+        values = values | {
+            "schedule": schedule | {"phases": phases},
+            "track": track | {"tags": tuple(track.get("tags", ()))},
+        }
         try:
             return cls(**{k: parts[k](**v) if k in parts else v for k, v in values.items()})
         except TypeError as error:

@@ -25,12 +25,13 @@ from datasets.shards import Manifest, read_manifest
 from trainers import pictures, runs
 from trainers.answers import measure, read_views
 from trainers.config import FinetuneConfig
+from trainers.evaluations import PREDICTIONS, folder_of
 from trainers.launch import place_here
 from trainers.scores import Measures
 from trainers.state import place_model
 from trainers.stops import too_many_lost
+from trainers.wandb_evaluation import track_evaluation
 
-PREDICTIONS = "predictions.parquet"
 NUM_PAIRS = 20
 """Pairs of confused classes that are listed and drawn."""
 NUM_SHOWN = 5
@@ -68,10 +69,13 @@ def run_evaluation(config: EvaluateConfig) -> None:
     runs.read_config(config.run)
     connect(config.address, quiet=config.json)
     result = evaluate(config.run, split=config.split, data=config.data, tta=config.tta)
+    sync = track_evaluation(config.run, config.split, result, tta=config.tta)
     if config.json:
         print(json.dumps(result, indent=1))
-    else:
-        show(result, config.split, folder_of(config.run, config.split, tta=config.tta))
+        return
+    show(result, config.split, folder_of(config.run, config.split, tta=config.tta))
+    if sync:
+        print(f"W&B:      {sync}")
 
 
 def evaluate(
@@ -140,21 +144,6 @@ def evaluate(
         storage.write_bytes(storage.join(folder, name), content)
     storage.write_bytes(f"{folder}.json", json.dumps(result, indent=1, allow_nan=False).encode())
     return result
-
-
-def read_evaluation(run: str, split: str, *, epoch: int, fingerprint: str) -> dict[str, Any] | None:
-    """Return what evaluation_SPLIT.json holds where it is of the checkpoint of that epoch and of
-    the data set with that fingerprint; None for any other, and where there is none."""
-    try:
-        known = json.loads(storage.read_bytes(f"{folder_of(run, split)}.json"))
-    except FileNotFoundError:
-        return None
-    return known if (known["epoch"], known["fingerprint"]) == (epoch, fingerprint) else None
-
-
-def folder_of(run: str, split: str, *, tta: bool = False) -> str:
-    """Return where an evaluation's pictures and tables lie; its JSON lies beside the folder."""
-    return storage.join(run, f"evaluation_{split}_tta" if tta else f"evaluation_{split}")
 
 
 def check_classes(run: str, classes: Sequence[str], data: str, manifest: Manifest) -> None:

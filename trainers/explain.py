@@ -22,13 +22,8 @@ from datasets.shards import Manifest, read_manifest
 from trainers import runs
 from trainers.answers import read_views
 from trainers.config import FinetuneConfig
-from trainers.evaluate import (
-    PREDICTIONS,
-    check_classes,
-    evaluate,
-    folder_of,
-    read_evaluation,
-)
+from trainers.evaluate import check_classes, evaluate
+from trainers.evaluations import PREDICTIONS, folder_of, read_evaluation
 from trainers.pictures import Explained, draw_heat_maps
 from trainers.settings import step_settings
 from trainers.step import StepSettings, predict

@@ -16,7 +16,7 @@ import torch
 from cluster.entry import ROOT
 from datasets import storage
 from datasets.config import require
-from trainers.evaluate import read_evaluation
+from trainers.evaluations import read_evaluation
 from trainers.formats import EXPORTERS, Exporter, Run, Subject, require_onnx
 from trainers.model_card import CardFacts, FileFacts, write_card
 from trainers.runs import load_best_model

@@ -55,6 +55,8 @@ class Feed:
         self.split = split
         self.num_images = plan.row_groups.num_images
         self.batches_per_epoch = plan.batches_per_epoch
+        self.first_row = int(plan.start_B[0])
+        """Of this rank's share, where it is evaluated in stored order."""
         self.first_batch_s: float | None = None
         self.wait_s = 0.0
         self._batches, self._place = batches, place

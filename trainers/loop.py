@@ -8,6 +8,7 @@ from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from typing import Any
 
+import pyarrow as pa
 import ray.train
 import ray.train.torch
 import torch
@@ -33,6 +34,7 @@ from trainers.stops import (
     find_bad_step,
     too_many_lost,
 )
+from trainers.val_predictions import Answers
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +163,7 @@ class Training:
         row, losses = self._train_epoch(phase, started)
         train_s = time.perf_counter() - started
         self._state.share_buffers()
-        val, losses_val = self._validate()
+        val, losses_val, predictions = self._validate()
         step, epoch_s = row[metrics.GLOBAL_STEP], time.perf_counter() - started
         self.progress = self.progress.after_epoch(
             global_step=step,
@@ -182,6 +184,8 @@ class Training:
             metrics.IMAGES_PER_S: (step - first_step) * self._config.global_batch_size / train_s,
         }
         if self.recorder:
+            if predictions is not None:
+                self.recorder.keep_predictions(self.progress.epoch, predictions)
             self.recorder.save(self._state.serialize, replace(self.progress, row=row))
             self.recorder.log(row)
         return row
@@ -239,19 +243,20 @@ class Training:
             if self.recorder:
                 self.recorder.log(row)
 
-    def _validate(self) -> tuple[dict[str, float], list[str]]:
+    def _validate(self) -> tuple[dict[str, float], list[str], pa.Table | None]:
         """Measure the epoch on the validation images, unless they train.
 
         Returns:
-            Its validation metrics over all ranks, and the images lost.
+            Its validation metrics over all ranks, the images lost, and the answers to the others.
         """
         if self._val_feed is None:
-            return {}, []
-        val = evaluate(self._state.evaluated, self._val_feed, self._settings, self._place)
+            return {}, [], None
+        val, answers = evaluate(self._state.evaluated, self._val_feed, self._settings, self._place)
         losses = self._val_feed.take_losses() if val["lost"] else []
         self._refuse_losses(self._val_feed, losses)
         names = {metrics.VAL_LOSS: "loss", metrics.VAL_TOP1: "top1", metrics.VAL_TOP5: "top5"}
-        return {metric: val[name] for metric, name in names.items()}, losses
+        predictions = answers.reduce(self._place.world_size, self.progress.classes)
+        return {metric: val[name] for metric, name in names.items()}, losses, predictions
 
     def _take_step(self, step: int, phase: Phase) -> tuple[float, dict[str, torch.Tensor]]:
         """Take an optimizer step; return its learning rate and what `train_step` tells."""
@@ -312,14 +317,18 @@ def training_row(
 
 def evaluate(
     model: nn.Module, feed: Feed, settings: StepSettings, place: Place
-) -> dict[str, float]:
+) -> tuple[dict[str, float], Answers]:
     """Measure the model on each image of the feed's split once, over all ranks.
 
     Returns:
-        Means `loss` (nats), `top1`, `top5`, the `count` of images and of those `lost`.
+        Means `loss` (nats), `top1`, `top5`, the `count` of images and of those `lost`; and this
+        rank's answers.
     """
     model.eval()
     sums = metrics.Sums(metrics.EVAL_SUMS, place.device)
+    answers = Answers(feed.num_images, feed.first_row, place.device)
     for _ in range(feed.batches_per_epoch):
-        sums.add(eval_step(model, *feed.next(), settings=settings))
-    return metrics.means_of(sums.reduce(place.world_size))
+        told = eval_step(model, *feed.next(), settings=settings)
+        sums.add(told)
+        answers.add(told)
+    return metrics.means_of(sums.reduce(place.world_size)), answers

@@ -39,6 +39,15 @@ LOST_IMAGES = "ingest/lost_images"
 LOST_NAMES = "ingest/lost_names"
 IMAGES_PER_S = "ingest/images_per_s"
 
+SUMMARIES = {
+    VAL_TOP1: (EPOCH, "max"),
+    VAL_TOP5: (EPOCH, "max"),
+    VAL_LOSS: (EPOCH, "min"),
+    TRAIN_LOSS: (GLOBAL_STEP, "min"),
+    TRAIN_TOP1: (GLOBAL_STEP, "max"),
+}
+"""Metrics whose best value sums a run up, the axis they are drawn over, and which is best."""
+
 TRAIN_SUMS = (
     "count",
     "lost",

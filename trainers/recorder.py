@@ -1,4 +1,4 @@
-"""What rank 0 writes of a run, in order and beside the training: rows and checkpoints."""
+"""What rank 0 writes of a run, in order and beside the training: rows, predictions, checkpoints."""
 
 import logging
 from collections import deque
@@ -7,9 +7,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
+import pyarrow as pa
+
 from trainers import checkpoint
 from trainers.checkpoint import Progress
 from trainers.tracking import JsonlTracker, Row
+from trainers.val_predictions import write_predictions
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +48,10 @@ class Recorder:
         self.wait()
         job = self._pool.submit(checkpoint.save, self._run, serialize(), progress)
         self._pending.append(job)
+
+    def keep_predictions(self, epoch: int, predictions: pa.Table) -> None:
+        """Write the answers to the validation images after an epoch."""
+        self._pending.append(self._pool.submit(write_predictions, self._run, epoch, predictions))
 
     def wait(self) -> None:
         """Return once everything given is written."""

@@ -23,9 +23,12 @@ def read_result(run: str) -> dict[str, Any]:
     """Read how a run ended.
 
     Raises:
-        ValueError: where its loss was no longer finite, or too many of its images were lost.
+        ValueError: where it has not ended, its loss was no longer finite, or too many of its images
+            were lost.
     """
-    result = _load_result(run)
+    result = find_result(run)
+    if result is None:
+        raise ValueError(f"run is {run!r}: it has not ended; the same command goes on with it")
     if (problem := result["diverged"] or result["lost"]) is not None:
         raise ValueError(problem)
     return result
@@ -120,11 +123,16 @@ def write_result(
 
 def is_over(run: str) -> bool:
     """Whether a run ended; one that lost too many images goes on: its data may be whole again."""
-    return storage.exists(storage.join(run, "result.json")) and not _load_result(run)["lost"]
+    result = find_result(run)
+    return result is not None and not result["lost"]
 
 
-def _load_result(run: str) -> dict[str, Any]:
-    return json.loads(storage.read_bytes(storage.join(run, "result.json")))
+def find_result(run: str) -> dict[str, Any] | None:
+    """Read result.json, whatever it says; None where the run has not ended."""
+    try:
+        return json.loads(storage.read_bytes(storage.join(run, "result.json")))
+    except FileNotFoundError:
+        return None
 
 
 def _fixed_fields(config: FinetuneConfig) -> dict[str, Any]:

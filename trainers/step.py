@@ -151,17 +151,22 @@ def eval_step(
     has fewer batches.
 
     Returns:
-        `metrics.EVAL_SUMS` as 0-dim tensors on the device.
+        `metrics.EVAL_SUMS` as 0-dim tensors on the device, and labels_B, predicted_B and
+        confidence_B, the probability of that class.
     """
     labels_B = labels_B.long()
     logits_BK = predict(unwrap(model), images, settings)
     count = (labels_B != LOST).sum()
+    confidence_B, predicted_B = logits_BK.softmax(dim=1).max(dim=1)
     return {
         "count": count,
         "lost": len(labels_B) - count,
         "loss_sum": F.cross_entropy(logits_BK, labels_B, ignore_index=LOST, reduction="sum"),
         "top1_sum": _top_k_sum(logits_BK, labels_B, 1),
         "top5_sum": _top_k_sum(logits_BK, labels_B, 5),
+        "labels_B": labels_B,
+        "predicted_B": predicted_B,
+        "confidence_B": confidence_B,
     }
 
 

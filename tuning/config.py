@@ -123,6 +123,11 @@ class TuningConfig:
             "the base clips globally (optim.global_clipnorm): unset one of the two",
         )
 
+    @property
+    def group(self) -> str:
+        """W&B group of the sweep and its trials."""
+        return self.base.track.group or self.out.rstrip("/").rsplit("/", 1)[-1]
+
     def to_dict(self) -> dict[str, Any]:
         """The config as JSON would give it back: nested dicts, lists for tuples."""
         return json.loads(json.dumps(asdict(self)))

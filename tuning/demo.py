@@ -8,6 +8,7 @@ from cluster.runtime import connect
 from datasets import storage
 from datasets.config import IngestConfig, PrepareConfig, SyntheticConfig
 from datasets.prepare import prepare
+from datasets.terminal import tell
 from trainers.__main__ import run_training
 from trainers.config import (
     FinetuneConfig,
@@ -27,7 +28,7 @@ SIZE_PX = 64
 BATCH_SIZE = 32
 TARGET = SyntheticConfig(num_classes=10, train_per_class=40, test_per_class=20, render_px=96)
 """Ten car models to tell apart."""
-TARGET_EPOCHS = 6
+TARGET_EPOCHS = 4
 RANDOM_INITS: tuple[Init, ...] = ("he", "zeros")
 SPACE = SpaceConfig(
     freeze_depths=("all", 4, 3, 0),
@@ -39,7 +40,7 @@ NUM_TRIALS = 24
 SWEEP_SEED = 228
 """Draws each pair of initialization and depth twice or more often."""
 SOURCE = SyntheticConfig(
-    num_classes=60, train_per_class=44, test_per_class=2, render_px=96, label_by="body", seed=1
+    num_classes=60, train_per_class=36, test_per_class=2, render_px=96, label_by="body", seed=1
 )
 """What stands in for ImageNet offline: the body types of sixty other cars."""
 SOURCE_EPOCHS = 3
@@ -105,7 +106,7 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
 def _prepare(cars: SyntheticConfig, uri: str) -> str:
     """Render a data set, unless it stands already; returns its URI."""
     if not storage.exists(storage.join(uri, "manifest.json")):
-        print(f"Rendering {cars.num_classes} car models into {uri}", flush=True)
+        tell(f"Rendering {cars.num_classes} car models into {uri}")
     prepare(
         PrepareConfig(source="synthetic", out=uri, short_side_px=cars.render_px, synthetic=cars)
     )
@@ -127,7 +128,7 @@ def _pretrain(base: FinetuneConfig, out: str) -> str:
         cluster=replace(base.cluster, num_workers=0),
     )
     if storage.exists(storage.join(config.out, "result.json")):
-        print(f"{config.out}: reused, the network is pretrained")
+        tell(f"{config.out}: reused, the network is pretrained")
     else:
         run_training(config)
     return storage.join(read_result(config.out)["checkpoint"], "model.safetensors")

@@ -9,15 +9,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from scipy.stats import binom
 
 from datasets import storage
 from trainers import metrics
+from trainers.alerts import learned
 from trainers.tracking import epoch_rows
 from tuning.reuse import read_origin
 from tuning.space import AXES, Point, show
 
-CONFIDENCE = 0.95
 LEARNS = "learns"
 LEARNS_NOT = "does not learn"
 
@@ -88,16 +87,6 @@ def _measure(trial: Ended, epochs: int, class_counts: Sequence[int]) -> dict[str
         "run": trial.run,
         "copied_from": origin.run if (origin := read_origin(trial.run)) is not None else None,
     }
-
-
-def learned(val_top1: float, class_counts: Sequence[int]) -> bool:
-    """Tell whether an accuracy is above what always answering the commonest class would reach.
-
-    The bound is the one-sided 95 percent quantile of a binomial over the validation images.
-    """
-    num_images = sum(class_counts)
-    bound = binom.ppf(CONFIDENCE, num_images, max(class_counts) / num_images)
-    return bool(round(val_top1 * num_images) > bound)
 
 
 def find_winner(standings: Sequence[Standing]) -> Standing | None:

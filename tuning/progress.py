@@ -1,4 +1,4 @@
-"""What the driver does while trials run: one line per result, and every trial's mirror in W&B.
+"""What the driver does while trials run: their display, and every trial's mirror in W&B.
 
 The driver outlives pruned and killed workers, so it alone knows how a trial ended.
 """
@@ -13,30 +13,30 @@ from ray.tune.experiment import Trial
 from datasets import storage
 from trainers import metrics
 from trainers.config import FinetuneConfig
-from trainers.tracking import RunMirror
+from trainers.mirror import CLOSE_TIMEOUT_S, TRIAL, RunMirror
 from tuning.config import TuningConfig
 from tuning.reuse import read_origin, record
 from tuning.search import STATE_FOLDER, point_of
 from tuning.space import describe
 from tuning.states import FAILED, FINISHED, PRUNED, RUNNING, TrialStates
+from tuning.sweep_display import SweepDisplay
 from tuning.trial import Shared, config_of
 
 
 class Progress(tune.Callback):
-    """Print the trials' progress and keep their mirrors."""
+    """Tell the display of the trials, keep their mirrors and trials.json."""
 
-    def __init__(self, config: TuningConfig, shared: Shared, *, num_trials: int) -> None:
-        self._config, self._shared, self._num_trials = config, shared, num_trials
-        self._started_s = time.monotonic()
-        self._best_top1 = 0.0
+    def __init__(
+        self, config: TuningConfig, shared: Shared, display: SweepDisplay, states: TrialStates
+    ) -> None:
+        self._config, self._shared, self._display = config, shared, display
+        self._states = states
         self._mirrors: dict[str, RunMirror] = {}
-        self._states = TrialStates(config.out, num_trials=num_trials)
+        self._ended_mirrors: list[RunMirror] = []
         self.trial_ids: list[str] = []
         """Of all trials of the sweep, in the order of Tune's results; known at the end."""
         self.num_cut = 0
         """Trials that were running when the sweep was stopped."""
-        self.sync_commands: set[str] = set()
-        """What uploads the offline runs to W&B."""
 
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
@@ -45,31 +45,24 @@ class Progress(tune.Callback):
             return
         self._note(trials, trial, RUNNING)
         config = self._training(trial)
-        mirror = RunMirror(
-            config.out,
-            track=config.track,
+        self._mirrors[trial.trial_id] = RunMirror(
+            config,
             name=f"{_number(trials, trial)} {describe(point_of(trial.config))}",
-            group=config.track.group or self._config.out.rstrip("/").rsplit("/", 1)[-1],
-            job_type="trial",
-            config=config.to_dict(),
+            group=self._config.group,
+            job_type=TRIAL,
         )
-        self._mirrors[trial.trial_id] = mirror
-        if (command := mirror.sync_command()) is not None:
-            self.sync_commands.add(command.replace(trial.trial_id, "*"))
-        self._print(trials, trial, "started")
+        self._display.start(
+            trial.trial_id,
+            _number(trials, trial),
+            point_of(trial.config),
+            config.out,
+            num_ended=sum(other.is_finished() for other in trials),
+        )
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        top1 = result[metrics.VAL_TOP1]
-        self._best_top1 = max(self._best_top1, top1)
-        self._print(
-            trials,
-            trial,
-            f"epoch {result[metrics.EPOCH]}/{self._config.base.epochs}  "
-            f"val/top1 {top1:.3f}  (best {self._best_top1:.3f})",
-        )
-        self._mirrors[trial.trial_id].sync()
+        self._display.report(trial.trial_id, result)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         self._states.flush()
@@ -82,14 +75,14 @@ class Progress(tune.Callback):
             record(folder, training.out)
         num_epochs = (trial.last_result or {}).get(metrics.EPOCH, self._config.base.epochs)
         if num_epochs < self._config.base.epochs:
-            self._print(trials, trial, f"pruned after epoch {num_epochs}")
-            self._finish(trial, "pruned")
+            self._display.end(trial.trial_id, f"pruned after epoch {num_epochs}")
+            self._finish(trial.trial_id, "pruned")
             self._note(trials, trial, PRUNED)
         else:
             origin = read_origin(training.out)
             known = f", copied: {origin.run} is the same training" if origin else ""
-            self._print(trials, trial, f"finished{known}")
-            self._finish(trial, "finished")
+            self._display.end(trial.trial_id, f"finished{known}")
+            self._finish(trial.trial_id, "finished")
             self._note(trials, trial, FINISHED)
 
     def on_trial_error(
@@ -97,23 +90,33 @@ class Progress(tune.Callback):
     ) -> None:
         where = storage.join(self._config.out, STATE_FOLDER, trial.trial_id, "error.txt")
         reason = _last_line(trial.error_file)
-        self._print(trials, trial, f"failed: {reason}, see {where}")
-        self._finish(trial, "failed")
+        self._display.end(trial.trial_id, f"failed: {reason}, see {where}", failed=True)
+        self._finish(trial.trial_id, "failed")
         self._note(trials, trial, FAILED, reason)
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         self.trial_ids = [trial.trial_id for trial in trials]
         self.num_cut = len(self._mirrors)
         self._states.end()
-        for mirror in self._mirrors.values():
-            mirror.finish("killed")
-        self._mirrors.clear()
+
+    def close(self) -> bool:
+        """End what is still running as killed, and return whether W&B has all, once it has."""
+        for trial_id in list(self._mirrors):
+            self._finish(trial_id, "killed")
+        deadline_s = time.monotonic() + CLOSE_TIMEOUT_S  # one for all of them
+        commands = [
+            mirror.close(timeout_s=max(0.0, deadline_s - time.monotonic()))
+            for mirror in self._ended_mirrors
+        ]
+        return all(command is None for command in commands)
 
     def _training(self, trial: Trial) -> FinetuneConfig:
         return config_of(self._config, point_of(trial.config), trial.trial_id, self._shared)
 
-    def _finish(self, trial: Trial, state: str) -> None:
-        self._mirrors.pop(trial.trial_id).finish(state)
+    def _finish(self, trial_id: str, state: str) -> None:
+        mirror = self._mirrors.pop(trial_id)
+        mirror.finish(state)
+        self._ended_mirrors.append(mirror)
 
     def _note(
         self, trials: list[Trial], trial: Trial, state: str, reason: str | None = None
@@ -124,14 +127,6 @@ class Progress(tune.Callback):
             point=point_of(trial.config),
             state=state,
             reason=reason,
-        )
-
-    def _print(self, trials: list[Trial], trial: Trial, news: str) -> None:
-        minutes, seconds = divmod(int(time.monotonic() - self._started_s), 60)
-        print(
-            f"[{minutes}:{seconds:02d}] trial {_number(trials, trial)}/{self._num_trials} "
-            f"{describe(point_of(trial.config))}  {news}",
-            flush=True,
         )
 
 

@@ -19,11 +19,13 @@ from cluster.runtime import connect
 from datasets import storage
 from datasets.config import require, require_at_least
 from datasets.shards import Manifest, read_manifest
+from datasets.terminal import tell
 from trainers import checkpoint, metrics
 from trainers.__main__ import follow_training
 from trainers.config import FinetuneConfig
-from trainers.evaluate import read_evaluation
+from trainers.evaluations import read_evaluation
 from trainers.runs import open_run, read_config, read_result
+from trainers.wandb_run import sync_command
 from tuning.leaderboard import Standing, find_winner, read_leaderboard
 from tuning.seeds import MEASURES, print_seeds, summarize
 from tuning.winner import LONGER, evaluate_once
@@ -92,8 +94,8 @@ def run_promote(config: PromoteConfig) -> dict[str, Any]:
     print(f"\nPromoted: {out}/promoted.json")
     print(f"Weights:  {summary['weights']}")
     print(f"Export:   {shlex.join([*export, '--out', storage.join(out, 'exported')])}")
-    for command in sorted({command for command in commands if command is not None}):
-        print(f"W&B:      {command}")
+    if any(command is not None for command in commands):
+        print(f"W&B:      {sync_command(out)}")
     return summary
 
 
@@ -164,12 +166,12 @@ def _refuse_other_epochs(training: FinetuneConfig) -> None:
 
 
 def _train(training: FinetuneConfig) -> str | None:
-    """Train a seed, unless that is done; return the command that uploads all seeds to W&B."""
+    """Train a seed, unless that is done; return the command that uploads it to W&B."""
     if open_run(training) is not None:
-        print(f"{training.out} is trained: reusing it")
+        tell(f"{training.out} is trained: reusing it")
         return None
     _, command = follow_training(training, job_type="promote")
-    return command and command.replace(f"/seed-{training.seed}/", "/seed-*/")
+    return command
 
 
 def _summarize(

@@ -5,8 +5,8 @@ CACHE/results/KEY/ID.json   a run and how far it came; KEY hashes all that decid
 
 Two trials that differ in a clipnorm alone are the same training as long as no gradient reaches
 either threshold: `clip/peak_norm`, the largest norm of a tensor's gradient so far, tells. A copy
-has the rows, checkpoints and result of its origin, says so (`copied_from.json`), and goes on from
-there where its origin was stopped early.
+has the rows, checkpoints, predictions and result of its origin, says so (`copied_from.json`), and
+goes on from there where its origin was stopped early.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasets import storage
-from trainers import checkpoint
+from trainers import checkpoint, val_predictions
 from trainers.checkpoint import Progress, prefix_uri
 from trainers.config import FinetuneConfig
 from trainers.freezing import is_head_only
@@ -110,8 +110,9 @@ def _weights_hash(progress: Progress) -> str:
 def copy_run(known: Known, config: FinetuneConfig) -> None:
     """Make a run folder of `config` out of a known run."""
     run, target = known.run, config.out
-    for name in storage.list_names(storage.join(run, "checkpoints")):
-        source, beside = (storage.join(of, "checkpoints", name) for of in (run, target))
+    folders = [f"checkpoints/{name}" for name in storage.list_names(f"{run}/checkpoints")]
+    for folder in (*folders, val_predictions.FOLDER):
+        source, beside = (storage.join(of, folder) for of in (run, target))
         for file in storage.list_names(source):
             copy_file(storage.join(source, file), storage.join(beside, file))
     progress = checkpoint.latest_progress(run)

@@ -132,7 +132,7 @@ def _count_at_rungs(sweep: Sweep, rows: Sequence[Standing]) -> list[tuple[int, i
             sum(row.num_epochs >= rung for row in rows),
             sum(row.num_epochs == rung and row.state == "pruned" for row in rows),
         )
-        for rung in sweep.rungs
+        for rung in sweep.findings.rungs
     ]
 
 

@@ -12,13 +12,13 @@ from datasets import storage
 from datasets.shards import Manifest, read_manifest
 from trainers.backbones import find
 from trainers.config import FinetuneConfig
-from trainers.evaluate import PREDICTIONS, folder_of, read_evaluation
+from trainers.evaluations import PREDICTIONS, folder_of, read_evaluation
 from trainers.freezing import resolve_depth
 from trainers.tracking import Row, read_rows
 from trainers.val_predictions import read_predictions
 from tuning.advice import read_advice, score_advice
+from tuning.findings import Findings, read_findings
 from tuning.leaderboard import Ended, Standing, find_winner, rank, read_leaderboard
-from tuning.savings import Savings
 from tuning.space import AXES, FREEZE_DEPTH
 from tuning.states import FAILED, KILLED, RUNNING, Trials, read_trials
 
@@ -30,10 +30,8 @@ class Sweep:
     out: str
     base: FinetuneConfig
     """What every trial starts from."""
-    options: dict[str, Any]
-    """What config.json says."""
-    started: dict[str, Any] | None
-    """Command, commit and versions; None in the sweep of an older Thaw."""
+    findings: Findings
+    """What its config.json, started.json, leaderboard.json and promoted.json say."""
     status: Literal["running", "stopped", "ended"]
     """running: has not ended, as far as the folder tells: a driver that is killed can't say so."""
     num_trials: int
@@ -46,12 +44,10 @@ class Sweep:
     """By trial id: why it failed."""
     manifest: Manifest | None
     """None where the data set is gone, or another one by now."""
-    sharing: Savings
     sync: Sequence[str]
     """Commands that upload the runs to W&B."""
     test: dict[str, Any] | None
     """The winner's evaluation on the test split."""
-    promoted: dict[str, Any] | None
     advice: str | None
     """How the advice that the sweep comes from did."""
 
@@ -70,7 +66,7 @@ class Sweep:
         if self.manifest is not None:
             return self.manifest.split("val").num_images
         winner = self.winner
-        predictions = read_predictions(winner.run) if winner else None
+        predictions = self.predictions_of(winner, "val") if winner else None
         return predictions.num_rows if predictions is not None else None
 
     @property
@@ -81,15 +77,6 @@ class Sweep:
         counts = self.manifest.split("val").class_counts
         return max(counts) / sum(counts)
 
-    @property
-    def rungs(self) -> list[int]:
-        """Epochs after which ASHA stopped trials; none where no trial could be."""
-        epoch, rungs = self.options["grace_epochs"], []
-        while epoch < self.base.epochs:
-            rungs.append(epoch)
-            epoch *= self.options["reduction_factor"]
-        return rungs
-
     def depth_of(self, row: Standing) -> int:
         """Frozen stages of a trial, as a number."""
         depth: Any = row.point[FREEZE_DEPTH]
@@ -99,7 +86,7 @@ class Sweep:
         """Return what a trial's best weights say to each image of the validation or test split;
         None where nobody asked them."""
         if split == "val":
-            return read_predictions(row.run)
+            return read_predictions(row.run, row.best_epoch)
         if self.test is None or row != self.winner:
             return None
         return storage.read_parquet(storage.join(folder_of(row.run, split), PREDICTIONS))
@@ -111,14 +98,15 @@ def read_sweep(out: str) -> Sweep:
     Raises:
         ValueError: where there is none, or it has not ended and its data set is gone.
     """
-    options = _read_json(storage.join(out, "config.json"))
-    if options is None or "base" not in options:
+    config = _read_json(storage.join(out, "config.json"))
+    if config is None or "base" not in config:
         raise ValueError(
             f"out is {out!r}: no sweep there (config.json is missing, or another command's); give "
             "the --out of a `python -m tuning`"
         )
-    base = FinetuneConfig.from_dict(options["base"])
-    fingerprint, manifest = options["data_fingerprint"], _find_manifest(base.data)
+    findings = read_findings(out)
+    base = FinetuneConfig.from_dict(config["base"])
+    fingerprint, manifest = config["data_fingerprint"], _find_manifest(base.data)
     if manifest is not None and manifest.fingerprint != fingerprint:
         manifest = None
     trials, known = read_trials(out), read_leaderboard(out)
@@ -138,19 +126,16 @@ def read_sweep(out: str) -> Sweep:
     return Sweep(
         out=out,
         base=base,
-        options=options,
-        started=_read_json(storage.join(out, "started.json")),
+        findings=findings,
         status=status,
         num_trials=trials.num_trials if trials else len(standings),
         standings=standings,
         rows={row.trial_id: read_rows(row.run) for row in standings},
         reasons={name: trial.reason for name, trial in states.items() if trial.reason},
         manifest=manifest,
-        sharing=Savings(**facts.get("sharing", {})),
         sync=facts.get("sync", []),
         test=winner and _find_test(winner, fingerprint),
-        promoted=_read_json(storage.join(out, "promoted", "promoted.json")),
-        advice=_score(options["advice"], base, standings),
+        advice=_score(config["advice"], base, standings),
     )
 
 

@@ -18,7 +18,8 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from trainers import metrics
-from tuning.leaderboard import CONFIDENCE
+from trainers.alerts import CONFIDENCE
+from tuning.findings import reproduce
 from tuning.review_charts import draw_cost, draw_depths, draw_importance
 from tuning.review_curves import draw_clipping, draw_curves
 from tuning.review_data import Sweep
@@ -146,11 +147,11 @@ def list_tiles(sweep: Sweep, verdict: Verdict) -> list[Tile]:
         bounds = estimate([top1], num_images)
         note = f"{_range(bounds.low, bounds.high)} on {num_images} images, looked at once"
         tiles.append(Tile(name="test/top1", value=f"{top1:.3f}", note=note))
-    if sweep.promoted is not None:
-        top1 = sweep.promoted[metrics.TEST_TOP1]
+    if (promoted := sweep.findings.promoted) is not None:
+        top1 = promoted[metrics.TEST_TOP1]
         note = (
-            f"test/top1 after {sweep.promoted['epochs']} epochs on {sweep.promoted['train_on']}; "
-            f"{_range(top1['low'], top1['high'])}, {sweep.promoted['interval']}"
+            f"test/top1 after {promoted['epochs']} epochs on {promoted['train_on']}; "
+            f"{_range(top1['low'], top1['high'])}, {promoted['interval']}"
         )
         tiles.append(Tile(name="Promoted", value=f"{top1['mean']:.3f}", note=note))
     states = [row.state for row in sweep.standings]
@@ -167,24 +168,26 @@ def list_facts(sweep: Sweep) -> list[tuple[str, str]]:
     facts = [
         ("Network", f"{sweep.base.model.backbone}, stages {', '.join(sweep.stages)}"),
         ("Data set", sweep.base.data),
-        ("Data fingerprint", sweep.options["data_fingerprint"]),
+        ("Data fingerprint", sweep.findings.config["data_fingerprint"]),
         ("Sweep", sweep.out),
-        ("Search", f"{sweep.options['search']}, seed {sweep.options['seed']}"),
+        ("Search", f"{sweep.findings.config['search']}, seed {sweep.findings.config['seed']}"),
     ]
-    if sweep.started is None:
+    if (started := sweep.findings.started) is None:
         return [*facts, ("Commit", "unknown: made by a Thaw that did not note it")]
-    versions = ", ".join(f"{name} {of}" for name, of in sweep.started["versions"].items())
+    versions = ", ".join(f"{name} {of}" for name, of in started["versions"].items())
     return [
         *facts,
-        ("Commit", sweep.started["commit"] or "unknown: the code lay in no repository"),
+        ("Commit", started["commit"] or "unknown: the code lay in no repository"),
         ("Versions", versions),
-        ("Started", sweep.started["started_at"]),
+        ("Started", started["started_at"]),
     ]
 
 
 def list_commands(sweep: Sweep) -> list[tuple[str, str]]:
     """Return the commands that made the results, and those that come next."""
-    commands = [("Run it again", sweep.started["command"])] if sweep.started else []
+    commands: list[tuple[str, str]] = []
+    if sweep.findings.started is not None:
+        commands.append(("Run it again", "\n".join(reproduce(sweep.findings))))
     if sweep.winner is not None and sweep.status == "ended":
         commands.append(("Train the winner longer", train_longer(sweep.winner, sweep.out)))
         promote = ["python", "-m", "tuning", "promote", "--sweep", sweep.out]

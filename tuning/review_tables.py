@@ -146,7 +146,7 @@ def _bands(rates: list[float]) -> list[tuple[float, float]]:
 
 def list_work(sweep: Sweep) -> list[Work]:
     """Return what sharing saved: expected, measured, and trials that were copied."""
-    sharing, bars = sweep.sharing, []
+    sharing, bars = sweep.findings.savings, []
     if sharing.expected > 1:
         bars.append(
             Work(

@@ -5,7 +5,7 @@ import logging
 import os
 import shlex
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,10 +14,11 @@ from ray import tune
 from cluster.provenance import find_provenance
 from cluster.runtime import Resources, connect
 from cluster.scaling import in_process, max_concurrent_trials, plan_workers
-from datasets import storage
+from datasets import storage, terminal
 from datasets.shards import Manifest
 from trainers import launch, metrics
 from trainers.freezing import count_frozen, is_head_only
+from trainers.wandb_run import sync_command
 from tuning.advice import read_advice, score_advice
 from tuning.cache import cache_uri
 from tuning.check import check, facts_of
@@ -38,7 +39,10 @@ from tuning.savings import Savings, measure_savings
 from tuning.search import STATE_FOLDER, build_tuner, count_trials, point_of, run_folder
 from tuning.sharing import SharingPlan, plan_sharing
 from tuning.space import left_out, models, show, training_of
+from tuning.states import TrialStates
+from tuning.sweep_display import SweepDisplay
 from tuning.trial import Shared, build_trial
+from tuning.wandb_sweep import log_sweep
 from tuning.winner import evaluate_once, train_longer
 
 
@@ -61,7 +65,9 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
     known = read_leaderboard(config.out)
     if known is not None and all(row.state != "failed" for row in known[0]):
         standings, facts = known
-        print(f"{config.out} holds this sweep of {len(standings)} trials, finished: reusing it")
+        terminal.tell(
+            f"{config.out} holds this sweep of {len(standings)} trials, finished: reusing it"
+        )
         connect(config.base.cluster.address, quiet=True)
         return _close(config, manifest, standings, facts)
     resources = connect(config.base.cluster.address)
@@ -72,7 +78,8 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
         config, manifest, free_bytes=store.free_bytes, missing_bytes=store.missing_bytes
     )
     num_concurrent = min(_count_concurrent(config, resources, plan), num_trials)
-    _announce(config, manifest, resources, plan, num_trials, num_concurrent)
+    say = print if explain else terminal.tell
+    _announce(config, manifest, resources, plan, num_trials, num_concurrent, say)
     if explain:
         raise SystemExit(0)
     text = json.dumps(facts_of(config, manifest), indent=1).encode()
@@ -88,13 +95,18 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
     for problem in built.problems:
         print(f"  {problem}: its trials train on images")
     shared = _share(config, manifest, store, built)
-    progress = Progress(config, shared, num_trials=num_trials)
+    display = SweepDisplay(config, manifest, num_trials=num_trials, num_concurrent=num_concurrent)
+    states = TrialStates(config.out, num_trials=num_trials)
+    progress = Progress(config, shared, display, states)
     trial = build_trial(config, resources, shared, num_concurrent=num_concurrent)
     tuner = build_tuner(config, trial, progress, num_concurrent=num_concurrent)
-    with warnings.catch_warnings():
+    with terminal.show(display.draw), warnings.catch_warnings():
         # Optuna keeps the first of two results of a step: right for a trial that goes on.
         warnings.filterwarnings("ignore", "The reported value is ignored", UserWarning)
-        results = tuner.fit()
+        try:
+            results = tuner.fit()
+        finally:
+            is_synced = progress.close()
     num_ended = results.num_terminated + results.num_errors - progress.num_cut
     if num_ended < num_trials:
         print(f"Stopped with {num_ended} of {num_trials} trials done; the same command goes on")
@@ -115,8 +127,12 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
         ],
         images_per_epoch=sum(manifest.split(split).num_images for split in ("train", "val")),
     )
-    facts = {"sync": sorted(progress.sync_commands), "sharing": savings.to_dict()}
+    sync = sync_command(config.out)
+    facts = {"sync": [] if is_synced else [sync], "sharing": savings.to_dict()}
     write_leaderboard(config.out, standings, **facts)
+    test = _test_winner(config, manifest, standings)
+    if log_sweep(config, manifest, standings, savings, test) is not None:
+        facts["sync"] = [sync]
     return _close(config, manifest, standings, facts)
 
 
@@ -166,6 +182,7 @@ def _announce(
     sharing: SharingPlan,
     num_trials: int,
     num_concurrent: int,
+    say: Callable[[str], None],
 ) -> None:
     """Say what will run; a plan that doesn't fit raises here, before any trial starts."""
     deeper = max_concurrent_trials(resources, config.base.cluster)
@@ -184,21 +201,21 @@ def _announce(
     }
     listed = "; ".join(f"{name} {', '.join(map(show, values))}" for name, values in axes.items())
     between = " (drawn between the two)" if space.learning_rate_range else ""
-    print(
+    say(
         f"Sweep of {num_trials} trials of {config.base.model.backbone}, {config.search} search, "
         f"{config.base.epochs} epochs at most\n  {listed}{between}"
     )
     if (line := left_out(space)) is not None:
-        print(f"  {line}")
+        say(f"  {line}")
     workers = f"{plan.num_workers} DDP workers" if plan.num_workers else "their own process"
-    print(
+    say(
         f"  {num_concurrent} at a time; head-only trials in one process each, the others in "
         f"{workers}\n  ingest by {ingest}\n  stored in {config.out}"
     )
     for line in sharing.describe():
-        print(f"  {line}")
+        say(f"  {line}")
     if tune.Tuner.can_restore(storage.join(config.out, STATE_FOLDER)):
-        print("  resuming: trials that have ended are reused, the others go on")
+        say("  resuming: trials that have ended are reused, the others go on")
 
 
 def _ended(
@@ -215,6 +232,16 @@ def _ended(
         )
 
 
+def _test_winner(
+    config: TuningConfig, manifest: Manifest, standings: Sequence[Standing]
+) -> dict[str, Any] | None:
+    """Return the winner's measures on the test split, where there are both."""
+    winner = find_winner(standings)
+    if winner is None or not config.evaluate_winner or "test" not in manifest.splits:
+        return None
+    return evaluate_once(winner.run)
+
+
 def _close(
     config: TuningConfig, manifest: Manifest, standings: list[Standing], facts: dict[str, Any]
 ) -> dict[str, Any]:
@@ -222,13 +249,12 @@ def _close(
     print()
     print_leaderboard(standings)
     print(f"\nLeaderboard:  {config.out}/leaderboard.json, leaderboard.csv")
-    winner, test = find_winner(standings), None
+    winner, test = find_winner(standings), _test_winner(config, manifest, standings)
     if winner is None:
         print("Winner:       none: no trial is above what always answering one class reaches")
     else:
         print(f"Winner:       {winner.run}")
-        if config.evaluate_winner and "test" in manifest.splits:
-            test = evaluate_once(winner.run)
+        if test is not None:
             print(
                 f"Test split:   top-1 {test[metrics.TEST_TOP1]:.3f}, "
                 f"top-5 {test[metrics.TEST_TOP5]:.3f} on {test['num_images']} images, looked at "

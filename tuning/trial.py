@@ -61,7 +61,12 @@ def config_of(
     config: TuningConfig, point: Point, trial_id: str, shared: Shared | None = None
 ) -> FinetuneConfig:
     """Return the training of a trial."""
-    training = replace(training_of(config.base, point), out=run_folder(config, trial_id))
+    training = training_of(config.base, point)
+    training = replace(
+        training,
+        out=run_folder(config, trial_id),
+        track=replace(training.track, group=config.group),
+    )
     head = (shared or Shared()).heads.get(training.model.init)
     if head is None or is_head_only(training.model):
         return training

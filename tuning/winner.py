@@ -7,9 +7,11 @@ from typing import Any
 from datasets import storage
 from trainers import checkpoint
 from trainers.config import FinetuneConfig
-from trainers.evaluate import evaluate, read_evaluation
+from trainers.evaluate import evaluate
+from trainers.evaluations import read_evaluation
 from trainers.recipes import RECIPES
 from trainers.runs import read_config
+from trainers.wandb_evaluation import track_evaluation
 from tuning.leaderboard import Standing
 
 LONGER = 3
@@ -17,7 +19,8 @@ LONGER = 3
 
 
 def evaluate_once(run: str) -> dict[str, Any]:
-    """Return the measures of a run's best weights on the test split, which are taken only once.
+    """Return the measures of a run's best weights on the test split, which are taken only once, and
+    told to W&B.
 
     Raises:
         ValueError: as `trainers.evaluate.evaluate` does.
@@ -26,7 +29,11 @@ def evaluate_once(run: str) -> dict[str, Any]:
     known = progress and read_evaluation(
         run, "test", epoch=progress.best_epoch, fingerprint=progress.fingerprint
     )
-    return known or evaluate(run, split="test")
+    if known:
+        return known
+    result = evaluate(run, split="test")
+    track_evaluation(run, "test", result)
+    return result
 
 
 def train_longer(winner: Standing, out: str) -> str:

@@ -1,5 +1,6 @@
 """A trial as Ray's documentation writes it: Tune, a TorchTrainer per trial, Ray Data per trial."""
 
+import os
 import time
 from functools import partial
 from typing import Any
@@ -98,6 +99,8 @@ def run_trials(
             ),
         ).fit()
 
+    # Our sweeps switch these off, and metrics come from them.
+    os.environ.pop("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", None)
     results = []
     for point in points:
         started = time.perf_counter()

@@ -1,0 +1,255 @@
+"""A run in W&B: real offline runs, read back from their files by W&B's own reader."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from datasets.shards import read_manifest
+from tests.conftest import small_training
+from trainers import checkpoint, runs
+from trainers.checkpoint import Progress
+from trainers.config import FinetuneConfig, ModelConfig, TrackConfig
+from trainers.mirror import RunMirror, follow
+from trainers.tracking import JsonlTracker
+from trainers.val_predictions import write_predictions
+from trainers.wandb_run import find_id
+
+OFFLINE = TrackConfig(wandb="offline", project="thaw-test", log_every_steps=1, tags=("mine",))
+
+
+@pytest.fixture
+def config(easy_data: str, tmp_path: Path) -> FinetuneConfig:
+    return small_training(
+        easy_data,
+        str(tmp_path / "run"),
+        track=OFFLINE,
+        model=ModelConfig(backbone="lenet5", init="he"),
+    )
+
+
+def row(step: int, **metrics: Any) -> dict[str, Any]:
+    return {"epoch": 1, "global_step": step, "train/loss": 1.0 / step, **metrics}
+
+
+def end_of_epoch(epoch: int, top1: float, **metrics: Any) -> dict[str, Any]:
+    values = {"val/top1": top1, "val/loss": 1 - top1, "time/epoch_s": 1.0, "ingest/lost_images": 0}
+    return row(10 * epoch, **{**values, "ingest/images_per_s": 100.0, **metrics}) | {"epoch": epoch}
+
+
+def open_mirror(config: FinetuneConfig) -> RunMirror:
+    return RunMirror(config, name="trial a", group="sweep", job_type="train")
+
+
+def end(mirror: RunMirror, state: str = "finished") -> str | None:
+    mirror.finish(state)
+    return mirror.close()
+
+
+def offline_runs(config: FinetuneConfig) -> list[Path]:
+    return sorted(Path(config.out, "wandb").glob("offline-run-*"))
+
+
+def read_records(config: FinetuneConfig, kind: str) -> list[dict[str, Any]]:
+    """What W&B's own reader finds in the one offline run."""
+    (folder,) = offline_runs(config)
+    records = [json.loads(line) for line in inspect(folder).splitlines()]
+    return [record[kind] for record in records if record["type"] == kind]
+
+
+def read_state(config: FinetuneConfig) -> dict[str, Any]:
+    (folder,) = offline_runs(config)
+    return json.loads(inspect(folder, "--summary"))
+
+
+def inspect(folder: Path, *options: str) -> str:
+    command = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json"]
+    return subprocess.run(
+        [*command, *options, str(folder)], check=True, capture_output=True, text=True
+    ).stdout
+
+
+def histories(config: FinetuneConfig) -> list[dict[str, Any]]:
+    return [record["item"] for record in read_records(config, "history")]
+
+
+def steps(config: FinetuneConfig) -> list[int]:
+    """The rows of metrics; W&B gives pictures the axis as well."""
+    return [item["global_step"] for item in histories(config) if "train/loss" in item]
+
+
+def test_an_offline_run_holds_config_metrics_group_and_tags(config: FinetuneConfig) -> None:
+    tracker = JsonlTracker(config.out)
+    mirror = open_mirror(config)
+    for step, top1 in ((1, 0.25), (2, 0.75), (3, 0.5)):
+        tracker.log(row(step, **{"val/top1": top1}))
+    command = end(mirror, "pruned")
+
+    (run,), state = read_records(config, "run"), read_state(config)
+    assert steps(config) == [1, 2, 3]
+    assert state["config"]["optim"]["learning_rate"] == config.optim.learning_rate
+    assert state["project"] == "thaw-test" and state["name"] == "trial a"
+    assert state["summary"]["val/top1"]["max"] == 0.75
+    assert state["summary"]["state"] == "pruned" and state["exit_code"] == 0
+    assert run["run_group"] == "sweep" and run["job_type"] == "train"
+    fingerprint = read_manifest(config.data).fingerprint
+    assert {"lenet5", "he", "mine", f"data:{fingerprint[:12]}"} <= set(run["tags"])
+    assert any(tag.startswith("commit:") for tag in run["tags"])
+    assert command == f"python -m trainers track sync {config.out}"
+
+
+def test_what_an_epoch_measures_is_drawn_over_epochs(config: FinetuneConfig) -> None:
+    end(open_mirror(config))
+
+    metrics = read_records(config, "metric")
+    axes = {m.get("name") or m.get("glob_name"): m.get("step_metric") for m in metrics}
+    assert axes["*"] == "global_step" and axes["val/*"] == axes["val/top1"] == "epoch"
+    assert {"epoch", "global_step"} <= set(axes)
+
+
+def test_predictions_mistakes_and_confusion_are_told(config: FinetuneConfig) -> None:
+    names = pa.array([f"class {number % 3}" for number in range(17)]).dictionary_encode()
+    wrong = pa.array(["class 0"] * 17).dictionary_encode()
+    tracker = JsonlTracker(config.out)
+    for epoch in (1, 2):
+        table = {"row": np.arange(17, dtype=np.int32), "label": names, "predicted": wrong}
+        confidence = np.linspace(0.4, 0.9, 17, dtype=np.float32)
+        write_predictions(config.out, epoch, pa.table({**table, "confidence": confidence}))
+        tracker.log(end_of_epoch(epoch, 0.35))
+    write_progress(config, best_epoch=2)
+    end(open_mirror(config))
+
+    found = histories(config)
+    tables = [item["val/predictions.nrows"] for item in found if "val/predictions.nrows" in item]
+    (mistakes,) = [item["val/mistakes.nrows"] for item in found if "val/mistakes.nrows" in item]
+    assert tables == [17, 17]  # all, as there are fewer than 64
+    assert mistakes == 11  # 6 of the 17 are of class 0
+    assert any("val/confusion_table.nrows" in item for item in found)
+    assert any("data/augmentation.width" in item for item in found)
+    (folder,) = offline_runs(config)
+    sizes = [path.stat().st_size for path in folder.rglob("*.png")]
+    assert len(sizes) == 1 and sizes[0] > 10_000  # the sheet of augmented images
+
+
+def test_the_lineage_goes_from_the_data_to_the_checkpoints(config: FinetuneConfig) -> None:
+    write_progress(config, best_epoch=1)
+    write_progress(config, best_epoch=1, epoch=2)
+    end(open_mirror(config))
+
+    data, best, latest = read_records(config, "artifact")
+    assert data["type"] == "dataset" and data["use_after_commit"]
+    assert best["type"] == "model" and "best" in best["aliases"]  # W&B adds latest, and moves it
+    assert latest["aliases"] == ["latest"] and latest["name"] == best["name"]
+    assert best["manifest"]["contents"][-1]["ref"].endswith("step-00000010/model.safetensors")
+    assert json.loads(best["metadata"])["sha256"] != json.loads(latest["metadata"])["sha256"]
+    assert not [c for a in (best, latest) for c in a["manifest"]["contents"] if "bytes" in c]
+
+
+def test_weights_are_uploaded_where_asked(config: FinetuneConfig) -> None:
+    write_progress(config, best_epoch=1)
+    end(open_mirror(replace(config, track=replace(OFFLINE, upload_weights=True))))
+
+    _, model = read_records(config, "artifact")
+    (weights,) = model["manifest"]["contents"]
+    assert weights["path"] == "model.safetensors" and Path(weights["local_path"]).stat().st_size
+
+
+def test_alerts_are_raised_once(config: FinetuneConfig) -> None:
+    """65 images of training and validation: one lost is more than 1 percent."""
+    tracker = JsonlTracker(config.out)
+    mirror = open_mirror(config)
+    for epoch in (1, 2, 3, 4):
+        rate = 100.0 if epoch < 4 else 40.0
+        lost = {"ingest/lost_images": 1, "ingest/images_per_s": rate}
+        tracker.log(end_of_epoch(epoch, 0.1, **lost))
+    write_result(config, diverged=None)
+    end(mirror)
+
+    titles = [alert["title"] for alert in read_records(config, "alert")]
+    assert titles == ["run: images lost", "run: throughput halved", "run: does not learn"]
+
+
+def test_a_loss_that_is_not_finite_alarms(config: FinetuneConfig) -> None:
+    JsonlTracker(config.out).log(row(1))
+    write_result(config, diverged="the gradient of step 2 is not finite")
+    end(open_mirror(config), "failed")
+
+    (alert,) = read_records(config, "alert")
+    assert alert["level"] == "ERROR" and "step 2" in alert["text"]
+
+
+def test_a_second_sitting_leaves_one_whole_offline_run_of_the_same_id(
+    config: FinetuneConfig,
+) -> None:
+    tracker = JsonlTracker(config.out)
+    for step in (1, 2):
+        tracker.log(row(step))
+        end(open_mirror(config))
+
+    (folder,) = offline_runs(config)
+    assert find_id(config.out) in folder.name
+    assert steps(config) == [1, 2]
+
+
+def test_follow_shows_each_row_once_and_says_how_the_run_ended(config: FinetuneConfig) -> None:
+    tracker = JsonlTracker(config.out)
+    tracker.log(row(1))  # of an earlier sitting: not shown again
+    shown: list[int] = []
+    with (
+        pytest.raises(RuntimeError),
+        follow(config.out, open_mirror(config), lambda r: shown.append(r["global_step"])),
+    ):
+        tracker.log(row(2))
+        tracker.log(row(3))
+        raise RuntimeError("out of luck")
+
+    assert shown == [2, 3]
+    state = read_state(config)
+    assert state["summary"]["state"] == "failed" and state["exit_code"] == 1
+
+
+@pytest.mark.parametrize("signal", [KeyboardInterrupt, SystemExit])
+def test_a_stopped_driver_leaves_a_killed_run(
+    config: FinetuneConfig, signal: type[BaseException]
+) -> None:
+    with pytest.raises(signal), follow(config.out, open_mirror(config), lambda r: None):
+        JsonlTracker(config.out).log(row(1))
+        raise signal
+
+    assert read_state(config)["summary"]["state"] == "killed"
+    assert steps(config) == [1]
+
+
+def test_off_writes_nothing(config: FinetuneConfig) -> None:
+    off = replace(config, track=TrackConfig(wandb="off"))
+    assert end(open_mirror(off)) is None and not Path(config.out).exists()
+
+
+def test_another_folder_is_another_run(tmp_path: Path) -> None:
+    """Also where a folder of the same name was deleted: its old run must not be resumed."""
+    assert find_id(str(tmp_path / "a")) == find_id(str(tmp_path / "a"))
+    assert find_id(str(tmp_path / "a")) != find_id(str(tmp_path / "b"))
+
+
+def write_progress(config: FinetuneConfig, *, best_epoch: int, epoch: int | None = None) -> None:
+    epoch = epoch or best_epoch
+    progress = Progress(
+        epoch=epoch,
+        global_step=10 * epoch,
+        val_top1=0.5,
+        best_val_top1=0.5,
+        best_epoch=best_epoch,
+        best_step=10 * best_epoch,
+        fingerprint="f",
+    )
+    checkpoint.save(config.out, {checkpoint.MODEL: b"weights" * epoch}, progress)
+
+
+def write_result(config: FinetuneConfig, *, diverged: str | None) -> None:
+    runs.write_result(config.out, Progress(), diverged=diverged)

@@ -1,0 +1,90 @@
+"""What a run's rows say that somebody should hear of at once."""
+
+from collections.abc import Iterable, Sequence
+from statistics import median
+from typing import NamedTuple
+
+from scipy.stats import binom
+
+from trainers import metrics
+from trainers.config import FinetuneConfig
+from trainers.tracking import Row
+
+CONFIDENCE = 0.95
+MAX_LOST_SHARE = 0.01
+MIN_RATE_SHARE = 0.5
+MIN_EPOCHS_BEFORE = 2
+"""Epochs whose rate is known before a later one can be called slow; the first one starts cold."""
+
+
+class Alert(NamedTuple):
+    """One thing to hear of; `kind` is heard once a run."""
+
+    kind: str
+    text: str
+    is_error: bool = False
+
+
+def find_alerts(
+    rows: Sequence[Row], config: FinetuneConfig, *, images_per_epoch: int
+) -> Iterable[Alert]:
+    """Judge the rows of a run so far.
+
+    Args:
+        images_per_epoch: of training and validation.
+    """
+    ended = [row for row in rows if metrics.EPOCH_S in row]
+    if not ended:
+        return
+    lost, epoch = ended[-1][metrics.LOST_IMAGES], ended[-1][metrics.EPOCH]
+    if lost > MAX_LOST_SHARE * images_per_epoch:
+        yield Alert(
+            "images lost",
+            f"{lost} of {images_per_epoch} images could not be had in epoch {epoch}; "
+            "ingest/lost_names has the first of them",
+        )
+    rates = _rates_of_phase(ended, config)
+    before, now = rates[:-1], rates[-1]
+    if len(before) >= MIN_EPOCHS_BEFORE and now < MIN_RATE_SHARE * median(before):
+        yield Alert(
+            "throughput halved",
+            f"{now:.0f} images/s in epoch {epoch}, {median(before):.0f} in those before it; "
+            "ingest/wait_s tells whether images came late",
+        )
+
+
+def judge_end(
+    rows: Iterable[Row], *, diverged: str | None, class_counts: Sequence[int]
+) -> Iterable[Alert]:
+    """Judge a run that has ended.
+
+    Args:
+        diverged: why its loss was no longer finite, as result.json tells it.
+        class_counts: validation images per class.
+    """
+    if diverged is not None:
+        yield Alert("not finite", diverged, is_error=True)
+        return
+    best = max((row[metrics.VAL_TOP1] for row in rows if metrics.VAL_TOP1 in row), default=None)
+    if best is not None and not learned(best, class_counts):
+        yield Alert(
+            "does not learn",
+            f"val/top1 {best:.3f} is not above what always answering the commonest class reaches",
+        )
+
+
+def learned(val_top1: float, class_counts: Sequence[int]) -> bool:
+    """Tell whether an accuracy is above what always answering the commonest class would reach.
+
+    The bound is the one-sided 95 percent quantile of a binomial over the validation images.
+    """
+    num_images = sum(class_counts)
+    bound = binom.ppf(CONFIDENCE, num_images, max(class_counts) / num_images)
+    return bool(round(val_top1 * num_images) > bound)
+
+
+def _rates_of_phase(ended: Sequence[Row], config: FinetuneConfig) -> list[float]:
+    """Images per second of the epochs in the phase of the last one: another phase has another."""
+    last = ended[-1][metrics.EPOCH]
+    start = max(phase.start_epoch for phase in config.phases if phase.start_epoch < last)
+    return [row[metrics.IMAGES_PER_S] for row in ended if row[metrics.EPOCH] > start]

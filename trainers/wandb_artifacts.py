@@ -1,0 +1,101 @@
+"""The lineage of a run in W&B: data set -> checkpoint -> evaluation.
+
+Artifacts name files where they lie, with their sizes and hashes; `track.upload_weights` sends the
+weights as well. One with the same contents is the same version to W&B, whoever names it.
+"""
+
+import json
+import re
+from typing import Any
+
+import wandb
+
+from datasets import storage
+from datasets.shards import Manifest
+from trainers import checkpoint
+from trainers.checkpoint import Progress
+from trainers.config import FinetuneConfig
+from trainers.wandb_run import find_id
+
+
+def data_artifact(data: str, manifest: Manifest) -> wandb.Artifact:
+    """Name a prepared data set."""
+    artifact = wandb.Artifact(
+        _name(data.rstrip("/").rsplit("/", 1)[-1]),
+        type="dataset",
+        metadata={
+            "uri": data,
+            "fingerprint": manifest.fingerprint,
+            "num_classes": len(manifest.classes),
+            "num_images": {name: split.num_images for name, split in manifest.splits.items()},
+            "num_quarantined": manifest.num_quarantined,
+        },
+    )
+    _refer(artifact, storage.join(data, "manifest.json"))
+    return artifact
+
+
+def checkpoint_artifacts(config: FinetuneConfig) -> list[tuple[wandb.Artifact, list[str]]]:
+    """Name the checkpoints of a run, each with its aliases: best and latest, or one that is both.
+
+    The best comes first: W&B calls the last one that it is given the latest.
+    """
+    latest = checkpoint.latest_progress(config.out)
+    if latest is None:
+        return []
+    if latest.best_step in (0, latest.global_step):
+        return [(checkpoint_artifact(config, latest), ["best", "latest"])]
+    best = checkpoint.read_progress(config.out, latest.best_step)
+    named = [(checkpoint_artifact(config, best), ["best"])] if best else []
+    return [*named, (checkpoint_artifact(config, latest), ["latest"])]
+
+
+def checkpoint_artifact(config: FinetuneConfig, progress: Progress) -> wandb.Artifact:
+    """Name the weights of a checkpoint."""
+    uri = storage.join(checkpoint.folder(config.out, progress.global_step), checkpoint.MODEL)
+    metadata: dict[str, Any] = {
+        "uri": uri,
+        "backbone": config.model.backbone,
+        "num_classes": len(progress.classes),
+        "data": progress.fingerprint,
+        "epoch": progress.epoch,
+        "global_step": progress.global_step,
+        "val/top1": progress.val_top1 if progress.validated else None,
+        **progress.files[checkpoint.MODEL],
+    }
+    artifact = wandb.Artifact(
+        _name(f"checkpoint-{find_id(config.out)}"), type="model", metadata=metadata
+    )
+    if config.track.upload_weights:
+        with artifact.new_file(checkpoint.MODEL, mode="wb") as file:
+            file.write(storage.read_bytes(uri))
+    else:
+        _refer(artifact, uri)
+    return artifact
+
+
+def evaluation_artifact(folder: str, result: dict[str, Any]) -> wandb.Artifact:
+    """Name what an evaluation has written.
+
+    Args:
+        folder: URI of its pictures and tables.
+        result: what evaluation_SPLIT.json holds.
+    """
+    metadata = {name: value for name, value in result.items() if not isinstance(value, list)}
+    artifact = wandb.Artifact(
+        _name(f"evaluation-{find_id(folder)}"), type="evaluation", metadata=metadata
+    )
+    _refer(artifact, f"{folder}.json")
+    return artifact
+
+
+def _refer(artifact: wandb.Artifact, uri: str) -> None:
+    """Name a file where it lies; the facts make it another version where it has changed."""
+    artifact.add_reference(uri if "://" in uri else f"file://{uri}", checksum=False)
+    with artifact.new_file("facts.json") as file:
+        json.dump(artifact.metadata, file, indent=1)
+
+
+def _name(name: str) -> str:
+    """Only letters, digits, dashes, dots and underscores are allowed."""
+    return re.sub(r"[^\w.-]", "-", name)[:120]

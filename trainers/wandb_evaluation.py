@@ -1,0 +1,65 @@
+"""An evaluation in W&B: a run of its own, in the group of the training that it measured."""
+
+from typing import Any
+
+from datasets import storage
+from datasets.shards import read_manifest
+from trainers import checkpoint
+from trainers.evaluations import PREDICTIONS, folder_of
+from trainers.mirror import find_tags
+from trainers.runs import read_config
+from trainers.tracking import find_mode
+from trainers.wandb_artifacts import checkpoint_artifact, data_artifact, evaluation_artifact
+from trainers.wandb_media import confusion, mistakes_table
+from trainers.wandb_run import WandbRun
+
+LISTED = ("most_confused", "per_class", "reliability")
+"""Lists of evaluation_SPLIT.json that become tables."""
+
+
+def track_evaluation(
+    run: str, split: str, result: dict[str, Any], *, tta: bool = False
+) -> str | None:
+    """Tell W&B, unless the run is tracked `off`, what `evaluate` returned and wrote.
+
+    Returns:
+        The command that uploads what W&B does not have; None where it has all.
+    """
+    run = storage.absolute(run, "run")
+    config, folder = read_config(run), folder_of(run, split, tta=tta)
+    if find_mode(config.track) == "off":
+        return None
+    manifest = read_manifest(result["data"])
+    name = run.rstrip("/").rsplit("/", 1)[-1]
+    tracked = WandbRun(
+        folder,
+        track=config.track,
+        name=f"evaluate {name} on {split}",
+        group=config.track.group,
+        job_type="evaluate",
+        config={"run": run, "split": split, "tta": tta, "training": config.to_dict()},
+        tags=find_tags(config, manifest),
+    )
+    progress, _ = checkpoint.load_best(run)
+    predictions = storage.read_parquet(storage.join(folder, PREDICTIONS))
+    tracked.use_artifact(data_artifact(result["data"], manifest))
+    tracked.use_artifact(checkpoint_artifact(config, progress))
+    tracked.log(
+        {name: value for name, value in result.items() if name.startswith(f"{split}/")}
+        | {
+            "epoch": result["epoch"],
+            f"{split}/confusion": confusion(predictions, manifest.classes),
+            f"{split}/mistakes": mistakes_table(
+                config, predictions, data=result["data"], split=split
+            ),
+        }
+    )
+    for name in LISTED:
+        rows = result[name]
+        if rows:
+            tracked.log_table(
+                f"{split}/{name}", list(rows[0]), [list(row.values()) for row in rows]
+            )
+    tracked.log_artifact(evaluation_artifact(folder, result))
+    tracked.finish("finished")
+    return tracked.sync_command

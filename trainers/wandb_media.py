@@ -1,0 +1,101 @@
+"""What a run looks like in W&B beside its curves: tables of predictions, confusion, augmentation.
+
+N validation images, K classes.
+"""
+
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+import pyarrow as pa
+import wandb
+from PIL import Image
+
+from datasets.config import IngestConfig
+from datasets.preview import draw_views
+from datasets.shards import read_manifest
+from trainers.answers import read_views
+from trainers.config import FinetuneConfig
+from trainers.val_predictions import pick_sample
+
+SAMPLE_IMAGES = 64
+NUM_MISTAKES = 32
+MAX_CHART_CLASSES = 100
+"""W&B's charts take 10,000 rows, one per pair of classes."""
+THUMBNAIL_PX = 128
+
+
+def predictions_table(predictions: pa.Table) -> wandb.Table:
+    """Return what the run answers to a sample of its validation images, the same in all epochs."""
+    _, label_N = np.unique(_names(predictions, "label"), return_inverse=True)
+    rows = predictions.take(pick_sample(label_N, SAMPLE_IMAGES)).to_pylist()
+    return wandb.Table(
+        columns=["row", "label", "predicted", "confidence", "correct"],
+        data=[[*row.values(), row["label"] == row["predicted"]] for row in rows],
+    )
+
+
+def mistakes_table(
+    config: FinetuneConfig, predictions: pa.Table, *, data: str, split: str
+) -> wandb.Table:
+    """Return the mistakes the run was surest of, with the images as the network saw them.
+
+    Args:
+        data: URI of the data set they are of.
+
+    Raises:
+        ValueError or OSError: where the data set is gone.
+    """
+    columns = ["row", "label", "predicted", "confidence"]
+    is_wrong_N = _names(predictions, "label") != _names(predictions, "predicted")
+    wrong = predictions.select(columns).filter(pa.array(is_wrong_N))
+    rows = wrong.sort_by([("confidence", "descending")]).slice(0, NUM_MISTAKES).to_pylist()
+    table = wandb.Table(columns=["image", *columns])
+    if rows:
+        config, manifest = replace(config, data=data), read_manifest(data)
+        views = read_views(config, manifest, split, [row["row"] for row in rows])
+        for view_HWC, row in zip(views, rows, strict=True):
+            thumbnail = Image.fromarray(view_HWC)
+            thumbnail.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+            table.add_data(wandb.Image(thumbnail, file_type="jpg"), *row.values())
+    return table
+
+
+def confusion(predictions: pa.Table, classes: Sequence[str]) -> object:
+    """Return W&B's chart of the confusion matrix; with many classes, the table of its mistakes."""
+    pairs = list(zip(*(_names(predictions, name) for name in ("label", "predicted")), strict=True))
+    if len(classes) <= MAX_CHART_CLASSES:
+        numbers = {name: number for number, name in enumerate(classes)}
+        return wandb.plot.confusion_matrix(
+            y_true=[numbers[label] for label, _ in pairs],
+            preds=[numbers[predicted] for _, predicted in pairs],
+            class_names=list(classes),
+        )
+    mistakes = Counter(pair for pair in pairs if pair[0] != pair[1])
+    return wandb.Table(
+        columns=["label", "predicted", "images"],
+        data=[[*pair, count] for pair, count in mistakes.most_common(MAX_CHART_CLASSES**2)],
+    )
+
+
+def augmentation_image(config: FinetuneConfig) -> wandb.Image:
+    """Return a sheet of training images as the run sees them, epoch by epoch.
+
+    Raises:
+        ValueError or OSError: where the data set is gone.
+    """
+    return wandb.Image(Image.open(io.BytesIO(_sheet(config.data, config.ingest, config.seed))))
+
+
+def _names(predictions: pa.Table, column: str) -> np.ndarray:
+    """Class names: a file's columns number their classes each in its own way."""
+    return np.array(predictions[column].to_pylist(), object)
+
+
+@lru_cache(maxsize=8)
+def _sheet(data: str, ingest: IngestConfig, seed: int) -> bytes:
+    """The trials of a sweep have one in common."""
+    return draw_views(data, ingest, seed=seed)
