@@ -152,16 +152,16 @@ def test_rungs_are_ashas(tmp_path: Path) -> None:
 def test_states_survive_a_resumed_sweep(tmp_path: Path) -> None:
     states = TrialStates(str(tmp_path), num_trials=3)
     point = {FREEZE_DEPTH: "all", LEARNING_RATE: 1e-3, CLIPNORM: None, INIT: "file"}
-    states.note("a", number=1, point=point, state="running")
-    states.note("b", number=2, point=point, state="running")
+    states.note("a", point=point, state="running")
+    states.note("b", point=point, state="running")
     states.flush()
-    states.note("a", number=1, point=point, state="failed", reason="OSError: disk")
+    states.note("a", point=point, state="failed", reason="OSError: disk")
     states.flush()  # within a second of the one before: nothing is written
     first = read_trials(str(tmp_path))
     assert first is not None and [trial.state for trial in first.trials] == ["running", "running"]
     states.end()
     again = TrialStates(str(tmp_path), num_trials=3)
-    again.note("b", number=2, point=point, state="finished")
+    again.note("b", point=point, state="finished")
     again.flush(at_once=True)
     held = read_trials(str(tmp_path))
     assert held is not None and held.num_trials == 3
@@ -169,6 +169,7 @@ def test_states_survive_a_resumed_sweep(tmp_path: Path) -> None:
         ("failed", "OSError: disk"),
         ("finished", None),
     ]
+    assert [trial.number for trial in held.trials] == [1, 2] and again.number_of("c") == 3
     assert held.trials[0].point == point
 
 

@@ -43,17 +43,17 @@ class Progress(tune.Callback):
     ) -> None:
         if trial.trial_id in self._mirrors:  # a retry goes on in the same run
             return
-        self._note(trials, trial, RUNNING)
+        self._note(trial, RUNNING)
         config = self._training(trial)
         self._mirrors[trial.trial_id] = RunMirror(
             config,
-            name=f"{_number(trials, trial)} {describe(point_of(trial.config))}",
+            name=f"{self._states.number_of(trial.trial_id)} {describe(point_of(trial.config))}",
             group=self._config.group,
             job_type=TRIAL,
         )
         self._display.start(
             trial.trial_id,
-            _number(trials, trial),
+            self._states.number_of(trial.trial_id),
             point_of(trial.config),
             config.out,
             num_ended=sum(other.is_finished() for other in trials),
@@ -77,13 +77,13 @@ class Progress(tune.Callback):
         if num_epochs < self._config.base.epochs:
             self._display.end(trial.trial_id, f"pruned after epoch {num_epochs}")
             self._finish(trial.trial_id, "pruned")
-            self._note(trials, trial, PRUNED)
+            self._note(trial, PRUNED)
         else:
             origin = read_origin(training.out)
             known = f", copied: {origin.run} is the same training" if origin else ""
             self._display.end(trial.trial_id, f"finished{known}")
             self._finish(trial.trial_id, "finished")
-            self._note(trials, trial, FINISHED)
+            self._note(trial, FINISHED)
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
@@ -92,7 +92,7 @@ class Progress(tune.Callback):
         reason = _last_line(trial.error_file)
         self._display.end(trial.trial_id, f"failed: {reason}, see {where}", failed=True)
         self._finish(trial.trial_id, "failed")
-        self._note(trials, trial, FAILED, reason)
+        self._note(trial, FAILED, reason)
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         self.trial_ids = [trial.trial_id for trial in trials]
@@ -118,20 +118,9 @@ class Progress(tune.Callback):
         mirror.finish(state)
         self._ended_mirrors.append(mirror)
 
-    def _note(
-        self, trials: list[Trial], trial: Trial, state: str, reason: str | None = None
-    ) -> None:
-        self._states.note(
-            trial.trial_id,
-            number=_number(trials, trial),
-            point=point_of(trial.config),
-            state=state,
-            reason=reason,
-        )
-
-
-def _number(trials: list[Trial], trial: Trial) -> int:
-    return 1 + next(i for i, other in enumerate(trials) if other.trial_id == trial.trial_id)
+    def _note(self, trial: Trial, state: str, reason: str | None = None) -> None:
+        point = point_of(trial.config)
+        self._states.note(trial.trial_id, point=point, state=state, reason=reason)
 
 
 def _last_line(error_file: str | None) -> str:

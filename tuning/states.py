@@ -19,7 +19,7 @@ class TrialState:
 
     trial_id: str
     number: int
-    """Counted from 1, in the order of the search."""
+    """Counted from 1, in the order of their starts."""
     point: Point
     run: str
     """URI of its run folder."""
@@ -48,13 +48,17 @@ class TrialStates:
         self._trials = {trial.trial_id: trial for trial in known.trials} if known else {}
         self._written_s, self._changed = 0.0, True
 
-    def note(
-        self, trial_id: str, *, number: int, point: Point, state: str, reason: str | None = None
-    ) -> None:
+    def number_of(self, trial_id: str) -> int:
+        """Return a trial's number. It keeps it when a sweep is resumed, unlike its place among
+        Tune's trials."""
+        known = self._trials.get(trial_id)
+        return known.number if known else 1 + len(self._trials)
+
+    def note(self, trial_id: str, *, point: Point, state: str, reason: str | None = None) -> None:
         """Note how a trial is now; `flush` writes it."""
         self._trials[trial_id] = TrialState(
             trial_id=trial_id,
-            number=number,
+            number=self.number_of(trial_id),
             point=point,
             run=storage.join(self._out, "trials", trial_id),
             state=state,
