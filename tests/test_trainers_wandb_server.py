@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import wandb
+from wandb.sdk import wandb_setup
 
 from datasets import storage
 from tests.conftest import ROOT, small_training
@@ -43,8 +44,13 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
         monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
         wandb.teardown()
         yield server
-        server.recover()
         assert not server.unknown
+    end_service()
+
+
+def end_service() -> None:
+    """End wandb's process, which would wait for a server that is gone, and forget it."""
+    wandb_setup.singleton().ensure_service()._proc._process.kill()  # pyright: ignore
     wandb.teardown()
 
 
