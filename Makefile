@@ -15,8 +15,8 @@ $(READY): pyproject.toml
 demo: $(READY)  ## A whole sweep on synthetic cars, end to end, into runs/demo
 	$(BIN)/python -m tuning demo
 
-test: $(READY)  ## All tests, on a real Ray cluster of three raylets
-	$(BIN)/python -m pytest
+test: $(READY)  ## All tests: on a real Ray cluster of three raylets, and beside it all others
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 check: $(READY)  ## Formatting, lint, types, direction of imports
 	$(BIN)/ruff format --check .

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -26,6 +27,17 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the tests on the session's cluster one process of xdist's, which has that cluster, and
+    those that start Ray in processes of theirs another, one after the other."""
+    for item in items:
+        if "ray_nodes" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("cluster"))
+        elif item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("own_cluster"))
 
 
 @pytest.fixture(scope="session")
@@ -60,6 +72,23 @@ def ray_nodes() -> Iterator[Cluster]:
 def ray_cluster(ray_nodes: Cluster) -> str:
     """Address of the running cluster of `ray_nodes`."""
     return ray_nodes.address
+
+
+@pytest.fixture(scope="module")
+def own_ray() -> Iterator[dict[str, str]]:
+    """Variables for a process that starts a Ray of its own, in another folder: the state API of
+    this process finds its cluster by a file in Ray's."""
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
+        yield {"RAY_TMPDIR": folder}
+
+
+def living_workers() -> list[int]:
+    """Processes of Ray Train's workers in the connected cluster."""
+    from ray._private.state import actors  # the public API asks the dashboard, if there is one
+
+    found = actors(actor_state_name="ALIVE").values()
+    pids = [actor["Pid"] for actor in found if "TrainWorker" in actor["ActorClassName"]]
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
 def draw_image(label: int, number: int, size_px: int = 48) -> np.ndarray:

@@ -1,12 +1,17 @@
 """A training of 1 to 3 workers that loses two of its three nodes: run by test_trainers_elastic.
 
-Its own cluster, since nodes die. usage: python -m tests.elastic_run DATA OUT
+Its own cluster, since nodes die. What is left of it then evaluates the run, and trains another one
+in a single process.
+
+usage: python -m tests.elastic_run DATA OUT ALONE
 """
 
+import json
 import os
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import ray
 from ray.cluster_utils import Cluster
@@ -16,10 +21,11 @@ from cluster.config import ClusterConfig
 from tests.conftest import small_training
 from trainers import launch
 from trainers.config import FinetuneConfig, ModelConfig, OptimConfig, TrackConfig
+from trainers.evaluate import evaluate
 from trainers.tracking import read_rows
 
 
-def main(data: str, out: str) -> None:
+def main(data: str, out: str, alone: str) -> None:
     nodes = Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 2, "object_store_memory": 2**29, "include_dashboard": False},
@@ -37,8 +43,13 @@ def main(data: str, out: str) -> None:
             nodes.remove_node(node, allow_graceful=False)
 
     threading.Thread(target=lose_two_nodes, daemon=True).start()
-    print("result", launch.fit(config)["global_step"], flush=True)
-    print("nodes", sum(node["Alive"] for node in ray.nodes()), flush=True)
+    end = {
+        "global_step": launch.fit(config)["global_step"],
+        "nodes": sum(node["Alive"] for node in ray.nodes()),
+        "evaluated": evaluate(out, split="val")["num_images"],  # here, whatever trained it
+    }
+    launch.fit_in_process(replace(config, out=alone, cluster=ClusterConfig()))
+    print(json.dumps(end), flush=True)
     os._exit(0)  # the cluster dies with this process
 
 

@@ -300,7 +300,7 @@ def write_hub_layout(bucket: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def journey(bucket: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+def journey(bucket: Any, own_ray: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> str:
     """Run the command lines in a process and on a Ray of their own; return what they print."""
     work = tmp_path_factory.mktemp("journey")
     for label, name in enumerate(CLASSES):
@@ -315,7 +315,7 @@ def journey(bucket: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
     run = subprocess.run(
         [sys.executable, "driver.py", json.dumps([line.split() for line in lines])],
         cwd=work,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"},
+        env={**os.environ, **own_ray, "PYTHONPATH": str(ROOT), "COLUMNS": "100"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

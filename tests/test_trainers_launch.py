@@ -17,7 +17,7 @@ from ray.util.state import list_actors
 
 from cluster.runtime import find_resources
 from datasets import storage
-from tests.conftest import WriteData, flip_byte, small_training
+from tests.conftest import WriteData, flip_byte, living_workers, small_training
 from trainers import checkpoint, launch
 from trainers.config import (
     ClusterConfig,
@@ -61,8 +61,8 @@ def losses(run: str) -> list[float]:
     return [row["train/loss"] for row in read_rows(run)]
 
 
-def weights(run: str) -> dict[str, torch.Tensor]:
-    return safetensors.torch.load_file(checkpoint.folder(run, 9) + "/model.safetensors")
+def weights(run: str, step: int = 9) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(checkpoint.folder(run, step) + "/model.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +114,7 @@ def kill_a_worker_at(config: FinetuneConfig, step: int) -> threading.Thread:
     def kill() -> None:
         while not any(row["global_step"] == step for row in read_rows(config.out)):
             time.sleep(0.02)
-        workers = list_actors(filters=[("state", "=", "ALIVE")])
-        os.kill(next(a.pid for a in workers if "TrainWorker" in a.class_name), signal.SIGKILL)
+        os.kill(living_workers()[0], signal.SIGKILL)
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
@@ -123,30 +122,18 @@ def kill_a_worker_at(config: FinetuneConfig, step: int) -> threading.Thread:
 
 
 @pytest.mark.slow
-def test_a_worker_killed_in_mid_epoch_changes_nothing(
-    straight: str, config: FinetuneConfig
+def test_a_worker_killed_in_mid_epoch_changes_nothing_and_what_is_saved_was_measured(
+    config: FinetuneConfig,
 ) -> None:
-    killer = kill_a_worker_at(config, step=4)
-    launch.fit(config)
-    killer.join()
-
-    assert losses(config.out) == losses(straight)
-    for name, tensor in weights(config.out).items():
-        assert torch.equal(tensor, weights(straight)[name])
-
-
-@pytest.mark.slow
-def test_two_workers_with_live_batchnorm_resume_exactly_and_measure_what_they_save(
-    single: FinetuneConfig,
-) -> None:
-    """Statistics that change, an average of the weights, shares of 8 and 9 images in parts."""
+    """Killed in the second phase: statistics that change, an average of the weights, shares of 8
+    and 9 images in parts."""
     live = replace(
-        single,
-        epochs=2,
+        config,
         global_batch_size=17,
         checkpoint_every_steps=1,
-        model=ModelConfig(backbone="mobilenet_v2", init="he", freeze_depth=6),
-        optim=OptimConfig(learning_rate=1e-3, ema_decay=0.9, clipnorm=1.0),
+        model=ModelConfig(backbone="mobilenet_v2", init="he"),
+        optim=OptimConfig(ema_decay=0.9, clipnorm=1.0),
+        schedule=ScheduleConfig(phases=(("all", 1, 1e-3), (6, 2, 1e-3))),
         compute=ComputeConfig(accumulation_steps=3, precision="fp32"),
     )
     launch.fit(live)
@@ -157,7 +144,9 @@ def test_two_workers_with_live_batchnorm_resume_exactly_and_measure_what_they_sa
     progress = checkpoint.load_best(cut.out)[0]
     evaluated = evaluate(cut.out, split="val")
 
-    assert losses(cut.out) == losses(live.out) and len(losses(cut.out)) == 4
+    assert losses(cut.out) == losses(live.out) and len(losses(cut.out)) == 6
+    for name, tensor in weights(cut.out, step=6).items():
+        assert torch.equal(tensor, weights(live.out, step=6)[name]), name
     assert evaluated["val/loss"] == pytest.approx(progress.row["val/loss"], rel=1e-5)
     assert evaluated["val/top1"] == progress.row["val/top1"]
     predictions = read_predictions(cut.out)  # of two ranks, and of a sitting that was cut
@@ -337,7 +326,7 @@ def test_a_run_on_rotten_data_stops_in_one_sentence_and_resumes_on_whole_data(
         launch.fit(config)
 
     shard.write_bytes(whole)
-    assert launch.fit(config)["epochs"] == 3
+    assert launch.fit_in_process(config)["epochs"] == 3
 
 
 def test_a_run_of_more_workers_than_there_are_cpus_is_evaluated_here(

@@ -1,5 +1,7 @@
 """A sweep that shares: killed at any moment and started again, it ends as it would have."""
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -7,16 +9,22 @@ from typing import Any
 
 import pytest
 import torch
+from ray.tune.experiment import Trial
 
+from tests.conftest import living_workers
 from trainers import backbones
-from trainers.tracking import read_rows
+from trainers.tracking import epoch_rows, read_rows
 from tuning import run
 from tuning.__main__ import parse
+from tuning.progress import Progress
 from tuning.run import tune_sweep
-from tuning.space import AXES
+from tuning.search import point_of
+from tuning.space import AXES, FREEZE_DEPTH
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-NUM_TRIALS = 8
+NUM_TRIALS, NUM_EPOCHS = 6, 8
+SEED = 112
+"""Draws two heads, a training that goes deeper, and a twin of each with another clipnorm."""
 DRIVER = """
 import sys
 from tuning import __main__, run
@@ -26,7 +34,7 @@ __main__.main(sys.argv[1:])
 """A sweep of one trial at a time: each process of a trial takes seconds to start."""
 
 
-def arguments(data: str, folder: Path, out: str, *more: str) -> list[str]:
+def arguments(data: str, folder: Path, out: str, *more: str, num_workers: int = 2) -> list[str]:
     weights = folder / "lenet5.pth"
     if not weights.exists():
         torch.manual_seed(0)
@@ -34,10 +42,33 @@ def arguments(data: str, folder: Path, out: str, *more: str) -> list[str]:
     return [
         *("transfer", "--data", data, "--out", str(folder / out), "--backbone", "lenet5"),
         *("--inits", "file", "--weights", str(weights), "--freeze-depths", "all", "1"),
-        *("--learning-rates", "1e-2", "1e-3", "--clipnorms", "none", "1e6", "--search", "grid"),
-        *("--epochs", "2", "--grace-epochs", "2", "--global-batch-size", "12", "--wandb", "off"),
-        *("--size-px", "32", "--policy", "light", "--views", "1", "--num-workers", "0", *more),
+        *("--learning-rates", "1e-2", "1e-3", "--clipnorms", "none", "1e6"),
+        *("--trials", str(NUM_TRIALS), "--seed", str(SEED), "--epochs", str(NUM_EPOCHS)),
+        *("--grace-epochs", str(NUM_EPOCHS), "--global-batch-size", "12", "--wandb", "off"),
+        *("--size-px", "32", "--policy", "light", "--views", "1"),
+        *("--num-workers", str(num_workers), *more),
     ]
+
+
+class Killer(Progress):
+    """Kills a head's process and a DDP worker, once each, when they have told of their third epoch.
+
+    A head's process then waits in `ray.tune.report`; workers train on.
+    """
+
+    killed: dict[str, tuple[str, int]]
+    """By what died: its trial, and the epochs it had finished."""
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        super().on_trial_result(iteration, trials, trial, result, **info)
+        is_head = point_of(trial.config)[FREEZE_DEPTH] == "all"
+        victim = "head" if is_head else "worker"
+        if result["epoch"] == 3 and victim not in self.killed:
+            os.kill(result["pid"] if is_head else living_workers()[0], signal.SIGKILL)
+            num_epochs = len(epoch_rows(self._training(trial).out))
+            self.killed[victim] = trial.trial_id, num_epochs
 
 
 def scores(answer: dict[str, Any]) -> dict[tuple, float]:
@@ -47,38 +78,54 @@ def scores(answer: dict[str, Any]) -> dict[tuple, float]:
     return dict(zip(points, (row["val_top1"] for row in answer["trials"]), strict=True))
 
 
-def test_a_killed_driver_loses_no_trial_and_repeats_none(
+def test_a_killed_driver_head_or_worker_loses_no_trial_and_repeats_none(
     ray_cluster: str,
     easy_data: str,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """The driver dies in the second trial; in the second sitting that trial's process does, and
+    after it a DDP worker of the third."""
     monkeypatch.setattr(run, "max_concurrent_trials", lambda *_: 1)
     shared = arguments(easy_data, tmp_path, "shared")
     command = [sys.executable, "-c", DRIVER, *shared, "--address", ray_cluster]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:
         assert driver.stdout is not None
         for line in driver.stdout:
-            if "trial 3/8" in line and "epoch 1" in line:
+            if f"trial 2/{NUM_TRIALS}" in line and "epoch 1" in line:
                 driver.kill()
                 break
     before = {path.name: read_rows(str(path)) for path in (tmp_path / "shared/trials").iterdir()}
-    assert 2 <= len(before) < NUM_TRIALS
+    assert len(before) == 2
 
-    answer = tune_sweep(parse(shared))
+    Killer.killed = {}
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "Progress", Killer)
+        answer = tune_sweep(parse(shared))
     printed = capfd.readouterr().out
     assert "resuming" in printed
+    assert set(Killer.killed) == {"head", "worker"}
+    assert len({trial for trial, _ in Killer.killed.values()}) == 2
+    assert all(3 <= num_epochs < NUM_EPOCHS for _, num_epochs in Killer.killed.values())
     for row in answer["trials"]:
         assert row["state"] == "finished"
+        assert [epoch["epoch"] for epoch in epoch_rows(row["run"])] == [*range(1, NUM_EPOCHS + 1)]
         rows = before.get(row["trial_id"], [])
         assert read_rows(row["run"])[: len(rows)] == rows, "what was measured stays"
+        # Only a training in workers leaves Ray Train's folder behind.
+        trained = Path(row["copied_from"] or row["run"])
+        assert (trained / "ray_train").exists() == (row[FREEZE_DEPTH] != "all")
+    assert "2 DDP workers" in printed
+    assert answer["test"]["num_images"] == 13
+    assert Path(answer["winner"]["run"], "evaluation_test.json").exists()
     copied = [row for row in answer["trials"] if row["copied_from"]]
-    assert len(copied) == 4, "no gradient reaches a clipnorm of a million: twins are one training"
+    assert len(copied) == 3, "no gradient reaches a clipnorm of a million: twins are one training"
     assert answer["sharing"]["num_copied"] == len(copied)
     assert f"{len(copied)} trials copied from a training that was known" in printed
 
-    alone = tune_sweep(parse(arguments(easy_data, tmp_path, "alone", "--no-share")))
+    undisturbed = arguments(easy_data, tmp_path, "alone", "--no-share", num_workers=0)
+    alone = tune_sweep(parse(undisturbed))
     assert not any(row["copied_from"] for row in alone["trials"])
     assert scores(answer) == pytest.approx(scores(alone), abs=1 / 17)
 

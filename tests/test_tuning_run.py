@@ -1,9 +1,13 @@
-"""Sweeps on a real cluster: with a training that only pretends, and once with real ones."""
+"""Sweeps on a real cluster of trainings that only pretend, and real ones that are stopped.
+
+A sweep of real ones to its end: test_tuning_resume.
+"""
 
 import json
 import os
 import signal
-import time
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,16 +18,17 @@ import ray.tune
 import torch
 
 from cluster.config import ClusterConfig
-from cluster.runtime import find_resources
 from datasets.config import IngestConfig
+from tests.conftest import ROOT
+from tests.stopped_trials import stop_trials
 from trainers import backbones
 from trainers.config import FinetuneConfig, ModelConfig, TrackConfig
 from tuning import progress, run
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.run import tune_sweep
 from tuning.search import point_of
-from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
-from tuning.trial import Shared, build_trial, config_of
+from tuning.space import FREEZE_DEPTH, INIT
+from tuning.trial import config_of
 
 pytestmark = pytest.mark.ray
 
@@ -244,47 +249,21 @@ def test_every_network_of_the_space_is_checked_first(sweep: TuningConfig) -> Non
 
 
 @pytest.mark.slow
-def test_real_trials_in_process_and_in_workers(
-    sweep: TuningConfig, capfd: pytest.CaptureFixture[str]
+def test_workers_of_a_stopped_trial_are_freed_and_its_process_goes_on(
+    ray_cluster: str, easy_data: str, tmp_path: Path
 ) -> None:
-    """Zeros does not learn, and the winner is looked at on the test split once."""
-    base = replace(sweep.base, epochs=2, cluster=ClusterConfig(num_workers=2))
-    space = replace(SPACE, freeze_depths=("all",), learning_rates=(3e-3,))
-    answer = tune_sweep(replace(sweep, base=base, space=space, evaluate_winner=True))
-    rows = {row[INIT]: row for row in answer["trials"]}
-    assert rows["file"][FREEZE_DEPTH] == "all" and rows["zeros"][FREEZE_DEPTH] == 0
-    assert all(row["num_epochs"] >= 1 for row in rows.values())
-    # Only a training in workers leaves Ray Train's folder behind.
-    assert Path(rows["zeros"]["run"], "ray_train").exists()
-    assert not Path(rows["file"]["run"], "ray_train").exists()
-    assert rows["zeros"]["verdict"] == "does not learn"
-    assert "2 DDP workers" in capfd.readouterr().out
-    if answer["winner"] is not None:
-        assert answer["test"]["num_images"] == 13
-        assert Path(answer["winner"]["run"], "evaluation_test.json").exists()
+    stop_trials(easy_data, str(tmp_path / "stopped"))
 
 
 @pytest.mark.slow
-def test_workers_of_a_stopped_trial_are_freed_and_its_process_goes_on(
-    sweep: TuningConfig, ray_cluster: str
+def test_they_are_freed_without_a_dashboard_too(
+    own_ray: dict[str, str], easy_data: str, tmp_path: Path
 ) -> None:
-    """Stopped by Tune after one of fifty epochs, as ASHA would."""
-    base = replace(sweep.base, epochs=50, cluster=ClusterConfig(num_workers=2))
-    config = replace(sweep, base=base)
-    trial = build_trial(config, find_resources(), Shared(), num_concurrent=1)
-    point = {INIT: "he", FREEZE_DEPTH: 0, LEARNING_RATE: 1e-3, CLIPNORM: None}
-    tuner = ray.tune.Tuner(
-        trial,
-        param_space={"point": point},
-        tune_config=ray.tune.TuneConfig(num_samples=2, max_concurrent_trials=1, reuse_actors=True),
-        run_config=ray.tune.RunConfig(
-            storage_path=sweep.out, stop={"epoch": 1}, verbose=0, name="tune"
-        ),
-    )
-    results = tuner.fit()
+    """Ray Train's own cleaner of what a killed training held needs one."""
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.stopped_trials", easy_data, str(tmp_path / "stopped")],
+        env={**os.environ, **own_ray}, cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
 
-    assert [result.metrics["epoch"] for result in results if result.metrics] == [1, 1]
-    deadline_s = time.monotonic() + 60
-    while ray.available_resources()["CPU"] < ray.cluster_resources()["CPU"]:
-        assert time.monotonic() < deadline_s, ray.available_resources()
-        time.sleep(0.5)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "freed" in run.stdout

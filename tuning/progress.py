@@ -18,15 +18,19 @@ from tuning.config import TuningConfig
 from tuning.reuse import read_origin, record
 from tuning.search import STATE_FOLDER, point_of
 from tuning.space import describe
+from tuning.states import FAILED, FINISHED, PRUNED, RUNNING, TrialStates
 from tuning.sweep_display import SweepDisplay
 from tuning.trial import Shared, config_of
 
 
 class Progress(tune.Callback):
-    """Tell the display of the trials and keep their mirrors."""
+    """Tell the display of the trials, keep their mirrors and trials.json."""
 
-    def __init__(self, config: TuningConfig, shared: Shared, display: SweepDisplay) -> None:
+    def __init__(
+        self, config: TuningConfig, shared: Shared, display: SweepDisplay, states: TrialStates
+    ) -> None:
         self._config, self._shared, self._display = config, shared, display
+        self._states = states
         self._mirrors: dict[str, RunMirror] = {}
         self._ended_mirrors: list[RunMirror] = []
         self.trial_ids: list[str] = []
@@ -39,6 +43,7 @@ class Progress(tune.Callback):
     ) -> None:
         if trial.trial_id in self._mirrors:  # a retry goes on in the same run
             return
+        self._note(trials, trial, RUNNING)
         config = self._training(trial)
         self._mirrors[trial.trial_id] = RunMirror(
             config,
@@ -59,6 +64,9 @@ class Progress(tune.Callback):
     ) -> None:
         self._display.report(trial.trial_id, result)
 
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        self._states.flush()
+
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
@@ -69,23 +77,27 @@ class Progress(tune.Callback):
         if num_epochs < self._config.base.epochs:
             self._display.end(trial.trial_id, f"pruned after epoch {num_epochs}")
             self._finish(trial.trial_id, "pruned")
+            self._note(trials, trial, PRUNED)
         else:
             origin = read_origin(training.out)
             known = f", copied: {origin.run} is the same training" if origin else ""
             self._display.end(trial.trial_id, f"finished{known}")
             self._finish(trial.trial_id, "finished")
+            self._note(trials, trial, FINISHED)
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         where = storage.join(self._config.out, STATE_FOLDER, trial.trial_id, "error.txt")
-        news = f"failed: {_last_line(trial.error_file)}, see {where}"
-        self._display.end(trial.trial_id, news, failed=True)
+        reason = _last_line(trial.error_file)
+        self._display.end(trial.trial_id, f"failed: {reason}, see {where}", failed=True)
         self._finish(trial.trial_id, "failed")
+        self._note(trials, trial, FAILED, reason)
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         self.trial_ids = [trial.trial_id for trial in trials]
         self.num_cut = len(self._mirrors)
+        self._states.end()
 
     def close(self) -> bool:
         """End what is still running as killed, and return whether W&B has all, once it has."""
@@ -105,6 +117,17 @@ class Progress(tune.Callback):
         mirror = self._mirrors.pop(trial_id)
         mirror.finish(state)
         self._ended_mirrors.append(mirror)
+
+    def _note(
+        self, trials: list[Trial], trial: Trial, state: str, reason: str | None = None
+    ) -> None:
+        self._states.note(
+            trial.trial_id,
+            number=_number(trials, trial),
+            point=point_of(trial.config),
+            state=state,
+            reason=reason,
+        )
 
 
 def _number(trials: list[Trial], trial: Trial) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ray import tune
 
+from cluster.provenance import find_provenance
 from cluster.runtime import Resources, connect
 from cluster.scaling import in_process, max_concurrent_trials, plan_workers
 from datasets import storage, terminal
@@ -38,6 +39,7 @@ from tuning.savings import Savings, measure_savings
 from tuning.search import STATE_FOLDER, build_tuner, count_trials, point_of, run_folder
 from tuning.sharing import SharingPlan, plan_sharing
 from tuning.space import left_out, models, show, training_of
+from tuning.states import TrialStates
 from tuning.sweep_display import SweepDisplay
 from tuning.trial import Shared, build_trial
 from tuning.wandb_sweep import log_sweep
@@ -82,6 +84,8 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
         raise SystemExit(0)
     text = json.dumps(facts_of(config, manifest), indent=1).encode()
     storage.write_bytes(storage.join(config.out, "config.json"), text)
+    started = json.dumps(find_provenance().to_dict(), indent=1).encode()
+    storage.write_bytes(storage.join(config.out, "started.json"), started)
     # Run folders hold the metrics; Tune need not write them a second time.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # a table of its own, even at verbose=0
@@ -92,7 +96,8 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
         print(f"  {problem}: its trials train on images")
     shared = _share(config, manifest, store, built)
     display = SweepDisplay(config, manifest, num_trials=num_trials, num_concurrent=num_concurrent)
-    progress = Progress(config, shared, display)
+    states = TrialStates(config.out, num_trials=num_trials)
+    progress = Progress(config, shared, display, states)
     trial = build_trial(config, resources, shared, num_concurrent=num_concurrent)
     tuner = build_tuner(config, trial, progress, num_concurrent=num_concurrent)
     with terminal.show(display.draw), warnings.catch_warnings():

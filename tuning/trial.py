@@ -25,6 +25,8 @@ from tuning.space import Point, training_of
 POLL_S = 0.5
 DRIVER_CPUS = 0.01
 """A trial that trains in workers only waits for them."""
+ABORT_TIMEOUT_S = 20.0
+"""How long a pruned trial waits for its workers to end before it kills them."""
 LEAVE_TIMEOUT_S = "60"
 """How long Tune waits for a pruned trial to leave its process before it starts another process."""
 
@@ -136,7 +138,7 @@ def _copy_known(config: FinetuneConfig, shared: Shared) -> None:
 def _train_in_workers(
     config: FinetuneConfig, prefix: Prefix | None, *, num_concurrent: int
 ) -> None:
-    """Fit in a task, passing on the epochs it writes; a pruned trial cancels the task.
+    """Fit in a task, passing on the epochs it writes; a pruned trial aborts the task.
 
     With `TuneReportCallback` the trial itself would wait for the fit and could not be told to stop:
     its process is kept for the next trial, and the workers of the pruned one train on.
@@ -156,4 +158,17 @@ def _train_in_workers(
                 ray.get(training)
                 return
     finally:
-        ray.cancel(training, force=True)  # its process owns the controller and the workers
+        _abort(training)
+
+
+def _abort(training: ray.ObjectRef) -> None:
+    """End a fit, if it still runs, and what it holds of the cluster.
+
+    Interrupted, Ray Train ends its workers and gives back what it reserved for them. Killed, its
+    process takes controller and workers along, but the reservation stays until the dashboard is
+    asked who is alive: without a dashboard, until the end of the sweep.
+    """
+    ray.cancel(training)
+    _, running = ray.wait([training], timeout=ABORT_TIMEOUT_S)
+    if running:
+        ray.cancel(training, force=True)

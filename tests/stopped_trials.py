@@ -1,0 +1,74 @@
+"""Two trials of DDP workers, each stopped by Tune in mid-training, as ASHA would.
+
+test_tuning_run runs them on its cluster, and as a program on one of 2 CPUs without dashboard.
+
+usage: python -m tests.stopped_trials DATA OUT
+"""
+
+import sys
+import time
+
+import ray
+import ray.tune
+from ray.cluster_utils import Cluster
+
+from cluster import runtime
+from tests.conftest import living_workers, small_training
+from trainers.config import ClusterConfig, ModelConfig, TrackConfig
+from trainers.tracking import epoch_rows
+from tuning.config import SpaceConfig, TuningConfig
+from tuning.search import run_folder
+from tuning.space import points
+from tuning.trial import Shared, build_trial
+
+NUM_EPOCHS = 500
+"""Left alone, a training takes minutes."""
+FREED_S = 20
+"""Within so many seconds of the sweep's end no worker lives, and every CPU is free."""
+
+
+def stop_trials(data: str, out: str) -> float:
+    """Stop both after their first epoch; return the seconds until nothing of them is left."""
+    base = small_training(
+        data,
+        out,
+        epochs=NUM_EPOCHS,
+        model=ModelConfig(backbone="lenet5", init="he"),
+        track=TrackConfig(wandb="off"),
+        cluster=ClusterConfig(num_workers=2),
+    )
+    space = SpaceConfig(learning_rates=(1e-3, 1e-4), clipnorms=(None,), inits=("he",))
+    config = TuningConfig(base=base, space=space, out=out)
+    trial = build_trial(config, runtime.find_resources(), Shared(), num_concurrent=1)
+    tuner = ray.tune.Tuner(
+        trial,
+        param_space={"point": ray.tune.grid_search(points(space, "grid", None, 0))},
+        tune_config=ray.tune.TuneConfig(max_concurrent_trials=1, reuse_actors=True),
+        run_config=ray.tune.RunConfig(storage_path=out, stop={"epoch": 1}, verbose=0, name="tune"),
+    )
+    results = [result.metrics for result in tuner.fit() if result.metrics]
+    started_s = time.monotonic()
+
+    assert [result["epoch"] for result in results] == [1, 1]
+    assert len({result["pid"] for result in results}) == 1, "one process ran both"
+    runs = [run_folder(config, result["trial_id"]) for result in results]
+    assert all(1 <= len(epoch_rows(run)) < NUM_EPOCHS for run in runs)
+    while living_workers() or ray.available_resources()["CPU"] < ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < started_s + FREED_S, (living_workers(), ray.available_resources())
+        time.sleep(0.2)
+    return time.monotonic() - started_s
+
+
+def main(data: str, out: str) -> None:
+    nodes = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 2, "object_store_memory": 2**29, "include_dashboard": False},
+    )
+    runtime.connect(nodes.address, quiet=True)
+    print(f"freed after {stop_trials(data, out):.1f} s", flush=True)
+    ray.shutdown()
+    nodes.shutdown()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
