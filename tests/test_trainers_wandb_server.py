@@ -20,6 +20,7 @@ from tests.conftest import ROOT, small_training
 from tests.test_trainers_mirror import end_of_epoch, row, write_progress, write_result
 from tests.wandb_server import WandbServer
 from trainers import wandb_run
+from trainers.__main__ import main
 from trainers.config import FinetuneConfig, ModelConfig, TrackConfig
 from trainers.mirror import RunMirror, follow
 from trainers.tracked_runs import find_folders, read_record
@@ -189,10 +190,6 @@ def test_seconds_of_503_lose_nothing(server: WandbServer, config: FinetuneConfig
     assert run.summary["state"] == "finished"
 
 
-def hang(server: WandbServer) -> None:
-    server.hang()
-
-
 def refuse(server: WandbServer) -> None:
     os.environ["WANDB_API_KEY"] = "f" * 40  # undone by the fixture's monkeypatch
 
@@ -201,7 +198,7 @@ def stop(server: WandbServer) -> None:
     server.stop()
 
 
-@pytest.mark.parametrize("fault", [hang, refuse, stop])
+@pytest.mark.parametrize("fault", [refuse, stop])
 def test_a_run_that_finds_no_server_goes_on_offline(
     server: WandbServer,
     config: FinetuneConfig,
@@ -221,6 +218,22 @@ def test_a_run_that_finds_no_server_goes_on_offline(
     assert_local(config)
     (folder,) = find_folders(Path(config.out), config.out)
     assert len(folder.offline_sittings) == 1
+
+
+def test_what_a_silent_server_did_not_take_comes_home_later(
+    server: WandbServer, config: FinetuneConfig
+) -> None:
+    """W&B's id stays taken in the process that could not reach it: the file has another."""
+    server.hang()
+    train(config)
+    server.recover()
+    assert_local(config)
+    main(["track", "sync", config.out])
+
+    (run,) = server.runs.values()
+    assert run.id == find_id(config.out)
+    assert metric_rows(run.rows) == read_rows(config.out)
+    assert run.summary["state"] == "finished" and run.exit_code == 0
 
 
 def assert_local(config: FinetuneConfig) -> None:
