@@ -23,7 +23,8 @@ from trainers import wandb_run
 from trainers.__main__ import main
 from trainers.config import FinetuneConfig, ModelConfig, TrackConfig
 from trainers.mirror import RunMirror, follow
-from trainers.tracked_runs import find_folders, read_record
+from trainers.track_checks import check_run
+from trainers.tracked_runs import Folder, find_folders, read_record
 from trainers.tracking import JsonlTracker, read_rows
 from trainers.wandb_run import find_id
 
@@ -227,7 +228,10 @@ def test_what_a_silent_server_did_not_take_comes_home_later(
     server.hang()
     train(config)
     server.recover()
+    wandb.teardown()  # as at the end of that process
     assert_local(config)
+    (problem, *_) = check_run(Folder(config.out, Path(config.out)))
+    assert "W&B takes its rows, yet no artifacts" in problem.what
     main(["track", "sync", config.out])
 
     (run,) = server.runs.values()

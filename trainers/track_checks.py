@@ -124,8 +124,8 @@ def check_names(evidence: Evidence) -> Iterator[str]:
         wanted["group"] = run.get("run_group")
     for name in [name for name, value in wanted.items() if not value]:
         yield f"it has no {name}"
-    if run.get("run_id", "").removesuffix("-offline") != evidence.folder.id:
-        yield f"its id is {run.get('run_id')}, not {evidence.folder.id}"
+    if (told := run.get("run_id")) != evidence.folder.id:
+        yield f"its id is {told}, not {evidence.folder.id}: W&B takes its rows, yet no artifacts"
     if config is not None and evidence.job_type in TRAININGS:
         tags = {
             config["model"]["backbone"],
