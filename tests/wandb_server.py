@@ -148,7 +148,10 @@ class _Handler(BaseHTTPRequestHandler):
                 if operation not in ANSWERS:
                     self.server.unknown.append(operation)
                     return {"errors": [{"message": f"no answer to {operation}"}]}
-                return {"data": ANSWERS[operation](records, variables)}
+                try:
+                    return {"data": ANSWERS[operation](records, variables)}
+                except KeyError as error:  # a run or artifact that was never created
+                    return {"errors": [{"message": f"{operation}: {error} is not found"}]}
             place = [unquote(part) for part in self.path.strip("/").split("/")]
             match place:
                 case ["files", _, _, run, "file_stream"]:

@@ -26,6 +26,8 @@ VARYING = ("time/", "ingest/")
 SECRET_NAMES = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")
 """Ends of the names of environment variables whose values must stand in no file."""
 MIN_SECRET = 8
+NO_CONFIG = ("data_fingerprint",)
+"""What the config.json of a sweep tells besides its config."""
 AGAIN = "run the same command again: it writes the run to W&B anew"
 TOLD_ONCE = "a trial is told to W&B once; its folder has what W&B lacks"
 
@@ -122,8 +124,8 @@ def check_names(evidence: Evidence) -> Iterator[str]:
         wanted["group"] = run.get("run_group")
     for name in [name for name, value in wanted.items() if not value]:
         yield f"it has no {name}"
-    if run.get("run_id", "").removesuffix("-offline") != evidence.folder.id:
-        yield f"its id is {run.get('run_id')}, not {evidence.folder.id}"
+    if (told := run.get("run_id")) != evidence.folder.id:
+        yield f"its id is {told}, not {evidence.folder.id}: W&B takes its rows, yet no artifacts"
     if config is not None and evidence.job_type in TRAININGS:
         tags = {
             config["model"]["backbone"],
@@ -147,10 +149,10 @@ def check_config(evidence: Evidence) -> Iterator[str]:
         yield f"its config was set {record.num_configs} times"
     if evidence.config is not None:
         told, truth = (dict(_flatten(config)) for config in (record.config, evidence.config))
-        differing = [key for key in truth | told if told.get(key) != truth.get(key)]
+        names = (truth | told).keys() - NO_CONFIG
+        differing = sorted(name for name in names if told.get(name) != truth.get(name))
         if differing:
-            names = ", ".join(differing[:3])
-            yield f"its config differs from config.json: {names}"
+            yield f"its config differs from config.json: {', '.join(differing[:3])}"
 
 
 def check_axes(evidence: Evidence) -> Iterator[str]:
