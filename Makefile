@@ -29,7 +29,7 @@ bench: $(READY)  ## Ours against what people use, in one run each, into bench.js
 	$(BIN)/python -m tests.bench.training
 	$(BIN)/python -m tests.bench.sweep
 
-golden: $(READY)  ## Record the golden loss lists anew; say why in the commit message
+golden: $(READY)  ## Record the golden losses and W&B views anew; say why in the commit message
 	$(BIN)/python -m tests.golden
 
 clean:  ## Remove what make and the runs have made

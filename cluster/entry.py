@@ -8,17 +8,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+QUIET_VAR = "THAW_QUIET"
+"""Set where only results and warnings are wanted; `datasets.terminal` reads it as well."""
+QUIET_HELP = "\nEvery command also takes --quiet: results and warnings alone, no progress."
 
 
 def run_room(main: Callable[[list[str]], None]) -> None:
     """Call `main` with the command line; the user's error ends in one sentence and exit code 2.
 
+    `--quiet` is an option of every command, so it is taken here, and said below every `--help`.
     A ValueError or OSError raised by a line of Thaw is the user's error. One from a library
     is a bug and keeps its traceback. THAW_TRACEBACK=1 shows the traceback of both.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    arguments = take_quiet(sys.argv[1:])
     try:
-        main(sys.argv[1:])
+        main(arguments)
     except (ValueError, OSError) as error:
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
         ours = raised_in.is_relative_to(ROOT) and not raised_in.is_relative_to(ROOT / ".venv")
@@ -26,3 +31,15 @@ def run_room(main: Callable[[list[str]], None]) -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    finally:
+        if {"-h", "--help"} & set(arguments):
+            print(QUIET_HELP)
+
+
+def take_quiet(arguments: list[str]) -> list[str]:
+    """Set QUIET_VAR where the command line asks for it; return the other words."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)  # another command's
+    ours = [word for word in arguments[:end] if word != "--quiet"]
+    if len(ours) < end:
+        os.environ[QUIET_VAR] = "1"
+    return ours + arguments[end:]

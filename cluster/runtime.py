@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 
-from cluster.entry import ROOT
+from cluster.entry import QUIET_VAR, ROOT
 
 REACH_TIMEOUT_S = 5.0
 JOB_ENV_VAR = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set in the driver of `ray job submit`, by Ray
@@ -111,7 +111,7 @@ def connect(address: str | None = None, *, quiet: bool = False) -> Resources:
         signal.signal(signal.SIGTERM, _leave)  # in place of Ray's, which ends the process here
     refuse_foreign_datasets()
     resources = find_resources()
-    if not quiet:
+    if not (quiet or os.environ.get(QUIET_VAR)):
         dashboard = context.dashboard_url
         print(
             f"Ray {ray.__version__} at {ray.get_runtime_context().gcs_address}: {resources}"

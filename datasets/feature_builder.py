@@ -230,7 +230,8 @@ def _execute(
     )
     dataset.context.enable_progress_bars = False
     dataset.context.target_max_block_size = None  # a block becomes a part: never cut it
-    done = collect(dataset.iter_batches(batch_size=None, batch_format="pyarrow"), num_images)
+    told = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+    done = collect(told, num_images, "Computing features")
     parts: dict[tuple[int, int], Part] = {}
     for text in done["told"].drop_null().to_pylist():
         number, of_entries = json.loads(text)

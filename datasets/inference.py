@@ -107,7 +107,7 @@ def infer(
     _clear(folder, summary)
     # Empty at first, so that an OUT nobody may write to is found before the work.
     storage.write_parquet(bad_images, QUARANTINE_SCHEMA.empty_table())
-    done = _execute(images, build, folder, size_px, row_bytes, workers)
+    done = _execute(images, build, folder, size_px, row_bytes, workers, f"Computing {name}")
     done = done.sort_by("position")
     assert done["position"].to_pylist() == list(range(len(images.references))), "one row per image"
     bad = done.filter(pc.field("reason").is_valid()).select(QUARANTINE_SCHEMA.names)
@@ -147,6 +147,7 @@ def _execute(
     size_px: int,
     row_bytes: int,
     workers: Workers,
+    what: str,
 ) -> pa.Table:
     """Run the stream, telling its progress; return position, path, reason, part of each image."""
     num_images = len(images.references)
@@ -173,7 +174,7 @@ def _execute(
     dataset.context.enable_progress_bars = False
     dataset.context.target_max_block_size = None  # a block becomes a part: never cut it
     told = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
-    return collect(told, num_images)
+    return collect(told, num_images, what)
 
 
 def choose_block_images(num_images: int, image_bytes: int, num_cpus: int) -> int:

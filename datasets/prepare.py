@@ -30,6 +30,7 @@ from datasets.shards import QUARANTINE_SCHEMA, SPLITS, Manifest, Shard, Split, w
 from datasets.sources import SOURCES
 from datasets.staging import fill_shard, stage_images, write_images
 from datasets.standing import clear, find_standing
+from datasets.terminal import count
 
 _MIN_TASK_IMAGES, _MAX_TASK_IMAGES = 16, 500
 _IDENTITY = ("split", "image_id", "label")
@@ -127,7 +128,7 @@ def _stage(config: PrepareConfig, listing: Listing, staging: str) -> pa.Table:
     task_images = max(_MIN_TASK_IMAGES, -(-num_images // num_tasks))
     blocks = [references.slice(i, task_images) for i in range(0, num_images, task_images)]
     staged = _run(blocks, stage_images, read=listing.read, config=config, staging=staging)
-    images = collect(staged, num_images).sort_by("position")
+    images = collect(staged, num_images, "Preparing images").sort_by("position")
     for name in ("split", "label", "path"):
         images = images.append_column(name, references[name])
     return images
@@ -204,11 +205,15 @@ def _write_splits(
             blocks.append(block.append_column("shard", pa.array([path] * len(block))))
             row_groups[path] = groups
             start += sum(groups)
-    size_of = {}
-    for written in _run(
+    size_of: dict[str, int] = {}
+    filled = _run(
         blocks, fill_shard, out=config.out, staging=staging, row_group_size=config.row_group_size
-    ):
-        size_of |= zip(written["shard"].to_pylist(), written["num_bytes"].to_pylist(), strict=True)
+    )
+    with count("Writing shards", len(images), "images") as advance:
+        for written in filled:
+            for shard, num_bytes in zip(*written.to_pydict().values(), strict=True):
+                size_of[shard] = num_bytes
+                advance(sum(row_groups[shard]))
     return {
         split: Split(
             shards=tuple(

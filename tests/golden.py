@@ -1,4 +1,7 @@
-"""Golden loss lists of the recipes: python -m tests.golden, or `make golden`, records them anew."""
+"""Golden loss lists of the recipes, and golden models of W&B's workspaces and reports.
+
+python -m tests.golden, or `make golden`, records them anew.
+"""
 
 import json
 import tempfile
@@ -8,6 +11,7 @@ from pathlib import Path
 from cluster import runtime
 from cluster.scaling import in_process
 from datasets.config import IngestConfig
+from tests import golden_views
 from tests.conftest import write_shards
 from trainers import launch
 from trainers.config import FinetuneConfig, TrackConfig
@@ -42,6 +46,8 @@ def losses_of(recipe: str, data: str, out: str) -> list[float]:
 
 
 def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        golden_views.record(Path(folder))
     runtime.connect(None)
     with tempfile.TemporaryDirectory() as folder:
         write_shards(f"{folder}/data")
@@ -49,7 +55,7 @@ def main() -> None:
             recipe: losses_of(recipe, f"{folder}/data", f"{folder}/{recipe}") for recipe in RECIPES
         }
     GOLDEN.write_text(json.dumps(losses, indent=1) + "\n")
-    print(f"wrote {GOLDEN}: say in the commit message why the losses changed")
+    print(f"wrote {GOLDEN} and {golden_views.GOLDEN}: say in the commit message why they changed")
 
 
 if __name__ == "__main__":

@@ -7,15 +7,18 @@ import tyro
 
 from cluster.entry import run_room
 from cluster.runtime import connect
+from datasets import terminal
 from trainers import launch, metrics
 from trainers.config import FinetuneConfig
 from trainers.evaluate import EvaluateConfig, run_evaluation
 from trainers.explain import ExplainConfig, run_explain
 from trainers.export import ExportConfig, run_export
 from trainers.features import FeaturesConfig, run_features
+from trainers.meter import Meter
 from trainers.mirror import RunMirror, follow
 from trainers.predict import PredictConfig, run_predict
 from trainers.recipes import RECIPES
+from trainers.track import TrackVerb, run_track
 from trainers.zoo import ZooConfig, run_zoo
 
 HELP = f"""Fine-tune a network on a prepared data set, with DDP under Ray Train.
@@ -35,6 +38,7 @@ The same command again resumes. What else can be done, each with its own --help:
   features   write what a stage of a network makes of images
   export     safetensors with a model card, ONNX, torch.export
   zoo        the networks: size, accuracy, parameters, depth, time of a step
+  track      read a run's or sweep's W&B files back, and upload them
 """
 
 
@@ -96,14 +100,20 @@ def follow_training(config: FinetuneConfig, *, job_type: str) -> tuple[dict[str,
         config, manifest, resources, launch.plan_training(config, resources)
     )
     num_images = manifest.split(config.train_on).num_images
-    print(
+    terminal.tell(
         f"Training {config.model.backbone} ({config.model.init}, {describe_phases(config)}) on "
         f"{num_images} images of {len(manifest.classes)} classes -> {config.out}"
     )
-    print(f"Ingest: {ingest}")
+    terminal.tell(f"Ingest: {ingest}")
     name = config.out.rstrip("/").rsplit("/", 1)[-1]
     mirror = RunMirror(config, name=name, group=config.track.group, job_type=job_type)
-    with follow(config.out, mirror, lambda row: show(row, config.num_epochs)):
+    meter = Meter(config, manifest)
+
+    def tell(row: dict[str, Any]) -> None:
+        meter.update([row])
+        show(row, config.num_epochs)
+
+    with terminal.show(meter.draw), follow(config.out, mirror, tell):
         result = launch.fit(config)
     return result, mirror.close()
 
@@ -136,7 +146,7 @@ def show(row: dict[str, Any], num_epochs: int) -> None:
         )
         if row[metrics.LOST_IMAGES]:
             line += f", {row[metrics.LOST_IMAGES]} images lost: {row[metrics.LOST_NAMES][0]}"
-    print(line, flush=True)
+    terminal.tell(line, warning=bool(row.get(metrics.LOST_IMAGES)))
 
 
 VERBS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
@@ -146,6 +156,7 @@ VERBS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "predict": (PredictConfig, run_predict),
     "features": (FeaturesConfig, run_features),
     "export": (ExportConfig, run_export),
+    "track": (TrackVerb, run_track),
 }
 """What can be done besides training: name -> its config, and what runs it."""
 

@@ -17,6 +17,7 @@ from datasets.epochs import stream
 from datasets.plan import LOST, EpochOrder, RowGroups, plan_epochs
 from datasets.read import read_chunk
 from datasets.shards import Manifest, Split
+from datasets.terminal import count
 from trainers.config import FinetuneConfig
 from trainers.feed import Place, to_device
 from trainers.scores import Measures, Scores
@@ -57,14 +58,16 @@ def measure(
     settings, answer = step_settings(config, place.device), predict_mirrored if tta else predict
     scores = Scores(len(manifest.classes), place.device)
     labels, image_ids, answers, losses = [], [], [], []
-    for batch in batches:
-        images_BHWC, labels_B = to_device(batch, place.device)
-        with torch.no_grad():
-            logits_BK = answer(model, images_BHWC, settings)
-        answers.append(scores.add(logits_BK, labels_B))
-        labels.append(batch["label"])
-        image_ids.append(batch["image_id"])
-        losses += batch["losses"]
+    with count(f"Evaluating {split}", manifest.split(split).num_images, "images") as advance:
+        for batch in batches:
+            images_BHWC, labels_B = to_device(batch, place.device)
+            with torch.no_grad():
+                logits_BK = answer(model, images_BHWC, settings)
+            answers.append(scores.add(logits_BK, labels_B))
+            labels.append(batch["label"])
+            image_ids.append(batch["image_id"])
+            losses += batch["losses"]
+            advance(len(labels_B))
     label_N = np.concatenate(labels)
     predicted_N, confidence_N = (
         torch.cat(of_batch).cpu() for of_batch in zip(*answers, strict=True)

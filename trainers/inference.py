@@ -23,6 +23,7 @@ from datasets.collection import lies_in, list_images
 from datasets.config import IngestConfig, require, require_at_least
 from datasets.inference import Outcome, Workers, infer
 from datasets.partition import tally_reasons
+from datasets.terminal import tell
 from trainers.backbones import build, find, require_size
 from trainers.config import FinetuneConfig, ModelConfig
 from trainers.initializers import initialize, pretrained_available
@@ -221,10 +222,9 @@ def run_inference(
         resources, ClusterConfig(num_workers=config.num_workers, device=config.device)
     )
     size_px = network.config.ingest.size_px
-    print(
+    tell(
         f"{network.origin}: {len(collection.references)} {collection.kind} at {images}, "
-        f"{size_px} px -> {out}",
-        flush=True,
+        f"{size_px} px -> {out}"
     )
     held = ray.put(network)
     outcome = infer(

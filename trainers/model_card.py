@@ -1,6 +1,6 @@
 """The card of an exported network, as Hugging Face reads it: what it is, how good, how to load."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,15 @@ NEVER_SHOWN = (
     *("model.backbone", "model.normalization"),
 )
 """What changes no weight, names a folder of whoever trained, or stands elsewhere in the card."""
+SHOWN_BY_NAME = ("model.weights", "model.head")
+"""Shown without their folders."""
+LIMITS = (
+    "- It names one of its classes for every image, also for one that shows none of them.",
+    "- Its numbers hold for photographs like those it was trained on; others, other crops and "
+    "other countries' cars may differ.",
+    "- No license is stated: that of the photographs and of the weights it started from isn't "
+    "known to Thaw. Find out before you share it.",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +65,7 @@ class CardFacts:
 
 def write_card(facts: CardFacts) -> str:
     """Return the text of README.md: YAML front matter, then Markdown."""
-    config, progress = facts.config, facts.progress
-    data = _basename(config.data)
-    title = f"{config.model.backbone} for {len(progress.classes)} classes of {data}"
-    shown = ", ".join(progress.classes[:8])
-    more = f" and {len(progress.classes) - 8} more" if len(progress.classes) > 8 else ""
+    data, title = basename(facts.config.data), title_of(facts)
     return "\n".join(
         [
             "---",
@@ -68,27 +73,25 @@ def write_card(facts: CardFacts) -> str:
             "---",
             f"# {title}",
             "",
-            f"An image classifier that tells {len(progress.classes)} classes apart ({shown}{more}; "
-            f"all in `config.json`), trained by Thaw: {config.model.backbone} on images of "
-            f"{config.ingest.size_px} x {config.ingest.size_px} pixels.",
+            introduce(facts),
             "",
             "## How it was trained",
             "",
-            *_table(("setting", "value"), _training_rows(facts, data)),
+            *table(("setting", "value"), training_rows(facts, data)),
             "",
             "## How good it is",
             "",
-            *_table(("images", "measure", "value"), _result_rows(facts)),
+            *table(("images", "measure", "value"), result_rows(facts)),
             "",
             "## How to load it",
             "",
             _explain_input(facts),
             *_explain_source(facts),
             "",
-            *(line for name in facts.files for line in _snippet(name, facts)),
+            *(line for name in facts.files for line in snippet(name, facts)),
             "Each file was loaded back at export and compared with the original on random images:",
             "",
-            *_table(
+            *table(
                 ("file", "MiB", "largest difference of a logit"),
                 (
                     (f"`{f.file}`", f"{f.num_bytes / 2**20:.1f}", f"{f.max_difference:.1e}")
@@ -98,13 +101,26 @@ def write_card(facts: CardFacts) -> str:
             "",
             "## Limits",
             "",
-            "- It names one of its classes for every image, also for one that shows none of them.",
-            "- Its numbers hold for photographs like those it was trained on; others, other crops "
-            "and other countries' cars may differ.",
-            "- No license is stated: that of the photographs and of the weights it started from "
-            "isn't known to Thaw. Find out before you share it.",
+            *LIMITS,
             "",
         ]
+    )
+
+
+def title_of(facts: CardFacts) -> str:
+    num_classes, data = len(facts.progress.classes), basename(facts.config.data)
+    return f"{facts.config.model.backbone} for {num_classes} classes of {data}"
+
+
+def introduce(facts: CardFacts) -> str:
+    """Say in a sentence what the network does."""
+    config, classes = facts.config, facts.progress.classes
+    shown = ", ".join(classes[:8])
+    more = f" and {len(classes) - 8} more" if len(classes) > 8 else ""
+    return (
+        f"An image classifier that tells {len(classes)} classes apart ({shown}{more}; all in "
+        f"`config.json`), trained by Thaw: {config.model.backbone} on images of "
+        f"{config.ingest.size_px} x {config.ingest.size_px} pixels."
     )
 
 
@@ -133,7 +149,8 @@ def _front_matter(facts: CardFacts, title: str, data: str) -> ModelCardData:
     )
 
 
-def _training_rows(facts: CardFacts, data: str) -> list[tuple[str, str]]:
+def training_rows(facts: CardFacts, data: str) -> list[tuple[str, str]]:
+    """Return settings and their values: those always shown, and those that aren't the default."""
     values = _flatten(facts.config.to_dict())
     defaults = _flatten(FinetuneConfig(data="").to_dict())
     rows = [("network", facts.config.model.backbone)]
@@ -142,7 +159,7 @@ def _training_rows(facts: CardFacts, data: str) -> list[tuple[str, str]]:
     for field, value in values.items():
         hidden = field in never or field.partition(".")[0] in never
         if field in always or (not hidden and value != defaults.get(field)):
-            rows.append((field, _basename(value) if field == "model.weights" else str(value)))
+            rows.append((field, basename(value) if field in SHOWN_BY_NAME else str(value)))
     mean, std = facts.preprocessing["mean"], facts.preprocessing["std"]
     rows += [
         ("input", f"{facts.config.ingest.size_px} px, mean {mean}, deviation {std}"),
@@ -164,7 +181,8 @@ def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _result_rows(facts: CardFacts) -> list[tuple[str, str, str]]:
+def result_rows(facts: CardFacts) -> list[tuple[str, str, str]]:
+    """Return images, measure and value of what was measured."""
     progress = facts.progress
     known = f"{progress.val_top1:.4f}" if progress.validated else "not measured: they train too"
     rows = [("validation", "top-1", known)]
@@ -201,7 +219,7 @@ def _explain_source(facts: CardFacts) -> list[str]:
     ]
 
 
-def _snippet(name: str, facts: CardFacts) -> list[str]:
+def snippet(name: str, facts: CardFacts) -> list[str]:
     """Return how to load one format, for a reader in the folder with uint8 `images`."""
     backbone = facts.config.model.backbone
     torchvision = find(backbone).source == "torchvision"
@@ -237,11 +255,17 @@ def _snippet(name: str, facts: CardFacts) -> list[str]:
     return ["```python", *lines, "```", ""]
 
 
-def _table(head: tuple[str, ...], rows: Any) -> list[str]:
-    lines = [head, ("---",) * len(head), *rows]
-    return [f"| {' | '.join(line)} |" for line in lines]
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a Markdown table."""
+    lines: list[Sequence[str]] = [head, ("---",) * len(head), *rows]
+    return [f"| {' | '.join(_escape(cell) for cell in line)} |" for line in lines]
 
 
-def _basename(uri: str) -> str:
+def _escape(cell: str) -> str:
+    """Keep a cell in one piece: a class may have a bar in its name."""
+    return cell.replace("|", "\\|")
+
+
+def basename(uri: str) -> str:
     """The name of a data set, without the folders of whoever trained on it."""
     return uri.rstrip("/").rsplit("/", 1)[-1]

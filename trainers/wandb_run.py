@@ -142,23 +142,30 @@ class WandbRun:
     def finish(self, state: str) -> None:
         """End the run as finished, pruned, failed or killed; its summary's `state` tells which."""
         self._run.summary["state"] = state
+        file = Path(self._run.settings.sync_file)
         try:
             self._run.finish(exit_code=0 if state in ("finished", "pruned") else 1)
         except TimeoutError:
             self.sync_command = sync_command(self._uri)
             logger.warning("W&B did not take all of %s in time", self._uri)
-        if self._run.offline:
-            self._keep_offline_run()
+            return
+        if not self._run.offline:
+            file.with_name(f"{file.name}.synced").touch()  # W&B's own mark: `track sync` goes by it
+        self._keep_one_offline_run()
 
-    def _keep_offline_run(self) -> None:
-        """Drop older sittings: each writes all rows anew, as offline runs can't be resumed."""
+    def _keep_one_offline_run(self) -> None:
+        """Drop older offline sittings: each sitting writes all rows that W&B does not have."""
         new = self._find_offline_runs() - self._older
-        for folder in self._older if new else ():
+        for folder in self._older if new or not self._run.offline else ():
             shutil.rmtree(folder)
         if "://" in self._uri:  # this machine's disk may go away; the run folder stays
+            kept = storage.join(self._uri, "wandb")
+            older = storage.list_names(kept)
             for folder in new:
-                target, path = storage.resolve(storage.join(self._uri, "wandb", folder.name))
+                target, path = storage.resolve(storage.join(kept, folder.name))
                 fs.copy_files(str(folder), path, destination_filesystem=target)
+            for name in older if new or not self._run.offline else ():
+                storage.delete_folder(storage.join(kept, name))
 
     def _find_offline_runs(self) -> set[Path]:
         return set(Path(self._folder, "wandb").glob(f"offline-run-*-{self._id}*"))

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from datasets import storage
 from datasets.config import require_at_least
+from datasets.terminal import is_quiet
 from trainers.backbones import BACKBONES, find
 from trainers.measure import (
     count_bytes,
@@ -164,9 +165,10 @@ def run_zoo(config: ZooConfig) -> None:
         aside.print(f"{len(BACKBONES) - len(names)} networks are timm's: pip install '{TIMM}'")
     if config.time and (load := os.getloadavg()[0]) > (os.cpu_count() or 1) / 2:
         aside.print(f"Other processes use this CPU (load {load:.1f}): its times will be too long")
+    silent = len(names) < 2 or is_quiet()
     rows = [
         describe(name, config)
-        for name in track(names, "Measuring", console=aside, transient=True, disable=len(names) < 2)
+        for name in track(names, "Measuring", console=aside, transient=True, disable=silent)
     ]
     storage.write_bytes(storage.join(config.out, "zoo.csv"), write_csv(rows))
     storage.write_bytes(storage.join(config.out, "zoo.png"), draw_zoo([asdict(r) for r in rows]))

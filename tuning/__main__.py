@@ -19,6 +19,7 @@ from tuning.cache import CacheConfig, run_cache
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.demo import DemoConfig, run_demo
 from tuning.promote import PromoteConfig, run_promote
+from tuning.review import ReviewConfig, run_review
 from tuning.run import tune_sweep
 
 HELP = f"""Find out how much of a pretrained network to thaw for your images.
@@ -36,6 +37,7 @@ own --help:
 
   advise     measure how deep to thaw, before any sweep; --from-advice sweeps what it recommends
   promote    train a sweep's winner long, on validation images too, with several seeds, and test it
+  review     a sweep on one HTML page that opens anywhere, also while it runs
   cache      list the features that sweeps share, and delete those used longest ago
   demo       a whole sweep on synthetic cars
 """
@@ -231,6 +233,7 @@ VERBS: dict[str, tuple[type[Any], Callable[[Any], Any]]] = {
     "advise": (AdviseConfig, run_advise),
     "promote": (PromoteConfig, run_promote),
     "cache": (CacheConfig, run_cache),
+    "review": (ReviewConfig, run_review),
 }
 """What can be done besides a sweep: name -> its config, and what runs it."""
 

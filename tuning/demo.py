@@ -8,6 +8,7 @@ from cluster.runtime import connect
 from datasets import storage
 from datasets.config import IngestConfig, PrepareConfig, SyntheticConfig
 from datasets.prepare import prepare
+from datasets.terminal import tell
 from trainers.__main__ import run_training
 from trainers.config import (
     FinetuneConfig,
@@ -105,7 +106,7 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
 def _prepare(cars: SyntheticConfig, uri: str) -> str:
     """Render a data set, unless it stands already; returns its URI."""
     if not storage.exists(storage.join(uri, "manifest.json")):
-        print(f"Rendering {cars.num_classes} car models into {uri}", flush=True)
+        tell(f"Rendering {cars.num_classes} car models into {uri}")
     prepare(
         PrepareConfig(source="synthetic", out=uri, short_side_px=cars.render_px, synthetic=cars)
     )
@@ -127,7 +128,7 @@ def _pretrain(base: FinetuneConfig, out: str) -> str:
         cluster=replace(base.cluster, num_workers=0),
     )
     if storage.exists(storage.join(config.out, "result.json")):
-        print(f"{config.out}: reused, the network is pretrained")
+        tell(f"{config.out}: reused, the network is pretrained")
     else:
         run_training(config)
     return storage.join(read_result(config.out)["checkpoint"], "model.safetensors")

@@ -10,6 +10,7 @@ from typing import Any
 import safetensors.torch
 
 from datasets import storage
+from datasets.terminal import count, tell
 from trainers import launch, metrics
 from trainers.config import PRETRAINED, FinetuneConfig
 from trainers.freezing import is_head_only
@@ -42,13 +43,18 @@ def train_heads(config: TuningConfig, shared: Shared) -> dict[str, str]:
         for model in models(config.space)
         if not is_head_only((training := training_of(config.base, model)).model)
     }
-    heads: dict[str, str] = {}
-    for init in config.space.inits:
-        if init in deeper and init in PRETRAINED:
-            uri = storage.join(config.out, "heads", f"{init}.safetensors")
-            if not storage.exists(uri):
-                _write_best(uri, [_train(config, shared, point) for point in _points(config, init)])
-            heads[init] = uri
+    inits = [init for init in config.space.inits if init in deeper and init in PRETRAINED]
+    heads = {init: storage.join(config.out, "heads", f"{init}.safetensors") for init in inits}
+    missing = {init: _points(config, init) for init in inits if not storage.exists(heads[init])}
+    if not missing:
+        return heads
+    with count("Training heads", sum(map(len, missing.values())), "heads") as advance:
+        for init, points in missing.items():
+            trained: list[tuple[FinetuneConfig, float]] = []
+            for point in points:
+                trained.append(_train(config, shared, point))
+                advance(1)
+            _write_best(heads[init], trained)
     return heads
 
 
@@ -71,7 +77,7 @@ def _train(config: TuningConfig, shared: Shared, point: Point) -> tuple[Finetune
     if (folder := shared.results_of(training)) is not None:
         record(folder, training.out)
     top1 = result[metrics.VAL_BEST_TOP1]
-    print(f"Head {name}: val/top1 {top1:.3f}", flush=True)
+    tell(f"Head {name}: val/top1 {top1:.3f}")
     return training, top1
 
 

@@ -1,4 +1,4 @@
-"""What the driver does while trials run: one line per result, and every trial's mirror in W&B.
+"""What the driver does while trials run: their display, and every trial's mirror in W&B.
 
 The driver outlives pruned and killed workers, so it alone knows how a trial ended.
 """
@@ -18,16 +18,19 @@ from tuning.config import TuningConfig
 from tuning.reuse import read_origin, record
 from tuning.search import STATE_FOLDER, point_of
 from tuning.space import describe
+from tuning.states import FAILED, FINISHED, PRUNED, RUNNING, TrialStates
+from tuning.sweep_display import SweepDisplay
 from tuning.trial import Shared, config_of
 
 
 class Progress(tune.Callback):
-    """Print the trials' progress and keep their mirrors."""
+    """Tell the display of the trials, keep their mirrors and trials.json."""
 
-    def __init__(self, config: TuningConfig, shared: Shared, *, num_trials: int) -> None:
-        self._config, self._shared, self._num_trials = config, shared, num_trials
-        self._started_s = time.monotonic()
-        self._best_top1 = 0.0
+    def __init__(
+        self, config: TuningConfig, shared: Shared, display: SweepDisplay, states: TrialStates
+    ) -> None:
+        self._config, self._shared, self._display = config, shared, display
+        self._states = states
         self._mirrors: dict[str, RunMirror] = {}
         self._ended_mirrors: list[RunMirror] = []
         self.trial_ids: list[str] = []
@@ -40,6 +43,7 @@ class Progress(tune.Callback):
     ) -> None:
         if trial.trial_id in self._mirrors:  # a retry goes on in the same run
             return
+        self._note(trials, trial, RUNNING)
         config = self._training(trial)
         self._mirrors[trial.trial_id] = RunMirror(
             config,
@@ -47,19 +51,21 @@ class Progress(tune.Callback):
             group=self._config.group,
             job_type=TRIAL,
         )
-        self._print(trials, trial, "started")
+        self._display.start(
+            trial.trial_id,
+            _number(trials, trial),
+            point_of(trial.config),
+            config.out,
+            num_ended=sum(other.is_finished() for other in trials),
+        )
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        top1 = result[metrics.VAL_TOP1]
-        self._best_top1 = max(self._best_top1, top1)
-        self._print(
-            trials,
-            trial,
-            f"epoch {result[metrics.EPOCH]}/{self._config.base.epochs}  "
-            f"val/top1 {top1:.3f}  (best {self._best_top1:.3f})",
-        )
+        self._display.report(trial.trial_id, result)
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        self._states.flush()
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
@@ -69,24 +75,29 @@ class Progress(tune.Callback):
             record(folder, training.out)
         num_epochs = (trial.last_result or {}).get(metrics.EPOCH, self._config.base.epochs)
         if num_epochs < self._config.base.epochs:
-            self._print(trials, trial, f"pruned after epoch {num_epochs}")
+            self._display.end(trial.trial_id, f"pruned after epoch {num_epochs}")
             self._finish(trial.trial_id, "pruned")
+            self._note(trials, trial, PRUNED)
         else:
             origin = read_origin(training.out)
             known = f", copied: {origin.run} is the same training" if origin else ""
-            self._print(trials, trial, f"finished{known}")
+            self._display.end(trial.trial_id, f"finished{known}")
             self._finish(trial.trial_id, "finished")
+            self._note(trials, trial, FINISHED)
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         where = storage.join(self._config.out, STATE_FOLDER, trial.trial_id, "error.txt")
-        self._print(trials, trial, f"failed: {_last_line(trial.error_file)}, see {where}")
+        reason = _last_line(trial.error_file)
+        self._display.end(trial.trial_id, f"failed: {reason}, see {where}", failed=True)
         self._finish(trial.trial_id, "failed")
+        self._note(trials, trial, FAILED, reason)
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         self.trial_ids = [trial.trial_id for trial in trials]
         self.num_cut = len(self._mirrors)
+        self._states.end()
 
     def close(self) -> bool:
         """End what is still running as killed, and return whether W&B has all, once it has."""
@@ -107,12 +118,15 @@ class Progress(tune.Callback):
         mirror.finish(state)
         self._ended_mirrors.append(mirror)
 
-    def _print(self, trials: list[Trial], trial: Trial, news: str) -> None:
-        minutes, seconds = divmod(int(time.monotonic() - self._started_s), 60)
-        print(
-            f"[{minutes}:{seconds:02d}] trial {_number(trials, trial)}/{self._num_trials} "
-            f"{describe(point_of(trial.config))}  {news}",
-            flush=True,
+    def _note(
+        self, trials: list[Trial], trial: Trial, state: str, reason: str | None = None
+    ) -> None:
+        self._states.note(
+            trial.trial_id,
+            number=_number(trials, trial),
+            point=point_of(trial.config),
+            state=state,
+            reason=reason,
         )
 
 

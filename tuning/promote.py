@@ -19,6 +19,7 @@ from cluster.runtime import connect
 from datasets import storage
 from datasets.config import require, require_at_least
 from datasets.shards import Manifest, read_manifest
+from datasets.terminal import tell
 from trainers import checkpoint, metrics
 from trainers.__main__ import follow_training
 from trainers.config import FinetuneConfig
@@ -167,7 +168,7 @@ def _refuse_other_epochs(training: FinetuneConfig) -> None:
 def _train(training: FinetuneConfig) -> str | None:
     """Train a seed, unless that is done; return the command that uploads it to W&B."""
     if open_run(training) is not None:
-        print(f"{training.out} is trained: reusing it")
+        tell(f"{training.out} is trained: reusing it")
         return None
     _, command = follow_training(training, job_type="promote")
     return command

@@ -5,15 +5,16 @@ import logging
 import os
 import shlex
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ray import tune
 
+from cluster.provenance import find_provenance
 from cluster.runtime import Resources, connect
 from cluster.scaling import in_process, max_concurrent_trials, plan_workers
-from datasets import storage
+from datasets import storage, terminal
 from datasets.shards import Manifest
 from trainers import launch, metrics
 from trainers.freezing import count_frozen, is_head_only
@@ -38,6 +39,8 @@ from tuning.savings import Savings, measure_savings
 from tuning.search import STATE_FOLDER, build_tuner, count_trials, point_of, run_folder
 from tuning.sharing import SharingPlan, plan_sharing
 from tuning.space import left_out, models, show, training_of
+from tuning.states import TrialStates
+from tuning.sweep_display import SweepDisplay
 from tuning.trial import Shared, build_trial
 from tuning.wandb_sweep import log_sweep
 from tuning.winner import evaluate_once, train_longer
@@ -62,7 +65,9 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
     known = read_leaderboard(config.out)
     if known is not None and all(row.state != "failed" for row in known[0]):
         standings, facts = known
-        print(f"{config.out} holds this sweep of {len(standings)} trials, finished: reusing it")
+        terminal.tell(
+            f"{config.out} holds this sweep of {len(standings)} trials, finished: reusing it"
+        )
         connect(config.base.cluster.address, quiet=True)
         return _close(config, manifest, standings, facts)
     resources = connect(config.base.cluster.address)
@@ -73,11 +78,14 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
         config, manifest, free_bytes=store.free_bytes, missing_bytes=store.missing_bytes
     )
     num_concurrent = min(_count_concurrent(config, resources, plan), num_trials)
-    _announce(config, manifest, resources, plan, num_trials, num_concurrent)
+    say = print if explain else terminal.tell
+    _announce(config, manifest, resources, plan, num_trials, num_concurrent, say)
     if explain:
         raise SystemExit(0)
     text = json.dumps(facts_of(config, manifest), indent=1).encode()
     storage.write_bytes(storage.join(config.out, "config.json"), text)
+    started = json.dumps(find_provenance().to_dict(), indent=1).encode()
+    storage.write_bytes(storage.join(config.out, "started.json"), started)
     # Run folders hold the metrics; Tune need not write them a second time.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # a table of its own, even at verbose=0
@@ -87,10 +95,12 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
     for problem in built.problems:
         print(f"  {problem}: its trials train on images")
     shared = _share(config, manifest, store, built)
-    progress = Progress(config, shared, num_trials=num_trials)
+    display = SweepDisplay(config, manifest, num_trials=num_trials, num_concurrent=num_concurrent)
+    states = TrialStates(config.out, num_trials=num_trials)
+    progress = Progress(config, shared, display, states)
     trial = build_trial(config, resources, shared, num_concurrent=num_concurrent)
     tuner = build_tuner(config, trial, progress, num_concurrent=num_concurrent)
-    with warnings.catch_warnings():
+    with terminal.show(display.draw), warnings.catch_warnings():
         # Optuna keeps the first of two results of a step: right for a trial that goes on.
         warnings.filterwarnings("ignore", "The reported value is ignored", UserWarning)
         try:
@@ -172,6 +182,7 @@ def _announce(
     sharing: SharingPlan,
     num_trials: int,
     num_concurrent: int,
+    say: Callable[[str], None],
 ) -> None:
     """Say what will run; a plan that doesn't fit raises here, before any trial starts."""
     deeper = max_concurrent_trials(resources, config.base.cluster)
@@ -190,21 +201,21 @@ def _announce(
     }
     listed = "; ".join(f"{name} {', '.join(map(show, values))}" for name, values in axes.items())
     between = " (drawn between the two)" if space.learning_rate_range else ""
-    print(
+    say(
         f"Sweep of {num_trials} trials of {config.base.model.backbone}, {config.search} search, "
         f"{config.base.epochs} epochs at most\n  {listed}{between}"
     )
     if (line := left_out(space)) is not None:
-        print(f"  {line}")
+        say(f"  {line}")
     workers = f"{plan.num_workers} DDP workers" if plan.num_workers else "their own process"
-    print(
+    say(
         f"  {num_concurrent} at a time; head-only trials in one process each, the others in "
         f"{workers}\n  ingest by {ingest}\n  stored in {config.out}"
     )
     for line in sharing.describe():
-        print(f"  {line}")
+        say(f"  {line}")
     if tune.Tuner.can_restore(storage.join(config.out, STATE_FOLDER)):
-        print("  resuming: trials that have ended are reused, the others go on")
+        say("  resuming: trials that have ended are reused, the others go on")
 
 
 def _ended(

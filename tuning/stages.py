@@ -15,6 +15,7 @@ from cluster.scaling import plan_workers
 from datasets.features import load_view, read_view
 from datasets.plan import LOST
 from datasets.shards import Manifest
+from datasets.terminal import count, tell
 from trainers.backbones import find
 from trainers.config import FinetuneConfig
 from trainers.prefix import open_frozen
@@ -68,9 +69,9 @@ def collect(
         )
     if built.num_images:
         rate = built.num_images / built.seconds
-        print(f"{built.num_images} images through all stages: {rate:.0f} images/s -> {cache}")
+        tell(f"{built.num_images} images through all stages: {rate:.0f} images/s -> {cache}")
     else:
-        print(f"Features of all stages were there: {cache}")
+        tell(f"Features of all stages were there: {cache}")
     return [
         {entry.split: _load(entry.uri, entry.split) for entry in of_depth} for of_depth in entries
     ]
@@ -96,10 +97,12 @@ def probe_stages(
 ) -> tuple[Stage, ...]:
     """Train a linear classifier on each stage, and measure it on validation images."""
     probes: list[tuple[float, np.ndarray]] = []
-    for of_stage in samples:
-        train, val = of_stage["train"], of_stage["val"]
-        model, strength = fit_probe(train.features_ND, train.labels_N, num_classes)
-        probes.append((strength, model.predict(val.features_ND) == val.labels_N))
+    with count("Probing stages", len(samples), "stages") as advance:
+        for of_stage in samples:
+            train, val = of_stage["train"], of_stage["val"]
+            model, strength = fit_probe(train.features_ND, train.labels_N, num_classes)
+            probes.append((strength, model.predict(val.features_ND) == val.labels_N))
+            advance(1)
     last_N = probes[-1][1]
     stages: list[Stage] = []
     for depth, (of_stage, (strength, correct_N)) in enumerate(

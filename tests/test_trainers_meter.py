@@ -1,0 +1,70 @@
+"""How far a run is, from its rows."""
+
+import io
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from datasets import terminal
+from datasets.shards import Manifest, Split
+from trainers import metrics
+from trainers.config import FinetuneConfig
+from trainers.meter import Meter
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    clock = SimpleNamespace(now_s=0.0)
+    clock.monotonic = lambda: clock.now_s
+    monkeypatch.setattr(terminal, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def meter(clock: SimpleNamespace) -> Meter:
+    """Of a run of 5 epochs of 20 steps of 10 images: 9 images are left over."""
+    train = Split(shards=(), class_counts=(100, 109), num_pixels=0)
+    manifest = Manifest(
+        classes=("a", "b"), splits={"train": train}, num_quarantined=0, fingerprint="", options={}
+    )
+    return Meter(FinetuneConfig(data="", epochs=5, global_batch_size=10), manifest)
+
+
+def row(epoch: int, step: int, **more: Any) -> dict[str, Any]:
+    return {metrics.EPOCH: epoch, metrics.GLOBAL_STEP: step, **more}
+
+
+def drawn(meter: Meter) -> str:
+    """What it draws, without its bar."""
+    file = io.StringIO()
+    Console(file=file, width=100).print(meter.draw())
+    return " ".join(re.sub("[━╸╺]", "", file.getvalue()).split())
+
+
+def test_a_run_that_goes_on_is_timed_from_its_first_new_row(
+    meter: Meter, clock: SimpleNamespace
+) -> None:
+    assert meter.describe() == ["starting", "", "", ""] and drawn(meter) == "starting"
+
+    clock.now_s = 60  # workers start
+    ended = {metrics.VAL_TOP1: 0.25, metrics.VAL_BEST_TOP1: 0.5}
+    meter.update([row(1, 20, **ended), row(2, 30)])  # of the sitting before
+    assert meter.describe() == ["epoch 2/5", "step 30/100", "", "val/top1 0.250"]
+    assert drawn(meter) == "epoch 2/5 step 30/100 best 0.500"
+
+    clock.now_s = 65
+    meter.update([row(2, 35)])
+    assert meter.describe()[2] == "10 images/s"  # 5 steps of 10 images in 5 s
+    clock.now_s = 70
+    assert drawn(meter) == "epoch 2/5 step 35/100 10 images/s 60 s left best 0.500"
+
+
+def test_an_epoch_tells_its_own_rate(meter: Meter, clock: SimpleNamespace) -> None:
+    meter.update([row(1, 20, **{metrics.IMAGES_PER_S: 211.6})])
+    meter.update([])
+    clock.now_s = 5
+    meter.update([row(2, 25)])
+    assert meter.describe() == ["epoch 2/5", "step 25/100", "212 images/s", ""]

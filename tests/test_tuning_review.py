@@ -1,0 +1,454 @@
+"""The review page: its answer, what it escapes, and how it behaves in a real browser."""
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import safetensors.torch
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from datasets.shards import read_manifest
+from tests.sweeps import hostile_classes, write_predictions, write_sweep, write_test
+from trainers import backbones, checkpoint
+from trainers.checkpoint import Progress
+from tuning import progress, review
+from tuning.importance import rank_axes
+from tuning.leaderboard import read_leaderboard
+from tuning.review import ReviewConfig, run_review
+from tuning.review_charts import pareto_front
+from tuning.review_data import read_sweep
+from tuning.review_page import render_page
+from tuning.review_pictures import look_at_answers
+from tuning.space import AXES, CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
+from tuning.states import TrialStates, read_trials
+from tuning.trial import Shared
+from tuning.verdict import compare_pairs, compare_shares, judge_sweep
+
+CHROMIUM = "/usr/bin/chromium"
+QUIET = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+)
+MAX_BYTES = 8_000_000
+
+
+# ---- The answer ----
+
+
+@pytest.mark.parametrize(
+    ("wins", "losses", "expected"),
+    [
+        # Twice P(X >= 10) of a binomial(12, 1/2): 2 * (66 + 12 + 1) / 4096.
+        (10, 2, 158 / 4096),
+        (2, 10, 158 / 4096),
+        (5, 0, 2 / 32),
+        (3, 3, 1.0),
+        (0, 0, 1.0),
+    ],
+)
+def test_mcnemar_by_hand(wins: int, losses: int, expected: float) -> None:
+    assert compare_pairs(wins, losses) == pytest.approx(expected)
+
+
+def test_fisher_by_hand() -> None:
+    """3 of 3 against 0 of 3: two of the 20 ways to spread 3 right answers are that uneven."""
+    assert compare_shares(1.0, 0.0, 3) == pytest.approx(0.1)
+    assert compare_shares(0.5, 0.5, 10) == pytest.approx(1.0)
+
+
+def test_answer_names_depth_lead_and_certainty(tmp_path: Path) -> None:
+    sweep = read_sweep(write_sweep(tmp_path / "sweep", lead=0.3))
+    verdict = judge_sweep(sweep)
+    assert verdict.headline == "Thaw from layer2 on."
+    assert verdict.best is not None and verdict.top1 is not None
+    assert verdict.best == sweep.standings[0]
+    assert verdict.top1.low < verdict.top1.mean < verdict.top1.high
+    found = verdict.comparison
+    assert found is not None and found.is_certain
+    assert sweep.depth_of(found.rival) != sweep.depth_of(verdict.best)
+    assert found.wins is not None and found.losses is not None
+    assert (found.wins - found.losses) / 320 == pytest.approx(found.lead)
+    assert "too much for chance (p < 0.001)" in verdict.lead
+    assert "optimistic" in verdict.cautions[0]
+
+
+def test_answer_says_what_it_cannot_tell_apart(tmp_path: Path) -> None:
+    out = write_sweep(tmp_path / "sweep", lead=0.0, val_per_class=4, predictions=False)
+    verdict = judge_sweep(read_sweep(out))
+    assert ", or t" in verdict.headline
+    assert "32 validation images cannot tell from chance" in verdict.lead
+    assert verdict.comparison is not None and verdict.comparison.wins is None
+
+
+@pytest.mark.parametrize(
+    ("options", "headline", "lead"),
+    [
+        ({"trials": 0, "status": "running"}, "No answer yet.", "none has finished an epoch"),
+        ({"trials": 6, "kind": "failed"}, "Every trial failed.", "None of 6 trials"),
+        ({"trials": 6, "kind": "chance"}, "No trial learned.", "always answering one class"),
+        ({"trials": 1}, "on.", "nothing to compare it with"),
+        ({"status": "running"}, "Thaw from layer2 on.", "The best trial reaches"),
+        ({"status": "stopped"}, "Thaw from layer2 on.", "The best trial reaches"),
+        ({"trials": 500, "epochs": 27}, "Thaw from layer2 on.", "The best trial reaches"),
+    ],
+)
+def test_every_kind_of_sweep_has_a_page(
+    tmp_path: Path, options: dict[str, Any], headline: str, lead: str
+) -> None:
+    sweep = read_sweep(write_sweep(tmp_path / "sweep", **options))
+    verdict = judge_sweep(sweep)
+    assert verdict.headline.endswith(headline) and lead in verdict.lead
+    content = render_page(sweep)
+    assert len(content) < MAX_BYTES
+    assert verdict.headline in content.decode()
+    assert sweep.status == options.get("status", "ended")
+
+
+def test_importance_finds_the_axis_that_decides(tmp_path: Path) -> None:
+    out = write_sweep(tmp_path / "sweep", trials=60)
+    known = read_leaderboard(out)
+    assert known is not None
+    standings = known[0]
+    shares = rank_axes(standings)
+    assert set(shares) == set(AXES) and sum(shares.values()) == pytest.approx(1)
+    assert shares[LEARNING_RATE] > shares[CLIPNORM]
+    assert rank_axes(standings[:5]) == {}
+    assert rank_axes([replace(row, val_top1=0.5) for row in standings]) == {}
+    one_init = [row for row in standings if row.point[INIT] == "file"]
+    assert rank_axes(one_init)[INIT] == 0
+
+
+def test_pareto_front_is_what_none_beats(tmp_path: Path) -> None:
+    sweep = read_sweep(write_sweep(tmp_path / "sweep"))
+    rows = [row for row in sweep.standings if row.val_top1 is not None]
+    front = pareto_front(rows)
+    assert front[-1] == rows[0]
+    for row in front:
+        assert row.val_top1 is not None
+        assert not [
+            r for r in rows if r.seconds < row.seconds and (r.val_top1 or 0) >= row.val_top1
+        ]
+
+
+def test_rungs_are_ashas(tmp_path: Path) -> None:
+    assert read_sweep(write_sweep(tmp_path / "a", trials=2, epochs=10)).findings.rungs == [1, 3, 9]
+    assert read_sweep(write_sweep(tmp_path / "b", trials=2, epochs=1)).findings.rungs == []
+
+
+# ---- Where it comes from ----
+
+
+def test_states_survive_a_resumed_sweep(tmp_path: Path) -> None:
+    states = TrialStates(str(tmp_path), num_trials=3)
+    point = {FREEZE_DEPTH: "all", LEARNING_RATE: 1e-3, CLIPNORM: None, INIT: "file"}
+    states.note("a", number=1, point=point, state="running")
+    states.note("b", number=2, point=point, state="running")
+    states.flush()
+    states.note("a", number=1, point=point, state="failed", reason="OSError: disk")
+    states.flush()  # within a second of the one before: nothing is written
+    first = read_trials(str(tmp_path))
+    assert first is not None and [trial.state for trial in first.trials] == ["running", "running"]
+    states.end()
+    again = TrialStates(str(tmp_path), num_trials=3)
+    again.note("b", number=2, point=point, state="finished")
+    again.flush(at_once=True)
+    held = read_trials(str(tmp_path))
+    assert held is not None and held.num_trials == 3
+    assert [(t.state, t.reason) for t in held.trials] == [
+        ("failed", "OSError: disk"),
+        ("finished", None),
+    ]
+    assert held.trials[0].point == point
+
+
+def test_driver_keeps_states_current(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = write_sweep(tmp_path / "sweep", trials=3, status="running")
+    sweep = read_sweep(out)
+    os.remove(tmp_path / "sweep" / "trials.json")
+    silent = SimpleNamespace(finish=lambda state: None)
+    monkeypatch.setattr(progress, "RunMirror", lambda *_, **__: silent)
+    config = cast(Any, SimpleNamespace(base=sweep.base, out=out, group="group"))
+    display = SimpleNamespace(start=lambda *_, **__: None, end=lambda *_, **__: None)
+    states = TrialStates(out, num_trials=3)
+    told = progress.Progress(config, Shared(), cast(Any, display), states)
+    trials: list[Any] = [
+        SimpleNamespace(
+            trial_id=row.trial_id,
+            config=row.point,
+            last_result={"epoch": epochs},
+            error_file=None,
+            is_finished=bool,
+        )
+        for row, epochs in zip(sweep.standings, (9, 1, 9), strict=True)
+    ]
+    for trial in trials:
+        told.on_trial_start(0, trials, trial)
+    told.on_trial_complete(0, trials, trials[0])
+    told.on_trial_complete(0, trials, trials[1])
+    told.on_experiment_end(trials)
+    held = read_trials(out)
+    assert held is not None
+    assert [trial.state for trial in held.trials] == ["finished", "pruned", "killed"]
+    assert [trial.number for trial in held.trials] == [1, 2, 3]
+
+
+def test_sweep_of_an_older_thaw_is_told_by_its_leaderboard(tmp_path: Path) -> None:
+    out = write_sweep(tmp_path / "sweep", predictions=False)
+    for name in ("trials.json", "started.json"):
+        (tmp_path / "sweep" / name).unlink()
+    page = render_page(read_sweep(out)).decode()
+    assert "made by a Thaw that did not note it" in page
+    assert "Its answers to single images were not kept" in page
+
+
+def test_data_set_that_is_gone_is_said(tmp_path: Path) -> None:
+    out = write_sweep(tmp_path / "sweep")
+    (tmp_path / "sweep-data" / "manifest.json").unlink()
+    sweep = read_sweep(out)
+    assert sweep.num_val_images == 320  # as many as the winner has answers to
+    assert "The images are gone" in render_page(sweep).decode()
+
+
+def test_no_sweep_is_the_users_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no sweep there"):
+        run_review(ReviewConfig(out=str(tmp_path)))
+
+
+def test_pictures_of_a_real_network(tmp_path: Path, easy_data: str) -> None:
+    out = write_sweep(tmp_path / "sweep", trials=4, data=easy_data, backbone="lenet5")
+    winner, manifest = read_sweep(out).winner, read_manifest(easy_data)
+    assert winner is not None and winner.best_epoch is not None
+    missing = look_at_answers(read_sweep(out), pictures=True)
+    assert missing is not None and missing.missing is not None and "No heat maps" in missing.missing
+    assert missing.right[0].image is not None
+    network = backbones.build("lenet5", 3)
+    done = Progress(
+        epoch=winner.best_epoch,
+        best_epoch=winner.best_epoch,
+        val_top1=0.9,
+        best_val_top1=0.9,
+        classes=manifest.classes,
+        fingerprint=manifest.fingerprint,
+    )
+    weights = safetensors.torch.save(network.state_dict())
+    checkpoint.save(winner.run, {checkpoint.MODEL: weights}, done)
+    write_test(Path(winner.run), manifest.classes, manifest.fingerprint, epoch=winner.best_epoch)
+    counts = manifest.split("test").class_counts
+    name = "evaluation_test/predictions.parquet"
+    write_predictions(Path(winner.run), manifest.classes, counts, 0.6, seed=0, name=name)
+    answers = look_at_answers(read_sweep(out), pictures=True)
+    assert answers is not None and answers.missing is None
+    assert (answers.split, answers.num_images, answers.num_correct) == ("test", 13, 8)
+    assert all(pair.image for pair in answers.pairs)
+    assert [len(shown.heats) for shown in answers.mistakes] == [2] * len(answers.mistakes)
+    assert answers.mistakes[0].heats[0][2].startswith("data:image/webp;base64,")
+    assert "test/top1" in render_page(read_sweep(out)).decode()
+
+
+def test_watch_writes_until_the_sweep_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, naps = write_sweep(tmp_path / "sweep", status="running"), []
+
+    def nap(seconds: float) -> None:
+        naps.append(Path(out, "review.html").read_text())
+        if len(naps) == 2:
+            write_sweep(tmp_path / "sweep", data=str(tmp_path / "sweep-data"))
+
+    monkeypatch.setattr(review, "time", SimpleNamespace(sleep=nap))
+    run_review(ReviewConfig(out=out, watch=True))
+    assert len(naps) == 2 and all('data-refresh-s="5"' in page for page in naps)
+    assert "data-refresh-s=" not in Path(out, "review.html").read_text()
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("Watching: ") and last.startswith("Review: ")
+
+
+def test_hostile_names_stay_text(tmp_path: Path) -> None:
+    page = render_page(read_sweep(write_sweep(tmp_path / "s", classes=hostile_classes()))).decode()
+    assert "alert(1)" in page
+    for tag in ("<script>alert", "<img src=x", "<b>bold", "<a href='javascript"):
+        assert tag not in page
+    (figures,) = re.findall(r'<script type="application/json" id="figures">(.*?)</script>', page)
+    assert "alert(1)" in json.loads(figures)["confusion"][""]["layout"]["yaxis"]["ticktext"][0]
+
+
+# ---- In a browser ----
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Debian's chromium; its absence skips, which `.ci/run` forbids."""
+    if not Path(CHROMIUM).exists():
+        assert not os.environ.get("THAW_REQUIRE_SHARED"), f"{CHROMIUM} must be there"
+        pytest.skip(f"{CHROMIUM} is not there: apt-get install chromium")
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=[*QUIET])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def problems() -> list[str]:
+    """What went wrong in pages that `show` opened."""
+    return []
+
+
+@pytest.fixture
+def page(browser: Browser, problems: list[str]) -> Iterator[Page]:
+    """A window, whose errors and requests are kept in `problems`."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
+    opened = context.new_page()
+    opened.on("console", lambda message: problems.append(f"console: {message.text}"))
+    opened.on("pageerror", lambda error: problems.append(f"error: {error}"))
+    opened.on("request", lambda request: problems.extend(find_remote(request.url)))
+    yield opened
+    context.close()
+
+
+def find_remote(url: str) -> list[str]:
+    return [] if url.startswith(("file:", "data:")) else [f"request: {url}"]
+
+
+def show(page: Page, out: str) -> None:
+    """Open the page of a sweep, and wait for its charts."""
+    file = Path(out) / "review.html"
+    file.write_bytes(render_page(read_sweep(out)))
+    page.goto(f"file://{file}")
+    page.wait_for_selector("html[data-drawn]", state="attached", timeout=60_000)
+
+
+def ranks(page: Page) -> list[str]:
+    """Ranks of the leaderboard's visible rows, in order."""
+    return page.locator("#trials tbody tr:not([hidden]) td:first-child").all_inner_texts()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"trials": 1},
+        {"trials": 0, "status": "running"},
+        {"trials": 6, "kind": "failed"},
+        {"trials": 500, "epochs": 27},
+        {"classes": hostile_classes()},
+    ],
+    ids=["normal", "one", "empty", "failed", "many", "hostile"],
+)
+def test_page_draws_without_errors_or_network(
+    page: Page, problems: list[str], tmp_path: Path, options: dict[str, Any]
+) -> None:
+    show(page, write_sweep(tmp_path / "sweep", **options))
+    charts = page.locator(".chart")
+    for chart in charts.all():
+        drawn = chart.locator("svg.main-svg").first
+        size = drawn.bounding_box()
+        assert size is not None and size["width"] > 200 and size["height"] > 100
+        marks = chart.locator(".trace, .point, .heatmaplayer image, .bars path")
+        assert marks.count() >= 1, chart.get_attribute("id")
+        assert chart.get_attribute("role") == "img" and chart.get_attribute("aria-label")
+    if not options:
+        assert charts.count() == 7
+    assert problems == []
+
+
+@pytest.mark.browser
+def test_leaderboard_sorts_and_filters_by_mouse_and_keys(
+    page: Page, problems: list[str], tmp_path: Path
+) -> None:
+    out = write_sweep(tmp_path / "sweep")
+    show(page, out)
+    in_order = [str(rank) for rank in range(1, 25)]
+    assert ranks(page) == in_order
+    head = page.locator("#trials th").nth(0)
+    head.get_by_role("button").click()
+    assert ranks(page) == in_order[::-1] and head.get_attribute("aria-sort") == "descending"
+    time_head = page.locator("#trials th").nth(9)
+    time_head.get_by_role("button").focus()
+    page.keyboard.press("Enter")
+    assert time_head.get_attribute("aria-sort") == "ascending"
+    assert head.get_attribute("aria-sort") is None
+    sweep = read_sweep(out)
+    seconds = [sweep.standings[int(rank) - 1].seconds for rank in ranks(page)]
+    assert seconds == sorted(seconds)
+
+    page.locator("#filters [name=depth]").select_option(label="nothing frozen")
+    deep = [str(row.rank) for row in sweep.standings if sweep.depth_of(row) == 0]
+    assert sorted(ranks(page)) == sorted(deep)
+    assert page.locator("#count").inner_text() == f"{len(deep)} of 24 trials"
+    page.locator("#filters [name=text]").focus()
+    page.keyboard.type("failed CUDA")
+    shown = ranks(page)
+    assert shown == [rank for rank in deep if sweep.standings[int(rank) - 1].state == "failed"]
+
+    page.reload()
+    page.wait_for_selector("html[data-drawn]", state="attached")
+    assert ranks(page) == shown  # what was chosen stays
+    assert problems == []
+
+
+@pytest.mark.browser
+def test_phone_has_no_sideways_scroll(page: Page, problems: list[str], tmp_path: Path) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    names = tuple(f"Manufacturer {i} With A Long Name Convertible Coupe {i}" for i in range(30))
+    show(page, write_sweep(tmp_path / "sweep", classes=names, backbone="mobilenet_v2"))
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    wide = page.locator("#chart-confusion").bounding_box()
+    assert wide is not None and wide["width"] > 390  # scrolls in its box
+    assert problems == []
+
+
+@pytest.mark.browser
+def test_dark_mode_changes_page_and_charts(page: Page, tmp_path: Path) -> None:
+    def colours() -> tuple[str, str, str]:
+        line = page.locator("#chart-depths .scatterlayer path.js-line").first
+        text = page.locator("#chart-depths .xtick text").first
+        background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        return background, line.get_attribute("style") or "", text.get_attribute("style") or ""
+
+    show(page, write_sweep(tmp_path / "sweep"))
+    light = colours()
+    page.emulate_media(color_scheme="dark")
+    line = page.locator("#chart-depths .scatterlayer path.js-line").first
+    expect(line).not_to_have_attribute("style", light[1])
+    dark = colours()
+    assert all(before != after for before, after in zip(light, dark, strict=True))
+
+
+@pytest.mark.browser
+def test_clipping_of_another_trial_is_drawn(page: Page, tmp_path: Path) -> None:
+    show(page, write_sweep(tmp_path / "sweep"))
+    chart = page.locator("#chart-clipping .scatterlayer").first
+    before = chart.inner_html()
+    page.locator("select[data-chart=clipping]").select_option(index=1)
+    assert chart.inner_html() != before
+
+
+@pytest.mark.browser
+def test_running_page_follows_and_can_be_paused(page: Page, tmp_path: Path) -> None:
+    out = write_sweep(tmp_path / "sweep", status="running")
+    file = Path(out) / "review.html"
+    file.write_bytes(render_page(read_sweep(out), refresh_s=1))
+    page.goto(f"file://{file}")
+    page.wait_for_selector("html[data-drawn]", state="attached")
+    page.locator("#trials th").nth(0).get_by_role("button").click()
+    with page.expect_event("load", timeout=20_000):
+        page.evaluate("scrollTo(0, 900)")
+    page.wait_for_selector("html[data-drawn]", state="attached")
+    assert ranks(page)[-1] == "1"
+    assert page.evaluate("scrollY") == 900
+    page.locator("#pause").click()
+    page.evaluate("window.isOld = true")
+    time.sleep(1.5)
+    assert page.evaluate("window.isOld") and page.locator("#pause").inner_text() == "Updates paused"

@@ -1,0 +1,142 @@
+"""W&B's workspaces and reports of a sweep, compared with golden models."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import golden_views
+from tests.golden_views import GOLDEN, NAMES, models_of, standing, write_sweep
+from trainers.config import FinetuneConfig
+from tuning import panels
+from tuning.card import describe_scores, read_card
+from tuning.config import TuningConfig
+from tuning.findings import Findings, answer, list_next, read_findings, reproduce
+from tuning.leaderboard import LEARNS_NOT, write_leaderboard
+from tuning.search import build_scheduler
+from tuning.space import AXES
+from tuning.workspaces import build_run_review
+
+Json = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_sweep(tmp_path_factory.mktemp("promoted"))
+
+
+@pytest.fixture
+def own_sweep(sweep: str, tmp_path: Path) -> str:
+    """A copy to write in; its leaderboard and promotion name the runs of the first."""
+    return str(shutil.copytree(sweep, tmp_path / "sweep"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_models_are_the_golden_ones(sweep: str, name: str) -> None:
+    assert models_of(sweep)[name] == json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+def test_axes_are_where_wandb_has_nested_config(sweep: str) -> None:
+    model = models_of(sweep)["sweep_review"]
+    columns = model["spec"]["section"]["runSets"][0]["runFeed"]["columnOrder"]
+    config: Json = {
+        section: {"value": values} for section, values in FinetuneConfig(data="").to_dict().items()
+    }
+    paths = [column.removeprefix("config:") for column in columns if column.startswith("config:")]
+    assert len(paths) == len(AXES)
+    for path in paths:
+        place: Any = config
+        for part in path.split("."):
+            place = place[part]
+    parallel = model["spec"]["section"]["panelBankConfig"]["sections"][0]["panels"][0]
+    accessors = [column["accessor"] for column in parallel["config"]["columns"]]
+    assert accessors == [*(f"config:{path}" for path in paths), "summary:val/best_top1"]
+
+
+@pytest.mark.parametrize("group", ["sweep", 'lr=1e-3 <it\'s> "best"', "größe/2 \\n"])
+def test_a_filter_holds_the_group_whatever_its_name(group: str) -> None:
+    model = build_run_review("team", "cars", group)._to_model()
+    (runset,) = model.model_dump()["spec"]["section"]["run_sets"]
+    (found,) = runset["filters"]["filters"]
+    assert (found["key"]["name"], found["op"], found["value"]) == ("group", "=", group)
+    assert panels.where_id("a") == 'Metric("ID") == "a"'
+
+
+@pytest.mark.parametrize(
+    ("epochs", "grace_epochs", "factor"), [(10, 1, 3), (10, 2, 3), (9, 1, 2), (4, 3, 4), (4, 4, 3)]
+)
+def test_rungs_are_those_of_the_scheduler(epochs: int, grace_epochs: int, factor: int) -> None:
+    config = TuningConfig(
+        base=FinetuneConfig(data="", epochs=epochs),
+        grace_epochs=grace_epochs,
+        reduction_factor=factor,
+    )
+    scheduler: Any = build_scheduler(config)
+    brackets = getattr(scheduler, "_brackets", [])
+    expected = sorted(rung for bracket in brackets for rung, _ in bracket._rungs)
+    assert findings_of(config=config.to_dict()).rungs == expected
+
+
+def findings_of(*standings: Any, **changes: Any) -> Findings:
+    values: Json = {
+        "config": {},
+        "savings": golden_views.Savings(),
+        "started": None,
+        "promoted": None,
+    }
+    return Findings(sweep="runs/sweep", standings=standings, **(values | changes))
+
+
+def at(depth: int | str, val_top1: float | None, **changes: Any) -> Any:
+    return standing("runs/sweep", 1, depth, val_top1, **changes)
+
+
+@pytest.mark.parametrize(
+    ("standings", "expected"),
+    [
+        ([at(0, 0.9), at(0, 0.8), at("all", 0.75)], "Thaw the whole network (freeze depth 0): "),
+        ([at(0, 0.9), at(0, 0.8), at("all", 0.75)], "0.150 above the best at another freeze depth"),
+        ([at("all", 0.9), at(-2, 0.9)], "Train the head alone (freeze depth all): val/top1 0.900"),
+        ([at("all", 0.9), at(-2, 0.9)], "no more than the best at another freeze depth (-2: 0.900"),
+        ([at(-2, 0.9)], "Thaw the last 2 stages (freeze depth -2)"),
+        ([at(1, 0.9), at(0, None)], "Freeze the first stage (freeze depth 1)"),
+        ([at(1, 0.9), at(0, None)], "no trial at another freeze depth finished an epoch."),
+        ([at(0, 0.3, verdict=LEARNS_NOT)], "No answer: none of 1 trials is above what always"),
+    ],
+)
+def test_the_answer_names_depth_and_lead(standings: list[Any], expected: str) -> None:
+    assert expected in answer(findings_of(*standings))
+
+
+def test_a_sweep_that_runs_has_workspaces_and_no_reports(own_sweep: str) -> None:
+    Path(own_sweep, "leaderboard.json").unlink()
+    assert list(models_of(own_sweep)) == ["run_review", "sweep_review"]
+    Path(own_sweep, "config.json").unlink()
+    with pytest.raises(ValueError, match=r"no sweep there \(config\.json is missing\); give the"):
+        read_findings(own_sweep)
+
+
+def test_a_sweep_without_winner_has_no_card(own_sweep: str) -> None:
+    rows = [at(0, 0.3, verdict=LEARNS_NOT), at(1, None, state="failed", verdict=LEARNS_NOT)]
+    write_leaderboard(own_sweep, rows, sync=[])
+    Path(own_sweep, "started.json").unlink()
+    assert list(models_of(own_sweep)) == ["run_review", "sweep_review", "decision_report"]
+    findings = read_findings(own_sweep)
+    assert list_next(findings) == ["# none: no trial learned; search another space"]
+    assert reproduce(findings) == ["# not recorded: this sweep is of an older Thaw"]
+
+
+def test_a_winner_that_is_not_promoted_has_a_card_of_its_own(tmp_path: Path) -> None:
+    findings = read_findings(sweep := write_sweep(tmp_path, promoted=False))
+    card = read_card(findings)
+    assert card is not None and card.run == f"{sweep}/trials/trial-1"
+    # Wilson's interval of 30 of 32 by hand: (p + z2/2n -+ z sqrt(p(1-p)/n + z2/4n2)) / (1 + z2/n).
+    assert "top-1 0.799-0.983, top-5 0.893-1.000." in describe_scores(card)[-1]
+    promote, longer = list_next(findings)
+    assert promote == f"python -m tuning promote --sweep {sweep}"
+    assert longer.startswith("python -m trainers ") and "--freeze-depth 1" in longer
+    shutil.rmtree(f"{card.run}/checkpoints")
+    with pytest.raises(ValueError, match="its checkpoint is gone"):
+        read_card(findings)

@@ -1,0 +1,201 @@
+"""The review as one HTML file: template, style and scripts in one, forbidden to ask the network.
+
+What comes from the sweep (class names, paths, errors) is escaped by Jinja2. Besides, the page's
+policy lets only its own scripts run, by their hashes, and nothing load from elsewhere.
+"""
+
+import base64
+import hashlib
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from trainers import metrics
+from trainers.alerts import CONFIDENCE
+from tuning.findings import reproduce
+from tuning.review_charts import draw_cost, draw_depths, draw_importance
+from tuning.review_curves import draw_clipping, draw_curves
+from tuning.review_data import Sweep
+from tuning.review_figure import Chart
+from tuning.review_parallel import draw_parallel
+from tuning.review_pictures import look_at_answers
+from tuning.review_tables import (
+    format_seconds,
+    list_choices,
+    list_trials,
+    list_work,
+    map_heat,
+    show_point,
+)
+from tuning.seeds import estimate
+from tuning.space import show
+from tuning.verdict import Verdict, depth_name, judge_sweep
+from tuning.winner import train_longer
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """A number of the answer."""
+
+    name: str
+    value: str
+    note: str
+
+
+def render_page(sweep: Sweep, *, pictures: bool = True, refresh_s: int | None = None) -> bytes:
+    """Return the page.
+
+    Args:
+        pictures: whether to show images and heat maps, which needs the data set and the winner's
+            checkpoint.
+        refresh_s: the page loads itself anew every so many seconds.
+    """
+    verdict = judge_sweep(sweep)
+    answers = look_at_answers(sweep, pictures=pictures)
+    charts = {
+        "depths": draw_depths(sweep),
+        "parallel": draw_parallel(sweep),
+        "curves": draw_curves(sweep),
+        "clipping": draw_clipping(sweep),
+        "cost": draw_cost(sweep),
+        "importance": draw_importance(sweep),
+        "confusion": answers and answers.confusion,
+    }
+    scripts = [Markup(get_plotlyjs()), Markup((HERE / "review.js").read_text())]
+    environment = Environment(
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    text = environment.get_template("review.html.j2").render(
+        sweep=sweep,
+        name=sweep.out.rstrip("/").rsplit("/", 1)[-1],
+        made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        verdict=verdict,
+        depth=None if verdict.best is None else sweep.depth_of(verdict.best),
+        point=show_point(verdict.best) if verdict.best else [],
+        tiles=list_tiles(sweep, verdict),
+        lines=list_trials(sweep),
+        choices=list_choices(sweep),
+        heat_maps=map_heat(sweep),
+        work=list_work(sweep),
+        answers=answers,
+        charts=charts,
+        figures=collect_figures(charts.values()),
+        facts=list_facts(sweep),
+        commands=list_commands(sweep),
+        style=Markup((HERE / "review.css").read_text()),
+        scripts=scripts,
+        policy=write_policy(scripts),
+        refresh_s=refresh_s,
+        show=show,
+    )
+    return text.encode()
+
+
+def collect_figures(charts: Sequence[Chart | None] | Any) -> dict[str, Any]:
+    """Return what the page's script draws, by chart."""
+    return {chart.name: chart.figures for chart in charts if chart is not None}
+
+
+def write_policy(scripts: Sequence[str]) -> str:
+    """Write a Content-Security-Policy under which only these scripts run, and nothing is loaded."""
+    hashes = [
+        base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts
+    ]
+    allowed = " ".join(f"'sha256-{each}'" for each in hashes)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def list_tiles(sweep: Sweep, verdict: Verdict) -> list[Tile]:
+    """Return the answer's numbers."""
+    tiles = []
+    if verdict.best is not None:
+        note = "on validation images"
+        if verdict.top1 is not None:
+            note = f"{_range(verdict.top1.low, verdict.top1.high)} on {sweep.num_val_images} images"
+        tiles.append(Tile(name="val/top1", value=f"{verdict.best.val_top1:.3f}", note=note))
+    if (found := verdict.comparison) is not None:
+        note = f"over {depth_name(sweep, sweep.depth_of(found.rival))}"
+        if found.wins is not None:
+            note += f"; alone right on {found.wins} images, alone wrong on {found.losses}"
+            test = "McNemar's exact test"
+        else:
+            test = "Fisher's exact test, unpaired"
+        if found.p_value is not None:
+            note += (
+                f". {test}: p {'< 0.001' if found.p_value < 0.001 else f'= {found.p_value:.2g}'}"
+            )
+        tiles.append(Tile(name="Lead", value=f"{found.lead:+.3f}", note=note))
+    if sweep.test is not None:
+        top1, num_images = sweep.test[metrics.TEST_TOP1], sweep.test["num_images"]
+        bounds = estimate([top1], num_images)
+        note = f"{_range(bounds.low, bounds.high)} on {num_images} images, looked at once"
+        tiles.append(Tile(name="test/top1", value=f"{top1:.3f}", note=note))
+    if (promoted := sweep.findings.promoted) is not None:
+        top1 = promoted[metrics.TEST_TOP1]
+        note = (
+            f"test/top1 after {promoted['epochs']} epochs on {promoted['train_on']}; "
+            f"{_range(top1['low'], top1['high'])}, {promoted['interval']}"
+        )
+        tiles.append(Tile(name="Promoted", value=f"{top1['mean']:.3f}", note=note))
+    states = [row.state for row in sweep.standings]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    seconds = sum(row.seconds for row in sweep.standings if row.copied_from is None)
+    of_all = f" of {sweep.num_trials}" if sweep.num_trials > len(states) else ""
+    note = f"{counts or 'none'}; {format_seconds(seconds)} of training"
+    tiles.append(Tile(name="Trials", value=f"{len(states)}{of_all}", note=note))
+    return tiles
+
+
+def list_facts(sweep: Sweep) -> list[tuple[str, str]]:
+    """Return where the results come from."""
+    facts = [
+        ("Network", f"{sweep.base.model.backbone}, stages {', '.join(sweep.stages)}"),
+        ("Data set", sweep.base.data),
+        ("Data fingerprint", sweep.findings.config["data_fingerprint"]),
+        ("Sweep", sweep.out),
+        ("Search", f"{sweep.findings.config['search']}, seed {sweep.findings.config['seed']}"),
+    ]
+    if (started := sweep.findings.started) is None:
+        return [*facts, ("Commit", "unknown: made by a Thaw that did not note it")]
+    versions = ", ".join(f"{name} {of}" for name, of in started["versions"].items())
+    return [
+        *facts,
+        ("Commit", started["commit"] or "unknown: the code lay in no repository"),
+        ("Versions", versions),
+        ("Started", started["started_at"]),
+    ]
+
+
+def list_commands(sweep: Sweep) -> list[tuple[str, str]]:
+    """Return the commands that made the results, and those that come next."""
+    commands: list[tuple[str, str]] = []
+    if sweep.findings.started is not None:
+        commands.append(("Run it again", "\n".join(reproduce(sweep.findings))))
+    if sweep.winner is not None and sweep.status == "ended":
+        commands.append(("Train the winner longer", train_longer(sweep.winner, sweep.out)))
+        promote = ["python", "-m", "tuning", "promote", "--sweep", sweep.out]
+        commands.append(("Promote the winner", shlex.join(promote)))
+    commands += [("Send the runs to W&B", command) for command in sweep.sync]
+    again = ["python", "-m", "tuning", "review", "--out", sweep.out]
+    return [*commands, ("Make this page anew", shlex.join(again))]
+
+
+def _range(low: float, high: float) -> str:
+    return f"{CONFIDENCE:.0%} interval {low:.3f} to {high:.3f}"

@@ -1,0 +1,278 @@
+"""Where the winner errs: confusion matrix, confused pairs, surest mistakes, and Grad-CAM.
+
+K classes; H x W pixels.
+"""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import matplotlib
+import numpy as np
+import pyarrow as pa
+
+from trainers import runs
+from trainers.answers import read_views
+from trainers.explain import explain, order
+from trainers.pictures import Explained
+from tuning.leaderboard import Standing
+from tuning.review_data import Sweep
+from tuning.review_figure import Chart, plain, single
+
+NUM_PAIRS, NUM_MISTAKES, NUM_RIGHT = 8, 8, 4
+THUMB_PX, QUALITY = 168, 82
+MAX_COUNTED = 24
+"""Up to so many classes have counts in their cells."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Images of one class that were taken for another."""
+
+    true: str
+    predicted: str
+    count: int
+    num_images: int
+    """Of the true class."""
+    image: str | None
+    """One that was mistaken, as a data URI."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """An image, what the winner made of it, and where it looked."""
+
+    true: str
+    predicted: str
+    confidence: float
+    image: str | None
+    heats: Sequence[tuple[str, float, str]]
+    """A class, its probability and its heat map as a data URI; predicted first, then the true."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What the winner says to the images of a split."""
+
+    split: str
+    num_images: int
+    num_correct: int
+    confusion: Chart
+    pairs: Sequence[Pair]
+    mistakes: Sequence[Shown]
+    right: Sequence[Shown]
+    missing: str | None
+    """Why there are no images, or no heat maps."""
+
+
+def look_at_answers(sweep: Sweep, *, pictures: bool) -> Answers | None:
+    """Read what the winner said to test images, or to validation images where it was not tested;
+    None where nobody asked it."""
+    winner = sweep.winner
+    if winner is None:
+        return None
+    split = "val" if sweep.test is None else "test"
+    table = sweep.predictions_of(winner, split)
+    if table is None:
+        return None
+    rows: list[dict[str, Any]] = table.to_pylist()
+    classes, confusion_KK = _confuse(table)
+    surest, right = order(rows, "mistakes", 0), order(rows, "confident", 0)[:NUM_RIGHT]
+    pairs = _find_pairs(confusion_KK)
+    examples = [
+        next(row for row in surest if (row["label"], row["predicted"]) == (classes[a], classes[b]))
+        for a, b in pairs
+    ]
+    mistakes = surest[:NUM_MISTAKES]
+    shown = [*examples, *mistakes, *right]
+    images, heats, missing = _picture(sweep, winner, split, shown, len(pairs), pictures=pictures)
+    cards = [
+        Shown(
+            true=row["label"],
+            predicted=row["predicted"],
+            confidence=row["confidence"],
+            image=images[len(pairs) + at],
+            heats=heats[at] if heats else (),
+        )
+        for at, row in enumerate([*mistakes, *right])
+    ]
+    return Answers(
+        split="test" if split == "test" else "validation",
+        num_images=len(rows),
+        num_correct=int(confusion_KK.trace()),
+        confusion=_draw_confusion(confusion_KK, classes),
+        pairs=[
+            Pair(
+                true=classes[a],
+                predicted=classes[b],
+                count=int(confusion_KK[a, b]),
+                num_images=int(confusion_KK[a].sum()),
+                image=image,
+            )
+            for (a, b), image in zip(pairs, images, strict=False)
+        ],
+        mistakes=cards[: len(mistakes)],
+        right=cards[len(mistakes) :],
+        missing=missing,
+    )
+
+
+def _picture(
+    sweep: Sweep,
+    winner: Standing,
+    split: str,
+    rows: Sequence[dict[str, Any]],
+    num_plain: int,
+    *,
+    pictures: bool,
+) -> tuple[list[str | None], list[list[tuple[str, float, str]]], str | None]:
+    """Return images of rows, heat maps of those after `num_plain`, and why something is missing."""
+    nothing: list[str | None] = [None] * len(rows)
+    if not pictures:
+        return (
+            nothing,
+            [],
+            "Images are left out: by --no-pictures, or while --watch follows a running sweep.",
+        )
+    if sweep.manifest is None:
+        return nothing, [], f"The images are gone: {sweep.base.data} is no longer the data set."
+    if not rows:
+        return [], [], None
+    config = runs.read_config(winner.run)
+    images_NHWC = read_views(config, sweep.manifest, split, [row["row"] for row in rows])
+    if not images_NHWC.any():  # what can't be read is black
+        return nothing, [], f"The images can't be read any more from {config.data}."
+    uris = [encode(image_HWC) if image_HWC.any() else None for image_HWC in images_NHWC]
+    try:
+        _, _, model = runs.load_best_model(winner.run)
+        explained = explain(model, config, sweep.manifest, split, rows[num_plain:])
+    except ValueError as error:  # no whole checkpoint, or no convolutions
+        return uris, [], f"No heat maps: {error}"
+    return uris, [_encode_heats(item) for item in explained], None
+
+
+def _encode_heats(item: Explained) -> list[tuple[str, float, str]]:
+    return [
+        (name, probability, encode(blend(item.image_HWC, heat_HW)))
+        for name, probability, heat_HW in item.heats
+    ]
+
+
+def blend(image_HWC: np.ndarray, heat_HW: np.ndarray) -> np.ndarray:
+    """Lay a heat map over an image in grey: uint8 RGB, brightest where the class was seen."""
+    grey_HW1 = 50 + 0.8 * image_HWC.mean(2, keepdims=True)
+    colour_HWC = 255 * matplotlib.colormaps["inferno"](heat_HW)[..., :3]
+    alpha_HW1 = 0.75 * heat_HW[..., None]
+    return ((1 - alpha_HW1) * grey_HW1 + alpha_HW1 * colour_HWC).astype(np.uint8)
+
+
+def encode(image_HWC: np.ndarray) -> str:
+    """Write an RGB image as a small data URI."""
+    height, width = image_HWC.shape[:2]
+    scale = min(1.0, THUMB_PX / max(height, width))
+    if scale < 1:
+        size = (round(scale * width), round(scale * height))
+        image_HWC = cv2.resize(image_HWC, size, interpolation=cv2.INTER_AREA)
+    _, content = cv2.imencode(
+        ".webp", image_HWC[..., ::-1], [int(cv2.IMWRITE_WEBP_QUALITY), QUALITY]
+    )
+    return f"data:image/webp;base64,{base64.b64encode(content.tobytes()).decode()}"
+
+
+def _confuse(table: pa.Table) -> tuple[list[str], np.ndarray]:
+    """Return the classes and counts, a row per true class and a column per predicted one."""
+    columns = [table[name].unify_dictionaries().combine_chunks() for name in ("label", "predicted")]
+    classes = list(dict.fromkeys(name for c in columns for name in c.dictionary.to_pylist()))
+    place = {name: at for at, name in enumerate(classes)}
+    confusion_KK = np.zeros((len(classes), len(classes)), np.int64)
+    for true, predicted in zip(*(column.to_pylist() for column in columns), strict=True):
+        confusion_KK[place[true], place[predicted]] += 1
+    return classes, confusion_KK
+
+
+def _find_pairs(confusion_KK: np.ndarray) -> list[tuple[int, int]]:
+    """Pairs (true, predicted) by falling count, then by falling share of the true class."""
+    mistakes_KK = confusion_KK * ~np.eye(len(confusion_KK), dtype=bool)
+    true, predicted = np.nonzero(mistakes_KK)
+    order_N = np.lexsort((confusion_KK.sum(1)[true], -mistakes_KK[true, predicted]))
+    return [(int(true[at]), int(predicted[at])) for at in order_N[:NUM_PAIRS]]
+
+
+def _draw_confusion(confusion_KK: np.ndarray, classes: Sequence[str]) -> Chart:
+    num_classes = len(classes)
+    shares_KK = confusion_KK / np.maximum(1, confusion_KK.sum(1, keepdims=True))
+    names = [plain(name if len(name) <= 30 else f"{name[:28]}…") for name in classes]
+    ticks = [f"{at + 1} {name}" for at, name in enumerate(names)]
+    data = []
+    for is_right, colour in ((False, "var(--thaw)"), (True, "var(--frost)")):
+        shown_KK = (np.eye(num_classes, dtype=bool) == is_right) & (confusion_KK > 0)
+        trace: dict[str, Any] = {
+            "type": "heatmap",
+            # Roots: one mistake in a hundred images has to be seen.
+            "z": _where(shown_KK, np.sqrt(shares_KK).round(3)),
+            "customdata": _where(shown_KK, confusion_KK),
+            "x": list(range(num_classes)),
+            "y": list(range(num_classes)),
+            "zmin": 0,
+            "zmax": 1,
+            "colorscale": [[0, "var(--surface)"], [1, colour]],
+            "showscale": False,
+            "hoverongaps": False,
+            "xgap": 1 if num_classes <= MAX_COUNTED else 0,
+            "ygap": 1 if num_classes <= MAX_COUNTED else 0,
+            "hovertemplate": "true: %{y}<br>predicted: %{x}<br>%{customdata} images<extra></extra>",
+        }
+        if num_classes <= MAX_COUNTED:
+            trace["text"] = _where(shown_KK, confusion_KK, otherwise="")
+            trace["texttemplate"] = "%{text}"
+        data.append(trace)
+    step = -(-num_classes // 40)
+    places = list(range(0, num_classes, step))
+    worst = np.argsort(np.where(confusion_KK.sum(1) > 0, shares_KK.diagonal(), 2))[:50]
+    return Chart(
+        name="confusion",
+        title="Confusion matrix",
+        label=f"{confusion_KK.trace()} of {confusion_KK.sum()} images are on the diagonal. "
+        f"Lowest recall: {classes[worst[0]]}, {shares_KK[worst[0], worst[0]]:.0%}.",
+        figures=single(
+            {
+                "data": data,
+                "layout": {
+                    "height": int(min(900, max(420, 170 + 30 * num_classes))),
+                    "margin": {"l": 190, "t": 8, "b": 50, "r": 8},
+                    "xaxis": {
+                        "tickvals": places,
+                        "ticktext": [str(at + 1) for at in places],
+                        "title": {"text": "predicted class, by number"},
+                        "showgrid": False,
+                        "ticks": "",
+                        "constrain": "domain",
+                    },
+                    "yaxis": {
+                        "tickvals": places,
+                        "ticktext": [ticks[at] for at in places],
+                        "autorange": "reversed",
+                        "showgrid": False,
+                        "ticks": "",
+                        "ticksuffix": " ",
+                    },
+                },
+            }
+        ),
+        header=("class", "images", "recall"),
+        table=[
+            [classes[at], int(confusion_KK[at].sum()), f"{shares_KK[at, at]:.0%}"]
+            for at in worst
+            if confusion_KK[at].sum()
+        ],
+        is_wide=True,
+    )
+
+
+def _where(shown_KK: np.ndarray, values_KK: np.ndarray, otherwise: Any = None) -> list[list[Any]]:
+    return [
+        [value if is_shown else otherwise for is_shown, value in zip(*line, strict=True)]
+        for line in zip(shown_KK.tolist(), values_KK.tolist(), strict=True)
+    ]

@@ -1,0 +1,99 @@
+"""OUT/trials.json: which trials a sweep has, and how far each is, kept while it runs."""
+
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from datasets import storage
+from tuning.space import Point
+
+WRITE_EVERY_S = 1.0
+RUNNING, FINISHED, PRUNED, FAILED, KILLED = "running", "finished", "pruned", "failed", "killed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialState:
+    """A trial as its driver sees it."""
+
+    trial_id: str
+    number: int
+    """Counted from 1, in the order of the search."""
+    point: Point
+    run: str
+    """URI of its run folder."""
+    state: str
+    reason: str | None = None
+    """Why it failed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trials:
+    """What trials.json holds."""
+
+    num_trials: int
+    """Those that will run, in all."""
+    updated_at: str
+    """UTC, ISO 8601."""
+    trials: tuple[TrialState, ...]
+
+
+class TrialStates:
+    """Keep trials.json current; a sweep that is resumed goes on with what the file says."""
+
+    def __init__(self, out: str, *, num_trials: int) -> None:
+        self._out, self._num_trials = out, num_trials
+        known = read_trials(out)
+        self._trials = {trial.trial_id: trial for trial in known.trials} if known else {}
+        self._written_s, self._changed = 0.0, True
+
+    def note(
+        self, trial_id: str, *, number: int, point: Point, state: str, reason: str | None = None
+    ) -> None:
+        """Note how a trial is now; `flush` writes it."""
+        self._trials[trial_id] = TrialState(
+            trial_id=trial_id,
+            number=number,
+            point=point,
+            run=storage.join(self._out, "trials", trial_id),
+            state=state,
+            reason=reason,
+        )
+        self._changed = True
+
+    def end(self) -> None:
+        """Write that no trial runs any more: those that did were killed."""
+        for trial in self._trials.values():
+            if trial.state == RUNNING:
+                self._trials[trial.trial_id] = replace(trial, state=KILLED)
+        self._changed = True
+        self.flush(at_once=True)
+
+    def flush(self, *, at_once: bool = False) -> None:
+        """Write what has changed, whole, and unless `at_once` not more than once a second."""
+        if not self._changed or not (
+            at_once or time.monotonic() - self._written_s >= WRITE_EVERY_S
+        ):
+            return
+        trials = Trials(
+            num_trials=self._num_trials,
+            updated_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            trials=tuple(sorted(self._trials.values(), key=lambda trial: trial.number)),
+        )
+        storage.write_bytes(trials_uri(self._out), json.dumps(asdict(trials), indent=1).encode())
+        self._written_s, self._changed = time.monotonic(), False
+
+
+def trials_uri(out: str) -> str:
+    return storage.join(out, "trials.json")
+
+
+def read_trials(out: str) -> Trials | None:
+    """Read trials.json; None where there is none, as in the sweep of an older Thaw."""
+    try:
+        values: dict[str, Any] = json.loads(storage.read_bytes(trials_uri(out)))
+    except FileNotFoundError:
+        return None
+    trials = tuple(TrialState(**trial) for trial in values.pop("trials"))
+    return Trials(**values, trials=trials)

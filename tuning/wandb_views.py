@@ -1,0 +1,111 @@
+"""Save a sweep's workspaces and reports in W&B; saved again, they change in their place.
+
+SWEEP/wandb_views.json    what W&B calls them, by entity, project and title
+"""
+
+import importlib.util
+import json
+from typing import Any
+
+import wandb
+from wandb.sdk.lib.service.service_connection import WandbApiFailedError
+
+from datasets import storage
+from tuning.card import read_card
+from tuning.findings import Findings, read_findings
+
+KNOWN = "wandb_views.json"
+Saved = dict[str, str]
+"""What W&B calls a view: its id, and the name of a workspace."""
+
+
+def save_views(sweep: str, *, project: str, entity: str | None) -> list[str]:
+    """Save the workspaces of a sweep, and the reports where it has ended.
+
+    Args:
+        sweep: URI of the sweep's folder.
+        entity: user or team; default: that of the key.
+
+    Returns:
+        Their URLs.
+
+    Raises:
+        ValueError: where no sweep is there, wandb-workspaces is missing, or W&B refuses: there is
+            no key, it is a wrong one, it may not write there, or the server is out of reach.
+    """
+    require_workspaces()
+    findings = read_findings(sweep)
+    uri = storage.join(findings.sweep, KNOWN)
+    known: dict[str, Saved] = json.loads(storage.read_bytes(uri)) if storage.exists(uri) else {}
+    deleted = f"; where they were deleted in W&B, delete {uri}" if known else ""
+    wandb.setup(wandb.Settings(silent=True))  # the URLs are the caller's to print
+    try:
+        entity = entity or wandb.Api().default_entity
+        if entity is None:
+            raise ValueError("entity is None: this key has no user; name the team it writes to")
+        urls = []
+        for view in build_views(entity, project, findings):
+            urls.append(save_view(view, known))
+            storage.write_bytes(uri, json.dumps(known, indent=1).encode())
+    except (wandb.Error, WandbApiFailedError) as error:
+        raise ValueError(
+            f"project is {project!r}: W&B did not take the views of {findings.sweep} "
+            f"({str(error).strip().rstrip('.')}); set WANDB_API_KEY, and WANDB_BASE_URL for a "
+            f"server of your own, or leave out --wandb{deleted}"
+        ) from error
+    return urls
+
+
+def require_workspaces() -> None:
+    """Refuse in one sentence where the optional package is missing.
+
+    Raises:
+        ValueError: with the command that installs it.
+    """
+    if importlib.util.find_spec("wandb_workspaces") is None:
+        raise ValueError(
+            "wandb needs the package wandb-workspaces to save workspaces and reports: "
+            "pip install -e '.[workspaces]', or leave out --wandb"
+        )
+
+
+def build_views(entity: str, project: str, findings: Findings) -> list[Any]:
+    """Build workspaces, and reports where there is something to report."""
+    # An optional package, which takes a second to import.
+    from tuning.reports import build_decision_report, build_model_card
+    from tuning.workspaces import build_run_review, build_sweep_review
+
+    views: list[Any] = [
+        build_run_review(entity, project, findings.group),
+        build_sweep_review(entity, project, findings.group, rungs=findings.rungs),
+    ]
+    if findings.standings:
+        views.append(build_decision_report(entity, project, findings))
+    if (card := read_card(findings)) is not None:
+        views.append(build_model_card(entity, project, findings, card))
+    return views
+
+
+def save_view(view: Any, known: dict[str, Saved]) -> str:
+    """Save a workspace or report, in the place of the one known by its title.
+
+    Args:
+        known: what was saved before; the view joins it.
+
+    Returns:
+        Its URL.
+    """
+    is_report = hasattr(view, "title")
+    title = f"{view.entity}/{view.project}: {view.title if is_report else view.name}"
+    saved = known.get(title, {})
+    if is_report:
+        view.id = saved.get("id", "")
+        view.save()
+        known[title] = {"id": view.id}
+    else:
+        # Private names: loading the old workspace to change it would keep what the code no longer
+        # says. test_tuning_workspaces holds what they do.
+        view._internal_id, view._internal_name = saved.get("id", ""), saved.get("name", "")
+        view.save()
+        known[title] = {"id": view._internal_id, "name": view._internal_name}
+    return view.url

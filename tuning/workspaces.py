@@ -1,0 +1,126 @@
+"""W&B workspaces of a sweep: one for its runs, one for what they say together.
+
+A workspace is a view of the whole project, so each is filtered to the group of the sweep, and named
+by it.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from wandb_workspaces import workspaces as ws
+from wandb_workspaces.reports.v2 import interface as wr
+
+from trainers import metrics
+from trainers.metrics import EPOCH, GLOBAL_STEP
+from trainers.mirror import TRIAL
+from tuning import panels
+from tuning.space import AXES, FREEZE_DEPTH, INIT
+
+
+def build_run_review(entity: str, project: str, group: str) -> ws.Workspace:
+    """Build the workspace for the runs of a group one by one; look for one by its name."""
+    clipping = (metrics.GRAD_NORM, metrics.GRAD_NORM_AFTER, metrics.CLIPPED_SHARE)
+    return ws.Workspace(
+        entity=entity,
+        project=project,
+        name=panels.name_view(f"Run review: {group}"),
+        sections=[
+            _section(
+                "Learning",
+                panels.curves(metrics.VAL_TOP1, axis=EPOCH),
+                panels.curves(metrics.VAL_TOP5, axis=EPOCH),
+                panels.curves(metrics.VAL_LOSS, axis=EPOCH),
+                panels.curves(metrics.TRAIN_LOSS, axis=GLOBAL_STEP),
+                panels.curves(metrics.TRAIN_TOP1, axis=GLOBAL_STEP),
+                panels.curves(metrics.LEARNING_RATE, axis=GLOBAL_STEP),
+            ),
+            _section(
+                "Clipping",
+                *(panels.curves(name, axis=GLOBAL_STEP) for name in clipping),
+                *(panels.stage_curves(name) for name in clipping),
+                panels.curves(metrics.PEAK_NORM, axis=GLOBAL_STEP),
+            ),
+            _section(
+                "Throughput",
+                panels.curves(metrics.IMAGES_PER_S, axis=EPOCH),
+                panels.curves(metrics.WAIT_S, axis=EPOCH),
+                panels.curves(metrics.EPOCH_S, axis=EPOCH),
+            ),
+            _section(
+                "Data",
+                panels.curves(metrics.LOST_IMAGES, axis=EPOCH),
+                wr.MediaBrowser(title="data/augmentation", media_keys=["data/augmentation"]),
+                columns=2,
+            ),
+            _section(
+                "Predictions",
+                panels.table("val/predictions"),
+                panels.table("val/mistakes"),
+                panels.confusion_matrix("val"),
+                panels.table("val/confusion"),  # in its place where there are many classes
+                columns=2,
+            ),
+        ],
+        settings=ws.WorkspaceSettings(max_runs=panels.MAX_CURVES),
+        runset_settings=_runs(panels.where(group)),
+    )
+
+
+def build_sweep_review(
+    entity: str, project: str, group: str, *, rungs: Sequence[int]
+) -> ws.Workspace:
+    """Build the workspace for the trials of a sweep together, beside the tables of its own run.
+
+    Args:
+        rungs: epochs after which trials are pruned.
+    """
+    return ws.Workspace(
+        entity=entity,
+        project=project,
+        name=panels.name_view(f"Sweep review: {group}"),
+        sections=[
+            _section("What decides", panels.parallel_coordinates(), panels.importance(), columns=2),
+            _section(
+                "How deep to thaw",
+                panels.best_by(FREEZE_DEPTH),
+                panels.best_by(INIT),
+                panels.best_of_all(),
+            ),
+            _section("Pruning", panels.accuracy_curves(rungs), panels.ends(rungs), columns=2),
+            _section(
+                "The sweep",
+                panels.table("sweep/leaderboard"),
+                panels.table("sweep/importance"),
+                panels.table("sweep/sharing"),
+                columns=1,
+            ),
+        ],
+        settings=ws.WorkspaceSettings(x_axis=EPOCH, max_runs=panels.MAX_CURVES),
+        runset_settings=_runs(panels.where(group, TRIAL, panels.SWEEP)),
+    )
+
+
+def _section(name: str, *shown: Any, columns: int = 3) -> ws.Section:
+    return ws.Section(
+        name=name,
+        panels=list(shown),
+        is_open=True,
+        layout_settings=ws.SectionLayoutSettings(columns=columns, rows=-(-len(shown) // columns)),
+    )
+
+
+def _runs(filters: str) -> ws.RunsetSettings:
+    """The best run first; how it ended and its point stand beside its name."""
+    sections = [axis.split(".", 1) for axis in AXES]
+    return ws.RunsetSettings(
+        filters=filters,
+        order=[ws.Ordering(ws.Summary(panels.BEST), ascending=False)],
+        pinned_columns=[
+            "run:displayName",
+            f"summary:{panels.BEST}",
+            *(f"config:{section}.value.{field}" for section, field in sections),
+            "summary:state",
+            f"summary:{EPOCH}",
+            f"summary:{metrics.TOTAL_S}",
+        ],
+    )
