@@ -1,6 +1,6 @@
-"""Two trials of DDP workers, each stopped by Tune in mid-training, as ASHA would.
+"""Trials of DDP workers, each stopped by Tune in mid-training, as ASHA would.
 
-test_tuning_run runs them on its cluster, and as a program on one of 2 CPUs without dashboard.
+test_tuning_run runs one on its cluster, and two as a program on 2 CPUs without dashboard.
 
 usage: python -m tests.stopped_trials DATA OUT
 """
@@ -17,6 +17,7 @@ from tests.conftest import living_workers, small_training
 from trainers.config import ClusterConfig, ModelConfig, TrackConfig
 from trainers.tracking import epoch_rows
 from tuning.config import SpaceConfig, TuningConfig
+from tuning.fits import AbortFits, start_fits
 from tuning.search import run_folder
 from tuning.space import points
 from tuning.trial import Shared, build_trial
@@ -27,8 +28,9 @@ FREED_S = 20
 """Within so many seconds of the sweep's end no worker lives, and every CPU is free."""
 
 
-def stop_trials(data: str, out: str) -> float:
-    """Stop both after their first epoch; return the seconds until nothing of them is left."""
+def stop_trials(data: str, out: str, *rates: float) -> float:
+    """Stop one of each learning rate after its first epoch, one after the other; return the seconds
+    until nothing of them is left."""
     base = small_training(
         data,
         out,
@@ -37,20 +39,27 @@ def stop_trials(data: str, out: str) -> float:
         track=TrackConfig(wandb="off"),
         cluster=ClusterConfig(num_workers=2),
     )
-    space = SpaceConfig(learning_rates=(1e-3, 1e-4), clipnorms=(None,), inits=("he",))
+    space = SpaceConfig(learning_rates=rates, clipnorms=(None,), inits=("he",))
     config = TuningConfig(base=base, space=space, out=out)
-    trial = build_trial(config, runtime.find_resources(), Shared(), num_concurrent=1)
+    fits = start_fits()
+    trial = build_trial(config, runtime.find_resources(), Shared(fits=fits), num_concurrent=1)
     tuner = ray.tune.Tuner(
         trial,
         param_space={"point": ray.tune.grid_search(points(space, "grid", None, 0))},
         tune_config=ray.tune.TuneConfig(max_concurrent_trials=1, reuse_actors=True),
-        run_config=ray.tune.RunConfig(storage_path=out, stop={"epoch": 1}, verbose=0, name="tune"),
+        run_config=ray.tune.RunConfig(
+            storage_path=out,
+            stop={"epoch": 1},
+            verbose=0,
+            name="tune",
+            callbacks=[AbortFits(config, fits)],
+        ),
     )
     results = [result.metrics for result in tuner.fit() if result.metrics]
     started_s = time.monotonic()
 
-    assert [result["epoch"] for result in results] == [1, 1]
-    assert len({result["pid"] for result in results}) == 1, "one process ran both"
+    assert [result["epoch"] for result in results] == [1] * len(rates)
+    assert len({result["pid"] for result in results}) == 1, "one process ran them all"
     runs = [run_folder(config, result["trial_id"]) for result in results]
     assert all(1 <= len(epoch_rows(run)) < NUM_EPOCHS for run in runs)
     while living_workers() or ray.available_resources()["CPU"] < ray.cluster_resources()["CPU"]:
@@ -65,7 +74,7 @@ def main(data: str, out: str) -> None:
         head_node_args={"num_cpus": 2, "object_store_memory": 2**29, "include_dashboard": False},
     )
     runtime.connect(nodes.address, quiet=True)
-    print(f"freed after {stop_trials(data, out):.1f} s", flush=True)
+    print(f"freed after {stop_trials(data, out, 1e-3, 1e-4):.1f} s", flush=True)
     ray.shutdown()
     nodes.shutdown()
 

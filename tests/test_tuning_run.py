@@ -121,6 +121,7 @@ class Mirror:
 def mirrors(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     Mirror.ended = []
     monkeypatch.setattr(progress, "RunMirror", Mirror)
+    monkeypatch.setattr(run, "start_fits", lambda: None)
     yield
 
 
@@ -249,17 +250,17 @@ def test_every_network_of_the_space_is_checked_first(sweep: TuningConfig) -> Non
 
 
 @pytest.mark.slow
-def test_workers_of_a_stopped_trial_are_freed_and_its_process_goes_on(
+def test_workers_of_a_stopped_trial_are_freed(
     ray_cluster: str, easy_data: str, tmp_path: Path
 ) -> None:
-    stop_trials(easy_data, str(tmp_path / "stopped"))
+    stop_trials(easy_data, str(tmp_path / "stopped"), 1e-3)
 
 
 @pytest.mark.slow
-def test_they_are_freed_without_a_dashboard_too(
+def test_they_are_freed_without_a_dashboard_too_and_the_sweep_goes_on(
     own_ray: dict[str, str], easy_data: str, tmp_path: Path
 ) -> None:
-    """Ray Train's own cleaner of what a killed training held needs one."""
+    """Ray Train's own cleaner of what a killed training had reserved needs a dashboard."""
     run = subprocess.run(
         [sys.executable, "-m", "tests.stopped_trials", easy_data, str(tmp_path / "stopped")],
         env={**os.environ, **own_ray}, cwd=ROOT, capture_output=True, text=True, timeout=300,

@@ -23,6 +23,7 @@ from tuning.advice import read_advice, score_advice
 from tuning.cache import cache_uri
 from tuning.check import check, facts_of
 from tuning.config import TuningConfig
+from tuning.fits import AbortFits, start_fits
 from tuning.heads import train_heads
 from tuning.leaderboard import (
     Ended,
@@ -41,7 +42,7 @@ from tuning.sharing import SharingPlan, plan_sharing
 from tuning.space import left_out, models, show, training_of
 from tuning.states import TrialStates
 from tuning.sweep_display import SweepDisplay
-from tuning.trial import Shared, build_trial
+from tuning.trial import Shared, build_trial, trains_in_process
 from tuning.wandb_sweep import log_sweep
 from tuning.winner import evaluate_once, train_longer
 
@@ -99,7 +100,10 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
     states = TrialStates(config.out, num_trials=num_trials)
     progress = Progress(config, shared, display, states)
     trial = build_trial(config, resources, shared, num_concurrent=num_concurrent)
-    tuner = build_tuner(config, trial, progress, num_concurrent=num_concurrent)
+    callbacks: list[tune.Callback] = [progress]
+    if shared.fits is not None:
+        callbacks.append(AbortFits(config, shared.fits))
+    tuner = build_tuner(config, trial, callbacks, num_concurrent=num_concurrent)
     with terminal.show(display.draw), warnings.catch_warnings():
         # Optuna keeps the first of two results of a step: right for a trial that goes on.
         warnings.filterwarnings("ignore", "The reported value is ignored", UserWarning)
@@ -150,6 +154,9 @@ def _share(
         )
     if config.head_first:
         shared = replace(shared, heads=train_heads(config, shared))
+    trainings = [training_of(config.base, model) for model in models(config.space)]
+    if not all(map(trains_in_process, trainings)):
+        shared = replace(shared, fits=start_fits())
     return shared
 
 

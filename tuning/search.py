@@ -34,7 +34,7 @@ def point_of(params: dict[str, Any]) -> Point:
 def build_tuner(
     config: TuningConfig,
     trainable: Callable[[dict[str, Any]], None],
-    callback: tune.Callback,
+    callbacks: list[tune.Callback],
     *,
     num_concurrent: int,
 ) -> tune.Tuner:
@@ -46,7 +46,7 @@ def build_tuner(
         # `restore` revives the callbacks and the concurrency of the sitting before, and has no
         # argument for them; Ray is pinned, and test_tuning_run holds this.
         restored: Any = tuner._local_tuner
-        restored._run_config.callbacks = [callback]
+        restored._run_config.callbacks = callbacks
         restored._tune_config.max_concurrent_trials = num_concurrent
         restored._tune_config.scheduler = remember(build_scheduler(config), config)
         return tuner
@@ -68,7 +68,7 @@ def build_tuner(
             name=STATE_FOLDER,
             storage_path=config.out,
             failure_config=tune.FailureConfig(max_failures=config.max_failures),
-            callbacks=[callback],
+            callbacks=callbacks,
             verbose=0,
         ),
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 import ray.tune
+from ray.actor import ActorHandle
 
 from cluster.runtime import Resources
 from cluster.scaling import in_process, plan_workers
@@ -25,8 +26,6 @@ from tuning.space import Point, training_of
 POLL_S = 0.5
 DRIVER_CPUS = 0.01
 """A trial that trains in workers only waits for them."""
-ABORT_TIMEOUT_S = 20.0
-"""How long a pruned trial waits for its workers to end before it kills them."""
 LEAVE_TIMEOUT_S = "60"
 """How long Tune waits for a pruned trial to leave its process before it starts another process."""
 
@@ -45,6 +44,8 @@ class Shared:
     """By initialization: the hash of the tensors it starts from."""
     fingerprint: str = ""
     """Of the data set."""
+    fits: ActorHandle | None = None
+    """The actor that trains in workers: see fits.py; None where every trial trains in process."""
 
     def prefix_of(self, config: FinetuneConfig) -> Prefix | None:
         """Return the features that a training can use instead of images."""
@@ -123,7 +124,8 @@ def train_trial(config: FinetuneConfig, shared: Shared, *, num_concurrent: int) 
             config, num_concurrent=num_concurrent, prefix=prefix, report=ray.tune.report
         )
     else:
-        _train_in_workers(config, prefix, num_concurrent=num_concurrent)
+        assert shared.fits is not None
+        _train_in_workers(config, shared.fits, prefix, num_concurrent=num_concurrent)
 
 
 def _copy_known(config: FinetuneConfig, shared: Shared) -> None:
@@ -136,39 +138,21 @@ def _copy_known(config: FinetuneConfig, shared: Shared) -> None:
 
 
 def _train_in_workers(
-    config: FinetuneConfig, prefix: Prefix | None, *, num_concurrent: int
+    config: FinetuneConfig, fits: ActorHandle, prefix: Prefix | None, *, num_concurrent: int
 ) -> None:
-    """Fit in a task, passing on the epochs it writes; a pruned trial aborts the task.
+    """Have it trained, passing on the epochs it writes.
 
     With `TuneReportCallback` the trial itself would wait for the fit and could not be told to stop:
     its process is kept for the next trial, and the workers of the pruned one train on.
     """
     num_reported = len(epoch_rows(config.out))
-    fit = ray.remote(num_cpus=0, max_retries=0)(launch.fit)
-    options: dict[str, Any] = {"num_concurrent": num_concurrent, "prefix": prefix}
-    training = fit.remote(config, **options)
-    try:
-        while True:
-            done, _ = ray.wait([training], timeout=POLL_S)
-            rows = epoch_rows(config.out)
-            for row in rows[num_reported:]:
-                num_reported += 1
-                ray.tune.report(row)
-            if done:
-                ray.get(training)
-                return
-    finally:
-        _abort(training)
-
-
-def _abort(training: ray.ObjectRef) -> None:
-    """End a fit, if it still runs, and what it holds of the cluster.
-
-    Interrupted, Ray Train ends its workers and gives back what it reserved for them. Killed, its
-    process takes controller and workers along, but the reservation stays until the dashboard is
-    asked who is alive: without a dashboard, until the end of the sweep.
-    """
-    ray.cancel(training)
-    _, running = ray.wait([training], timeout=ABORT_TIMEOUT_S)
-    if running:
-        ray.cancel(training, force=True)
+    training = fits.run.remote(config, num_concurrent=num_concurrent, prefix=prefix)
+    while True:
+        done, _ = ray.wait([training], timeout=POLL_S)
+        rows = epoch_rows(config.out)
+        for row in rows[num_reported:]:
+            num_reported += 1
+            ray.tune.report(row)
+        if done:
+            ray.get(training)
+            return
