@@ -27,7 +27,7 @@ from trainers.wandb_media import (
     mistakes_table,
     predictions_table,
 )
-from trainers.wandb_run import WandbError, WandbRun, sync_command
+from trainers.wandb_run import WandbError, WandbRun, give_up, sync_command
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,9 @@ class RunMirror:
             self._thread.join(timeout_s)
             if self._thread.is_alive():
                 logger.warning("W&B did not take all of %s in time", self._config.out)
-                return sync_command(self._config.out)
+                give_up()
+                self._sync_command = sync_command(self._config.out)
+            self._thread = None  # waited for once
         return self._sync_command
 
     def _mirror(self) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 
 import wandb
 from pyarrow import fs
+from wandb.sdk import wandb_setup
+from wandb.sdk.mailbox import HandleAbandonedError
 
 from datasets import storage
 from trainers.config import TrackConfig
@@ -145,7 +147,7 @@ class WandbRun:
         file = Path(self._run.settings.sync_file)
         try:
             self._run.finish(exit_code=0 if state in ("finished", "pruned") else 1)
-        except TimeoutError:
+        except (TimeoutError, HandleAbandonedError):  # the other: wandb's process is gone
             self.sync_command = sync_command(self._uri)
             logger.warning("W&B did not take all of %s in time", self._uri)
             return
@@ -169,6 +171,16 @@ class WandbRun:
 
     def _find_offline_runs(self) -> set[Path]:
         return set(Path(self._folder, "wandb").glob(f"offline-run-*-{self._id}*"))
+
+
+def give_up() -> None:
+    """Let this process end without waiting for W&B; what it was told stands in its files.
+
+    At the end of a process wandb waits for its own one, which tries artifacts again for ever.
+    """
+    connection = wandb_setup.singleton()._connection  # private names: wandb is pinned
+    if connection is not None and connection._cleanup is not None:
+        connection._cleanup()
 
 
 def sync_command(folder: str) -> str:
