@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datasets import storage
 from tuning.review_data import read_sweep
 from tuning.review_page import render_page
+from tuning.wandb_views import save_views
 
 WATCH_S = 5
 """How often the page of a running sweep is written, and loads itself anew."""
@@ -21,6 +22,8 @@ class ReviewConfig:
     python -m tuning review --out runs/sweep
 
     python -m tuning review --out runs/sweep --watch
+
+    python -m tuning review --out runs/sweep --wandb
     """
 
     out: str = "runs/sweep"
@@ -29,6 +32,11 @@ class ReviewConfig:
     """Write the page every few seconds while the sweep runs; an open page follows by itself."""
     pictures: bool = True
     """Show images and Grad-CAM of the winner, which needs the data set and its checkpoint."""
+    wandb: bool = False
+    """Also save workspaces and reports in W&B: run review, sweep review, how deep to thaw, model
+    card. Needs a key, and the package wandb-workspaces."""
+    entity: str | None = None
+    """User or team in W&B. Default: the key's."""
 
 
 def run_review(config: ReviewConfig) -> str:
@@ -57,4 +65,7 @@ def run_review(config: ReviewConfig) -> str:
             told = True
         time.sleep(WATCH_S)
     print(f"Review: {page} ({len(content) / 1e6:.1f} MB)")
+    if config.wandb:
+        for url in save_views(out, project=sweep.base.track.project, entity=config.entity):
+            print(f"W&B:    {url}")
     return page

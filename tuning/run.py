@@ -256,6 +256,7 @@ def _close(
     print()
     print_leaderboard(standings)
     print(f"\nLeaderboard:  {config.out}/leaderboard.json, leaderboard.csv")
+    print(f"Review:       python -m tuning review --out {shlex.quote(config.out)}")
     winner, test = find_winner(standings), _test_winner(config, manifest, standings)
     if winner is None:
         print("Winner:       none: no trial is above what always answering one class reaches")
