@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test check bench golden clean
+.PHONY: setup demo test test-extended check bench golden clean
 
 setup: $(READY)  ## Make .venv with everything pyproject.toml lists
 
@@ -16,7 +16,10 @@ demo: $(READY)  ## A whole sweep on synthetic cars, end to end, into runs/demo
 	$(BIN)/python -m tuning demo
 
 test: $(READY)  ## All tests: on a real Ray cluster of three raylets, and beside it all others
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m "not extended"
+
+test-extended: $(READY)  ## The tests that take minutes each, such as nodes lost in an elastic run
+	$(BIN)/python -m pytest -m extended
 
 check: $(READY)  ## Formatting, lint, types, direction of imports
 	$(BIN)/ruff format --check .

@@ -18,6 +18,7 @@ WORKERS_TOLERANCE = 1e-3
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.extended
 def test_two_of_three_nodes_lost_leave_the_losses_as_they_were(
     own_ray: dict[str, str], easy_data: str, tmp_path: Path
 ) -> None:

@@ -24,18 +24,20 @@ CANARIES = {
 }
 
 
-@pytest.mark.parametrize("killed_by", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "killed_by", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.extended)]
+)
 def test_a_killed_driver_loses_two_seconds_of_rows_at_most(
-    ray_cluster: str, easy_data: str, tmp_path: Path, killed_by: signal.Signals
+    own_ray: dict[str, str], easy_data: str, tmp_path: Path, killed_by: signal.Signals
 ) -> None:
     run = tmp_path / "run"
     options = f"--data {easy_data} --out {run} --backbone lenet5 --init he --freeze-depth 0 \
         --size-px 32 --policy none --epochs 500 --log-every-steps 1 --num-workers 0 \
-        --wandb offline --address {ray_cluster}"
+        --wandb offline"
     driver = subprocess.Popen(
         [sys.executable, "-m", "trainers", "transfer", *options.split()],
         cwd=ROOT,
-        env={**os.environ, **CANARIES},
+        env={**os.environ, **own_ray, **CANARIES},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

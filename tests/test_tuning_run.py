@@ -250,6 +250,7 @@ def test_every_network_of_the_space_is_checked_first(sweep: TuningConfig) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_workers_of_a_stopped_trial_are_freed(
     ray_cluster: str, easy_data: str, tmp_path: Path
 ) -> None:

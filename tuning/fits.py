@@ -10,7 +10,6 @@ import asyncio
 from typing import Any
 
 import ray
-from ray import tune
 from ray.actor import ActorHandle
 from ray.tune.experiment import Trial
 
@@ -18,7 +17,7 @@ from trainers import launch
 from trainers.config import FinetuneConfig
 from trainers.feed import Prefix
 from tuning.config import TuningConfig
-from tuning.search import run_folder
+from tuning.search import SittingCallback, run_folder
 
 ABORT_TIMEOUT_S = 20.0
 """How long a training may take to end its workers before it is killed."""
@@ -60,7 +59,7 @@ def start_fits() -> ActorHandle:
     return actor
 
 
-class AbortFits(tune.Callback):
+class AbortFits(SittingCallback):
     """Abort what a trial leaves behind: of a pruned one, Tune ends the process alone."""
 
     def __init__(self, config: TuningConfig, fits: ActorHandle) -> None:

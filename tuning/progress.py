@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ray import tune
 from ray.tune.experiment import Trial
 
 from datasets import storage
@@ -16,14 +15,14 @@ from trainers.config import FinetuneConfig
 from trainers.mirror import CLOSE_TIMEOUT_S, TRIAL, RunMirror
 from tuning.config import TuningConfig
 from tuning.reuse import read_origin, record
-from tuning.search import STATE_FOLDER, point_of
+from tuning.search import STATE_FOLDER, SittingCallback, point_of
 from tuning.space import describe
 from tuning.states import FAILED, FINISHED, PRUNED, RUNNING, TrialStates
 from tuning.sweep_display import SweepDisplay
 from tuning.trial import Shared, config_of
 
 
-class Progress(tune.Callback):
+class Progress(SittingCallback):
     """Tell the display of the trials, keep their mirrors and trials.json."""
 
     def __init__(

@@ -20,6 +20,17 @@ STATE_FOLDER = "tune"
 """Below the sweep's folder: what Tune needs to resume."""
 
 
+class SittingCallback(tune.Callback):
+    """A callback of this sitting alone.
+
+    Tune pickles callbacks into a sweep's state; the actors and threads of a driver that died can't
+    be revived, and `build_tuner` gives the next sitting callbacks of its own.
+    """
+
+    def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
+        return tune.Callback, ()
+
+
 def count_trials(config: TuningConfig) -> int:
     if config.search == "optuna":
         return config.trials or DEFAULT_TRIALS
