@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from tuning.search import point_of
 from tuning.space import AXES, FREEZE_DEPTH
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-NUM_TRIALS, NUM_EPOCHS = 6, 20
+NUM_TRIALS, NUM_EPOCHS = 6, 10
 SEED = 112
 """Draws two heads, a training that goes deeper, and a twin of each with another clipnorm."""
 DRIVER = """
@@ -51,24 +53,38 @@ def arguments(data: str, folder: Path, out: str, *more: str, num_workers: int = 
 
 
 class Killer(Progress):
-    """Kills a head's process and a DDP worker, once each, when they have told of their first epoch.
+    """Kills a head's process once it has told of an epoch, and a DDP worker once it has ended one.
 
-    A head's process then waits in `ray.tune.report`; workers train on.
+    The head's process then waits in `ray.tune.report`; workers train on, so a thread watches them.
     """
 
     killed: dict[str, tuple[str, int]]
     """By what died: its trial, and the epochs it had finished."""
 
+    def on_trial_start(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        super().on_trial_start(iteration, trials, trial, **info)
+        if point_of(trial.config)[FREEZE_DEPTH] != "all" and "worker" not in self.killed:
+            threading.Thread(target=self._kill_worker, args=(trial,)).start()
+
+    def _kill_worker(self, trial: Trial) -> None:
+        out, pids = self._training(trial).out, []
+        while not (pids and epoch_rows(out)):
+            if not pids and epoch_rows(out):
+                return  # a copy
+            pids = pids or living_workers()
+            time.sleep(0.02)
+        os.kill(pids[0], signal.SIGKILL)
+        self.killed["worker"] = trial.trial_id, len(epoch_rows(out))
+
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         super().on_trial_result(iteration, trials, trial, result, **info)
-        is_head = point_of(trial.config)[FREEZE_DEPTH] == "all"
-        victim = "head" if is_head else "worker"
-        if result["epoch"] == 1 and victim not in self.killed:
-            os.kill(result["pid"] if is_head else living_workers()[0], signal.SIGKILL)
-            num_epochs = len(epoch_rows(self._training(trial).out))
-            self.killed[victim] = trial.trial_id, num_epochs
+        if point_of(trial.config)[FREEZE_DEPTH] == "all" and "head" not in self.killed:
+            os.kill(result["pid"], signal.SIGKILL)
+            self.killed["head"] = trial.trial_id, len(epoch_rows(self._training(trial).out))
 
 
 def scores(answer: dict[str, Any]) -> dict[tuple, float]:
