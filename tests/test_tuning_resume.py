@@ -94,6 +94,7 @@ def scores(answer: dict[str, Any]) -> dict[tuple, float]:
     return dict(zip(points, (row["val_top1"] for row in answer["trials"]), strict=True))
 
 
+@pytest.mark.extended
 def test_a_killed_driver_head_or_worker_loses_no_trial_and_repeats_none(
     ray_cluster: str,
     easy_data: str,
