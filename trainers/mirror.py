@@ -5,7 +5,6 @@ thread of its own talks to W&B, so that no outage delays anything; what W&B miss
 folder, from which the next sitting, or `wandb sync`, brings it.
 """
 
-import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,13 +26,10 @@ from trainers.wandb_media import (
     mistakes_table,
     predictions_table,
 )
-from trainers.wandb_run import WandbError, WandbRun, give_up, sync_command
-
-logger = logging.getLogger(__name__)
+from trainers.wandb_run import WandbRun
+from trainers.wandb_thread import CLOSE_TIMEOUT_S, WandbThread
 
 POLL_S = 1.0
-CLOSE_TIMEOUT_S = 60
-"""What the end of a run waits for W&B at most; some of its calls know no timeout of their own."""
 TRIAL = "trial"
 """Job type of a sweep's trials: that one of them learns nothing is a finding, no alarm."""
 
@@ -50,12 +46,10 @@ class RunMirror:
     ) -> None:
         self._config, self._job_type = config, job_type
         self._options = {"name": name, "group": group, "job_type": job_type}
-        self._state, self._sync_command = "killed", None
+        self._state = "killed"
         self._ended = threading.Event()
-        self._thread: threading.Thread | None = None
-        if find_mode(config.track) != "off":
-            self._thread = threading.Thread(target=self._mirror, name="wandb", daemon=True)
-            self._thread.start()
+        is_off = find_mode(config.track) == "off"
+        self._thread = None if is_off else WandbThread(config.out, self._mirror)
 
     def finish(self, state: str) -> None:
         """Say how the run ended: finished, pruned, failed or killed. Waits for nothing."""
@@ -69,16 +63,9 @@ class RunMirror:
             The command that uploads what W&B does not have; None where it has all.
         """
         self._ended.set()
-        if self._thread is not None:
-            self._thread.join(timeout_s)
-            if self._thread.is_alive():
-                logger.warning("W&B did not take all of %s in time", self._config.out)
-                give_up()
-                self._sync_command = sync_command(self._config.out)
-            self._thread = None  # waited for once
-        return self._sync_command
+        return self._thread.close(timeout_s=timeout_s) if self._thread else None
 
-    def _mirror(self) -> None:
+    def _mirror(self) -> str | None:
         config = self._config
         manifest = read_manifest(config.data)
         run = WandbRun(
@@ -88,7 +75,6 @@ class RunMirror:
             tags=find_tags(config, manifest),
             **self._options,
         )
-        self._sync_command = run.sync_command
         content = RunContent(run, config, manifest, alarms=self._job_type != TRIAL)
         content.begin()
         while not self._ended.wait(POLL_S):
@@ -96,7 +82,7 @@ class RunMirror:
         content.copy_rows()
         content.end()
         run.finish(self._state)
-        self._sync_command = run.sync_command
+        return run.sync_command
 
 
 class RunContent:
@@ -113,18 +99,17 @@ class RunContent:
         self._alarms = alarms
         self._told_step = run.synced_step
         self._heard: set[str] = set()
-        self._asks = True
         splits = ("train", "val") if config.validates else ("train+val",)
         self._images_per_epoch = sum(manifest.split(split).num_images for split in splits)
 
     def begin(self) -> None:
         """Tell where the run starts from, and show what it will see."""
         run, config = self._run, self._config
-        self._show(
+        self._run.show(
             "the data set", lambda: run.use_artifact(data_artifact(config.data, self._manifest))
         )
         if self._told_step < 0:
-            self._show(
+            self._run.show(
                 "augmentation",
                 lambda: run.log({"data/augmentation": augmentation_image(config)}),
             )
@@ -146,17 +131,17 @@ class RunContent:
         predictions = read_predictions(self._config.out, axes[metrics.EPOCH])
         if predictions is not None:
             table = predictions_table(predictions)
-            self._show("predictions", lambda: self._run.log({**axes, "val/predictions": table}))
+            self._run.show("predictions", lambda: self._run.log({**axes, "val/predictions": table}))
 
     def end(self) -> None:
         """Show where the best weights err, and name the checkpoints."""
         run, config, classes = self._run, self._config, self._manifest.classes
         predictions = read_predictions(config.out)
         if predictions is not None:
-            self._show(
+            self._run.show(
                 "confusion", lambda: run.log({"val/confusion": confusion(predictions, classes)})
             )
-            self._show(
+            self._run.show(
                 "mistakes",
                 lambda: run.log(
                     {
@@ -167,22 +152,12 @@ class RunContent:
                 ),
             )
         for artifact, aliases in checkpoint_artifacts(config):
-            self._show("a checkpoint", partial(run.log_artifact, artifact, aliases=aliases))
+            self._run.show("a checkpoint", partial(run.log_artifact, artifact, aliases=aliases))
         if self._alarms and (result := find_result(config.out)) is not None:
             counts = self._manifest.split("val").class_counts if config.validates else ()
             self._raise_alerts(
                 judge_end(read_rows(config.out), diverged=result["diverged"], class_counts=counts)
             )
-
-    def _show(self, what: str, show: Callable[[], object]) -> None:
-        """Go on without what W&B, or a data set that is gone, does not give."""
-        if not self._asks:
-            return
-        try:
-            show()
-        except (WandbError, ValueError, OSError) as error:
-            self._asks = not isinstance(error, WandbError)
-            logger.warning("W&B is not shown %s of %s: %s", what, self._config.out, error)
 
     def _raise_alerts(self, alerts: Iterable[Alert]) -> None:
         for kind, text, is_error in alerts:

@@ -1,5 +1,7 @@
 """An evaluation in W&B: a run of its own, in the group of the training that it measured."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from datasets import storage
@@ -12,6 +14,7 @@ from trainers.tracking import find_mode
 from trainers.wandb_artifacts import checkpoint_artifact, data_artifact, evaluation_artifact
 from trainers.wandb_media import confusion, mistakes_table
 from trainers.wandb_run import WandbRun
+from trainers.wandb_thread import WandbThread
 
 LISTED = ("most_confused", "per_class", "reliability")
 """Lists of evaluation_SPLIT.json that become tables."""
@@ -26,9 +29,14 @@ def track_evaluation(
         The command that uploads what W&B does not have; None where it has all.
     """
     run = storage.absolute(run, "run")
-    config, folder = read_config(run), folder_of(run, split, tta=tta)
-    if find_mode(config.track) == "off":
+    folder = folder_of(run, split, tta=tta)
+    if find_mode(read_config(run).track) == "off":
         return None
+    return WandbThread(folder, partial(_track, run, folder, split, result, tta)).close()
+
+
+def _track(run: str, folder: str, split: str, result: dict[str, Any], tta: bool) -> str | None:
+    config = read_config(run)
     manifest = read_manifest(result["data"])
     name = run.rstrip("/").rsplit("/", 1)[-1]
     tracked = WandbRun(
@@ -42,24 +50,27 @@ def track_evaluation(
     )
     progress, _ = checkpoint.load_best(run)
     predictions = storage.read_parquet(storage.join(folder, PREDICTIONS))
-    tracked.use_artifact(data_artifact(result["data"], manifest))
-    tracked.use_artifact(checkpoint_artifact(config, progress))
+    data = result["data"]
     tracked.log(
         {name: value for name, value in result.items() if name.startswith(f"{split}/")}
-        | {
-            "epoch": result["epoch"],
-            f"{split}/confusion": confusion(predictions, manifest.classes),
-            f"{split}/mistakes": mistakes_table(
-                config, predictions, data=result["data"], split=split
-            ),
-        }
+        | {"epoch": result["epoch"]}
     )
+    shown: dict[str, Callable[[], object]] = {
+        "the data set": lambda: tracked.use_artifact(data_artifact(data, manifest)),
+        "the checkpoint": lambda: tracked.use_artifact(checkpoint_artifact(config, progress)),
+        "confusion": lambda: tracked.log(
+            {f"{split}/confusion": confusion(predictions, manifest.classes)}
+        ),
+        "mistakes": lambda: tracked.log(
+            {f"{split}/mistakes": mistakes_table(config, predictions, data=data, split=split)}
+        ),
+    }
     for name in LISTED:
-        rows = result[name]
-        if rows:
-            tracked.log_table(
-                f"{split}/{name}", list(rows[0]), [list(row.values()) for row in rows]
-            )
-    tracked.log_artifact(evaluation_artifact(folder, result))
+        if rows := result[name]:
+            columns, values = list(rows[0]), [list(row.values()) for row in rows]
+            shown[name] = partial(tracked.log_table, f"{split}/{name}", columns, values)
+    shown["the evaluation"] = lambda: tracked.log_artifact(evaluation_artifact(folder, result))
+    for what, show in shown.items():
+        tracked.show(what, show)
     tracked.finish("finished")
     return tracked.sync_command

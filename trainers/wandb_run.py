@@ -9,7 +9,7 @@ import os
 import shlex
 import shutil
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,7 @@ class WandbRun:
                 logger.warning("W&B is out of reach (%s): kept offline, to be synced later", error)
                 options["id"] += OFFLINE_SUFFIX  # the other id stays taken in this process
         self._run = run or wandb.init(mode="offline", **options)
+        self._asks = True
         self.sync_command = sync_command(folder) if self._run.offline else None
         """What uploads what W&B does not have; None where it has all."""
         self._define_axes()
@@ -109,13 +110,26 @@ class WandbRun:
         for metric, (axis, best) in SUMMARIES.items():
             self._run.define_metric(metric, step_metric=axis, summary=best)
 
+    def show(self, what: str, show: Callable[[], object]) -> None:
+        """Call what asks the server, such as to log a table or an artifact; go on without what W&B,
+        or a data set that is gone, does not give. A server that did not answer is asked no more."""
+        if not self._asks:
+            return
+        try:
+            show()
+        except (WandbError, ValueError, OSError) as error:
+            self._asks = not isinstance(error, WandbError)
+            logger.warning("W&B is not shown %s of %s: %s", what, self._uri, error)
+
     def log(self, values: dict[str, Any]) -> None:
         """Add a row; it names its own global_step or epoch. Tables and pictures may be in it."""
         self._run.log(values)
 
     def log_table(self, key: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-        """Add a table of texts and numbers."""
-        self._run.log({key: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+        """Add a table of texts and numbers; a column that has both is written as text."""
+        values = (_as_one_type(column) for column in zip(*rows, strict=True))
+        data = [list(row) for row in zip(*values, strict=True)]
+        self._run.log({key: wandb.Table(columns=list(columns), data=data)})
 
     def log_picture(self, key: str, path: str) -> None:
         """Add a picture file."""
@@ -171,6 +185,14 @@ class WandbRun:
 
     def _find_offline_runs(self) -> set[Path]:
         return set(Path(self._folder, "wandb").glob(f"offline-run-*-{self._id}*"))
+
+
+def _as_one_type(column: Sequence[Any]) -> Sequence[Any]:
+    """A freeze depth is a number or `all`; W&B refuses a column of both."""
+    texts = [isinstance(value, str) for value in column if value is not None]
+    if all(texts) or not any(texts):
+        return column
+    return [value if value is None else str(value) for value in column]
 
 
 def give_up() -> None:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from datasets.shards import Manifest
@@ -11,6 +12,7 @@ from trainers.tracking import find_mode
 from trainers.wandb_artifacts import data_artifact
 from trainers.wandb_media import augmentation_image
 from trainers.wandb_run import WandbRun
+from trainers.wandb_thread import WandbThread
 from tuning.config import TuningConfig
 from tuning.importance import rank_axes
 from tuning.leaderboard import Standing, find_winner
@@ -35,6 +37,17 @@ def log_sweep(
     """
     if find_mode(config.base.track) == "off":
         return None
+    tell = partial(_log, config, manifest, standings, savings, test)
+    return WandbThread(config.out, tell).close()
+
+
+def _log(
+    config: TuningConfig,
+    manifest: Manifest,
+    standings: Sequence[Standing],
+    savings: Savings,
+    test: dict[str, Any] | None,
+) -> str | None:
     run = WandbRun(
         config.out,
         track=config.base.track,
@@ -44,12 +57,19 @@ def log_sweep(
         config=config.to_dict(),
         tags=find_tags(config.base, manifest),
     )
-    run.use_artifact(data_artifact(config.base.data, manifest))
-    run.log({"data/augmentation": augmentation_image(config.base)})
     rows = [row.to_dict() for row in standings]
-    run.log_table("sweep/leaderboard", list(rows[0]), [list(row.values()) for row in rows])
-    run.log_table("sweep/importance", ("axis", "importance"), rank_axes(standings).items())
-    run.log_table("sweep/sharing", ("measure", "value"), savings.to_dict().items())
+    tables = {
+        "sweep/leaderboard": (list(rows[0]), [list(row.values()) for row in rows]),
+        "sweep/importance": (("axis", "importance"), rank_axes(standings).items()),
+        "sweep/sharing": (("measure", "value"), savings.to_dict().items()),
+    }
+    data = config.base.data
+    run.show("the data set", lambda: run.use_artifact(data_artifact(data, manifest)))
+    run.show(
+        "augmentation", lambda: run.log({"data/augmentation": augmentation_image(config.base)})
+    )
+    for key, (columns, values) in tables.items():
+        run.show(key, partial(run.log_table, key, columns, values))
     winner = find_winner(standings)
     run.summarize(
         {f"trials/{state}": n for state, n in Counter(r.state for r in standings).items()}

@@ -1,0 +1,95 @@
+"""The sweep's own run in W&B, read back from its offline file, and told to a server that dies."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.sweeps import write_sweep
+from tests.test_trainers_mirror import inspect
+from tests.wandb_server import WandbServer
+from trainers.wandb_run import sync_command
+from tuning.config import TuningConfig
+from tuning.review_data import read_sweep
+from tuning.savings import Savings
+from tuning.wandb_sweep import log_sweep
+
+
+def log(out: str, mode: Literal["online", "offline"]) -> str | None:
+    sweep = read_sweep(out)
+    base = replace(sweep.base, track=replace(sweep.base.track, wandb=mode))
+    config = TuningConfig(base=base, out=out)
+    assert sweep.manifest is not None
+    return log_sweep(config, sweep.manifest, sweep.standings, Savings(), None)
+
+
+def read_table(run: Path, key: str) -> dict[str, list[Any]]:
+    """Columns of a table of an offline run, by their names."""
+    name = key.rsplit("/", 1)[-1]
+    (file,) = (run / "files").rglob(f"{name}_*.table.json")
+    table = json.loads(file.read_text())
+    return dict(zip(table["columns"], map(list, zip(*table["data"], strict=True)), strict=True))
+
+
+def test_a_leaderboard_of_all_depths_is_a_table(easy_data: str, tmp_path: Path) -> None:
+    """`all` stands beside numbers there: W&B refuses a column of both."""
+    out = write_sweep(tmp_path / "sweep", trials=24, epochs=9, data=easy_data, backbone="lenet5")
+
+    assert log(out, "offline") == sync_command(out)
+    (run,) = Path(out, "wandb").glob("offline-run-*")
+    table = read_table(run, "sweep/leaderboard")
+    depths = [row.point["model.freeze_depth"] for row in read_sweep(out).standings]
+    assert {str(depth) for depth in depths} > {"all"}
+    assert table["model.freeze_depth"] == [str(depth) for depth in depths]
+    clipnorms = [row.point["optim.clipnorm"] for row in read_sweep(out).standings]
+    assert table["optim.clipnorm"] == clipnorms, "numbers, and none, stay what they are"
+    assert set(read_table(run, "sweep/importance")) == {"axis", "importance"}
+    state = json.loads(inspect(run, "--summary"))
+    assert state["summary"]["state"] == "finished" and state["summary"]["winner/point"]
+
+
+DRIVER = """
+import sys
+from tests.test_tuning_wandb_sweep import log
+from trainers import wandb_run
+from trainers.wandb_thread import WandbThread
+from tuning import wandb_sweep
+
+wandb_run.PATIENCE_S = 3
+WandbThread.close.__kwdefaults__["timeout_s"] = 26
+draw = wandb_sweep.augmentation_image
+def draw_without_server(config):
+    print("stop the server", flush=True)
+    sys.stdin.readline()
+    return draw(config)
+wandb_sweep.augmentation_image = draw_without_server
+print(log(sys.argv[1], "online"))
+"""
+
+
+@pytest.mark.extended
+def test_a_server_that_dies_ends_no_sweep(easy_data: str, tmp_path: Path) -> None:
+    """Its tables would wait for ever."""
+    out = write_sweep(tmp_path / "sweep", trials=3, epochs=2, data=easy_data, backbone="lenet5")
+    with WandbServer() as server:
+        driver = subprocess.Popen(
+            [sys.executable, "-c", DRIVER, out],
+            cwd=ROOT,
+            env={**os.environ, **server.environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert driver.stdout is not None and driver.stdout.readline() == "stop the server\n"
+        server.stop()
+        printed, warned = driver.communicate("\n", timeout=60)
+
+    assert driver.returncode == 0 and printed.strip() == sync_command(out)
+    assert f"W&B did not take all of {out} in time" in warned
