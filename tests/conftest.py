@@ -58,7 +58,12 @@ def ray_nodes() -> Iterator[Cluster]:
 
     nodes = Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": 2, "include_dashboard": True, "object_store_memory": 2**30},
+        head_node_args={
+            "num_cpus": 2,
+            "include_dashboard": True,
+            "dashboard_port": None,  # any, where another Ray of this machine has 8265
+            "object_store_memory": 2**30,
+        },
     )
     for _ in range(2):
         nodes.add_node(num_cpus=2, object_store_memory=2**29)

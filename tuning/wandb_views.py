@@ -38,7 +38,8 @@ def save_views(sweep: str, *, project: str, entity: str | None) -> list[str]:
     uri = storage.join(findings.sweep, KNOWN)
     known: dict[str, Saved] = json.loads(storage.read_bytes(uri)) if storage.exists(uri) else {}
     deleted = f"; where they were deleted in W&B, delete {uri}" if known else ""
-    wandb.setup(wandb.Settings(silent=True))  # the URLs are the caller's to print
+    wandb.setup()  # resets the terminal's settings, so it comes first
+    wandb.termsetup(wandb.Settings(silent=True), None)  # the URLs are the caller's to print
     try:
         entity = entity or wandb.Api().default_entity
         if entity is None:
