@@ -7,11 +7,10 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.entry import run_room
-from datasets import storage
 from datasets.config import SIZES_PX, Policy, PrepareConfig, require_between, require_positive
 from datasets.fields import check_fields
 from datasets.partition import tally_reasons
-from datasets.shards import read_manifest
+from datasets.shards import read_manifest, read_quarantine
 
 VERBS = {
     "prepare": "turn images into a data set of validated, split, balanced Parquet shards",
@@ -136,8 +135,7 @@ def _info(config: InfoConfig) -> None:
     console.print(f"fingerprint  {manifest.fingerprint}")
     tally = "no image"
     if manifest.num_quarantined:
-        left_out = storage.read_parquet(storage.join(config.data, "quarantine.parquet"))
-        tally = tally_reasons(left_out["reason"].to_pylist())
+        tally = tally_reasons(read_quarantine(config.data)["reason"].to_pylist())
     console.print(f"left out     {tally}")
 
 

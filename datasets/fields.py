@@ -22,7 +22,7 @@ MAX_TEXT = 4096
 MAX_STORED = 2**63 - 1
 """Of a file: what an int64 holds."""
 _CONTROL = ("Cc", "Cs", "Zl", "Zp")  # what a path or name has no use for, and a log obeys
-_MAX_SHOWN = 100
+_MAX_SHOWN = 300
 _CREDENTIALS = re.compile(
     r"://[^/@]*:(?!\d+(/|$))[^@]*@"  # USER:PASSWORD@, but not HOST:PORT/
     r"|^https?://[^/]*@"

@@ -105,6 +105,25 @@ def write_manifest(uri: str, manifest: Manifest) -> None:
     )
 
 
+def read_quarantine(uri: str) -> pa.Table:
+    """Read path and reason of every image that a data set left out.
+
+    Raises:
+        ValueError: where the file is missing, or damaged.
+    """
+    file = storage.join(uri, "quarantine.parquet")
+    try:
+        table = storage.read_parquet(file)
+        table = table.select(QUARANTINE_SCHEMA.names).cast(QUARANTINE_SCHEMA)
+    except FileNotFoundError:
+        raise damaged(file, "it is missing") from None
+    except (KeyError, pa.ArrowException) as error:
+        raise damaged(file, error) from None
+    if any(column.null_count for column in table.columns):
+        raise damaged(file, "a path or reason is missing")
+    return table
+
+
 def checksum(jpeg: bytes | pa.Buffer, label: int, image_id: int) -> int:
     """CRC-32 of all that a row is used for: a label that rots would be worse than a pixel."""
     return zlib.crc32(struct.pack("<iq", label, image_id), zlib.crc32(jpeg))

@@ -12,6 +12,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from datasets import features, shards
 from datasets.config import IngestConfig
 from tests.conftest import ROOT, write_shards
@@ -121,6 +124,11 @@ def list_readers(scratch: Path) -> dict[str, Reader]:
     def of_sweep(file: str) -> bytes:
         return (sweep / file).read_bytes()
 
+    sink = pa.BufferOutputStream()
+    left_out = [{"path": "a.jpg", "reason": "truncated: by 3 bytes"}] * 9
+    pq.write_table(pa.Table.from_pylist(left_out, shards.QUARANTINE_SCHEMA), sink)
+    quarantine = sink.getvalue().to_pybytes()
+
     step = "checkpoints/step-00000014/progress.json"
     return {
         "manifest": Reader(
@@ -132,6 +140,7 @@ def list_readers(scratch: Path) -> dict[str, Reader]:
         "schema version": Reader(
             "manifest.json", (data / "manifest.json").read_bytes(), shards.read_schema_version
         ),
+        "quarantine": Reader("quarantine.parquet", quarantine, shards.read_quarantine),
         "config": Reader("config.json", as_json(training.to_dict()), runs.read_config),
         "rows": Reader("metrics.jsonl", (run / "metrics.jsonl").read_bytes(), tracking.epoch_rows),
         "result": Reader("result.json", as_json(result), _read_result),
