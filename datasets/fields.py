@@ -24,7 +24,7 @@ MAX_STORED = 2**63 - 1
 _CONTROL = ("Cc", "Cs", "Zl", "Zp")  # what a path or name has no use for, and a log obeys
 _MAX_SHOWN = 300
 _CREDENTIALS = re.compile(
-    r"://[^/@]*:(?!\d+(/|$))[^@]*@"  # USER:PASSWORD@, but not HOST:PORT/
+    r"://[^/@:]*:(?!\d+(/|$))[^@]*@"  # USER:PASSWORD@, but not HOST:PORT/
     r"|^https?://[^/]*@"
     r"|[?&](x-amz-\w+|sig|signature|\w*token|\w*secret\w*|\w*access_key\w*|password)=",
     re.IGNORECASE,
@@ -208,7 +208,7 @@ def show(value: object) -> str:
     if isinstance(value, int) and abs(value).bit_length() > 256:
         return f"a number of {abs(value).bit_length()} bits"
     if isinstance(value, str):
-        if holds_credentials(value):
+        if holds_credentials(value[:MAX_TEXT]):
             return "a URI with credentials"
         value = value[: _MAX_SHOWN + 1]
     try:
