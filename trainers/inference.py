@@ -93,7 +93,7 @@ class InferenceConfig:
                 getattr(self, name),
                 "the run has its own: leave it out, or give --backbone instead of --run",
             )
-        require_between("size_px", self.size_px, *SIZES_PX)
+        require_between("size_px", self.size_px, 1, max(SIZES_PX))  # the network may want more
         require_at_least("batch_size", self.batch_size, 1)
         require_at_least("num_workers", self.num_workers, 1)
 
