@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-extended check bench golden clean
+.PHONY: setup demo test test-extended fuzz check bench golden clean
 
 setup: $(READY)  ## Make .venv with everything pyproject.toml lists
 
@@ -20,6 +20,11 @@ test: $(READY)  ## All tests: on a real Ray cluster of three raylets, and beside
 
 test-extended: $(READY)  ## The tests that take minutes each, such as nodes lost in an elastic run
 	$(BIN)/python -m pytest -m extended
+
+FUZZ_EXAMPLES ?= 2000
+fuzz: $(READY)  ## Minutes of random files for whatever is read back; tests try a few of them
+	THAW_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/test_house_fuzz.py --timeout 3600
+	if $(BIN)/python -c "import atheris" 2> /dev/null; then $(BIN)/python -m tests.hostile_readers 60; fi
 
 check: $(READY)  ## Formatting, lint, types, direction of imports
 	$(BIN)/ruff format --check .

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Device = Literal["auto", "cpu", "gpu"]
+MAX_WORKERS = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +25,9 @@ class ClusterConfig:
     """Worker failures a training survives before it gives up."""
 
     def __post_init__(self) -> None:
-        if self.num_workers is not None and self.num_workers < 0:
+        if self.num_workers is not None and not 0 <= self.num_workers <= MAX_WORKERS:
             raise ValueError(
-                f"cluster.num_workers is {self.num_workers!r}: use 0 (in process) or more"
+                f"cluster.num_workers is {self.num_workers!r}: use 0 (in process) to {MAX_WORKERS}"
             )
         if self.min_workers is not None and not 1 <= self.min_workers <= (self.num_workers or 0):
             raise ValueError(

@@ -1,9 +1,11 @@
 """What a run comes from: its command, the commit of this code, and the versions it ran with."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +18,11 @@ COMMIT_VAR = "THAW_COMMIT"
 """Names the commit where the code lies without its repository, as in a container image."""
 PACKAGES = ("ray", "torch", "torchvision", "albumentations", "opencv-python-headless", "wandb")
 GIT_TIMEOUT_S = 10
+SECRET_NAMES = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")
+"""Ends of the names of environment variables whose values must stand in no file."""
+MIN_SECRET = 8
+REDACTED = "***"
+USERINFO = re.compile(r"(://)[^/@\s]*:[^@\s]*@")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +51,31 @@ def find_provenance() -> Provenance:
 
 
 def find_command(argv: list[str]) -> str:
-    """Write the command line that started a process: `python -m tuning --data runs/cars`."""
+    """Write the command line that started a process: `python -m tuning --data runs/cars`.
+
+    Passwords in URIs and the secrets of this environment are left out: files and W&B keep it.
+    """
     program = Path(argv[0])
     is_room = program.name == "__main__.py"
     words = ["-m", program.parent.name] if is_room else [str(program)]
-    return shlex.join(["python", *words, *argv[1:]])
+    return shlex.join(["python", *words, *map(redact, argv[1:])])
+
+
+def redact(word: str) -> str:
+    """Take the secrets out of a word of a command line."""
+    for secret in find_secrets():
+        word = word.replace(secret, REDACTED)
+    return USERINFO.sub(rf"\1{REDACTED}@", word)
+
+
+def find_secrets(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the secrets of an environment with the names of their variables, the longest first."""
+    found = {
+        value: name
+        for name, value in environment.items()
+        if name.endswith(SECRET_NAMES) and len(value) >= MIN_SECRET
+    }
+    return dict(sorted(found.items(), key=lambda item: -len(item[0])))
 
 
 def find_commit(root: Path) -> str | None:

@@ -7,10 +7,10 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.entry import run_room
-from datasets import storage
-from datasets.config import Policy, PrepareConfig, require
+from datasets.config import SIZES_PX, Policy, PrepareConfig, require_between, require_positive
+from datasets.fields import check_fields
 from datasets.partition import tally_reasons
-from datasets.shards import read_manifest
+from datasets.shards import read_manifest, read_quarantine
 
 VERBS = {
     "prepare": "turn images into a data set of validated, split, balanced Parquet shards",
@@ -64,7 +64,8 @@ class BenchConfig:
     """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
 
     def __post_init__(self) -> None:
-        require(self.seconds > 0, "seconds", self.seconds, "use more than 0")
+        require_between("size_px", self.size_px, *SIZES_PX)
+        require_positive("seconds", self.seconds)
 
 
 def main(arguments: list[str]) -> None:
@@ -91,20 +92,20 @@ def parse(arguments: list[str]) -> PrepareConfig | InfoConfig | PreviewConfig | 
         ValueError: for an unknown verb, or values that don't fit.
     """
     verb, *options = arguments
+    configs = {"info": InfoConfig, "preview": PreviewConfig, "bench": BenchConfig}
     if verb == "prepare":
-        return tyro.cli(
+        config = tyro.cli(
             tyro.conf.OmitArgPrefixes[PrepareConfig],
             args=options,
             prog="python -m datasets prepare",
             description=PREPARE_HELP,
         )
-    if verb == "info":
-        return tyro.cli(InfoConfig, args=options, prog="python -m datasets info")
-    if verb == "preview":
-        return tyro.cli(PreviewConfig, args=options, prog="python -m datasets preview")
-    if verb == "bench":
-        return tyro.cli(BenchConfig, args=options, prog="python -m datasets bench")
-    raise ValueError(f"verb is {verb!r}: choose from {', '.join(VERBS)}")
+    elif verb in configs:
+        config = tyro.cli(configs[verb], args=options, prog=f"python -m datasets {verb}")
+    else:
+        raise ValueError(f"verb is {verb!r}: choose from {', '.join(VERBS)}")
+    check_fields(config)
+    return config
 
 
 def _prepare(config: PrepareConfig) -> None:
@@ -134,8 +135,7 @@ def _info(config: InfoConfig) -> None:
     console.print(f"fingerprint  {manifest.fingerprint}")
     tally = "no image"
     if manifest.num_quarantined:
-        left_out = storage.read_parquet(storage.join(config.data, "quarantine.parquet"))
-        tally = tally_reasons(left_out["reason"].to_pylist())
+        tally = tally_reasons(read_quarantine(config.data)["reason"].to_pylist())
     console.print(f"left out     {tally}")
 
 

@@ -15,7 +15,7 @@ from pyarrow import fs
 from datasets import storage
 from datasets.config import require
 from datasets.images import BadImage
-from datasets.listing import Reader, read_files
+from datasets.listing import Reader, find_broken_links, read_files
 from datasets.parquet import (
     check_image_column,
     is_parquet,
@@ -96,27 +96,18 @@ def _list_files(uri: str) -> list[fs.FileInfo]:
         if info.type == fs.FileType.File:
             return [info]
         selector = fs.FileSelector(path, recursive=True, allow_not_found=True)
-        below = file_system.get_file_info(selector)
+        below = sorted(file_system.get_file_info(selector), key=lambda info: info.path)
     if isinstance(file_system, fs.LocalFileSystem):
-        below += _list_links_to_nothing(path)
+        for folder, _, names in os.walk(path):
+            below += find_broken_links(folder, names)
     files = [
         info
         for info in sorted(below, key=lambda info: info.path)
-        if info.type in (fs.FileType.File, fs.FileType.NotFound)
+        if info.type != fs.FileType.Directory
         and not any(part.startswith(".") for part in info.path[len(path) :].split("/"))
     ]
     require(bool(files), "images", uri, "no file lies there; check the path")
     return files
-
-
-def _list_links_to_nothing(folder: str) -> list[fs.FileInfo]:
-    """pyarrow leaves them out without a word."""
-    places = (os.path.join(below, name) for below, _, names in os.walk(folder) for name in names)
-    return [
-        fs.FileInfo(place, type=fs.FileType.NotFound)
-        for place in places
-        if not os.path.exists(place)
-    ]
 
 
 def _list_parquet(uri: str, files: list[fs.FileInfo], image_column: str) -> Collection:

@@ -4,9 +4,13 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Literal
 
+from datasets.fields import show
+
 SOURCES = ("folder", "stanford", "parquet", "synthetic")
 POLICIES = ("none", "light", "cars")
 INGESTS = ("auto", "stream", "memory")
+SIZES_PX = (16, 1024)
+"""Of images that a network sees."""
 
 Source = Literal["folder", "stanford", "parquet", "synthetic"]
 Policy = Literal["none", "light", "cars"]
@@ -17,12 +21,22 @@ LabelBy = Literal["model", "body"]
 def require(condition: bool, field: str, value: object, remedy: str) -> None:
     """Raise the user's error: one sentence naming the field, the value and the remedy."""
     if not condition:
-        raise ValueError(f"{field} is {value!r}: {remedy}")
+        raise ValueError(f"{field} is {show(value)}: {remedy}")
 
 
 def require_at_least(field: str, value: int | None, minimum: int) -> None:
     """Refuse a count below `minimum`; None means 'not set' and passes."""
     require(value is None or value >= minimum, field, value, f"use {minimum} or more")
+
+
+def require_between(field: str, value: int | None, minimum: int, maximum: int) -> None:
+    """Refuse a number out of a range; None means 'not set' and passes."""
+    require(
+        value is None or minimum <= value <= maximum,
+        field,
+        value,
+        f"use {minimum} to {maximum}",
+    )
 
 
 def require_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
@@ -63,14 +77,10 @@ class SyntheticConfig:
     """Another seed is another fleet: other proportions, other photographs."""
 
     def __post_init__(self) -> None:
-        require(
-            2 <= self.num_classes <= 196, "synthetic.num_classes", self.num_classes, "use 2 to 196"
-        )
-        require_at_least("synthetic.train_per_class", self.train_per_class, 2)
-        require_at_least("synthetic.test_per_class", self.test_per_class, 1)
-        require(
-            32 <= self.render_px <= 1024, "synthetic.render_px", self.render_px, "use 32 to 1024"
-        )
+        require_between("synthetic.num_classes", self.num_classes, 2, 196)
+        require_between("synthetic.train_per_class", self.train_per_class, 2, 100_000)
+        require_between("synthetic.test_per_class", self.test_per_class, 1, 100_000)
+        require_between("synthetic.render_px", self.render_px, 32, 1024)
         require_at_least("synthetic.seed", self.seed, 0)
 
 
@@ -158,7 +168,7 @@ class IngestConfig:
     """Images of an epoch that may turn out unreadable; a run that meets more stops."""
 
     def __post_init__(self) -> None:
-        require(16 <= self.size_px <= 1024, "ingest.size_px", self.size_px, "use 16 to 1024 pixels")
+        require_between("ingest.size_px", self.size_px, *SIZES_PX)
         require_choice("ingest.policy", self.policy, POLICIES)
         require_at_least("ingest.views", self.views, 1)
         require_choice("ingest", self.ingest, INGESTS)
@@ -185,4 +195,6 @@ class IngestConfig:
 
     def num_views(self, num_epochs: int) -> int:
         """Different views of each image that a training sees."""
-        return 1 + max(self.view_of(epoch) for epoch in range(num_epochs))
+        if self.policy == "none":
+            return 1
+        return num_epochs if self.views is None else min(self.views, num_epochs)

@@ -27,8 +27,10 @@ import ray
 from ray.data.extensions import ArrowTensorArray
 
 from datasets import storage
+from datasets.fields import take_object
 from datasets.plan import LOST, Chunk
 from datasets.read import read_again, read_group, read_metadata
+from datasets.records import damaged, parse_json, read_object
 
 FORMAT_VERSION = 1
 """Of the files, and of what the key leaves unsaid: another number is another key."""
@@ -50,6 +52,9 @@ class Part:
     losses: tuple[str, ...] = ()
     """Images that could not be had, whose label is LOST, with the reason."""
 
+    def __post_init__(self) -> None:
+        storage.require_name("parts.name", self.name)
+
     @property
     def num_images(self) -> int:
         return sum(self.row_groups)
@@ -59,6 +64,9 @@ class Part:
         """Rebuild from JSON."""
         lists = {name: tuple(values[name]) for name in ("row_groups", "losses")}
         return cls(**{**values, **lists})
+
+
+_INDEX = {"shape": tuple[int, ...], "parts": tuple[Part, ...]}
 
 
 @dataclass(frozen=True)
@@ -127,10 +135,10 @@ def read_view(entry: str, view: int) -> View | None:
     """Find a view of an entry; None where it is not whole."""
     uri = view_uri(entry, view)
     try:
-        index = json.loads(storage.read_bytes(storage.join(uri, INDEX)))
+        index = read_object(storage.join(uri, INDEX), _INDEX)
     except FileNotFoundError:
         return None
-    return View(uri, tuple(index["shape"]), tuple(map(Part.from_dict, index["parts"])))
+    return View(uri, index["shape"], index["parts"])
 
 
 def write_view(view: View, facts: dict[str, Any]) -> None:
@@ -180,7 +188,11 @@ def read_part(uri: str) -> Part:
     filesystem, path = storage.resolve(uri)
     num_bytes = filesystem.get_file_info(path).size
     metadata = read_metadata(uri)
-    facts = json.loads(metadata.metadata[FACTS])
+    facts = parse_json((metadata.metadata or {}).get(FACTS, b""), uri)
+    try:
+        facts = take_object(facts, {"first_row": int, "losses": list[str]})
+    except ValueError as error:
+        raise damaged(uri, error) from None
     row_groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
     name = uri.rsplit("/", 1)[-1]
     return Part(name, facts["first_row"], row_groups, num_bytes, tuple(facts["losses"]))

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 
 MAX_PIXELS = 50_000_000
 JPEG_QUALITY = 95
+JPEG_END = b"\xff\xd9"
 MAX_JPEG_SIDE_PX = 65_500
 MAX_ASPECT = 100
 """Long side by short side. No photograph comes near it, and of a thinner image the long side would
@@ -139,7 +140,8 @@ def _load(content: bytes) -> tuple[np.ndarray, bool]:
             )
             return np.asarray(_to_rgb(ImageOps.exif_transpose(image))), is_plain_jpeg
         except _DECODE_ERRORS as error:
-            reason = "truncated" if "truncated" in str(error) else "unreadable"
+            is_cut = image.format == "JPEG" and not content.rstrip(b"\0\r\n").endswith(JPEG_END)
+            reason = "truncated" if is_cut or "truncated" in str(error) else "unreadable"
             raise BadImage(f"{reason}: {error}") from error
 
 

@@ -6,14 +6,18 @@ OUT/quarantine.parquet      path and reason of every image left out
 """
 
 import json
+import os
 import struct
 import zlib
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
+from pyarrow import fs
 
 from datasets import storage
+from datasets.fields import build
+from datasets.records import damaged, parse_json
 
 SCHEMA_VERSION = 2
 SPLITS = ("train", "val", "test")
@@ -38,6 +42,13 @@ class Shard:
     path: str
     row_groups: tuple[int, ...]
     num_bytes: int
+
+    def __post_init__(self) -> None:
+        parts = self.path.split("/")
+        if len(parts) > 2 or not all(map(storage.is_name, parts)):
+            raise ValueError(f"path is {self.path[:200]!r}: use SPLIT/NAME, below the data set")
+        if self.num_bytes < 0 or min(self.row_groups, default=0) < 0:
+            raise ValueError(f"row_groups and num_bytes of {self.path!r}: use zero or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +105,25 @@ def write_manifest(uri: str, manifest: Manifest) -> None:
     )
 
 
+def read_quarantine(uri: str) -> pa.Table:
+    """Read path and reason of every image that a data set left out.
+
+    Raises:
+        ValueError: where the file is missing, or damaged.
+    """
+    file = storage.join(uri, "quarantine.parquet")
+    try:
+        table = storage.read_parquet(file)
+        table = table.select(QUARANTINE_SCHEMA.names).cast(QUARANTINE_SCHEMA)
+    except FileNotFoundError:
+        raise damaged(file, "it is missing") from None
+    except (KeyError, pa.ArrowException) as error:
+        raise damaged(file, error) from None
+    if any(column.null_count for column in table.columns):
+        raise damaged(file, "a path or reason is missing")
+    return table
+
+
 def checksum(jpeg: bytes | pa.Buffer, label: int, image_id: int) -> int:
     """CRC-32 of all that a row is used for: a label that rots would be worse than a pixel."""
     return zlib.crc32(struct.pack("<iq", label, image_id), zlib.crc32(jpeg))
@@ -112,7 +142,7 @@ def _read_values(uri: str) -> dict[str, Any] | None:
     """Read the JSON of a manifest of any version; None where it is none of Thaw's."""
     content = storage.read_bytes(storage.join(uri, "manifest.json"))
     try:
-        values = json.loads(content)
+        values = parse_json(content, uri)
     except ValueError:
         return None
     return values if isinstance(values, dict) and "schema_version" in values else None
@@ -129,6 +159,8 @@ def read_schema_version(uri: str) -> int:
         raise ValueError(
             f"out is {uri!r}: another program's manifest.json stands there; use another folder"
         )
+    if not isinstance(values["schema_version"], int):
+        raise damaged(storage.join(uri, "manifest.json"), "its schema_version is no number")
     return values["schema_version"]
 
 
@@ -136,7 +168,8 @@ def read_manifest(uri: str) -> Manifest:
     """Read the manifest of a prepared data set.
 
     Raises:
-        ValueError: where there is none of Thaw's, or it was written by a newer Thaw.
+        ValueError: where there is none of Thaw's, it was written by a newer Thaw, its values don't
+            fit each other, or it names files outside of the data set.
     """
     try:
         values = _read_values(uri)
@@ -158,15 +191,46 @@ def read_manifest(uri: str) -> Manifest:
             f"data is {uri!r}: its shards have schema version {version}, this Thaw reads "
             f"{SCHEMA_VERSION}; update Thaw or prepare the data again"
         )
-    splits = {
-        name: Split(
-            shards=tuple(
-                Shard(**{**shard, "row_groups": tuple(shard["row_groups"])})
-                for shard in split["shards"]
-            ),
-            class_counts=tuple(split["class_counts"]),
-            num_pixels=split["num_pixels"],
-        )
-        for name, split in values["splits"].items()
-    }
-    return Manifest(**{**values, "classes": tuple(values["classes"]), "splits": splits})
+    try:
+        manifest = build(Manifest, values)
+        _check_counts(manifest)
+    except ValueError as error:
+        raise damaged(storage.join(uri, "manifest.json"), error) from None
+    _refuse_links_out(uri, manifest)
+    return manifest
+
+
+def _check_counts(manifest: Manifest) -> None:
+    """Readers plan by these numbers alone, without opening a shard."""
+    for name, split in manifest.splits.items():
+        if name not in SPLITS:
+            raise ValueError(f"splits.{name[:40]} is unknown: use {', '.join(SPLITS)}")
+        if len(split.class_counts) != len(manifest.classes) or min(split.class_counts) < 0:
+            raise ValueError(
+                f"splits.{name}.class_counts has {len(split.class_counts)} numbers: use one, zero "
+                f"or more, for each of the {len(manifest.classes)} classes"
+            )
+        num_rows = sum(sum(shard.row_groups) for shard in split.shards)
+        if num_rows != split.num_images:
+            raise ValueError(
+                f"splits.{name}.class_counts is {split.num_images} in all: its row groups hold "
+                f"{num_rows}"
+            )
+
+
+def _refuse_links_out(uri: str, manifest: Manifest) -> None:
+    """A data set may lie behind a link; none of its files does, or it would be of another folder.
+
+    Raises:
+        ValueError: naming the link.
+    """
+    filesystem, root = storage.resolve(uri)
+    if not isinstance(filesystem, fs.LocalFileSystem):
+        return
+    files = [os.path.join(root, s.path) for split in manifest.splits.values() for s in split.shards]
+    for place in (*dict.fromkeys(map(os.path.dirname, files)), *files):
+        if os.path.islink(place) and storage.leaves(place, root):
+            raise ValueError(
+                f"data is {uri!r}: {place} is a link out of the data set, to "
+                f"{os.path.realpath(place)}; put the files themselves there"
+            )

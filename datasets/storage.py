@@ -23,6 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from datasets.fields import check_text
+
+MAX_NAME_BYTES = 255
 JOB_ENV_VAR = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
 
 # Options of pyarrow. Small objects go in one request instead of three; without a limit a process
@@ -45,8 +48,9 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
 
     Raises:
         ValueError: for a scheme neither pyarrow nor fsspec knows, a package that is missing, a
-            bucket that can't be looked up, and credentials in the URI.
+            bucket that can't be looked up, and for control characters or credentials in the URI.
     """
+    check_text(uri, "a URI")
     scheme, separator, place = uri.partition("://")
     if not separator:
         return fs.LocalFileSystem(), os.path.abspath(uri)
@@ -92,7 +96,8 @@ def explaining(uri: str) -> Iterator[None]:
     """Turn what a file system says about `uri` into the user's sentence.
 
     Raises:
-        ValueError: for any OSError but FileNotFoundError, which travels.
+        ValueError: for any OSError but FileNotFoundError, which travels, and for names that are
+            not UTF-8.
     """
     try:
         yield
@@ -100,6 +105,10 @@ def explaining(uri: str) -> Iterator[None]:
         raise
     except OSError as error:
         raise ValueError(_explain(uri, error)) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"URI {uri!r}: {error.object!r} there is no name in UTF-8; rename it"
+        ) from None
 
 
 def _explain(uri: str, error: OSError) -> str:
@@ -128,8 +137,10 @@ def absolute(uri: str, field: str) -> str:
 
     Raises:
         ValueError: for a relative path in a job of `ray job submit`, where it would name a place in
-            the job's copy of the working folder, which nobody keeps.
+            the job's copy of the working folder, which nobody keeps; and for an empty one.
     """
+    if not uri.strip():
+        raise ValueError(f"{field} is {uri!r}: give a path or a URI")
     if "://" in uri or os.path.isabs(uri):
         return uri
     if JOB_ENV_VAR in os.environ:
@@ -143,6 +154,30 @@ def absolute(uri: str, field: str) -> str:
 def join(uri: str, *parts: str) -> str:
     """Append path parts to a URI."""
     return "/".join([uri.rstrip("/"), *parts])
+
+
+def is_name(name: str) -> bool:
+    """Whether `name` is that of one file or folder, and names no way to another place."""
+    return (
+        0 < len(name.encode(errors="replace")) <= MAX_NAME_BYTES
+        and name not in (".", "..")
+        and not any(character in "/\\" or not character.isprintable() for character in name)
+    )
+
+
+def require_name(field: str, name: str) -> None:
+    """Refuse what is not the name of one file or folder.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    if not is_name(name):
+        raise ValueError(f"{field} is {name[:200]!r}: use the name of a file or folder, no path")
+
+
+def leaves(place: str, folder: str) -> bool:
+    """Whether a local path, its links followed, lies outside of a folder."""
+    return not f"{os.path.realpath(place)}/".startswith(f"{os.path.realpath(folder)}/")
 
 
 def exists(uri: str) -> bool:
@@ -218,8 +253,16 @@ def read_parquet(uri: str) -> pa.Table:
 
     Raises:
         FileNotFoundError: where there is none.
+        ValueError: where it is no Parquet file, or a damaged one.
     """
-    return pq.read_table(pa.BufferReader(read_bytes(uri)))
+    content = read_bytes(uri)
+    try:
+        return pq.read_table(pa.BufferReader(content))
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(
+            f"{uri} is damaged, or no Parquet file ({textwrap.shorten(str(error), 240)}); delete "
+            "it, and run the command again that wrote it"
+        ) from None
 
 
 def write_parquet(uri: str, table: pa.Table, **options: Any) -> int:

@@ -41,5 +41,17 @@ def test_the_command_is_what_the_user_typed() -> None:
     assert find_command(["script.py"]) == "python script.py"
 
 
+def test_the_command_holds_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    monkeypatch.setenv("HF_TOKEN", "0123456789")
+    argv = ["x/trainers/__main__.py", "--data", "s3://AKIA:wJal/rXU@bucket/cars"]
+    told = find_command([*argv, "--group", "k0123456789abcdef", "--address=ray://a:b@host:1/x"])
+    assert told == (
+        "python -m trainers --data 's3://***@bucket/cars' --group 'k***' "
+        "'--address=ray://***@host:1/x'"
+    )
+    assert find_command([*argv[:1], "--data", "s3://bucket/a:b@2"]).endswith("s3://bucket/a:b@2")
+
+
 def test_versions_are_those_installed() -> None:
     assert find_provenance().versions["ray"] == "2.60.0"

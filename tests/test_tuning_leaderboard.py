@@ -72,7 +72,9 @@ def test_best_epoch_counts_and_states_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_files_hold_what_was_ranked(tmp_path: Path) -> None:
-    trials = [end_trial(tmp_path, "a", [0.5]), end_trial(tmp_path, "b", [], failed=True)]
+    folder = tmp_path / "trials"
+    folder.mkdir()
+    trials = [end_trial(folder, "a", [0.5]), end_trial(folder, "b", [], failed=True)]
     standings = rank(trials, epochs=1, class_counts=CLASS_COUNTS)
     assert read_leaderboard(str(tmp_path)) is None
     write_leaderboard(str(tmp_path), standings, sync=["wandb sync x"])

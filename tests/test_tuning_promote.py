@@ -180,5 +180,5 @@ def test_what_cannot_be_promoted_is_named(easy_data: str, tmp_path: Path) -> Non
         run_promote(config)
     assert not (tmp_path / "promoted").exists()
 
-    with pytest.raises(ValueError, match="seeds is 0: use 1 or more"):
+    with pytest.raises(ValueError, match="seeds is 0: use 1 to 1000"):
         PromoteConfig(sweep="s", seeds=0)

@@ -8,6 +8,7 @@ import tyro
 from cluster.entry import run_room
 from cluster.runtime import connect
 from datasets import terminal
+from datasets.fields import check_fields
 from trainers import launch, metrics
 from trainers.config import FinetuneConfig
 from trainers.evaluate import EvaluateConfig, run_evaluation
@@ -58,17 +59,20 @@ def parse(arguments: list[str]) -> Any:
     if arguments and not arguments[0].startswith("-"):
         recipe, *arguments = arguments
     if recipe in VERBS:
-        return tyro.cli(VERBS[recipe][0], args=arguments, prog=f"python -m trainers {recipe}")
-    if recipe not in RECIPES:
+        config = tyro.cli(VERBS[recipe][0], args=arguments, prog=f"python -m trainers {recipe}")
+    elif recipe in RECIPES:
+        config = tyro.cli(
+            FinetuneConfig,
+            default=RECIPES[recipe],
+            args=arguments,
+            prog=f"python -m trainers {recipe}",
+            description=HELP,
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+    else:
         raise ValueError(f"recipe is {recipe!r}: choose from {', '.join([*RECIPES, *VERBS])}")
-    return tyro.cli(
-        FinetuneConfig,
-        default=RECIPES[recipe],
-        args=arguments,
-        prog=f"python -m trainers {recipe}",
-        description=HELP,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
+    check_fields(config)
+    return config
 
 
 def run_training(config: FinetuneConfig) -> None:

@@ -13,14 +13,16 @@ import hashlib
 import json
 import logging
 import math
+import re
 from dataclasses import asdict, dataclass, field, replace
 from operator import attrgetter
 from typing import Any
 
-import safetensors.torch
 from torch import Tensor
 
-from datasets import storage
+from datasets import fields, storage
+from datasets.records import read_object
+from trainers.tensors import parse_safetensors
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,10 @@ class Progress:
     all trials of a sweep: SWEEP/prefixes/NAME, where the run is SWEEP/trials/RUN."""
     files: dict[str, dict[str, str | int]] = field(default_factory=dict)
     """Size and SHA-256 of the files beside it."""
+
+    def __post_init__(self) -> None:
+        for name in (*self.files, *([] if self.prefix is None else [self.prefix])):
+            storage.require_name("files or prefix", name)
 
     @property
     def is_between_epochs(self) -> bool:
@@ -160,7 +166,8 @@ def load_best(run: str) -> tuple[Progress, dict[str, Tensor]]:
     for best in sorted(whole, key=attrgetter("merit"), reverse=True):
         if (found := _read(run, best.global_step)) is not None:
             progress, contents = found
-            weights = safetensors.torch.load(contents[MODEL])
+            file = storage.join(folder(run, best.global_step), MODEL)
+            weights = parse_safetensors(contents[MODEL], file)
             return progress, weights | (read_prefix(run, progress) or {})
     raise ValueError(f"run is {run!r}: it has no whole checkpoint of an epoch; train it first")
 
@@ -181,7 +188,7 @@ def read_prefix(run: str, progress: Progress) -> dict[str, Tensor] | None:
         return None
     uri = prefix_uri(run, progress.prefix)
     try:
-        return safetensors.torch.load(storage.read_bytes(uri))
+        return parse_safetensors(storage.read_bytes(uri), uri)
     except FileNotFoundError:
         raise ValueError(
             f"run is {run!r}: its frozen tensors are missing; they lie in {uri}, shared by the "
@@ -192,21 +199,18 @@ def read_prefix(run: str, progress: Progress) -> dict[str, Tensor] | None:
 def read_progress(run: str, step: int) -> Progress | None:
     """Read how far a checkpoint had come; None where its folder is not a whole checkpoint."""
     try:
-        values = json.loads(storage.read_bytes(storage.join(folder(run, step), PROGRESS)))
+        values = read_object(storage.join(folder(run, step), PROGRESS))
         unknown = {"peak_norm": math.inf}  # in a checkpoint of an older Thaw: nobody looked
-        return Progress(
-            **{
-                **unknown,
-                **values,
-                "classes": tuple(values["classes"]),
-                "losses": tuple(values["losses"]),
-            }
-        )
+        progress = fields.build(Progress, unknown | values)
     except FileNotFoundError:
         return None  # the process was killed while it wrote this folder
-    except (ValueError, TypeError, KeyError) as error:
+    except ValueError as error:
         logger.warning("%s is damaged (%s): passed over", folder(run, step), error)
         return None
+    if progress.global_step != step:
+        logger.warning("%s is that of step %d: passed over", folder(run, step), step)
+        return None
+    return progress
 
 
 def _read(run: str, step: int) -> tuple[Progress, dict[str, bytes]] | None:
@@ -219,7 +223,7 @@ def _read(run: str, step: int) -> tuple[Progress, dict[str, bytes]] | None:
             contents[name] = storage.read_bytes(storage.join(folder(run, step), name))
         except FileNotFoundError:
             contents[name] = b""
-        if hashlib.sha256(contents[name]).hexdigest() != facts["sha256"]:
+        if hashlib.sha256(contents[name]).hexdigest() != facts.get("sha256"):
             logger.warning("%s/%s is damaged: passed over", folder(run, step), name)
             return None
     return progress, contents
@@ -227,4 +231,10 @@ def _read(run: str, step: int) -> tuple[Progress, dict[str, bytes]] | None:
 
 def _steps(run: str) -> list[int]:
     names = storage.list_names(storage.join(run, "checkpoints"))
-    return sorted(int(name.removeprefix("step-")) for name in names if name.startswith("step-"))
+    return sorted(step for name in names if (step := step_of(name)) is not None)
+
+
+def step_of(name: str) -> int | None:
+    """Return the step in the name of a checkpoint's folder; None for another folder's."""
+    found = re.fullmatch(r"step-(\d{8,18})", name, re.ASCII)
+    return int(found[1]) if found else None

@@ -15,6 +15,7 @@ from datasets.config import (
     require_not_negative,
     require_positive,
 )
+from datasets.fields import build, check_fields
 
 PRETRAINED = ("imagenet", "imagenet_v1", "imagenet_v2", "file")
 RANDOM = ("xavier", "he", "normal", "orthogonal", "zeros")
@@ -240,6 +241,12 @@ class TrackConfig:
     """Training metrics are written every so many steps."""
 
     def __post_init__(self) -> None:
+        require(
+            0 < len(self.project) <= 128 and not set(self.project) & set("/\\#?%:"),
+            "track.project",
+            self.project,
+            "use 1 to 128 characters, none of them / \\ # ? % :",
+        )
         require_at_least("track.log_every_steps", self.log_every_steps, 1)
 
 
@@ -276,6 +283,7 @@ class FinetuneConfig:
         require_at_least("epochs", self.epochs, 1)
         require_at_least("global_batch_size", self.global_batch_size, 1)
         require_at_least("checkpoint_every_steps", self.checkpoint_every_steps, 1)
+        require_at_least("seed", self.seed, 0)
         require_choice("train_on", self.train_on, ("train", "train+val"))
         require(
             self.validates or self.schedule.early_stopping_epochs is None,
@@ -325,24 +333,11 @@ class FinetuneConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "FinetuneConfig":
-        """Rebuild from `to_dict`; an unknown key raises ValueError."""
-        parts: dict[str, type[Any]] = {
-            "ingest": IngestConfig,
-            "model": ModelConfig,
-            "optim": OptimConfig,
-            "loss": LossConfig,
-            "schedule": ScheduleConfig,
-            "compute": ComputeConfig,
-            "track": TrackConfig,
-            "cluster": ClusterConfig,
-        }
-        schedule, track = values["schedule"], values["track"]
-        phases = tuple(tuple(phase) for phase in schedule["phases"])  # JSON has lists
-        values = values | {
-            "schedule": schedule | {"phases": phases},
-            "track": track | {"tags": tuple(track.get("tags", ()))},
-        }
-        try:
-            return cls(**{k: parts[k](**v) if k in parts else v for k, v in values.items()})
-        except TypeError as error:
-            raise ValueError(f"config does not fit this version of Thaw: {error}") from error
+        """Rebuild from `to_dict`, or what JSON made of it.
+
+        Raises:
+            ValueError: for an unknown key, and values that don't fit their fields.
+        """
+        config = build(cls, values)
+        check_fields(config)
+        return config

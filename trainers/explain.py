@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cluster.runtime import connect
 from datasets import storage
-from datasets.config import require
+from datasets.config import require, require_at_least
 from datasets.shards import Manifest, read_manifest
 from trainers import runs
 from trainers.answers import read_views
@@ -67,6 +67,7 @@ class ExplainConfig:
         require(
             1 <= self.num_images <= 60, "num_images", self.num_images, "use 1 to 60, to be readable"
         )
+        require_at_least("seed", self.seed, 0)
 
 
 def run_explain(config: ExplainConfig) -> None:

@@ -16,6 +16,7 @@ import torch
 from cluster.entry import ROOT
 from datasets import storage
 from datasets.config import require
+from datasets.records import read_json
 from trainers.evaluations import read_evaluation
 from trainers.formats import EXPORTERS, Exporter, Run, Subject, require_onnx
 from trainers.model_card import CardFacts, FileFacts, write_card
@@ -101,7 +102,7 @@ def _clear(out: str) -> None:
         ValueError: where another's README.md or config.json stands, be it that of a run.
     """
     try:
-        config = json.loads(storage.read_bytes(storage.join(out, CONFIG)))
+        config = read_json(storage.join(out, CONFIG))
         ours = isinstance(config, dict) and config.items() >= MARK.items()
     except FileNotFoundError:
         ours = not storage.exists(storage.join(out, CARD))

@@ -20,7 +20,13 @@ from cluster.runtime import connect
 from cluster.scaling import plan_workers
 from datasets import storage
 from datasets.collection import lies_in, list_images
-from datasets.config import IngestConfig, require, require_at_least
+from datasets.config import (
+    SIZES_PX,
+    IngestConfig,
+    require,
+    require_at_least,
+    require_between,
+)
 from datasets.inference import Outcome, Workers, infer
 from datasets.partition import tally_reasons
 from datasets.terminal import tell
@@ -87,6 +93,7 @@ class InferenceConfig:
                 getattr(self, name),
                 "the run has its own: leave it out, or give --backbone instead of --run",
             )
+        require_between("size_px", self.size_px, 1, max(SIZES_PX))  # the network may want more
         require_at_least("batch_size", self.batch_size, 1)
         require_at_least("num_workers", self.num_workers, 1)
 

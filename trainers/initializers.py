@@ -1,18 +1,14 @@
 """Where weights start: ImageNet, a file, or a distribution drawn from a seed."""
 
 import http.client
-import io
 import re
 import urllib.request
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from pyarrow import fs
 from torch import Tensor, nn
@@ -21,8 +17,10 @@ from datasets import storage
 from trainers.backbones import find
 from trainers.config import RANDOM, ModelConfig
 from trainers.published import Published
+from trainers.tensors import parse_pickle, parse_safetensors, refuse_not_finite
 
 CONNECT_TIMEOUT_S = 4.0
+MAX_WEIGHTS_BYTES = 8 * 2**30
 NAMES_SHOWN = 4
 DRAWN = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)")  # norm.1 is norm1 today
@@ -106,16 +104,18 @@ def _load_head(model: nn.Module, config: ModelConfig) -> None:
     assert config.head is not None
     wanted = {name: t.shape for name, t in head_tensors(model, config.backbone).items()}
     try:
-        given = safetensors.torch.load(storage.read_bytes(config.head))
-    except (FileNotFoundError, safetensors.SafetensorError) as error:
+        content = read_weights(config.head)
+    except FileNotFoundError as error:
         raise ValueError(
             f"model.head is {config.head!r}: it can't be read ({error}); give a .safetensors file"
         ) from None
+    given = parse_safetensors(content, f"model.head is {config.head!r}")
     if {name: t.shape for name, t in given.items()} != wanted:
         shapes = ", ".join(f"{name} {tuple(shape)}" for name, shape in wanted.items())
         raise ValueError(
             f"model.head is {config.head!r}: not a head of this network, whose tensors are {shapes}"
         )
+    refuse_not_finite(given, f"model.head is {config.head!r}")
     model.load_state_dict(given, strict=False)
 
 
@@ -201,19 +201,14 @@ def _read_state_dict(uri: str) -> dict[str, Tensor]:
     """Read a file's tensors by name, without what training scripts wrap around them."""
     file = _weights_file(uri)
     try:
-        content = storage.read_bytes(file)
+        content = read_weights(file)
     except FileNotFoundError:
         raise ValueError(
             f"model.weights is {uri!r}: no file there; give a state dict that torch.save or "
             "safetensors wrote, or a checkpoint folder of Thaw"
         ) from None
-    try:
-        values = _parse(content, is_pickle=not file.endswith(".safetensors"))
-    except Exception as error:  # damaged bytes make torch.load raise a dozen kinds of them
-        raise ValueError(
-            f"model.weights is {uri!r}: damaged, or a pickle that wants to run code, which is "
-            "refused; save the bare state dict, best as .safetensors"
-        ) from error
+    parse = parse_safetensors if file.endswith(".safetensors") else parse_pickle
+    values = parse(content, f"model.weights is {uri!r}")
     for wrapper in ("state_dict", "model"):
         if isinstance(values, dict) and isinstance(values.get(wrapper), dict):
             values = values[wrapper]
@@ -226,12 +221,22 @@ def _read_state_dict(uri: str) -> dict[str, Tensor]:
     }
 
 
-def _parse(content: bytes, *, is_pickle: bool) -> Any:
-    if not is_pickle:
-        return safetensors.torch.load(content)
-    with warnings.catch_warnings():  # what an unusual pickle protocol breaks is refused anyway
-        warnings.filterwarnings("ignore", message="Detected pickle protocol")
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+def read_weights(uri: str) -> bytes:
+    """Read a file of weights, unless it is larger than those of any network.
+
+    Raises:
+        FileNotFoundError: where there is none.
+        ValueError: for a file of more than MAX_WEIGHTS_BYTES.
+    """
+    filesystem, path = storage.resolve(uri)
+    with storage.explaining(uri):
+        size = filesystem.get_file_info(path).size or 0
+    if size > MAX_WEIGHTS_BYTES:
+        raise ValueError(
+            f"{uri} has {size} bytes, more than the {MAX_WEIGHTS_BYTES} of any network here; save "
+            "the bare state dict, without the state of the optimizer"
+        )
+    return storage.read_bytes(uri)
 
 
 def _load(model: nn.Module, given: dict[str, Tensor], config: ModelConfig) -> LoadReport:
@@ -257,8 +262,10 @@ def _load(model: nn.Module, given: dict[str, Tensor], config: ModelConfig) -> Lo
         missing=tuple(name for name in wanted if name not in given),
         unexpected=tuple(name for name in given if name not in wanted),
     )
+    loaded = {name: given[name] for name in report.loaded}
+    refuse_not_finite(loaded, f"model.weights is {config.weights!r}")
     incomplete = [name.rpartition(".")[0] for name in (*report.replaced, *report.missing)]
     for module in dict.fromkeys(incomplete):
         _reset(model.get_submodule(module))
-    model.load_state_dict({name: given[name] for name in report.loaded}, strict=False)
+    model.load_state_dict(loaded, strict=False)
     return report

@@ -1,22 +1,36 @@
 """The run folder: config.json at its start, result.json at its end, and what may resume it."""
 
 import json
+from textwrap import shorten
 from typing import Any
 
 from torch import nn
 
 from datasets import storage
 from datasets.config import require
+from datasets.records import damaged, read_object
 from datasets.shards import read_manifest
 from trainers import checkpoint, metrics
 from trainers.backbones import build
 from trainers.checkpoint import Progress
 from trainers.config import FinetuneConfig
+from trainers.tensors import load_weights
 
 # What a longer or elsewhere continued run may change; all else would make it another run.
 FREE_TO_CHANGE = ("out", "epochs", "checkpoint_every_steps", "cluster", "track")
 FREE_IN_SCHEDULE = ("early_stopping_epochs",)
 FREE_IN_INGEST = ("memory_share", "task_images", "max_bad_fraction")
+_RESULT: dict[str, Any] = {
+    "epochs": int,
+    "global_step": int,
+    "best_epoch": int,
+    metrics.VAL_TOP1: float | None,
+    metrics.VAL_BEST_TOP1: float | None,
+    metrics.TOTAL_S: float,
+    "checkpoint": str | None,
+    "diverged": str | None,
+    "lost": str | None,
+}
 
 
 def read_result(run: str) -> dict[str, Any]:
@@ -30,7 +44,7 @@ def read_result(run: str) -> dict[str, Any]:
     if result is None:
         raise ValueError(f"run is {run!r}: it has not ended; the same command goes on with it")
     if (problem := result["diverged"] or result["lost"]) is not None:
-        raise ValueError(problem)
+        raise ValueError(shorten(problem, 1000))
     return result
 
 
@@ -38,17 +52,20 @@ def read_config(run: str) -> FinetuneConfig:
     """Read the config a run was started with.
 
     Raises:
-        ValueError: where there is no run.
+        ValueError: where there is no run, or its config does not fit this version of Thaw.
     """
+    uri = storage.join(run, "config.json")
     try:
-        return FinetuneConfig.from_dict(
-            json.loads(storage.read_bytes(storage.join(run, "config.json")))
-        )
+        values = read_object(uri)
     except FileNotFoundError:
         raise ValueError(
             f"run is {run!r}: no run folder there (config.json is missing); "
             "give the --out of a training"
         ) from None
+    try:
+        return FinetuneConfig.from_dict(values)
+    except ValueError as error:
+        raise damaged(uri, error) from None
 
 
 def load_best_model(run: str) -> tuple[FinetuneConfig, Progress, nn.Module]:
@@ -61,7 +78,7 @@ def load_best_model(run: str) -> tuple[FinetuneConfig, Progress, nn.Module]:
     config = read_config(run)
     progress, weights = checkpoint.load_best(run)
     model = build(config.model.backbone, len(progress.classes))
-    model.load_state_dict(weights)
+    load_weights(model, weights, checkpoint.folder(run, progress.global_step))
     return config, progress, model.eval()
 
 
@@ -128,11 +145,20 @@ def is_over(run: str) -> bool:
 
 
 def find_result(run: str) -> dict[str, Any] | None:
-    """Read result.json, whatever it says; None where the run has not ended."""
+    """Read result.json, whatever it says; None where the run has not ended.
+
+    Its checkpoint is the one in this folder, wherever the run lay when it ended.
+    """
     try:
-        return json.loads(storage.read_bytes(storage.join(run, "result.json")))
+        result = read_object(storage.join(run, "result.json"), _RESULT)
     except FileNotFoundError:
         return None
+    if (known := result["checkpoint"]) is not None:
+        step = checkpoint.step_of(known.rsplit("/", 1)[-1])
+        if step is None:
+            raise damaged(storage.join(run, "result.json"), "its checkpoint is none of a run")
+        result["checkpoint"] = checkpoint.folder(run, step)
+    return result
 
 
 def _fixed_fields(config: FinetuneConfig) -> dict[str, Any]:

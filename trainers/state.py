@@ -24,6 +24,7 @@ from trainers.feed import Place
 from trainers.freezing import freeze, has_live_batchnorm, resolve_depth, train_mode
 from trainers.initializers import LoadReport, initialize
 from trainers.optim import build_optimizer, carry_state
+from trainers.tensors import load_weights, parse_pickle, parse_safetensors
 
 AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -182,13 +183,14 @@ class TrainState:
             prefix: the tensors that they lack.
         """
         assert self.optimizer is not None
-        weights = safetensors.torch.load(contents["model.safetensors"])
-        training: dict[str, Any] = torch.load(
-            io.BytesIO(contents["training.pt"]), weights_only=True, map_location="cpu"
-        )
-        self.kept.load_state_dict(weights | (prefix or {}))
+        weights = parse_safetensors(contents["model.safetensors"], "model.safetensors")
+        training: dict[str, Any] = parse_pickle(contents["training.pt"], "training.pt")
+        needed = ("optimizer", "scaler", *(("model", "num_averaged") if self.average else ()))
+        if not isinstance(training, dict) or not set(needed) <= training.keys():
+            raise ValueError(f"training.pt lacks one of {', '.join(needed)}: use another --out")
+        load_weights(self.kept, weights | (prefix or {}), "model.safetensors")
         if self.average:
-            self.model.load_state_dict(training["model"] | (prefix or {}))
+            load_weights(self.model, training["model"] | (prefix or {}), "training.pt")
             self.average.num_updates = training["num_averaged"]
         self.optimizer.load_state_dict(training["optimizer"])
         self.scaler.load_state_dict(training["scaler"])

@@ -7,6 +7,7 @@ FOLDER/wandb/run-*-ID          a sitting online
 """
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from typing import Any
 from pyarrow import fs
 
 from datasets import storage
+from datasets.records import damaged, read_object
 
 WANDB = str(Path(sys.executable).with_name("wandb"))
 READER_TIMEOUT_S = 120
@@ -38,8 +40,7 @@ class Folder:
 
     @property
     def id(self) -> str | None:
-        file = self.path / "wandb_id"
-        return file.read_text() if file.exists() else None
+        return read_id(str(self.path))
 
     @property
     def sittings(self) -> list[Path]:
@@ -59,7 +60,7 @@ class Folder:
     def read_json(self, name: str) -> Json | None:
         """Read a file of the folder; None where there is none."""
         file = self.path / name
-        return json.loads(file.read_bytes()) if file.exists() else None
+        return read_object(str(file)) if file.exists() else None
 
 
 @dataclass
@@ -106,6 +107,17 @@ class Record:
         self.num_configs += bool(own)
 
 
+def read_id(folder: str) -> str | None:
+    """Return the W&B id kept in a folder; None where there is none."""
+    uri = storage.join(folder, "wandb_id")
+    if not storage.exists(uri):
+        return None
+    content = storage.read_bytes(uri)
+    if not re.fullmatch(rb"[^/\\#?%:*\[\]\x00-\x1f\x7f-\xff]{1,128}", content):
+        raise damaged(uri, f"its id is {ascii(content[:40])[2:-1]!r}")
+    return content.decode()
+
+
 def is_offline(sitting: Path) -> bool:
     return sitting.name.startswith("offline-")
 
@@ -127,6 +139,8 @@ def local_copy(uri: str, scratch: str) -> Path:
     names = [path[len(root) :].strip("/") for path in paths]
 
     def fetch(name: str) -> None:
+        if not all(map(storage.is_name, name.split("/"))):  # a key may be any text: ../ as well
+            raise ValueError(f"{uri} holds {name[:200]!r}, which is no name of a file; delete it")
         target = Path(scratch, name)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(storage.read_bytes(storage.join(uri, name)))

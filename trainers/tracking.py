@@ -8,6 +8,8 @@ import os
 from typing import Any
 
 from datasets import storage
+from datasets.fields import take_object
+from datasets.records import damaged, parse_json
 from trainers import metrics
 from trainers.config import TrackConfig
 
@@ -40,12 +42,37 @@ class JsonlTracker:
 
 
 def read_rows(run: str) -> list[Row]:
-    """Rows of a run so far; none where it has not begun."""
+    """Rows of a run so far; none where it has not begun.
+
+    Raises:
+        ValueError: for a line that is no row, which it counts from 1.
+    """
+    uri = storage.join(run, "metrics.jsonl")
     try:
-        content = storage.read_bytes(storage.join(run, "metrics.jsonl"))
+        content = storage.read_bytes(uri)
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in content.decode().splitlines()]
+    rows = []
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if line:
+            place = f"{uri} line {number}"
+            row = parse_json(line, place)
+            try:
+                rows.append(take_object(row, _hints_of(row)))
+            except ValueError as error:
+                raise damaged(place, error) from None
+    return rows
+
+
+def _hints_of(row: object) -> dict[str, Any]:
+    """A row names its step, lost images, and where it ends an epoch that; all else is numbers."""
+    named = row if isinstance(row, dict) else {}
+    hints: dict[str, Any] = dict.fromkeys(named, int | float | None)
+    if metrics.LOST_NAMES in named:
+        hints[metrics.LOST_NAMES] = list[str]
+    if metrics.VAL_TOP1 in named:
+        hints |= {metrics.EPOCH: int, metrics.VAL_TOP1: float}
+    return hints | {metrics.GLOBAL_STEP: int}
 
 
 def epoch_rows(run: str) -> list[Row]:

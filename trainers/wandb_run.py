@@ -21,6 +21,7 @@ from wandb.sdk.mailbox import HandleAbandonedError
 from datasets import storage
 from trainers.config import TrackConfig
 from trainers.metrics import EPOCH, GLOBAL_STEP, SUMMARIES
+from trainers.tracked_runs import read_id
 from trainers.tracking import find_mode
 
 logger = logging.getLogger(__name__)
@@ -215,4 +216,6 @@ def find_id(folder: str) -> str:
     uri = storage.join(folder, "wandb_id")
     if not storage.exists(uri):
         storage.write_bytes(uri, uuid.uuid4().hex[:16].encode())
-    return storage.read_bytes(uri).decode()
+    found = read_id(folder)
+    assert found is not None, "it is written above"
+    return found

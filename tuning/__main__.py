@@ -11,6 +11,7 @@ from cluster.config import Device
 from cluster.entry import run_room
 from datasets import storage
 from datasets.config import require
+from datasets.fields import check_fields
 from trainers.config import FreezeDepth, Init
 from trainers.recipes import RECIPES
 from tuning.advice import read_advice
@@ -200,7 +201,9 @@ def parse(arguments: list[str]) -> Any:
     if arguments and not arguments[0].startswith("-"):
         recipe, *arguments = arguments
     if recipe in VERBS:
-        return tyro.cli(VERBS[recipe][0], args=arguments, prog=f"python -m tuning {recipe}")
+        config = tyro.cli(VERBS[recipe][0], args=arguments, prog=f"python -m tuning {recipe}")
+        check_fields(config)
+        return config
     if recipe not in RECIPES:
         raise ValueError(f"recipe is {recipe!r}: choose from {', '.join([*RECIPES, *VERBS])}")
     command = parse_command(arguments)
@@ -218,6 +221,7 @@ def parse_command(arguments: list[str]) -> Command:
         tyro.cli, Command, args=arguments, prog="python -m tuning", description=HELP
     )
     command = parse_with()
+    check_fields(command)
     if command.from_advice is None:
         return command
     uri = storage.absolute(command.from_advice, "from_advice")

@@ -7,6 +7,8 @@ from typing import Any
 
 from datasets import storage
 from datasets.config import require
+from datasets.fields import build
+from datasets.records import damaged, read_object
 from datasets.shards import read_manifest
 from trainers.config import Init
 from trainers.freezing import resolve_depth
@@ -48,16 +50,15 @@ class Advice:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Advice":
-        """Rebuild from `to_dict`."""
-        verdict = values["verdict"]
-        facts = {name: values[name] for name in cls.__dataclass_fields__}
-        return cls(
-            **facts
-            | {
-                "verdict": Verdict(**verdict | {"freeze_depths": tuple(verdict["freeze_depths"])}),
-                "stages": tuple(Stage(**stage) for stage in values["stages"]),
-            }
-        )
+        """Rebuild from `to_dict`.
+
+        Raises:
+            ValueError: for values that don't fit.
+        """
+        advice = build(cls, {k: v for k, v in values.items() if k in cls.__dataclass_fields__})
+        if not advice.verdict.freeze_depths:
+            raise ValueError("verdict.freeze_depths is empty")
+        return advice
 
     def options(self) -> dict[str, Any]:
         """Fields of a sweep's command that are taken from the advice."""
@@ -97,12 +98,16 @@ def read_advice(out: str) -> Advice:
         ValueError: where there is none.
     """
     try:
-        return Advice.from_dict(json.loads(storage.read_bytes(advice_uri(out))))
+        values = read_object(advice_uri(out))
     except FileNotFoundError:
         raise ValueError(
             f"from_advice is {out!r}: no advice there (advice.json is missing); give the --out of "
             "`python -m tuning advise`"
         ) from None
+    try:
+        return Advice.from_dict(values)
+    except ValueError as error:
+        raise damaged(advice_uri(out), error) from None
 
 
 def score_advice(recommended: int, backbone: str, standings: Sequence[Standing]) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from cluster.config import ClusterConfig, Device
 from cluster.runtime import connect
 from datasets import storage
-from datasets.config import IngestConfig, require_at_least
+from datasets.config import SIZES_PX, IngestConfig, require_at_least, require_between
 from datasets.shards import Manifest
 from trainers import launch
 from trainers.config import FinetuneConfig, ModelConfig
@@ -65,6 +65,7 @@ class AdviseConfig:
     """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
 
     def __post_init__(self) -> None:
+        require_between("size_px", self.size_px, *SIZES_PX)
         require_at_least("little_per_class", self.little_per_class, 1)
 
     def to_training(self) -> FinetuneConfig:

@@ -4,7 +4,6 @@ CACHE/features/KEY/view-0003/   features of one view of a split
 CACHE/results/KEY/ID.json       where a training's result lies
 """
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from rich.table import Table
 
 from datasets import storage
 from datasets.config import require, require_not_negative
+from datasets.records import read_object
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ def _read_entry(cache: str, key: str) -> CacheEntry:
         below = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
     files = [info for info in below if info.type == fs.FileType.File]
     try:
-        facts = json.loads(storage.read_bytes(storage.join(uri, "facts.json")))
+        facts = read_object(storage.join(uri, "facts.json"))
     except FileNotFoundError:
         facts = {}
     # A sweep writes facts.json anew when it opens an entry.

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from datasets import storage
 from datasets.shards import read_manifest
 from trainers import checkpoint, metrics
 from trainers.alerts import CONFIDENCE
@@ -15,6 +14,7 @@ from trainers.evaluations import folder_of, read_evaluation
 from trainers.model_card import CardFacts, basename, result_rows, table
 from trainers.runs import read_config
 from trainers.settings import step_settings
+from trainers.tracked_runs import read_id
 from tuning.findings import Findings
 from tuning.seeds import MEASURES, Estimate, estimate
 
@@ -70,14 +70,9 @@ def read_card(findings: Findings) -> Card | None:
         run=run,
         facts=facts,
         promoted=promoted,
-        run_id=_find_id(run),
-        evaluation_id=_find_id(folder_of(run, "test")),
+        run_id=read_id(run),
+        evaluation_id=read_id(folder_of(run, "test")),
     )
-
-
-def _find_id(folder: str) -> str | None:
-    uri = storage.join(folder, "wandb_id")
-    return storage.read_bytes(uri).decode() if storage.exists(uri) else None
 
 
 def describe_use(card: Card) -> str:

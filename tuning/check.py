@@ -1,15 +1,14 @@
 """Whether a sweep can run, and whether OUT may resume it."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 from datasets import storage
 from datasets.shards import Manifest
 from trainers import launch
-from trainers.config import FinetuneConfig
 from trainers.runs import FREE_IN_INGEST
 from tuning.config import TuningConfig
+from tuning.findings import read_sweep_config
 from tuning.space import models, training_of
 
 # What may differ when a sweep is resumed; all else would make it another sweep.
@@ -30,11 +29,8 @@ FREE_TO_CHANGE = (
 def check(config: TuningConfig) -> Manifest:
     """Find the user's errors before anything starts, in every network of the space."""
     manifest, *_ = [launch.check(training_of(config.base, model)) for model in models(config.space)]
-    uri = storage.join(config.out, "config.json")
-    if storage.exists(uri):
-        # A field that an older Thaw did not write had what is its default now.
-        defaults = dict(_flatten(TuningConfig(base=FinetuneConfig(data="")).to_dict()))
-        before = defaults | dict(_flatten(json.loads(storage.read_bytes(uri))))
+    if storage.exists(storage.join(config.out, "config.json")):
+        before = dict(_flatten(read_sweep_config(config.out) or {}))
         if before.get("data_fingerprint") != manifest.fingerprint:
             raise ValueError(
                 f"data is {config.base.data!r}: it was prepared anew since the sweep in "

@@ -4,7 +4,14 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from datasets.config import require, require_at_least, require_not_negative, require_positive
+from datasets.config import (
+    require,
+    require_at_least,
+    require_between,
+    require_not_negative,
+    require_positive,
+)
+from datasets.fields import build, check_fields
 from trainers.config import FinetuneConfig, FreezeDepth, Init
 
 DEFAULT_TRIALS = 12
@@ -86,7 +93,8 @@ class TuningConfig:
     """Evaluate the winner on the test split, once."""
 
     def __post_init__(self) -> None:
-        require_at_least("trials", self.trials, 1)
+        require_between("trials", self.trials, 1, 100_000)
+        require_at_least("seed", self.seed, 0)
         require(
             self.search != "grid" or self.trials is None,
             "trials",
@@ -131,3 +139,14 @@ class TuningConfig:
     def to_dict(self) -> dict[str, Any]:
         """The config as JSON would give it back: nested dicts, lists for tuples."""
         return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "TuningConfig":
+        """Rebuild from `to_dict`.
+
+        Raises:
+            ValueError: for an unknown key, and values that don't fit their fields.
+        """
+        config = build(cls, values)
+        check_fields(config)
+        return config

@@ -6,21 +6,41 @@ SWEEP/leaderboard.json    at its end
 SWEEP/promoted/promoted.json    where the winner was promoted
 """
 
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from datasets import storage
+from datasets.records import damaged, read_object
 from trainers import metrics
 from trainers.evaluations import read_evaluation
 from trainers.model_card import basename, table
+from tuning.config import TuningConfig
 from tuning.leaderboard import Standing, find_winner, read_leaderboard
 from tuning.savings import Savings
+from tuning.seeds import MEASURES
 from tuning.space import AXES, FREEZE_DEPTH, INIT, show
 from tuning.winner import train_longer
 
+_STARTED = {
+    "command": str,
+    "commit": str | None,
+    "versions": dict[str, str],
+    "started_at": str,
+}
+_SHARES = dict.fromkeys(MEASURES, float)
+_PROMOTED = {
+    "run": str,
+    "epochs": int,
+    "train_on": str | None,
+    "num_images": int,
+    "confidence": float,
+    "interval": str,
+    **{name: {"mean": float, "low": float, "high": float} for name in MEASURES},
+    "seeds": [{"seed": int, **_SHARES}],
+    "winner": dict.fromkeys(MEASURES, float | None),
+}
 MAX_ROWS = 20
 """Of the leaderboard that is shown; leaderboard.csv has them all."""
 
@@ -71,7 +91,7 @@ def read_findings(sweep: str) -> Findings:
         ValueError: where no sweep has begun.
     """
     sweep = storage.absolute(sweep, "sweep")
-    config = _read(sweep, "config.json")
+    config = read_sweep_config(sweep)
     if config is None:
         raise ValueError(
             f"sweep is {sweep!r}: no sweep there (config.json is missing); give the --out of a "
@@ -82,15 +102,34 @@ def read_findings(sweep: str) -> Findings:
         sweep=sweep,
         config=config,
         standings=standings,
-        savings=Savings(**facts.get("sharing", {})),
-        started=_read(sweep, "started.json"),
-        promoted=_read(sweep, "promoted", "promoted.json"),
+        savings=Savings.from_facts(facts),
+        started=_read(storage.join(sweep, "started.json"), _STARTED),
+        promoted=_read(storage.join(sweep, "promoted", "promoted.json"), _PROMOTED),
     )
 
 
-def _read(*parts: str) -> dict[str, Any] | None:
+def read_sweep_config(sweep: str) -> dict[str, Any] | None:
+    """Read what config.json says of a sweep and its data; None where there is none, or that of
+    another command.
+
+    Raises:
+        ValueError: where it is damaged, or does not fit this version of Thaw.
+    """
+    uri = storage.join(sweep, "config.json")
+    values = _read(uri, {"data_fingerprint": str | None})
+    if values is None or "base" not in values:
+        return None
+    fingerprint = values.pop("data_fingerprint")
     try:
-        return json.loads(storage.read_bytes(storage.join(*parts)))
+        config = TuningConfig.from_dict(values)
+    except ValueError as error:
+        raise damaged(uri, error) from None
+    return config.to_dict() | {"data_fingerprint": fingerprint}
+
+
+def _read(uri: str, hints: dict[str, Any]) -> dict[str, Any] | None:
+    try:
+        return read_object(uri, hints)
     except FileNotFoundError:
         return None
 

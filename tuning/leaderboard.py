@@ -4,18 +4,20 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from datasets import storage
+from datasets.fields import build
+from datasets.records import damaged, read_object
 from trainers import metrics
 from trainers.alerts import learned
 from trainers.tracking import epoch_rows
 from tuning.reuse import read_origin
-from tuning.space import AXES, Point, show
+from tuning.space import AXES, POINT, Point, show
 
 LEARNS = "learns"
 LEARNS_NOT = "does not learn"
@@ -50,6 +52,9 @@ class Standing:
     run: str
     copied_from: str | None = None
     """URI of the run with the same training, where this one is a copy of it."""
+
+    def __post_init__(self) -> None:
+        storage.require_name("trial_id", self.trial_id)
 
     def to_dict(self) -> dict[str, Any]:
         values = dict(vars(self))
@@ -109,16 +114,26 @@ def write_leaderboard(out: str, standings: Sequence[Standing], **facts: Any) -> 
 
 
 def read_leaderboard(out: str) -> tuple[list[Standing], dict[str, Any]] | None:
-    """Read a leaderboard and the facts beside it; None where there is none."""
+    """Read a leaderboard and the facts beside it; None where there is none.
+
+    Its runs are those in this folder, wherever the sweep lay when it ended.
+
+    Raises:
+        ValueError: where it is damaged.
+    """
     uri = storage.join(out, "leaderboard.json")
     if not storage.exists(uri):
         return None
-    facts = json.loads(storage.read_bytes(uri))
+    facts = read_object(uri, {"trials": [POINT], "sync": list[str] | None})
     standings = []
     for row in facts.pop("trials"):
         point = {axis: row.pop(axis) for axis in AXES}
-        standings.append(Standing(point=point, **row))
-    return standings, facts
+        try:
+            standing = build(Standing, row | {"point": point}, "trials.")
+        except ValueError as error:
+            raise damaged(uri, error) from None
+        standings.append(replace(standing, run=storage.join(out, "trials", standing.trial_id)))
+    return standings, facts | {"sync": facts["sync"] or []}
 
 
 def print_leaderboard(standings: Sequence[Standing], console: Console | None = None) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from cluster.config import Device
 from cluster.runtime import connect
 from datasets import storage
-from datasets.config import require, require_at_least
+from datasets.config import require, require_at_least, require_between
 from datasets.shards import Manifest, read_manifest
 from datasets.terminal import tell
 from trainers import checkpoint, metrics
@@ -66,7 +66,8 @@ class PromoteConfig:
     """auto: online with WANDB_API_KEY set, else offline."""
 
     def __post_init__(self) -> None:
-        require_at_least("seeds", self.seeds, 1)
+        require_between("seeds", self.seeds, 1, 1000)
+        require_at_least("num_workers", self.num_workers, 0)
         require_at_least("epochs", self.epochs, 1)
 
 

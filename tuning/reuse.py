@@ -11,15 +11,20 @@ goes on from there where its origin was stopped early.
 
 import hashlib
 import json
+import logging
 from dataclasses import dataclass
 from typing import Any
 
 from datasets import storage
+from datasets.fields import check_text
+from datasets.records import read_record
 from trainers import checkpoint, val_predictions
 from trainers.checkpoint import Progress, prefix_uri
 from trainers.config import FinetuneConfig
 from trainers.freezing import is_head_only
-from trainers.runs import FREE_IN_INGEST, is_over, read_config
+from trainers.runs import FREE_IN_INGEST, find_result, is_over, read_config
+
+logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 FREE = ("out", "track", "checkpoint_every_steps")
@@ -37,6 +42,9 @@ class Known:
     """Largest norm of a tensor's gradient, before clipping."""
     sha256: str
     """Of the weights it had: another run may lie in its folder by now."""
+
+    def __post_init__(self) -> None:
+        check_text(self.run, "run")
 
     def equals(self, clipnorm: float | None) -> bool:
         """Whether a training with this clipnorm takes the same steps."""
@@ -93,7 +101,11 @@ def find_known(folder: str, config: FinetuneConfig) -> Known | None:
     """
     known: list[Known] = []
     for name in storage.list_names(folder):
-        candidate = Known(**json.loads(storage.read_bytes(storage.join(folder, name))))
+        try:
+            candidate = read_record(storage.join(folder, name), Known)
+        except ValueError as error:
+            logger.warning("%s: passed over", error)
+            continue
         if candidate.run != config.out and candidate.equals(config.optim.clipnorm):
             known.append(candidate)
     for candidate in sorted(known, key=lambda k: -k.num_epochs):
@@ -121,10 +133,10 @@ def copy_run(known: Known, config: FinetuneConfig) -> None:
     _write(target, "config.json", config.to_dict())
     _write(target, COPIED, vars(known))
     if is_over(run):
-        result = json.loads(storage.read_bytes(storage.join(run, "result.json")))
-        best = result["checkpoint"]
-        if best is not None:
-            result["checkpoint"] = checkpoint.folder(target, int(best.rsplit("-", 1)[-1]))
+        result = find_result(run)
+        assert result is not None, "it is over"
+        if (best := result["checkpoint"]) is not None:
+            result["checkpoint"] = storage.join(target, "checkpoints", best.rsplit("/", 1)[-1])
         _write(target, "result.json", result)
     # The last file: without rows a trial has not begun, and is copied anew.
     copy_file(storage.join(run, "metrics.jsonl"), storage.join(target, "metrics.jsonl"))
@@ -133,7 +145,7 @@ def copy_run(known: Known, config: FinetuneConfig) -> None:
 def read_origin(run: str) -> Known | None:
     """Where a trial was copied from; None for one that was trained."""
     try:
-        return Known(**json.loads(storage.read_bytes(storage.join(run, COPIED))))
+        return read_record(storage.join(run, COPIED), Known)
     except FileNotFoundError:
         return None
 

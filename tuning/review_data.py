@@ -1,9 +1,9 @@
 """Everything a review of a sweep tells, read from its folder; Ray is not needed for it."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
+from operator import attrgetter
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -14,10 +14,11 @@ from trainers.backbones import find
 from trainers.config import FinetuneConfig
 from trainers.evaluations import PREDICTIONS, folder_of, read_evaluation
 from trainers.freezing import resolve_depth
+from trainers.runs import read_config
 from trainers.tracking import Row, read_rows
 from trainers.val_predictions import read_predictions
 from tuning.advice import read_advice, score_advice
-from tuning.findings import Findings, read_findings
+from tuning.findings import Findings, read_findings, read_sweep_config
 from tuning.leaderboard import Ended, Standing, find_winner, rank, read_leaderboard
 from tuning.space import AXES, FREEZE_DEPTH
 from tuning.states import FAILED, KILLED, RUNNING, Trials, read_trials
@@ -98,13 +99,13 @@ def read_sweep(out: str) -> Sweep:
     Raises:
         ValueError: where there is none, or it has not ended and its data set is gone.
     """
-    config = _read_json(storage.join(out, "config.json"))
-    if config is None or "base" not in config:
+    if read_sweep_config(out) is None:
         raise ValueError(
             f"out is {out!r}: no sweep there (config.json is missing, or another command's); give "
             "the --out of a `python -m tuning`"
         )
     findings = read_findings(out)
+    config = findings.config
     base = FinetuneConfig.from_dict(config["base"])
     fingerprint, manifest = config["data_fingerprint"], _find_manifest(base.data)
     if manifest is not None and manifest.fingerprint != fingerprint:
@@ -113,7 +114,6 @@ def read_sweep(out: str) -> Sweep:
     status = _status(trials, ended=known is not None)
     if known is not None and status == "ended":
         standings, facts = known
-        standings = [replace(row, run=_run_folder(out, row.trial_id)) for row in standings]
     else:
         if manifest is None:
             raise ValueError(
@@ -160,11 +160,12 @@ def _stand(
     ended, states = [], {trial.trial_id: trial for trial in trials.trials} if trials else {}
     for trial_id in storage.list_names(storage.join(out, "trials")):
         run = _run_folder(out, trial_id)
-        state, config = states.get(trial_id), _read_json(storage.join(run, "config.json"))
+        state = states.get(trial_id)
         if state is not None:
             point = state.point
-        elif config is not None:
-            point = {axis: _lookup(config, axis) for axis in AXES}
+        elif storage.exists(storage.join(run, "config.json")):
+            config = read_config(run)
+            point = {axis: attrgetter(axis)(config) for axis in AXES}
         else:
             continue  # it has not begun
         failed = state is not None and state.state == FAILED
@@ -174,11 +175,6 @@ def _stand(
         replace(row, state=states[row.trial_id].state) if row.trial_id in states else row
         for row in standings
     ]
-
-
-def _lookup(config: dict[str, Any], path: str) -> Any:
-    section, name = path.split(".")
-    return config[section][name]
 
 
 def _find_manifest(data: str) -> Manifest | None:
@@ -201,13 +197,6 @@ def _score(advice: str | None, base: FinetuneConfig, standings: Sequence[Standin
     except ValueError:
         return f"The advice this sweep comes from is gone ({advice})."
     return score_advice(recommended, base.model.backbone, standings)
-
-
-def _read_json(uri: str) -> dict[str, Any] | None:
-    try:
-        return json.loads(storage.read_bytes(uri))
-    except FileNotFoundError:
-        return None
 
 
 def threshold_of(clipnorm: Any) -> float:

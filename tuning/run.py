@@ -275,7 +275,7 @@ def _close(
         recommended = read_advice(config.advice).recommended
         line = score_advice(recommended, config.base.model.backbone, standings)
         print(f"Advice:       {line}")
-    savings = Savings(**facts.get("sharing", {}))  # an older Thaw's leaderboard has none
+    savings = Savings.from_facts(facts)
     for line in savings.describe():
         print(f"Shared:       {line}")
     for command in facts["sync"]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from datasets.fields import build
 from tuning.leaderboard import Standing
 from tuning.prefixes import BuiltPrefixes
 from tuning.sharing import SharingPlan
@@ -46,6 +47,15 @@ class Savings:
                 f"{self.copied_s:.0f} s of work"
             )
         return lines
+
+    @classmethod
+    def from_facts(cls, facts: dict[str, Any]) -> "Savings":
+        """Read them from what a leaderboard says; that of an older Thaw says nothing.
+
+        Raises:
+            ValueError: where they are damaged.
+        """
+        return build(cls, facts.get("sharing", {}), "leaderboard.json: sharing.")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -10,7 +10,7 @@ from itertools import cycle, islice, product
 from math import exp, inf, log
 from typing import Any, Protocol
 
-from trainers.config import PRETRAINED, FinetuneConfig, FreezeDepth
+from trainers.config import PRETRAINED, FinetuneConfig, FreezeDepth, Init
 from tuning.config import DEFAULT_TRIALS, SpaceConfig
 
 Point = dict[str, object]
@@ -19,6 +19,13 @@ FREEZE_DEPTH = "model.freeze_depth"
 INIT = "model.init"
 LEARNING_RATE = "optim.learning_rate"
 CLIPNORM = "optim.clipnorm"
+POINT = {
+    FREEZE_DEPTH: FreezeDepth,
+    INIT: Init,
+    LEARNING_RATE: float,
+    CLIPNORM: float | None,
+}
+"""What a file may say of a point."""
 AXES = {FREEZE_DEPTH: "freeze", LEARNING_RATE: "lr", CLIPNORM: "clip", INIT: "init"}
 """The axes and their short names."""
 

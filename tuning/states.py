@@ -4,10 +4,12 @@ import json
 import time
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
 
 from datasets import storage
-from tuning.space import Point
+from datasets.fields import take_object
+from datasets.records import damaged, read_record
+from datasets.storage import require_name
+from tuning.space import POINT, Point
 
 WRITE_EVERY_S = 1.0
 RUNNING, FINISHED, PRUNED, FAILED, KILLED = "running", "finished", "pruned", "failed", "killed"
@@ -26,6 +28,9 @@ class TrialState:
     state: str
     reason: str | None = None
     """Why it failed."""
+
+    def __post_init__(self) -> None:
+        require_name("trial_id", self.trial_id)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +100,13 @@ def trials_uri(out: str) -> str:
 
 def read_trials(out: str) -> Trials | None:
     """Read trials.json; None where there is none, as in the sweep of an older Thaw."""
+    uri = trials_uri(out)
     try:
-        values: dict[str, Any] = json.loads(storage.read_bytes(trials_uri(out)))
+        trials = read_record(uri, Trials)
+        for trial in trials.trials:
+            take_object(trial.point, POINT, "trials.point.")
     except FileNotFoundError:
         return None
-    trials = tuple(TrialState(**trial) for trial in values.pop("trials"))
-    return Trials(**values, trials=trials)
+    except ValueError as error:
+        raise error if str(error).startswith(uri) else damaged(uri, error) from None
+    return trials

@@ -11,6 +11,7 @@ import wandb
 from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
 from datasets import storage
+from datasets.records import read_object
 from tuning.card import read_card
 from tuning.findings import Findings, read_findings
 
@@ -36,7 +37,7 @@ def save_views(sweep: str, *, project: str, entity: str | None) -> list[str]:
     require_workspaces()
     findings = read_findings(sweep)
     uri = storage.join(findings.sweep, KNOWN)
-    known: dict[str, Saved] = json.loads(storage.read_bytes(uri)) if storage.exists(uri) else {}
+    known: dict[str, Saved] = read_object(uri) if storage.exists(uri) else {}
     deleted = f"; where they were deleted in W&B, delete {uri}" if known else ""
     wandb.setup()  # resets the terminal's settings, so it comes first
     wandb.termsetup(wandb.Settings(silent=True), None)  # the URLs are the caller's to print

@@ -1,0 +1,234 @@
+"""What a field may hold, by its annotation: one gate for the command line and for files.
+
+`check_fields` looks at a config that was built: its types fit already where the command line made
+it, but a number may be infinite or absurd and a path may hold a NUL. `build` makes a dataclass of
+what JSON gave, which may be anything at all. Both name the dotted field. Standard library alone.
+"""
+
+import math
+import re
+import types
+import unicodedata
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+MAX_COUNT = 2**31 - 1
+"""Of a config: more epochs, images or workers than anybody has; a seed up to here."""
+MAX_FLOAT = 3.4e38
+"""Of a config: beyond it a float32 is infinite."""
+MAX_TEXT = 4096
+"""Characters of a config's path, which is what Linux allows."""
+MAX_STORED = 2**63 - 1
+"""Of a file: what an int64 holds."""
+_CONTROL = ("Cc", "Cs", "Zl", "Zp")  # what a path or name has no use for, and a log obeys
+_MAX_SHOWN = 300
+_CREDENTIALS = re.compile(
+    r"://[^/@:]*:(?!\d+(/|$))[^@]*@"  # USER:PASSWORD@, but not HOST:PORT/
+    r"|^https?://[^/]*@"
+    r"|[?&](x-amz-\w+|sig|signature|\w*token|\w*secret\w*|\w*access_key\w*|password)=",
+    re.IGNORECASE,
+)
+
+T = TypeVar("T")
+
+
+def check_fields(config: Any, section: str = "") -> None:
+    """Check every value of a config, and of the configs in it, by its annotation.
+
+    Raises:
+        ValueError: for a value of another type, a number that is not finite or beyond all use, and
+            text with control characters or with credentials.
+    """
+    for name, hint in _hints(type(config)).items():
+        _check(getattr(config, name), hint, f"{section}{name}")
+
+
+def build(cls: type[T], values: object, section: str = "") -> T:
+    """Build a dataclass from JSON: lists become tuples, objects the dataclasses that fields name.
+
+    A field that is missing has its default: an older Thaw did not know it.
+
+    Raises:
+        ValueError: for an unknown or missing key, or a value of another type.
+    """
+    if not isinstance(values, dict):
+        raise _misfit(section.rstrip(".") or "it", values, "an object")
+    hints = _hints(cls)
+    for key in values:
+        if key not in hints:
+            raise ValueError(f"{section}{show(key)[1:-1]} is unknown to this version of Thaw")
+    for field in fields(cls):  # pyright: ignore[reportArgumentType] as T is a dataclass
+        if field.name not in values and field.default is field.default_factory is MISSING:
+            raise ValueError(f"{section}{field.name} is missing")
+    return cls(
+        **{key: _take(value, hints[key], f"{section}{key}") for key, value in values.items()}
+    )
+
+
+def take_object(values: object, hints: dict[str, Any], section: str = "") -> dict[str, Any]:
+    """Check the keys of a JSON object that `hints` names, where it stays one; others may be there.
+
+    A key whose annotation allows None may be missing, and is None then. Besides annotations there
+    may be hints of an object in it, and a list of one hint, for a list of such values.
+
+    Raises:
+        ValueError: for a missing key, or a value of another type.
+    """
+    if not isinstance(values, dict):
+        raise _misfit(section.rstrip(".") or "it", values, "an object")
+    taken = {}
+    for key, hint in hints.items():
+        if key not in values and type(None) not in get_args(hint):
+            raise ValueError(f"{section}{key} is missing")
+        taken[key] = _take(values.get(key), hint, f"{section}{key}")
+    return values | taken
+
+
+def holds_credentials(uri: str) -> bool:
+    """Whether a URI brings a key, password or signature along."""
+    return _CREDENTIALS.search(uri) is not None
+
+
+def check_text(value: str, name: str) -> None:
+    """Check a path, URI or name.
+
+    Raises:
+        ValueError: naming the field, and without showing a secret.
+    """
+    if len(value) > MAX_TEXT:
+        raise ValueError(f"{name} is {show(value)}: use {MAX_TEXT} characters or fewer")
+    if not value.isprintable() and any(unicodedata.category(c) in _CONTROL for c in value):
+        raise ValueError(f"{name} is {show(value)}: use text without control characters")
+    if holds_credentials(value):
+        raise ValueError(
+            f"{name} holds credentials, which it would carry into configs and logs; use a URI such "
+            "as s3://BUCKET/PATH, and give them in the environment"
+        )
+
+
+@cache
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    hints = get_type_hints(cls)
+    return {field.name: hints[field.name] for field in fields(cls)}
+
+
+def _take(value: Any, hint: Any, name: str) -> Any:
+    """Return a value of JSON as the annotation wants it."""
+    if hint is Any or hint is object:
+        return value
+    if is_dataclass(hint):
+        assert isinstance(hint, type)
+        return build(hint, value, f"{name}.")
+    if isinstance(hint, dict):
+        return take_object(value, hint, f"{name}.")
+    if isinstance(hint, list):
+        if not isinstance(value, list):
+            raise _misfit(name, value, "a list")
+        return [_take(part, hint[0], name) for part in value]
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return _take_any(value, arguments, hint, name)
+    if origin is Literal:
+        fits = any(value == choice and type(value) is type(choice) for choice in arguments)
+    elif origin in (tuple, list):
+        if not isinstance(value, list | tuple):
+            raise _misfit(name, value, describe(hint))
+        if origin is list or arguments[-1:] == (...,):
+            arguments = arguments[:1] * len(value)
+        if len(arguments) != len(value):
+            raise _misfit(name, value, describe(hint))
+        return origin(_take(part, of, name) for part, of in zip(value, arguments, strict=True))
+    elif origin is dict:
+        if not isinstance(value, dict):
+            raise _misfit(name, value, describe(hint))
+        return {
+            _key(key, name): _take(part, arguments[1], f"{name}.{key}")
+            for key, part in value.items()
+        }
+    elif hint is float:
+        fits = isinstance(value, float) or (_is_int(value) and abs(value) <= MAX_STORED)
+        value = float(value) if fits else value
+    elif hint is int:
+        fits = _is_int(value) and abs(value) <= MAX_STORED
+    else:
+        fits = value is None if hint is types.NoneType else isinstance(value, hint)
+    if not fits:
+        raise _misfit(name, value, describe(hint))
+    return value
+
+
+def _take_any(value: Any, options: tuple[Any, ...], whole: Any, name: str) -> Any:
+    inside: ValueError | None = None
+    for option in options:
+        try:
+            return _take(value, option, name)
+        except ValueError as error:
+            if is_dataclass(option) and isinstance(value, dict):
+                inside = error  # it says more than that none fits
+    raise inside or _misfit(name, value, describe(whole))
+
+
+def _check(value: Any, hint: Any, name: str) -> None:
+    if is_dataclass(value):
+        check_fields(value, f"{name}.")
+        return
+    if isinstance(value, tuple):
+        for part in value:
+            _check(part, Any, name)
+    elif isinstance(value, float):
+        if not math.isfinite(value) or abs(value) > MAX_FLOAT:
+            raise ValueError(f"{name} is {value!r}: use a finite number")
+    elif _is_int(value):
+        if abs(value) > MAX_COUNT:
+            raise ValueError(f"{name} is {show(value)}: use {MAX_COUNT} or less")
+    elif isinstance(value, str):
+        check_text(value, name)
+    if hint is not Any:
+        _take(value, hint, name)
+
+
+def _key(key: Any, name: str) -> str:
+    if not isinstance(key, str):
+        raise _misfit(name, key, "text for a key")
+    return key
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _misfit(name: str, value: object, wanted: str) -> ValueError:
+    return ValueError(f"{name} is {show(value)}: use {wanted}")
+
+
+def show(value: object) -> str:
+    """Write a value into the user's sentence: as Python does, but cut where it is long, huge
+    numbers by their size, and credentials not at all."""
+    if isinstance(value, int) and abs(value).bit_length() > 256:
+        return f"a number of {abs(value).bit_length()} bits"
+    if isinstance(value, str):
+        if holds_credentials(value[:MAX_TEXT]):
+            return "a URI with credentials"
+        value = value[: _MAX_SHOWN + 1]
+    try:
+        shown = repr(value)
+    except (RecursionError, ValueError):  # numbers in it that Python won't write out
+        return f"a {type(value).__name__}"
+    return shown if len(shown) <= _MAX_SHOWN else f"{shown[:_MAX_SHOWN]}..."
+
+
+def describe(hint: Any) -> str:
+    """Say in words what an annotation allows."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(map(describe, arguments))
+    if origin is Literal:
+        return ", ".join(repr(choice) for choice in arguments)
+    if origin in (tuple, list):
+        parts = arguments[:1] if arguments[-1:] == (...,) else arguments
+        return f"a list of {', '.join(map(describe, parts))}"
+    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    if hint in words:
+        return words[hint]
+    return "none" if hint is types.NoneType else "an object"
