@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-extended check bench golden clean
+.PHONY: setup demo test test-extended check check-k8s bench golden clean
 
 setup: $(READY)  ## Make .venv with everything pyproject.toml lists
 
@@ -21,11 +21,14 @@ test: $(READY)  ## All tests: on a real Ray cluster of three raylets, and beside
 test-extended: $(READY)  ## The tests that take minutes each, such as nodes lost in an elastic run
 	$(BIN)/python -m pytest -m extended
 
-check: $(READY)  ## Formatting, lint, types, direction of imports
+check: $(READY) check-k8s  ## Formatting, lint, types, direction of imports, manifests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --warnings
 	$(BIN)/lint-imports
+
+check-k8s: $(READY)  ## Every overlay of k8s/ built and judged: schemas, CEL, the operator's rules, ours
+	$(BIN)/python -m tests.k8s
 
 bench: $(READY)  ## Ours against what people use, in one run each, into bench.json
 	$(BIN)/python -m tests.bench.ingest
