@@ -77,6 +77,67 @@ def traffic_allowed_by_default(draft: Draft) -> None:
     draft.objects.remove(draft.one("NetworkPolicy", "default-deny"))
 
 
+@breaks("needed_traffic_flows")
+def submitter_that_is_not_let_out(draft: Draft) -> None:
+    draft.objects.remove(draft.one("NetworkPolicy", "submitter"))
+
+
+@breaks("needed_traffic_flows")
+def submitter_without_its_label(draft: Draft) -> None:
+    draft.job["submitterPodTemplate"]["metadata"]["labels"] = {}
+
+
+@breaks("needed_traffic_flows")
+def workers_that_are_kept_apart(draft: Draft) -> None:
+    draft.objects.remove(draft.one("NetworkPolicy", "ray-nodes"))
+
+
+@breaks("needed_traffic_flows")
+def names_that_nobody_resolves(draft: Draft) -> None:
+    ports = draft.one("NetworkPolicy", "dns")["spec"]["egress"][0]["ports"]
+    ports[:] = [port for port in ports if port["protocol"] == "TCP"]
+
+
+@breaks("needed_traffic_flows")
+def operator_that_is_kept_out(draft: Draft) -> None:
+    (rule,) = draft.one("NetworkPolicy", "ray-dashboard")["spec"]["ingress"]
+    rule["from"] = [peer for peer in rule["from"] if "namespaceSelector" not in peer]
+
+
+@breaks("other_traffic_stops")
+def dashboard_for_every_namespace(draft: Draft) -> None:
+    (rule,) = draft.one("NetworkPolicy", "ray-dashboard")["spec"]["ingress"]
+    rule["from"].append({"namespaceSelector": {}})
+
+
+@breaks("other_traffic_stops")
+def metrics_for_everyone(draft: Draft) -> None:
+    (rule,) = draft.one("NetworkPolicy", "ray-metrics")["spec"]["ingress"]
+    del rule["from"]
+
+
+@breaks("other_traffic_stops")
+def web_at_every_port(draft: Draft) -> None:
+    (rule,) = draft.one("NetworkPolicy", "https")["spec"]["egress"]
+    del rule["ports"]
+
+
+@breaks("quota_holds_job", "components/kueue")
+def quota_without_memory(draft: Draft) -> None:
+    (group,) = draft.one("ClusterQueue")["spec"]["resourceGroups"]
+    group["coveredResources"].remove("memory")
+
+
+@breaks("quota_holds_job", "components/kueue")
+def job_larger_than_its_quota(draft: Draft) -> None:
+    draft.workers.update(replicas=20, minReplicas=20, maxReplicas=20)
+
+
+@breaks("quota_holds_job", "components/volcano")
+def job_larger_than_its_queue(draft: Draft) -> None:
+    draft.one("Queue")["spec"]["capability"]["cpu"] = "4"
+
+
 @breaks("entrypoint_parses")
 def misspelt_option(draft: Draft) -> None:
     draft.job["entrypoint"] += " --learning-rat 1e-3"

@@ -155,6 +155,16 @@ def job_in_another_namespace(draft: Draft) -> None:
     draft.rayjob["metadata"]["namespace"] = "default"
 
 
+@breaks("namespace_restricted")
+def job_in_no_namespace(draft: Draft) -> None:
+    del draft.rayjob["metadata"]["namespace"]
+
+
+@breaks("namespace_restricted", "components/kueue")
+def quota_in_a_namespace(draft: Draft) -> None:
+    draft.one("ClusterQueue")["metadata"]["namespace"] = "thaw"
+
+
 @breaks("requests_equal_limits")
 def more_memory_than_requested(draft: Draft) -> None:
     draft.worker_pod["containers"][0]["resources"]["limits"]["memory"] = "64Gi"

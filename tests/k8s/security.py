@@ -21,6 +21,18 @@ VOLUME_TYPES = {
     "projected",
     "secret",
 }
+CLUSTER_WIDE = {
+    "ClusterQueue",
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "PersistentVolume",
+    "PriorityClass",
+    "Queue",
+    "ResourceFlavor",
+    "StorageClass",
+    "WorkloadPriorityClass",
+}
+"""Kinds that lie in no namespace, beside Namespace itself."""
 SAFE_SYSCTLS = {
     "kernel.shm_rmid_forced",
     "net.ipv4.ip_local_port_range",
@@ -121,5 +133,8 @@ def namespace_restricted(part: Part) -> Iterator[Problem]:
             yield "metadata.labels", f"{ENFORCE} is {level}: use restricted"
         return
     namespace = dig(part.value, "metadata.namespace")
-    if namespace is not None and namespace not in part.overlay.named("Namespace"):
+    if part.owner["kind"] in CLUSTER_WIDE:
+        if namespace is not None:
+            yield "metadata.namespace", f"is {namespace}: a {part.owner['kind']} lies in none"
+    elif namespace not in part.overlay.named("Namespace"):
         yield "metadata.namespace", f"is {namespace}, which the overlay does not make"
