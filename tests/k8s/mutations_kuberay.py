@@ -322,6 +322,12 @@ def hour_that_is_none(draft: Draft) -> None:
     draft.add_cron("0 24 * * *")
 
 
+@breaks("scheduled_job_starts")
+def scheduled_job_that_is_suspended(draft: Draft) -> None:
+    draft.job["suspend"] = True
+    draft.add_cron("0 2 * * *")
+
+
 @breaks("cron_schedule")
 def four_fields(draft: Draft) -> None:
     draft.add_cron("0 2 * *")

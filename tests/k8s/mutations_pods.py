@@ -233,6 +233,11 @@ def probe_of_ones_own(draft: Draft) -> None:
     draft.worker_pod["containers"][0]["livenessProbe"] = {"exec": {"command": ["true"]}}
 
 
+@breaks("ray_version_is_the_pinned_one")
+def newer_ray_than_installed(draft: Draft) -> None:
+    draft.cluster["rayVersion"] = "2.61.0"
+
+
 @breaks("token_auth")
 def dashboard_open_to_all(draft: Draft) -> None:
     draft.cluster["authOptions"]["mode"] = "disabled"

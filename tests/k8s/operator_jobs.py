@@ -189,6 +189,13 @@ def cron_schedule(part: Part) -> Iterator[Problem]:
         yield "spec.timeZone", f"is {zone!r}: use a name such as Europe/Berlin"
 
 
+@rule(objects("RayCronJob"), "raycronjob_controller.go, constructRayJob")
+def scheduled_job_starts(part: Part) -> Iterator[Problem]:
+    """The jobs it makes carry none of its labels, so no queue would ever let them go."""
+    if dig(part.value, "spec.jobTemplate.suspend"):
+        yield "spec.jobTemplate.suspend", "must not be true: no queue knows these jobs"
+
+
 def find_cron_problem(schedule: str) -> str | None:
     """What is wrong with a schedule of five fields or one of cron's words."""
     if schedule in CRON_WORDS or CRON_EVERY.fullmatch(schedule):

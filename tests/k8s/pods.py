@@ -1,9 +1,12 @@
 """What Thaw asks of every pod: resources that are guaranteed, images that are pinned and match Ray,
 mounts that exist, and a head that takes no work."""
 
+import tomllib
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 
+from cluster.entry import ROOT
 from tests.k8s import parts
 from tests.k8s.parts import Part, containers, dig, is_of, ray_clusters, ray_containers, ray_groups
 from tests.k8s.quantities import parse_quantity
@@ -100,6 +103,24 @@ def probes_left_to_operator(part: Part) -> Iterator[Problem]:
     for probe in PROBES:
         if part.value.get(probe) is not None:
             yield probe, "replaces the operator's own, which knows Ray: leave it out"
+
+
+@rule(ray_clusters)
+def ray_version_is_the_pinned_one(part: Part) -> Iterator[Problem]:
+    """What the image installs, which is what the tests run on."""
+    version = part.value.get("rayVersion")
+    if version != pinned_ray():
+        yield "rayVersion", f"is {version!r}: pyproject.toml has {pinned_ray()}"
+
+
+@cache
+def pinned_ray() -> str:
+    text = (ROOT / "pyproject.toml").read_text()
+    return next(
+        word.partition("==")[2]
+        for word in tomllib.loads(text)["project"]["dependencies"]
+        if word.startswith("ray[")
+    )
 
 
 @rule(ray_clusters)
