@@ -1,5 +1,5 @@
-"""k8s/README.md to the letter: its commands parse, its overlays and labels are there, its own overlay
-has no findings; and components go together."""
+"""k8s/README.md to the letter: its commands parse, its overlays and labels are there, the overlay
+that it shows has no findings; and components go together."""
 
 import re
 import shlex

@@ -198,7 +198,7 @@ def test_door_prints_findings_and_fails(
 
     assert door.main() == 1
     first, second, last = capsys.readouterr().out.splitlines()[:3]
-    assert first == "base  RayJob thaw-train  head_takes_no_work"
+    assert first == "base  RayJob thaw-train  head_takes_no_work (house)"
     assert second.strip().startswith("spec.rayClusterSpec.headGroupSpec.rayStartParams.num-cpus: ")
     assert "1 finding" in last
 

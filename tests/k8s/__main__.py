@@ -13,7 +13,7 @@ def main() -> int:
     left_out = needs_missing_crds()
     findings = [finding for overlay in overlays for finding in check(overlay)]
     for item in findings:
-        print(f"{item.overlay}  {item.kind} {item.name}  {item.rule}")
+        print(f"{item.overlay}  {item.kind} {item.name}  {item.rule} ({RULES[item.rule].source})")
         print(f"    {item.path}: {item.message}")
     num_objects = sum(len(overlay.objects) for overlay in overlays)
     num_rules = len(RULES) - len(left_out)

@@ -65,12 +65,12 @@ def job_line(entrypoint: str, mode: str = "K8sJobMode") -> str:
     if mode == "HTTPMode":
         return entrypoint
     commands = split_shell(entrypoint)
-    if len(commands) != 1:
-        rest = " ".join(commands[1]) if commands else entrypoint
+    if len(commands) > 1:
         raise ValueError(
-            f"the submitter's own shell would run {rest!r}: write bash -c '...' around the whole"
+            f"the submitter's own shell would run {' '.join(commands[1])!r}: "
+            "write bash -c '...' around the whole"
         )
-    return list2cmdline(commands[0])
+    return list2cmdline(commands[0]) if commands else ""
 
 
 def find_commands(line: str) -> Iterator[Command]:

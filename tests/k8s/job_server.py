@@ -62,6 +62,7 @@ def serve_jobs(num_workers: int) -> Iterator[JobServer]:
         # A socket's path may have 107 characters: not in pytest's own folder.
         folder = Path(tempfile.mkdtemp(prefix="thaw-jobs-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        stack.callback(end_processes, folder)
         gcs, dashboard, client = (find_port() for _ in range(3))
         variables = pod_variables(folder)
         head = [f"--head --port={gcs} --dashboard-host=127.0.0.1 --dashboard-port={dashboard}"]
@@ -93,36 +94,37 @@ def pod_variables(folder: Path) -> dict[str, str]:
 
 @contextmanager
 def run_node(options: str, variables: Mapping[str, str], log: Path) -> Iterator[None]:
-    """Run a node of Ray in a process group of its own, and end that group."""
+    """Run a node of Ray; asked to end, `ray start --block` ends what it has started."""
     command = [BIN / "ray", "start", "--block", *options.split()]
     command += [f"--object-store-memory={STORE_BYTES}"]
     command += [f"--dashboard-agent-listen-port={find_port()}"]
     with log.open("w") as output:
-        node = subprocess.Popen(
-            command, env=variables, stdout=output, stderr=output, start_new_session=True
-        )
+        node = subprocess.Popen(command, env=variables, stdout=output, stderr=output)
     try:
         yield
     finally:
         node.terminate()
         with suppress(subprocess.TimeoutExpired):
             node.wait(30)
-        for pid in group_of(node.pid):
-            os.kill(pid, signal.SIGKILL)
+        node.kill()
         node.wait()
 
 
-def group_of(session: int) -> list[int]:
-    """Living processes of a session: Ray's daemons leave their group, not their session."""
+def find_processes(home: Path) -> list[int]:
+    """Processes whose home this is: all that a node has started inherit it."""
     found = []
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = file.read_text().rpartition(")")[2].split()
-        except FileNotFoundError:
-            continue
-        if int(fields[3]) == session and fields[0] != "Z":
-            found.append(int(file.parent.name))
+    for file in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # it has ended, or is another's
+            if f"HOME={home}".encode() in file.read_bytes().split(b"\0"):
+                found.append(int(file.parent.name))
     return found
+
+
+def end_processes(home: Path) -> None:
+    """End what has outlived its node."""
+    for pid in find_processes(home):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def find_port() -> int:
