@@ -2,6 +2,7 @@
 
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from tests.k8s.checker import check
 from tests.k8s.entrypoints import find_commands, job_line, parse_entrypoint
 from tests.k8s.keys import KEY_FORMS, SECRET_NAME
 from tests.k8s.mutations import MUTATIONS
+from tests.k8s.network import WEB, Peer, allows, selects
 from tests.k8s.operator_jobs import find_cron_problem
 from tests.k8s.overlays import Overlay, build, find_kubectl
 from tests.k8s.parts import containers
@@ -182,6 +184,52 @@ def test_containers_that_nobody_wrote_are_seen() -> None:
     assert paths == {
         "spec.rayClusterSpec.autoscalerOptions.securityContext.allowPrivilegeEscalation"
     }
+
+
+@pytest.mark.parametrize(
+    ("selector", "is_meant"),
+    [
+        ({}, True),
+        ({"matchLabels": {"role": "head"}}, True),
+        ({"matchLabels": {"role": "head", "team": "b"}}, False),
+        ({"matchExpressions": [{"key": "team", "operator": "Exists"}]}, True),
+        ({"matchExpressions": [{"key": "team", "operator": "DoesNotExist"}]}, False),
+        ({"matchExpressions": [{"key": "role", "operator": "In", "values": ["worker"]}]}, False),
+        ({"matchExpressions": [{"key": "zone", "operator": "NotIn", "values": ["x"]}]}, True),
+    ],
+)
+def test_selector_means_labels(selector: dict[str, Any], is_meant: bool) -> None:
+    assert selects(selector, {"role": "head", "team": "a"}) is is_meant
+
+
+@pytest.mark.parametrize(
+    ("rule", "port", "gets_through"),
+    [
+        ({}, 80, True),
+        ({"ports": [{"port": 8000, "endPort": 8010}]}, 8010, True),
+        ({"ports": [{"port": 8000, "endPort": 8010}]}, 8011, False),
+        ({"ports": [{"port": 53, "protocol": "UDP"}]}, 53, False),
+        ({"to": [{"ipBlock": {"cidr": "203.0.113.0/24"}}]}, 80, True),
+        (
+            {"to": [{"ipBlock": {"cidr": "203.0.113.0/24", "except": ["203.0.113.0/29"]}}]},
+            80,
+            False,
+        ),
+        ({"to": [{"ipBlock": {"cidr": "::/0"}}]}, 80, False),
+        ({"to": [{"podSelector": {}}]}, 80, False),
+    ],
+)
+def test_policy_lets_out_what_it_says(rule: dict[str, Any], port: int, gets_through: bool) -> None:
+    pod = Peer(told="a pod", namespace="thaw")
+    policy = {
+        "kind": "NetworkPolicy",
+        "metadata": {"name": "out", "namespace": "thaw"},
+        "spec": {"podSelector": {}, "policyTypes": ["Egress"], "egress": [rule]},
+    }
+
+    assert allows(Overlay(name="one", objects=(policy,)), pod, WEB, port) is gets_through
+    assert allows(Overlay(name="none", objects=()), pod, WEB, port)
+    assert allows(Overlay(name="one", objects=(policy,)), WEB, pod, port), "ingress is open"
 
 
 def test_door_says_that_all_is_well(capsys: pytest.CaptureFixture[str], shared_dir: Path) -> None:

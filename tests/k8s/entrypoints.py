@@ -112,7 +112,7 @@ def parse(command: Command) -> Any:
         with redirect_stderr(said), redirect_stdout(said):
             return main.parse(list(command.arguments))
     except SystemExit:
-        words = re.sub(r"[─│╭╮╰╯]+", " ", said.getvalue()).split()
+        words = re.sub(r"[─│╭╮╰╯|]+|-{3,}", " ", said.getvalue()).split()  # a frame
         raise ValueError(f"`{command}` is refused: {' '.join(words)}") from None
 
 

@@ -48,10 +48,14 @@ def count_requests(part: Part) -> Counter[str]:
         if container.owner is part.owner and container.role != "init":
             group = container.up("pod").within
             assert group is not None
-            count = int(group.value.get("replicas") or 0) if group.role == "worker" else 1
+            count = count_pods(group) if group.role == "worker" else 1
             for resource, amount in dig(container.value, "resources.requests", {}).items():
                 total[resource] += count * parse_quantity(amount)  # type: ignore[assignment]
     return total
+
+
+def count_pods(group: Part) -> int:
+    return int(group.value.get("replicas") or 0) * int(group.value.get("numOfHosts") or 1)
 
 
 def read_quota(queue: Object) -> dict[str, Decimal]:
