@@ -125,8 +125,11 @@ def gcs_fault_tolerance(part: Part) -> Iterator[Problem]:
     annotations = dig(part.owner, "metadata.annotations", {})
     if options is not None:
         here = "gcsFaultToleranceOptions"
-        if FT_ANNOTATION in annotations:
-            yield here, f"and the annotation {FT_ANNOTATION} are both set: keep this one"
+        for annotation in (FT_ANNOTATION, "ray.io/external-storage-namespace"):
+            if annotations.get(annotation):
+                yield here, f"and the annotation {annotation} are both set: keep this one"
+        if options.get("storage") and options.get("backend", "redis") == "redis":
+            yield f"{here}.storage", "is for the backend rocksdb"
         taken = [name for name in ("REDIS_PASSWORD", "RAY_REDIS_ADDRESS") if name in env]
         taken += ["redis-password"] if params.get("redis-password") else []
         if taken:
