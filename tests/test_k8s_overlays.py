@@ -51,5 +51,13 @@ def test_mutation_is_noticed(name: str, request: pytest.FixtureRequest) -> None:
         assert finding.path and finding.message
 
 
+@pytest.mark.shared
+@pytest.mark.extended  # 20 s
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_all_rules_together_notice_a_mutation(name: str, shared_dir: Path) -> None:
+    """None of them stumbles over what another is there for."""
+    assert check(MUTATIONS[name].apply(build(MUTATIONS[name].overlay)))
+
+
 def test_every_rule_has_a_mutation() -> None:
     assert {mutation.rule for mutation in MUTATIONS.values()} == set(RULES)
