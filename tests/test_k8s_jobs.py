@@ -3,12 +3,14 @@
 import json
 import time
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 
 import pytest
 
-from tests.k8s.job_server import ask, serve_jobs
-from tests.k8s.overlays import build
+from tests.k8s.entrypoints import parse_entrypoint
+from tests.k8s.job_server import ask, find_processes, serve_jobs
+from tests.k8s.overlays import Object, build
 from tests.k8s.parts import dig
 
 MOUNT = "/mnt/thaw"
@@ -36,11 +38,22 @@ def test_jobs_of_cpu_smoke_run_one_after_the_other(tmp_path: Path) -> None:
         states = {job["submission_id"]: job["status"] for job in told(ask(server, "/api/jobs/"))}
 
     assert states == dict.fromkeys(ORDER, "SUCCEEDED")
-    smoke = tmp_path / "smoke"
-    assert "4 classes;" in printed["thaw-prepare"]
+    prepare, train, sweep = (config_of(jobs[name], str(tmp_path)) for name in ORDER)
+    assert f"{prepare.synthetic.num_classes} classes;" in printed["thaw-prepare"]
     assert "Best val/top1" in printed["thaw-train"]
-    assert json.loads((smoke / "train" / "result.json").read_text())["epochs"] == 2
-    assert json.loads((smoke / "sweep" / "leaderboard.json").read_text())
+    assert read_json(train.out, "result.json")["epochs"] == train.num_epochs
+    assert len(read_json(sweep.out, "leaderboard.json")["trials"]) == sweep.trials
+    assert find_processes(Path(server.variables["HOME"])) == []
+
+
+def config_of(job: Object, mount: str) -> Any:
+    """What the command line makes of a job's entrypoint."""
+    ((_, config),) = parse_entrypoint(job["spec"]["entrypoint"].replace(MOUNT, mount), "K8sJobMode")
+    return config
+
+
+def read_json(folder: str, name: str) -> Any:
+    return json.loads(Path(folder, name).read_text())
 
 
 def told(answer: str) -> list[dict[str, str]]:
