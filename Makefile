@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-extended fuzz check bench golden clean
+.PHONY: setup demo test test-extended fuzz check bench golden clean check-k8s
 
 setup: $(READY)  ## Make .venv with everything pyproject.toml lists
 
@@ -26,11 +26,14 @@ fuzz: $(READY)  ## Minutes of random files for whatever is read back; tests try 
 	THAW_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/test_house_fuzz.py --timeout 3600
 	if $(BIN)/python -c "import atheris" 2> /dev/null; then $(BIN)/python -m tests.hostile_readers 60; fi
 
-check: $(READY)  ## Formatting, lint, types, direction of imports
+check: $(READY) check-k8s  ## Formatting, lint, types, direction of imports, manifests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --warnings
 	$(BIN)/lint-imports
+
+check-k8s: $(READY)  ## Every overlay of k8s/ built and judged: schemas, CEL, the operator's rules, ours
+	$(BIN)/python -m tests.k8s
 
 bench: $(READY)  ## Ours against what people use, in one run each, into bench.json
 	$(BIN)/python -m tests.bench.ingest

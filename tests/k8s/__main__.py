@@ -1,0 +1,31 @@
+"""python -m tests.k8s: build every overlay, judge it by every rule, print what is wrong."""
+
+import os
+import sys
+
+from tests.k8s import crds
+from tests.k8s.checker import RULES, check, needs_missing_crds
+from tests.k8s.overlays import build, list_overlays
+
+
+def main() -> int:
+    overlays = [build(name) for name in list_overlays()]
+    left_out = needs_missing_crds()
+    findings = [finding for overlay in overlays for finding in check(overlay)]
+    for item in findings:
+        print(f"{item.overlay}  {item.kind} {item.name}  {item.rule} ({RULES[item.rule].source})")
+        print(f"    {item.path}: {item.message}")
+    num_objects = sum(len(overlay.objects) for overlay in overlays)
+    num_rules = len(RULES) - len(left_out)
+    print(
+        f"{len(overlays)} overlays, {num_objects} objects, {num_rules} rules: "
+        f"{len(findings) or 'no'} finding{'s' * (len(findings) != 1)}"
+    )
+    if left_out:
+        print(f"left out: {', '.join(left_out)}, for {crds.CRD_FOLDER} is not there")
+    must_not_skip = bool(os.environ.get("THAW_REQUIRE_SHARED")) and left_out
+    return 1 if findings or must_not_skip else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

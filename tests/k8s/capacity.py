@@ -1,0 +1,197 @@
+"""Whether a job's cluster holds what its entrypoint asks for: workers, by Thaw's own plan for them,
+and a storage that every node sees."""
+
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from math import ceil
+from pathlib import PurePosixPath
+from typing import Any
+
+from cluster.config import ClusterConfig
+from cluster.runtime import Resources
+from cluster.scaling import plan_workers
+from tests.k8s.entrypoints import Command, configs_of
+from tests.k8s.parts import RAY_CONTAINER, Part, dig, groups_of, ray_clusters, ray_jobs
+from tests.k8s.quantities import parse_quantity
+from tests.k8s.rules import Problem, rule
+
+REMOTE = ("s3://", "gs://", "hf://")
+URI_FIELDS = (
+    "advice",
+    "cache",
+    "data",
+    "head",
+    "images",
+    "out",
+    "root",
+    "run",
+    "sweep",
+    "test_root",
+    "weights",
+)
+"""Fields of configs that are URIs."""
+ONE_NODE = "overlays/cpu-smoke"
+"""Made for kind and minikube: on one node, all pods share a volume of ReadWriteOnce."""
+
+
+def cluster_of(job: Part) -> Part | None:
+    """The cluster that a job makes, or the one of the overlay that it selects."""
+    if job.value.get("rayClusterSpec"):
+        return job.at("rayClusterSpec", role="cluster")
+    name = (job.value.get("clusterSelector") or {}).get("ray.io/cluster")
+    for cluster in ray_clusters(job.overlay):
+        if cluster.owner["kind"] == "RayCluster" and dig(cluster.owner, "metadata.name") == name:
+            return cluster
+    return None
+
+
+def count_resources(cluster: Part, replicas: str) -> Resources:
+    """What Ray counts where each worker group has this many replicas, as KubeRay derives it from
+    the limits of the Ray container; rayStartParams win."""
+    nodes: list[tuple[float, int]] = []
+    for group in groups_of(cluster):
+        count = 1
+        if group.role == "worker":
+            count = int(group.value.get(replicas) or 0) * int(group.value.get("numOfHosts") or 1)
+        nodes += [node_resources(group)] * min(count, 10_000)
+    working = [node for node in nodes if node[0] > 0]
+    return Resources(
+        num_nodes=len(working),
+        num_cpus=sum(cpus for cpus, _ in nodes),
+        num_gpus=sum(gpus for _, gpus in nodes),
+        memory_gib=0,
+        object_store_gib=0,
+    )
+
+
+def node_resources(group: Part) -> tuple[float, int]:
+    """CPUs and GPUs of one node of a group."""
+    container = (dig(group.value, "template.spec.containers") or [{}])[RAY_CONTAINER]
+    limits, params = dig(container, "resources.limits", {}), dig(group.value, "rayStartParams", {})
+    gpus = sum(int(value) for name, value in limits.items() if name.endswith("gpu"))
+    cpus = params.get("num-cpus", ceil(parse_quantity(limits.get("cpu", 0))))
+    return float(cpus), int(params.get("num-gpus", gpus))
+
+
+def cluster_configs(config: Any) -> list[ClusterConfig]:
+    """What a command asks of the cluster; the default, where it has no such options."""
+    found = [value for _, value in walk(config) if isinstance(value, ClusterConfig)]
+    if not found and hasattr(config, "num_workers"):
+        found = [ClusterConfig(num_workers=config.num_workers)]
+    return found or [ClusterConfig()]
+
+
+def walk(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Fields of a config and of those below it."""
+    yield name, config
+    if is_dataclass(config):
+        for field in fields(config):
+            yield from walk(getattr(config, field.name), field.name)
+
+
+def uris_of(config: Any) -> Iterator[tuple[str, str]]:
+    """Where a command reads and writes; the sweep names the folders of its trainings itself."""
+    for field in fields(config):
+        for name, value in walk(getattr(config, field.name), field.name):
+            is_own = name != "out" or field.name == "out"
+            if name in URI_FIELDS and isinstance(value, str) and is_own:
+                yield name, value
+
+
+def find_misfits(job: Part, replicas: str) -> Iterator[tuple[Command, str]]:
+    """Commands whose workers don't fit on so many replicas, in Thaw's own words."""
+    cluster = cluster_of(job)
+    if cluster is None:
+        return
+    resources = count_resources(cluster, replicas)
+    for command, config in configs_of(job):
+        for wanted in cluster_configs(config):
+            try:
+                plan_workers(resources, wanted)
+            except ValueError as error:
+                yield command, str(error)
+
+
+@rule(ray_jobs)
+def workers_fit_max_replicas(part: Part) -> Iterator[Problem]:
+    for command, problem in find_misfits(part, "maxReplicas"):
+        yield "entrypoint", f"`{command}` at maxReplicas: {problem}"
+
+
+@rule(ray_jobs)
+def workers_are_there_at_start(part: Part) -> Iterator[Problem]:
+    """Thaw counts the nodes once, when it connects: the autoscaler comes too late."""
+    for command, problem in find_misfits(part, "replicas"):
+        yield "entrypoint", f"`{command}` at the first replicas: {problem}"
+
+
+@rule(ray_jobs)
+def storage_is_shared(part: Part) -> Iterator[Problem]:
+    """A path of the command line must mean the same files on every node, or be in a bucket."""
+    cluster = cluster_of(part)
+    if cluster is None:
+        return
+    for command, config in configs_of(part):
+        for name, value in uris_of(config):
+            if not value.startswith(REMOTE):
+                for problem in find_storage_problems(cluster, value):
+                    yield "entrypoint", f"`{command}`: {name} {value} {problem}"
+
+
+def find_storage_problems(cluster: Part, path: str) -> Iterator[str]:
+    """Why not every node of a cluster sees the same files at a path."""
+    if not path.startswith("/"):
+        yield "is relative: use a path below a mount, or s3://"
+        return
+    claims: dict[str, str | None] = {}
+    for group in groups_of(cluster):
+        name = group.value.get("groupName", "the head")
+        claims[name] = find_claim(group, path)
+        if claims[name] is None:
+            yield f"lies on no PersistentVolumeClaim in {name}"
+    if len({claim for claim in claims.values() if claim}) > 1:
+        told = ", ".join(f"{claim} in {name}" for name, claim in claims.items())
+        yield f"lies on different claims: {told}"
+
+
+def find_claim(group: Part, path: str) -> str | None:
+    """The claim that a group's Ray container has mounted at or above a path, and may write."""
+    spec = dig(group.value, "template.spec", {})
+    volumes = {volume.get("name"): volume for volume in spec.get("volumes") or ()}
+    container = (spec.get("containers") or [{}])[RAY_CONTAINER]
+    mounts = sorted(
+        (
+            mount
+            for mount in container.get("volumeMounts") or ()
+            if PurePosixPath(path).is_relative_to(mount.get("mountPath", "/"))
+        ),
+        key=lambda mount: len(mount["mountPath"]),
+    )
+    if not mounts or mounts[-1].get("readOnly"):
+        return None
+    volume = volumes.get(mounts[-1].get("name"), {})
+    return dig(volume, "persistentVolumeClaim.claimName")
+
+
+@rule(ray_clusters)
+def claim_for_many_nodes(part: Part) -> Iterator[Problem]:
+    """A volume that one node alone may mount keeps the second worker waiting for ever."""
+    nodes = sum(
+        1 if group.role == "head" else int(group.value.get("maxReplicas") or 0)
+        for group in groups_of(part)
+    )
+    claims = part.overlay.named("PersistentVolumeClaim")
+    for group in groups_of(part):
+        for volume in dig(group.value, "template.spec.volumes", ()):
+            claim = claims.get(dig(volume, "persistentVolumeClaim.claimName"))
+            modes = dig(claim, "spec.accessModes", [])
+            is_limit = nodes > 1 and part.overlay.name != ONE_NODE
+            if claim is not None and is_limit and "ReadWriteMany" not in modes:
+                path = group.path.removeprefix(part.path).lstrip(".")
+                yield (
+                    f"{path}.template.spec.volumes",
+                    (
+                        f"{nodes} pods share {dig(claim, 'metadata.name')}, which is "
+                        f"{', '.join(modes)}: use ReadWriteMany"
+                    ),
+                )

@@ -1,0 +1,63 @@
+"""Every overlay of k8s/ builds and no rule finds anything; every rule finds what breaks it."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.k8s.checker import RULES, check
+from tests.k8s.crds import NEEDS_CRDS
+from tests.k8s.mutations import MUTATIONS
+from tests.k8s.overlays import K8S, build, list_overlays, name_of
+
+OVERLAYS = list_overlays()
+
+
+def test_every_folder_that_is_applied_is_checked() -> None:
+    folders = {file.parent for file in K8S.rglob("kustomization.yaml")}
+    pieces = {folder for folder in folders if folders & set(folder.parents)}
+
+    assert {K8S / name for name in OVERLAYS} == folders - pieces
+    assert {f"overlays/{name}" for name in ("cpu-smoke", "gpu", "spot", "s3")} <= set(OVERLAYS)
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_overlay_has_no_findings(name: str) -> None:
+    overlay = build(name)
+
+    assert overlay.objects
+    assert check(overlay, [rule for rule in RULES if rule not in NEEDS_CRDS]) == []
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_overlay_fits_the_crds(name: str, shared_dir: Path) -> None:
+    assert check(build(name), NEEDS_CRDS) == []
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_mutation_is_noticed(name: str, request: pytest.FixtureRequest) -> None:
+    mutation = MUTATIONS[name]
+    if mutation.rule in NEEDS_CRDS:
+        request.getfixturevalue("shared_dir")
+    valid = build(mutation.overlay)
+    broken = mutation.apply(valid)
+
+    assert check(valid, [mutation.rule]) == []
+    findings = check(broken, [mutation.rule])
+    assert findings
+    for finding in findings:
+        assert finding.overlay == mutation.overlay
+        assert finding.name in map(name_of, broken.objects)
+        assert finding.path and finding.message
+
+
+@pytest.mark.shared
+@pytest.mark.extended  # 20 s
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_all_rules_together_notice_a_mutation(name: str, shared_dir: Path) -> None:
+    """None of them stumbles over what another is there for."""
+    assert check(MUTATIONS[name].apply(build(MUTATIONS[name].overlay)))
+
+
+def test_every_rule_has_a_mutation() -> None:
+    assert {mutation.rule for mutation in MUTATIONS.values()} == set(RULES)

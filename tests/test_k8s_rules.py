@@ -1,0 +1,301 @@
+"""What rules are made of: shells, quantities, schedules, keys, and the door of the checker."""
+
+import ast
+import re
+from decimal import Decimal
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.entry import ROOT
+from tests.k8s import __main__ as door
+from tests.k8s import crds
+from tests.k8s.capacity import URI_FIELDS
+from tests.k8s.checker import check
+from tests.k8s.entrypoints import ROOMS, find_commands, job_line, parse_entrypoint
+from tests.k8s.keys import KEY_FORMS, SECRET_NAME
+from tests.k8s.mutations import MUTATIONS
+from tests.k8s.network import WEB, Peer, allows, selects
+from tests.k8s.operator_jobs import find_cron_problem
+from tests.k8s.overlays import Overlay, build, find_kubectl
+from tests.k8s.parts import containers
+from tests.k8s.pods import tag_of
+from tests.k8s.quantities import parse_quantity
+
+PREPARE = "python -m datasets prepare --source synthetic --out /mnt/cars"
+TRAIN = "python -m trainers head --data /mnt/cars"
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "line"),
+    [
+        (PREPARE, PREPARE),
+        (f"bash -c '{PREPARE} && {TRAIN}'", f'bash -c "{PREPARE} && {TRAIN}"'),
+        (f"{PREPARE} \\\n  --seed 1", f"{PREPARE} --seed 1"),
+        (
+            "python -m datasets info --data '/mnt/my cars'",
+            'python -m datasets info --data "/mnt/my cars"',
+        ),
+    ],
+)
+def test_submitter_hands_one_command_on(entrypoint: str, line: str) -> None:
+    assert job_line(entrypoint) == line
+
+
+@pytest.mark.parametrize("joint", [" && ", " ; ", "; ", " || ", " | ", "\n", " & "])
+def test_submitter_would_keep_the_second_command(joint: str) -> None:
+    with pytest.raises(ValueError, match="the submitter's own shell would run 'python -m trainers"):
+        job_line(PREPARE + joint + TRAIN)
+
+    assert job_line(PREPARE + joint + TRAIN, "HTTPMode") == PREPARE + joint + TRAIN
+
+
+def test_commands_are_found_behind_shells_and_assignments() -> None:
+    script = f'set -e; NCCL_DEBUG=INFO {PREPARE}\nexec {TRAIN} --out "$OUT"'
+
+    found = list(find_commands(f"bash -euc '{script}'"))
+
+    assert [command.room for command in found] == ["datasets", "trainers"]
+    assert found[1].arguments == ("head", "--data", "/mnt/cars", "--out", "$OUT")
+
+
+@pytest.mark.parametrize(
+    "other", ["ray status", "bash train.sh", "python -m pip install x", "curl x"]
+)
+def test_foreign_command_is_refused(other: str) -> None:
+    with pytest.raises(ValueError, match="is no"):
+        list(find_commands(other))
+
+
+def test_real_command_line_parses_and_says_what_it_refuses() -> None:
+    ((command, config),) = parse_entrypoint(f"{PREPARE} --num-classes 4", "K8sJobMode")
+
+    assert (command.room, config.synthetic.num_classes) == ("datasets", 4)
+    with pytest.raises(ValueError, match=r"is refused: .*--num-clases"):
+        parse_entrypoint(f"{PREPARE} --num-clases 4", "K8sJobMode")
+    with pytest.raises(ValueError, match=r"synthetic\.num_classes is 1: use 2 to 196"):
+        parse_entrypoint(f"{PREPARE} --num-classes 1", "K8sJobMode")
+
+
+def test_every_uri_of_the_command_line_is_looked_at() -> None:
+    """`storage_is_shared` knows them by name; their docstrings say what they are."""
+    named = {
+        field.target.id
+        for room in ROOMS
+        for file in (ROOT / room).glob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ClassDef) and node.name.endswith(("Config", "Verb"))
+        for field, told in pairwise(node.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(told, ast.Expr) and isinstance(told.value, ast.Constant)
+        if re.match(r"URI of|Run folder", str(told.value.value))
+    }
+
+    assert {"data", "out", "weights"} <= named <= set(URI_FIELDS)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("500m", "0.5"), ("2", "2"), ("1Gi", str(2**30)), ("1.5G", "1500000000"), ("1e3", "1000")],
+)
+def test_quantity_is_read_exactly(text: str, number: str) -> None:
+    assert parse_quantity(text) == Decimal(number)
+
+
+@pytest.mark.parametrize("text", ["", "3 GB", "1gi", "one", "1GiB"])
+def test_what_is_no_quantity_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a quantity"):
+        parse_quantity(text)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    ["0 2 * * *", "*/15 8-18 1,15 jan-mar MON-FRI", "@daily", "@every 1h30m", "0 0 ? * 0"],
+)
+def test_schedule_is_one(schedule: str) -> None:
+    assert find_cron_problem(schedule) is None
+
+
+@pytest.mark.parametrize(
+    ("schedule", "problem"),
+    [
+        ("0 2 * *", "4 fields instead of 5"),
+        ("60 2 * * *", "minute goes from 0 to 59, not '60'"),
+        ("0 5-2 * * *", "hour can't be '5-2'"),
+        ("*/0 2 * * *", r"minute can't be '\*/0'"),
+        ("0 2 * * 7", "day of week goes from 0 to 6, not '7'"),
+        ("0 2 * * caturday", "day of week goes from 0 to 6"),
+        ("@nightly", "1 fields"),
+    ],
+)
+def test_schedule_that_is_none_has_its_reason(schedule: str, problem: str) -> None:
+    with pytest.raises(AssertionError, match=problem):
+        assert find_cron_problem(schedule) is None, find_cron_problem(schedule)
+
+
+@pytest.mark.parametrize(
+    ("image", "tag"),
+    [
+        ("thaw", ""),
+        ("registry:5000/thaw", ""),
+        ("registry:5000/cars/thaw:2.60.0-cpu", "2.60.0-cpu"),
+        ("thaw:2.60.0@sha256:0123", "2.60.0"),
+    ],
+)
+def test_tag_of_an_image(image: str, tag: str) -> None:
+    assert tag_of(image) == tag
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "f4c1a9e2" * 5,
+        "ghp_" + "a1B2" * 9,
+        "hf_" + "aB3" * 11,
+        "AKIA" + "Q" * 16,
+        "https://me:sesame@example.org",
+        "-----BEGIN RSA PRIVATE KEY-----",
+        "aB3/+" * 8,
+    ],
+)
+def test_key_is_known_by_its_form(text: str) -> None:
+    assert any(form.search(f"export X={text} ") for form in KEY_FORMS.values())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ghcr.io/cars/thaw:2.60.0-cpu@sha256:" + "f4c1a9e2" * 8,
+        "https://github.com/cars/thaw/commit/" + "f4c1a9e2" * 5,
+        "karpenter.sh/do-not-disrupt",
+        "s3://YOUR-BUCKET/thaw/runs/a-very-long-folder-name-for-one-run-of-a-sweep",
+        "python -m tuning finetune --data /mnt/thaw/cars --out /mnt/thaw/runs/sweep",
+        "{{ $labels.ray_io_cluster }} has lost a node: rate(ray_node_disk_free[5m]) > 0.5",
+    ],
+)
+def test_usual_text_is_no_key(text: str) -> None:
+    assert not any(form.search(text) for form in KEY_FORMS.values())
+
+
+def test_names_of_keys_are_known() -> None:
+    names = (
+        "WANDB_API_KEY",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_ACCESS_KEY_ID",
+        "HF_TOKEN",
+        "DB_PASSWORD",
+    )
+
+    assert all(map(SECRET_NAME.search, names))
+    assert not any(map(SECRET_NAME.search, ("WANDB_DIR", "NCCL_DEBUG", "TOKENIZERS_PARALLELISM")))
+
+
+def test_containers_that_nobody_wrote_are_seen() -> None:
+    """The submitter and the autoscaler of the operator; `restricted` would reject both."""
+    alone = MUTATIONS["submitter_of_the_operator"].apply(build("base"))
+    beside = MUTATIONS["autoscaler_without_a_security_context"].apply(build("base"))
+
+    def seen(overlay: Overlay) -> set[str]:
+        return {part.value["name"] for part in containers(overlay)}
+
+    assert "ray-job-submitter" in seen(alone) - seen(build("base"))
+    assert "autoscaler" in seen(beside) - seen(build("base"))
+    paths = {finding.path for finding in check(beside, ["no_privilege_escalation"])}
+    assert paths == {
+        "spec.rayClusterSpec.autoscalerOptions.securityContext.allowPrivilegeEscalation"
+    }
+
+
+@pytest.mark.parametrize(
+    ("selector", "is_meant"),
+    [
+        ({}, True),
+        ({"matchLabels": {"role": "head"}}, True),
+        ({"matchLabels": {"role": "head", "team": "b"}}, False),
+        ({"matchExpressions": [{"key": "team", "operator": "Exists"}]}, True),
+        ({"matchExpressions": [{"key": "team", "operator": "DoesNotExist"}]}, False),
+        ({"matchExpressions": [{"key": "role", "operator": "In", "values": ["worker"]}]}, False),
+        ({"matchExpressions": [{"key": "zone", "operator": "NotIn", "values": ["x"]}]}, True),
+    ],
+)
+def test_selector_means_labels(selector: dict[str, Any], is_meant: bool) -> None:
+    assert selects(selector, {"role": "head", "team": "a"}) is is_meant
+
+
+@pytest.mark.parametrize(
+    ("rule", "port", "gets_through"),
+    [
+        ({}, 80, True),
+        ({"ports": [{"port": 8000, "endPort": 8010}]}, 8010, True),
+        ({"ports": [{"port": 8000, "endPort": 8010}]}, 8011, False),
+        ({"ports": [{"port": 53, "protocol": "UDP"}]}, 53, False),
+        ({"to": [{"ipBlock": {"cidr": "203.0.113.0/24"}}]}, 80, True),
+        (
+            {"to": [{"ipBlock": {"cidr": "203.0.113.0/24", "except": ["203.0.113.0/29"]}}]},
+            80,
+            False,
+        ),
+        ({"to": [{"ipBlock": {"cidr": "::/0"}}]}, 80, False),
+        ({"to": [{"podSelector": {}}]}, 80, False),
+    ],
+)
+def test_policy_lets_out_what_it_says(rule: dict[str, Any], port: int, gets_through: bool) -> None:
+    pod = Peer(told="a pod", namespace="thaw")
+    policy = {
+        "kind": "NetworkPolicy",
+        "metadata": {"name": "out", "namespace": "thaw"},
+        "spec": {"podSelector": {}, "policyTypes": ["Egress"], "egress": [rule]},
+    }
+
+    assert allows(Overlay(name="one", objects=(policy,)), pod, WEB, port) is gets_through
+    assert allows(Overlay(name="none", objects=()), pod, WEB, port)
+    assert allows(Overlay(name="one", objects=(policy,)), WEB, pod, port), "ingress is open"
+
+
+def test_door_says_that_all_is_well(capsys: pytest.CaptureFixture[str], shared_dir: Path) -> None:
+    assert door.main() == 0
+    assert capsys.readouterr().out.endswith(" rules: no findings\n")
+
+
+def test_door_prints_findings_and_fails(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = MUTATIONS["head_that_works"].apply(build("base"))
+    monkeypatch.setattr(door, "list_overlays", lambda: ["base"])
+    monkeypatch.setattr(door, "build", lambda name: broken)
+
+    assert door.main() == 1
+    first, second, last = capsys.readouterr().out.splitlines()[:3]
+    assert first == "base  RayJob thaw-train  head_takes_no_work (house)"
+    assert second.strip().startswith("spec.rayClusterSpec.headGroupSpec.rayStartParams.num-cpus: ")
+    assert "1 finding" in last
+
+
+def test_door_says_what_it_leaves_out(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without ../shared a developer is told; CI must not go on."""
+    monkeypatch.setattr(crds, "CRD_FOLDER", tmp_path / "none")
+    monkeypatch.delenv("THAW_REQUIRE_SHARED", raising=False)
+    monkeypatch.setattr(door, "list_overlays", lambda: ["base"])
+
+    assert door.main() == 0
+    assert f"left out: crd_schema, crd_cel, for {tmp_path / 'none'} is not there" in (
+        capsys.readouterr().out
+    )
+    monkeypatch.setenv("THAW_REQUIRE_SHARED", "1")
+    assert door.main() == 1
+
+
+def test_overlay_that_does_not_build_says_why(tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "kustomization.yaml").write_text("resources: [missing.yaml]\n")
+
+    with pytest.raises(ValueError, match=r"broken does not build: .*missing\.yaml"):
+        build("broken", tmp_path)
+
+
+def test_kubectl_is_the_pinned_one() -> None:
+    assert find_kubectl().endswith("/.venv/bin/kubectl")
