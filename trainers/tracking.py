@@ -5,6 +5,7 @@ Rank 0 writes them, after reduction; `mirror.py` copies them to W&B.
 
 import json
 import os
+import time
 from typing import Any
 
 from datasets import storage
@@ -13,9 +14,16 @@ from trainers.config import TrackConfig
 
 Row = dict[str, Any]
 
+WRITING_SHARE = 0.1
+"""At most this part of the time goes into rows of a file that has to be written whole."""
+
 
 class JsonlTracker:
     """Write rows to RUN/metrics.jsonl; each has its own, larger global_step.
+
+    A row costs what it weighs, however many there are before it: a local file grows. An object
+    store takes whole objects alone, so there rows wait until all of them are worth writing;
+    `flush` writes those that wait, and so does the row that ends an epoch.
 
     Args:
         last_row: what a resumed run measured at its checkpoint. Rows beyond it, of a sitting that
@@ -24,28 +32,78 @@ class JsonlTracker:
 
     def __init__(self, run: str, *, last_row: Row | None = None) -> None:
         self._uri = storage.join(run, "metrics.jsonl")
-        self._rows: list[Row] = []
+        rows: list[Row] = []
         if last_row:
             before = (row for row in read_rows(run) if row["global_step"] < last_row["global_step"])
-            self._rows = [*before, last_row]
+            rows = [*before, last_row]
+        self._grows = storage.can_append(self._uri)
+        self._content = bytearray(b"".join(map(_line, rows)))  # of a file that can't grow
+        self._waits, self._took_s, self._written_s = False, 0.0, 0.0
         self._write()
 
     def log(self, row: Row) -> None:
-        self._rows.append(row)
-        self._write()
+        if self._grows:
+            storage.append_bytes(self._uri, _line(row))
+            return
+        self._content += _line(row)
+        self._waits = True
+        rest_s = max(1.0, self._took_s / WRITING_SHARE)
+        if metrics.EPOCH_S in row or time.monotonic() - self._written_s >= rest_s:
+            self._write()
+
+    def flush(self) -> None:
+        """Write the rows that wait."""
+        if self._waits:
+            self._write()
 
     def _write(self) -> None:
-        lines = "".join(json.dumps(row) + "\n" for row in self._rows)
-        storage.write_bytes(self._uri, lines.encode())
+        began_s = time.monotonic()
+        storage.write_bytes(self._uri, bytes(self._content))
+        self._waits, self._written_s = False, time.monotonic()
+        self._took_s = self._written_s - began_s
+
+
+def _line(row: Row) -> bytes:
+    return json.dumps(row).encode() + b"\n"
+
+
+class RowReader:
+    """Read the rows of a run while they are written, each of them once.
+
+    A worker that restarts writes the file anew, without the rows beyond its checkpoint: where the
+    last line that was read no longer stands in its place, all are read again.
+    """
+
+    def __init__(self, run: str) -> None:
+        self._uri = storage.join(run, "metrics.jsonl")
+        self._place, self._last_line = 0, b""
+
+    def read_new(self) -> list[Row]:
+        """Return the rows since the last call, or all where the file was written anew."""
+        try:
+            content = storage.read_bytes(self._uri, start=self._place)
+            if not content.startswith(self._last_line):
+                self._place, self._last_line = 0, b""
+                content = storage.read_bytes(self._uri)
+        except FileNotFoundError:
+            return []
+        lines = _whole_lines(content)
+        if lines:
+            self._place += sum(map(len, lines[:-1]))
+            new = lines[1:] if self._last_line else lines
+            self._last_line = lines[-1]
+            return [json.loads(line) for line in new]
+        return []
 
 
 def read_rows(run: str) -> list[Row]:
     """Rows of a run so far; none where it has not begun."""
-    try:
-        content = storage.read_bytes(storage.join(run, "metrics.jsonl"))
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in content.decode().splitlines()]
+    return RowReader(run).read_new()
+
+
+def _whole_lines(content: bytes) -> list[bytes]:
+    """Cut a file into lines, but for one that is still being written."""
+    return content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
 
 
 def epoch_rows(run: str) -> list[Row]:
