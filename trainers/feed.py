@@ -46,6 +46,10 @@ class Place:
     """What trains on features; None trains on images."""
 
 
+MAX_NAMES = 20
+"""Lost images that are named; metrics count them all."""
+
+
 class Feed:
     """The batches of one split through all epochs of a run, and how long the loop waited."""
 
@@ -70,7 +74,8 @@ class Feed:
         self.wait_s += waited_s
         if self.first_batch_s is None:
             self.first_batch_s = waited_s
-        self._losses += batch["losses"]
+        if batch["losses"]:
+            self._losses = [*self._losses, *batch["losses"]][:MAX_NAMES]
         return to_device(batch, self._place.device)
 
     def close(self) -> None:
@@ -78,7 +83,8 @@ class Feed:
         self._batches.close()
 
     def take_losses(self) -> list[str]:
-        """Return the images that all ranks have lost since the last call. All ranks must call."""
+        """Name the first of the images that all ranks have lost since the last call: MAX_NAMES of a
+        rank at most. All ranks must call."""
         losses, self._losses = self._losses, []
         if self._place.world_size == 1:
             return losses
