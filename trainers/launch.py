@@ -209,12 +209,18 @@ def plan_ingest(
         ValueError: where `ingest` is memory and they don't fit.
     """
     store_bytes = _store_bytes(resources, plan, num_concurrent)
-    return choose_ingest(
+    remember, why = choose_ingest(
         config.ingest,
         manifest,
         num_epochs=config.num_epochs,
         budget_bytes=config.ingest.memory_share * store_bytes,
     )
+    if not remember and plan.num_workers > config.ingest.interleave:
+        why += (
+            f"; {plan.num_workers} workers share {config.ingest.interleave} lanes: less is read "
+            f"with --interleave {plan.num_workers}"
+        )
+    return remember, why
 
 
 def _share(
