@@ -14,14 +14,15 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import chain, islice
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
 from ray.data import DataContext, Datasource, ExecutionOptions, ExecutionResources
-from ray.data._internal.execution import streaming_executor_state
+from ray.data._internal.cluster_autoscaler import ClusterAutoscaler, create_cluster_autoscaler
+from ray.data._internal.execution import streaming_executor, streaming_executor_state
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.data.block import BlockMetadata
@@ -87,6 +88,41 @@ class EpochsDatasource(Datasource):
         ]
 
 
+class OwnShare(ClusterAutoscaler):
+    """Let a stream use what its training was given.
+
+    Ray Data asks an actor of the cluster instead, which divides the CPUs of every node among all
+    streams there are, rounded down: with more streams than a node has CPUs, each has none and reads
+    one task at a time; and it computes this anew for each stream that begins or ends.
+    """
+
+    def __init__(self, share: ExecutionResources) -> None:
+        self._share = share
+
+    def get_total_resources(self) -> ExecutionResources:
+        return self._share
+
+    def try_trigger_scaling(self) -> None:
+        """Ask for no more nodes: those of the workers are there."""
+
+    def on_executor_shutdown(self) -> None:
+        """Leave nothing behind."""
+
+
+SHARE, PLENTY = "thaw_share", 2.0**60  # finite: Ray Data subtracts
+
+
+def find_share(topology: Any, resources: Any, context: DataContext, **named: Any) -> Any:
+    """Take the place of Ray Data's choice where `execute_chunks` knows the share."""
+    share: ExecutionResources | None = context.get_config(SHARE)
+    if share is None:
+        return create_cluster_autoscaler(topology, resources, context, **named)
+    return OwnShare(share)
+
+
+streaming_executor.create_cluster_autoscaler = find_share  # Ray is pinned; a test holds it
+
+
 class PauseWhileAhead(ExecutionCallback):
     """Let the streaming executor's thread rest while blocks wait to be taken.
 
@@ -106,6 +142,7 @@ def stream(
     ingest: IngestConfig,
     *,
     reader_cpus: float = 1.0,
+    stream_cpus: float | None = None,
     store_bytes: float | None = None,
     memory: Memory | None = None,
     features: Features | None = None,
@@ -114,6 +151,8 @@ def stream(
 
     Args:
         reader_cpus: logical CPUs of a read task.
+        stream_cpus: logical CPUs of all its read tasks together, where `store_bytes` is given as
+            well; default: as Ray Data divides those of the cluster.
         store_bytes: object store this stream may fill ahead of its reader.
         memory: of the split, to decode its images only once.
         features: of the split, to be read instead of images.
@@ -131,6 +170,7 @@ def stream(
         read=read,
         bytes_per_image=image_bytes + 16,
         reader_cpus=reader_cpus,
+        stream_cpus=stream_cpus,
         store_bytes=store_bytes,
     )
     for block in join_executions(plan.chunks(), execute):
@@ -170,6 +210,7 @@ def execute_chunks(
     read: Callable[[Chunk], Iterator[pa.Table]],
     bytes_per_image: int,
     reader_cpus: float,
+    stream_cpus: float | None = None,
     store_bytes: float | None,
 ) -> Iterator[pa.Table]:
     """Yield one block per chunk, in order, by one Ray Data execution."""
@@ -181,6 +222,10 @@ def execute_chunks(
         preserve_order=True,
         resource_limits=ExecutionResources.for_limits(object_store_memory=store_bytes),
     )
+    if stream_cpus is not None and store_bytes is not None:
+        cpus = max(stream_cpus, reader_cpus)  # `resource_limits` bounds the object store
+        share = ExecutionResources(cpu=cpus, object_store_memory=PLENTY, memory=PLENTY)
+        context.set_config(SHARE, share)
     with DataContext.current(context):  # a data set keeps the context it was made in
         # As many blocks as tasks: with more, Ray splits every output into crumbs.
         dataset = ray.data.read_datasource(

@@ -38,6 +38,8 @@ class Place:
     """CPU threads to compute with."""
     reader_cpus: float
     """Logical CPUs of each read task."""
+    stream_cpus: float | None = None
+    """Logical CPUs of all read tasks of a stream together."""
     store_bytes: float | None = None
     """Object store that each of its streams may fill ahead."""
     memory: dict[str, Memory] = field(default_factory=dict)
@@ -136,6 +138,7 @@ def open_feed(
         plan,
         config.ingest,
         reader_cpus=place.reader_cpus,
+        stream_cpus=place.stream_cpus,
         store_bytes=place.store_bytes,
         memory=place.memory.get(split),
         features=place.prefix.features[split] if place.prefix else None,
