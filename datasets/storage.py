@@ -183,6 +183,25 @@ def read_bytes(uri: str, *, start: int = 0) -> bytes:
         raise OSError(_explain(uri, error)) from error
 
 
+def size_of(uri: str) -> int:
+    """Bytes of a file, for one request of an object store.
+
+    Raises:
+        FileNotFoundError: where there is none.
+        ValueError: where not even its bucket is there.
+        OSError: where it is out of reach: nothing is known about the file then.
+    """
+    filesystem, path = resolve(uri)
+    try:
+        found = filesystem.get_file_info(path)
+    except OSError as error:
+        raise OSError(_explain(uri, error)) from error
+    if found.type != fs.FileType.File:
+        _refuse_missing_bucket(uri, filesystem, path)
+        raise FileNotFoundError(uri)
+    return found.size
+
+
 def write_bytes(uri: str, content: bytes) -> None:
     """Write a whole file: a reader sees the old content or the new, never a part.
 

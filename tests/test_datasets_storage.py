@@ -137,6 +137,10 @@ def test_a_local_file_grows_and_is_read_from_any_byte_on(tmp_path: Path) -> None
     assert storage.can_append(uri) and not storage.can_append("hf://datasets/a/b")
     assert storage.read_bytes(uri) == b"one two"
     assert [storage.read_bytes(uri, start=start) for start in (4, 7, 8)] == [b"two", b"", b""]
+    assert storage.size_of(uri) == 7
+    for none in (tmp_path / "none", tmp_path):
+        with pytest.raises(FileNotFoundError):
+            storage.size_of(str(none))
     with pytest.raises(FileNotFoundError):
         storage.read_bytes(str(tmp_path / "none"), start=4)
 

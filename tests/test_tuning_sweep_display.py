@@ -151,11 +151,11 @@ def test_a_thousand_trials_at_a_time_have_twenty_lines_and_reads(
         start(display, number, tmp_path / str(number))
     read: list[str] = []
 
-    def count(uri: str, **options: int) -> bytes:
+    def count(uri: str) -> int:
         read.append(uri)
         raise FileNotFoundError(uri)
 
-    monkeypatch.setattr(storage, "read_bytes", count)
+    monkeypatch.setattr(storage, "size_of", count)
     drawn = lines(display)
 
     assert len(read) == sweep_display.MAX_SHOWN

@@ -68,7 +68,8 @@ def _line(row: Row) -> bytes:
 
 
 class RowReader:
-    """Read the rows of a run while they are written, each of them once.
+    """Read the rows of a run while they are written, each of them once. Where nothing is new, only
+    the size of the file is asked for.
 
     A worker that restarts writes the file anew, without the rows beyond its checkpoint: where the
     last line that was read no longer stands in its place, all are read again.
@@ -81,6 +82,8 @@ class RowReader:
     def read_new(self) -> list[Row]:
         """Return the rows since the last call, or all where the file was written anew."""
         try:
+            if storage.size_of(self._uri) == self._place + len(self._last_line):
+                return []
             content = storage.read_bytes(self._uri, start=self._place)
             if not content.startswith(self._last_line):
                 self._place, self._last_line = 0, b""
