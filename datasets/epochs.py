@@ -14,15 +14,14 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import chain, islice
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
 from ray.data import DataContext, Datasource, ExecutionOptions, ExecutionResources
-from ray.data._internal.cluster_autoscaler import ClusterAutoscaler, create_cluster_autoscaler
-from ray.data._internal.execution import streaming_executor, streaming_executor_state
+from ray.data._internal.execution import streaming_executor_state
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.data.block import BlockMetadata
@@ -33,6 +32,7 @@ from datasets.features import FeatureArrays, Features, read_features
 from datasets.memory import Memory
 from datasets.plan import Chunk, Plan
 from datasets.read import read_chunk
+from datasets.share import give_share
 
 # Ray Data looks for finished tasks every 0.1 s, twice before it starts the next one: a CPU would
 # rest a fifth of its time, and half of it with images in memory.
@@ -86,41 +86,6 @@ class EpochsDatasource(Datasource):
             )
             for chunk in self._chunks
         ]
-
-
-class OwnShare(ClusterAutoscaler):
-    """Let a stream use what its training was given.
-
-    Ray Data asks an actor of the cluster instead, which divides the CPUs of every node among all
-    streams there are, rounded down: with more streams than a node has CPUs, each has none and reads
-    one task at a time; and it computes this anew for each stream that begins or ends.
-    """
-
-    def __init__(self, share: ExecutionResources) -> None:
-        self._share = share
-
-    def get_total_resources(self) -> ExecutionResources:
-        return self._share
-
-    def try_trigger_scaling(self) -> None:
-        """Ask for no more nodes: those of the workers are there."""
-
-    def on_executor_shutdown(self) -> None:
-        """Leave nothing behind."""
-
-
-SHARE, PLENTY = "thaw_share", 2.0**60  # finite: Ray Data subtracts
-
-
-def find_share(topology: Any, resources: Any, context: DataContext, **named: Any) -> Any:
-    """Take the place of Ray Data's choice where `execute_chunks` knows the share."""
-    share: ExecutionResources | None = context.get_config(SHARE)
-    if share is None:
-        return create_cluster_autoscaler(topology, resources, context, **named)
-    return OwnShare(share)
-
-
-streaming_executor.create_cluster_autoscaler = find_share  # Ray is pinned; a test holds it
 
 
 class PauseWhileAhead(ExecutionCallback):
@@ -223,9 +188,7 @@ def execute_chunks(
         resource_limits=ExecutionResources.for_limits(object_store_memory=store_bytes),
     )
     if stream_cpus is not None and store_bytes is not None:
-        cpus = max(stream_cpus, reader_cpus)  # `resource_limits` bounds the object store
-        share = ExecutionResources(cpu=cpus, object_store_memory=PLENTY, memory=PLENTY)
-        context.set_config(SHARE, share)
+        give_share(context, max(stream_cpus, reader_cpus))
     with DataContext.current(context):  # a data set keeps the context it was made in
         # As many blocks as tasks: with more, Ray splits every output into crumbs.
         dataset = ray.data.read_datasource(

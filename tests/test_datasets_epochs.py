@@ -13,7 +13,7 @@ from ray._private.node import Node
 from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from datasets import epochs
+from datasets import epochs, share
 from datasets.config import IngestConfig
 from datasets.epochs import Batch, execute_chunks, stream
 from datasets.memory import Memory, open_memory
@@ -307,7 +307,7 @@ def test_a_stream_uses_the_share_it_was_given_and_asks_nobody_for_one(
     def refuse(*arguments: object, **named: object) -> None:
         raise AssertionError("Ray Data's coordinator was asked")
 
-    monkeypatch.setattr(epochs, "create_cluster_autoscaler", refuse)
+    monkeypatch.setattr(share, "create_cluster_autoscaler", refuse)
     blocks = execute_chunks(
         list(plan(easy_data, num_epochs=4).chunks()),
         read=sleep_and_tell,
