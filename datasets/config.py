@@ -160,8 +160,9 @@ class IngestConfig:
     memory_share: float = 0.3
     """Share of the cluster's object store that decoded images may fill, over all trainings."""
     interleave: int = 8
-    """Row groups read side by side: every batch takes the same share of images from each of so
-    many places of the data set. More mix better and read more."""
+    """Row groups read side by side (lanes): every batch takes the same share of images from each of
+    so many places of the data set. More mix better and read more; with more workers than lanes,
+    workers share lanes and read images several times."""
     task_images: int = 256
     """About how many images one read task reads, decodes and augments."""
     max_bad_fraction: float = 0.01

@@ -32,6 +32,7 @@ from datasets.features import FeatureArrays, Features, read_features
 from datasets.memory import Memory
 from datasets.plan import Chunk, Plan
 from datasets.read import read_chunk
+from datasets.share import give_share
 
 # Ray Data looks for finished tasks every 0.1 s, twice before it starts the next one: a CPU would
 # rest a fifth of its time, and half of it with images in memory.
@@ -106,6 +107,7 @@ def stream(
     ingest: IngestConfig,
     *,
     reader_cpus: float = 1.0,
+    stream_cpus: float | None = None,
     store_bytes: float | None = None,
     memory: Memory | None = None,
     features: Features | None = None,
@@ -114,6 +116,8 @@ def stream(
 
     Args:
         reader_cpus: logical CPUs of a read task.
+        stream_cpus: logical CPUs of all its read tasks together, where `store_bytes` is given as
+            well; default: as Ray Data divides those of the cluster.
         store_bytes: object store this stream may fill ahead of its reader.
         memory: of the split, to decode its images only once.
         features: of the split, to be read instead of images.
@@ -131,6 +135,7 @@ def stream(
         read=read,
         bytes_per_image=image_bytes + 16,
         reader_cpus=reader_cpus,
+        stream_cpus=stream_cpus,
         store_bytes=store_bytes,
     )
     for block in join_executions(plan.chunks(), execute):
@@ -170,6 +175,7 @@ def execute_chunks(
     read: Callable[[Chunk], Iterator[pa.Table]],
     bytes_per_image: int,
     reader_cpus: float,
+    stream_cpus: float | None = None,
     store_bytes: float | None,
 ) -> Iterator[pa.Table]:
     """Yield one block per chunk, in order, by one Ray Data execution."""
@@ -181,6 +187,8 @@ def execute_chunks(
         preserve_order=True,
         resource_limits=ExecutionResources.for_limits(object_store_memory=store_bytes),
     )
+    if stream_cpus is not None and store_bytes is not None:
+        give_share(context, max(stream_cpus, reader_cpus))
     with DataContext.current(context):  # a data set keeps the context it was made in
         # As many blocks as tasks: with more, Ray splits every output into crumbs.
         dataset = ray.data.read_datasource(

@@ -138,7 +138,9 @@ def read_group(uri: str, index: int, columns: list[str]) -> pa.Table:
     """Read some columns of one row group of a Parquet file that never changes."""
     filesystem, path = storage.resolve(uri)
     with filesystem.open_input_file(path) as file:
-        shard = pq.ParquetFile(file, metadata=read_metadata(uri))
+        known = footer_of(uri)
+        shard = pq.ParquetFile(file, metadata=known[0] if known else None)
+        known[:] = [shard.metadata]
         return shard.read_row_group(index, columns=columns)
 
 
@@ -160,12 +162,18 @@ def read_again(read: Callable[[], pa.Table]) -> pa.Table:
     raise AssertionError("the last attempt returns or raises")
 
 
-@lru_cache(maxsize=256)
 def read_metadata(uri: str) -> pq.FileMetaData:
-    """A file's footer; its name says what is in it, so it never changes."""
+    """Read a file's footer."""
     filesystem, path = storage.resolve(uri)
     with filesystem.open_input_file(path) as file:
         return pq.read_metadata(file)
+
+
+@lru_cache(maxsize=256)
+def footer_of(uri: str) -> list[pq.FileMetaData]:
+    """Where a file's footer is kept once it was read: its name says what is in it, so it never
+    changes. Read from the file that is open anyway, as opening one asks an object store."""
+    return []
 
 
 def fill_lost(images_NSSC: np.ndarray, lost_N: np.ndarray) -> None:

@@ -9,6 +9,7 @@ the server stands, come from the environment of each process alone:
     hf://  HF_TOKEN
 """
 
+import errno
 import os
 import textwrap
 import uuid
@@ -194,8 +195,8 @@ def exists(uri: str) -> bool:
     return found
 
 
-def read_bytes(uri: str) -> bytes:
-    """Read a whole file.
+def read_bytes(uri: str, *, start: int = 0) -> bytes:
+    """Read a file, whole or from its byte `start` on; nothing where it is shorter.
 
     Raises:
         FileNotFoundError: where there is none.
@@ -204,6 +205,9 @@ def read_bytes(uri: str) -> bytes:
     """
     filesystem, path = resolve(uri)
     try:
+        if start:
+            with filesystem.open_input_file(path) as file:
+                return file.read_at(max(0, file.size() - start), start)
         # Without `compression`, a name that ends in .gz would be unpacked.
         with filesystem.open_input_stream(path, compression=None) as stream:
             return stream.read()
@@ -212,6 +216,25 @@ def read_bytes(uri: str) -> bytes:
         raise
     except OSError as error:
         raise OSError(_explain(uri, error)) from error
+
+
+def size_of(uri: str) -> int:
+    """Bytes of a file, for one request of an object store.
+
+    Raises:
+        FileNotFoundError: where there is none.
+        ValueError: where not even its bucket is there.
+        OSError: where it is out of reach: nothing is known about the file then.
+    """
+    filesystem, path = resolve(uri)
+    try:
+        found = filesystem.get_file_info(path)
+    except OSError as error:
+        raise OSError(_explain(uri, error)) from error
+    if found.type != fs.FileType.File:
+        _refuse_missing_bucket(uri, filesystem, path)
+        raise FileNotFoundError(uri)
+    return found.size
 
 
 def write_bytes(uri: str, content: bytes) -> None:
@@ -231,6 +254,29 @@ def write_bytes(uri: str, content: bytes) -> None:
     # In a thread of its own no interrupt can come between the first byte and the last.
     with explaining(uri), ThreadPoolExecutor(1) as uploader:
         uploader.submit(_upload, filesystem, path, memoryview(content)).result()
+
+
+def can_append(uri: str) -> bool:
+    """Whether `append_bytes` works there: object stores know whole objects alone."""
+    return isinstance(resolve(uri)[0], fs.LocalFileSystem)
+
+
+def append_bytes(uri: str, content: bytes) -> None:
+    """Add to the end of a local file that is there; what can't be added whole is taken back.
+
+    Raises:
+        ValueError: where it can't be written.
+    """
+    _, path = resolve(uri)
+    with explaining(uri), open(path, "r+b", buffering=0) as stream:
+        size = stream.seek(0, os.SEEK_END)
+        try:
+            if stream.write(content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(stream.fileno())
+        except OSError:
+            stream.truncate(size)
+            raise
 
 
 def _upload(filesystem: fs.FileSystem, path: str, content: memoryview) -> None:

@@ -13,7 +13,7 @@ from ray._private.node import Node
 from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from datasets import epochs
+from datasets import epochs, share
 from datasets.config import IngestConfig
 from datasets.epochs import Batch, execute_chunks, stream
 from datasets.memory import Memory, open_memory
@@ -289,3 +289,35 @@ def test_the_store_stays_bounded_at_many_times_its_size(ray_cluster: str) -> Non
 
     assert numbers == list(range(320))
     assert max(used) < 512 * 2**20
+
+
+def sleep_and_tell(chunk: Chunk) -> Iterator[pa.Table]:
+    began_s = time.time()
+    time.sleep(0.3)
+    yield pa.table(
+        {"began_s": [began_s] * chunk.num_images, "ended_s": [time.time()] * len(chunk.row_N)}
+    )
+
+
+def test_a_stream_uses_the_share_it_was_given_and_asks_nobody_for_one(
+    ray_cluster: str, easy_data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Data's own way would give it all 6 CPUs of the cluster, or none beside enough others."""
+
+    def refuse(*arguments: object, **named: object) -> None:
+        raise AssertionError("Ray Data's coordinator was asked")
+
+    monkeypatch.setattr(share, "create_cluster_autoscaler", refuse)
+    blocks = execute_chunks(
+        list(plan(easy_data, num_epochs=4).chunks()),
+        read=sleep_and_tell,
+        bytes_per_image=16,
+        reader_cpus=0.5,
+        stream_cpus=1.0,
+        store_bytes=2**26,
+    )
+    spans = [(block["began_s"][0].as_py(), block["ended_s"][0].as_py()) for block in blocks]
+    at_once = [sum(began <= at < ended for began, ended in spans) for at, _ in spans]
+
+    assert len(spans) == 13
+    assert max(at_once) == 2

@@ -108,7 +108,7 @@ def test_a_jpeg_with_a_right_checksum_that_does_not_decode_is_lost_alone(data: s
     rows[5]["image"] = b"no jpeg"
     rows[5]["crc32"] = checksum(b"no jpeg", rows[5]["label"], rows[5]["image_id"])
     write_images(str(shard), pa.Table.from_pylist(rows, schema=table.schema), 8)
-    read.read_metadata.cache_clear()
+    read.footer_of.cache_clear()
 
     losses = read_block(chunk_of(data))["loss"].drop_null().to_pylist()
 
@@ -133,7 +133,7 @@ def test_a_row_group_that_cannot_be_read_is_lost_and_the_others_are_not(data: st
 
 def test_a_shard_that_is_gone_is_lost_whole(data: str) -> None:
     os.remove(shard_of(data))
-    read.read_metadata.cache_clear()
+    read.footer_of.cache_clear()
 
     block = read_block(chunk_of(data))
 

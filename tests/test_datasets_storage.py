@@ -1,5 +1,6 @@
 """One door to every kind of storage; what needs a server is in test_datasets_s3."""
 
+import errno
 import gzip
 import os
 import subprocess
@@ -126,3 +127,34 @@ def test_a_local_file_keeps_its_old_content_where_writing_fails(
     with pytest.raises(ValueError, match="No space left"):
         storage.write_bytes(uri, b"new")
     assert storage.read_bytes(uri) == b"old"
+
+
+def test_a_local_file_grows_and_is_read_from_any_byte_on(tmp_path: Path) -> None:
+    uri = str(tmp_path / "rows")
+    storage.write_bytes(uri, b"one ")
+    storage.append_bytes(uri, b"two")
+
+    assert storage.can_append(uri) and not storage.can_append("hf://datasets/a/b")
+    assert storage.read_bytes(uri) == b"one two"
+    assert [storage.read_bytes(uri, start=start) for start in (4, 7, 8)] == [b"two", b"", b""]
+    assert storage.size_of(uri) == 7
+    for none in (tmp_path / "none", tmp_path):
+        with pytest.raises(FileNotFoundError):
+            storage.size_of(str(none))
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(str(tmp_path / "none"), start=4)
+
+
+def test_what_can_not_be_added_whole_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = str(tmp_path / "rows")
+    storage.write_bytes(uri, b"one ")
+
+    def fail(number: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(ValueError, match=r"rows' is out of reach .*No space left"):
+        storage.append_bytes(uri, b"two")
+    assert storage.read_bytes(uri) == b"one "

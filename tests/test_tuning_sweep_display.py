@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from datasets import terminal
+from datasets import storage, terminal
 from datasets.shards import Manifest, Split
 from trainers.config import FinetuneConfig
 from tuning import sweep_display
@@ -142,3 +142,22 @@ def test_rows_that_cannot_be_read_now_do_not_end_the_block(
     (tmp_path / "1/metrics.jsonl").write_text('{"epoch": 1, "glo')
     start(display, 1, tmp_path / "1")
     assert lines(display)[1].endswith("starting")
+
+
+def test_a_thousand_trials_at_a_time_have_twenty_lines_and_reads(
+    display: SweepDisplay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(1000):
+        start(display, number, tmp_path / str(number))
+    read: list[str] = []
+
+    def count(uri: str) -> int:
+        read.append(uri)
+        raise FileNotFoundError(uri)
+
+    monkeypatch.setattr(storage, "size_of", count)
+    drawn = lines(display)
+
+    assert len(read) == sweep_display.MAX_SHOWN
+    assert len(drawn) == 1 + sweep_display.MAX_SHOWN + 1
+    assert drawn[-1] == "and 980 more"

@@ -55,7 +55,7 @@ class Progress:
     peak_norm: float = 0.0
     """Largest norm of a tensor's gradient so far."""
     losses: tuple[str, ...] = ()
-    """Images that the epoch in progress has lost."""
+    """Names of the first images that the epoch in progress has lost; `totals` counts them all."""
     prefix: str | None = None
     """Name of the file with the frozen tensors that the files beside this one lack, kept once for
     all trials of a sweep: SWEEP/prefixes/NAME, where the run is SWEEP/trials/RUN."""

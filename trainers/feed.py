@@ -38,12 +38,18 @@ class Place:
     """CPU threads to compute with."""
     reader_cpus: float
     """Logical CPUs of each read task."""
+    stream_cpus: float | None = None
+    """Logical CPUs of all read tasks of a stream together."""
     store_bytes: float | None = None
     """Object store that each of its streams may fill ahead."""
     memory: dict[str, Memory] = field(default_factory=dict)
     """By split, where decoded images are kept; empty to decode them every epoch."""
     prefix: Prefix | None = None
     """What trains on features; None trains on images."""
+
+
+MAX_NAMES = 20
+"""Lost images that are named; metrics count them all."""
 
 
 class Feed:
@@ -70,7 +76,8 @@ class Feed:
         self.wait_s += waited_s
         if self.first_batch_s is None:
             self.first_batch_s = waited_s
-        self._losses += batch["losses"]
+        if batch["losses"]:
+            self._losses = [*self._losses, *batch["losses"]][:MAX_NAMES]
         return to_device(batch, self._place.device)
 
     def close(self) -> None:
@@ -78,7 +85,8 @@ class Feed:
         self._batches.close()
 
     def take_losses(self) -> list[str]:
-        """Return the images that all ranks have lost since the last call. All ranks must call."""
+        """Name the first of the images that all ranks have lost since the last call: MAX_NAMES of a
+        rank at most. All ranks must call."""
         losses, self._losses = self._losses, []
         if self._place.world_size == 1:
             return losses
@@ -130,6 +138,7 @@ def open_feed(
         plan,
         config.ingest,
         reader_cpus=place.reader_cpus,
+        stream_cpus=place.stream_cpus,
         store_bytes=place.store_bytes,
         memory=place.memory.get(split),
         features=place.prefix.features[split] if place.prefix else None,

@@ -209,12 +209,18 @@ def plan_ingest(
         ValueError: where `ingest` is memory and they don't fit.
     """
     store_bytes = _store_bytes(resources, plan, num_concurrent)
-    return choose_ingest(
+    remember, why = choose_ingest(
         config.ingest,
         manifest,
         num_epochs=config.num_epochs,
         budget_bytes=config.ingest.memory_share * store_bytes,
     )
+    if not remember and plan.num_workers > config.ingest.interleave:
+        why += (
+            f"; {plan.num_workers} workers share {config.ingest.interleave} lanes: less is read "
+            f"with --interleave {plan.num_workers}"
+        )
+    return remember, why
 
 
 def _share(
@@ -234,10 +240,18 @@ def _share(
     return {
         "threads": plan.threads_per_worker,
         "reader_cpus": plan.reader_cpus,
+        "stream_cpus": _free_cpus(resources, plan, num_concurrent),
         "store_bytes": _store_bytes(resources, plan, num_concurrent) * free_share * workers_share,
         "memory": open_memory(manifest) if remember else {},
         "prefix": prefix,
     }
+
+
+def _free_cpus(resources: Resources, plan: WorkerPlan, num_concurrent: int) -> float:
+    """CPUs that a training leaves to the readers of each of its workers. Both of its streams may
+    take them: they are read in turns."""
+    processes = max(1, plan.num_workers)
+    return resources.num_cpus / num_concurrent / processes - plan.cpus_per_worker
 
 
 def _store_bytes(resources: Resources, plan: WorkerPlan, num_concurrent: int) -> float:

@@ -20,7 +20,7 @@ from datasets.shards import Manifest, read_manifest
 from trainers import checkpoint, metrics
 from trainers.checkpoint import Progress
 from trainers.config import FinetuneConfig, Phase
-from trainers.feed import Feed, Place, open_feed
+from trainers.feed import MAX_NAMES, Feed, Place, open_feed
 from trainers.optim import learning_rate_at, set_learning_rate
 from trainers.recorder import Recorder
 from trainers.runs import is_done, write_result
@@ -38,8 +38,6 @@ from trainers.val_predictions import Answers
 
 logger = logging.getLogger(__name__)
 
-MAX_NAMES = 20
-"""Lost images that a row of metrics names; it counts them all."""
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -163,7 +161,7 @@ class Training:
         row, losses = self._train_epoch(phase, started)
         train_s = time.perf_counter() - started
         self._state.share_buffers()
-        val, losses_val, predictions = self._validate()
+        val, num_lost, losses_val, predictions = self._validate()
         step, epoch_s = row[metrics.GLOBAL_STEP], time.perf_counter() - started
         self.progress = self.progress.after_epoch(
             global_step=step,
@@ -179,7 +177,7 @@ class Training:
             metrics.TOTAL_S: self.progress.total_s,
             metrics.FIRST_BATCH_S: self._train_feed.first_batch_s,
             metrics.WAIT_S: self._train_feed.wait_s - waited_s,
-            metrics.LOST_IMAGES: len(losses) + len(losses_val),
+            metrics.LOST_IMAGES: row[metrics.LOST_IMAGES] + num_lost,
             metrics.LOST_NAMES: [*losses, *losses_val][:MAX_NAMES],
             metrics.IMAGES_PER_S: (step - first_step) * self._config.global_batch_size / train_s,
         }
@@ -194,7 +192,7 @@ class Training:
         """Train to the end of the epoch, logging and checkpointing on the way.
 
         Returns:
-            Its training metrics over all ranks, and the images lost.
+            Its training metrics over all ranks, and names of the images lost.
         """
         config, state, progress = self._config, self._state, self.progress
         state.train_mode()
@@ -225,8 +223,9 @@ class Training:
                 raise Stop(diverged=describe_divergence(bad_step, row))
             feed = self._train_feed
             if step == last_step or keeps or too_many_lost(config, totals["lost"], feed.num_images):
-                losses += feed.take_losses() if totals["lost"] else []
-                self._refuse_losses(feed, losses)
+                if totals["lost"]:
+                    losses = [*losses, *feed.take_losses()][:MAX_NAMES]
+                self._refuse_losses(feed, int(totals["lost"]), losses)
             if step == last_step:
                 return row, losses
             if self.recorder and keeps:
@@ -243,20 +242,23 @@ class Training:
             if self.recorder:
                 self.recorder.log(row)
 
-    def _validate(self) -> tuple[dict[str, float], list[str], pa.Table | None]:
+    def _validate(self) -> tuple[dict[str, float], int, list[str], pa.Table | None]:
         """Measure the epoch on the validation images, unless they train.
 
         Returns:
-            Its validation metrics over all ranks, the images lost, and the answers to the others.
+            Its validation metrics over all ranks, how many images were lost, names of them, and the
+            answers to the others.
         """
         if self._val_feed is None:
-            return {}, [], None
+            return {}, 0, [], None
         val, answers = evaluate(self._state.evaluated, self._val_feed, self._settings, self._place)
         losses = self._val_feed.take_losses() if val["lost"] else []
-        self._refuse_losses(self._val_feed, losses)
+        num_lost = int(val["lost"])
+        self._refuse_losses(self._val_feed, num_lost, losses)
         names = {metrics.VAL_LOSS: "loss", metrics.VAL_TOP1: "top1", metrics.VAL_TOP5: "top5"}
         predictions = answers.reduce(self._place.world_size, self.progress.classes)
-        return {metric: val[name] for metric, name in names.items()}, losses, predictions
+        means = {metric: val[name] for metric, name in names.items()}
+        return means, num_lost, losses, predictions
 
     def _take_step(self, step: int, phase: Phase) -> tuple[float, dict[str, torch.Tensor]]:
         """Take an optimizer step; return its learning rate and what `train_step` tells."""
@@ -283,8 +285,8 @@ class Training:
         state.update_average()
         return rate, told
 
-    def _refuse_losses(self, feed: Feed, losses: list[str]) -> None:
-        if (problem := describe_losses(self._config, feed, losses)) is not None:
+    def _refuse_losses(self, feed: Feed, num_lost: int, losses: list[str]) -> None:
+        if (problem := describe_losses(self._config, feed, num_lost, losses)) is not None:
             raise Stop(lost=problem)
 
 

@@ -6,7 +6,7 @@ folder, from which the next sitting, or `wandb sync`, brings it.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -17,7 +17,7 @@ from trainers import metrics
 from trainers.alerts import Alert, find_alerts, judge_end
 from trainers.config import FinetuneConfig
 from trainers.runs import find_result
-from trainers.tracking import Row, find_mode, read_rows
+from trainers.tracking import Row, RowReader, find_mode, read_rows
 from trainers.val_predictions import read_predictions
 from trainers.wandb_artifacts import checkpoint_artifacts, data_artifact
 from trainers.wandb_media import (
@@ -97,6 +97,9 @@ class RunContent:
     ) -> None:
         self._run, self._config, self._manifest = run, config, manifest
         self._alarms = alarms
+        self._rows = RowReader(config.out)
+        self._epochs: list[Row] = []
+        """The rows that end an epoch, so far."""
         self._told_step = run.synced_step
         self._heard: set[str] = set()
         splits = ("train", "val") if config.validates else ("train+val",)
@@ -116,18 +119,24 @@ class RunContent:
 
     def copy_rows(self) -> None:
         """Copy the rows that W&B does not have."""
-        rows = read_rows(self._config.out)
-        for number, row in enumerate(rows, start=1):
+        for row in self._rows.read_new():
+            ends_epoch = metrics.EPOCH_S in row
+            if ends_epoch and (
+                not self._epochs or row[metrics.EPOCH] > self._epochs[-1][metrics.EPOCH]
+            ):
+                self._epochs.append(row)
             if row[metrics.GLOBAL_STEP] <= self._told_step:
                 continue
             self._run.log(row)
             self._told_step = row[metrics.GLOBAL_STEP]
-            if metrics.EPOCH_S in row:
-                self._end_epoch(rows[:number])
+            if ends_epoch:
+                self._end_epoch(row)
 
-    def _end_epoch(self, rows: Sequence[Row]) -> None:
-        self._raise_alerts(find_alerts(rows, self._config, images_per_epoch=self._images_per_epoch))
-        axes = {axis: rows[-1][axis] for axis in (metrics.EPOCH, metrics.GLOBAL_STEP)}
+    def _end_epoch(self, row: Row) -> None:
+        self._raise_alerts(
+            find_alerts(self._epochs, self._config, images_per_epoch=self._images_per_epoch)
+        )
+        axes = {axis: row[axis] for axis in (metrics.EPOCH, metrics.GLOBAL_STEP)}
         predictions = read_predictions(self._config.out, axes[metrics.EPOCH])
         if predictions is not None:
             table = predictions_table(predictions)
@@ -177,12 +186,12 @@ def find_tags(config: FinetuneConfig, manifest: Manifest) -> list[str]:
 @contextmanager
 def follow(run: str, mirror: RunMirror, show: Callable[[Row], None]) -> Iterator[None]:
     """Show a run's new rows while the body trains it; the way that ends is the run's state."""
-    stop = threading.Event()
-    shown = max((row[metrics.GLOBAL_STEP] for row in read_rows(run)), default=-1)
+    stop, rows = threading.Event(), RowReader(run)
+    shown = max((row[metrics.GLOBAL_STEP] for row in rows.read_new()), default=-1)
 
     def show_new() -> None:
         nonlocal shown
-        for row in read_rows(run):
+        for row in rows.read_new():
             if row[metrics.GLOBAL_STEP] > shown:
                 show(row)
                 shown = row[metrics.GLOBAL_STEP]

@@ -46,8 +46,11 @@ class Recorder:
         Waits until the one before is written: memory holds one at a time.
         """
         self.wait()
-        job = self._pool.submit(checkpoint.save, self._run, serialize(), progress)
-        self._pending.append(job)
+        self._pending.append(self._pool.submit(self._save, serialize(), progress))
+
+    def _save(self, contents: dict[str, bytes], progress: Progress) -> None:
+        self._tracker.flush()  # a resume finds the rows before its checkpoint in the file
+        checkpoint.save(self._run, contents, progress)
 
     def keep_predictions(self, epoch: int, predictions: pa.Table) -> None:
         """Write the answers to the validation images after an epoch."""
@@ -67,6 +70,7 @@ class Recorder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> Any:
+        self._pending.append(self._pool.submit(self._tracker.flush))
         self._pool.shutdown(wait=True)
         if error is None:
             self.wait()

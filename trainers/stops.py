@@ -25,17 +25,23 @@ def too_many_lost(config: FinetuneConfig, num_lost: float, num_images: int) -> b
     return num_lost > config.ingest.max_bad_fraction * num_images
 
 
-def describe_losses(config: FinetuneConfig, feed: Feed, losses: list[str]) -> str | None:
-    """Warn of the images lost in an epoch; return why the run stops where they are too many."""
-    if not losses:
+def describe_losses(
+    config: FinetuneConfig, feed: Feed, num_lost: int, names: list[str]
+) -> str | None:
+    """Warn of the images lost in an epoch; return why the run stops where they are too many.
+
+    Args:
+        names: of the first of them.
+    """
+    if not num_lost:
         return None
-    told = f"{len(losses)} of {feed.num_images} {feed.split} images could not be had: {losses[0]}"
-    if too_many_lost(config, len(losses), feed.num_images):
+    told = f"{num_lost} of {feed.num_images} {feed.split} images could not be had: {names[0]}"
+    if too_many_lost(config, num_lost, feed.num_images):
         return (
             f"ingest.max_bad_fraction is {config.ingest.max_bad_fraction}: {told} ...; repair or "
             "prepare the data again, or allow more with --max-bad-fraction"
         )
-    logger.warning("%s%s", told, " ..." if len(losses) > 1 else "")
+    logger.warning("%s%s", told, " ..." if num_lost > 1 else "")
     return None
 
 

@@ -33,6 +33,7 @@ class Progress(SittingCallback):
         self._states = states
         self._mirrors: dict[str, RunMirror] = {}
         self._ended_mirrors: list[RunMirror] = []
+        self._num_ended: int | None = None
         self.trial_ids: list[str] = []
         """Of all trials of the sweep, in the order of Tune's results; known at the end."""
         self.num_cut = 0
@@ -51,12 +52,14 @@ class Progress(SittingCallback):
             group=self._config.group,
             job_type=TRIAL,
         )
+        if self._num_ended is None:  # counted once: the others end before our eyes
+            self._num_ended = sum(other.is_finished() for other in trials)
         self._display.start(
             trial.trial_id,
             self._states.number_of(trial.trial_id),
             point_of(trial.config),
             config.out,
-            num_ended=sum(other.is_finished() for other in trials),
+            num_ended=self._num_ended,
         )
 
     def on_trial_result(
@@ -117,6 +120,7 @@ class Progress(SittingCallback):
         mirror = self._mirrors.pop(trial_id)
         mirror.finish(state)
         self._ended_mirrors.append(mirror)
+        self._num_ended = 1 + (self._num_ended or 0)
 
     def _note(self, trial: Trial, state: str, reason: str | None = None) -> None:
         point = point_of(trial.config)

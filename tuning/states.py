@@ -11,7 +11,9 @@ from datasets.records import damaged, read_record
 from datasets.storage import require_name
 from tuning.space import POINT, Point
 
-WRITE_EVERY_S = 1.0
+WRITE_EVERY_S, WRITING_SHARE = 1.0, 0.1
+"""The file is written not more than once a second, and at most for this part of the time: it holds
+all trials, and Tune waits."""
 RUNNING, FINISHED, PRUNED, FAILED, KILLED = "running", "finished", "pruned", "failed", "killed"
 
 
@@ -51,7 +53,7 @@ class TrialStates:
         self._out, self._num_trials = out, num_trials
         known = read_trials(out)
         self._trials = {trial.trial_id: trial for trial in known.trials} if known else {}
-        self._written_s, self._changed = 0.0, True
+        self._written_s, self._rest_s, self._changed = 0.0, WRITE_EVERY_S, True
 
     def number_of(self, trial_id: str) -> int:
         """Return a trial's number. It keeps it when a sweep is resumed, unlike its place among
@@ -80,10 +82,9 @@ class TrialStates:
         self.flush(at_once=True)
 
     def flush(self, *, at_once: bool = False) -> None:
-        """Write what has changed, whole, and unless `at_once` not more than once a second."""
-        if not self._changed or not (
-            at_once or time.monotonic() - self._written_s >= WRITE_EVERY_S
-        ):
+        """Write what has changed, whole; unless `at_once`, not sooner than WRITE_EVERY_S says."""
+        began_s = time.monotonic()
+        if not self._changed or not (at_once or began_s - self._written_s >= self._rest_s):
             return
         trials = Trials(
             num_trials=self._num_trials,
@@ -92,6 +93,7 @@ class TrialStates:
         )
         storage.write_bytes(trials_uri(self._out), json.dumps(asdict(trials), indent=1).encode())
         self._written_s, self._changed = time.monotonic(), False
+        self._rest_s = max(WRITE_EVERY_S, (self._written_s - began_s) / WRITING_SHARE)
 
 
 def trials_uri(out: str) -> str:

@@ -18,9 +18,12 @@ from datasets import terminal
 from datasets.shards import Manifest
 from trainers import metrics
 from trainers.meter import Meter
-from trainers.tracking import read_rows
+from trainers.tracking import RowReader
 from tuning.config import TuningConfig
 from tuning.space import Point, describe
+
+MAX_SHOWN = 20
+"""Trials that have a line; the files of the others are not read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +33,7 @@ class Running:
     number: int
     """From 1, in the order Tune made them."""
     name: str
-    run: str
+    rows: RowReader
     meter: Meter
     started_s: float
 
@@ -58,7 +61,7 @@ class SweepDisplay:
         trial = Running(
             number=number,
             name=describe(point),
-            run=run,
+            rows=RowReader(run),
             meter=Meter(self._base, self._manifest),
             started_s=time.monotonic(),
         )
@@ -98,10 +101,13 @@ class SweepDisplay:
         if self._best_of:
             best = f"val/top1 {self._best_top1:.3f} {self._best_of}"
             lines.append(terminal.draw_rows([["Best ", best]], shrinks=1))
-        for trial in running:
-            with suppress(OSError, ValueError):  # storage that fails now may answer in a second
-                trial.meter.update(read_rows(trial.run))
-        cells = [[f"trial {t.number}", t.name, *t.meter.describe()] for t in running]
+        shown = running[:MAX_SHOWN]
+        for trial in shown:
+            with suppress(OSError):  # storage that fails now may answer in a second
+                trial.meter.update(trial.rows.read_new())
+        cells = [[f"trial {t.number}", t.name, *t.meter.describe()] for t in shown]
+        if len(running) > len(shown):
+            cells.append([f"and {len(running) - len(shown)} more"])
         return Group("", *lines, terminal.draw_rows(cells, shrinks=1))
 
     def _tell(self, trial: Running, news: str, *, warning: bool = False) -> None:

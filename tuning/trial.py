@@ -12,12 +12,12 @@ from ray.actor import ActorHandle
 from cluster.runtime import Resources
 from cluster.scaling import in_process, plan_workers
 from datasets import storage
-from trainers import launch
+from trainers import launch, metrics
 from trainers.config import FinetuneConfig
 from trainers.feed import Prefix
 from trainers.freezing import count_frozen, is_head_only
 from trainers.runs import is_over, read_result
-from trainers.tracking import epoch_rows
+from trainers.tracking import RowReader, epoch_rows
 from tuning.config import TuningConfig
 from tuning.reuse import copy_run, find_known, result_key
 from tuning.search import point_of, run_folder
@@ -145,14 +145,15 @@ def _train_in_workers(
     With `TuneReportCallback` the trial itself would wait for the fit and could not be told to stop:
     its process is kept for the next trial, and the workers of the pruned one train on.
     """
-    num_reported = len(epoch_rows(config.out))
+    reported = max((row[metrics.EPOCH] for row in epoch_rows(config.out)), default=0)
+    rows = RowReader(config.out)
     training = fits.run.remote(config, num_concurrent=num_concurrent, prefix=prefix)
     while True:
         done, _ = ray.wait([training], timeout=POLL_S)
-        rows = epoch_rows(config.out)
-        for row in rows[num_reported:]:
-            num_reported += 1
-            ray.tune.report(row)
+        for row in rows.read_new():
+            if metrics.VAL_TOP1 in row and row[metrics.EPOCH] > reported:
+                reported = row[metrics.EPOCH]
+                ray.tune.report(row)
         if done:
             ray.get(training)
             return
