@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-extended check bench golden clean
+.PHONY: setup demo test test-extended check chaos bench golden clean
 
 setup: $(READY)  ## Make .venv with everything pyproject.toml lists
 
@@ -26,6 +26,9 @@ check: $(READY)  ## Formatting, lint, types, direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/pyright --warnings
 	$(BIN)/lint-imports
+
+chaos: $(READY)  ## Real runs under faults, into runs/chaos/chaos.md: CHAOS="--seed 1 --only worker"
+	$(BIN)/python -m tests.chaos $(CHAOS)
 
 bench: $(READY)  ## Ours against what people use, in one run each, into bench.json
 	$(BIN)/python -m tests.bench.ingest

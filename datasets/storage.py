@@ -9,12 +9,13 @@ the server stands, come from the environment of each process alone:
     hf://  HF_TOKEN
 """
 
+import errno
 import os
 import textwrap
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -37,6 +38,12 @@ REMEDIES = {
     "s3": "check the bucket, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL",
     "gs": _GOOGLE,
     "gcs": _GOOGLE,
+}
+
+LOCAL_REMEDIES = {
+    errno.ENOSPC: "free some space there, and the same command goes on",
+    errno.EDQUOT: "free some space there, or have the quota raised; the same command goes on",
+    errno.EROFS: "mount it for writing, and the same command goes on",
 }
 
 
@@ -103,7 +110,9 @@ def explaining(uri: str) -> Iterator[None]:
 
 
 def _explain(uri: str, error: OSError) -> str:
-    remedy = REMEDIES.get(uri.split("://")[0], "check the path and who may use it")
+    remedy = REMEDIES.get(uri.split("://")[0]) or LOCAL_REMEDIES.get(
+        error.errno or 0, "check the path and who may use it"
+    )
     return f"URI {uri!r} is out of reach ({textwrap.shorten(str(error), 240)}); {remedy}"
 
 
@@ -206,11 +215,16 @@ def _upload(filesystem: fs.FileSystem, path: str, content: memoryview) -> None:
 def _write_local(path: str, content: bytes) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     beside = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
-    with open(beside, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(beside, path)
+    try:
+        with open(beside, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(beside, path)
+    except BaseException:  # a part of a file would keep a full disk full
+        with suppress(OSError):
+            os.unlink(beside)
+        raise
 
 
 def read_parquet(uri: str) -> pa.Table:

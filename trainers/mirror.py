@@ -130,8 +130,11 @@ class RunContent:
             )
 
     def copy_rows(self) -> None:
-        """Copy the rows that W&B does not have."""
-        rows = read_rows(self._config.out)
+        """Copy the rows that W&B does not have; where storage is out of reach, a later time."""
+        try:
+            rows = read_rows(self._config.out)
+        except OSError:
+            return
         for number, row in enumerate(rows, start=1):
             if row[metrics.GLOBAL_STEP] <= self._told_step:
                 continue
@@ -207,7 +210,11 @@ def follow(run: str, mirror: RunMirror, show: Callable[[Row], None]) -> Iterator
 
     def show_new() -> None:
         nonlocal shown
-        for row in read_rows(run):
+        try:
+            rows = read_rows(run)
+        except OSError:
+            return  # out of reach for a moment, or for good: then the training ends and says so
+        for row in rows:
             if row[metrics.GLOBAL_STEP] > shown:
                 show(row)
                 shown = row[metrics.GLOBAL_STEP]
