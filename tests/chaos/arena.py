@@ -53,8 +53,10 @@ class Arena:
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder, self.seed = folder, seed
         self.data = str(folder / "data")
-        write_shards(self.data)
-        self._straight: dict[str, str] = {}
+        if not Path(self.data, "manifest.json").exists():  # it is written last
+            shutil.rmtree(self.data, ignore_errors=True)
+            write_shards(self.data)
+        self._drivers: list[Driver] = []
 
     @cached_property
     def nodes(self) -> Cluster:
@@ -71,6 +73,10 @@ class Arena:
         return nodes
 
     def close(self) -> None:
+        """End what still runs: the drivers of a fault that failed, and the cluster."""
+        for driver in self._drivers:
+            if driver.process.poll() is None:
+                driver.kill_all()
         if "nodes" in self.__dict__:
             import ray
 
@@ -106,18 +112,22 @@ class Arena:
         with patch.object(launch, "train_loop_per_worker", sabotaged_loop(plan)):
             return launch.fit(config)
 
-    def straight(self, workers: int = 2) -> str:
-        """Run folder of the same training, undisturbed."""
-        name = f"straight-{workers}"
-        if name not in self._straight:
-            folder = self.folder / name
-            config = self.config(folder, workers=workers)
-            if not (folder / "result.json").exists():
-                shutil.rmtree(folder, ignore_errors=True)
-                _ = self.nodes
-                (launch.fit if workers else launch.fit_in_process)(config)
-            self._straight[name] = str(folder)
-        return self._straight[name]
+    def straight(self, workers: int = 2, *, shared: bool = True) -> str:
+        """Run folder of the same training, undisturbed, on the shared cluster or one of its own:
+        there, workers compute with another number of threads."""
+        folder = self.folder / f"straight-{workers}{'' if shared else '-alone'}"
+        if (folder / "result.json").exists():
+            return str(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        if shared:
+            _ = self.nodes
+            fit = launch.fit if workers else launch.fit_in_process
+            fit(self.config(folder, workers=workers))
+        else:
+            beside = self.new_run(f"{folder.name}-journal")
+            command = self.command(folder, workers=workers)
+            self.start(command, plan_of(beside), log=beside / "log", shared=False).succeed()
+        return str(folder)
 
     def start(
         self,
@@ -130,7 +140,8 @@ class Arena:
     ) -> "Driver":
         """Start a driver in a process of its own, on the shared cluster or one of its own."""
         address = ["--address", self.nodes.address] if shared else []
-        return Driver([*command, *address], plan, log, env or {})
+        self._drivers.append(Driver([*command, *address], plan, log, env or {}))
+        return self._drivers[-1]
 
 
 class Driver:

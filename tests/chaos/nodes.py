@@ -159,7 +159,7 @@ def lose_cluster(arena: Arena, name: str) -> Outcome:
     first.wait_until(lambda: len(steps_taken(plan.journal)) >= step, f"step {step}")
     num_processes = first.kill_all()
     arena.start(command, counting(plan), log=folder / "second.log", shared=False).succeed()
-    ensure_same(folder / "run", arena.straight())
+    ensure_same(folder / "run", arena.straight(shared=False))
     lost = count_lost(folder / "journal", at_most=2 * INTERVAL)
     injected = (
         f"SIGKILL of driver, GCS, raylet and workers ({num_processes} processes) after step "

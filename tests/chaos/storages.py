@@ -199,7 +199,7 @@ def make_s3_stumble(arena: Arena, name: str) -> Outcome:
 
     run, _, num_refused = train_on_s3(arena, name, disturb, "--max-failures", "0")
     ensure(num_refused >= 10, f"{num_refused} requests were refused")
-    ensure_same(run, arena.straight())
+    ensure_same(run, arena.straight(shared=False))
     lost = count_lost(run.parent / "journal", at_most=0)
     injected = f"503 SlowDown to {num_refused} requests, {SHARE_OF_503:.0%} of all"
     return Outcome(
@@ -215,7 +215,7 @@ def make_s3_fail(arena: Arena, name: str) -> Outcome:
 
     run, said, num_refused = train_on_s3(arena, name, disturb, "--max-failures", "0")
     ensure("is out of reach" in said and "s3://thaw/" in said, f"it says {said!r}")
-    ensure_same(run, arena.straight())
+    ensure_same(run, arena.straight(shared=False))
     lost = count_lost(run.parent / "journal", at_most=4 * INTERVAL)
     injected = f"503 SlowDown to every request after epoch 1 ({num_refused}); later none"
     return Outcome(fault=name, injected=injected, survived=True, lost=lost, seen=said)

@@ -24,7 +24,17 @@ def command(arena: Arena, out: Path) -> list[str]:
     """Each trial in a process of its own, two at a time, every one to its last epoch."""
     return [
         *("tuning", "transfer", "--data", arena.data, "--out", str(out), "--backbone", "lenet5"),
-        *("--inits", "he", "--learning-rates", *map(str, RATES), "--clipnorms", "none", "1.0"),
+        *(
+            "--inits",
+            "he",
+            "--freeze-depths",
+            "0",
+            "--learning-rates",
+            *map(str, RATES),
+            "--clipnorms",
+            "none",
+            "1.0",
+        ),
         *("--search", "grid", "--epochs", str(NUM_EPOCHS), "--grace-epochs", str(NUM_EPOCHS)),
         *("--global-batch-size", "8", "--size-px", "32", "--policy", "light", "--no-share"),
         *("--num-workers", "0", "--wandb", "off"),
