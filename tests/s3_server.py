@@ -1,13 +1,12 @@
 """An S3 server on loopback (moto), and a proxy before it that can fall ill."""
 
+import http.client
 import random
 import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,7 +17,7 @@ UNAVAILABLE = (
     b"<?xml version='1.0' encoding='UTF-8'?>"
     b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 )
-NOT_PASSED_ON = ("connection", "transfer-encoding", "content-length", "date", "server")
+NOT_PASSED_ON = ("connection", "content-length", "expect", "server", "transfer-encoding")
 
 
 def environment(port: int) -> dict[str, str]:
@@ -65,7 +64,7 @@ class Proxy:
     num_refused = 0
 
     def __init__(self, port: int, seed: int) -> None:
-        self._target, self._dice, self._lock = port, random.Random(seed), threading.Lock()
+        self.target, self._dice, self._lock = port, random.Random(seed), threading.Lock()
         handler = type("Handler", (_Handler,), {"proxy": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.port = self._server.server_address[1]
@@ -75,9 +74,6 @@ class Proxy:
             refused = self._dice.random() < self.share
             self.num_refused += refused
         return refused
-
-    def url(self, path: str) -> str:
-        return f"http://127.0.0.1:{self._target}{path}"
 
     def __enter__(self) -> "Proxy":
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
@@ -97,22 +93,25 @@ class _Handler(BaseHTTPRequestHandler):
         if self.proxy.refuses():
             self._send(503, {"Content-Type": "application/xml"}, UNAVAILABLE)
             return
-        request = urllib.request.Request(
-            self.proxy.url(self.path),
-            data=body or None,
-            headers=dict(self.headers.items()),
-            method=self.command,
-        )
-        try:
-            with urllib.request.urlopen(request) as answer:
-                self._send(answer.status, dict(answer.headers.items()), answer.read())
-        except urllib.error.HTTPError as error:
-            self._send(error.code, dict(error.headers.items()), error.read())
+        passed = {k: v for k, v in self.headers.items() if k.lower() not in NOT_PASSED_ON}
+        target = http.client.HTTPConnection("127.0.0.1", self.proxy.target)
+        target.request(self.command, self.path, body, passed | {"Content-Length": str(len(body))})
+        answer = target.getresponse()
+        self._send(answer.status, dict(answer.getheaders()), answer.read())
+        target.close()
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = answer  # names of http.server
 
     def _read(self) -> bytes:
-        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if "chunked" not in self.headers.get("Transfer-Encoding", ""):
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        while self.rfile.readline().strip():
+            continue  # a trailer
+        return body
 
     def _send(self, status: int, headers: dict[str, str], body: bytes) -> None:
         self.send_response(status)
