@@ -12,6 +12,7 @@ the server stands, come from the environment of each process alone:
 import errno
 import os
 import textwrap
+import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +41,10 @@ REMEDIES = {
     "gcs": _GOOGLE,
 }
 
+# pyarrow asks a busy S3 server again for 6 s by itself, except where the words of a 503 don't fit
+# into the memory it has ready for a small object: that it reports as a failure of its own.
+UNTOLD = "INTERNAL_FAILURE during GetObject"
+READ_ATTEMPTS, FIRST_RETRY_S = 6, 0.2
 LOCAL_REMEDIES = {
     errno.ENOSPC: "free some space there, and the same command goes on",
     errno.EDQUOT: "free some space there, or have the quota raised; the same command goes on",
@@ -177,15 +182,19 @@ def read_bytes(uri: str) -> bytes:
         OSError: where it is out of reach: nothing is known about the file then.
     """
     filesystem, path = resolve(uri)
-    try:
-        # Without `compression`, a name that ends in .gz would be unpacked.
-        with filesystem.open_input_stream(path, compression=None) as stream:
-            return stream.read()
-    except FileNotFoundError:
-        _refuse_missing_bucket(uri, filesystem, path)
-        raise
-    except OSError as error:
-        raise OSError(_explain(uri, error)) from error
+    for attempt in range(READ_ATTEMPTS):
+        try:
+            # Without `compression`, a name that ends in .gz would be unpacked.
+            with filesystem.open_input_stream(path, compression=None) as stream:
+                return stream.read()
+        except FileNotFoundError:
+            _refuse_missing_bucket(uri, filesystem, path)
+            raise
+        except OSError as error:
+            if UNTOLD not in str(error) or attempt + 1 == READ_ATTEMPTS:
+                raise OSError(_explain(uri, error)) from error
+            time.sleep(FIRST_RETRY_S * 2**attempt)
+    raise AssertionError("the last attempt returns or raises")
 
 
 def write_bytes(uri: str, content: bytes) -> None:

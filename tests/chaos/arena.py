@@ -8,9 +8,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -207,11 +208,19 @@ class Driver:
 
 @contextmanager
 def meanwhile(act: Callable[[], None]) -> Iterator[None]:
-    """Do something in a thread beside the body; what goes wrong there is raised here."""
-    with ThreadPoolExecutor(1) as pool:
-        acting = pool.submit(act)
-        yield
-        acting.result(timeout=TIMEOUT_S)
+    """Do something in a thread beside the body; what goes wrong there is raised here, unless the
+    body itself went wrong."""
+    acted: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            acted.set_result(act())
+        except Exception as error:  # it belongs to the thread that waits for it
+            acted.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    yield
+    acted.result(timeout=TIMEOUT_S)
 
 
 def wait_until(condition: Callable[[], object], what: str, timeout_s: float = TIMEOUT_S) -> None:

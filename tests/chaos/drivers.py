@@ -13,6 +13,7 @@ from tests.chaos.arena import (
     ensure,
     ensure_same,
     plan_of,
+    wait_until,
 )
 from tests.chaos.outcomes import Outcome
 from tests.chaos.sabotage import steps_taken, struck
@@ -76,7 +77,7 @@ def spend_budget(arena: Arena, name: str, num_failures: int) -> Outcome:
         ensure(f"cluster.max_failures is {BUDGET}" in seen, f"it says {seen!r}")
         ensure(len(struck(plan.journal)) == BUDGET + 1, f"struck {struck(plan.journal)}")
         ensure(len(steps_taken(plan.journal)) < NUM_STEPS, "it went on")
-        ensure(not living_workers(), "workers still live")
+        wait_until(lambda: not living_workers(), "the end of the workers", timeout_s=30)
         arena.start(command, counting(plan), log=folder / "second.log").succeed()
     ensure_same(folder / "run", arena.straight())
     lost = count_lost(folder / "journal", at_most=2 * INTERVAL * num_failures)

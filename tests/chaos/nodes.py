@@ -29,6 +29,8 @@ from trainers import launch
 
 NOTICE_S = 8
 """From the notice of a preemption to the end of the node; clouds give 30 to 120."""
+POLL_S = 3
+"""Until Ray Train has seen that the deadline is over: it looks every 2 s."""
 START_TIMEOUT_S = "20"
 WORKERS_TOLERANCE = 1e-3
 """Two workers add up their gradients in another order than one does."""
@@ -89,7 +91,7 @@ def preempt(arena: Arena, name: str) -> Outcome:
             deadline_ms,
         )
         ensure(accepted, f"the notice was refused: {refusal}")
-        time.sleep(NOTICE_S)
+        time.sleep(NOTICE_S + POLL_S)
         arena.nodes.remove_node(doomed, allow_graceful=False)
 
     config = arena.config(folder / "run", "--max-failures", "0")
@@ -104,7 +106,7 @@ def preempt(arena: Arena, name: str) -> Outcome:
     lost = count_lost(folder / "journal", at_most=2)
     return Outcome(
         fault=name,
-        injected=f"drain with reason PREEMPTION after step {step}, node killed {NOTICE_S} s later; "
+        injected=f"drain with reason PREEMPTION after step {step}, deadline {NOTICE_S} s later, then the node is killed; "
         "checkpoints else after epochs alone",
         survived=True,
         lost=lost,
