@@ -106,8 +106,8 @@ def preempt(arena: Arena, name: str) -> Outcome:
     lost = count_lost(folder / "journal", at_most=2)
     return Outcome(
         fault=name,
-        injected=f"drain with reason PREEMPTION after step {step}, deadline {NOTICE_S} s later, then the node is killed; "
-        "checkpoints else after epochs alone",
+        injected=f"drain with reason PREEMPTION after step {step}, {NOTICE_S} s ahead; then the "
+        "node is killed; checkpoints else after epochs alone",
         survived=True,
         lost=lost,
         seen="max_failures = 0 was not touched",
