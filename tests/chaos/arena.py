@@ -6,6 +6,7 @@ import random
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -66,7 +67,12 @@ class Arena:
 
         nodes = Cluster(
             initialize_head=True,
-            head_node_args={"num_cpus": 2, "object_store_memory": 2**29, "include_dashboard": True},
+            head_node_args={
+                "num_cpus": 2,
+                "object_store_memory": 2**29,
+                "include_dashboard": True,
+                "dashboard_port": find_free_port(),  # 8265 may be another cluster's
+            },
         )
         for _ in range(2):
             nodes.add_node(num_cpus=2, object_store_memory=2**28)
@@ -228,6 +234,11 @@ def wait_until(condition: Callable[[], object], what: str, timeout_s: float = TI
     while not condition():
         ensure(time.monotonic() < deadline_s, f"{what} never came")
         time.sleep(0.02)
+
+
+def find_free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
 
 
 def descendants(pid: int) -> list[int]:
