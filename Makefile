@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-extended fuzz check bench golden clean check-k8s scale
+.PHONY: setup demo test test-extended fuzz check bench golden clean check-k8s scale chaos
 
 setup: $(READY)  ## Make .venv with everything pyproject.toml lists
 
@@ -34,6 +34,9 @@ check: $(READY) check-k8s  ## Formatting, lint, types, direction of imports, man
 
 check-k8s: $(READY)  ## Every overlay of k8s/ built and judged: schemas, CEL, the operator's rules, ours
 	$(BIN)/python -m tests.k8s
+
+chaos: $(READY)  ## Real runs under faults, into runs/chaos/chaos.md: CHAOS="--seed 1 --only worker"
+	$(BIN)/python -m tests.chaos $(CHAOS)
 
 bench: $(READY)  ## Ours against what people use, in one run each, into bench.json
 	$(BIN)/python -m tests.bench.ingest

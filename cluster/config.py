@@ -22,7 +22,11 @@ class ClusterConfig:
     device: Device = "auto"
     """`auto` uses GPUs where the cluster has them."""
     max_failures: int = 3
-    """Worker failures a training survives before it gives up."""
+    """Worker failures a training survives before it gives up. Nodes that are taken away with a
+    notice (preemption) are not counted."""
+    hang_timeout_s: float = 600.0
+    """A worker that neither answers nor joins its peers for so long has failed: more than a step,
+    a first batch, or the longest write of a checkpoint takes."""
 
     def __post_init__(self) -> None:
         if self.num_workers is not None and not 0 <= self.num_workers <= MAX_WORKERS:
@@ -38,3 +42,7 @@ class ClusterConfig:
             raise ValueError(f"cluster.device is {self.device!r}: choose from auto, cpu, gpu")
         if self.max_failures < 0:
             raise ValueError(f"cluster.max_failures is {self.max_failures!r}: use 0 or more")
+        if not 1 <= self.hang_timeout_s < float("inf"):
+            raise ValueError(
+                f"cluster.hang_timeout_s is {self.hang_timeout_s!r}: use 1 second or more"
+            )

@@ -12,10 +12,11 @@ the server stands, come from the environment of each process alone:
 import errno
 import os
 import textwrap
+import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -41,6 +42,16 @@ REMEDIES = {
     "s3": "check the bucket, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL",
     "gs": _GOOGLE,
     "gcs": _GOOGLE,
+}
+
+# pyarrow asks a busy S3 server again for 6 s by itself, except where the words of a 503 don't fit
+# into the memory it has ready for a small object: that it reports as a failure of its own.
+UNTOLD = "INTERNAL_FAILURE during GetObject"
+READ_ATTEMPTS, FIRST_RETRY_S = 6, 0.2
+LOCAL_REMEDIES = {
+    errno.ENOSPC: "free some space there, and the same command goes on",
+    errno.EDQUOT: "free some space there, or have the quota raised; the same command goes on",
+    errno.EROFS: "mount it for writing, and the same command goes on",
 }
 
 
@@ -113,7 +124,9 @@ def explaining(uri: str) -> Iterator[None]:
 
 
 def _explain(uri: str, error: OSError) -> str:
-    remedy = REMEDIES.get(uri.split("://")[0], "check the path and who may use it")
+    remedy = REMEDIES.get(uri.split("://")[0]) or LOCAL_REMEDIES.get(
+        error.errno or 0, "check the path and who may use it"
+    )
     return f"URI {uri!r} is out of reach ({textwrap.shorten(str(error), 240)}); {remedy}"
 
 
@@ -204,18 +217,22 @@ def read_bytes(uri: str, *, start: int = 0) -> bytes:
         OSError: where it is out of reach: nothing is known about the file then.
     """
     filesystem, path = resolve(uri)
-    try:
-        if start:
-            with filesystem.open_input_file(path) as file:
-                return file.read_at(max(0, file.size() - start), start)
-        # Without `compression`, a name that ends in .gz would be unpacked.
-        with filesystem.open_input_stream(path, compression=None) as stream:
-            return stream.read()
-    except FileNotFoundError:
-        _refuse_missing_bucket(uri, filesystem, path)
-        raise
-    except OSError as error:
-        raise OSError(_explain(uri, error)) from error
+    for attempt in range(READ_ATTEMPTS):
+        try:
+            if start:
+                with filesystem.open_input_file(path) as file:
+                    return file.read_at(max(0, file.size() - start), start)
+            # Without `compression`, a name that ends in .gz would be unpacked.
+            with filesystem.open_input_stream(path, compression=None) as stream:
+                return stream.read()
+        except FileNotFoundError:
+            _refuse_missing_bucket(uri, filesystem, path)
+            raise
+        except OSError as error:
+            if UNTOLD not in str(error) or attempt + 1 == READ_ATTEMPTS:
+                raise OSError(_explain(uri, error)) from error
+            time.sleep(FIRST_RETRY_S * 2**attempt)
+    raise AssertionError("the last attempt returns or raises")
 
 
 def size_of(uri: str) -> int:
@@ -287,11 +304,16 @@ def _upload(filesystem: fs.FileSystem, path: str, content: memoryview) -> None:
 def _write_local(path: str, content: bytes) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     beside = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
-    with open(beside, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(beside, path)
+    try:
+        with open(beside, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(beside, path)
+    except BaseException:  # a part of a file would keep a full disk full
+        with suppress(OSError):
+            os.unlink(beside)
+        raise
 
 
 def read_parquet(uri: str) -> pa.Table:

@@ -9,7 +9,6 @@ import json
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,7 +16,6 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,46 +32,19 @@ from datasets.config import PrepareConfig
 from datasets.prepare import prepare
 from datasets.shards import Manifest, read_manifest
 from tests.conftest import ROOT, draw_image
+from tests.s3_server import SECRET, Proxy, environment, serve_s3
 from trainers.config import FinetuneConfig
 from trainers.runs import open_run, read_config, read_result
 from trainers.tracking import read_rows
 
-SECRET = "hush-this-is-secret"
 LARGE = 24 * 2**20  # several parts of an upload
 CLASSES = ("Audi S6 Sedan 2011", "BMW M3 100%", "smart fortwo?")  # names no URI likes
 
 
-def environment(port: int) -> dict[str, str]:
-    return {
-        "AWS_ACCESS_KEY_ID": "thaw",
-        "AWS_SECRET_ACCESS_KEY": SECRET,
-        "AWS_DEFAULT_REGION": "eu-central-1",
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-    }
-
-
 @pytest.fixture(scope="module")
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """Run moto's server on a free port."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    log = tmp_path_factory.mktemp("moto") / "log"
-    command = [str(Path(sys.executable).parent / "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
-    with log.open("wb") as output:
-        server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-    try:
-        deadline_s = time.monotonic() + 30
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port)).close()
-                break
-            except ConnectionRefusedError:
-                assert server.poll() is None and time.monotonic() < deadline_s, log.read_text()
-                time.sleep(0.05)
+    with serve_s3(tmp_path_factory.mktemp("moto") / "log") as port:
         yield port
-    finally:
-        server.terminate()
-        server.wait()
 
 
 @contextmanager
@@ -199,6 +170,39 @@ def test_an_interrupt_in_a_write_makes_no_part_of_an_object(
         time.sleep(0.01)
 
     assert storage.read_bytes("s3://thaw/interrupt") == b"whole"
+
+
+@pytest.fixture
+def proxy(port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """What stands between this process and the server, and can answer 503 in its place."""
+    with Proxy(port, seed=0) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", environment(proxy.port)["AWS_ENDPOINT_URL"])
+        storage._open_bucket.cache_clear()
+        yield proxy
+    storage._open_bucket.cache_clear()
+
+
+def test_a_server_that_is_too_busy_for_a_moment_is_asked_again(proxy: Proxy) -> None:
+    proxy.share = 0.4
+    for number in range(10):
+        storage.write_bytes(f"s3://thaw/busy/{number}", b"%d" % number)
+    read = [storage.read_bytes(f"s3://thaw/busy/{number}") for number in range(10)]
+
+    assert read == [b"%d" % number for number in range(10)]
+    assert len(storage.list_names("s3://thaw/busy")) == 10
+    assert proxy.num_refused >= 5
+
+
+def test_a_server_that_stays_too_busy_ends_in_a_sentence(proxy: Proxy) -> None:
+    storage.write_bytes("s3://thaw/gone/it", b"old")
+    proxy.share = 1.0
+    with pytest.raises(ValueError, match=r"'s3://thaw/gone/it' is out of reach .*; check the"):
+        storage.write_bytes("s3://thaw/gone/it", b"new")
+    with pytest.raises(OSError, match="is out of reach"):  # not a file that isn't there
+        storage.read_bytes("s3://thaw/gone/it")
+    proxy.share = 0.0
+
+    assert storage.read_bytes("s3://thaw/gone/it") == b"old"
 
 
 NO_BUCKET = (

@@ -158,3 +158,28 @@ def test_what_can_not_be_added_whole_is_taken_back(
     with pytest.raises(ValueError, match=r"rows' is out of reach .*No space left"):
         storage.append_bytes(uri, b"two")
     assert storage.read_bytes(uri) == b"one "
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "free some space there, and the same command goes on"),
+        (errno.EROFS, "mount it for writing, and the same command goes on"),
+        (errno.EACCES, "check the path and who may use it"),
+    ],
+)
+def test_a_write_that_fails_keeps_the_old_file_and_leaves_no_part_of_the_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, remedy: str
+) -> None:
+    """A part that stayed would keep a full disk full."""
+    file = tmp_path / "row"
+    storage.write_bytes(str(file), b"old")
+
+    def fail(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(ValueError, match=f"{os.strerror(number)}.*; {remedy}"):
+        storage.write_bytes(str(file), b"new")
+
+    assert [path.name for path in tmp_path.iterdir()] == ["row"] and file.read_bytes() == b"old"

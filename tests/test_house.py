@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 ROOMS = ("cluster", "datasets", "trainers", "tuning")
 MAY_IMPORT = {
     "ray.data": ("datasets/",),
-    "ray.train": ("trainers/loop.py", "trainers/launch.py"),
+    "ray.train": ("trainers/loop.py", "trainers/launch.py", "trainers/failures.py"),
     "ray.tune": ("tuning/",),
 }
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from math import ceil
 from operator import attrgetter
 from typing import Any
 
@@ -21,6 +22,7 @@ from datasets.shards import Manifest, read_manifest
 from trainers import checkpoint
 from trainers.backbones import build, require_size
 from trainers.config import RANDOM, REPLACED_BY_PHASES, FinetuneConfig, ModelConfig
+from trainers.failures import explain_failure, noticing_hangs
 from trainers.feed import Place, Prefix
 from trainers.freezing import resolve_depth
 from trainers.initializers import initialize, pretrained_available
@@ -29,8 +31,6 @@ from trainers.runs import open_run, read_result
 
 logger = logging.getLogger(__name__)
 
-# A rank that waits this long for its peers gives up, and the failure budget restarts the group.
-COLLECTIVE_TIMEOUT_S = 600
 # An elastic run whose nodes died first tries to start as many workers as before, since Ray's count
 # of nodes is up to 20 s old, and goes on with fewer after this long. Read by Ray Train.
 START_TIMEOUT_VAR, ELASTIC_START_TIMEOUT_S = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "60"
@@ -121,15 +121,15 @@ def fit(
     """Train with DDP on the connected cluster and return result.json.
 
     The run folder resumes: a finished run returns at once, one that was cut goes on from its latest
-    checkpoint. Killed workers are restarted up to `cluster.max_failures` times.
+    checkpoint. Workers that are killed, or hang, are restarted up to `cluster.max_failures` times.
 
     Args:
         num_concurrent: trainings that share the cluster; this one takes its part.
         prefix: features to train on instead of images.
 
     Raises:
-        ValueError: where the user's config is wrong.
-        ray.train.TrainingFailedError: where the failure budget is used up.
+        ValueError: where the user's config is wrong, or the failure budget is used up.
+        ray.train.TrainingFailedError: where it is used up by a bug.
     """
     config = with_absolute_paths(config)
     resources = find_resources()
@@ -152,7 +152,8 @@ def fit(
             "place": share,
         },
         torch_config=TorchConfig(
-            backend="nccl" if plan.use_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S
+            backend="nccl" if plan.use_gpu else "gloo",
+            timeout_s=ceil(config.cluster.hang_timeout_s),
         ),
         scaling_config=ray.train.ScalingConfig(
             num_workers=num_workers,
@@ -171,7 +172,13 @@ def fit(
             ),
         ),
     )
-    trainer.fit()
+    try:
+        with noticing_hangs(config.cluster.hang_timeout_s):
+            trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        if (reason := explain_failure(error, config.cluster, config.out)) is None:
+            raise
+        raise ValueError(reason) from error
     return read_result(config.out)
 
 

@@ -50,11 +50,22 @@ def train_loop_per_worker(arguments: dict[str, Any]) -> None:
         device=ray.train.torch.get_device(),
         **arguments["place"],
     )
-    train(FinetuneConfig.from_dict(arguments["config"]), place, ray.train.report)
+    config = FinetuneConfig.from_dict(arguments["config"])
+    train(config, place, ray.train.report, is_doomed=is_doomed)
+
+
+def is_doomed() -> bool:
+    """Whether a node of this run is about to be taken away. All ranks must call."""
+    return ray.train.get_preemption_info() is not None
 
 
 def train(
-    config: FinetuneConfig, place: Place, report: Report, *, report_written: bool = False
+    config: FinetuneConfig,
+    place: Place,
+    report: Report,
+    *,
+    report_written: bool = False,
+    is_doomed: Callable[[], bool] = lambda: False,
 ) -> None:
     """Train through all phases, from the run folder's latest checkpoint where it has one.
 
@@ -65,9 +76,10 @@ def train(
     Args:
         report_written: report an epoch once its row and checkpoint are written, for listeners that
             read the run folder.
+        is_doomed: whether the end is near; then each row of metrics comes with a checkpoint.
     """
     torch.set_num_threads(place.threads)
-    training = Training(config, place)
+    training = Training(config, place, is_doomed)
     problem = None
     with closing(training), training.recorder or nullcontext():
         try:
@@ -90,9 +102,9 @@ def train(
 class Training:
     """One rank's share of a run: resumed or initialized, its feeds opened."""
 
-    def __init__(self, config: FinetuneConfig, place: Place) -> None:
+    def __init__(self, config: FinetuneConfig, place: Place, is_doomed: Callable[[], bool]) -> None:
         manifest = read_manifest(config.data)
-        self._config, self._place = config, place
+        self._config, self._place, self._is_doomed = config, place, is_doomed
         self._steps_per_epoch = (
             manifest.split(config.train_on).num_images // config.global_batch_size
         )
@@ -213,8 +225,10 @@ class Training:
             torch.maximum(self._peak_norm, told[metrics.PEAK_NORM], out=self._peak_norm)
             step += 1
             keeps = step % config.checkpoint_every_steps == 0
-            if step < last_step and not keeps and step % config.track.log_every_steps:
+            logs = step % config.track.log_every_steps == 0
+            if step < last_step and not keeps and not logs:
                 continue
+            keeps = keeps or (step < last_step and self._is_doomed())
             totals = sums.reduce(self._place.world_size)
             row = training_row(totals, epoch=progress.epoch + 1, step=step, learning_rate=rate)
             row[metrics.PEAK_NORM] = float(self._peak_norm)  # the same on all ranks

@@ -119,7 +119,7 @@ class RunContent:
 
     def copy_rows(self) -> None:
         """Copy the rows that W&B does not have."""
-        for row in self._rows.read_new():
+        for row in self._rows.poll_new():
             ends_epoch = metrics.EPOCH_S in row
             if ends_epoch and (
                 not self._epochs or row[metrics.EPOCH] > self._epochs[-1][metrics.EPOCH]
@@ -191,7 +191,7 @@ def follow(run: str, mirror: RunMirror, show: Callable[[Row], None]) -> Iterator
 
     def show_new() -> None:
         nonlocal shown
-        for row in rows.read_new():
+        for row in rows.poll_new():
             if row[metrics.GLOBAL_STEP] > shown:
                 show(row)
                 shown = row[metrics.GLOBAL_STEP]

@@ -150,7 +150,7 @@ def _train_in_workers(
     training = fits.run.remote(config, num_concurrent=num_concurrent, prefix=prefix)
     while True:
         done, _ = ray.wait([training], timeout=POLL_S)
-        for row in rows.read_new():
+        for row in rows.read_new() if done else rows.poll_new():
             if metrics.VAL_TOP1 in row and row[metrics.EPOCH] > reported:
                 reported = row[metrics.EPOCH]
                 ray.tune.report(row)

@@ -1,0 +1,100 @@
+"""Drivers that die, and how many failures a run survives before it gives up."""
+
+import json
+import signal
+
+from tests.chaos.arena import (
+    INTERVAL,
+    NUM_STEPS,
+    STEPS_PER_EPOCH,
+    Arena,
+    count_lost,
+    counting,
+    ensure,
+    ensure_same,
+    plan_of,
+    wait_until,
+)
+from tests.chaos.outcomes import Outcome
+from tests.chaos.sabotage import steps_taken, struck
+from tests.conftest import living_workers
+from tests.test_trainers_mirror import inspect
+from trainers.tracking import read_rows
+
+BUDGET = 2
+
+
+def end_driver(arena: Arena, name: str, by: signal.Signals) -> Outcome:
+    """End a driver in mid-epoch, and give the same command again."""
+    folder = arena.new_run(name)
+    step = arena.draw(name).randrange(STEPS_PER_EPOCH + 1, 2 * STEPS_PER_EPOCH)
+    plan = plan_of(folder, pause_s=0.3)
+    run = folder / "run"
+    command = [*arena.command(run), "--wandb", "offline"]
+    first = arena.start(command, plan, log=folder / "first.log")
+    first.wait_until(lambda: len(steps_taken(plan.journal)) >= step, f"step {step}")
+    first.process.send_signal(by)
+    code = first.wait()
+    seen = ""
+    if by == signal.SIGTERM:
+        ensure(code == 128 + by, f"exit code {code}: {first.tail()}")
+        rows = [row["global_step"] for row in read_rows(str(run))]
+        (offline,) = (run / "wandb").glob("offline-run-*")
+        records = [json.loads(line) for line in inspect(offline).splitlines()]
+        items = [record["history"]["item"] for record in records if record["type"] == "history"]
+        kept = [item["global_step"] for item in items if "train/loss" in item]
+        ensure(kept == rows[: len(kept)] and len(rows) - len(kept) <= 1, f"{kept} of rows {rows}")
+        seen = f"exit code {code}; W&B has {len(kept)} of {len(rows)} rows"
+    arena.start(command, counting(plan), log=folder / "second.log").succeed()
+    ensure_same(run, arena.straight())
+    lost = count_lost(folder / "journal", at_most=2 * INTERVAL)
+    injected = f"{by.name} after step {step}, then the same command"
+    return Outcome(fault=name, injected=injected, survived=True, lost=lost, seen=seen)
+
+
+def kill_driver(arena: Arena, name: str) -> Outcome:
+    return end_driver(arena, name, signal.SIGKILL)
+
+
+def terminate_driver(arena: Arena, name: str) -> Outcome:
+    return end_driver(arena, name, signal.SIGTERM)
+
+
+def spend_budget(arena: Arena, name: str, num_failures: int) -> Outcome:
+    """Kill workers at one step again and again, with a budget of `BUDGET` failures."""
+    folder = arena.new_run(name)
+    step = arena.draw(name).randrange(STEPS_PER_EPOCH + 1, 2 * STEPS_PER_EPOCH)
+    plan = plan_of(folder, act="kill", step=step, times=num_failures, rank=1)
+    command = arena.command(folder / "run", "--max-failures", str(BUDGET))
+    driver = arena.start(command, plan, log=folder / "first.log")
+    injected = f"{num_failures} kills before step {step + 1}, max_failures = {BUDGET}"
+    if num_failures <= BUDGET:
+        driver.succeed()
+        ensure(len(struck(plan.journal)) == num_failures, "not every fault happened")
+        seen = "all survived"
+    else:
+        seen = driver.sentence()
+        ensure(f"cluster.max_failures is {BUDGET}" in seen, f"it says {seen!r}")
+        ensure(len(struck(plan.journal)) == BUDGET + 1, f"struck {struck(plan.journal)}")
+        ensure(len(steps_taken(plan.journal)) < NUM_STEPS, "it went on")
+        wait_until(lambda: not living_workers(), "the end of the workers", timeout_s=30)
+        arena.start(command, counting(plan), log=folder / "second.log").succeed()
+    ensure_same(folder / "run", arena.straight())
+    lost = count_lost(folder / "journal", at_most=2 * INTERVAL * num_failures)
+    return Outcome(fault=name, injected=injected, survived=True, lost=lost, seen=seen)
+
+
+def keep_budget(arena: Arena, name: str) -> Outcome:
+    return spend_budget(arena, name, BUDGET)
+
+
+def exceed_budget(arena: Arena, name: str) -> Outcome:
+    return spend_budget(arena, name, BUDGET + 1)
+
+
+FAULTS = {
+    "driver SIGKILL": kill_driver,
+    "driver SIGTERM": terminate_driver,
+    "failure budget kept": keep_budget,
+    "failure budget exceeded": exceed_budget,
+}

@@ -1,0 +1,128 @@
+"""An S3 server on loopback (moto), and a proxy before it that can fall ill."""
+
+import http.client
+import random
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+SECRET = "hush-this-is-secret"
+UNAVAILABLE = (
+    b"<?xml version='1.0' encoding='UTF-8'?>"
+    b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+)
+NOT_PASSED_ON = ("connection", "content-length", "expect", "server", "transfer-encoding")
+
+
+def environment(port: int) -> dict[str, str]:
+    return {
+        "AWS_ACCESS_KEY_ID": "thaw",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_DEFAULT_REGION": "eu-central-1",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+    }
+
+
+@contextmanager
+def serve_s3(log: Path) -> Iterator[int]:
+    """Run moto's server on a free port, which is yielded."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    command = [str(Path(sys.executable).parent / "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
+    with log.open("wb") as output:
+        server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        deadline_s = time.monotonic() + 30
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            except ConnectionRefusedError:
+                assert server.poll() is None and time.monotonic() < deadline_s, log.read_text()
+                time.sleep(0.05)
+        yield port
+    finally:
+        server.terminate()
+        server.wait()
+
+
+class Proxy:
+    """Passes requests on to a port, and answers a share of them with 503 itself.
+
+    Args:
+        seed: of which requests are refused.
+    """
+
+    share = 0.0
+    """Of the requests that are answered with 503: 0 none, 1 all."""
+    num_refused = 0
+
+    def __init__(self, port: int, seed: int) -> None:
+        self.target, self._dice, self._lock = port, random.Random(seed), threading.Lock()
+        handler = type("Handler", (_Handler,), {"proxy": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.port = self._server.server_address[1]
+
+    def refuses(self) -> bool:
+        with self._lock:
+            refused = self._dice.random() < self.share
+            self.num_refused += refused
+        return refused
+
+    def __enter__(self) -> "Proxy":
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    proxy: Proxy
+
+    def answer(self) -> None:
+        body = self._read()
+        if self.proxy.refuses():
+            self._send(503, {"Content-Type": "application/xml"}, UNAVAILABLE)
+            return
+        passed = {k: v for k, v in self.headers.items() if k.lower() not in NOT_PASSED_ON}
+        target = http.client.HTTPConnection("127.0.0.1", self.proxy.target)
+        target.request(self.command, self.path, body, passed | {"Content-Length": str(len(body))})
+        answer = target.getresponse()
+        self._send(answer.status, dict(answer.getheaders()), answer.read())
+        target.close()
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = answer  # names of http.server
+
+    def _read(self) -> bytes:
+        if "chunked" not in self.headers.get("Transfer-Encoding", ""):
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        while self.rfile.readline().strip():
+            continue  # a trailer
+        return body
+
+    def _send(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.send_response(status)
+        length = headers.get("Content-Length", "0")
+        for name, value in headers.items():
+            if name.lower() not in NOT_PASSED_ON:
+                self.send_header(name, value)
+        self.send_header("Content-Length", length if self.command == "HEAD" else str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing: what it refused is counted."""

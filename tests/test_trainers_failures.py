@@ -1,0 +1,73 @@
+"""What is said where the failure budget is used up."""
+
+import os
+
+import pytest
+import ray.exceptions
+import ray.train
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+    WorkerHealthCheckTimeoutError,
+)
+
+from cluster.config import ClusterConfig
+from trainers.failures import HANG_VARS, explain_failure, noticing_hangs
+
+TWO = ClusterConfig(num_workers=2, max_failures=2)
+GLOO = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]")
+DIED = WorkerHealthCheckFailedError("it failed", ray.exceptions.ActorDiedError())
+ENDS = "cluster.max_failures is 2, and this was failure 3); the same command goes on"
+
+
+@pytest.mark.parametrize(
+    ("failures", "says"),
+    [
+        ({0: GLOO, 1: DIED}, "a worker died: it was killed, .* (worker 1 of the run in s3://b/run"),
+        ({0: GLOO, 1: WorkerHealthCheckTimeoutError("")}, "a worker hangs"),
+        ({0: GLOO, 1: GLOO}, "a worker lost its peers"),
+        ({0: ValueError("URI 'x' is out of reach"), 1: GLOO}, "URI 'x' is out of reach (worker 0"),
+    ],
+)
+def test_the_failure_that_caused_the_others_is_told(
+    failures: dict[int, Exception], says: str
+) -> None:
+    error = ray.train.WorkerGroupError("", failures)
+    said = explain_failure(error, TWO, "s3://b/run")
+
+    assert said is not None and ENDS in said and "\n" not in said
+    begin, _, end = says.partition(".*")
+    assert said.startswith(begin) and end in said
+
+
+def test_workers_that_could_not_start_are_no_bug() -> None:
+    said = explain_failure(ray.train.ControllerError(WorkerGroupStartupTimeoutError(2)), TWO, "run")
+
+    assert said is not None and said.startswith("cluster.num_workers is 2: the cluster did not")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ray.train.WorkerGroupError("", {0: TypeError("a bug"), 1: GLOO}),
+        ray.train.ControllerError(KeyError("a bug")),
+    ],
+    ids=["worker", "controller"],
+)
+def test_a_bug_keeps_its_traceback(error: ray.train.TrainingFailedError) -> None:
+    assert explain_failure(error, TWO, "run") is None
+
+
+def test_what_the_user_set_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, users = HANG_VARS
+    monkeypatch.delenv(ours, raising=False)
+    monkeypatch.setenv(users, "7")
+    with noticing_hangs(30.0):
+        assert (os.environ[ours], os.environ[users]) == ("30.0", "7")
+
+    assert ours not in os.environ and os.environ[users] == "7"
+
+
+def test_a_timeout_below_a_second_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"cluster\.hang_timeout_s is 0: use 1 second or more"):
+        ClusterConfig(hang_timeout_s=0)

@@ -1,0 +1,67 @@
+"""Why a training in workers gave up, in one sentence; a bug keeps its traceback instead."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import environ
+
+import ray.exceptions
+import ray.train
+
+from cluster.config import ClusterConfig
+
+HANG_VARS = ("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "RAY_TRAIN_COLLECTIVE_TIMEOUT_S")
+"""Read by Ray Train: how long a worker may not answer, and not come to a barrier of Ray's."""
+LOST_PEER = "Gloo", "gloo", "NCCL", "Connection closed by peer", "Connection reset by peer"
+"""What a rank says whose peer is gone: not why it is."""
+
+
+@contextmanager
+def noticing_hangs(timeout_s: float) -> Iterator[None]:
+    """Have Ray Train give up on a worker that hangs; what the user set, wins."""
+    ours = [name for name in HANG_VARS if name not in environ]
+    environ.update(dict.fromkeys(ours, str(timeout_s)))
+    try:
+        yield
+    finally:
+        for name in ours:
+            environ.pop(name, None)
+
+
+def explain_failure(
+    error: ray.train.TrainingFailedError, cluster: ClusterConfig, run: str
+) -> str | None:
+    """Say why workers failed more often than they may; None where the reason is a bug."""
+    if isinstance(error, ray.train.ControllerError):
+        if not type(error.controller_failure).__name__.startswith("WorkerGroupStartup"):
+            return None
+        return (
+            f"cluster.num_workers is {cluster.num_workers}: the cluster did not start so many in "
+            "time; look at `ray status`, ask for fewer, or let it begin with --min-workers; "
+            "the same command goes on"
+        )
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    told = {rank: _tell(failure) for rank, failure in failures.items()}
+    if not told or any(reason is None for reason in told.values()):
+        return None
+    # A peer's "connection closed" comes with the death that closed it, and tells less.
+    rank, reason = min(told.items(), key=lambda item: (_tells_of_peer(failures[item[0]]), item[0]))
+    return (
+        f"{reason} (worker {rank} of the run in {run}; cluster.max_failures is "
+        f"{cluster.max_failures}, and this was failure {cluster.max_failures + 1}); "
+        "the same command goes on from the latest checkpoint"
+    )
+
+
+def _tell(failure: Exception) -> str | None:
+    died = getattr(failure, "health_check_failure", failure)
+    if isinstance(died, ray.exceptions.RayActorError):
+        return "a worker died: it was killed, ran out of memory, or its node is gone"
+    if type(failure).__name__.endswith("TimeoutError"):
+        return "a worker hangs: it answers no more"
+    if _tells_of_peer(failure):
+        return "a worker lost its peers"
+    return str(failure) if isinstance(failure, ValueError | OSError) else None
+
+
+def _tells_of_peer(failure: Exception) -> bool:
+    return isinstance(failure, RuntimeError) and any(word in str(failure) for word in LOST_PEER)
