@@ -182,7 +182,7 @@ def describe_keeping(scale: Scale, constants: Constants) -> str:
         ["share of the time in checkpoints", f"{keeping.overhead:.1%}"],
         ["a failure every", seconds(keeping.mtbf_s)],
         ["best interval (Young)", f"{seconds(keeping.best_interval_s)}: "
-         f"`--checkpoint-every-steps {keeping.best_interval_steps:.0f}`"],
+         f"`--checkpoint-every-steps {keeping.best_interval_steps}`"],
         ["read by all ranks at a resume", amount(keeping.checkpoint_bytes * scale.gpus)],
         ["rows of metrics.jsonl", f"{number(keeping.num_rows)}, {number(keeping.rows_per_s)} a "
          f"second, {amount(keeping.rows_bytes)}"],
@@ -319,7 +319,7 @@ def find_breaks(scale: Scale, constants: Constants) -> str:
                 f"a checkpoint every {scale.checkpoint_every_steps} steps takes "
                 f"{keeping.overhead:.1%} of the time",
                 "1 GPU",
-                f"`--checkpoint-every-steps {keeping.best_interval_steps:.0f}`",
+                f"`--checkpoint-every-steps {keeping.best_interval_steps}`",
             )
         )
     found.append(
