@@ -352,7 +352,7 @@ def find_breaks(scale: Scale, constants: Constants) -> str:
         (
             first_size(lambda n: n * scale.worker_batch_size > 32_768),
             "a global batch above 32,768, where accuracy has been kept (You et al. 2017)",
-            "`--worker-batch-size` down, or several trainings: a sweep",
+            "a smaller `--global-batch-size`, or several trainings: a sweep",
         ),
         (
             scale.gets_per_s * scale.prefixes / POLLS_PER_S,
