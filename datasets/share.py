@@ -46,4 +46,5 @@ def choose_autoscaler(topology: Any, resources: Any, context: DataContext, **nam
     return OwnShare(share)
 
 
-streaming_executor.create_cluster_autoscaler = choose_autoscaler  # Ray is pinned; a test holds it
+# Ray is pinned, and test_datasets_epochs holds this.
+streaming_executor.create_cluster_autoscaler = choose_autoscaler  # pyright: ignore[reportPrivateImportUsage]

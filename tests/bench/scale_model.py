@@ -232,7 +232,7 @@ class Keeping:
 
     @property
     def best_interval_steps(self) -> int:
-        return round(self.best_interval_s / self.step_s, -2) or 1
+        return max(1, int(round(self.best_interval_s / self.step_s, -2)))
 
     @property
     def num_rows(self) -> int:

@@ -182,7 +182,7 @@ def describe_keeping(scale: Scale, constants: Constants) -> str:
         ["share of the time in checkpoints", f"{keeping.overhead:.1%}"],
         ["a failure every", seconds(keeping.mtbf_s)],
         ["best interval (Young)", f"{seconds(keeping.best_interval_s)}: "
-         f"`--checkpoint-every-steps {keeping.best_interval_steps:.0f}`"],
+         f"`--checkpoint-every-steps {keeping.best_interval_steps}`"],
         ["read by all ranks at a resume", amount(keeping.checkpoint_bytes * scale.gpus)],
         ["rows of metrics.jsonl", f"{number(keeping.num_rows)}, {number(keeping.rows_per_s)} a "
          f"second, {amount(keeping.rows_bytes)}"],
@@ -319,7 +319,7 @@ def find_breaks(scale: Scale, constants: Constants) -> str:
                 f"a checkpoint every {scale.checkpoint_every_steps} steps takes "
                 f"{keeping.overhead:.1%} of the time",
                 "1 GPU",
-                f"`--checkpoint-every-steps {keeping.best_interval_steps:.0f}`",
+                f"`--checkpoint-every-steps {keeping.best_interval_steps}`",
             )
         )
     found.append(
@@ -352,7 +352,7 @@ def find_breaks(scale: Scale, constants: Constants) -> str:
         (
             first_size(lambda n: n * scale.worker_batch_size > 32_768),
             "a global batch above 32,768, where accuracy has been kept (You et al. 2017)",
-            "`--worker-batch-size` down, or several trainings: a sweep",
+            "a smaller `--global-batch-size`, or several trainings: a sweep",
         ),
         (
             scale.gets_per_s * scale.prefixes / POLLS_PER_S,
