@@ -215,6 +215,8 @@ def show(value: object) -> str:
         shown = repr(value)
     except (RecursionError, ValueError):  # numbers in it that Python won't write out
         return f"a {type(value).__name__}"
+    if holds_credentials(shown[:MAX_TEXT]):
+        return f"a {type(value).__name__} with credentials"
     return shown if len(shown) <= _MAX_SHOWN else f"{shown[:_MAX_SHOWN]}..."
 
 

@@ -15,7 +15,10 @@ from PIL import Image, ImageOps
 
 MAX_PIXELS = 50_000_000
 JPEG_QUALITY = 95
-JPEG_END = b"\xff\xd9"
+JPEG_SCAN, JPEG_END = b"\xff\xda", b"\xff\xd9"
+MAX_SCANS = 100
+"""Of a progressive JPEG; ten are usual. Each takes a pass over all pixels, and may have 14 bytes: a
+megabyte of them would take hours."""
 MAX_JPEG_SIDE_PX = 65_500
 MAX_ASPECT = 100
 """Long side by short side. No photograph comes near it, and of a thinner image the long side would
@@ -56,8 +59,8 @@ def load_image(content: bytes) -> np.ndarray:
     """Decode a whole image, upright, to `[H, W, 3]` uint8 RGB; transparency becomes white.
 
     Raises:
-        BadImage: for an empty, foreign, truncated or damaged file, and for more than 50 megapixels
-            or MAX_ASPECT, which is found before anything is decoded.
+        BadImage: for an empty, foreign, truncated or damaged file, and for more than 50 megapixels,
+            MAX_ASPECT or MAX_SCANS, which is found before anything is decoded.
     """
     return _load(content)[0]
 
@@ -130,6 +133,8 @@ def _load(content: bytes) -> tuple[np.ndarray, bool]:
             raise BadImage("decompression bomb: more than 50 megapixels")
         if is_too_thin(image.height, image.width):
             raise BadImage(f"too thin: its sides differ more than {MAX_ASPECT} times")
+        if "progressive" in image.info and content.count(JPEG_SCAN) > MAX_SCANS:
+            raise BadImage(f"decompression bomb: more than {MAX_SCANS} scans")
         try:
             image.load()
             is_plain_jpeg = (

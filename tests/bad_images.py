@@ -121,6 +121,12 @@ def bomb(image: Image.Image) -> bytes:
     return png(10_000, 10_000, scan)
 
 
+def many_scans(image: Image.Image) -> bytes:
+    """Its last scan over and over: each takes the decoder as long as the first."""
+    content = jpeg(image, progressive=True)
+    return content[:-2] + content[content.rindex(b"\xff\xda") : -2] * 1000 + content[-2:]
+
+
 def cut(share: float) -> Make:
     def make(image: Image.Image) -> bytes:
         content = jpeg(image)
@@ -256,6 +262,9 @@ KINDS: dict[str, Kind] = {
         about="says its header",
         make=size_in_header(65_535, 65_535),
         reason="decompression bomb",
+    ),
+    "JPEG of a thousand scans": Kind(
+        about="seconds of work in every kilobyte", make=many_scans, reason="decompression bomb"
     ),
     "PNG of no height": Kind(
         about="", make=lambda i: png(9, 0, zlib.compress(i.tobytes())), reason="not an image"

@@ -25,7 +25,8 @@ def main(folder: str) -> None:
     data, out = f"{folder}/cars", f"{folder}/runs"
     synthetic = ("--num-classes", "3", "--train-per-class", "12", "--test-per-class", "4")
     two_workers = ("--num-workers", "2")
-    space = ("--inits", "he", "--learning-rates", "1e-3", "1e-4", "--clipnorms", "none")
+    space = ("--inits", "he", "--freeze-depths", "0", "--learning-rates", "1e-3", "1e-4",
+             "--clipnorms", "none")  # fmt: skip
     datasets_main.main(
         ["prepare", "--source", "synthetic", "--out", data, "--render-px", "48", *synthetic]
     )

@@ -256,6 +256,13 @@ def test_credentials_in_a_uri_are_seen(uri: str, is_secret: bool) -> None:
     assert holds_credentials(uri) == is_secret
 
 
+def test_a_secret_in_a_list_is_not_shown_either() -> None:
+    for value in ([f"s3://AKIA:{SECRET}@bucket"], {"a": f"https://x?token={SECRET}"}):
+        with pytest.raises(ValueError, match=r"^num_workers is a (list|dict) with cred") as caught:
+            build(ClusterConfig, {"num_workers": value})
+        assert SECRET not in str(caught.value)
+
+
 def test_an_absurd_value_is_shown_in_a_few_words() -> None:
     for value in ("x" * 10**6, list(range(10**5)), 10**5000, [10**5000], {"a": "b" * 10**5}):
         with pytest.raises(ValueError) as caught:
