@@ -33,7 +33,9 @@ class JobServer:
     """Environment of its pods, the token among it."""
 
     def submit(self, entrypoint: str, name: str, timeout_s: float) -> str:
-        """Run an entrypoint by the line of common/job.go, BuildJobSubmitCommand, and follow it.
+        """Run an entrypoint as common/job.go, BuildJobSubmitCommand, has it run: at the end of a
+        shell's line, unquoted. The operator asks for no waiting and follows the logs after it; here
+        the line waits.
 
         Returns:
             What the submitter printed, the job's own lines among it.
