@@ -132,8 +132,8 @@ def test_a_local_file_keeps_its_old_content_where_writing_fails(
 @pytest.mark.parametrize(
     ("number", "remedy"),
     [
-        (errno.ENOSPC, "free some space there, and the same command goes on"),
-        (errno.EROFS, "mount it for writing, and the same command goes on"),
+        (errno.ENOSPC, "free some space there"),
+        (errno.EROFS, "mount it for writing"),
         (errno.EACCES, "check the path and who may use it"),
     ],
 )
