@@ -307,7 +307,7 @@ def counting(plan: Plan) -> Plan:
 @contextmanager
 def mounted(place: Path, size: str) -> Iterator[Callable[[str], None]]:
     """Mount a file system of that size; yields what mounts it again with other options."""
-    place.mkdir(parents=True)
+    place.mkdir(parents=True, exist_ok=True)
     _mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place))
 
     def remount(options: str) -> None:
