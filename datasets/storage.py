@@ -49,9 +49,9 @@ REMEDIES = {
 UNTOLD = "INTERNAL_FAILURE during GetObject"
 READ_ATTEMPTS, FIRST_RETRY_S = 6, 0.2
 LOCAL_REMEDIES = {
-    errno.ENOSPC: "free some space there, and the same command goes on",
-    errno.EDQUOT: "free some space there, or have the quota raised; the same command goes on",
-    errno.EROFS: "mount it for writing, and the same command goes on",
+    errno.ENOSPC: "free some space there",
+    errno.EDQUOT: "free some space there, or have the quota raised",
+    errno.EROFS: "mount it for writing",
 }
 
 

@@ -163,8 +163,8 @@ def test_what_can_not_be_added_whole_is_taken_back(
 @pytest.mark.parametrize(
     ("number", "remedy"),
     [
-        (errno.ENOSPC, "free some space there, and the same command goes on"),
-        (errno.EROFS, "mount it for writing, and the same command goes on"),
+        (errno.ENOSPC, "free some space there"),
+        (errno.EROFS, "mount it for writing"),
         (errno.EACCES, "check the path and who may use it"),
     ],
 )

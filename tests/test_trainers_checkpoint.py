@@ -1,5 +1,6 @@
 """Checkpoints are whole or not there."""
 
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -86,6 +87,21 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     progress = restore_latest(tmp_path)
 
     assert progress is not None and progress.epoch == 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_checkpoint_torn_anywhere_is_passed_over_and_said_to_be(
+    tmp_path: Path, seed: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    dice = random.Random(seed)
+    save_epochs(str(tmp_path), [0.5, 0.9])
+    file = dice.choice(sorted((tmp_path / "checkpoints" / "step-00000020").iterdir()))
+    file.write_bytes(file.read_bytes()[: dice.randrange(file.stat().st_size)])
+
+    progress = restore_latest(tmp_path)
+
+    assert progress is not None and progress.epoch == 1
+    assert "step-00000020" in caplog.text and "is damaged" in caplog.text
 
 
 def test_a_run_without_a_whole_checkpoint_starts_anew_and_has_no_best(tmp_path: Path) -> None:

@@ -1,4 +1,8 @@
-"""Why a training in workers gave up, in one sentence; a bug keeps its traceback instead."""
+"""Why a training in workers gave up, in one sentence; a bug keeps its traceback instead.
+
+Ray Train sends an error without the line that raised it, so a ValueError of a library is told as
+one of ours; THAW_TRACEBACK=1 shows where it was raised.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -21,7 +21,8 @@ import tyro
 os.environ.setdefault("RAY_TMPDIR", tempfile.mkdtemp(prefix="chaos"))
 
 from datasets import terminal
-from tests.chaos.arena import Arena, Unfit
+from tests.chaos.arena import Arena
+from tests.chaos.checks import Unfit
 from tests.chaos.faults import FAULTS
 from tests.chaos.outcomes import Outcome, read_outcomes, to_table, write_outcomes
 

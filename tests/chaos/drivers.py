@@ -3,20 +3,18 @@
 import json
 import signal
 
-from tests.chaos.arena import (
+from tests.chaos.arena import Arena
+from tests.chaos.checks import (
     INTERVAL,
     NUM_STEPS,
     STEPS_PER_EPOCH,
-    Arena,
     count_lost,
-    counting,
     ensure,
     ensure_same,
-    plan_of,
     wait_until,
 )
 from tests.chaos.outcomes import Outcome
-from tests.chaos.sabotage import steps_taken, struck
+from tests.chaos.sabotage import counting, plan_of, steps_taken, struck
 from tests.conftest import living_workers
 from tests.test_trainers_mirror import inspect
 from trainers.tracking import read_rows

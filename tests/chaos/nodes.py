@@ -11,20 +11,18 @@ import ray
 import ray.train
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
-from tests.chaos.arena import (
+from tests.chaos.arena import Arena
+from tests.chaos.checks import (
     INTERVAL,
     STEPS_PER_EPOCH,
-    Arena,
     count_lost,
-    counting,
     ensure,
     ensure_same,
-    meanwhile,
-    plan_of,
     wait_until,
 )
 from tests.chaos.outcomes import Outcome
-from tests.chaos.sabotage import steps_taken
+from tests.chaos.processes import meanwhile
+from tests.chaos.sabotage import counting, plan_of, steps_taken
 from trainers import launch
 
 NOTICE_S = 8

@@ -41,6 +41,15 @@ class Plan:
     """Learning rate and clipnorm of the trial that is struck."""
 
 
+def plan_of(folder: Path, **values: Any) -> Plan:
+    return Plan(journal=str(folder / "journal"), **values)
+
+
+def counting(plan: Plan) -> Plan:
+    """The same plan without a fault, for the second sitting."""
+    return replace(plan, act="", pause_s=0.0)
+
+
 def steps_taken(journal: str | Path) -> list[tuple[str, int, int]]:
     """Every step that was taken, in order: its run's folder, its number, the number of workers."""
     file = Path(journal) / "steps"

@@ -9,22 +9,20 @@ from typing import Any
 
 import boto3
 
-from tests.chaos.arena import (
+from tests.chaos.arena import Arena
+from tests.chaos.checks import (
     INTERVAL,
     NUM_STEPS,
     PAUSE_S,
     STEPS_PER_EPOCH,
-    Arena,
-    Driver,
     count_lost,
-    counting,
     ensure,
     ensure_same,
-    mounted,
-    plan_of,
 )
+from tests.chaos.mounts import mounted
 from tests.chaos.outcomes import Outcome
-from tests.chaos.sabotage import steps_taken
+from tests.chaos.processes import Driver
+from tests.chaos.sabotage import counting, plan_of, steps_taken
 from tests.s3_server import Proxy, environment, serve_s3
 from trainers import checkpoint, launch
 

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.arena import Arena, Unfit, counting, ensure, plan_of
+from tests.chaos.arena import Arena
+from tests.chaos.checks import Unfit, ensure
 from tests.chaos.outcomes import Outcome
-from tests.chaos.sabotage import Plan, steps_taken, struck
+from tests.chaos.sabotage import Plan, counting, plan_of, steps_taken, struck
 from trainers.tracking import read_rows
 from tuning.space import CLIPNORM, LEARNING_RATE
 from tuning.states import FINISHED, read_trials

@@ -4,20 +4,19 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from tests.chaos.arena import (
+from tests.chaos.arena import Arena
+from tests.chaos.checks import (
     INTERVAL,
     NUM_STEPS,
     PAUSE_S,
     STEPS_PER_EPOCH,
-    Arena,
     count_lost,
     ensure,
     ensure_same,
-    lives,
-    plan_of,
 )
 from tests.chaos.outcomes import Outcome
-from tests.chaos.sabotage import struck
+from tests.chaos.processes import lives
+from tests.chaos.sabotage import plan_of, struck
 
 HANG_TIMEOUT_S = 20.0
 """Two busy cores may take some seconds for a first batch."""
