@@ -129,7 +129,7 @@ class WandbRun:
     def log_table(self, key: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """Add a table of texts and numbers; a column that has both is written as text."""
         values = (_as_one_type(column) for column in zip(*rows, strict=True))
-        data = [list(row) for row in zip(*values, strict=True)]
+        data: list[Any] = [list(row) for row in zip(*values, strict=True)]
         self._run.log({key: wandb.Table(columns=list(columns), data=data)})
 
     def log_picture(self, key: str, path: str) -> None:
