@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 MAX_PIXELS = 50_000_000
 JPEG_QUALITY = 95
-JPEG_SCAN, JPEG_END = b"\xff\xda", b"\xff\xd9"
+JPEG_SCAN = b"\xff\xda"
 MAX_SCANS = 100
 """Of a progressive JPEG; ten are usual. Each takes a pass over all pixels, and may have 14 bytes: a
 megabyte of them would take hours."""
@@ -125,7 +125,7 @@ def _load(content: bytes) -> tuple[np.ndarray, bool]:
         except Image.DecompressionBombError:
             raise BadImage("decompression bomb: more than 50 megapixels") from None
         except _DECODE_ERRORS as error:
-            raise BadImage(f"unreadable: {error}") from error
+            raise BadImage(_explain(error)) from error
         num_pixels = image.width * image.height
         if num_pixels == 0:
             raise BadImage("zero-sized")
@@ -145,9 +145,11 @@ def _load(content: bytes) -> tuple[np.ndarray, bool]:
             )
             return np.asarray(_to_rgb(ImageOps.exif_transpose(image))), is_plain_jpeg
         except _DECODE_ERRORS as error:
-            is_cut = image.format == "JPEG" and not content.rstrip(b"\0\r\n").endswith(JPEG_END)
-            reason = "truncated" if is_cut or "truncated" in str(error) else "unreadable"
-            raise BadImage(f"{reason}: {error}") from error
+            raise BadImage(_explain(error)) from error
+
+
+def _explain(error: Exception) -> str:
+    return f"{'truncated' if 'truncated' in str(error).lower() else 'unreadable'}: {error}"
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
