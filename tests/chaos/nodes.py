@@ -49,7 +49,9 @@ def find_doomed(arena: Arena) -> Any:
 
 
 def replace_node(arena: Arena) -> None:
-    arena.nodes.add_node(num_cpus=2, object_store_memory=2**28)
+    """Add a node, in any thread: only the main one may set the signal handler a node wants."""
+    with patch.object(ray._private.utils, "set_sigterm_handler"):
+        arena.nodes.add_node(num_cpus=2, object_store_memory=2**28)
     arena.nodes.wait_for_nodes()
 
 
