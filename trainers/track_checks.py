@@ -11,6 +11,7 @@ from math import isclose, isnan
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cluster.secrets import known_secrets
 from trainers import metrics
 from trainers.tracked_runs import Folder, Json, Record, read_record
 from trainers.tracking import Row, read_rows
@@ -23,9 +24,6 @@ TOLERANCE = 1e-3
 """Relative: a run that went on with another number of workers adds up in another order."""
 VARYING = ("time/", "ingest/")
 """What a run measures anew where it repeats steps after its last checkpoint."""
-SECRET_NAMES = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")
-"""Ends of the names of environment variables whose values must stand in no file."""
-MIN_SECRET = 8
 NO_CONFIG = ("data_fingerprint",)
 """What the config.json of a sweep tells besides its config."""
 AGAIN = "run the same command again: it writes the run to W&B anew"
@@ -254,11 +252,7 @@ CHECKS: tuple[Check, ...] = (
 
 def find_secrets(path: Path, environment: Mapping[str, str] = os.environ) -> Iterator[Problem]:
     """Look for keys and passwords of this environment in all files below a folder."""
-    secrets = {
-        value.encode(): name
-        for name, value in environment.items()
-        if name.endswith(SECRET_NAMES) and len(value) >= MIN_SECRET
-    }
+    secrets = known_secrets(environment)
     for file in sorted(file for file in path.rglob("*") if file.is_file()):
         content = file.read_bytes()
         for secret in [secret for secret in secrets if secret in content]:
