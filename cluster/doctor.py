@@ -18,6 +18,7 @@ Exit code 0: nothing failed (warnings may be there). 1: something failed. 2: the
 
 import json
 from collections.abc import Iterator
+from math import inf
 
 import ray
 
@@ -112,20 +113,17 @@ def _examine_nodes(
 
 
 def _measure_clocks(examiners: Examiners) -> Answers:
-    """Seconds by which each node's clock is ahead: of some questions, the one answered soonest."""
-    offsets: Answers = {}
-    for node in examiners.nodes:
-        rounds = [_measure_clock(examiners, node.name) for _ in range(CLOCK_ROUNDS)]
-        troubles = [trouble for trouble in rounds if isinstance(trouble, Trouble)]
-        offsets[node.name] = troubles[0] if troubles else min(rounds)[1]  # pyright: ignore
-    return offsets
+    return {node.name: _measure_clock(examiners, node.name) for node in examiners.nodes}
 
 
-def _measure_clock(examiners: Examiners, node: str) -> tuple[float, float] | Trouble:
-    """Return how long the answer took, and by how much that clock was ahead in the middle."""
-    asked_s = probes.read_clock()
-    answer = examiners.ask_each(probes.read_clock, {node: ()}).answers()[node]
-    answered_s = probes.read_clock()
-    if isinstance(answer, Trouble):
-        return answer
-    return answered_s - asked_s, answer - (asked_s + answered_s) / 2
+def _measure_clock(examiners: Examiners, node: str) -> float | Trouble:
+    """Return by how many seconds a node's clock is ahead: of some answers, the soonest tells."""
+    soonest = (inf, 0.0)
+    for _ in range(CLOCK_ROUNDS):
+        asked_s = probes.read_clock()
+        answer = examiners.ask_each(probes.read_clock, {node: ()}).answers()[node]
+        answered_s = probes.read_clock()
+        if isinstance(answer, Trouble):
+            return answer
+        soonest = min(soonest, (answered_s - asked_s, answer - (asked_s + answered_s) / 2))
+    return soonest[1]

@@ -15,6 +15,10 @@ ADDRESS_VARS = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 """Ray's client prefers these to the address it is given."""
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 REQUEST_TIMEOUT_S = 30.0
+_NO_JOB_SERVER = (
+    "address is {!r}: what answers there is no job server of Ray's; use the dashboard's URL, such "
+    "as http://HOST:8265"
+)
 
 
 class OutOfReach(OSError):
@@ -47,7 +51,10 @@ class JobServer:
         for name in ADDRESS_VARS:
             os.environ.pop(name, None)  # the address is settled
         with self._explaining():
-            self._client = _Client(self.address)
+            try:
+                self._client = _Client(self.address)
+            except RuntimeError as error:  # another server's 404, or a Ray of long ago
+                raise ValueError(_NO_JOB_SERVER.format(self.address)) from error
             self.ray_version = str(self._client._server_ray_version)
 
     def submit(self, **request: Any) -> None:
@@ -91,8 +98,15 @@ class JobServer:
         return sorted(jobs, key=lambda job: job.start_time or 0, reverse=True)
 
     def read_log(self, job: str) -> str:
+        """Return all that a job has printed so far."""
         with self._explaining():
-            return self._client.get_job_logs(job)
+            try:
+                return self._client.get_job_logs(job)
+            except RuntimeError as error:
+                raise OutOfReach(
+                    f"job is {job!r}: its log can't be read, as where the node of its driver is "
+                    "gone; look for it in Ray's folder on that node"
+                ) from error
 
     def stop(self, job: str) -> None:
         with self._explaining():
@@ -122,10 +136,7 @@ class JobServer:
         except AuthenticationError as error:
             raise ValueError(_explain_refusal(self.address, str(error))) from error
         except requests.exceptions.JSONDecodeError as error:
-            raise ValueError(
-                f"address is {self.address!r}: what answers there is no job server of Ray's; "
-                "use the dashboard's URL, such as http://HOST:8265"
-            ) from error
+            raise ValueError(_NO_JOB_SERVER.format(self.address)) from error
         except (ConnectionError, requests.exceptions.RequestException) as error:
             raise OutOfReach(
                 f"address is {self.address!r}: no job server answers there; check --address, the "

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.findings import shorten
@@ -58,7 +59,6 @@ def find_nodes() -> list[Node]:
     return sorted(nodes, key=lambda node: node.name)
 
 
-@ray.remote(num_cpus=0, max_concurrency=THREADS)
 class _Examiner:
     def answer(self, question: Callable[..., Any], arguments: Sequence[Any]) -> Any:
         return question(*arguments)
@@ -70,8 +70,11 @@ class Examiners:
     def __init__(self, nodes: Sequence[Node], timeout_s: float) -> None:
         self.nodes = list(nodes)
         self._timeout_s = timeout_s
+        actor: Any = ray.remote(_Examiner)
         self._actors = {
-            node.name: _Examiner.options(scheduling_strategy=on_node(node)).remote()
+            node.name: actor.options(
+                num_cpus=0, max_concurrency=THREADS, scheduling_strategy=on_node(node)
+            ).remote()
             for node in nodes
         }
 
@@ -124,9 +127,9 @@ def receive(ref: Any) -> Any:
     """Return the answer that is there, or the trouble there was."""
     try:
         return ray.get(ref)
-    except ray.exceptions.RayTaskError as error:
+    except RayTaskError as error:
         return Trouble(shorten(f"{type(error.cause).__name__}: {error.cause}"))
-    except ray.exceptions.RayError as error:  # its process died, or can't read the question
+    except RayError as error:  # its process died, or can't read the question
         first_line = str(error).partition("\n")[0]  # a traceback follows
         return Trouble(shorten(f"{type(error).__name__}: {first_line}"))
 

@@ -15,8 +15,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from cluster.runtime import find_foreign_datasets
 
 PACKAGES = (
@@ -60,7 +58,8 @@ def find_versions() -> dict[str, str]:
 
 def find_space() -> dict[str, int | None]:
     """Return bytes of shared memory, and of the disk that objects are spilled to."""
-    session = ray._private.worker._global_node.get_session_dir_path()  # no public way to it
+    worker: Any = importlib.import_module("ray._private.worker")  # there is no public way to it
+    session = worker._global_node.get_session_dir_path()
     shm = shutil.disk_usage(SHM) if SHM.is_dir() else None
     disk = shutil.disk_usage(session)
     return {

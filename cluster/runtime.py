@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import AuthenticationError
 
 from cluster.entry import QUIET_VAR, ROOT
 
@@ -130,7 +131,7 @@ def open_session(address: str | None = None) -> str | None:
         context = ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **options)
     except ConnectionError as error:
         raise Unreachable(_unreachable(address, str(error))) from error
-    except ray.exceptions.AuthenticationError as error:
+    except AuthenticationError as error:
         raise Unreachable(
             f"address is {address!r}: RAY_AUTH_MODE is token, and there is no token; put the "
             "cluster's into RAY_AUTH_TOKEN or ~/.ray/auth_token"

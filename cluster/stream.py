@@ -42,7 +42,7 @@ class Follower:
                 reason = str(lost)
             details = self._ask_again()
             if has_ended(details):
-                self._write_from(self._server.read_log(self._job), 0)
+                self._write_end()
                 return details
             pause_s = 1.0 if self._num_written > before else min(2 * pause_s, MAX_PAUSE_S)
             _tell(f"The log's connection was lost ({reason}); resuming")
@@ -70,6 +70,12 @@ class Follower:
             return len(log) > self._num_written or has_ended(self._server.get(self._job))
         except OutOfReach:
             return True
+
+    def _write_end(self) -> None:
+        try:
+            self._write_from(self._server.read_log(self._job), 0)
+        except OutOfReach as error:
+            _tell(f"The end of the log may be missing: {error}")
 
     def _write_from(self, text: str, place: int) -> None:
         """Write of a text that stands at `place` of the log what was not yet written."""

@@ -58,7 +58,13 @@ def run_submit(config: SubmitConfig, command: Sequence[str], parse_room: ParseRo
         else:
             if config.check_versions:
                 refuse_other_versions(server, f"{job}-versions", config.reconnect_s)
-            hand_in(server, request, config.reconnect_s)
+            try:
+                hand_in(server, request, config.reconnect_s)
+            except KeyboardInterrupt:
+                raise SystemExit(
+                    f"Interrupted: `python -m cluster status {job}{server.option}` tells whether "
+                    "the job was submitted"
+                ) from None
     _print_next_steps(server, job)
     if config.wait:
         follow_to_end(server, job, config.reconnect_s)

@@ -32,7 +32,10 @@ def check_wandb(environment: Mapping[str, str] = os.environ) -> list[Finding]:
             "Authorization": f"Basic {base64.b64encode(f'api:{key}'.encode()).decode()}",
         },
     )
-    refused = fail("wandb", f"{url} refuses the key", "take one of its page /authorize")
+    site = url.replace("//api.", "//")
+    refused = fail(
+        "wandb", f"{url} refuses the key", f"set WANDB_API_KEY to one of {site}/authorize"
+    )
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
             viewer = json.load(response)["data"]["viewer"]

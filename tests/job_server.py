@@ -23,7 +23,7 @@ from typing import Any
 
 from tests.conftest import ROOT
 
-TOKEN = "correct-horse-battery-staple"
+TOKEN = "-".join(("correct", "horse", "battery", "staple"))  # in one piece, it would be found here
 MARK = "THAW_TEST_CLUSTER"
 """Stands in the environment of every process of a cluster, with a value of its own."""
 LEFT_OUT = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN_PATH", "WANDB_API_KEY")
