@@ -115,24 +115,28 @@ def parse_room(room: str, arguments: Sequence[str]) -> Any:
         ValueError: where the room would refuse them.
         SystemExit: where they can't be parsed.
     """
-    import datasets.__main__ as datasets_main
-    import trainers.__main__ as trainers_main
-    import tuning.__main__ as tuning_main
-
     words = list(arguments)
     if not words:
         raise ValueError(f"command is `python -m {room}`: say what it should do")
-    if room == "tuning" and any(word.split("=")[0] == "--from-advice" for word in words):
-        # The advice lies where the job runs, and may be out of reach here.
-        options = words if words[0].startswith("-") else words[1:]
-        return tyro.cli(tuning_main.Command, args=options, prog="python -m tuning")
-    parsers = {
-        "cluster": parse,
-        "datasets": datasets_main.parse,
-        "trainers": trainers_main.parse,
-        "tuning": tuning_main.parse,
-    }
-    return parsers[room](words)
+    match room:  # a room is imported where it is asked: torch takes seconds
+        case "cluster":
+            return parse(words)
+        case "datasets":
+            import datasets.__main__ as datasets_main
+
+            return datasets_main.parse(words)
+        case "trainers":
+            import trainers.__main__ as trainers_main
+
+            return trainers_main.parse(words)
+        case _:
+            import tuning.__main__ as tuning_main
+
+            if any(word.split("=")[0] == "--from-advice" for word in words):
+                # The advice lies where the job runs, and may be out of reach here.
+                options = words if words[0].startswith("-") else words[1:]
+                return tyro.cli(tuning_main.Command, args=options, prog="python -m tuning")
+            return tuning_main.parse(words)
 
 
 if __name__ == "__main__":
