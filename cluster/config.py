@@ -1,10 +1,17 @@
-"""Where a run executes: facts only, standard library alone."""
+"""Where a run executes, and how it gets there: facts only, standard library alone."""
 
+import re
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 Device = Literal["auto", "cpu", "gpu"]
 MAX_WORKERS = 100_000
+
+SERVER_MAX_MIB = 512
+"""What Ray's job server takes of a packed folder."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,3 +53,65 @@ class ClusterConfig:
             raise ValueError(
                 f"cluster.hang_timeout_s is {self.hang_timeout_s!r}: use 1 second or more"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig:
+    """What `python -m cluster doctor` looks at."""
+
+    address: str | None = None
+    """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster started on this machine."""
+    data: str | None = None
+    """URI of a prepared data set that every node must be able to read."""
+    out: str | None = None
+    """URI of a folder that every node must be able to write, and see what the others write."""
+    json: bool = False
+    """Print one JSON object instead of lines, for machines."""
+    timeout_s: float = 60.0
+    """Seconds a check may take on a node; what takes longer has failed."""
+
+    def __post_init__(self) -> None:
+        require_seconds("timeout_s", self.timeout_s)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubmitConfig:
+    """How a command is handed to a cluster's job server."""
+
+    address: str | None = None
+    """URL of the job server. Default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265."""
+    submission_id: str | None = None
+    """Name of the job. The same name and command again is the same job: it is followed, not run a
+    second time. Default: a new one."""
+    wait: bool = True
+    """Follow the job's log to its end, and exit as it did; --no-wait only submits."""
+    env: tuple[str, ...] = ()
+    """NAME=VALUE for every process of the job. Anyone who may look at the cluster sees them:
+    secrets are refused."""
+    check_versions: bool = True
+    """Ask the head which versions it has, and refuse where they aren't those of this machine."""
+    max_mib: float = 64.0
+    """Refuse to ship a folder larger than this, packed. The job server takes 512 MiB at most."""
+    reconnect_s: float = 300.0
+    """Seconds to try again when the job server doesn't answer, before the log is given up."""
+
+    def __post_init__(self) -> None:
+        require_seconds("reconnect_s", self.reconnect_s)
+        if not 0 < self.max_mib < SERVER_MAX_MIB:
+            raise ValueError(
+                f"max_mib is {self.max_mib!r}: use more than 0 and less than {SERVER_MAX_MIB}, "
+                "which the job server takes"
+            )
+        if self.submission_id is not None and not _NAME.fullmatch(self.submission_id):
+            raise ValueError(
+                f"submission_id is {self.submission_id!r}: use letters, digits, - and _"
+            )
+        for pair in self.env:
+            if not _ASSIGNMENT.match(pair):
+                name = pair.partition("=")[0]  # the value may be a secret
+                raise ValueError(f"env is {name!r}: write NAME=VALUE, such as WANDB_PROJECT=thaw")
+
+
+def require_seconds(field: str, value: float) -> None:
+    if not 0 < value < inf:
+        raise ValueError(f"{field} is {value!r}: use a finite number above zero")

@@ -5,7 +5,6 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -13,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from cluster.entry import ROOT
+from cluster.secrets import known_secrets
 
 COMMIT_VAR = "THAW_COMMIT"
 """Names the commit where the code lies without its repository, as in a container image."""
 PACKAGES = ("ray", "torch", "torchvision", "albumentations", "opencv-python-headless", "wandb")
 GIT_TIMEOUT_S = 10
-SECRET_NAMES = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")
-"""Ends of the names of environment variables whose values must stand in no file."""
-MIN_SECRET = 8
 REDACTED = "***"
 USERINFO = re.compile(r"(://)[^/@\s]*:[^@\s]*@")
 
@@ -63,19 +60,9 @@ def find_command(argv: list[str]) -> str:
 
 def redact(word: str) -> str:
     """Take the secrets out of a word of a command line."""
-    for secret in find_secrets():
+    for secret in known_secrets():
         word = word.replace(secret, REDACTED)
     return USERINFO.sub(rf"\1{REDACTED}@", word)
-
-
-def find_secrets(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Return the secrets of an environment with the names of their variables, the longest first."""
-    found = {
-        value: name
-        for name, value in environment.items()
-        if name.endswith(SECRET_NAMES) and len(value) >= MIN_SECRET
-    }
-    return dict(sorted(found.items(), key=lambda item: -len(item[0])))
 
 
 def find_commit(root: Path) -> str | None:

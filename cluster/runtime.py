@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import AuthenticationError
 
 from cluster.entry import QUIET_VAR, ROOT
 
@@ -42,6 +43,10 @@ NOT_SHIPPED = [
     *(pattern for folder in SHIPPED for pattern in (f"!/{folder}", f"!/{folder}/**")),
     "__pycache__",
 ]
+
+
+class Unreachable(ValueError):
+    """No cluster at the address that this process may use."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +95,25 @@ def connect(address: str | None = None, *, quiet: bool = False) -> Resources:
     """
     if ray.is_initialized():
         return find_resources()
+    dashboard = open_session(address)
+    refuse_foreign_datasets()
+    resources = find_resources()
+    if not (quiet or os.environ.get(QUIET_VAR)):
+        print(
+            f"Ray {ray.__version__} at {ray.get_runtime_context().gcs_address}: {resources}"
+            + (f"; dashboard http://{dashboard}" if dashboard else ""),
+            flush=True,
+        )
+    return resources
+
+
+def open_session(address: str | None = None) -> str | None:
+    """Connect as `connect` does, but look at nothing; return where the dashboard is.
+
+    Raises:
+        Unreachable: where no cluster answers at the address, or it doesn't let this process in.
+        ValueError: where the address is no address.
+    """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     os.environ.update({**WORKER_ENV, **DRIVER_ENV, **os.environ})  # what the user set, wins
     # Ray Data tells of each of its jobs in five lines; its log file keeps them.
@@ -106,19 +130,23 @@ def connect(address: str | None = None, *, quiet: bool = False) -> Resources:
     try:
         context = ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **options)
     except ConnectionError as error:
-        raise ValueError(_unreachable(address, str(error))) from error
+        raise Unreachable(_unreachable(address, str(error))) from error
+    except AuthenticationError as error:
+        raise Unreachable(
+            f"address is {address!r}: RAY_AUTH_MODE is token, and there is no token; put the "
+            "cluster's into RAY_AUTH_TOKEN or ~/.ray/auth_token"
+        ) from error
+    except RuntimeError as error:
+        if not str(error).startswith("Version mismatch"):
+            raise
+        raise Unreachable(
+            f"address is {address!r}: it runs other versions than this process "
+            f"({' '.join(str(error).split())}); start from the image of the cluster, or use "
+            "`python -m cluster submit`"
+        ) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _leave)  # in place of Ray's, which ends the process here
-    refuse_foreign_datasets()
-    resources = find_resources()
-    if not (quiet or os.environ.get(QUIET_VAR)):
-        dashboard = context.dashboard_url
-        print(
-            f"Ray {ray.__version__} at {ray.get_runtime_context().gcs_address}: {resources}"
-            + (f"; dashboard http://{dashboard}" if dashboard else ""),
-            flush=True,
-        )
-    return resources
+    return context.dashboard_url
 
 
 def _leave(signum: int, frame: object) -> None:
@@ -163,8 +191,8 @@ def _refuse_unreachable(address: str) -> None:
     if "://" in address:
         raise ValueError(
             f"address is {address!r}: give HOST:PORT of the cluster's head, such as 10.0.0.1:6379; "
-            "from outside the cluster, `ray job submit --address http://HOST:8265 "
-            "--working-dir . -- python -m ...`"
+            "from outside the cluster, `python -m cluster submit --address http://HOST:8265 "
+            "-- python -m ...`"
         )
     host, separator, port = address.rpartition(":")
     if not (separator and host and port.isdigit()):
@@ -172,13 +200,14 @@ def _refuse_unreachable(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=REACH_TIMEOUT_S).close()
     except OSError as error:
-        raise ValueError(_unreachable(address, str(error))) from None
+        raise Unreachable(_unreachable(address, str(error))) from None
 
 
 def _unreachable(address: str, reason: str) -> str:
     return (
         f"address is {address!r}: no Ray cluster answers there ({reason}); "
-        "check --address and RAY_ADDRESS, or unset both to start one on this machine"
+        "check --address and RAY_ADDRESS, or unset both to start one on this machine; where it "
+        "asks for a token, set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token"
     )
 
 

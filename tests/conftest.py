@@ -23,6 +23,7 @@ from datasets.staging import write_images
 if TYPE_CHECKING:
     from torch import nn
 
+    from tests.job_server import TokenCluster
     from trainers.config import FinetuneConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,6 +86,18 @@ def own_ray() -> Iterator[dict[str, str]]:
     this process finds its cluster by a file in Ray's."""
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
         yield {"RAY_TMPDIR": folder}
+
+
+@pytest.fixture(scope="session")
+def token_cluster() -> "Iterator[TokenCluster]":
+    """A cluster of other processes, with a job server that asks for a token."""
+    from tests.job_server import start_token_cluster
+
+    with (
+        tempfile.TemporaryDirectory(prefix="tc", ignore_cleanup_errors=True) as folder,
+        start_token_cluster(Path(folder)) as cluster,
+    ):
+        yield cluster
 
 
 def living_workers() -> list[int]:

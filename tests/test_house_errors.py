@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+import cluster.__main__ as cluster_main
 import datasets.__main__ as datasets_main
 import trainers.__main__ as trainers_main
 import tuning.__main__ as tuning_main
@@ -21,7 +22,12 @@ from trainers.checkpoint import Progress
 from trainers.config import FinetuneConfig, ModelConfig
 
 pytestmark = pytest.mark.ray
-MAINS = {"datasets": datasets_main, "trainers": trainers_main, "tuning": tuning_main}
+MAINS = {
+    "cluster": cluster_main,
+    "datasets": datasets_main,
+    "trainers": trainers_main,
+    "tuning": tuning_main,
+}
 
 Fails = Callable[..., str]
 

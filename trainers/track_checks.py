@@ -12,7 +12,7 @@ from math import isclose, isnan
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cluster import provenance
+from cluster.secrets import known_secrets
 from trainers import metrics
 from trainers.tracked_runs import Folder, Json, Record, read_record
 from trainers.tracking import Row, read_rows
@@ -255,7 +255,7 @@ def find_secrets(path: Path, environment: Mapping[str, str] = os.environ) -> Ite
     """Look for keys and passwords of this environment in all files below a folder."""
     secrets = {
         form: name
-        for value, name in provenance.find_secrets(environment).items()
+        for value, name in known_secrets(environment).items()
         for form in (value.encode(), b64encode(value.encode()))
     }
     for file in sorted(file for file in path.rglob("*") if file.is_file()):

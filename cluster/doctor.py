@@ -1,0 +1,129 @@
+"""A cluster looked over before anything runs on it: every node, at once, with a time limit.
+
+`python -m cluster doctor --json` prints one object:
+
+    schema_version  1; it changes when a field goes or gets another meaning
+    address         HOST:PORT of the cluster, null where none answered
+    ok              whether nothing failed
+    findings        list of objects, in the order of the checks:
+        check       cluster | nodes | versions | space | decoders | datasets | auth | clock | out |
+                    data | wandb | all-reduce
+        level       ok | warn | fail
+        text        what was found
+        remedy      what to do about it, null where all is well
+        nodes       names of the nodes it is about; empty where it is about the whole cluster
+
+Exit code 0: nothing failed (warnings may be there). 1: something failed. 2: the command is wrong.
+"""
+
+import json
+from collections.abc import Iterator
+from math import inf
+
+import ray
+
+from cluster import probes, runtime
+from cluster.checks import (
+    judge_auth,
+    judge_clock,
+    judge_datasets,
+    judge_decoders,
+    judge_nodes,
+    judge_space,
+    judge_versions,
+)
+from cluster.config import DoctorConfig
+from cluster.findings import Finding, fail, has_failed, summarize, to_json
+from cluster.nodes import Answers, Examiners, Trouble, find_nodes
+from cluster.pair import check_all_reduce
+from cluster.storage_checks import ask_data, ask_out, judge_data
+from cluster.tools import Tools
+from cluster.wandb_reach import check_wandb
+
+CLOCK_ROUNDS = 3
+
+
+def run_doctor(config: DoctorConfig, tools: Tools) -> None:
+    """Print what was found; exit with 1 where something failed.
+
+    Raises:
+        ValueError: where the address is no address, or a URI is relative in a job.
+    """
+    findings = []
+    for finding in examine(config, tools):
+        findings.append(finding)
+        if not config.json:
+            print(finding, flush=True)
+    if config.json:
+        address = ray.get_runtime_context().gcs_address if ray.is_initialized() else None
+        print(json.dumps(to_json(address, findings), indent=1))
+    else:
+        print(f"\n{summarize(findings)}")
+    if has_failed(findings):
+        raise SystemExit(1)
+
+
+def examine(config: DoctorConfig, tools: Tools) -> Iterator[Finding]:
+    """Connect, and yield what each check finds, one check after the other.
+
+    Raises:
+        ValueError: as `run_doctor`.
+    """
+    out = tools.absolute(config.out, "out") if config.out else None
+    data = tools.absolute(config.data, "data") if config.data else None
+    try:
+        if not ray.is_initialized():
+            runtime.open_session(config.address)
+    except runtime.Unreachable as error:
+        text, _, remedy = str(error).partition("; ")
+        yield fail("cluster", text, remedy)
+        return
+    nodes = find_nodes()
+    num_dead = len(ray.nodes()) - len(nodes)
+    with Examiners(nodes, config.timeout_s) as examiners:
+        ready = examiners.ask(probes.read_clock).answers()
+        yield from judge_nodes(ready, nodes, num_dead)
+        examiners.leave_out([name for name, answer in ready.items() if isinstance(answer, Trouble)])
+        if examiners.nodes:
+            yield from _examine_nodes(examiners, config, tools, out, data)
+    yield from check_wandb()
+
+
+def _examine_nodes(
+    examiners: Examiners, config: DoctorConfig, tools: Tools, out: str | None, data: str | None
+) -> Iterator[Finding]:
+    nodes = examiners.nodes
+    yield from judge_clock(_measure_clocks(examiners))  # first: the others keep the nodes busy
+    versions = examiners.ask(probes.find_versions)
+    space = examiners.ask(probes.find_space)
+    decoders = examiners.ask(probes.find_broken_decoders)
+    foreign = examiners.ask(probes.find_datasets)
+    auth = examiners.ask(probes.find_auth_mode)
+    fingerprints = ask_data(examiners, tools, data) if data else None
+    yield from judge_versions(versions.answers(), probes.find_versions())
+    yield from judge_space(space.answers(), nodes)
+    yield from judge_decoders(decoders.answers())
+    yield from judge_datasets(foreign.answers())
+    yield from judge_auth(auth.answers(), nodes)
+    if out:
+        yield from ask_out(examiners, tools, out)
+    if data and fingerprints:
+        yield from judge_data(fingerprints.answers(), data)
+    yield from check_all_reduce(examiners, tools.time_all_reduce, config.timeout_s)
+
+
+def _measure_clocks(examiners: Examiners) -> Answers:
+    return {node.name: _measure_clock(examiners, node.name) for node in examiners.nodes}
+
+
+def _measure_clock(examiners: Examiners, node: str) -> float | Trouble:
+    """Return by how many seconds a node's clock is ahead: of some answers, the soonest tells."""
+    soonest = (inf, 0.0)
+    for _ in range(CLOCK_ROUNDS):
+        asked_s = probes.read_clock()
+        answer = examiners.ask_each(probes.read_clock, {node: ()}).answers()[node]
+        answered_s = probes.read_clock()
+        if isinstance(answer, Trouble):
+            return answer
+        soonest = min(soonest, (answered_s - asked_s, answer - (asked_s + answered_s) / 2))
+    return soonest[1]

@@ -1,0 +1,73 @@
+"""The command of a job: one of Thaw's rooms, with nothing in it that only this machine knows."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+ROOMS = ("cluster", "datasets", "trainers", "tuning")
+PATH_FIELDS = (
+    "advice",
+    "cache",
+    "data",
+    "from_advice",
+    "head",
+    "images",
+    "out",
+    "root",
+    "run",
+    "sweep",
+    "test_root",
+    "weights",
+)
+"""Fields of the rooms' configs that hold a URI; a test keeps this list whole."""
+_PYTHON = re.compile(r"python(3(\.\d+)?)?")
+
+ParseRoom = Callable[[str, Sequence[str]], Any]
+"""(room, its arguments) -> its config."""
+
+
+def check_command(words: Sequence[str], parse_room: ParseRoom) -> Any:
+    """Parse the command as its room would, and return that room's config.
+
+    Raises:
+        ValueError: where it is no room's command, or has a path that means nothing in a job.
+        SystemExit: from the room's own parser, which tells what is wrong.
+    """
+    if len(words) < 3 or not _PYTHON.fullmatch(words[0]) or words[1] != "-m":
+        raise ValueError(
+            f"command is {' '.join(words)!r}: submit one of Thaw's, such as "
+            "`python -m cluster submit -- python -m tuning --data s3://bucket/cars "
+            "--out s3://bucket/sweep`"
+        )
+    room = words[2]
+    if room not in ROOMS:
+        raise ValueError(f"command is `python -m {room}`: choose from {', '.join(ROOMS)}")
+    config = parse_room(room, words[3:])
+    refuse_relative_paths(config)
+    return config
+
+
+def refuse_relative_paths(config: Any, prefix: str = "") -> None:
+    """Look at every path of a config, defaults included.
+
+    Raises:
+        ValueError: where one is relative.
+    """
+    for name in (field.name for field in fields(config)) if is_dataclass(config) else ():
+        value = getattr(config, name)
+        if is_dataclass(value):
+            refuse_relative_paths(value, f"{prefix}{name}.")
+        elif prefix and name == "out":
+            continue  # of the training that a sweep's trials start from: each has its own
+        elif name in PATH_FIELDS and isinstance(value, str) and value and _is_relative(value):
+            option = name.replace("_", "-")
+            raise ValueError(
+                f"{prefix}{name} is {value!r}: a job runs in a folder that is thrown away; give "
+                f"--{option} an absolute path on shared storage, or a URI such as s3://bucket/folder"
+            )
+
+
+def _is_relative(uri: str) -> bool:
+    return "://" not in uri and not Path(uri).is_absolute()

@@ -1,0 +1,176 @@
+"""Ray's job server, through its own client: with time limits, and the user's sentences."""
+
+import logging
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import aiohttp
+import requests
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobType
+
+ADDRESS_VARS = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+"""Ray's client prefers these to the address it is given."""
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+REQUEST_TIMEOUT_S = 30.0
+_NO_JOB_SERVER = (
+    "address is {!r}: what answers there is no job server of Ray's; use the dashboard's URL, such "
+    "as http://HOST:8265"
+)
+
+
+class OutOfReach(OSError):
+    """Nothing is known about what was asked: the job server doesn't answer."""
+
+
+class Lost(Exception):
+    """A log stream ended before the log did."""
+
+
+class _Client(JobSubmissionClient):
+    """Ray's client, which would wait forever for a server that is silent."""
+
+    def _do_request(self, *arguments: Any, **options: Any) -> requests.Response:
+        return super()._do_request(*arguments, **{"timeout": REQUEST_TIMEOUT_S, **options})
+
+
+class JobServer:
+    """The job server at an address.
+
+    Raises:
+        OutOfReach: from each method, where it doesn't answer.
+        ValueError: from each method, where it wants another token, or isn't Ray's.
+    """
+
+    def __init__(self, address: str | None) -> None:
+        self.address = find_address(address)
+        for module in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
+            logging.getLogger(module).setLevel(logging.WARNING)
+        for name in ADDRESS_VARS:
+            os.environ.pop(name, None)  # the address is settled
+        with self._explaining():
+            try:
+                self._client = _Client(self.address)
+            except RuntimeError as error:  # another server's 404, or a Ray of long ago
+                raise ValueError(_NO_JOB_SERVER.format(self.address)) from error
+            self.ray_version = str(self._client._server_ray_version)
+
+    def submit(self, **request: Any) -> None:
+        """Hand in a job; arguments are those of JobSubmissionClient.submit_job.
+
+        Raises:
+            RuntimeError: where the server refuses it, as where its submission id is taken.
+        """
+        with self._explaining():
+            self._client.submit_job(**request)
+
+    def find(self, job: str) -> JobDetails | None:
+        """Return what is known of a job; None where there is none of this name."""
+        with self._explaining():
+            try:
+                return self._client.get_job_info(job)
+            except RuntimeError as error:
+                if "status code 404" in str(error):
+                    return None
+                raise
+
+    def get(self, job: str) -> JobDetails:
+        """Return what is known of a job.
+
+        Raises:
+            ValueError: where there is none of this name.
+        """
+        details = self.find(job)
+        if details is None:
+            raise ValueError(
+                f"job is {job!r}: {self.address} knows none of this name; "
+                f"`python -m cluster status{self.option}` lists its jobs (a head that was started "
+                "anew has forgotten them)"
+            )
+        return details
+
+    def list(self) -> list[JobDetails]:
+        """List the submitted jobs, the newest first."""
+        with self._explaining():
+            jobs = [job for job in self._client.list_jobs() if job.type is JobType.SUBMISSION]
+        return sorted(jobs, key=lambda job: job.start_time or 0, reverse=True)
+
+    def read_log(self, job: str) -> str:
+        """Return all that a job has printed so far."""
+        with self._explaining():
+            try:
+                return self._client.get_job_logs(job)
+            except RuntimeError as error:
+                raise OutOfReach(
+                    f"job is {job!r}: its log can't be read, as where the node of its driver is "
+                    "gone; look for it in Ray's folder on that node"
+                ) from error
+
+    def stop(self, job: str) -> None:
+        with self._explaining():
+            self._client.stop_job(job)
+
+    async def tail(self, job: str) -> AsyncIterator[str]:
+        """Yield the log of a job from its beginning, until the job ends.
+
+        Raises:
+            Lost: where the connection ends before.
+        """
+        try:
+            async for text in self._client.tail_job_logs(job):
+                yield text
+        except (aiohttp.ClientError, OSError, RuntimeError, TimeoutError) as error:
+            raise Lost(str(error) or type(error).__name__) from error
+
+    @property
+    def option(self) -> str:
+        """What the next command needs to find this server again."""
+        return "" if self.address == DEFAULT_ADDRESS else f" --address {self.address}"
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        try:
+            yield
+        except AuthenticationError as error:
+            raise ValueError(_explain_refusal(self.address, str(error))) from error
+        except requests.exceptions.JSONDecodeError as error:
+            raise ValueError(_NO_JOB_SERVER.format(self.address)) from error
+        except (ConnectionError, requests.exceptions.RequestException) as error:
+            raise OutOfReach(
+                f"address is {self.address!r}: no job server answers there; check --address, the "
+                "network (`kubectl port-forward`), and that the head was started with its "
+                "dashboard (ray[default])"
+            ) from error
+
+
+def find_address(address: str | None) -> str:
+    """Return the URL of the job server.
+
+    Raises:
+        ValueError: where the address is none.
+    """
+    address = address or os.environ.get(ADDRESS_VARS[0]) or DEFAULT_ADDRESS
+    if not address.startswith(("http://", "https://")):
+        raise ValueError(
+            f"address is {address!r}: the job server has a URL, such as http://HOST:8265"
+        )
+    return address.rstrip("/")
+
+
+def has_ended(details: JobDetails) -> bool:
+    return JobStatus(details.status).is_terminal()
+
+
+def _explain_refusal(address: str, reason: str) -> str:
+    if reason.startswith("Authentication required"):
+        return (
+            f"address is {address!r}: it asks for a token (401), and none was sent; set "
+            "RAY_AUTH_MODE=token and give the cluster's token in RAY_AUTH_TOKEN or "
+            "~/.ray/auth_token"
+        )
+    return (
+        f"address is {address!r}: it refuses the token (403); give this cluster's in "
+        "RAY_AUTH_TOKEN or ~/.ray/auth_token"
+    )

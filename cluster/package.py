@@ -1,0 +1,71 @@
+"""The folder that a job is sent: what is checked is what is packed, and what is packed is sent."""
+
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.entry import ROOT
+from cluster.runtime import SHIPPED
+
+LEFT_OUT = ("__pycache__", "runs", "wandb")
+"""Folders that stay here wherever they lie, as all whose names begin with a dot."""
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the same files make the same package, which is sent once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """A zip file of Thaw's rooms."""
+
+    path: Path
+    num_files: int
+    num_bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.num_files} files, {self.num_bytes / 2**20:.1f} MiB packed"
+
+
+def list_files(root: Path = ROOT) -> list[Path]:
+    """List what is sent of `root`: the rooms and the tests, as `cluster.runtime` sends them."""
+    found = []
+    for room in SHIPPED:
+        for folder, names, files in os.walk(root / room):
+            names[:] = sorted(
+                name for name in names if name not in LEFT_OUT and not name.startswith(".")
+            )
+            found += [Path(folder, file) for file in sorted(files)]
+    return found
+
+
+def pack(path: Path, *, root: Path = ROOT, max_mib: float) -> Package:
+    """Write the files of `root` to the zip file `path`.
+
+    Raises:
+        ValueError: where there is nothing to send, or it is larger than `max_mib`.
+    """
+    files = list_files(root)
+    if not files:
+        raise ValueError(f"folder is {str(root)!r}: none of {', '.join(SHIPPED)} is there")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as package:
+        for file in files:
+            info = zipfile.ZipInfo(file.relative_to(root).as_posix(), _EPOCH)
+            info.external_attr = 0o644 << 16
+            info.compress_type = zipfile.ZIP_DEFLATED
+            with file.open("rb") as content, package.open(info, "w") as packed:
+                while piece := content.read(2**20):
+                    packed.write(piece)
+            if path.stat().st_size > max_mib * 2**20:
+                raise ValueError(
+                    f"max_mib is {max_mib:g}: the folder {str(root)!r} is larger, packed; "
+                    f"its largest files are {_name_largest(files, root)}: move data and weights "
+                    "to shared storage or a bucket, or raise --max-mib"
+                )
+    return Package(path=path, num_files=len(files), num_bytes=path.stat().st_size)
+
+
+def _name_largest(files: Sequence[Path], root: Path) -> str:
+    largest = sorted(files, key=lambda file: file.stat().st_size, reverse=True)[:3]
+    return ", ".join(
+        f"{file.relative_to(root)} ({file.stat().st_size / 2**20:.1f} MiB)" for file in largest
+    )

@@ -1,0 +1,69 @@
+"""Two workers on two nodes that add up a tensor, as the workers of a training do."""
+
+import socket
+import time
+from collections.abc import Sequence
+
+import ray
+
+from cluster.findings import Finding, fail, ok
+from cluster.nodes import Examiners, Node, Trouble, on_node, receive
+from cluster.tools import AllReduce
+
+OPEN_PORTS = (
+    "open all ports between the nodes (firewall, NetworkPolicy), or name their network in "
+    "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
+)
+
+
+def check_all_reduce(
+    examiners: Examiners, time_all_reduce: AllReduce, timeout_s: float
+) -> list[Finding]:
+    """Time an all-reduce of 32 MiB: with GPUs by NCCL, where there are two, else by gloo."""
+    pair, use_gpu = choose_pair(examiners.nodes)
+    began_s = time.monotonic()
+    port = examiners.ask_each(find_free_port, {pair[0].name: ()}).answers()[pair[0].name]
+    names = list(dict.fromkeys(node.name for node in pair))
+    if isinstance(port, Trouble):
+        return [fail("all-reduce", str(port), OPEN_PORTS, names)]
+    task = ray.remote(num_cpus=0, num_gpus=int(use_gpu), max_retries=0)(time_all_reduce)  # pyright: ignore
+    refs = [
+        task.options(scheduling_strategy=on_node(node)).remote(
+            rank, 2, f"{pair[0].address}:{port}", use_gpu=use_gpu, timeout_s=timeout_s
+        )
+        for rank, node in enumerate(pair)
+    ]
+    left_s = max(0.0, timeout_s - (time.monotonic() - began_s))
+    done, late = ray.wait(refs, num_returns=2, timeout=left_s)
+    for ref in late:
+        ray.cancel(ref, force=True)
+    backend = "NCCL" if use_gpu else "gloo"
+    answers = [receive(ref) for ref in done]
+    if troubles := [str(answer) for answer in answers if isinstance(answer, Trouble)]:
+        remedy = f"let both have the same torch, and {OPEN_PORTS}"
+        return [fail("all-reduce", f"{backend}: {troubles[0]}", remedy, names)]
+    if late:
+        remedy = f"free two GPUs, or {OPEN_PORTS}" if use_gpu else OPEN_PORTS
+        text = f"{backend}: two workers didn't meet in {timeout_s:g} s"
+        return [fail("all-reduce", text, remedy, names)]
+    where = "between 2 nodes" if len(names) == 2 else "on 1 node"
+    speed = f"{min(answers) / 2**20:.0f} MiB/s"
+    return [ok("all-reduce", f"{backend}: 32 MiB {where} at {speed}")]
+
+
+def choose_pair(nodes: Sequence[Node]) -> tuple[list[Node], bool]:
+    """Return the nodes of the two workers, and whether each of them gets a GPU.
+
+    Nodes that take work come first: a head without CPUs trains nothing.
+    """
+    gpus = [node for node in nodes for _ in range(int(node.resources.get("GPU", 0)))]
+    if len(gpus) >= 2:
+        other = next((node for node in gpus if node is not gpus[0]), gpus[1])
+        return [gpus[0], other], True
+    ranked = sorted(nodes, key=lambda node: node.resources.get("CPU", 0.0) == 0)
+    return [ranked[0], ranked[1 % len(ranked)]], False
+
+
+def find_free_port() -> int:
+    with socket.create_server(("", 0)) as probe:
+        return probe.getsockname()[1]

@@ -1,0 +1,98 @@
+"""Keys and passwords, found before they are sent where others read them.
+
+The command of a job, its environment and its files are shown to everyone who may look at the
+cluster: on the dashboard, in `ray job list`, in a RayJob's manifest. What is found is told by its
+kind and place, never by its value.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+SECRET_NAMES = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")
+"""Ends of the names of environment variables whose values must stand in no file."""
+MIN_SECRET = 8
+"""Shorter values stand in any text."""
+REMEDY = (
+    "give secrets to the nodes, in the environment that Ray is started in or a Kubernetes Secret "
+    "(secretKeyRef), never to the job"
+)
+
+# Of forms that nothing else has.
+PATTERNS = {
+    "an AWS access key": rb"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
+    "a Hugging Face token": rb"\bhf_[A-Za-z0-9]{34}\b",
+    "a GitHub token": rb"\b(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{60,})\b",
+    "a Google API key": rb"\bAIza[0-9A-Za-z_-]{35}\b",
+    "a Slack token": rb"\bxox[abprs]-[0-9A-Za-z-]{20,}",
+    "a private key": rb"-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----\s+[A-Za-z0-9+/=]{40}",
+}
+_COMPILED = {kind: re.compile(pattern) for kind, pattern in PATTERNS.items()}
+_URL_PASSWORD = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s:@]*:[^/\s@]+@")
+_NAMED = re.compile(r"-{0,2}([A-Za-z0-9_-]+)=.+")
+
+
+def known_secrets(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the keys and passwords of an environment with the names of their variables, the
+    longest first, as one may be part of another."""
+    secrets = {
+        value: name
+        for name, value in environment.items()
+        if name.endswith(SECRET_NAMES) and len(value) >= MIN_SECRET
+    }
+    return dict(sorted(secrets.items(), key=lambda item: -len(item[0])))
+
+
+def refuse_secrets_in_words(
+    words: Sequence[str], field: str, environment: Mapping[str, str] = os.environ
+) -> None:
+    """Look at a command line, or at NAME=VALUE pairs.
+
+    Raises:
+        ValueError: where a word holds a secret.
+    """
+    known = known_secrets(environment)
+    for number, word in enumerate(words, 1):
+        named = _NAMED.match(word)
+        name = named[1].upper().replace("-", "_") if named else ""
+        if f"_{name}".endswith(SECRET_NAMES):
+            kind = f"gives {name} a value"
+        elif _URL_PASSWORD.search(word):
+            kind = "holds a URL with a password"
+        elif found := find_secret(word.encode(), known):
+            kind = f"holds {found}"
+        else:
+            continue
+        raise ValueError(f"{field}: word {number} {kind}, for all to read; {REMEDY}")
+
+
+def refuse_secrets_in_files(
+    files: Sequence[Path], root: Path, environment: Mapping[str, str] = os.environ
+) -> None:
+    """Look at the files that are to be sent.
+
+    Raises:
+        ValueError: where one holds a secret.
+    """
+    if found := list(find_in_files(files, known_secrets(environment))):
+        told = ", ".join(f"{path.relative_to(root)} holds {kind}" for path, kind in found[:3])
+        raise ValueError(f"folder is {str(root)!r}: {told}; take it out of the file, and {REMEDY}")
+
+
+def find_in_files(files: Sequence[Path], known: Mapping[str, str]) -> Iterator[tuple[Path, str]]:
+    """Yield the files that hold a secret, and its kind."""
+    for path in files:
+        if kind := find_secret(path.read_bytes(), known):
+            yield path, kind
+
+
+def find_secret(content: bytes, known: Mapping[str, str]) -> str | None:
+    """Return what kind of secret stands in `content`; known ones are told by their name."""
+    for value, name in known.items():
+        if value.encode() in content:
+            return f"the value of {name}"
+    for kind, pattern in _COMPILED.items():
+        if pattern.search(content):
+            return kind
+    return None

@@ -1,0 +1,97 @@
+"""Whether OUT is one place for all nodes, and DATA the same everywhere."""
+
+import uuid
+
+from cluster.checks import LOOK_AT_NODE, separate
+from cluster.findings import Finding, fail, group, ok, shorten
+from cluster.nodes import Answers, Examiners, Question, Trouble
+from cluster.tools import Tools
+
+SHARE = (
+    "use storage that every node mounts at the same path, or a bucket such as s3://bucket/folder"
+)
+
+
+def ask_out(examiners: Examiners, tools: Tools, out: str) -> list[Finding]:
+    """Have each node write a file, read the one of its neighbour, and delete its own.
+
+    Neighbours form a ring: wherever storage is not the same for all, it breaks.
+    """
+    mark, names = uuid.uuid4().hex[:8], [node.name for node in examiners.nodes]
+    files = {
+        name: f"{out.rstrip('/')}/.thaw-doctor-{mark}-{number}" for number, name in enumerate(names)
+    }
+    written = examiners.ask_each(
+        _write, {name: (tools, file, name) for name, file in files.items()}
+    ).answers()
+    good, findings = separate("out", written, "give every node the right to write there")
+    ring = list(good)
+    neighbours = dict(zip(ring, ring[1:] + ring[:1], strict=True))
+    read = examiners.ask_each(
+        _read, {name: (tools, files[neighbour]) for name, neighbour in neighbours.items()}
+    ).answers()
+    blind = {
+        name: f"doesn't see what {neighbours[name]} wrote to {out}"
+        for name, content in read.items()
+        if isinstance(content, Trouble) or content != neighbours[name]
+    }
+    findings += [fail("out", text, SHARE, nodes) for text, nodes in group(blind).items()]
+    deleted = examiners.ask_each(_delete, {name: (tools, files[name]) for name in ring}).answers()
+    _, undeleted = separate("out", deleted, "give every node the right to delete there")
+    findings += undeleted
+    if not findings:
+        seen = (
+            "written and read by 1 node" if len(ring) == 1 else f"one place for {len(ring)} nodes"
+        )
+        findings.append(ok("out", f"{out}: {seen}"))
+    return findings
+
+
+def ask_data(examiners: Examiners, tools: Tools, data: str) -> Question:
+    """Have each node look at a prepared data set."""
+    return examiners.ask(_find_fingerprint, tools, data)
+
+
+def judge_data(answers: Answers, data: str) -> list[Finding]:
+    """The data set must be there for every node, and be the same one."""
+    good, findings = separate("data", answers, LOOK_AT_NODE)
+    unreadable = {name: found.error for name, found in good.items() if isinstance(found, Unread)}
+    findings += [fail("data", text, SHARE, nodes) for text, nodes in group(unreadable).items()]
+    kinds = group({name: found for name, found in good.items() if isinstance(found, str)})
+    if len(kinds) > 1:
+        findings += [
+            fail("data", f"{data} has fingerprint {fingerprint}, elsewhere another", SHARE, nodes)
+            for fingerprint, nodes in kinds.items()
+        ]
+    return findings or [ok("data", f"{data}: the same on {len(good)} of {len(answers)} nodes")]
+
+
+class Unread:
+    """Why a node can't read the data set."""
+
+    def __init__(self, error: str) -> None:
+        self.error = error
+
+
+def _write(tools: Tools, uri: str, content: str) -> None:
+    tools.write_bytes(uri, content.encode())
+
+
+def _read(tools: Tools, uri: str) -> str:
+    return tools.read_bytes(uri).decode()
+
+
+def _delete(tools: Tools, uri: str) -> None:
+    tools.delete_file(uri)
+
+
+def _find_fingerprint(tools: Tools, data: str) -> "str | Unread":
+    try:
+        manifest = tools.read_manifest(data)
+    except ValueError as error:  # it has its own remedy
+        return Unread(shorten(error))
+    for split in manifest.splits.values():
+        for shard in split.shards[:1] + split.shards[-1:]:
+            if not tools.exists(f"{data.rstrip('/')}/{shard.path}"):
+                return Unread(f"{data} lacks {shard.path}")
+    return manifest.fingerprint

@@ -1,0 +1,187 @@
+"""A command handed to a cluster: checked first, sent once, followed to its end."""
+
+import json
+import platform
+import shlex
+import tempfile
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ray.job_submission import JobDetails
+
+from cluster.config import SubmitConfig
+from cluster.entry import ROOT
+from cluster.entrypoint import ParseRoom, check_command
+from cluster.job_server import JobServer, OutOfReach, has_ended
+from cluster.jobs import STOP_WAIT_S, follow_to_end, tell, write
+from cluster.package import list_files, pack
+from cluster.provenance import COMMIT_VAR, PACKAGES, find_commit
+from cluster.secrets import refuse_secrets_in_files, refuse_secrets_in_words
+
+VERSIONS_TIMEOUT_S = 120.0
+"""Of the small job that asks the head for its versions: its first process may have to come up."""
+ASK_EVERY_S = 0.3
+MAX_PAUSE_S = 10.0
+FIND_VERSIONS = (
+    "import json, platform; from importlib.metadata import version; "
+    "print(json.dumps({'python': platform.python_version()} | "
+    f"{{name: version(name) for name in {PACKAGES!r}}}))"
+)
+
+
+def run_submit(config: SubmitConfig, command: Sequence[str], parse_room: ParseRoom) -> None:
+    """Check the command and the folder, submit them, and follow the job.
+
+    Raises:
+        ValueError: for what would fail or leak on the cluster; nothing was submitted then.
+        SystemExit: with 1 where the job failed.
+    """
+    refuse_secrets_in_words(command, "command")
+    refuse_secrets_in_words(config.env, "env")
+    check_command(command, parse_room)
+    refuse_secrets_in_files(list_files(), ROOT)
+    with tempfile.TemporaryDirectory(prefix="thaw-submit-") as folder:
+        package = pack(Path(folder, "thaw.zip"), max_mib=config.max_mib)
+        tell(f"Checked: no secrets, no relative paths; {package}")
+        server = JobServer(config.address)
+        job = config.submission_id or _new_name()
+        request = build_request(config, job, command, package.path)
+        known = server.find(job)
+        if known is not None:
+            _refuse_other_command(known, request)
+            tell(f"Job {job} is known already: it is not started a second time")
+        else:
+            if config.check_versions:
+                refuse_other_versions(server, f"{job}-versions", config.reconnect_s)
+            try:
+                hand_in(server, request, config.reconnect_s)
+            except KeyboardInterrupt:
+                raise SystemExit(
+                    f"Interrupted: `python -m cluster status {job}{server.option}` tells whether "
+                    "the job was submitted"
+                ) from None
+    _print_next_steps(server, job)
+    if config.wait:
+        follow_to_end(server, job, config.reconnect_s)
+
+
+def build_request(
+    config: SubmitConfig, job: str, command: Sequence[str], package: Path
+) -> dict[str, Any]:
+    """Write what the job server is asked to do."""
+    commit = find_commit(ROOT)
+    env = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}  # read by the job's supervisor
+    if commit is not None:
+        env[COMMIT_VAR] = commit
+    env |= dict(pair.split("=", 1) for pair in config.env)
+    return {
+        "submission_id": job,
+        "entrypoint": shlex.join(command),
+        "runtime_env": {"working_dir": str(package), "env_vars": env},
+        "metadata": {
+            "commit": commit or "unknown",
+            **{name: value for name, value in find_versions().items() if name in _TOLD},
+        },
+    }
+
+
+_TOLD = ("python", "ray", "torch")
+
+
+def find_versions() -> dict[str, str]:
+    """Return the versions of this machine."""
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+
+
+def refuse_other_versions(server: JobServer, name: str, reconnect_s: float) -> None:
+    """Compare the head's versions with this machine's, by a job that prints them.
+
+    The job server tells Ray's version alone. The job stays in the list: one that is deleted comes
+    back without its command, when Ray writes down how it ended.
+
+    Raises:
+        ValueError: where they differ, or the head can't tell.
+    """
+    ours = find_versions()
+    _compare(server, {"ray": server.ray_version}, {"ray": ours["ray"]})
+    entrypoint = shlex.join(["python", "-c", FIND_VERSIONS])
+    hand_in(server, {"entrypoint": entrypoint, "submission_id": name}, reconnect_s)
+    deadline_s = time.monotonic() + VERSIONS_TIMEOUT_S
+    while not has_ended(job := server.get(name)):
+        if time.monotonic() > deadline_s:
+            server.stop(name)
+            raise ValueError(
+                f"check_versions: the head ran no command in {VERSIONS_TIMEOUT_S:g} s; see `python "
+                f"-m cluster status {name}{server.option}`, or --no-check-versions"
+            )
+        time.sleep(ASK_EVERY_S)
+    log = server.read_log(name)
+    if job.driver_exit_code != 0:
+        last = (log or job.message or "nothing was printed").strip().splitlines()[-1]
+        raise ValueError(
+            f"check_versions: the head's `python` can't tell its versions ({last}); start Ray "
+            "where the packages of pyproject.toml are on PATH, or say --no-check-versions"
+        )
+    _compare(server, json.loads(log.splitlines()[-1]), ours)
+
+
+def _compare(server: JobServer, theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:
+    other = [
+        f"{name} {theirs.get(name)} (here {version})"
+        for name, version in ours.items()
+        if theirs.get(name) != version
+    ]
+    if other:
+        raise ValueError(
+            f"check_versions: {server.address} has {', '.join(other)}; let the cluster run what "
+            "pyproject.toml says, or say --no-check-versions"
+        )
+
+
+def hand_in(server: JobServer, request: dict[str, Any], reconnect_s: float) -> None:
+    """Submit a job; where the answer is lost, look whether it arrived before trying again.
+
+    Raises:
+        OutOfReach: where the server doesn't answer for `reconnect_s`.
+        ValueError: where it refuses the job.
+    """
+    job = request["submission_id"]
+    began_s, pause_s = time.monotonic(), 1.0
+    while True:
+        try:
+            return server.submit(**request)
+        except RuntimeError as error:
+            if server.find(job) is not None:  # an earlier try arrived, and its answer was lost
+                return None
+            reason = " ".join(str(error).split())[-300:]
+            raise ValueError(f"job is {job!r}: {server.address} refuses it ({reason})") from error
+        except OutOfReach:
+            if time.monotonic() - began_s > reconnect_s:
+                raise
+            tell("The job server doesn't answer; trying again")
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, MAX_PAUSE_S)
+
+
+def _refuse_other_command(known: JobDetails, request: Mapping[str, Any]) -> None:
+    if known.entrypoint != request["entrypoint"]:
+        raise ValueError(
+            f"submission_id is {request['submission_id']!r}: the cluster has a job of this name, "
+            f"which runs `{known.entrypoint}`; use another --submission-id"
+        )
+
+
+def _new_name() -> str:
+    return f"thaw-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
+
+
+def _print_next_steps(server: JobServer, job: str) -> None:
+    write(f"Job:      {job}\n")
+    tell(f"Status:   python -m cluster status {job}{server.option}")
+    tell(f"Follow:   python -m cluster logs {job} --follow{server.option}")
+    tell(f"Stop:     python -m cluster stop {job}{server.option}")

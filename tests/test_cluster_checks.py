@@ -1,0 +1,149 @@
+"""What answers of nodes mean: tables of answers, and what is made of them."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cluster import checks, probes
+from cluster.findings import Finding, fail, list_names
+from cluster.nodes import Node, Trouble
+from cluster.pair import choose_pair
+from cluster.storage_checks import judge_data
+from cluster.wandb_reach import check_wandb
+from tests.wandb_server import KEY, WandbServer
+
+GIB = 2**30
+
+
+def node(name: str, **resources: float) -> Node:
+    return Node(node_id=name, name=name, address=name, resources=resources)
+
+
+def levels(findings: list[Finding]) -> list[str]:
+    return [finding.level for finding in findings]
+
+
+def test_nodes_with_one_trouble_are_one_line() -> None:
+    answers = {f"n{number}": Trouble("no answer in 5 s") for number in range(5)} | {"n5": None}
+    (finding,) = checks.judge_datasets(answers)
+
+    assert str(finding).startswith(
+        "fail  datasets    n0, n1, n2 and 2 more: no answer in 5 s; look at its logs"
+    )
+    assert list_names(["a"]) == "a"
+
+
+def test_a_cluster_without_cpus_or_with_dead_nodes() -> None:
+    head = node("head", CPU=0.0)
+    assert levels(checks.judge_nodes({"head": 0.0}, [head], 0)) == ["ok", "fail"]
+    assert levels(checks.judge_nodes({"head": 0.0}, [node("head", CPU=2.0)], 3)) == ["ok", "warn"]
+
+
+def test_every_node_needs_this_process_versions() -> None:
+    ours = {"python": "3.11.7", "ray": "2.60.0", "torch": "2.14.1", "wandb": "0.31.0"}
+    other = checks.judge_versions({"a": ours, "b": ours | {"torch": "2.13.0"}}, ours)
+
+    assert levels(checks.judge_versions({"a": ours}, ours)) == ["ok"]
+    assert [(found.text, found.nodes) for found in other] == [
+        ("torch 2.13.0 (here 2.14.1)", ("b",))
+    ]
+    missing = checks.judge_versions({}, ours | {"wandb": "missing"})
+    assert missing[0].text == "not installed: wandb"
+
+
+@pytest.mark.parametrize(
+    ("shm_gib", "free", "level", "text"),
+    [
+        (4, 0.5, "ok", "object store of 2.0 GiB or more in /dev/shm"),
+        (None, 0.5, "ok", "object store"),
+        (0.0625, 0.5, "warn", "/dev/shm has 0.1 GiB, the object store 2.0 GiB"),
+        (4, 0.10, "warn", "the disk is 90% full"),
+        (4, 0.04, "fail", "the disk has 4.0 GiB left: Ray spills no object"),
+    ],
+)
+def test_space(shm_gib: float | None, free: float, level: str, text: str) -> None:
+    space = {
+        "shm_total": None if shm_gib is None else shm_gib * GIB,
+        "disk_total": 100 * GIB,
+        "disk_free": free * 100 * GIB,
+    }
+    (finding,) = checks.judge_space({"a": space}, [node("a", object_store_memory=2 * GIB)])
+
+    assert finding.level == level and finding.text.startswith(text)
+
+
+def test_decoders_decode_and_broken_ones_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert probes.find_broken_decoders() == {}
+    other = io.BytesIO()
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(other, "JPEG")
+    monkeypatch.setattr(probes, "JPEG", other.getvalue())
+    broken = probes.find_broken_decoders()
+
+    assert set(broken) == {"simplejpeg", "cv2", "PIL"}
+    (finding,) = checks.judge_decoders({"a": broken})
+    assert finding.level == "fail" and "simplejpeg (decodes [0, 0, 0] in place of" in finding.text
+
+
+@pytest.mark.parametrize(
+    ("modes", "address", "level"),
+    [
+        (("token", "token"), "10.0.0.1", "ok"),
+        (("disabled", "disabled"), "127.0.0.1", "ok"),
+        (("disabled", "disabled"), "10.0.0.1", "warn"),
+        (("token", "disabled"), "10.0.0.1", "fail"),
+    ],
+)
+def test_auth(modes: tuple[str, str], address: str, level: str) -> None:
+    nodes = [Node(node_id=name, name=name, address=address, resources={}) for name in "ab"]
+    (finding,) = checks.judge_auth(dict(zip("ab", modes, strict=True)), nodes)
+
+    assert finding.level == level
+
+
+@pytest.mark.parametrize(
+    ("offset_s", "level"), [(0.01, "ok"), (-1.9, "ok"), (-3, "warn"), (400, "fail")]
+)
+def test_clock(offset_s: float, level: str) -> None:
+    assert levels(checks.judge_clock({"a": 0.0, "b": offset_s})) == [level]
+
+
+def test_data_that_differs_between_nodes_fails() -> None:
+    assert levels(judge_data({"a": "f00", "b": "f00"}, "/nfs/cars")) == ["ok"]
+    findings = judge_data({"a": "f00", "b": "ba2"}, "/nfs/cars")
+    assert [found.nodes for found in findings] == [("a",), ("b",)]
+
+
+def test_the_pair_takes_two_gpus_of_two_nodes_where_there_are() -> None:
+    head, cpu = node("head", CPU=0.0), node("cpu", CPU=4.0)
+    one, two = node("one", CPU=4.0, GPU=1.0), node("two", CPU=4.0, GPU=2.0)
+
+    def names(*nodes: Node) -> tuple[list[str], bool]:
+        pair, use_gpu = choose_pair(nodes)
+        return [node.name for node in pair], use_gpu
+
+    assert names(head, cpu) == (["cpu", "head"], False)
+    assert names(cpu) == (["cpu", "cpu"], False)
+    assert names(head, cpu, one) == (["cpu", "one"], False)
+    assert names(head, two) == (["two", "two"], True)
+    assert names(one, two) == (["one", "two"], True)
+
+
+def test_wandb_is_asked_who_we_are() -> None:
+    with WandbServer() as server:
+        known = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
+        assert levels(check_wandb(known)) == ["ok"]
+        (refused,) = check_wandb(known | {"WANDB_API_KEY": "x" * 40})
+        assert refused.level == "fail" and "x" * 40 not in str(refused)
+        server.fail_with(503)
+        assert levels(check_wandb(known)) == ["warn"]
+    (gone,) = check_wandb(known)
+    assert gone.level == "warn" and "out of reach" in gone.text
+    for environment in ({}, known | {"WANDB_MODE": "offline"}):
+        (offline,) = check_wandb(environment)
+        assert offline.level == "ok" and offline.text.startswith("offline")
+
+
+def test_a_finding_is_one_line() -> None:
+    assert str(fail("out", "no", "yes", ["a", "b"])) == "fail  out         a, b: no; yes"

@@ -1,0 +1,191 @@
+"""Jobs on a real job server with token authentication, through connections that break."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.jobs import STOP_WAIT_S
+from tests.conftest import ROOT
+from tests.job_server import TOKEN, Proxy, TokenCluster
+
+pytestmark = pytest.mark.ray
+
+NUM_LINES = 120
+CHATTER = (
+    f'import time; [(print("line", n, "ä" * 50), time.sleep(0.04)) for n in range({NUM_LINES})]'
+)
+
+
+@pytest.fixture
+def proxy(token_cluster: TokenCluster) -> Iterator[Proxy]:
+    proxy = Proxy(token_cluster.url)
+    yield proxy
+    proxy.close()
+
+
+def wait_for(line: str, process: "subprocess.Popen[str]") -> str:
+    """Read what a process prints until a line begins so, and return all of it."""
+    assert process.stdout is not None
+    read = ""
+    for printed in process.stdout:
+        read += printed
+        if printed.startswith(line):
+            return read
+    raise AssertionError(f"no line {line!r} in {read}")
+
+
+def test_a_submitted_command_is_run_once_and_followed(
+    token_cluster: TokenCluster, proxy: Proxy, easy_data: str
+) -> None:
+    command = ["--", "python", "-m", "datasets", "info", "--data", easy_data]
+    proxy.lose_answer(b"POST /api/jobs/")  # of the job that asks for versions
+    code, printed, error = token_cluster.run(
+        "submit", "--submission-id", "info", *command, url=proxy.url
+    )
+
+    assert code == 0, printed + error
+    assert proxy.has_lost and "trying again" in printed
+    assert "fingerprint  48-17-13-3" in printed and printed.endswith("Job info succeeded\n")
+    assert f"logs info --follow --address {proxy.url}" in printed
+    assert TOKEN not in printed + error
+    job = token_cluster.ask("jobs/info")
+    assert job["entrypoint"] == f"python -m datasets info --data {easy_data}"
+    assert job["metadata"]["ray"] == token_cluster.ask("version")["ray_version"]
+    assert job["runtime_env"]["env_vars"]["THAW_COMMIT"] == job["metadata"]["commit"]
+    assert job["runtime_env"]["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == str(STOP_WAIT_S)
+
+    code, again, _ = token_cluster.run("submit", "--submission-id", "info", *command)
+    assert code == 0 and "not started a second time" in again
+    assert again.count("fingerprint") == 1
+    names = [job["submission_id"] for job in token_cluster.ask("jobs/") if job["submission_id"]]
+    assert sorted(name for name in names if name.startswith("info")) == ["info", "info-versions"]
+
+    command[-1] = f"{easy_data}/other"
+    code, _, error = token_cluster.run("submit", "--submission-id", "info", *command)
+    assert code == 2 and "submission_id is 'info': the cluster has a job of this name" in error
+
+
+def test_ray_job_submit_does_the_same(token_cluster: TokenCluster, easy_data: str) -> None:
+    command = f"ray job submit --address {token_cluster.url} --working-dir . -- python -m datasets"
+    done = subprocess.run(
+        [*command.split(), "info", "--data", easy_data],
+        cwd=ROOT,
+        env=token_cluster.environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "fingerprint  48-17-13-3" in done.stdout
+
+
+def test_a_lost_connection_loses_and_repeats_no_line(
+    token_cluster: TokenCluster, proxy: Proxy
+) -> None:
+    token_cluster.submit("chatter", CHATTER)
+    follower = token_cluster.follow("chatter", proxy.url)
+    printed = wait_for("line 5 ", follower)
+    num_cut = proxy.cut()
+    printed += wait_for("line 60 ", follower)
+    num_cut += proxy.cut()
+    assert follower.stdout is not None and follower.stderr is not None
+    printed, error = printed + follower.stdout.read(), follower.stderr.read()
+    follower.stdout.close()
+    follower.stderr.close()
+
+    assert follower.wait(timeout=60) == 0, error
+    assert num_cut == 2 and error.count("resuming") == 2
+    lines = [line for line in printed.splitlines() if line.startswith("line")]
+    assert lines == [f"line {number} {'ä' * 50}" for number in range(NUM_LINES)]
+    _, whole, _ = token_cluster.run("logs", "chatter")
+    assert printed == whole + "Job chatter succeeded\n"
+
+
+def test_ctrl_c_leaves_the_job_and_stop_lets_it_save(token_cluster: TokenCluster) -> None:
+    token_cluster.submit(
+        "long",
+        "import signal, sys, time\n"
+        'def save(*_): time.sleep(5); print("saved"); sys.exit(143)\n'
+        "signal.signal(signal.SIGTERM, save)\n"
+        'print("up")\n'
+        "time.sleep(600)",
+        {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
+    )
+    follower = token_cluster.follow("long")
+    wait_for("up", follower)
+    follower.send_signal(signal.SIGINT)
+    _, error = follower.communicate(timeout=60)
+
+    assert follower.returncode == 130
+    assert "Detached: job long goes on" in error and "Traceback" not in error
+    assert token_cluster.status("long") == "RUNNING"
+    assert token_cluster.run("stop", "long")[:2] == (0, "Job long stopped\n")
+    assert token_cluster.run("logs", "long")[1].endswith("saved\n")
+    code, listed, _ = token_cluster.run("stop")
+    assert code == 0 and re.search(r"^long +stopped ", listed, re.MULTILINE)
+    assert token_cluster.run("logs", "long", "--follow")[0] == 1
+
+
+def test_a_failed_job_fails(token_cluster: TokenCluster) -> None:
+    token_cluster.submit("failing", 'import sys; print("so it is"); sys.exit(3)')
+    code, printed, _ = token_cluster.run("logs", "failing", "--follow")
+
+    assert code == 1
+    assert printed.endswith("so it is\nJob failing failed (exit code 3)\n")
+    code, printed, _ = token_cluster.run("status", "failing")
+    assert code == 0 and "status   failed (exit code 3)" in printed
+
+
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        ({"RAY_AUTH_TOKEN": "wrong"}, "it refuses the token (403)"),
+        ({"RAY_AUTH_MODE": "disabled"}, "it asks for a token (401), and none was sent"),
+    ],
+)
+def test_a_wrong_token_is_one_sentence(
+    token_cluster: TokenCluster, variables: dict[str, str], sentence: str
+) -> None:
+    code, printed, error = token_cluster.run("status", **variables)
+
+    assert (code, printed) == (2, "")
+    assert sentence in error and error.count("\n") == 1
+
+
+def test_a_server_that_is_none_and_a_job_that_is_none(token_cluster: TokenCluster) -> None:
+    with_nobody = Proxy(token_cluster.url)
+    with_nobody.close()
+    code, _, error = token_cluster.run("status", url=with_nobody.url)
+    assert code == 2 and "no job server answers there" in error and error.count("\n") == 1
+
+    code, _, error = token_cluster.run("logs", "nobody")
+    assert code == 2 and "job is 'nobody'" in error and error.count("\n") == 1
+
+
+def test_other_versions_are_refused(token_cluster: TokenCluster, tmp_path: Path) -> None:
+    """This machine has another torch, as importlib.metadata sees it."""
+    info = tmp_path / "torch-0.0.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 0.0.1\n")
+    check = (
+        "import sys; from cluster.job_server import JobServer; from cluster import submit; "
+        "submit.refuse_other_versions(JobServer(sys.argv[1]), 'other-versions', 10)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", check, token_cluster.url],
+        cwd=ROOT,
+        env=token_cluster.environment | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+    last = done.stderr.splitlines()[-1]
+    assert re.search(r"ValueError: check_versions: .* has torch 2\.\S+ \(here 0\.0\.1\)", last)
