@@ -49,7 +49,7 @@ class ClusterConfig:
             raise ValueError(f"cluster.device is {self.device!r}: choose from auto, cpu, gpu")
         if self.max_failures < 0:
             raise ValueError(f"cluster.max_failures is {self.max_failures!r}: use 0 or more")
-        if not 1 <= self.hang_timeout_s < float("inf"):
+        if not 1 <= self.hang_timeout_s < inf:
             raise ValueError(
                 f"cluster.hang_timeout_s is {self.hang_timeout_s!r}: use 1 second or more"
             )
