@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 
-from cluster.entry import QUIET_VAR, ROOT
+from cluster.entry import QUIET_VAR, ROOT, leaving
 
 REACH_TIMEOUT_S = 5.0
 JOB_ENV_VAR = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set in the driver of `ray job submit`, by Ray
@@ -123,6 +123,7 @@ def connect(address: str | None = None, *, quiet: bool = False) -> Resources:
 
 def _leave(signum: int, frame: object) -> None:
     """Unwind the driver as Ctrl-C does, so that what it keeps is closed; the shell sees 143."""
+    leaving.append(signum)
     raise SystemExit(128 + signum)
 
 
