@@ -10,6 +10,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 QUIET_VAR = "THAW_QUIET"
 """Set where only results and warnings are wanted; `datasets.terminal` reads it as well."""
+leaving: list[int] = []
+"""The signal this process was asked to leave by, if any; `cluster.runtime` notes it."""
 QUIET_HELP = "\nEvery command also takes --quiet: results and warnings alone, no progress."
 
 
@@ -31,6 +33,10 @@ def run_room(main: Callable[[list[str]], None]) -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except SystemExit:
+        if leaving:  # raised within `ray.get`, it has come out with code 1
+            raise SystemExit(128 + leaving[0]) from None
+        raise
     finally:
         if {"-h", "--help"} & set(arguments):
             print(QUIET_HELP)

@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray.exceptions import AuthenticationError
 
-from cluster.entry import QUIET_VAR, ROOT
+from cluster.entry import QUIET_VAR, ROOT, leaving
 
 REACH_TIMEOUT_S = 5.0
 JOB_ENV_VAR = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set in the driver of `ray job submit`, by Ray
@@ -151,6 +151,7 @@ def open_session(address: str | None = None) -> str | None:
 
 def _leave(signum: int, frame: object) -> None:
     """Unwind the driver as Ctrl-C does, so that what it keeps is closed; the shell sees 143."""
+    leaving.append(signum)
     raise SystemExit(128 + signum)
 
 

@@ -2,13 +2,15 @@
 
 import importlib.machinery
 import importlib.util
+import signal
 import socket
+import sys
 import time
 
 import pytest
 import ray
 
-from cluster import runtime
+from cluster import entry, runtime
 from cluster.runtime import Resources, connect, find_foreign_datasets, find_resources
 
 
@@ -67,3 +69,22 @@ def test_connected_process_stays_connected(
 @pytest.mark.ray
 def test_a_worker_imports_our_datasets(ray_cluster: object) -> None:
     runtime.refuse_foreign_datasets()
+
+
+def test_a_driver_asked_to_leave_ends_with_143_also_out_of_ray_get(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray makes code 1 of every SystemExit that is raised within `ray.get`."""
+    monkeypatch.setattr(sys, "argv", ["room"])
+    monkeypatch.setattr(entry, "leaving", [])
+    monkeypatch.setattr(runtime, "leaving", entry.leaving)
+
+    def main(arguments: list[str]) -> None:
+        try:
+            runtime._leave(signal.SIGTERM, None)
+        except SystemExit:
+            raise SystemExit(1) from None
+
+    with pytest.raises(SystemExit) as stopped:
+        entry.run_room(main)
+    assert stopped.value.code == 143

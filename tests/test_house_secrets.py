@@ -13,9 +13,13 @@ from tempfile import TemporaryDirectory
 from urllib.parse import quote
 
 import pytest
+from ray.tune.execution.class_cache import _ActorClassCache
 
 from tests.conftest import ROOT
+from trainers.config import FinetuneConfig
 from trainers.track_checks import find_secrets
+from tuning.config import TuningConfig
+from tuning.search import build_tuner
 
 CANARIES = {
     "WANDB_API_KEY": "c0ffee00" * 5,
@@ -76,6 +80,19 @@ def test_every_form_is_found(form: int, tmp_path: Path) -> None:
         f"{tmp_path}/plain",
         f"{tmp_path}/packed",
     }
+
+
+def test_tune_copies_no_key_into_the_metadata_of_trials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in CANARIES.items():
+        monkeypatch.setenv(name, value)
+    config = TuningConfig(base=FinetuneConfig(data="d"), out=str(tmp_path))
+    build_tuner(config, lambda point: None, [], num_concurrent=1)
+    actor = _ActorClassCache().get(type("Trial", (), {}))
+    assert actor._default_options["runtime_env"]["env_vars"]["PL_DISABLE_FORK"] == "1"
+    told = repr(actor._default_options)
+    assert [name for name, value in CANARIES.items() if value in told or name in told] == []
 
 
 @pytest.mark.ray

@@ -52,7 +52,6 @@ def replace_node(arena: Arena) -> None:
     """Add a node, in any thread: only the main one may set the signal handler a node wants."""
     with patch.object(ray._private.utils, "set_sigterm_handler"):
         arena.nodes.add_node(num_cpus=2, object_store_memory=2**28)
-    arena.nodes.wait_for_nodes()
 
 
 def kill_raylet(arena: Arena, name: str) -> Outcome:
