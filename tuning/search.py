@@ -60,8 +60,8 @@ def build_tuner(
 ) -> tune.Tuner:
     """Build the Tuner, or restore it where the sweep's folder holds a part of this sweep."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # Tune copies AWS keys into the runtime_env of trials, which Ray's log and dashboard show; trials
-    # find keys as every process of ours does, in their own environment. The set is a private name:
+    # Tune copies AWS keys into the runtime_env of trials, which Ray's log and dashboard show.
+    # Trials find keys in their own environment, as all our processes do. The set is a private name:
     # Ray is pinned, and test_house_secrets holds this.
     class_cache.ENV_VARS_TO_PROPAGATE.difference_update(NOT_IN_METADATA)
     path = storage.join(config.out, STATE_FOLDER)
