@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 # An elastic run whose nodes died first tries to start as many workers as before, since Ray's count
 # of nodes is up to 20 s old, and goes on with fewer after this long. Read by Ray Train.
 START_TIMEOUT_VAR, ELASTIC_START_TIMEOUT_S = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "60"
+# Worker groups that could not be started, in all of a run. Each node that an elastic run loses or
+# gets costs it one or two.
+MAX_FAILED_STARTS, ELASTIC_MAX_FAILED_STARTS = 3, 100
 
 
 def check(config: FinetuneConfig) -> Manifest:
@@ -140,8 +143,10 @@ def fit(
     if (result := open_run(config)) is not None:
         return result
     num_workers: int | tuple[int, int] = plan.num_workers
+    max_failed_starts = MAX_FAILED_STARTS
     if config.cluster.min_workers is not None:
         num_workers = config.cluster.min_workers, plan.num_workers
+        max_failed_starts = ELASTIC_MAX_FAILED_STARTS
         if os.environ.get(START_TIMEOUT_VAR) == WORKER_ENV[START_TIMEOUT_VAR]:  # not the user's
             os.environ[START_TIMEOUT_VAR] = ELASTIC_START_TIMEOUT_S
     share = _share(config, resources, plan, num_concurrent, prefix)
@@ -168,7 +173,8 @@ def fit(
             name="ray_train",
             storage_path=config.out,
             failure_config=ray.train.FailureConfig(
-                max_failures=config.cluster.max_failures, controller_failure_limit=3
+                max_failures=config.cluster.max_failures,
+                controller_failure_limit=max_failed_starts,
             ),
         ),
     )
