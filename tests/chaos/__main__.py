@@ -17,9 +17,6 @@ from pathlib import Path
 
 import tyro
 
-# Before Ray is imported: a folder of its own, beside the clusters of others on this machine.
-os.environ.setdefault("RAY_TMPDIR", tempfile.mkdtemp(prefix="chaos"))
-
 from datasets import terminal
 from tests.chaos.arena import Arena
 from tests.chaos.checks import Unfit
@@ -67,6 +64,8 @@ def inject(arena: Arena, name: str) -> Outcome:
 
 def main(config: ChaosConfig) -> int:
     out = config.out.absolute()
+    # A folder of its own, beside the clusters of others on this machine.
+    os.environ.setdefault("RAY_TMPDIR", tempfile.mkdtemp(prefix="chaos"))
     names, began_s = config.choose(), time.monotonic()
     arena = Arena(out / f"seed-{config.seed}", config.seed)
     outcomes: list[Outcome] = []
