@@ -62,10 +62,14 @@ def stop_trials(data: str, out: str, *rates: float) -> float:
     assert len({result["pid"] for result in results}) == 1, "one process ran them all"
     runs = [run_folder(config, result["trial_id"]) for result in results]
     assert all(1 <= len(epoch_rows(run)) < NUM_EPOCHS for run in runs)
-    while living_workers() or ray.available_resources()["CPU"] < ray.cluster_resources()["CPU"]:
+    while living_workers() or free_cpus() < ray.cluster_resources()["CPU"]:
         assert time.monotonic() < started_s + FREED_S, (living_workers(), ray.available_resources())
         time.sleep(0.2)
     return time.monotonic() - started_s
+
+
+def free_cpus() -> float:
+    return ray.available_resources().get("CPU", 0.0)  # Ray leaves out what is used up
 
 
 def main(data: str, out: str) -> None:

