@@ -16,6 +16,9 @@ from tuning.winner import command_of
 
 # Convolutions add up in another order on another kind of CPU.
 GOLDEN_TOLERANCE = 5e-3
+# Where all of a random network trains, each step multiplies that by 20 (AMD against Intel, and AVX2
+# against AVX-512 on one CPU: 4e-5, 8e-4, 5e-2 from the second step on): its first epoch is compared.
+GOLDEN_STEPS = {"scratch": 3}
 
 
 @pytest.mark.ray
@@ -24,10 +27,11 @@ def test_the_losses_of_a_recipe_are_those_recorded(
     ray_cluster: str, easy_data: str, tmp_path: Path, recipe: str
 ) -> None:
     recorded = json.loads(GOLDEN.read_text())[recipe]
+    losses = losses_of(recipe, easy_data, str(tmp_path / "run"))
+    steps = GOLDEN_STEPS.get(recipe)
 
-    assert losses_of(recipe, easy_data, str(tmp_path / "run")) == pytest.approx(
-        recorded, rel=GOLDEN_TOLERANCE
-    )
+    assert len(losses) == len(recorded) == 6
+    assert losses[:steps] == pytest.approx(recorded[:steps], rel=GOLDEN_TOLERANCE)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
