@@ -16,8 +16,8 @@ from tuning.winner import command_of
 
 # Convolutions add up in another order on another kind of CPU.
 GOLDEN_TOLERANCE = 5e-3
-# Where all of a random network trains, each step multiplies that by 20 (AMD against Intel, and AVX2
-# against AVX-512 on one CPU: 4e-5, 8e-4, 5e-2 from the second step on): its first epoch is compared.
+# Where all of a random network trains, each step multiplies that by 20 (AMD against Intel: 4e-5,
+# 8e-4, 5e-2 from the second step on; AVX2 against AVX-512 as well): its first epoch is compared.
 GOLDEN_STEPS = {"scratch": 3}
 
 
