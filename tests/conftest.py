@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -28,6 +29,16 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+
+
+def pytest_configure() -> None:
+    """Give each of xdist's processes a folder of Ray's: the state API of a process finds its
+    cluster by a file there."""
+    os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray")
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ.pop("RAY_TMPDIR"), ignore_errors=True)
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
@@ -82,8 +93,7 @@ def ray_cluster(ray_nodes: Cluster) -> str:
 
 @pytest.fixture(scope="module")
 def own_ray() -> Iterator[dict[str, str]]:
-    """Variables for a process that starts a Ray of its own, in another folder: the state API of
-    this process finds its cluster by a file in Ray's."""
+    """Variables for a process that starts a Ray of its own, in another folder than this one's."""
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
         yield {"RAY_TMPDIR": folder}
 
