@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from cluster.entry import ROOT
+from cluster.entrypoint import PATH_FIELDS
 from tests.k8s import __main__ as door
 from tests.k8s import crds
-from tests.k8s.capacity import URI_FIELDS
 from tests.k8s.checker import check
 from tests.k8s.entrypoints import ROOMS, find_commands, job_line, parse_entrypoint
 from tests.k8s.keys import KEY_FORMS, SECRET_NAME
@@ -93,7 +93,7 @@ def test_every_uri_of_the_command_line_is_looked_at() -> None:
         if re.match(r"URI of|Run folder", str(told.value.value))
     }
 
-    assert {"data", "out", "weights"} <= named <= set(URI_FIELDS)
+    assert {"data", "out", "weights"} <= named <= set(PATH_FIELDS)
 
 
 @pytest.mark.parametrize(

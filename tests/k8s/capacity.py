@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from cluster.config import ClusterConfig
+from cluster.entrypoint import PATH_FIELDS
 from cluster.runtime import Resources
 from cluster.scaling import plan_workers
 from tests.k8s.entrypoints import Command, configs_of
@@ -16,20 +17,6 @@ from tests.k8s.quantities import parse_quantity
 from tests.k8s.rules import Problem, rule
 
 REMOTE = ("s3://", "gs://", "hf://")
-URI_FIELDS = (
-    "advice",
-    "cache",
-    "data",
-    "head",
-    "images",
-    "out",
-    "root",
-    "run",
-    "sweep",
-    "test_root",
-    "weights",
-)
-"""Fields of configs that are URIs."""
 ONE_NODE = "overlays/cpu-smoke"
 """Made for kind and minikube: on one node, all pods share a volume of ReadWriteOnce."""
 
@@ -94,7 +81,7 @@ def uris_of(config: Any) -> Iterator[tuple[str, str]]:
     for field in fields(config):
         for name, value in walk(getattr(config, field.name), field.name):
             is_own = name != "out" or field.name == "out"
-            if name in URI_FIELDS and isinstance(value, str) and is_own:
+            if name in PATH_FIELDS and isinstance(value, str) and is_own:
                 yield name, value
 
 
