@@ -2,11 +2,13 @@
 
 import random
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import ray
 from ray.cluster_utils import Cluster
 
 from tests.chaos.checks import INTERVAL
@@ -31,6 +33,8 @@ class Arena:
             shutil.rmtree(self.data, ignore_errors=True)
             write_shards(self.data)
         self._drivers: list[Driver] = []
+        # The kernel kills a raylet with the thread that started it, so this one stays.
+        self._starter = ThreadPoolExecutor(1)
 
     @cached_property
     def nodes(self) -> Cluster:
@@ -51,14 +55,19 @@ class Arena:
         runtime.connect(nodes.address, quiet=True)
         return nodes
 
+    def add_node(self) -> None:
+        """Add a node to the shared cluster, from any thread."""
+        # Only the main thread may set the signal handler that a node wants.
+        with patch.object(ray._private.utils, "set_sigterm_handler"):
+            start = self._starter.submit(self.nodes.add_node, num_cpus=2, object_store_memory=2**28)
+            start.result()
+
     def close(self) -> None:
         """End what still runs: the drivers of a fault that failed, and the cluster."""
         for driver in self._drivers:
             if driver.process.poll() is None:
                 driver.kill_all()
         if "nodes" in self.__dict__:
-            import ray
-
             ray.shutdown()
             self.nodes.shutdown()
 

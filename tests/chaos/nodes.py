@@ -48,12 +48,6 @@ def find_doomed(arena: Arena) -> Any:
     return doomed[0]
 
 
-def replace_node(arena: Arena) -> None:
-    """Add a node, in any thread: only the main one may set the signal handler a node wants."""
-    with patch.object(ray._private.utils, "set_sigterm_handler"):
-        arena.nodes.add_node(num_cpus=2, object_store_memory=2**28)
-
-
 def kill_raylet(arena: Arena, name: str) -> Outcome:
     folder = arena.new_run(name)
     step = arena.draw(name).randrange(STEPS_PER_EPOCH + 1, 2 * STEPS_PER_EPOCH)
@@ -65,7 +59,7 @@ def kill_raylet(arena: Arena, name: str) -> Outcome:
 
     with meanwhile(kill):
         arena.fit(arena.config(folder / "run", "--max-failures", "1"), plan)
-    replace_node(arena)
+    arena.add_node()
     ensure_same(folder / "run", arena.straight())
     lost = count_lost(folder / "journal", at_most=2 * INTERVAL)
     injected = f"SIGKILL of a node's raylet and of all it ran, after step {step}"
@@ -100,7 +94,7 @@ def preempt(arena: Arena, name: str) -> Outcome:
         meanwhile(announce_and_kill),
     ):
         arena.fit(config, plan)
-    replace_node(arena)
+    arena.add_node()
     ensure_same(folder / "run", arena.straight())
     lost = count_lost(folder / "journal", at_most=2)
     return Outcome(
@@ -128,7 +122,7 @@ def shrink_and_grow(arena: Arena, name: str) -> Outcome:
         wait_until(lambda: len(steps_taken(plan.journal)) >= 3, "step 3")
         arena.nodes.remove_node(find_doomed(arena), allow_graceful=False)
         wait_until(lambda: sizes()[-1] == 1, "a step of one worker")
-        replace_node(arena)
+        arena.add_node()
 
     resizing = partial(ray.train.ScalingConfig, elastic_resize_monitor_interval_s=3.0)
     config = arena.config(folder / "run", "--max-failures", "3", "--min-workers", "1")
@@ -138,7 +132,7 @@ def shrink_and_grow(arena: Arena, name: str) -> Outcome:
         meanwhile(lose_and_add),
     ):
         arena.fit(config, plan)
-    replace_node(arena)
+    arena.add_node()
     ensure(sizes() == [2, 1, 2], f"workers: {sizes()}")
     ensure_same(folder / "run", arena.straight(), rel=WORKERS_TOLERANCE)
     lost = count_lost(folder / "journal", at_most=4 * INTERVAL)
