@@ -2,6 +2,8 @@
 
 import logging
 import os
+import select
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -10,6 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 QUIET_VAR = "THAW_QUIET"
 """Set where only results and warnings are wanted; `datasets.terminal` reads it as well."""
+STDOUT = 1
 leaving: list[int] = []
 """The signal this process was asked to leave by, if any; `cluster.runtime` notes it."""
 QUIET_HELP = "\nEvery command also takes --quiet: results and warnings alone, no progress."
@@ -20,12 +23,17 @@ def run_room(main: Callable[[list[str]], None]) -> None:
 
     `--quiet` is an option of every command, so it is taken here, and said below every `--help`.
     A ValueError or OSError raised by a line of Thaw is the user's error. One from a library
-    is a bug and keeps its traceback. THAW_TRACEBACK=1 shows the traceback of both.
+    is a bug and keeps its traceback. THAW_TRACEBACK=1 shows the traceback of both. Where the reader
+    of a pipe leaves, the command ends as others do, silently.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     arguments = take_quiet(sys.argv[1:])
     try:
         main(arguments)
+    except BrokenPipeError:
+        if not _reader_has_left():
+            raise
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except (ValueError, OSError) as error:
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
         ours = raised_in.is_relative_to(ROOT) and not raised_in.is_relative_to(ROOT / ".venv")
@@ -38,8 +46,19 @@ def run_room(main: Callable[[list[str]], None]) -> None:
             raise SystemExit(128 + leaving[0]) from None
         raise
     finally:
+        _reader_has_left()  # else the interpreter tells of it, when it flushes at its end
         if {"-h", "--help"} & set(arguments):
             print(QUIET_HELP)
+
+
+def _reader_has_left() -> bool:
+    """Tell whether nobody reads what is printed (`| head`); from then on it goes nowhere."""
+    output = select.poll()
+    output.register(STDOUT, select.POLLERR)
+    if not any(event & select.POLLERR for _, event in output.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
+    return True
 
 
 def take_quiet(arguments: list[str]) -> list[str]:

@@ -1,7 +1,10 @@
 """Each user's error ends in one sentence and exit code 2, without a traceback."""
 
 import json
+import os
 import re
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +19,7 @@ import trainers.__main__ as trainers_main
 import tuning.__main__ as tuning_main
 from cluster.entry import run_room
 from datasets.shards import SCHEMA_VERSION
-from tests.conftest import WriteData
+from tests.conftest import ROOT, WriteData
 from trainers import checkpoint
 from trainers.checkpoint import Progress
 from trainers.config import FinetuneConfig, ModelConfig
@@ -57,6 +60,18 @@ def write_images(folder: Path, *classes: str) -> Path:
             image = np.random.default_rng(number).integers(0, 255, (40, 50, 3), np.uint8)
             cv2.imwrite(str(folder / name / f"{number}.jpg"), image)
     return folder
+
+
+def test_a_reader_who_leaves_a_pipe_ends_a_command_silently() -> None:
+    """As in `python -m cluster --help | head -1`."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    run = subprocess.run(
+        [sys.executable, "-u", "-m", "cluster", "--help"],
+        stdout=write_end, stderr=subprocess.PIPE, cwd=ROOT, text=True, check=False,
+    )  # fmt: skip
+    os.close(write_end)
+    assert (run.returncode, run.stderr) == (128 + signal.SIGPIPE, "")
 
 
 def test_prepare_names_what_is_wrong_with_the_source(fails: Fails, tmp_path: Path) -> None:

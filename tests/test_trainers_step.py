@@ -205,6 +205,7 @@ def test_evaluation_changes_nothing():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_a_step_on_a_gpu_waits_for_nothing():
     model = build("mobilenet_v2", 4).cuda()
     optim = OptimConfig(clipnorm=1.0)
