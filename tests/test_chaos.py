@@ -14,7 +14,7 @@ from trainers import checkpoint, launch
 from trainers.config import ClusterConfig, FinetuneConfig, ModelConfig, TrackConfig
 from trainers.tracking import read_rows
 
-ASKED = {  # by issue 7: how many faults begin so
+ASKED = {  # by issue 7, and a hang besides: how many faults begin so
     "worker SIGKILL": 6,
     "worker SIGSTOP": 1,
     "worker exit 137": 1,
@@ -30,6 +30,7 @@ ASKED = {  # by issue 7: how many faults begin so
     "trial of 8 that raises": 1,
     "trial of 8 that turns NaN": 1,
     "trial of 8 SIGKILLed": 1,
+    "trial of 8 that hangs": 1,
     "sweep driver SIGKILL": 1,
     "preemption notice": 1,
     "failure budget": 2,

@@ -1,6 +1,8 @@
-"""What is said where the failure budget is used up."""
+"""What is said where the failure budget is used up, and the end of a hang."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import ray.exceptions
@@ -12,6 +14,7 @@ from ray.train.v2._internal.exceptions import (
 )
 
 from cluster.config import ClusterConfig
+from tests.conftest import ROOT
 from trainers.failures import HANG_VARS, explain_failure, noticing_hangs
 
 TWO = ClusterConfig(num_workers=2, max_failures=2)
@@ -56,6 +59,27 @@ def test_workers_that_could_not_start_are_no_bug() -> None:
 )
 def test_a_bug_keeps_its_traceback(error: ray.train.TrainingFailedError) -> None:
     assert explain_failure(error, TWO, "run") is None
+
+
+def test_a_process_that_hangs_ends_and_tells_where() -> None:
+    script = """
+import time
+from trainers.failures import ending_hangs
+with ending_hangs(None):
+    time.sleep(1.0)
+with ending_hangs(0.5) as alive:
+    for _ in range(10):
+        time.sleep(0.1)
+        alive()
+    print("alive", flush=True)
+    time.sleep(60.0)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=50
+    )
+
+    assert (run.returncode, run.stdout) == (1, "alive\n")
+    assert "Timeout (0:00:00.5" in run.stderr and 'File "<string>", line 11' in run.stderr
 
 
 def test_what_the_user_set_wins(monkeypatch: pytest.MonkeyPatch) -> None:

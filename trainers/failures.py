@@ -4,7 +4,10 @@ Ray Train sends an error without the line that raised it, so a ValueError of a l
 one of ours; THAW_TRACEBACK=1 shows where it was raised.
 """
 
-from collections.abc import Iterator
+import faulthandler
+import math
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from os import environ
 
@@ -15,6 +18,7 @@ from cluster.config import ClusterConfig
 
 HANG_VARS = ("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "RAY_TRAIN_COLLECTIVE_TIMEOUT_S")
 """Read by Ray Train: how long a worker may not answer, and not come to a barrier of Ray's."""
+STDERR = 2
 LOST_PEER = "Gloo", "gloo", "NCCL", "Connection closed by peer", "Connection reset by peer"
 """What a rank says whose peer is gone: not why it is."""
 
@@ -29,6 +33,29 @@ def noticing_hangs(timeout_s: float) -> Iterator[None]:
     finally:
         for name in ours:
             environ.pop(name, None)
+
+
+@contextmanager
+def ending_hangs(timeout_s: float | None) -> Iterator[Callable[[], None]]:
+    """Yield what is to be called while all is well; where it isn't for `timeout_s`, this process
+    ends with exit code 1 and the traceback of every thread on stderr.
+
+    None: it never does. Python's own watchdog, as it needs no lock that a hang may hold.
+    """
+    armed_at = -math.inf
+
+    def alive() -> None:
+        nonlocal armed_at
+        now = time.monotonic()
+        if timeout_s is not None and now - armed_at > timeout_s / 100:  # each starts a thread
+            faulthandler.dump_traceback_later(timeout_s, exit=True, file=STDERR)
+            armed_at = now
+
+    alive()
+    try:
+        yield alive
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def explain_failure(
@@ -59,7 +86,10 @@ def explain_failure(
 def _tell(failure: Exception) -> str | None:
     died = getattr(failure, "health_check_failure", failure)
     if isinstance(died, ray.exceptions.RayActorError):
-        return "a worker died: it was killed, ran out of memory, or its node is gone"
+        return (
+            "a worker died: it was killed, ran out of memory, hung for cluster.hang_timeout_s, or "
+            "its node is gone"
+        )
     if type(failure).__name__.endswith("TimeoutError"):
         return "a worker hangs: it answers no more"
     if _tells_of_peer(failure):

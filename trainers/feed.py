@@ -1,7 +1,7 @@
 """A rank's batches: planned, streamed, timed and on its device."""
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 
 import torch
@@ -56,7 +56,12 @@ class Feed:
     """The batches of one split through all epochs of a run, and how long the loop waited."""
 
     def __init__(
-        self, split: str, plan: Plan, batches: Generator[Batch, None, None], place: Place
+        self,
+        split: str,
+        plan: Plan,
+        batches: Generator[Batch, None, None],
+        place: Place,
+        on_batch: Callable[[], None],
     ) -> None:
         self.split = split
         self.num_images = plan.row_groups.num_images
@@ -65,13 +70,14 @@ class Feed:
         """Of this rank's share, where it is evaluated in stored order."""
         self.first_batch_s: float | None = None
         self.wait_s = 0.0
-        self._batches, self._place = batches, place
+        self._batches, self._place, self._on_batch = batches, place, on_batch
         self._losses: list[str] = []
 
     def next(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return images_BHWC (uint8) or features, and labels_B, on their way to the device."""
         start = time.perf_counter()
         batch = next(self._batches)
+        self._on_batch()
         waited_s = time.perf_counter() - start
         self.wait_s += waited_s
         if self.first_batch_s is None:
@@ -113,11 +119,13 @@ def open_feed(
     num_epochs: int | None = None,
     start_epoch: int = 0,
     start_step: int = 0,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> Feed:
     """Open a split's stream of batches; what trains is shuffled and augmented, the others are not.
 
     Args:
         start_step: steps of `start_epoch` that are done already.
+        on_batch: called whenever a batch has come.
     """
     train = split == config.train_on
     plan = plan_epochs(
@@ -143,4 +151,4 @@ def open_feed(
         memory=place.memory.get(split),
         features=place.prefix.features[split] if place.prefix else None,
     )
-    return Feed(split, plan, batches, place)
+    return Feed(split, plan, batches, place, on_batch)

@@ -20,6 +20,7 @@ from datasets.shards import Manifest, read_manifest
 from trainers import checkpoint, metrics
 from trainers.checkpoint import Progress
 from trainers.config import FinetuneConfig, Phase
+from trainers.failures import ending_hangs
 from trainers.feed import MAX_NAMES, Feed, Place, open_feed
 from trainers.optim import learning_rate_at, set_learning_rate
 from trainers.recorder import Recorder
@@ -79,9 +80,14 @@ def train(
         is_doomed: whether the end is near; then each row of metrics comes with a checkpoint.
     """
     torch.set_num_threads(place.threads)
-    training = Training(config, place, is_doomed)
     problem = None
-    with closing(training), training.recorder or nullcontext():
+    # Ranks notice each other's hangs.
+    hang_timeout_s = config.cluster.hang_timeout_s if place.world_size == 1 else None
+    with (
+        ending_hangs(hang_timeout_s) as alive,
+        closing(Training(config, place, is_doomed, alive)) as training,
+        training.recorder or nullcontext(),
+    ):
         try:
             while not is_done(config, training.progress.epoch, training.progress.best_epoch):
                 row = training.run_epoch()
@@ -102,7 +108,13 @@ def train(
 class Training:
     """One rank's share of a run: resumed or initialized, its feeds opened."""
 
-    def __init__(self, config: FinetuneConfig, place: Place, is_doomed: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        place: Place,
+        is_doomed: Callable[[], bool],
+        on_batch: Callable[[], None],
+    ) -> None:
         manifest = read_manifest(config.data)
         self._config, self._place, self._is_doomed = config, place, is_doomed
         self._steps_per_epoch = (
@@ -120,9 +132,10 @@ class Training:
             split=config.train_on,
             start_epoch=epoch,
             start_step=self.progress.global_step - epoch * self._steps_per_epoch,
+            on_batch=on_batch,
         )
         self._val_feed = (
-            open_feed(config, manifest, place, split="val", start_epoch=epoch)
+            open_feed(config, manifest, place, split="val", start_epoch=epoch, on_batch=on_batch)
             if config.validates
             else None
         )

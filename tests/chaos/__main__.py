@@ -59,7 +59,12 @@ def inject(arena: Arena, name: str) -> Outcome:
             traceback.print_exc()
         said = f"{type(error).__name__}: {error}"[:400]
         outcome = Outcome(fault=name, injected="", survived=False, lost="unknown", seen=said)
-    return replace(outcome, seconds=time.monotonic() - began_s, seed=arena.seed)
+    return replace(
+        outcome,
+        seen=outcome.seen.replace(str(arena.folder), "..."),
+        seconds=time.monotonic() - began_s,
+        seed=arena.seed,
+    )
 
 
 def main(config: ChaosConfig) -> int:

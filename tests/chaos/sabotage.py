@@ -6,6 +6,7 @@ itself between its parts, and calls it.
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,7 +18,7 @@ from unittest.mock import patch
 
 import torch
 
-Act = Literal["kill", "exit 137", "stop", "raise", "nan", ""]
+Act = Literal["kill", "exit 137", "stop", "hang", "raise", "nan", ""]
 Moment = Literal["start", "batch", "step", "evaluation", "checkpoint"]
 
 
@@ -163,6 +164,8 @@ def _strike(plan: Plan, training: Any = None) -> None:
             os._exit(137)
         case "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
+        case "hang":
+            threading.Event().wait()
         case "raise":
             raise RuntimeError("chaos: this trial raises")
         case "nan":

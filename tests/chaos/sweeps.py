@@ -21,6 +21,9 @@ Sweep = dict[tuple[float, float | None], dict[str, Any]]
 """A leaderboard's rows by point."""
 
 
+HANG_TIMEOUT_S = "20"
+
+
 def command(arena: Arena, out: Path) -> list[str]:
     """Each trial in a process of its own, two at a time, every one to its last epoch."""
     return [
@@ -38,7 +41,7 @@ def command(arena: Arena, out: Path) -> list[str]:
         ),
         *("--search", "grid", "--epochs", str(NUM_EPOCHS), "--grace-epochs", str(NUM_EPOCHS)),
         *("--global-batch-size", "8", "--size-px", "32", "--policy", "light", "--no-share"),
-        *("--num-workers", "0", "--wandb", "off"),
+        *("--num-workers", "0", "--wandb", "off", "--hang-timeout-s", HANG_TIMEOUT_S),
     ]
 
 
@@ -102,7 +105,7 @@ def strike_trial(
     ensure(struck(plan.journal), "the fault did not happen")
     found = read_sweep(folder)
     seen = check(found[point], printed)
-    ensure_others_right(arena, found, but=None if act == "kill" else point)
+    ensure_others_right(arena, found, but=None if act in ("kill", "hang") else point)
     lost = count_twice(folder / "journal")
     return Outcome(
         fault=name,
@@ -138,6 +141,13 @@ def kill_trial(arena: Arena, name: str) -> Outcome:
         return "tried again from its checkpoint, 8 right"
 
     return strike_trial(arena, name, "kill", check)
+
+
+def let_trial_hang(arena: Arena, name: str) -> Outcome:
+    def check(row: dict[str, Any], printed: str) -> str:
+        return f"noticed by hang_timeout_s = {HANG_TIMEOUT_S}, tried again, 8 right"
+
+    return strike_trial(arena, name, "hang", check)
 
 
 def kill_sweep_driver(arena: Arena, name: str) -> Outcome:
@@ -180,5 +190,6 @@ FAULTS = {
     "trial of 8 that raises": let_trial_raise,
     "trial of 8 that turns NaN": let_trial_diverge,
     "trial of 8 SIGKILLed": kill_trial,
+    "trial of 8 that hangs": let_trial_hang,
     "sweep driver SIGKILL": kill_sweep_driver,
 }
