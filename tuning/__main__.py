@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import tyro
 
-from cluster.config import Device
+from cluster.config import ClusterConfig, Device
 from cluster.entry import run_room
 from datasets import storage
 from datasets.config import require
@@ -109,6 +109,10 @@ class Command:
     """DDP workers of a trial that trains more than the head; 0 trains in the trial's process."""
     device: Device = "auto"
     """`auto` uses GPUs where the cluster has them."""
+    max_failures: int = TuningConfig.max_failures
+    """Times a failed trial is tried again, from its latest checkpoint."""
+    hang_timeout_s: float = ClusterConfig.hang_timeout_s
+    """A trial that takes no step for so long has failed."""
     address: str | None = None
     """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
@@ -144,6 +148,7 @@ class Command:
                 address=self.address,
                 num_workers=self.num_workers,
                 device=self.device,
+                hang_timeout_s=self.hang_timeout_s,
             ),
         )
         return TuningConfig(
@@ -161,6 +166,7 @@ class Command:
             seed=self.seed,
             grace_epochs=self.grace_epochs,
             reduction_factor=self.reduction_factor,
+            max_failures=self.max_failures,
             share=self.share,
             head_first=self.head_first,
             cache=self.cache,
