@@ -16,6 +16,7 @@ from cluster.entry import run_room
 from cluster.jobs import JobConfig, LogsConfig, run_logs, run_status, run_stop
 from cluster.submit import run_submit
 from cluster.tools import Tools
+from datasets.fields import check_fields
 
 VERBS = {
     "doctor": "look over a cluster, or this machine, before anything runs on it",
@@ -46,6 +47,15 @@ and versions are checked. Ctrl-C detaches and leaves the job running. The exit c
 or 1 where it failed. Where the cluster asks for a token, set RAY_AUTH_MODE=token and have it in
 RAY_AUTH_TOKEN or ~/.ray/auth_token.
 """
+
+
+CONFIGS: dict[str, tuple[type[Any], str]] = {
+    "doctor": (DoctorConfig, DOCTOR_HELP),
+    "submit": (SubmitConfig, SUBMIT_HELP),
+    "status": (JobConfig, VERBS["status"]),
+    "logs": (LogsConfig, VERBS["logs"]),
+    "stop": (JobConfig, VERBS["stop"]),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,15 +90,15 @@ def parse(arguments: Sequence[str]) -> Any:
     verb, *options = arguments
     if verb not in VERBS:
         raise ValueError(f"verb is {verb!r}: choose from {', '.join(VERBS)}")
+    # What follows is another room's.
+    end = options.index("--") if verb == "submit" and "--" in options else len(options)
+    kind, description = CONFIGS[verb]
     prog = f"python -m cluster {verb}"
-    if verb == "doctor":
-        return tyro.cli(DoctorConfig, args=options, prog=prog, description=DOCTOR_HELP)
-    if verb == "submit":
-        end = options.index("--") if "--" in options else len(options)
-        config = tyro.cli(SubmitConfig, args=options[:end], prog=prog, description=SUBMIT_HELP)
+    config: Any = tyro.cli(kind, args=options[:end], prog=prog, description=description)
+    check_fields(config)
+    if isinstance(config, SubmitConfig):
         return Submission(config=config, command=tuple(options[end + 1 :]))
-    kind = LogsConfig if verb == "logs" else JobConfig
-    return tyro.cli(kind, args=options, prog=prog, description=VERBS[verb])
+    return config
 
 
 def _run_doctor(config: DoctorConfig) -> None:

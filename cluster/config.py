@@ -103,9 +103,8 @@ class SubmitConfig:
                 "which the job server takes"
             )
         if self.submission_id is not None and not _NAME.fullmatch(self.submission_id):
-            raise ValueError(
-                f"submission_id is {self.submission_id!r}: use letters, digits, - and _"
-            )
+            shown = "a URI" if "://" in self.submission_id else repr(self.submission_id)
+            raise ValueError(f"submission_id is {shown}: use letters, digits, - and _")
         for pair in self.env:
             if not _ASSIGNMENT.match(pair):
                 name = pair.partition("=")[0]  # the value may be a secret

@@ -10,6 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 
+import cluster.__main__ as cluster_main
 import datasets.__main__ as datasets_main
 import trainers.__main__ as trainers_main
 import tuning.__main__ as tuning_main
@@ -23,6 +24,7 @@ from tuning.config import TuningConfig
 SECRET = "wJalrXUtnFEMI-K7MDENG-bPxRfiCY"
 MAY_BE_NEGATIVE = ("freeze_depth", "freeze_depths", "phases")
 """-2 freezes all stages but the last two."""
+POSITIONAL = ("job",)
 NUMBERS = ("nan", "inf", "1e39", "1e999", "2147483648", "9" * 400, "banana", "-1")
 TEXTS = ("a\nb", "a\0b", "\x1b[2J", "\udc80", "x" * 5000, f"s3://AKIA:{SECRET}@bucket/cars")
 
@@ -66,6 +68,8 @@ def doors() -> Iterator[Door]:
         for verb, (config, _) in main.VERBS.items():
             if config is not TrackVerb:
                 yield Door(main.parse, (verb, *NEEDED.get(verb, ())), config)
+    for verb, (config, _) in cluster_main.CONFIGS.items():
+        yield Door(cluster_main.parse, (verb, *NEEDED.get(verb, ())), config)
     yield Door(trainers_main.parse, ("finetune", "--data", "d"), FinetuneConfig)
     yield Door(tuning_main.parse, ("--data", "d"), tuning_main.Command)
 
@@ -116,7 +120,8 @@ def test_the_command_line_refuses_what_no_field_can_mean(
         name = path.rpartition(".")[2]
         for words in hostile_words(name, hint):
             with pytest.raises((ValueError, SystemExit)) as caught:
-                door.parse([*door.arguments, f"--{name.replace('_', '-')}", *words])
+                option = [] if name in POSITIONAL else [f"--{name.replace('_', '-')}"]
+                door.parse([*door.arguments, *option, *words])
             told = capsys.readouterr().err
             if isinstance(caught.value, SystemExit):
                 assert caught.value.code == 2, (path, words)
