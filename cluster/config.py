@@ -105,10 +105,11 @@ class SubmitConfig:
         if self.submission_id is not None and not _NAME.fullmatch(self.submission_id):
             shown = "a URI" if "://" in self.submission_id else repr(self.submission_id)
             raise ValueError(f"submission_id is {shown}: use letters, digits, - and _")
-        for pair in self.env:
-            if not _ASSIGNMENT.match(pair):
-                name = pair.partition("=")[0]  # the value may be a secret
-                raise ValueError(f"env is {name!r}: write NAME=VALUE, such as WANDB_PROJECT=thaw")
+        for number, pair in enumerate(self.env, start=1):
+            if not _ASSIGNMENT.match(pair):  # it may hold a secret, so it is not shown
+                raise ValueError(
+                    f"env: word {number} is not NAME=VALUE; write such as WANDB_PROJECT=thaw"
+                )
 
 
 def require_seconds(field: str, value: float) -> None:
