@@ -58,7 +58,7 @@ def test_a_secret_in_the_command_is_refused_and_not_repeated(
 
     assert word not in str(told.value)
     value = word.rpartition("=")[2]
-    with pytest.raises(ValueError, match="env(: word 1| holds credentials)"):
+    with pytest.raises(ValueError, match=r"env(: word 1| holds credentials)"):
         submit("--env", f"THE_KEY={value}", "--", "python", "-m", "tuning")
 
 
