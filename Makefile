@@ -34,6 +34,7 @@ check: $(READY) check-k8s  ## Formatting, lint, types, direction of imports, man
 
 check-k8s: $(READY)  ## Every overlay of k8s/ built and judged: schemas, CEL, the operator's rules, ours
 	$(BIN)/python -m tests.k8s
+	$(BIN)/hadolint k8s/Dockerfile
 
 chaos: $(READY)  ## Real runs under faults, into runs/chaos/chaos.md: CHAOS="--seed 1 --only worker"
 	$(BIN)/python -m tests.chaos $(CHAOS)
