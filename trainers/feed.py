@@ -61,7 +61,7 @@ class Feed:
         plan: Plan,
         batches: Generator[Batch, None, None],
         place: Place,
-        on_batch: Callable[[], None],
+        on_batch: Callable[[], None] = lambda: None,
     ) -> None:
         self.split = split
         self.num_images = plan.row_groups.num_images

@@ -17,10 +17,16 @@ from trainers import metrics
 from trainers.evaluations import read_evaluation
 from trainers.model_card import basename, table
 from tuning.config import TuningConfig
-from tuning.leaderboard import Standing, find_winner, read_leaderboard
+from tuning.leaderboard import (
+    COLUMNS,
+    Standing,
+    find_winner,
+    read_leaderboard,
+    show_standing,
+)
 from tuning.savings import Savings
 from tuning.seeds import MEASURES
-from tuning.space import AXES, FREEZE_DEPTH, INIT, show
+from tuning.space import FREEZE_DEPTH, INIT, show
 from tuning.winner import train_longer
 
 _STARTED = {
@@ -215,22 +221,10 @@ def describe_test(findings: Findings) -> str | None:
 
 def show_leaderboard(findings: Findings) -> list[str]:
     """Return the best trials as the lines of a table."""
-    head = ("rank", *AXES.values(), "val/top1", "epoch", "state", "time", "verdict")
-    rows = [
-        (
-            str(row.rank),
-            *(show(row.point[axis]) for axis in AXES),
-            "-" if row.val_top1 is None else f"{row.val_top1:.3f}",
-            f"{row.best_epoch or '-'}/{row.num_epochs}",
-            row.state,
-            "copied" if row.copied_from else f"{row.seconds:.0f} s",
-            row.verdict,
-        )
-        for row in findings.standings[:MAX_ROWS]
-    ]
+    rows = [show_standing(row) for row in findings.standings[:MAX_ROWS]]
     more = len(findings.standings) - len(rows)
     rest = ["", f"{more} more in leaderboard.csv."] if more else []
-    return [*table(head, rows), *rest]
+    return [*table(COLUMNS, rows), *rest]
 
 
 def describe_origin(findings: Findings) -> list[str]:

@@ -21,6 +21,8 @@ from tuning.space import AXES, POINT, Point, show
 
 LEARNS = "learns"
 LEARNS_NOT = "does not learn"
+COLUMNS = ("rank", *AXES.values(), "val/top1", "epoch", "state", "time", "verdict")
+"""Of a table for people."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,23 +138,24 @@ def read_leaderboard(out: str) -> tuple[list[Standing], dict[str, Any]] | None:
     return standings, facts | {"sync": facts["sync"] or []}
 
 
+def show_standing(row: Standing) -> tuple[str, ...]:
+    """Return a trial's cells under COLUMNS."""
+    return (
+        str(row.rank),
+        *(show(row.point[axis]) for axis in AXES),
+        "-" if row.val_top1 is None else f"{row.val_top1:.3f}",
+        f"{row.best_epoch or '-'}/{row.num_epochs}",
+        row.state,
+        "copied" if row.copied_from else f"{row.seconds:.0f} s",
+        row.verdict,
+    )
+
+
 def print_leaderboard(standings: Sequence[Standing], console: Console | None = None) -> None:
     """Print a table, or aligned plain text where the output is not a terminal."""
     console = console or Console()
-    header = ["rank", *AXES.values(), "val/top1", "epoch", "state", "time", "verdict", "trial"]
-    cells = [
-        [
-            str(row.rank),
-            *(show(row.point[axis]) for axis in AXES),
-            "-" if row.val_top1 is None else f"{row.val_top1:.3f}",
-            f"{row.best_epoch or '-'}/{row.num_epochs}",
-            row.state,
-            "copied" if row.copied_from else f"{row.seconds:.0f} s",
-            row.verdict,
-            row.trial_id,
-        ]
-        for row in standings
-    ]
+    header = [*COLUMNS, "trial"]
+    cells = [[*show_standing(row), row.trial_id] for row in standings]
     if not console.is_terminal:
         widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
         for line in [header, *cells]:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.bench.report import report
+from tests.bench.report import report, to_row
 from tests.bench.steps import NUM_CLASSES, our_step, plain_step, random_batch, training_of
 from trainers.backbones import on_meta
 from trainers.config import ComputeConfig, FinetuneConfig
@@ -87,15 +87,14 @@ def bench(name: str, config: FinetuneConfig, device: torch.device, limit: float)
         flush=True,
     )
     torch.cuda.reset_peak_memory_stats()
-    return {
-        "name": f"gpu/train_{name}_vs_plain",
-        "ours": ours,
-        "peer": plain,
-        "ratio": ours / plain,
-        "target": TARGET,
-        "limit_fraction": ours / limit,
-        "runs": NUM_BLOCKS,
-    }
+    return to_row(
+        f"gpu/train_{name}_vs_plain",
+        ours=ours,
+        peer=plain,
+        limit=limit,
+        target=TARGET,
+        num_runs=NUM_BLOCKS,
+    )
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ from tests.bench.peers import (
     time_dataloader,
     time_map_batches,
 )
-from tests.bench.report import ROOT, report
+from tests.bench.report import ROOT, report, to_row
 
 CARS = ROOT.parent / "shared" / "cars" / "train"
 NUM_EPOCHS, NUM_ROUNDS = 8, 5
@@ -142,16 +142,11 @@ def bench(name: str, photos: Path, data: str) -> list[dict]:
     for measure, target in TARGETS.items():
         ours, peer = (median[side] for side in measure.split("_vs_"))
         rows.append(
-            {
-                "name": f"ingest/{measure}" + ("" if name == "photos_640" else f"_{name}"),
-                "ours": ours,
-                "peer": peer,
-                "ratio": ours / peer,
-                "target": target,
-                "limit_fraction": ours / median["limit"],
-                "runs": NUM_ROUNDS,
-            }
-        )
+            to_row(
+                f"ingest/{measure}" + ("" if name == "photos_640" else f"_{name}"),
+                ours=ours, peer=peer, limit=median["limit"], target=target, num_runs=NUM_ROUNDS,
+            )
+        )  # fmt: skip
     return rows
 
 

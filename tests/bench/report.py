@@ -9,6 +9,21 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def to_row(
+    name: str, *, ours: float, peer: float, limit: float, target: float, num_runs: int
+) -> dict:
+    """Return a measure's row: rates of ours, of what people use, and of what can't be beaten."""
+    return {
+        "name": name,
+        "ours": ours,
+        "peer": peer,
+        "ratio": ours / peer,
+        "target": target,
+        "limit_fraction": ours / limit,
+        "runs": num_runs,
+    }
+
+
 def report(rows: list[dict]) -> None:
     """Print rows and put them in bench.json, in the place of older ones of the same names."""
     file = ROOT / "bench.json"

@@ -15,7 +15,7 @@ from cluster.runtime import connect
 from datasets.config import IngestConfig, PrepareConfig
 from datasets.prepare import prepare
 from tests.bench.plain_sweep import run_trials
-from tests.bench.report import report
+from tests.bench.report import report, to_row
 from trainers.config import FinetuneConfig, ModelConfig, OptimConfig, TrackConfig
 from trainers.runs import read_config
 from trainers.tracking import read_rows
@@ -55,20 +55,19 @@ def our_sweep(data: str, folder: str, name: str, epochs: int, space: SpaceConfig
     return tune_sweep(config), time.perf_counter() - started
 
 
-def to_row(name: str, answer: dict, ours_s: float, plain_s: float, target: float) -> dict:
+def compare(name: str, answer: dict, ours_s: float, plain_s: float, target: float) -> dict:
     """The limit is what the trainings and the feature pass took by themselves."""
     num_trials = len(answer["trials"])
     trained = [row for row in answer["trials"] if row["copied_from"] is None]
     limit_s = sum(row["seconds"] for row in trained) + answer["sharing"]["computed_s"]
-    return {
-        "name": name,
-        "ours": num_trials / ours_s,
-        "peer": num_trials / plain_s,
-        "ratio": plain_s / ours_s,
-        "target": target,
-        "limit_fraction": min(1.0, limit_s / ours_s),
-        "runs": 1,
-    }
+    return to_row(
+        name,
+        ours=num_trials / ours_s,
+        peer=num_trials / plain_s,
+        limit=num_trials / min(limit_s, ours_s),
+        target=target,
+        num_runs=1,
+    )
 
 
 def compare_accuracies(answer: dict, depth: Any, rate: float, plain: list[float]) -> None:
@@ -134,8 +133,8 @@ def main() -> None:
         )
         report(
             [
-                to_row("sweep/head_only_vs_plain", head, head_s, plain_head_s, 20.0),
-                to_row("sweep/mixed_vs_plain", mixed, mixed_s, plain_mixed_s, 3.0),
+                compare("sweep/head_only_vs_plain", head, head_s, plain_head_s, 20.0),
+                compare("sweep/mixed_vs_plain", mixed, mixed_s, plain_mixed_s, 3.0),
             ]
         )
 

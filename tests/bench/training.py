@@ -16,7 +16,7 @@ import torch
 from torch import distributed
 from torch.multiprocessing.spawn import spawn
 
-from tests.bench.report import report
+from tests.bench.report import report, to_row
 from tests.bench.steps import our_step, plain_step, random_batch, training_of
 from trainers.feed import Place
 
@@ -64,15 +64,7 @@ def bench(name: str, backbone: str, size_px: int, batch_size: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         spawn(measure, (folder, backbone, size_px, batch_size), nprocs=WORLD_SIZE)
         ours, plain, limit = map(float, Path(folder, "rates").read_text().split())
-    return {
-        "name": name,
-        "ours": ours,
-        "peer": plain,
-        "ratio": ours / plain,
-        "target": TARGET,
-        "limit_fraction": ours / limit,
-        "runs": NUM_BLOCKS,
-    }
+    return to_row(name, ours=ours, peer=plain, limit=limit, target=TARGET, num_runs=NUM_BLOCKS)
 
 
 def main() -> None:
