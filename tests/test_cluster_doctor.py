@@ -191,6 +191,28 @@ def test_a_node_that_hangs_is_one_line(
     ]
 
 
+@pytest.mark.extended
+@pytest.mark.ray
+@pytest.mark.parametrize("token", ["another", None], ids=["wrong", "none"])
+def test_a_token_that_does_not_fit_is_one_line(
+    token_cluster: TokenCluster, token: str | None
+) -> None:
+    environment = {
+        k: v for k, v in token_cluster.environment.items() if not k.startswith("RAY_AUTH")
+    }
+    if token is not None:
+        environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    done = subprocess.run(
+        [*DOCTOR, "--address", token_cluster.address],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+    line, _, summary = done.stdout.splitlines()
+    assert done.returncode == 1 and summary == "0 ok, 0 warnings, 1 failed"
+    assert line.startswith("fail  cluster") and "RAY_AUTH_TOKEN" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.ray
 def test_another_version_of_ray_is_one_line(token_cluster: TokenCluster) -> None:
     script = (
