@@ -32,8 +32,8 @@ class ClusterConfig:
     """Worker failures a training survives before it gives up. Nodes that are taken away with a
     notice (preemption) are not counted."""
     hang_timeout_s: float = 600.0
-    """A worker that neither answers nor joins its peers for so long has failed, as has a process that
-    trains alone and gets no batch: more than a step, a first batch, or the longest write of a
+    """A worker that neither answers nor joins its peers for so long has failed, as has a process
+    that trains alone and gets no batch: more than a step, a first batch, or the longest write of a
     checkpoint takes."""
 
     def __post_init__(self) -> None:
