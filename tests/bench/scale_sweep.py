@@ -1,5 +1,6 @@
 """A sweep of a thousand trials that train nothing: what the driver does for each of them."""
 
+import gc
 import json
 import os
 import tempfile
@@ -145,10 +146,12 @@ def _run(folder: str, num_trials: int) -> dict[str, Any]:
         [progress],
         num_concurrent=CONCURRENT,
     )
+    gc.collect()
     before_mib, cpu_s, start = private_mib(os.getpid()), time.process_time(), time.perf_counter()
     tuner.fit()
     wall_s, cpu_s = time.perf_counter() - start, time.process_time() - cpu_s
     progress.close()
+    gc.collect()  # garbage waits for hundreds of MiB
     state_files = Path(config.out, "tune").glob("experiment_state-*.json")
     return {
         "wall_s": wall_s,
