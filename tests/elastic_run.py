@@ -31,7 +31,6 @@ def main(data: str, out: str, alone: str) -> None:
         head_node_args={"num_cpus": 2, "object_store_memory": 2**29, "include_dashboard": False},
     )
     others = [nodes.add_node(num_cpus=2, object_store_memory=2**28) for _ in range(2)]
-    launch.ELASTIC_START_TIMEOUT_S = "25"  # else a minute, twice
     runtime.connect(nodes.address, quiet=True)
     config = elastic_config(data, out)
 

@@ -31,9 +31,10 @@ from trainers.runs import open_run, read_result
 
 logger = logging.getLogger(__name__)
 
-# An elastic run whose nodes died first tries to start as many workers as before, since Ray's count
-# of nodes is up to 20 s old, and goes on with fewer after this long. Read by Ray Train.
-START_TIMEOUT_VAR, ELASTIC_START_TIMEOUT_S = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "60"
+# An elastic run whose nodes died first tries to start as many workers as before: Ray finds a node
+# dead about 10 s after its workers, and counts nodes every 20 s. It goes on with fewer after this
+# long, read by Ray Train.
+START_TIMEOUT_VAR, ELASTIC_START_TIMEOUT_S = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30"
 # Worker groups that could not be started, in all of a run. Each node that an elastic run loses or
 # gets costs it one or two.
 MAX_FAILED_STARTS, ELASTIC_MAX_FAILED_STARTS = 3, 100

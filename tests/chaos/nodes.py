@@ -23,13 +23,11 @@ from tests.chaos.checks import (
 from tests.chaos.outcomes import Outcome
 from tests.chaos.processes import meanwhile
 from tests.chaos.sabotage import counting, plan_of, steps_taken
-from trainers import launch
 
 NOTICE_S = 8
 """From the notice of a preemption to the end of the node; clouds give 30 to 120."""
 POLL_S = 3
 """Until Ray Train has seen that the deadline is over: it looks every 2 s."""
-START_TIMEOUT_S = "20"
 WORKERS_TOLERANCE = 1e-3
 """Two workers add up their gradients in another order than one does."""
 
@@ -127,7 +125,6 @@ def shrink_and_grow(arena: Arena, name: str) -> Outcome:
     resizing = partial(ray.train.ScalingConfig, elastic_resize_monitor_interval_s=3.0)
     config = arena.config(folder / "run", "--max-failures", "3", "--min-workers", "1")
     with (
-        patch.object(launch, "ELASTIC_START_TIMEOUT_S", START_TIMEOUT_S),
         patch.object(ray.train, "ScalingConfig", resizing),
         meanwhile(lose_and_add),
     ):
