@@ -33,8 +33,8 @@ class ClusterConfig:
     notice (preemption) are not counted."""
     hang_timeout_s: float = 600.0
     """A worker that neither answers nor joins its peers for so long has failed, as has a process
-    that trains alone and gets no batch: more than a step, a first batch, or the longest write of a
-    checkpoint takes."""
+    that trains alone and gets no batch: more than a step, a first batch, or two writes of a
+    checkpoint take."""
 
     def __post_init__(self) -> None:
         if self.num_workers is not None and not 0 <= self.num_workers <= MAX_WORKERS:
@@ -109,7 +109,7 @@ class SubmitConfig:
         for number, pair in enumerate(self.env, start=1):
             if not _ASSIGNMENT.match(pair):  # it may hold a secret, so it is not shown
                 raise ValueError(
-                    f"env: word {number} is not NAME=VALUE; write such as WANDB_PROJECT=thaw"
+                    f"env: word {number} is not NAME=VALUE; write one as WANDB_PROJECT=thaw"
                 )
 
 

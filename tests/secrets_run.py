@@ -8,6 +8,7 @@ import traceback
 from pathlib import Path
 
 import ray
+import ray.train
 from ray.experimental import internal_kv
 
 import datasets.__main__ as datasets_main
@@ -45,9 +46,11 @@ def main(folder: str) -> None:
     )
     try:
         launch.fit(crash)
-    except ValueError:  # behind it stands what Ray Train said, with the worker's traceback
-        print("crashed as it should", file=sys.stderr)
+    except ValueError as error:
         traceback.print_exc()
+        if not isinstance(error.__cause__, ray.train.TrainingFailedError):
+            raise  # it came to no worker, whose traceback is to be looked through
+        print("crashed as it should", file=sys.stderr)
     else:
         raise AssertionError("a network that nobody knows trained")
     with open(Path(folder, "gcs.bin"), "wb") as file:

@@ -208,7 +208,7 @@ def uri_fields(config: ast.ClassDef) -> set[str]:
         (["--max-mib", "600"], "max_mib is 600.0"),
         (["--reconnect-s", "nan"], "reconnect_s is nan"),
         (["--submission-id", "a b"], "submission_id is 'a b'"),
-        (["--env", "novalue"], "env: word 1 is not NAME=VALUE; write"),
+        (["--env", "novalue"], "env: word 1 is not NAME=VALUE; write one"),
     ],
 )
 def test_options_name_field_value_and_remedy(

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import ray.exceptions
@@ -14,8 +16,9 @@ from ray.train.v2._internal.exceptions import (
 )
 
 from cluster.config import ClusterConfig
-from tests.conftest import ROOT
-from trainers.failures import HANG_VARS, explain_failure, noticing_hangs
+from tests.conftest import ROOT, small_training
+from trainers import launch
+from trainers.failures import HANG_VARS, Watchdog, explain_failure, noticing_hangs
 
 TWO = ClusterConfig(num_workers=2, max_failures=2)
 GLOO = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]")
@@ -64,22 +67,46 @@ def test_a_bug_keeps_its_traceback(error: ray.train.TrainingFailedError) -> None
 def test_a_process_that_hangs_ends_and_tells_where() -> None:
     script = """
 import time
-from trainers.failures import ending_hangs
-with ending_hangs(None):
-    time.sleep(1.0)
-with ending_hangs(0.5) as alive:
+from contextlib import closing
+from trainers.failures import Watchdog
+with closing(Watchdog(0.5)) as watchdog:
     for _ in range(10):
         time.sleep(0.1)
-        alive()
-    print("alive", flush=True)
-    time.sleep(60.0)
+        watchdog.live()
+    watchdog.rest()
+    time.sleep(1.0)
+    watchdog.live()
+time.sleep(1.0)
+Watchdog(None).live()
+time.sleep(1.0)
+print("alive", flush=True)
+Watchdog(0.5)
+time.sleep(60.0)
 """
     run = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=50
     )
 
     assert (run.returncode, run.stdout) == (1, "alive\n")
-    assert "Timeout (0:00:00.5" in run.stderr and 'File "<string>", line 11' in run.stderr
+    assert "Timeout (0:00:00.5" in run.stderr and 'File "<string>", line 17' in run.stderr
+
+
+@pytest.mark.ray
+def test_a_training_alone_is_watched_until_it_reports(
+    ray_cluster: str, easy_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[object] = []
+    monkeypatch.setattr(Watchdog, "live", lambda self: told.append(self._timeout_s))
+    monkeypatch.setattr(Watchdog, "rest", lambda self: told.append("rest"))
+    config = small_training(easy_data, str(tmp_path), epochs=2)
+    config = replace(config, cluster=ClusterConfig(num_workers=0, hang_timeout_s=77.0))
+    launch.fit_in_process(config, report=lambda row: told.append("report"))
+
+    reports = [at for at, what in enumerate(told) if what == "report"]
+    assert len(reports) == 2 and all(told[at - 1] == "rest" for at in reports)
+    first, second = told[: reports[0]], told[reports[0] : reports[1]]
+    assert first.count(77.0) == second.count(77.0) + 1 > 3  # batches of both feeds; its start
+    assert told[-1] == "rest" and set(told) == {77.0, "rest", "report"}
 
 
 def test_what_the_user_set_wins(monkeypatch: pytest.MonkeyPatch) -> None:

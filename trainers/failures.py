@@ -6,8 +6,9 @@ one of ours; THAW_TRACEBACK=1 shows where it was raised.
 
 import faulthandler
 import math
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from os import environ
 
@@ -35,27 +36,31 @@ def noticing_hangs(timeout_s: float) -> Iterator[None]:
             environ.pop(name, None)
 
 
-@contextmanager
-def ending_hangs(timeout_s: float | None) -> Iterator[Callable[[], None]]:
-    """Yield what is to be called while all is well; where it isn't for `timeout_s`, this process
-    ends with exit code 1 and the traceback of every thread on stderr.
+class Watchdog:
+    """Ends this process where no sign of life comes for `timeout_s`: with exit code 1 and the
+    traceback of every thread on stderr. Armed from its start; None never ends anything.
 
-    None: it never does. Python's own watchdog, as it needs no lock that a hang may hold.
+    Python's own watchdog, as it needs no lock that a hang may hold.
     """
-    armed_at = -math.inf
 
-    def alive() -> None:
-        nonlocal armed_at
+    def __init__(self, timeout_s: float | None) -> None:
+        self._timeout_s = timeout_s and min(timeout_s, threading.TIMEOUT_MAX)
+        self._armed_at = -math.inf
+        self.live()
+
+    def live(self) -> None:
+        """Give a sign of life."""
         now = time.monotonic()
-        if timeout_s is not None and now - armed_at > timeout_s / 100:  # each starts a thread
-            faulthandler.dump_traceback_later(timeout_s, exit=True, file=STDERR)
-            armed_at = now
+        if self._timeout_s and now - self._armed_at > self._timeout_s / 100:  # each starts a thread
+            faulthandler.dump_traceback_later(self._timeout_s, exit=True, file=STDERR)
+            self._armed_at = now
 
-    alive()
-    try:
-        yield alive
-    finally:
+    def rest(self) -> None:
+        """Wait for nothing until the next sign of life."""
         faulthandler.cancel_dump_traceback_later()
+        self._armed_at = -math.inf
+
+    close = rest
 
 
 def explain_failure(

@@ -20,7 +20,7 @@ from datasets.shards import Manifest, read_manifest
 from trainers import checkpoint, metrics
 from trainers.checkpoint import Progress
 from trainers.config import FinetuneConfig, Phase
-from trainers.failures import ending_hangs
+from trainers.failures import Watchdog
 from trainers.feed import MAX_NAMES, Feed, Place, open_feed
 from trainers.optim import learning_rate_at, set_learning_rate
 from trainers.recorder import Recorder
@@ -84,16 +84,18 @@ def train(
     # Ranks notice each other's hangs.
     hang_timeout_s = config.cluster.hang_timeout_s if place.world_size == 1 else None
     with (
-        ending_hangs(hang_timeout_s) as alive,
-        closing(Training(config, place, is_doomed, alive)) as training,
+        closing(Watchdog(hang_timeout_s)) as watchdog,
+        closing(Training(config, place, is_doomed, watchdog.live)) as training,
         training.recorder or nullcontext(),
     ):
         try:
             while not is_done(config, training.progress.epoch, training.progress.best_epoch):
+                watchdog.live()
                 row = training.run_epoch()
                 if training.recorder and report_written:
                     training.recorder.wait()
-                report(row)
+                watchdog.rest()
+                report(row)  # may wait for Tune's driver, which may stand still
         except Stop as stop:
             problem = stop
     if place.rank == 0:

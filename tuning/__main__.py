@@ -112,7 +112,7 @@ class Command:
     max_failures: int = TuningConfig.max_failures
     """Times a failed trial is tried again, from its latest checkpoint."""
     hang_timeout_s: float = ClusterConfig.hang_timeout_s
-    """A trial that takes no step for so long has failed."""
+    """A trial whose workers don't answer, or that gets no batch, for so long has failed."""
     address: str | None = None
     """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
     wandb: Literal["auto", "online", "offline", "off"] = "auto"

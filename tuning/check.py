@@ -19,6 +19,7 @@ FREE_TO_CHANGE = (
     "base.track.",
     "advice",
     "evaluate_winner",
+    "max_failures",
     "share",
     "cache",
     "feature_cache_gib",

@@ -9,6 +9,7 @@ from tests.chaos.arena import Arena
 from tests.chaos.checks import Unfit, ensure
 from tests.chaos.outcomes import Outcome
 from tests.chaos.sabotage import Plan, counting, plan_of, steps_taken, struck
+from tests.chaos.workers import HANG_TIMEOUT_S
 from trainers.tracking import read_rows
 from tuning.space import CLIPNORM, LEARNING_RATE
 from tuning.states import FINISHED, read_trials
@@ -21,10 +22,7 @@ Sweep = dict[tuple[float, float | None], dict[str, Any]]
 """A leaderboard's rows by point."""
 
 
-HANG_TIMEOUT_S = "20"
-
-
-def command(arena: Arena, out: Path) -> list[str]:
+def command(arena: Arena, out: Path, *more: str) -> list[str]:
     """Each trial in a process of its own, two at a time, every one to its last epoch."""
     return [
         *("tuning", "transfer", "--data", arena.data, "--out", str(out), "--backbone", "lenet5"),
@@ -41,14 +39,14 @@ def command(arena: Arena, out: Path) -> list[str]:
         ),
         *("--search", "grid", "--epochs", str(NUM_EPOCHS), "--grace-epochs", str(NUM_EPOCHS)),
         *("--global-batch-size", "8", "--size-px", "32", "--policy", "light", "--no-share"),
-        *("--num-workers", "0", "--wandb", "off", "--hang-timeout-s", HANG_TIMEOUT_S),
+        *("--num-workers", "0", "--wandb", "off", *more),
     ]
 
 
-def run_sweep(arena: Arena, folder: Path, plan: Plan) -> str:
+def run_sweep(arena: Arena, folder: Path, plan: Plan, *more: str) -> str:
     """Run a sweep to its end; return what it printed."""
     driver = arena.start(
-        command(arena, folder / "sweep"), plan, log=folder / "sweep.log", shared=False
+        command(arena, folder / "sweep", *more), plan, log=folder / "sweep.log", shared=False
     )
     driver.succeed()
     return driver.printed
@@ -93,7 +91,12 @@ def count_twice(journal: Path) -> int:
 
 
 def strike_trial(
-    arena: Arena, name: str, act: Any, check: Callable[[dict[str, Any], str], str], times: int = 1
+    arena: Arena,
+    name: str,
+    act: Any,
+    check: Callable[[dict[str, Any], str], str],
+    *more: str,
+    times: int = 1,
 ) -> Outcome:
     """Strike one trial of eight; `check` looks at its row and what was printed."""
     straight_sweep(arena)
@@ -101,7 +104,7 @@ def strike_trial(
     point = dice.choice([(rate, clipnorm) for rate in RATES for clipnorm in CLIPNORMS])
     step = dice.randrange(STEPS_PER_EPOCH + 1, NUM_STEPS)
     plan = plan_of(folder, act=act, step=step, times=times, point=point)
-    printed = run_sweep(arena, folder, plan)
+    printed = run_sweep(arena, folder, plan, *more)
     ensure(struck(plan.journal), "the fault did not happen")
     found = read_sweep(folder)
     seen = check(found[point], printed)
@@ -145,9 +148,9 @@ def kill_trial(arena: Arena, name: str) -> Outcome:
 
 def let_trial_hang(arena: Arena, name: str) -> Outcome:
     def check(row: dict[str, Any], printed: str) -> str:
-        return f"noticed by hang_timeout_s = {HANG_TIMEOUT_S}, tried again, 8 right"
+        return f"noticed by hang_timeout_s = {HANG_TIMEOUT_S:.0f}, tried again, 8 right"
 
-    return strike_trial(arena, name, "hang", check)
+    return strike_trial(arena, name, "hang", check, "--hang-timeout-s", str(HANG_TIMEOUT_S))
 
 
 def kill_sweep_driver(arena: Arena, name: str) -> Outcome:
