@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from ray.train.v2._internal.exceptions import (
 from cluster.config import ClusterConfig
 from tests.conftest import ROOT, small_training
 from trainers import launch
+from trainers.config import ModelConfig
 from trainers.failures import HANG_VARS, Watchdog, explain_failure, noticing_hangs
 
 TWO = ClusterConfig(num_workers=2, max_failures=2)
@@ -97,9 +97,15 @@ def test_a_training_alone_is_watched_until_it_reports(
 ) -> None:
     told: list[object] = []
     monkeypatch.setattr(Watchdog, "live", lambda self: told.append(self._timeout_s))
-    monkeypatch.setattr(Watchdog, "rest", lambda self: told.append("rest"))
-    config = small_training(easy_data, str(tmp_path), epochs=2)
-    config = replace(config, cluster=ClusterConfig(num_workers=0, hang_timeout_s=77.0))
+    for name in ("rest", "close"):
+        monkeypatch.setattr(Watchdog, name, lambda self: told.append("rest"))
+    config = small_training(
+        easy_data,
+        str(tmp_path),
+        epochs=2,
+        model=ModelConfig(backbone="lenet5", init="he"),
+        cluster=ClusterConfig(num_workers=0, hang_timeout_s=77.0),
+    )
     launch.fit_in_process(config, report=lambda row: told.append("report"))
 
     reports = [at for at, what in enumerate(told) if what == "report"]
