@@ -146,8 +146,7 @@ def _run(folder: str, num_trials: int) -> dict[str, Any]:
         [progress],
         num_concurrent=CONCURRENT,
     )
-    gc.collect()
-    before_mib, cpu_s, start = private_mib(os.getpid()), time.process_time(), time.perf_counter()
+    cpu_s, start = time.process_time(), time.perf_counter()
     tuner.fit()
     wall_s, cpu_s = time.perf_counter() - start, time.process_time() - cpu_s
     progress.close()
@@ -161,7 +160,7 @@ def _run(folder: str, num_trials: int) -> dict[str, Any]:
         "trials_json_writes": len(writes),
         "trials_json_written": sum(writes),
         "tune_state_bytes": sum(file.stat().st_size for file in state_files),
-        "driver_mib": private_mib(os.getpid()) - before_mib,
+        "driver_mib": private_mib(os.getpid()),
     }
 
 

@@ -197,11 +197,13 @@ def describe_sweep(scale: Scale, constants: Constants) -> str:
     sweep = constants["sweep"]
     measured = sweep["trials"][-1]
     share = scale.trials / measured
+    sizes = ", ".join(number(size) for size in sweep["trials"])
+    kept = ", ".join(number(mib) for mib in sweep["driver_mib"])
     mirrors = constants["mirrors"]
     rows = [
         ["trials.json", amount(sweep["trials_json_bytes"][-1] * share)],
         ["Tune's state, a trial", amount(sweep["tune_state_bytes"][-1] / measured)],
-        ["memory of the driver, a trial", f"{sweep['driver_mib'][-1] / measured:.2g} MiB"],
+        [f"memory of a driver after sweeps of {sizes} trials", f"{kept} MiB"],
         ["CPU of the driver, a trial (Tune)", seconds(sweep["driver_cpu_s"][-1] / measured)],
         ["of which Thaw's callbacks", seconds(sweep["callbacks_s"][-1] / measured)],
         ["threads that mirror, were all trials to run at once", number(scale.trials)],
