@@ -27,7 +27,7 @@ from tuning import progress, run
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.run import tune_sweep
 from tuning.search import point_of
-from tuning.space import FREEZE_DEPTH, INIT
+from tuning.space import FREEZE_DEPTH, INIT, LEARNING_RATE
 from tuning.trial import config_of
 
 pytestmark = pytest.mark.ray
@@ -182,11 +182,15 @@ def test_failed_trials_alone_run_again(
     capfd: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    broken = tmp_path / "broken"
-    broken.touch()
+    """In the second sitting they fail once more, which a larger budget then allows."""
+    broken = [tmp_path / f"broken-{rate}" for rate in sweep.space.learning_rates]
+    for mark in broken:
+        mark.touch()
 
     def before(point: dict, epoch: int) -> None:
-        if point[INIT] == "zeros" and broken.exists():
+        mark = tmp_path / f"broken-{point[LEARNING_RATE]}"
+        if point[INIT] == "zeros" and mark.exists():
+            mark.unlink()
             raise RuntimeError("broken")
 
     monkeypatch.setattr(run, "build_trial", pretend(sweep, before))
@@ -197,11 +201,12 @@ def test_failed_trials_alone_run_again(
     assert "failed: RuntimeError: broken, see" in capfd.readouterr().out
     assert len(list(Path(sweep.out, "tune").glob("*/error.txt"))) == 2
 
-    broken.unlink()
-    second = tune_sweep(sweep)
+    for mark in broken:
+        mark.touch()
+    second = tune_sweep(replace(sweep, max_failures=2))
     assert "failed" not in [row["state"] for row in second["trials"]]
     for row in second["trials"]:
-        assert len(starts(sweep)[row["trial_id"]]) == (2 if row[INIT] == "zeros" else 1)
+        assert len(starts(sweep)[row["trial_id"]]) == (3 if row[INIT] == "zeros" else 1)
 
 
 @pytest.mark.parametrize("search", ["grid", "optuna"])

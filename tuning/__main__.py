@@ -110,7 +110,8 @@ class Command:
     device: Device = "auto"
     """`auto` uses GPUs where the cluster has them."""
     max_failures: int = TuningConfig.max_failures
-    """Times a failed trial is tried again, from its latest checkpoint."""
+    """Times a failed trial is tried again, from its latest checkpoint, in all sittings together.
+    The same command starts one that failed for good once more."""
     hang_timeout_s: float = ClusterConfig.hang_timeout_s
     """A trial whose workers don't answer, or that gets no batch, for so long has failed."""
     address: str | None = None

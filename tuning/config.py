@@ -88,7 +88,7 @@ class TuningConfig:
     advice: str | None = None
     """URI of the folder of the advice that the space comes from; the end of the sweep scores it."""
     max_failures: int = 1
-    """Times a failed trial is tried again, from its latest checkpoint."""
+    """Times a failed trial is tried again, from its latest checkpoint, in all sittings together."""
     evaluate_winner: bool = True
     """Evaluate the winner on the test split, once."""
 

@@ -45,6 +45,7 @@ class Progress(SittingCallback):
         if trial.trial_id in self._mirrors:  # a retry goes on in the same run
             return
         self._note(trial, RUNNING)
+        trial.max_failures = self._config.max_failures  # the sitting before may have had another
         config = self._training(trial)
         self._mirrors[trial.trial_id] = RunMirror(
             config,

@@ -67,11 +67,10 @@ def build_tuner(
     path = storage.join(config.out, STATE_FOLDER)
     if tune.Tuner.can_restore(path):
         tuner = tune.Tuner.restore(path, trainable, resume_unfinished=True, resume_errored=True)
-        # `restore` revives what the sitting before had, and has no argument for these; Ray is
-        # pinned, and test_tuning_run holds this.
+        # `restore` revives the callbacks and the concurrency of the sitting before, and has no
+        # argument for them; Ray is pinned, and test_tuning_run holds this.
         restored: Any = tuner._local_tuner
         restored._run_config.callbacks = callbacks
-        restored._run_config.failure_config.max_failures = config.max_failures
         restored._tune_config.max_concurrent_trials = num_concurrent
         restored._tune_config.scheduler = remember(build_scheduler(config), config)
         return tuner
