@@ -167,7 +167,7 @@ def test_driver_keeps_states_current(tmp_path: Path, monkeypatch: pytest.MonkeyP
     os.remove(tmp_path / "sweep" / "trials.json")
     silent = SimpleNamespace(finish=lambda state: None)
     monkeypatch.setattr(progress, "RunMirror", lambda *_, **__: silent)
-    config = cast(Any, SimpleNamespace(base=sweep.base, out=out, group="group"))
+    config = cast(Any, SimpleNamespace(base=sweep.base, out=out, group="group", max_failures=1))
     display = SimpleNamespace(start=lambda *_, **__: None, end=lambda *_, **__: None)
     states = TrialStates(out, num_trials=3)
     told = progress.Progress(config, Shared(), cast(Any, display), states)
