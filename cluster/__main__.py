@@ -12,19 +12,11 @@ import tyro
 
 from cluster.config import DoctorConfig, SubmitConfig
 from cluster.doctor import run_doctor
-from cluster.entry import run_room
+from cluster.entry import print_verbs, run_room
 from cluster.jobs import JobConfig, LogsConfig, run_logs, run_status, run_stop
 from cluster.submit import run_submit
 from cluster.tools import Tools
 from datasets.fields import check_fields
-
-VERBS = {
-    "doctor": "look over a cluster, or this machine, before anything runs on it",
-    "submit": "check a command and this folder, run them as a job of a cluster, follow its log",
-    "status": "how a job is; without its name, all jobs",
-    "logs": "what a job has printed; --follow to its end",
-    "stop": "end a job, with time to save its state",
-}
 
 DOCTOR_HELP = """Look over a cluster before anything runs on it.
 
@@ -49,13 +41,22 @@ RAY_AUTH_TOKEN or ~/.ray/auth_token.
 """
 
 
-CONFIGS: dict[str, tuple[type[Any], str]] = {
-    "doctor": (DoctorConfig, DOCTOR_HELP),
-    "submit": (SubmitConfig, SUBMIT_HELP),
-    "status": (JobConfig, VERBS["status"]),
-    "logs": (LogsConfig, VERBS["logs"]),
-    "stop": (JobConfig, VERBS["stop"]),
+VERBS: dict[str, tuple[str, type[Any], str]] = {
+    "doctor": (
+        "look over a cluster, or this machine, before anything runs on it",
+        DoctorConfig,
+        DOCTOR_HELP,
+    ),
+    "submit": (
+        "check a command and this folder, run them as a job of a cluster, follow its log",
+        SubmitConfig,
+        SUBMIT_HELP,
+    ),
+    "status": ("how a job is; without its name, all jobs", JobConfig, ""),
+    "logs": ("what a job has printed; --follow to its end", LogsConfig, ""),
+    "stop": ("end a job, with time to save its state", JobConfig, ""),
 }
+"""Verb -> its summary, its config, and its help where that says more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +69,7 @@ class Submission:
 
 def main(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("python -m cluster VERB, where VERB is one of\n")
-        print("\n".join(f"  {name:<8}{summary}" for name, summary in VERBS.items()))
-        print("\n`python -m cluster VERB --help` shows the options of a verb.")
+        print_verbs("cluster", {verb: summary for verb, (summary, *_) in VERBS.items()})
         return
     match parse(arguments):
         case DoctorConfig() as config:
@@ -92,9 +91,9 @@ def parse(arguments: Sequence[str]) -> Any:
         raise ValueError(f"verb is {verb!r}: choose from {', '.join(VERBS)}")
     # What follows is another room's.
     end = options.index("--") if verb == "submit" and "--" in options else len(options)
-    kind, description = CONFIGS[verb]
+    summary, kind, text = VERBS[verb]
     prog = f"python -m cluster {verb}"
-    config: Any = tyro.cli(kind, args=options[:end], prog=prog, description=description)
+    config: Any = tyro.cli(kind, args=options[:end], prog=prog, description=text or summary)
     check_fields(config)
     if isinstance(config, SubmitConfig):
         return Submission(config=config, command=tuple(options[end + 1 :]))

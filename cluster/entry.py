@@ -6,7 +6,7 @@ import select
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,11 +30,9 @@ def run_room(main: Callable[[list[str]], None]) -> None:
     arguments = take_quiet(sys.argv[1:])
     try:
         main(arguments)
-    except BrokenPipeError:
-        if not _reader_has_left():
-            raise
-        raise SystemExit(128 + signal.SIGPIPE) from None
     except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _reader_has_left():
+            raise SystemExit(128 + signal.SIGPIPE) from None
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
         ours = raised_in.is_relative_to(ROOT) and not raised_in.is_relative_to(ROOT / ".venv")
         if not ours or os.environ.get("THAW_TRACEBACK"):
@@ -49,6 +47,14 @@ def run_room(main: Callable[[list[str]], None]) -> None:
         _reader_has_left()  # else the interpreter tells of it, when it flushes at its end
         if {"-h", "--help"} & set(arguments):
             print(QUIET_HELP)
+
+
+def print_verbs(room: str, verbs: Mapping[str, str]) -> None:
+    """Print what a room can do: the summaries of its verbs."""
+    width = max(map(len, verbs)) + 2
+    print(f"python -m {room} VERB, where VERB is one of\n")
+    print("\n".join(f"  {verb:<{width}}{summary}" for verb, summary in verbs.items()))
+    print(f"\n`python -m {room} VERB --help` shows the options of a verb.")
 
 
 def _reader_has_left() -> bool:

@@ -6,7 +6,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from cluster.entry import run_room
+from cluster.entry import print_verbs, run_room
 from datasets.config import SIZES_PX, Policy, PrepareConfig, require_between, require_positive
 from datasets.fields import check_fields
 from datasets.partition import tally_reasons
@@ -70,9 +70,7 @@ class BenchConfig:
 
 def main(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("python -m datasets VERB, where VERB is one of\n")
-        print("\n".join(f"  {name:<9}{summary}" for name, summary in VERBS.items()))
-        print("\n`python -m datasets VERB --help` shows the options of a verb.")
+        print_verbs("datasets", VERBS)
         return
     match parse(arguments):
         case PrepareConfig() as config:

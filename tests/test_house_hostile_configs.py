@@ -68,7 +68,7 @@ def doors() -> Iterator[Door]:
         for verb, (config, _) in main.VERBS.items():
             if config is not TrackVerb:
                 yield Door(main.parse, (verb, *NEEDED.get(verb, ())), config)
-    for verb, (config, _) in cluster_main.CONFIGS.items():
+    for verb, (_, config, _) in cluster_main.VERBS.items():
         yield Door(cluster_main.parse, (verb, *NEEDED.get(verb, ())), config)
     yield Door(trainers_main.parse, ("finetune", "--data", "d"), FinetuneConfig)
     yield Door(tuning_main.parse, ("--data", "d"), tuning_main.Command)

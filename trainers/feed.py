@@ -77,8 +77,8 @@ class Feed:
         """Return images_BHWC (uint8) or features, and labels_B, on their way to the device."""
         start = time.perf_counter()
         batch = next(self._batches)
-        self._on_batch()
         waited_s = time.perf_counter() - start
+        self._on_batch()
         self.wait_s += waited_s
         if self.first_batch_s is None:
             self.first_batch_s = waited_s
