@@ -13,10 +13,10 @@ import tyro
 from cluster.config import DoctorConfig, SubmitConfig
 from cluster.doctor import run_doctor
 from cluster.entry import print_verbs, run_room
+from cluster.io.fields import check_fields
 from cluster.jobs import JobConfig, LogsConfig, run_logs, run_status, run_stop
 from cluster.submit import run_submit
 from cluster.tools import Tools
-from datasets.fields import check_fields
 
 DOCTOR_HELP = """Look over a cluster before anything runs on it.
 
@@ -101,7 +101,7 @@ def parse(arguments: Sequence[str]) -> Any:
 
 
 def _run_doctor(config: DoctorConfig) -> None:
-    from datasets import storage
+    from cluster.io import storage
     from datasets.shards import read_manifest
     from trainers.all_reduce import time_all_reduce
 

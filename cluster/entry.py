@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 QUIET_VAR = "THAW_QUIET"
-"""Set where only results and warnings are wanted; `datasets.terminal` reads it as well."""
+"""Set where only results and warnings are wanted; `cluster.io.terminal` reads it as well."""
 STDOUT = 1
 leaving: list[int] = []
 """The signal this process was asked to leave by, if any; `cluster.runtime` notes it."""

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.entry import print_verbs, run_room
+from cluster.io.fields import check_fields
 from datasets.config import SIZES_PX, Policy, PrepareConfig, require_between, require_positive
-from datasets.fields import check_fields
 from datasets.partition import tally_reasons
 from datasets.shards import read_manifest, read_quarantine
 

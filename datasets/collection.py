@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import fs
 
-from datasets import storage
+from cluster.io import storage
 from datasets.config import require
 from datasets.images import BadImage
 from datasets.listing import Reader, find_broken_links, read_files

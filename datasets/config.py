@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Literal
 
-from datasets.fields import show
+from cluster.io.fields import show
 
 SOURCES = ("folder", "stanford", "parquet", "synthetic")
 POLICIES = ("none", "light", "cars")

@@ -19,7 +19,8 @@ import ray
 import ray.data
 from ray.data.block import Block
 
-from datasets import storage
+from cluster.io import storage
+from cluster.io.progress import collect
 from datasets.config import IngestConfig
 from datasets.epochs import EpochsDatasource
 from datasets.features import (
@@ -35,7 +36,6 @@ from datasets.features import (
 )
 from datasets.inference import Workers, choose_block_images
 from datasets.plan import Chunk, RowGroup, RowGroups
-from datasets.progress import collect
 from datasets.read import read_chunk
 from datasets.shards import Manifest
 

@@ -26,11 +26,11 @@ import pyarrow.parquet as pq
 import ray
 from ray.data.extensions import ArrowTensorArray
 
-from datasets import storage
-from datasets.fields import take_object
+from cluster.io import storage
+from cluster.io.fields import take_object
+from cluster.io.records import damaged, parse_json, read_object
 from datasets.plan import LOST, Chunk
 from datasets.read import read_again, read_group, read_metadata
-from datasets.records import damaged, parse_json, read_object
 
 FORMAT_VERSION = 1
 """Of the files, and of what the key leaves unsaid: another number is another key."""

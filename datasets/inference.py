@@ -27,12 +27,12 @@ import ray
 import ray.data
 from ray.data.extensions import ArrowTensorArray
 
-from datasets import storage
+from cluster.io import storage
+from cluster.io.progress import collect
 from datasets.augment import augment, view
 from datasets.collection import Collection
 from datasets.images import BadImage, load_image
 from datasets.listing import Reader
-from datasets.progress import collect
 from datasets.shards import QUARANTINE_SCHEMA
 
 Compute = Callable[[np.ndarray], dict[str, pa.Array]]

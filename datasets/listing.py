@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 from pyarrow import fs
 
-from datasets import storage
+from cluster.io import storage
 from datasets.images import BadImage
 
 Reader = Callable[[pa.Table], Iterator[bytes | BadImage]]

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from datasets import storage
+from cluster.io import storage
 from datasets.config import PrepareConfig, require
 from datasets.images import BadImage
 from datasets.listing import SPLIT_OF_NAME, Listing, hash_files

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datasets import storage
+from cluster.io import storage
 from datasets.config import IngestConfig, require
 from datasets.shards import Manifest, Split
 

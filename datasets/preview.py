@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
-from datasets import storage
+from cluster.io import storage
 from datasets.augment import augment
 from datasets.config import POLICIES, IngestConfig
 from datasets.decode import decode

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ray.data.extensions import ArrowTensorArray
 
-from datasets import storage
+from cluster.io import storage
 from datasets.augment import augment, view
 from datasets.config import IngestConfig
 from datasets.decode import decode

@@ -15,9 +15,9 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
-from datasets import storage
-from datasets.fields import build
-from datasets.records import damaged, parse_json
+from cluster.io import storage
+from cluster.io.fields import build
+from cluster.io.records import damaged, parse_json
 
 SCHEMA_VERSION = 2
 SPLITS = ("train", "val", "test")

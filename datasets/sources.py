@@ -5,7 +5,8 @@ from functools import partial
 
 import pyarrow as pa
 
-from datasets import parquet, stanford, storage, synthetic
+from cluster.io import storage
+from datasets import parquet, stanford, synthetic
 from datasets.config import PrepareConfig, SyntheticConfig
 from datasets.images import BadImage, encode_jpeg
 from datasets.listing import SPLIT_OF_NAME, Listing, hash_files, is_folder, list_visible, read_files

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from datasets import storage
+from cluster.io import storage
 from datasets.config import PrepareConfig
 from datasets.images import BadImage, to_jpeg
 from datasets.listing import Reader

@@ -4,7 +4,7 @@ import re
 from dataclasses import asdict
 from typing import Any
 
-from datasets import storage
+from cluster.io import storage
 from datasets.config import PrepareConfig
 from datasets.shards import SCHEMA_VERSION, SPLITS, Manifest, read_manifest, read_schema_version
 

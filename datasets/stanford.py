@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from scipy.io import loadmat
 
-from datasets import storage
+from cluster.io import storage
 from datasets.config import PrepareConfig
 from datasets.listing import Listing, hash_files, list_visible, read_files
 

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 from ray.cluster_utils import Cluster
 
-from datasets import shards, storage
+from cluster.io import storage
+from datasets import shards
 from datasets.staging import write_images
 
 if TYPE_CHECKING:

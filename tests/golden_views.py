@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from datasets import storage
+from cluster.io import storage
 from datasets.shards import Manifest, Shard, Split, write_manifest
 from trainers import checkpoint
 from trainers.checkpoint import Progress

@@ -17,7 +17,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datasets import features, fields, records, shards
+from cluster.io import fields, records
+from datasets import features, shards
 from datasets.config import IngestConfig
 from tests.conftest import ROOT, write_shards
 from tests.sweeps import write_sweep, write_test

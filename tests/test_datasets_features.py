@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 import ray
 
-from datasets import storage
+from cluster.io import storage
 from datasets.config import IngestConfig
 from datasets.epochs import stream
 from datasets.feature_builder import Built, Entry, build_features

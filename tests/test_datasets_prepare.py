@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from datasets import storage
+from cluster.io import storage
 from datasets.config import PrepareConfig, SyntheticConfig
 from datasets.images import load_image, to_jpeg
 from datasets.partition import identify

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
-from datasets import storage
+from cluster.io import storage
 from datasets.__main__ import main as run_datasets
 from datasets.config import PrepareConfig
 from datasets.prepare import prepare
@@ -121,7 +121,7 @@ def test_a_large_object_arrives_whole() -> None:
 def test_a_writer_killed_in_an_upload_leaves_the_old_object(bucket: Any) -> None:
     storage.write_bytes("s3://thaw/kill/it", b"old")
     code = (
-        "from datasets import storage\n"
+        "from cluster.io import storage\n"
         f"storage.write_bytes('s3://thaw/kill/it', bytes({4 * LARGE}))"
     )
     writer = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 
-from datasets import storage
+from cluster.io import storage
 from tests.conftest import ROOT
 
 
@@ -57,7 +57,7 @@ def test_hugging_face_is_read_by_its_own_package() -> None:
 def test_a_missing_package_is_named_with_the_command_that_brings_it() -> None:
     code = (
         "import sys; sys.modules['huggingface_hub'] = None\n"
-        "from datasets import storage; storage.resolve('hf://datasets/owner/cars')"
+        "from cluster.io import storage; storage.resolve('hf://datasets/owner/cars')"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
 

@@ -17,8 +17,8 @@ import pytest
 from rich.console import Console
 
 from cluster import entry
-from datasets import terminal
-from datasets.terminal import Pace, count, describe_rate, describe_s, show, tell
+from cluster.io import terminal
+from cluster.io.terminal import Pace, count, describe_rate, describe_s, show, tell
 from tests.conftest import ROOT
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")

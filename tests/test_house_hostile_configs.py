@@ -15,8 +15,8 @@ import datasets.__main__ as datasets_main
 import trainers.__main__ as trainers_main
 import tuning.__main__ as tuning_main
 from cluster.config import ClusterConfig
+from cluster.io.fields import MAX_COUNT, MAX_FLOAT, build, check_fields, holds_credentials
 from datasets.config import PrepareConfig
-from datasets.fields import MAX_COUNT, MAX_FLOAT, build, check_fields, holds_credentials
 from trainers.config import FinetuneConfig, ScheduleConfig, TrackConfig
 from trainers.track import TrackVerb
 from tuning.config import TuningConfig

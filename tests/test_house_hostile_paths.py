@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pyarrow import fs
 
-from datasets import storage
+from cluster.io import storage
 from datasets.features import Part, View, read_view, write_view
 from datasets.shards import Manifest, read_manifest, write_manifest
 from tests.conftest import WriteData

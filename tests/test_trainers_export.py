@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from huggingface_hub import ModelCard
 
-from datasets import storage
+from cluster.io import storage
 from trainers import checkpoint, export, formats
 from trainers.backbones import build
 from trainers.checkpoint import Progress

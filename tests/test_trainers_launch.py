@@ -15,8 +15,8 @@ import safetensors.torch
 import torch
 from ray.util.state import list_actors
 
+from cluster.io import storage
 from cluster.runtime import find_resources
-from datasets import storage
 from tests.conftest import WriteData, flip_byte, living_workers, small_training
 from trainers import checkpoint, launch
 from trainers.config import (

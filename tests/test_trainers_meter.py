@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from datasets import terminal
+from cluster.io import terminal
 from datasets.shards import Manifest, Split
 from trainers import metrics
 from trainers.config import FinetuneConfig

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from datasets import storage
+from cluster.io import storage
 from tests.conftest import small_training
 from tests.test_trainers_mirror import (
     OFFLINE,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from datasets import storage
+from cluster.io import storage
 from trainers import tracking
 from trainers.checkpoint import Progress
 from trainers.config import TrackConfig

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import wandb
 
-from datasets import storage
+from cluster.io import storage
 from tests.conftest import ROOT, small_training
 from tests.test_trainers_mirror import end_of_epoch, row, write_progress, write_result
 from tests.wandb_server import WandbServer

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torchvision import models
 
-from datasets import storage
+from cluster.io import storage
 from tests.test_trainers_backbones import KERAS_TABLE
 from trainers import measure, zoo
 from trainers.__main__ import parse

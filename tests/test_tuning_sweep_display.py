@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from datasets import storage, terminal
+from cluster.io import storage, terminal
 from datasets.shards import Manifest, Split
 from trainers.config import FinetuneConfig
 from tuning import sweep_display

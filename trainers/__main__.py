@@ -6,9 +6,9 @@ from typing import Any
 import tyro
 
 from cluster.entry import run_room
+from cluster.io import terminal
+from cluster.io.fields import check_fields
 from cluster.runtime import connect
-from datasets import terminal
-from datasets.fields import check_fields
 from trainers import launch, metrics
 from trainers.config import FinetuneConfig
 from trainers.evaluate import EvaluateConfig, run_evaluation

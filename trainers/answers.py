@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
-from datasets import storage
+from cluster.io import storage
+from cluster.io.terminal import count
 from datasets.epochs import stream
 from datasets.plan import LOST, EpochOrder, RowGroups, plan_epochs
 from datasets.read import read_chunk
 from datasets.shards import Manifest, Split
-from datasets.terminal import count
 from trainers.config import FinetuneConfig
 from trainers.feed import Place, to_device
 from trainers.scores import Measures, Scores

@@ -20,8 +20,8 @@ from typing import Any
 
 from torch import Tensor
 
-from datasets import fields, storage
-from datasets.records import read_object
+from cluster.io import fields, storage
+from cluster.io.records import read_object
 from trainers.tensors import parse_safetensors
 
 logger = logging.getLogger(__name__)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from cluster.config import ClusterConfig
+from cluster.io.fields import build, check_fields
 from datasets.config import (
     IngestConfig,
     require,
@@ -15,7 +16,6 @@ from datasets.config import (
     require_not_negative,
     require_positive,
 )
-from datasets.fields import build, check_fields
 
 PRETRAINED = ("imagenet", "imagenet_v1", "imagenet_v2", "file")
 RANDOM = ("xavier", "he", "normal", "orthogonal", "zeros")

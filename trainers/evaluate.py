@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from cluster.io import storage
 from cluster.runtime import connect
-from datasets import storage
 from datasets.shards import Manifest, read_manifest
 from trainers import pictures, runs
 from trainers.answers import measure, read_views

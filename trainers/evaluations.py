@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from datasets import storage
-from datasets.records import read_object
+from cluster.io import storage
+from cluster.io.records import read_object
 
 PREDICTIONS = "predictions.parquet"
 

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cluster.io import storage
 from cluster.runtime import connect
-from datasets import storage
 from datasets.config import require, require_at_least
 from datasets.shards import Manifest, read_manifest
 from trainers import runs

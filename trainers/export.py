@@ -14,9 +14,9 @@ from typing import Literal
 import torch
 
 from cluster.entry import ROOT
-from datasets import storage
+from cluster.io import storage
+from cluster.io.records import read_json
 from datasets.config import require
-from datasets.records import read_json
 from trainers.evaluations import read_evaluation
 from trainers.formats import EXPORTERS, Exporter, Run, Subject, require_onnx
 from trainers.model_card import CardFacts, FileFacts, write_card

@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from datasets import storage
+from cluster.io import storage
 from datasets.config import require
 from trainers.backbones import find
 from trainers.inference import InferenceConfig, Network, open_network, run_inference

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights
 
 from cluster.config import ClusterConfig, Device
+from cluster.io import storage
+from cluster.io.terminal import tell
 from cluster.runtime import connect
 from cluster.scaling import plan_workers
-from datasets import storage
 from datasets.collection import lies_in, list_images
 from datasets.config import (
     SIZES_PX,
@@ -29,7 +30,6 @@ from datasets.config import (
 )
 from datasets.inference import Outcome, Workers, infer
 from datasets.partition import tally_reasons
-from datasets.terminal import tell
 from trainers.backbones import build, find, require_size
 from trainers.config import FinetuneConfig, ModelConfig
 from trainers.initializers import initialize, pretrained_available

@@ -13,7 +13,7 @@ import torch
 from pyarrow import fs
 from torch import Tensor, nn
 
-from datasets import storage
+from cluster.io import storage
 from trainers.backbones import find
 from trainers.config import RANDOM, ModelConfig
 from trainers.published import Published

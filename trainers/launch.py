@@ -13,9 +13,9 @@ import ray.train
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from cluster.io import storage
 from cluster.runtime import WORKER_ENV, Resources, find_resources
 from cluster.scaling import WorkerPlan, in_process, plan_workers
-from datasets import storage
 from datasets.config import require
 from datasets.memory import choose_ingest, open_memory
 from datasets.shards import Manifest, read_manifest

@@ -15,7 +15,7 @@ import torch
 from ray.train.collective import broadcast_from_rank_zero
 from torch import nn
 
-from datasets import storage
+from cluster.io import storage
 from datasets.shards import Manifest, read_manifest
 from trainers import checkpoint, metrics
 from trainers.checkpoint import Progress

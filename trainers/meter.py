@@ -5,8 +5,8 @@ from typing import Any
 
 from rich.table import Table
 
+from cluster.io.terminal import Pace, describe_rate, describe_s, draw_bar
 from datasets.shards import Manifest
-from datasets.terminal import Pace, describe_rate, describe_s, draw_bar
 from trainers import metrics
 from trainers.config import FinetuneConfig
 

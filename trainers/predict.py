@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from datasets import storage
+from cluster.io import storage
 from datasets.config import require_at_least
 from trainers.inference import InferenceConfig, open_network, run_inference
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from datasets import storage
+from cluster.io import storage
+from cluster.io.records import damaged, read_object
 from datasets.config import require
-from datasets.records import damaged, read_object
 from datasets.shards import read_manifest
 from trainers import checkpoint, metrics
 from trainers.backbones import build

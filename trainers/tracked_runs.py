@@ -19,8 +19,8 @@ from typing import Any
 
 from pyarrow import fs
 
-from datasets import storage
-from datasets.records import damaged, read_object
+from cluster.io import storage
+from cluster.io.records import damaged, read_object
 
 WANDB = str(Path(sys.executable).with_name("wandb"))
 READER_TIMEOUT_S = 120

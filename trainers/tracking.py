@@ -8,9 +8,9 @@ import os
 import time
 from typing import Any
 
-from datasets import storage
-from datasets.fields import take_object
-from datasets.records import damaged, parse_json
+from cluster.io import storage
+from cluster.io.fields import take_object
+from cluster.io.records import damaged, parse_json
 from trainers import metrics
 from trainers.config import TrackConfig
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, distributed
 
-from datasets import storage
+from cluster.io import storage
 from datasets.plan import LOST
 from trainers import checkpoint
 from trainers.answers import name_classes

@@ -10,7 +10,7 @@ from typing import Any
 
 import wandb
 
-from datasets import storage
+from cluster.io import storage
 from datasets.shards import Manifest
 from trainers import checkpoint
 from trainers.checkpoint import Progress

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from datasets import storage
+from cluster.io import storage
 from datasets.shards import read_manifest
 from trainers import checkpoint
 from trainers.evaluations import PREDICTIONS, folder_of

@@ -18,7 +18,7 @@ from pyarrow import fs
 from wandb.sdk import wandb_setup
 from wandb.sdk.mailbox import HandleAbandonedError
 
-from datasets import storage
+from cluster.io import storage
 from trainers.config import TrackConfig
 from trainers.metrics import EPOCH, GLOBAL_STEP, SUMMARIES
 from trainers.tracked_runs import read_id

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from datasets import storage
+from cluster.io import storage
+from cluster.io.terminal import is_quiet
 from datasets.config import require_at_least
-from datasets.terminal import is_quiet
 from trainers.backbones import BACKBONES, find
 from trainers.measure import (
     count_bytes,

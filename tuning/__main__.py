@@ -9,9 +9,9 @@ import tyro
 
 from cluster.config import ClusterConfig, Device
 from cluster.entry import run_room
-from datasets import storage
+from cluster.io import storage
+from cluster.io.fields import check_fields
 from datasets.config import require
-from datasets.fields import check_fields
 from trainers.config import FreezeDepth, Init
 from trainers.recipes import RECIPES
 from tuning.advice import read_advice

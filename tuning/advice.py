@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from datasets import storage
+from cluster.io import storage
+from cluster.io.fields import build
+from cluster.io.records import damaged, read_object
 from datasets.config import require
-from datasets.fields import build
-from datasets.records import damaged, read_object
 from datasets.shards import read_manifest
 from trainers.config import Init
 from trainers.freezing import resolve_depth

@@ -11,8 +11,8 @@ from statistics import median
 from typing import Any, Literal
 
 from cluster.config import ClusterConfig, Device
+from cluster.io import storage
 from cluster.runtime import connect
-from datasets import storage
 from datasets.config import SIZES_PX, IngestConfig, require_at_least, require_between
 from datasets.shards import Manifest
 from trainers import launch

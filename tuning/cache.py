@@ -11,9 +11,9 @@ from pyarrow import fs
 from rich.console import Console
 from rich.table import Table
 
-from datasets import storage
+from cluster.io import storage
+from cluster.io.records import read_object
 from datasets.config import require, require_not_negative
-from datasets.records import read_object
 
 
 @dataclass(frozen=True, kw_only=True)

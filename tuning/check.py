@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from datasets import storage
+from cluster.io import storage
 from datasets.shards import Manifest
 from trainers import launch
 from trainers.runs import FREE_IN_INGEST

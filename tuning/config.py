@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from cluster.io.fields import build, check_fields
 from datasets.config import (
     require,
     require_at_least,
@@ -11,7 +12,6 @@ from datasets.config import (
     require_not_negative,
     require_positive,
 )
-from datasets.fields import build, check_fields
 from trainers.config import FinetuneConfig, FreezeDepth, Init
 
 DEFAULT_TRIALS = 12

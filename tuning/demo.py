@@ -4,11 +4,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from cluster.config import ClusterConfig
+from cluster.io import storage
+from cluster.io.terminal import tell
 from cluster.runtime import connect
-from datasets import storage
 from datasets.config import IngestConfig, PrepareConfig, SyntheticConfig
 from datasets.prepare import prepare
-from datasets.terminal import tell
 from trainers.__main__ import run_training
 from trainers.config import (
     FinetuneConfig,

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from datasets import storage
-from datasets.records import damaged, read_object
+from cluster.io import storage
+from cluster.io.records import damaged, read_object
 from trainers import metrics
 from trainers.evaluations import read_evaluation
 from trainers.model_card import basename, table

@@ -9,8 +9,8 @@ from typing import Any
 
 import safetensors.torch
 
-from datasets import storage
-from datasets.terminal import count, tell
+from cluster.io import storage
+from cluster.io.terminal import count, tell
 from trainers import launch, metrics
 from trainers.config import PRETRAINED, FinetuneConfig
 from trainers.freezing import is_head_only

@@ -10,9 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from datasets import storage
-from datasets.fields import build
-from datasets.records import damaged, read_object
+from cluster.io import storage
+from cluster.io.fields import build
+from cluster.io.records import damaged, read_object
 from trainers import metrics
 from trainers.alerts import learned
 from trainers.tracking import epoch_rows

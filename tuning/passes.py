@@ -6,8 +6,8 @@ from typing import Any
 
 import ray
 
+from cluster.io import storage
 from cluster.scaling import WorkerPlan
-from datasets import storage
 from datasets.feature_builder import Built, Entry, build_features
 from datasets.features import hash_facts
 from datasets.inference import Workers

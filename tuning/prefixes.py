@@ -10,9 +10,9 @@ import ray
 import safetensors.torch
 
 from cluster.config import ClusterConfig
+from cluster.io import storage
 from cluster.runtime import Resources
 from cluster.scaling import plan_workers
-from datasets import storage
 from datasets.feature_builder import Entry
 from datasets.features import Features, load_view, read_view
 from datasets.shards import Manifest

@@ -9,7 +9,7 @@ from typing import Any
 
 from ray.tune.experiment import Trial
 
-from datasets import storage
+from cluster.io import storage
 from trainers import metrics
 from trainers.config import FinetuneConfig
 from trainers.mirror import TRIAL, RunMirror

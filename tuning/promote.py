@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from cluster.config import Device
+from cluster.io import storage
+from cluster.io.terminal import tell
 from cluster.runtime import connect
-from datasets import storage
 from datasets.config import require, require_at_least, require_between
 from datasets.shards import Manifest, read_manifest
-from datasets.terminal import tell
 from trainers import checkpoint, metrics
 from trainers.__main__ import follow_training
 from trainers.config import FinetuneConfig

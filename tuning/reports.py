@@ -6,7 +6,7 @@ from typing import Any
 
 from wandb_workspaces.reports.v2 import interface as wr
 
-from datasets import storage
+from cluster.io import storage
 from trainers import metrics, model_card
 from trainers.metrics import EPOCH, GLOBAL_STEP
 from trainers.mirror import TRIAL

@@ -15,9 +15,9 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from datasets import storage
-from datasets.fields import check_text
-from datasets.records import read_record
+from cluster.io import storage
+from cluster.io.fields import check_text
+from cluster.io.records import read_record
 from trainers import checkpoint, val_predictions
 from trainers.checkpoint import Progress, prefix_uri
 from trainers.config import FinetuneConfig

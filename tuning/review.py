@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 
-from datasets import storage
+from cluster.io import storage
 from tuning.review_data import read_sweep
 from tuning.review_page import render_page
 from tuning.wandb_views import save_views

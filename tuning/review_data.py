@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from datasets import storage
+from cluster.io import storage
 from datasets.shards import Manifest, read_manifest
 from trainers.backbones import find
 from trainers.config import FinetuneConfig

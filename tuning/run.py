@@ -11,10 +11,10 @@ from typing import Any
 
 from ray import tune
 
+from cluster.io import storage, terminal
 from cluster.provenance import find_provenance
 from cluster.runtime import Resources, connect
 from cluster.scaling import in_process, max_concurrent_trials, plan_workers
-from datasets import storage, terminal
 from datasets.shards import Manifest
 from trainers import launch, metrics
 from trainers.freezing import count_frozen, is_head_only

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from datasets.fields import build
+from cluster.io.fields import build
 from tuning.leaderboard import Standing
 from tuning.prefixes import BuiltPrefixes
 from tuning.sharing import SharingPlan

@@ -11,7 +11,7 @@ from ray.tune.execution import class_cache
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from datasets import storage
+from cluster.io import storage
 from trainers import metrics
 from trainers.tracking import epoch_rows
 from tuning.config import DEFAULT_TRIALS, TuningConfig

@@ -10,12 +10,12 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import binomtest
 
+from cluster.io.terminal import count, tell
 from cluster.runtime import Resources
 from cluster.scaling import plan_workers
 from datasets.features import load_view, read_view
 from datasets.plan import LOST
 from datasets.shards import Manifest
-from datasets.terminal import count, tell
 from trainers.backbones import find
 from trainers.config import FinetuneConfig
 from trainers.prefix import open_frozen

@@ -5,10 +5,10 @@ import time
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
-from datasets import storage
-from datasets.fields import take_object
-from datasets.records import damaged, read_record
-from datasets.storage import require_name
+from cluster.io import storage
+from cluster.io.fields import take_object
+from cluster.io.records import damaged, read_record
+from cluster.io.storage import require_name
 from tuning.space import POINT, Point
 
 WRITE_EVERY_S, WRITING_SHARE = 1.0, 0.1

@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Group
 
-from datasets import terminal
+from cluster.io import terminal
 from datasets.shards import Manifest
 from trainers import metrics
 from trainers.meter import Meter

@@ -9,9 +9,9 @@ import ray
 import ray.tune
 from ray.actor import ActorHandle
 
+from cluster.io import storage
 from cluster.runtime import Resources
 from cluster.scaling import in_process, plan_workers
-from datasets import storage
 from trainers import launch, metrics
 from trainers.config import FinetuneConfig
 from trainers.feed import Prefix

@@ -10,8 +10,8 @@ from typing import Any
 import wandb
 from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
-from datasets import storage
-from datasets.records import read_object
+from cluster.io import storage
+from cluster.io.records import read_object
 from tuning.card import read_card
 from tuning.findings import Findings, read_findings
 

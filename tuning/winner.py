@@ -4,7 +4,7 @@ import shlex
 from dataclasses import replace
 from typing import Any
 
-from datasets import storage
+from cluster.io import storage
 from trainers import checkpoint
 from trainers.config import FinetuneConfig
 from trainers.evaluate import evaluate

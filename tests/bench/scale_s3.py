@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import boto3
 
-from datasets import storage
+from cluster.io import storage
 from tests import s3_server
 
 BUCKET = "thaw"

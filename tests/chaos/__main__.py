@@ -17,7 +17,7 @@ from pathlib import Path
 
 import tyro
 
-from datasets import terminal
+from cluster.io import terminal
 from tests.chaos.arena import Arena
 from tests.chaos.checks import Unfit
 from tests.chaos.faults import FAULTS

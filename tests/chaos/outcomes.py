@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from datasets import storage
+from cluster.io import storage
 
 
 @dataclass(frozen=True, kw_only=True)

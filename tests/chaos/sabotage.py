@@ -103,7 +103,7 @@ def only_for(plan: Plan, config: Any) -> Plan:
 @contextmanager
 def sabotaged(plan: Plan, run: str, rank: int = 0, world_size: int = 1) -> Iterator[None]:
     """Strike this process while the body trains, and note each step it took."""
-    from datasets import storage
+    from cluster.io import storage
     from trainers import loop
     from trainers.feed import Feed
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
-from datasets.terminal import count
+from cluster.io.terminal import count
 
 
 def collect(tables: Iterable[pa.Table], num_images: int, what: str) -> pa.Table:

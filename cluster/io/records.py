@@ -7,8 +7,8 @@ travel, as a caller may know what they mean.
 import json
 from typing import Any, TypeVar
 
-from datasets import storage
-from datasets.fields import build, take_object
+from cluster.io import storage
+from cluster.io.fields import build, take_object
 
 MAX_DEPTH = 50
 """Of lists and objects in each other; ours have a tenth of it."""
