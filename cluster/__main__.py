@@ -11,7 +11,7 @@ from typing import Any
 import tyro
 
 from cluster.config import DoctorConfig, SubmitConfig
-from cluster.doctor import run_doctor
+from cluster.doctor.doctor import run_doctor
 from cluster.entry import print_verbs, run_room
 from cluster.io.fields import check_fields
 from cluster.jobs import JobConfig, LogsConfig, run_logs, run_status, run_stop
@@ -101,9 +101,9 @@ def parse(arguments: Sequence[str]) -> Any:
 
 
 def _run_doctor(config: DoctorConfig) -> None:
+    from cluster.doctor.all_reduce import time_all_reduce
     from cluster.io import storage
     from datasets.shards import read_manifest
-    from trainers.all_reduce import time_all_reduce
 
     tools = Tools(
         absolute=storage.absolute,

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 
 class AllReduce(Protocol):
-    """`trainers.all_reduce.time_all_reduce`: bytes per second that ranks add up."""
+    """`cluster.doctor.all_reduce.time_all_reduce`: bytes per second that ranks add up."""
 
     def __call__(
         self, rank: int, world_size: int, address: str, *, use_gpu: bool, timeout_s: float

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cluster import checks, probes
-from cluster.findings import Finding, fail, list_names
-from cluster.nodes import Node, Trouble
-from cluster.pair import choose_pair
-from cluster.storage_checks import judge_data
-from cluster.wandb_reach import check_wandb
+from cluster.doctor.doctor import checks, probes
+from cluster.doctor.findings import Finding, fail, list_names
+from cluster.doctor.nodes import Node, Trouble
+from cluster.doctor.pair import choose_pair
+from cluster.doctor.storage_checks import judge_data
+from cluster.doctor.wandb_reach import check_wandb
 from tests.wandb_server import KEY, WandbServer
 
 GIB = 2**30

@@ -16,8 +16,8 @@ import ray
 
 from cluster import __main__ as cluster_main
 from cluster.config import DoctorConfig
-from cluster.findings import Finding, to_json
-from cluster.nodes import find_nodes
+from cluster.doctor.findings import Finding, to_json
+from cluster.doctor.nodes import find_nodes
 from tests.conftest import ROOT, WriteData
 from tests.job_server import TokenCluster
 
@@ -241,7 +241,7 @@ def test_nodes_of_one_address_are_told_apart(ray_cluster: str) -> None:
 
 
 def test_json_says_what_the_docstring_says() -> None:
-    import cluster.doctor
+    import cluster.doctor.doctor
 
     finding = Finding(check="out", level="fail", text="no", remedy="yes", nodes=("a",))
     report = to_json("head:6379", [finding])

@@ -22,8 +22,9 @@ from math import inf
 
 import ray
 
-from cluster import probes, runtime
-from cluster.checks import (
+from cluster import runtime
+from cluster.config import DoctorConfig
+from cluster.doctor.checks import (
     judge_auth,
     judge_clock,
     judge_datasets,
@@ -32,13 +33,13 @@ from cluster.checks import (
     judge_space,
     judge_versions,
 )
-from cluster.config import DoctorConfig
-from cluster.findings import Finding, fail, has_failed, summarize, to_json
-from cluster.nodes import Answers, Examiners, Trouble, find_nodes
-from cluster.pair import check_all_reduce
-from cluster.storage_checks import ask_data, ask_out, judge_data
+from cluster.doctor.doctor import probes
+from cluster.doctor.findings import Finding, fail, has_failed, summarize, to_json
+from cluster.doctor.nodes import Answers, Examiners, Trouble, find_nodes
+from cluster.doctor.pair import check_all_reduce
+from cluster.doctor.storage_checks import ask_data, ask_out, judge_data
+from cluster.doctor.wandb_reach import check_wandb
 from cluster.tools import Tools
-from cluster.wandb_reach import check_wandb
 
 CLOCK_ROUNDS = 3
 

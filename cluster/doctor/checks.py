@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from cluster.findings import Finding, fail, group, ok, warn
-from cluster.nodes import Answers, Node, Trouble
-from cluster.probes import DECODERS
+from cluster.doctor.findings import Finding, fail, group, ok, warn
+from cluster.doctor.nodes import Answers, Node, Trouble
+from cluster.doctor.probes import DECODERS
 
 SPILL_LIMIT = 0.95
 """Ray writes no object to a disk that is fuller than this."""

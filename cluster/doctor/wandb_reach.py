@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 
-from cluster.findings import Finding, fail, ok, shorten, warn
+from cluster.doctor.findings import Finding, fail, ok, shorten, warn
 
 SERVER = "https://api.wandb.ai"
 TIMEOUT_S = 10.0

@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.findings import shorten
+from cluster.doctor.findings import shorten
 
 THREADS = 16
 """Questions a node answers at the same time, more than there are."""

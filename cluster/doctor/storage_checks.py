@@ -2,9 +2,9 @@
 
 import uuid
 
-from cluster.checks import LOOK_AT_NODE, separate
-from cluster.findings import Finding, fail, group, ok, shorten
-from cluster.nodes import Answers, Examiners, Question, Trouble
+from cluster.doctor.checks import LOOK_AT_NODE, separate
+from cluster.doctor.findings import Finding, fail, group, ok, shorten
+from cluster.doctor.nodes import Answers, Examiners, Question, Trouble
 from cluster.tools import Tools
 
 SHARE = (

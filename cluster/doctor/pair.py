@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import ray
 
-from cluster.findings import Finding, fail, ok
-from cluster.nodes import Examiners, Node, Trouble, on_node, receive
+from cluster.doctor.findings import Finding, fail, ok
+from cluster.doctor.nodes import Examiners, Node, Trouble, on_node, receive
 from cluster.tools import AllReduce
 
 OPEN_PORTS = (
