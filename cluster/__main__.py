@@ -14,8 +14,8 @@ from cluster.config import DoctorConfig, SubmitConfig
 from cluster.doctor.doctor import run_doctor
 from cluster.entry import print_verbs, run_room
 from cluster.io.fields import check_fields
-from cluster.jobs import JobConfig, LogsConfig, run_logs, run_status, run_stop
-from cluster.submit import run_submit
+from cluster.jobs.jobs import JobConfig, LogsConfig, run_logs, run_status, run_stop
+from cluster.jobs.submit import run_submit
 from cluster.tools import Tools
 
 DOCTOR_HELP = """Look over a cluster before anything runs on it.

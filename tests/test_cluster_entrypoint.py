@@ -13,9 +13,9 @@ import pytest
 from cluster import __main__ as cluster_main
 from cluster.config import DoctorConfig, SubmitConfig
 from cluster.entry import run_room
-from cluster.entrypoint import PATH_FIELDS, check_command
-from cluster.jobs import LogsConfig
-from cluster.package import list_files, pack
+from cluster.jobs.entrypoint import PATH_FIELDS, check_command
+from cluster.jobs.jobs import LogsConfig
+from cluster.jobs.package import list_files, pack
 from cluster.runtime import NOT_SHIPPED
 from cluster.secrets import find_secret, refuse_secrets_in_files, refuse_secrets_in_words
 from tests.conftest import ROOT
@@ -93,7 +93,9 @@ def test_this_folder_holds_no_secret_and_is_what_ray_would_send(tmp_path: Path) 
     with zipfile.ZipFile(package.path) as ours, zipfile.ZipFile(tmp_path / "rays.zip") as rays:
         names = set(ours.namelist())
         assert names == {name for name in rays.namelist() if not name.endswith("/")}
-        assert ours.read("cluster/package.py") == (ROOT / "cluster/package.py").read_bytes()
+        assert (
+            ours.read("cluster/jobs/package.py") == (ROOT / "cluster/jobs/package.py").read_bytes()
+        )
     assert {name.split("/")[0] for name in names} == {
         "cluster", "datasets", "trainers", "tuning", "tests",
     }  # fmt: skip

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.jobs import STOP_WAIT_S
+from cluster.jobs.jobs import STOP_WAIT_S
 from tests.conftest import ROOT
 from tests.job_server import TOKEN, Proxy, TokenCluster
 
@@ -175,7 +175,7 @@ def test_other_versions_are_refused(token_cluster: TokenCluster, tmp_path: Path)
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 0.0.1\n")
     check = (
-        "import sys; from cluster.job_server import JobServer; from cluster import submit; "
+        "import sys; from cluster.jobs.job_server import JobServer; from cluster import submit; "
         "submit.refuse_other_versions(JobServer(sys.argv[1]), 'other-versions', 10)"
     )
     done = subprocess.run(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cluster.entry import ROOT
-from cluster.entrypoint import PATH_FIELDS
+from cluster.jobs.entrypoint import PATH_FIELDS
 from tests.k8s import __main__ as door
 from tests.k8s import crds
 from tests.k8s.checker import check

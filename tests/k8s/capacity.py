@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from cluster.config import ClusterConfig
-from cluster.entrypoint import PATH_FIELDS
+from cluster.jobs.entrypoint import PATH_FIELDS
 from cluster.runtime import Resources
 from cluster.scaling import plan_workers
 from tests.k8s.entrypoints import Command, configs_of

@@ -16,10 +16,10 @@ from ray.job_submission import JobDetails
 
 from cluster.config import SubmitConfig
 from cluster.entry import ROOT
-from cluster.entrypoint import ParseRoom, check_command
-from cluster.job_server import JobServer, OutOfReach, has_ended
-from cluster.jobs import STOP_WAIT_S, follow_to_end, tell, write
-from cluster.package import list_files, pack
+from cluster.jobs.entrypoint import ParseRoom, check_command
+from cluster.jobs.job_server import JobServer, OutOfReach, has_ended
+from cluster.jobs.jobs import STOP_WAIT_S, follow_to_end, tell, write
+from cluster.jobs.package import list_files, pack
 from cluster.provenance import COMMIT_VAR, PACKAGES, find_commit
 from cluster.secrets import refuse_secrets_in_files, refuse_secrets_in_words
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from ray.job_submission import JobDetails
 
-from cluster.job_server import JobServer, Lost, OutOfReach, has_ended
+from cluster.jobs.job_server import JobServer, Lost, OutOfReach, has_ended
 
 IDLE_S = 60.0
 """Silence after which the server is asked whether there is news: a stream may be dead, and not say

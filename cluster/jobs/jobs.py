@@ -13,8 +13,8 @@ from ray.job_submission import JobDetails, JobStatus
 
 from cluster.config import SubmitConfig, require_seconds
 from cluster.entry import QUIET_VAR
-from cluster.job_server import JobServer, has_ended
-from cluster.stream import Follower
+from cluster.jobs.job_server import JobServer, has_ended
+from cluster.jobs.stream import Follower
 
 STOP_WAIT_S = 30
 """Seconds that a job gets to save its state before it is killed; Ray's default is 3."""
