@@ -9,7 +9,7 @@ from rich.table import Table
 from cluster.entry import print_verbs, run_room
 from cluster.io.fields import check_fields
 from datasets.config import SIZES_PX, Policy, PrepareConfig, require_between, require_positive
-from datasets.partition import tally_reasons
+from datasets.prepare.partition import tally_reasons
 from datasets.shards import read_manifest, read_quarantine
 
 VERBS = {
@@ -108,7 +108,7 @@ def parse(arguments: list[str]) -> PrepareConfig | InfoConfig | PreviewConfig | 
 
 def _prepare(config: PrepareConfig) -> None:
     from cluster import runtime
-    from datasets.prepare import prepare
+    from datasets.prepare.prepare import prepare
 
     runtime.connect(config.address)
     prepare(config)

@@ -15,15 +15,15 @@ from pyarrow import fs
 from cluster.io import storage
 from datasets.config import require
 from datasets.images import BadImage
-from datasets.listing import Reader, find_broken_links, read_files
-from datasets.parquet import (
+from datasets.plan import Chunk, RowGroup
+from datasets.prepare.listing import Reader, find_broken_links, read_files
+from datasets.prepare.parquet import (
     check_image_column,
     is_parquet,
     open_parquet,
     read_rows,
     refer_to_rows,
 )
-from datasets.plan import Chunk, RowGroup
 from datasets.read import rows_of_shards
 from datasets.shards import SPLITS, is_prepared, read_manifest
 

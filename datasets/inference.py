@@ -32,7 +32,7 @@ from cluster.io.progress import collect
 from datasets.augment import augment, view
 from datasets.collection import Collection
 from datasets.images import BadImage, load_image
-from datasets.listing import Reader
+from datasets.prepare.listing import Reader
 from datasets.shards import QUARANTINE_SCHEMA
 
 Compute = Callable[[np.ndarray], dict[str, pa.Array]]

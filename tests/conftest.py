@@ -20,7 +20,7 @@ from ray.cluster_utils import Cluster
 
 from cluster.io import storage
 from datasets import shards
-from datasets.staging import write_images
+from datasets.prepare.staging import write_images
 
 if TYPE_CHECKING:
     from torch import nn

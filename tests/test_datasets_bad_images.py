@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter
 from datasets.collection import list_images
 from datasets.config import PrepareConfig
 from datasets.images import BadImage, load_image, to_jpeg
-from datasets.prepare import prepare
+from datasets.prepare.prepare import prepare
 from datasets.shards import Manifest, read_manifest
 from tests.bad_images import KINDS, PAGE, Kind, put, write_page
 from tests.conftest import draw_image
@@ -190,7 +190,7 @@ def test_predict_lists_what_prepare_lists(tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
-    from datasets.sources import SOURCES
+    from datasets.prepare.sources import SOURCES
 
     folder = tmp_path / "audi"
     folder.mkdir()

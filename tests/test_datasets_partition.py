@@ -3,7 +3,7 @@ from collections import Counter
 
 import pytest
 
-from datasets.partition import (
+from datasets.prepare.partition import (
     assign_splits,
     cut_row_groups,
     fingerprint,

@@ -18,11 +18,11 @@ from PIL import Image
 from cluster.io import storage
 from datasets.config import PrepareConfig, SyntheticConfig
 from datasets.images import load_image, to_jpeg
-from datasets.partition import identify
-from datasets.prepare import prepare
+from datasets.prepare.partition import identify
+from datasets.prepare.prepare import prepare
+from datasets.prepare.staging import stage_images
 from datasets.preview import preview
 from datasets.shards import SHARD_SCHEMA, Manifest, read_manifest
-from datasets.staging import stage_images
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -210,7 +210,7 @@ def test_killed_before_the_manifest_there_is_no_data_set(ray_cluster, photos):
     write(photos / "train/ram/new.jpg", encode(5000))
     script = (
         "import os, ray, signal, sys\n"
-        "from datasets import prepare\n"
+        "from datasets.prepare.prepare import prepare\n"
         "from tests.test_datasets_prepare import Path, options\n"
         "prepare.write_manifest = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "ray.init(sys.argv[1])\n"
@@ -236,7 +236,7 @@ def test_error_on_the_way_leaves_no_data_set(ray_cluster, photos, monkeypatch):
 
     config = options(photos)
     with monkeypatch.context() as patched:
-        patched.setattr("datasets.prepare.write_manifest", fail)
+        patched.setattr("datasets.prepare.prepare.write_manifest", fail)
         with pytest.raises(OSError, match="No space left"):
             prepare(config)
     assert not any(name.startswith((".staging", "manifest")) for name in list_files(config.out))

@@ -12,9 +12,9 @@ import pytest
 from datasets import read
 from datasets.config import IngestConfig
 from datasets.plan import LOST, Chunk, plan_epochs
+from datasets.prepare.staging import write_images
 from datasets.read import read_chunk
 from datasets.shards import checksum, read_manifest
-from datasets.staging import write_images
 from tests.conftest import flip_byte
 
 INGEST = IngestConfig(size_px=32, policy="cars", interleave=2)

@@ -29,7 +29,7 @@ from pyarrow import fs
 from cluster.io import storage
 from datasets.__main__ import main as run_datasets
 from datasets.config import PrepareConfig
-from datasets.prepare import prepare
+from datasets.prepare.prepare import prepare
 from datasets.shards import Manifest, read_manifest
 from tests.conftest import ROOT, draw_image
 from tests.s3_server import SECRET, Proxy, environment, serve_s3

@@ -12,7 +12,7 @@ from scipy.io import savemat
 from datasets import synthetic
 from datasets.config import PrepareConfig, SyntheticConfig
 from datasets.images import BadImage, encode_jpeg
-from datasets.sources import SOURCES
+from datasets.prepare.sources import SOURCES
 
 
 def list_source(source, root, **options):

@@ -29,7 +29,7 @@ from datasets.config import (
     require_between,
 )
 from datasets.inference import Outcome, Workers, infer
-from datasets.partition import tally_reasons
+from datasets.prepare.partition import tally_reasons
 from trainers.backbones import build, find, require_size
 from trainers.config import FinetuneConfig, ModelConfig
 from trainers.initializers import initialize, pretrained_available

@@ -8,7 +8,7 @@ from cluster.io import storage
 from cluster.io.terminal import tell
 from cluster.runtime import connect
 from datasets.config import IngestConfig, PrepareConfig, SyntheticConfig
-from datasets.prepare import prepare
+from datasets.prepare.prepare import prepare
 from trainers.__main__ import run_training
 from trainers.config import (
     FinetuneConfig,

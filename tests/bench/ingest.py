@@ -22,7 +22,7 @@ from datasets.config import IngestConfig, PrepareConfig
 from datasets.epochs import stream
 from datasets.memory import open_memory
 from datasets.plan import plan_epochs
-from datasets.prepare import prepare
+from datasets.prepare.prepare import prepare
 from datasets.shards import read_manifest
 from tests.bench.peers import (
     BATCH_SIZE,

@@ -3,8 +3,8 @@
 import random
 
 from datasets.config import IngestConfig
-from datasets.partition import cut_row_groups
 from datasets.plan import Plan, plan_epochs
+from datasets.prepare.partition import cut_row_groups
 from datasets.shards import Manifest, Shard, Split
 
 ROW_GROUP, SHARD_BYTES = 64, 128 * 2**20  # defaults of PrepareConfig

@@ -22,8 +22,8 @@ from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinato
 from datasets import read
 from datasets.features import count_bytes
 from datasets.plan import RowGroups
+from datasets.prepare.staging import write_images
 from datasets.shards import SHARD_SCHEMA, Manifest, read_manifest, write_manifest
-from datasets.staging import write_images
 from tests.bench.scale_constants import exponent, write_part
 from tests.bench.scale_data import paper_manifest, paper_plan
 from tests.bench.scale_ranks import measure_ranks, measure_workers

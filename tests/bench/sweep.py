@@ -13,7 +13,7 @@ from typing import Any
 
 from cluster.runtime import connect
 from datasets.config import IngestConfig, PrepareConfig
-from datasets.prepare import prepare
+from datasets.prepare.prepare import prepare
 from tests.bench.plain_sweep import run_trials
 from tests.bench.report import report, to_row
 from trainers.config import FinetuneConfig, ModelConfig, OptimConfig, TrackConfig

@@ -15,7 +15,7 @@ from pyarrow import fs
 from cluster.io import storage
 from datasets.config import PrepareConfig, require
 from datasets.images import BadImage
-from datasets.listing import SPLIT_OF_NAME, Listing, hash_files
+from datasets.prepare.listing import SPLIT_OF_NAME, Listing, hash_files
 
 
 def list_parquet(config: PrepareConfig) -> Listing:

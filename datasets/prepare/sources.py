@@ -6,10 +6,18 @@ from functools import partial
 import pyarrow as pa
 
 from cluster.io import storage
-from datasets import parquet, stanford, synthetic
+from datasets import synthetic
 from datasets.config import PrepareConfig, SyntheticConfig
 from datasets.images import BadImage, encode_jpeg
-from datasets.listing import SPLIT_OF_NAME, Listing, hash_files, is_folder, list_visible, read_files
+from datasets.prepare.listing import (
+    SPLIT_OF_NAME,
+    Listing,
+    hash_files,
+    is_folder,
+    list_visible,
+    read_files,
+)
+from datasets.prepare.prepare import parquet, stanford
 
 
 def list_folder(config: PrepareConfig) -> Listing:

@@ -11,8 +11,8 @@ from PIL import Image
 from cluster.io import storage
 from datasets.config import PrepareConfig
 from datasets.images import BadImage, to_jpeg
-from datasets.listing import Reader
-from datasets.partition import identify
+from datasets.prepare.listing import Reader
+from datasets.prepare.partition import identify
 from datasets.shards import SHARD_SCHEMA, checksum
 
 # A shard takes few rows of each staged file: with small row groups it reads little else.

@@ -25,12 +25,12 @@ from cluster.io import storage
 from cluster.io.progress import collect
 from cluster.io.terminal import count
 from datasets.config import PrepareConfig
-from datasets.listing import Listing
-from datasets.partition import assign_splits, cut_row_groups, fingerprint, tally_reasons
+from datasets.prepare.existing import clear, find_standing
+from datasets.prepare.listing import Listing
+from datasets.prepare.partition import assign_splits, cut_row_groups, fingerprint, tally_reasons
+from datasets.prepare.sources import SOURCES
+from datasets.prepare.staging import fill_shard, stage_images, write_images
 from datasets.shards import QUARANTINE_SCHEMA, SPLITS, Manifest, Shard, Split, write_manifest
-from datasets.sources import SOURCES
-from datasets.staging import fill_shard, stage_images, write_images
-from datasets.standing import clear, find_standing
 
 _MIN_TASK_IMAGES, _MAX_TASK_IMAGES = 16, 500
 _IDENTITY = ("split", "image_id", "label")

@@ -9,7 +9,7 @@ from scipy.io import loadmat
 
 from cluster.io import storage
 from datasets.config import PrepareConfig
-from datasets.listing import Listing, hash_files, list_visible, read_files
+from datasets.prepare.listing import Listing, hash_files, list_visible, read_files
 
 
 def list_stanford(config: PrepareConfig) -> Listing:
