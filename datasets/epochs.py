@@ -28,8 +28,8 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
 from datasets.config import IngestConfig
-from datasets.features import FeatureArrays, Features, read_features
 from datasets.memory import Memory
+from datasets.passes.features import FeatureArrays, Features, read_features
 from datasets.plan import Chunk, Plan
 from datasets.read import read_chunk
 from datasets.share import give_share

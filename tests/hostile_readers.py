@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.io import fields, records
-from datasets import features, shards
+from datasets import shards
 from datasets.config import IngestConfig
+from datasets.passes import features
 from tests.conftest import ROOT, write_shards
 from tests.sweeps import write_sweep, write_test
 from trainers import checkpoint, evaluations, runs, tracking

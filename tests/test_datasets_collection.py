@@ -11,9 +11,9 @@ import pytest
 
 from datasets import shards
 from datasets.augment import view
-from datasets.collection import lies_in, list_images
 from datasets.images import BadImage
-from datasets.inference import choose_block_images, load_views
+from datasets.passes.collection import lies_in, list_images
+from datasets.passes.inference import choose_block_images, load_views
 from tests.conftest import draw_image, flip_byte
 
 

@@ -13,8 +13,8 @@ import ray
 from cluster.io import storage
 from datasets.config import IngestConfig
 from datasets.epochs import stream
-from datasets.feature_builder import Built, Entry, build_features
-from datasets.features import (
+from datasets.passes.feature_builder import Built, Entry, build_features
+from datasets.passes.features import (
     DTYPE,
     Features,
     hash_facts,
@@ -23,7 +23,7 @@ from datasets.features import (
     read_view,
     write_part,
 )
-from datasets.inference import Workers
+from datasets.passes.inference import Workers
 from datasets.plan import LOST, plan_epochs
 from datasets.shards import read_manifest
 from tests.conftest import flip_byte

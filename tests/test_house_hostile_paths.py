@@ -10,7 +10,7 @@ import pytest
 from pyarrow import fs
 
 from cluster.io import storage
-from datasets.features import Part, View, read_view, write_view
+from datasets.passes.features import Part, View, read_view, write_view
 from datasets.shards import Manifest, read_manifest, write_manifest
 from tests.conftest import WriteData
 from tests.sweeps import write_sweep

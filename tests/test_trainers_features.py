@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 
-from datasets.inference import open_view
+from datasets.passes.inference import open_view
 from trainers.backbones import BACKBONES, build
 from trainers.features import (
     FeaturesConfig,

@@ -16,8 +16,8 @@ import torch
 import torchvision
 from PIL import Image
 
-import datasets.inference
-from datasets.inference import open_view
+import datasets.passes.inference
+from datasets.passes.inference import open_view
 from tests.conftest import draw_image
 from tests.test_datasets_collection import write_photograph
 from trainers import launch

@@ -12,7 +12,7 @@ from torch import nn
 from cluster.config import ClusterConfig
 from cluster.runtime import find_resources
 from datasets.config import IngestConfig
-from datasets.features import DTYPE
+from datasets.passes.features import DTYPE
 from datasets.shards import read_manifest
 from trainers import backbones, checkpoint, launch, metrics
 from trainers.config import FinetuneConfig, ModelConfig, OptimConfig, TrackConfig

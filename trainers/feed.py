@@ -8,8 +8,8 @@ import torch
 from torch import distributed
 
 from datasets.epochs import Batch, stream
-from datasets.features import Features
 from datasets.memory import Memory
+from datasets.passes.features import Features
 from datasets.plan import Plan, plan_epochs
 from datasets.shards import Manifest
 from trainers.config import FinetuneConfig

@@ -20,7 +20,6 @@ from cluster.io import storage
 from cluster.io.terminal import tell
 from cluster.runtime import connect
 from cluster.scaling import plan_workers
-from datasets.collection import lies_in, list_images
 from datasets.config import (
     SIZES_PX,
     IngestConfig,
@@ -28,7 +27,8 @@ from datasets.config import (
     require_at_least,
     require_between,
 )
-from datasets.inference import Outcome, Workers, infer
+from datasets.passes.collection import lies_in, list_images
+from datasets.passes.inference import Outcome, Workers, infer
 from datasets.prepare.partition import tally_reasons
 from trainers.backbones import build, find, require_size
 from trainers.config import FinetuneConfig, ModelConfig

@@ -8,9 +8,9 @@ import ray
 
 from cluster.io import storage
 from cluster.scaling import WorkerPlan
-from datasets.feature_builder import Built, Entry, build_features
-from datasets.features import hash_facts
-from datasets.inference import Workers
+from datasets.passes.feature_builder import Built, Entry, build_features
+from datasets.passes.features import hash_facts
+from datasets.passes.inference import Workers
 from datasets.shards import Manifest
 from trainers.prefix import FrozenNetwork, PrefixComputer
 

@@ -1,7 +1,7 @@
 """The frozen prefixes of a sweep, built once: features in the cache, tensors beside the trials.
 
 SWEEP/prefixes/NAME.safetensors   the frozen tensors, which the trials' checkpoints lack
-CACHE/features/KEY/               as datasets/features.py lays them out
+CACHE/features/KEY/               as datasets/passes/features.py lays them out
 """
 
 from dataclasses import dataclass, field, replace
@@ -13,8 +13,8 @@ from cluster.config import ClusterConfig
 from cluster.io import storage
 from cluster.runtime import Resources
 from cluster.scaling import plan_workers
-from datasets.feature_builder import Entry
-from datasets.features import Features, load_view, read_view
+from datasets.passes.feature_builder import Entry
+from datasets.passes.features import Features, load_view, read_view
 from datasets.shards import Manifest
 from trainers import feed
 from trainers.prefix import FrozenNetwork, hash_tensors, open_frozen

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from datasets.features import count_bytes
+from datasets.passes.features import count_bytes
 from datasets.shards import Manifest
 from trainers.backbones import find, on_meta
 from trainers.config import FinetuneConfig

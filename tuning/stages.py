@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 from cluster.io.terminal import count, tell
 from cluster.runtime import Resources
 from cluster.scaling import plan_workers
-from datasets.features import load_view, read_view
+from datasets.passes.features import load_view, read_view
 from datasets.plan import LOST
 from datasets.shards import Manifest
 from trainers.backbones import find

@@ -20,7 +20,7 @@ from ray.data._internal.cluster_autoscaler import base_autoscaling_coordinator a
 from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as coordinator
 
 from datasets import read
-from datasets.features import count_bytes
+from datasets.passes.features import count_bytes
 from datasets.plan import RowGroups
 from datasets.prepare.staging import write_images
 from datasets.shards import SHARD_SCHEMA, Manifest, read_manifest, write_manifest

@@ -30,8 +30,8 @@ from ray.data.extensions import ArrowTensorArray
 from cluster.io import storage
 from cluster.io.progress import collect
 from datasets.augment import augment, view
-from datasets.collection import Collection
 from datasets.images import BadImage, load_image
+from datasets.passes.collection import Collection
 from datasets.prepare.listing import Reader
 from datasets.shards import QUARANTINE_SCHEMA
 

@@ -23,7 +23,7 @@ from cluster.io import storage
 from cluster.io.progress import collect
 from datasets.config import IngestConfig
 from datasets.epochs import EpochsDatasource
-from datasets.features import (
+from datasets.passes.features import (
     DTYPE,
     Part,
     View,
@@ -34,7 +34,7 @@ from datasets.features import (
     write_part,
     write_view,
 )
-from datasets.inference import Workers, choose_block_images
+from datasets.passes.inference import Workers, choose_block_images
 from datasets.plan import Chunk, RowGroup, RowGroups
 from datasets.read import read_chunk
 from datasets.shards import Manifest
