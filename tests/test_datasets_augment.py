@@ -15,7 +15,7 @@ from datasets.config import POLICIES, Policy, SyntheticConfig
 from datasets.decode import decode
 from datasets.images import encode_jpeg
 from datasets.policies import JitterColour, colour_matrix
-from datasets.synthetic import render
+from datasets.synthetic.synthetic import render
 
 WHERE = {"seed": 3, "epoch": 1, "image_id": -(2**62) + 5}
 

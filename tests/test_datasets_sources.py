@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from datasets import synthetic
 from datasets.config import PrepareConfig, SyntheticConfig
 from datasets.images import BadImage, encode_jpeg
 from datasets.prepare.sources import SOURCES
+from datasets.synthetic.synthetic import synthetic
 
 
 def list_source(source, root, **options):

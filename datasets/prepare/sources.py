@@ -6,7 +6,6 @@ from functools import partial
 import pyarrow as pa
 
 from cluster.io import storage
-from datasets import synthetic
 from datasets.config import PrepareConfig, SyntheticConfig
 from datasets.images import BadImage, encode_jpeg
 from datasets.prepare.listing import (
@@ -18,6 +17,7 @@ from datasets.prepare.listing import (
     read_files,
 )
 from datasets.prepare.prepare import parquet, stanford
+from datasets.synthetic.synthetic import synthetic
 
 
 def list_folder(config: PrepareConfig) -> Listing:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from datasets.car_view import Camera, Light, fill
+from datasets.synthetic.car_view import Camera, Light, fill
 
 Scene = Callable[[np.ndarray, Camera, np.random.Generator, Light], None]
 

@@ -5,9 +5,16 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from datasets.car_parts import Part, end_parts, side_parts, wheel_parts, wheel_plane, wheel_ring
-from datasets.car_shapes import GLASS, PAINT, End, Shape
-from datasets.car_view import SHIFT, Camera, Colour, Light, fill, line
+from datasets.synthetic.car_parts import (
+    Part,
+    end_parts,
+    side_parts,
+    wheel_parts,
+    wheel_plane,
+    wheel_ring,
+)
+from datasets.synthetic.car_shapes import GLASS, PAINT, End, Shape
+from datasets.synthetic.car_view import SHIFT, Camera, Colour, Light, fill, line
 
 _GLASS_TINT = (22, 27, 32)
 _DULL_INKS: dict[str, Colour] = {

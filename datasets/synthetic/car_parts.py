@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from datasets.car_shapes import Design, End, Shape
+from datasets.synthetic.car_shapes import Design, End, Shape
 
 CIRCLE = np.linspace(0, 2 * np.pi, 25)[:-1]
 

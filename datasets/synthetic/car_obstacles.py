@@ -8,7 +8,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from datasets.car_view import Light, fill
+from datasets.synthetic.car_view import Light, fill
 
 # Outlines of a passer-by one unit tall, standing at (0, 0); y points down.
 _COAT = np.array([
