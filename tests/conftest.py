@@ -246,7 +246,7 @@ def with_head(head: "nn.Module", stem: "nn.Module | None" = None) -> "nn.Module"
 @pytest.fixture
 def toy_backbone(monkeypatch: pytest.MonkeyPatch) -> str:
     """Name of a backbone of one stage, whose networks `with_head` makes."""
-    from trainers.backbones import BACKBONES
+    from trainers.networks.backbones import BACKBONES
 
     toy = replace(BACKBONES["resnet50"], stages=(("stem", ("stem",)),), head="fc")
     monkeypatch.setitem(BACKBONES, "toy", toy)

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 from datasets.config import IngestConfig
 from datasets.shards import Manifest, Shard, Split, read_manifest, write_manifest
 from trainers import metrics
-from trainers.backbones import find
 from trainers.config import FinetuneConfig, ModelConfig
-from trainers.freezing import resolve_depth
+from trainers.networks.backbones import find
+from trainers.networks.freezing import resolve_depth
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.leaderboard import Ended, rank, write_leaderboard
 from tuning.savings import Savings

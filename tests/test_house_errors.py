@@ -131,7 +131,7 @@ def test_a_checkpoint_of_another_class_count_is_refused(
 ) -> None:
     import safetensors.torch
 
-    from trainers.backbones import build
+    from trainers.networks.backbones import build
 
     config = FinetuneConfig(
         data=easy_data, out=str(tmp_path), model=ModelConfig(backbone="mobilenet_v2", init="he")

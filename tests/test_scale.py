@@ -26,10 +26,10 @@ from tests.bench.scale import DOC, PICTURE, fill
 from tests.bench.scale_constants import exponent, read_constants
 from tests.bench.scale_data import count_reads, paper_manifest, paper_plan
 from tests.bench.scale_model import Keeping, Scale, Step, first_size
-from trainers.backbones import on_meta
 from trainers.config import FinetuneConfig, TrackConfig
 from trainers.feed import MAX_NAMES, Feed, Place
 from trainers.launch import plan_ingest
+from trainers.networks.backbones import on_meta
 from tuning import progress, states
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.progress import Progress

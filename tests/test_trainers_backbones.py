@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from trainers.backbones import BACKBONES, build, find, require_size
 from trainers.config import NORMALIZATIONS
-from trainers.freezing import freeze
-from trainers.published import TIMM
+from trainers.networks.backbones import BACKBONES, build, find, require_size
+from trainers.networks.freezing import freeze
+from trainers.networks.published import TIMM
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).resolve().parent.parent

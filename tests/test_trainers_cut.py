@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from trainers.backbones import BACKBONES, build, find, on_meta
 from trainers.config import ModelConfig
-from trainers.cut import Suffix, before, behind, build_prefix
-from trainers.freezing import freeze, train_mode
-from trainers.initializers import initialize
+from trainers.networks.backbones import BACKBONES, build, find, on_meta
+from trainers.networks.cut import Suffix, before, behind, build_prefix
+from trainers.networks.freezing import freeze, train_mode
+from trainers.networks.initializers import initialize
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainers.backbones import build
 from trainers.config import OptimConfig
 from trainers.explain import ExplainConfig, grad_cam, order
+from trainers.networks.backbones import build
 from trainers.step import StepSettings
 
 SETTINGS = StepSettings(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), optim=OptimConfig())

@@ -20,13 +20,13 @@ from huggingface_hub import ModelCard
 
 from cluster.io import storage
 from trainers import checkpoint, export, formats
-from trainers.backbones import build
 from trainers.checkpoint import Progress
 from trainers.config import FinetuneConfig, IngestConfig, ModelConfig, ScheduleConfig
 from trainers.evaluations import read_evaluation
 from trainers.export import ExportConfig, Format, run_export
-from trainers.initializers import initialize
 from trainers.model_card import CardFacts, write_card
+from trainers.networks.backbones import build
+from trainers.networks.initializers import initialize
 from trainers.runs import load_best_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -12,7 +12,6 @@ import timm
 import torch
 
 from datasets.passes.inference import open_view
-from trainers.backbones import BACKBONES, build
 from trainers.features import (
     FeaturesConfig,
     Pooling,
@@ -23,6 +22,7 @@ from trainers.features import (
     run_features,
     to_features,
 )
+from trainers.networks.backbones import BACKBONES, build
 from trainers.settings import step_settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainers.backbones import build, find
 from trainers.config import NORMALIZATIONS, FreezeDepth, ModelConfig, OptimConfig
-from trainers.freezing import freeze, is_head_only, resolve_depth, train_mode
-from trainers.initializers import initialize
+from trainers.networks.backbones import build, find
+from trainers.networks.freezing import freeze, is_head_only, resolve_depth, train_mode
+from trainers.networks.initializers import initialize
 from trainers.optim import build_optimizer
 from trainers.step import StepSettings, normalize, train_step
 

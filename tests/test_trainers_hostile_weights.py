@@ -22,9 +22,9 @@ from tests.conftest import ROOT, with_head
 from trainers import checkpoint
 from trainers.checkpoint import Progress
 from trainers.config import FinetuneConfig, ModelConfig
-from trainers.initializers import MAX_WEIGHTS_BYTES, initialize, read_weights
+from trainers.networks.initializers import MAX_WEIGHTS_BYTES, initialize, read_weights
+from trainers.networks.tensors import load_weights, parse_pickle, parse_safetensors
 from trainers.runs import load_best_model
-from trainers.tensors import load_weights, parse_pickle, parse_safetensors
 
 GIB = 2**30
 Weights = dict[str, Tensor]
@@ -245,7 +245,7 @@ def test_memory_and_time_are_bounded(tmp_path: Path) -> None:
     script = """
         import resource, sys, time
         from pathlib import Path
-        from trainers.tensors import parse_pickle, parse_safetensors
+        from trainers.networks.tensors import parse_pickle, parse_safetensors
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         started = time.monotonic()
         for name, parse in (("bomb", parse_pickle), ("grows", parse_pickle),

@@ -14,10 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers import published
-from trainers.backbones import build, find
 from trainers.config import RANDOM, Init, ModelConfig
-from trainers.initializers import INITIALIZERS, LoadReport, initialize, pretrained_available
+from trainers.networks import published
+from trainers.networks.backbones import build, find
+from trainers.networks.initializers import (
+    INITIALIZERS,
+    LoadReport,
+    initialize,
+    pretrained_available,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SEED = 3

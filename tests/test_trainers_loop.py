@@ -15,7 +15,6 @@ import torch
 from datasets.shards import read_manifest
 from tests.conftest import WriteData, small_training
 from trainers import checkpoint, launch, loop, metrics
-from trainers.backbones import build
 from trainers.checkpoint import Progress
 from trainers.config import (
     ClusterConfig,
@@ -28,7 +27,8 @@ from trainers.config import (
     TrackConfig,
 )
 from trainers.feed import Place
-from trainers.initializers import initialize
+from trainers.networks.backbones import build
+from trainers.networks.initializers import initialize
 from trainers.recorder import Recorder
 from trainers.settings import train_settings
 from trainers.state import TrainState

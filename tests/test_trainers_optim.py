@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tests.conftest import with_head
-from trainers.backbones import build
 from trainers.config import OptimConfig, ScheduleConfig
-from trainers.freezing import freeze
 from trainers.metrics import stage_metrics
+from trainers.networks.backbones import build
+from trainers.networks.freezing import freeze
 from trainers.optim import (
     KERAS_EPSILON,
     build_optimizer,

@@ -10,9 +10,7 @@ from torch.optim import Optimizer
 
 from datasets.plan import LOST
 from tests.conftest import with_head
-from trainers.backbones import build
 from trainers.config import NORMALIZATIONS, LossConfig, OptimConfig
-from trainers.freezing import train_mode
 from trainers.metrics import (
     EVAL_SUMS,
     GRAD_NORM,
@@ -22,6 +20,8 @@ from trainers.metrics import (
     stage_metrics,
 )
 from trainers.mixing import build_mix
+from trainers.networks.backbones import build
+from trainers.networks.freezing import train_mode
 from trainers.optim import build_optimizer
 from trainers.state import WeightAverage
 from trainers.step import StepSettings, eval_step, normalize, train_step

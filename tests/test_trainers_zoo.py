@@ -12,12 +12,18 @@ from torchvision import models
 
 from cluster.io import storage
 from tests.test_trainers_backbones import KERAS_TABLE
-from trainers import measure, zoo
 from trainers.__main__ import parse
-from trainers.backbones import BACKBONES
-from trainers.measure import count_bytes, count_parameters, measure_depth, on_meta, time_step
-from trainers.zoo import KERAS_TOP1, ZooConfig, ZooRow, describe, run_zoo
-from trainers.zoo_picture import draw_zoo
+from trainers.networks import measure, zoo
+from trainers.networks.backbones import BACKBONES
+from trainers.networks.measure import (
+    count_bytes,
+    count_parameters,
+    measure_depth,
+    on_meta,
+    time_step,
+)
+from trainers.networks.zoo import KERAS_TOP1, ZooConfig, ZooRow, describe, run_zoo
+from trainers.networks.zoo_picture import draw_zoo
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FEW = ("lenet5", "mobilenet_v2")

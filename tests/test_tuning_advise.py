@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from datasets.shards import read_manifest, write_manifest
-from trainers.backbones import build, find
 from trainers.config import FinetuneConfig
+from trainers.networks.backbones import build, find
 from tuning import run, stages
 from tuning.__main__ import parse
 from tuning.advice import Advice, advice_uri, read_advice, score_advice

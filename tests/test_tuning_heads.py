@@ -8,9 +8,10 @@ import safetensors.torch
 import torch
 
 from tests.test_tuning_prefixes import build_all, open_store, sweep_of
-from trainers import backbones, metrics
+from trainers import metrics
 from trainers.config import ModelConfig
-from trainers.initializers import head_tensors, initialize
+from trainers.networks import backbones
+from trainers.networks.initializers import head_tensors, initialize
 from trainers.runs import read_result
 from tuning.config import SpaceConfig
 from tuning.heads import train_heads

@@ -14,9 +14,10 @@ from cluster.runtime import find_resources
 from datasets.config import IngestConfig
 from datasets.passes.features import DTYPE
 from datasets.shards import read_manifest
-from trainers import backbones, checkpoint, launch, metrics
+from trainers import checkpoint, launch, metrics
 from trainers.config import FinetuneConfig, ModelConfig, OptimConfig, TrackConfig
-from trainers.cut import Suffix, build_prefix
+from trainers.networks import backbones
+from trainers.networks.cut import Suffix, build_prefix
 from trainers.prefix import hash_tensors
 from trainers.runs import load_best_model
 from trainers.tracking import epoch_rows

@@ -14,7 +14,7 @@ import torch
 from ray.tune.experiment import Trial
 
 from tests.conftest import living_workers
-from trainers import backbones
+from trainers.networks import backbones
 from trainers.tracking import epoch_rows, read_rows
 from tuning import run
 from tuning.__main__ import parse

@@ -21,8 +21,8 @@ from cluster.config import ClusterConfig
 from datasets.config import IngestConfig
 from tests.conftest import ROOT
 from tests.stopped_trials import stop_trials
-from trainers import backbones
 from trainers.config import FinetuneConfig, ModelConfig, TrackConfig
+from trainers.networks import backbones
 from tuning import progress, run
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.run import tune_sweep

@@ -17,10 +17,10 @@ from trainers.export import ExportConfig, run_export
 from trainers.features import FeaturesConfig, run_features
 from trainers.meter import Meter
 from trainers.mirror import RunMirror, follow
+from trainers.networks.zoo import ZooConfig, run_zoo
 from trainers.predict import PredictConfig, run_predict
 from trainers.recipes import RECIPES
 from trainers.track import TrackVerb, run_track
-from trainers.zoo import ZooConfig, run_zoo
 
 HELP = f"""Fine-tune a network on a prepared data set, with DDP under Ray Train.
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from cluster.io import fields, storage
 from cluster.io.records import read_object
-from trainers.tensors import parse_safetensors
+from trainers.networks.tensors import parse_safetensors
 
 logger = logging.getLogger(__name__)
 

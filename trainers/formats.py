@@ -16,8 +16,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from trainers.backbones import build
 from trainers.config import FinetuneConfig
+from trainers.networks.backbones import build
 from trainers.step import RGB, StepSettings
 
 ONNX_PACKAGES = {

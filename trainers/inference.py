@@ -30,9 +30,9 @@ from datasets.config import (
 from datasets.passes.collection import lies_in, list_images
 from datasets.passes.inference import Outcome, Workers, infer
 from datasets.prepare.partition import tally_reasons
-from trainers.backbones import build, find, require_size
 from trainers.config import FinetuneConfig, ModelConfig
-from trainers.initializers import initialize, pretrained_available
+from trainers.networks.backbones import build, find, require_size
+from trainers.networks.initializers import initialize, pretrained_available
 from trainers.runs import load_best_model
 from trainers.settings import step_settings
 from trainers.state import place_model

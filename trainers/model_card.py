@@ -6,9 +6,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from trainers.backbones import find
 from trainers.checkpoint import Progress
 from trainers.config import REPLACED_BY_PHASES, FinetuneConfig
+from trainers.networks.backbones import find
 
 ALWAYS_SHOWN = (
     "epochs",
@@ -226,7 +226,7 @@ def snippet(name: str, facts: CardFacts) -> list[str]:
     load = "from torchvision.models import get_model"
     build = f'get_model("{backbone}", num_classes=len(config["classes"]))'
     if not torchvision:
-        load = "from trainers.backbones import build  # in a clone of Thaw"
+        load = "from trainers.networks.backbones import build  # in a clone of Thaw"
         build = f'build("{backbone}", len(config["classes"]))'
     lines = {
         "safetensors": [

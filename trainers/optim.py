@@ -17,9 +17,9 @@ from torch import (
 )
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from trainers.backbones import find
 from trainers.config import OptimConfig, ScheduleConfig
 from trainers.metrics import CLIPPED_SHARE, GRAD_NORM, GRAD_NORM_AFTER, PEAK_NORM, STAGE_CLIPPING
+from trainers.networks.backbones import find
 
 KERAS_EPSILON = 1e-7
 

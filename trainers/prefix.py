@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 
-from trainers.backbones import build, find
 from trainers.config import FinetuneConfig
-from trainers.cut import before, build_prefix
 from trainers.features import pool
-from trainers.initializers import initialize
+from trainers.networks.backbones import build, find
+from trainers.networks.cut import before, build_prefix
+from trainers.networks.initializers import initialize
 from trainers.settings import step_settings
 from trainers.state import place_model
 from trainers.step import StepSettings, to_inputs

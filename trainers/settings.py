@@ -5,10 +5,10 @@ from dataclasses import replace
 import torch
 
 from datasets.shards import Manifest
-from trainers.backbones import find
 from trainers.config import NORMALIZATIONS, FinetuneConfig
 from trainers.feed import Place
 from trainers.mixing import build_mix
+from trainers.networks.backbones import find
 from trainers.state import autocast_dtype
 from trainers.step import StepSettings
 

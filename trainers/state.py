@@ -17,14 +17,14 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from trainers.backbones import build, find
 from trainers.config import ComputeConfig, FinetuneConfig, Phase
-from trainers.cut import Suffix, behind
 from trainers.feed import Place
-from trainers.freezing import freeze, has_live_batchnorm, resolve_depth, train_mode
-from trainers.initializers import LoadReport, initialize
+from trainers.networks.backbones import build, find
+from trainers.networks.cut import Suffix, behind
+from trainers.networks.freezing import freeze, has_live_batchnorm, resolve_depth, train_mode
+from trainers.networks.initializers import LoadReport, initialize
+from trainers.networks.tensors import load_weights, parse_pickle, parse_safetensors
 from trainers.optim import build_optimizer, carry_state
-from trainers.tensors import load_weights, parse_pickle, parse_safetensors
 
 AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -16,8 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from datasets.plan import LOST
-from trainers.backbones import unwrap
 from trainers.config import OptimConfig
+from trainers.networks.backbones import unwrap
 from trainers.optim import clip_gradients
 
 RGB = tuple[float, float, float]

@@ -11,7 +11,7 @@ from cluster.io.records import damaged, read_object
 from datasets.config import require
 from datasets.shards import read_manifest
 from trainers.config import Init
-from trainers.freezing import resolve_depth
+from trainers.networks.freezing import resolve_depth
 from tuning.leaderboard import Standing, find_winner
 from tuning.quadrants import Stage, Verdict
 from tuning.space import FREEZE_DEPTH

@@ -18,7 +18,7 @@ from trainers.config import (
     ScheduleConfig,
     TrackConfig,
 )
-from trainers.initializers import pretrained_available
+from trainers.networks.initializers import pretrained_available
 from trainers.runs import read_result
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.run import tune_sweep

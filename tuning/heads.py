@@ -13,9 +13,9 @@ from cluster.io import storage
 from cluster.io.terminal import count, tell
 from trainers import launch, metrics
 from trainers.config import PRETRAINED, FinetuneConfig
-from trainers.freezing import is_head_only
-from trainers.initializers import head_tensors
 from trainers.mirror import RunMirror, follow
+from trainers.networks.freezing import is_head_only
+from trainers.networks.initializers import head_tensors
 from trainers.runs import load_best_model
 from tuning.config import TuningConfig
 from tuning.reuse import record

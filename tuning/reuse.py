@@ -21,7 +21,7 @@ from cluster.io.records import read_record
 from trainers import checkpoint, val_predictions
 from trainers.checkpoint import Progress, prefix_uri
 from trainers.config import FinetuneConfig
-from trainers.freezing import is_head_only
+from trainers.networks.freezing import is_head_only
 from trainers.runs import FREE_IN_INGEST, find_result, is_over, read_config
 
 logger = logging.getLogger(__name__)

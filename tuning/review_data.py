@@ -10,10 +10,10 @@ import pyarrow as pa
 
 from cluster.io import storage
 from datasets.shards import Manifest, read_manifest
-from trainers.backbones import find
 from trainers.config import FinetuneConfig
 from trainers.evaluations import PREDICTIONS, folder_of, read_evaluation
-from trainers.freezing import resolve_depth
+from trainers.networks.backbones import find
+from trainers.networks.freezing import resolve_depth
 from trainers.runs import read_config
 from trainers.tracking import Row, read_rows
 from trainers.val_predictions import read_predictions

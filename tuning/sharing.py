@@ -16,10 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from datasets.passes.features import count_bytes
 from datasets.shards import Manifest
-from trainers.backbones import find, on_meta
 from trainers.config import FinetuneConfig
-from trainers.cut import Suffix, build_prefix
-from trainers.freezing import count_frozen, resolve_depth
+from trainers.networks.backbones import find, on_meta
+from trainers.networks.cut import Suffix, build_prefix
+from trainers.networks.freezing import count_frozen, resolve_depth
 from tuning.config import TuningConfig
 from tuning.search import count_trials
 from tuning.space import FREEZE_DEPTH, INIT, Point, models, points, training_of

@@ -16,8 +16,8 @@ from cluster.scaling import plan_workers
 from datasets.passes.features import load_view, read_view
 from datasets.plan import LOST
 from datasets.shards import Manifest
-from trainers.backbones import find
 from trainers.config import FinetuneConfig
+from trainers.networks.backbones import find
 from trainers.prefix import open_frozen
 from tuning.logme import measure_logme
 from tuning.passes import plan_entries, run_pass

@@ -15,7 +15,7 @@ from cluster.scaling import in_process, plan_workers
 from trainers import launch, metrics
 from trainers.config import FinetuneConfig
 from trainers.feed import Prefix
-from trainers.freezing import count_frozen, is_head_only
+from trainers.networks.freezing import count_frozen, is_head_only
 from trainers.runs import is_over, read_result
 from trainers.tracking import RowReader, epoch_rows
 from tuning.config import TuningConfig

@@ -17,9 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.bench.report import report, to_row
 from tests.bench.steps import NUM_CLASSES, our_step, plain_step, random_batch, training_of
-from trainers.backbones import on_meta
 from trainers.config import ComputeConfig, FinetuneConfig
 from trainers.feed import Place
+from trainers.networks.backbones import on_meta
 
 BACKBONE, SIZE_PX, BATCH_SIZE = "resnet50", 224, 256
 BLOCK_STEPS, NUM_BLOCKS, NUM_WARMUPS = 5, 8, 3

@@ -10,9 +10,9 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from trainers import metrics
-from trainers.backbones import build
 from trainers.config import NORMALIZATIONS, FinetuneConfig, ModelConfig, OptimConfig, TrackConfig
 from trainers.feed import Place
+from trainers.networks.backbones import build
 from trainers.optim import set_learning_rate
 from trainers.settings import step_settings
 from trainers.state import TrainState, autocast_dtype, place_model

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import models
 
-from trainers.lecture_nets import LeNet5
-from trainers.published import Published, from_torchvision, import_timm
+from trainers.networks.lecture_nets import LeNet5
+from trainers.networks.published import Published, from_torchvision, import_timm
 
 Stage = tuple[str, tuple[str, ...]]  # name, and the modules that belong to it
 Normalization = Literal["imagenet", "half"]

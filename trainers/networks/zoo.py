@@ -15,8 +15,8 @@ from rich.table import Table
 from cluster.io import storage
 from cluster.io.terminal import is_quiet
 from datasets.config import require_at_least
-from trainers.backbones import BACKBONES, find
-from trainers.measure import (
+from trainers.networks.backbones import BACKBONES, find
+from trainers.networks.measure import (
     count_bytes,
     count_parameters,
     describe_devices,
@@ -24,8 +24,8 @@ from trainers.measure import (
     on_meta,
     time_step,
 )
-from trainers.published import TIMM
-from trainers.zoo_picture import draw_zoo
+from trainers.networks.published import TIMM
+from trainers.networks.zoo_picture import draw_zoo
 
 # Top-1 of https://keras.io/api/applications: of Keras' weights, which are not the ones used here.
 KERAS_TOP1 = {

@@ -14,10 +14,10 @@ from pyarrow import fs
 from torch import Tensor, nn
 
 from cluster.io import storage
-from trainers.backbones import find
 from trainers.config import RANDOM, ModelConfig
-from trainers.published import Published
-from trainers.tensors import parse_pickle, parse_safetensors, refuse_not_finite
+from trainers.networks.backbones import find
+from trainers.networks.published import Published
+from trainers.networks.tensors import parse_pickle, parse_safetensors, refuse_not_finite
 
 CONNECT_TIMEOUT_S = 4.0
 MAX_WEIGHTS_BYTES = 8 * 2**30

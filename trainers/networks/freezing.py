@@ -4,8 +4,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from datasets.config import require
-from trainers.backbones import find, unwrap
 from trainers.config import FreezeDepth, ModelConfig
+from trainers.networks.backbones import find, unwrap
 
 
 def resolve_depth(backbone: str, depth: FreezeDepth) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor, fx, nn
 from torch.nn.modules.dropout import _DropoutNd as Dropout
 
-from trainers.backbones import Backbone, find
+from trainers.networks.backbones import Backbone, find
 
 
 class _StageTracer(fx.Tracer):

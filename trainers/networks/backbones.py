@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from datasets.config import require
-from trainers import families
-from trainers.families import Backbone
-from trainers.published import from_timm
+from trainers.networks import families
+from trainers.networks.families import Backbone
+from trainers.networks.published import from_timm
 
 XCEPTION_URL = (
     "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-cadene/"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from trainers.backbones import on_meta
+from trainers.networks.backbones import on_meta
 
 WEIGHTED = (F.conv1d, F.conv2d, F.conv3d, F.linear)
 NUM_WARMUPS, MIN_STEPS, MIN_S = 2, 5, 1.0
