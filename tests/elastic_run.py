@@ -22,7 +22,7 @@ from tests.conftest import small_training
 from trainers import launch
 from trainers.config import FinetuneConfig, ModelConfig, OptimConfig, TrackConfig
 from trainers.evaluate import evaluate
-from trainers.tracking import read_rows
+from trainers.run.rows import read_rows
 
 
 def main(data: str, out: str, alone: str) -> None:

@@ -16,7 +16,7 @@ from tests.conftest import write_shards
 from trainers import launch
 from trainers.config import FinetuneConfig, TrackConfig
 from trainers.recipes import RECIPES
-from trainers.tracking import read_rows
+from trainers.run.rows import read_rows
 
 GOLDEN = Path(__file__).parent / "golden_losses.json"
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from cluster.io import storage
 from datasets.shards import Manifest, Shard, Split, write_manifest
-from trainers import checkpoint
-from trainers.checkpoint import Progress
 from trainers.config import FinetuneConfig, ModelConfig, OptimConfig
-from trainers.evaluations import folder_of
+from trainers.run import checkpoint
+from trainers.run.checkpoint import Progress
+from trainers.run.evaluations import folder_of
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.findings import read_findings
 from tuning.leaderboard import LEARNS, LEARNS_NOT, Standing, write_leaderboard

@@ -23,9 +23,10 @@ from datasets.config import IngestConfig
 from datasets.passes import features
 from tests.conftest import ROOT, write_shards
 from tests.sweeps import write_sweep, write_test
-from trainers import checkpoint, evaluations, runs, tracking
-from trainers.checkpoint import Progress
 from trainers.config import FinetuneConfig, ModelConfig
+from trainers.run import checkpoint, evaluations, rows
+from trainers.run import folder as run_folder
+from trainers.run.checkpoint import Progress
 from tuning import advice, cache, findings, leaderboard, reuse, states
 from tuning.quadrants import Stage, Verdict
 from tuning.review_data import read_sweep
@@ -147,8 +148,8 @@ def list_readers(scratch: Path) -> dict[str, Reader]:
             "manifest.json", (data / "manifest.json").read_bytes(), shards.read_schema_version
         ),
         "quarantine": Reader("quarantine.parquet", quarantine, shards.read_quarantine),
-        "config": Reader("config.json", as_json(training.to_dict()), runs.read_config),
-        "rows": Reader("metrics.jsonl", (run / "metrics.jsonl").read_bytes(), tracking.epoch_rows),
+        "config": Reader("config.json", as_json(training.to_dict()), run_folder.read_config),
+        "rows": Reader("metrics.jsonl", (run / "metrics.jsonl").read_bytes(), rows.epoch_rows),
         "result": Reader("result.json", as_json(result), _read_result),
         "progress": Reader(step, as_json(asdict(progress)), checkpoint.latest_progress),
         "checkpoint": Reader(step, as_json(asdict(progress)), checkpoint.find_latest),
@@ -188,7 +189,7 @@ def list_readers(scratch: Path) -> dict[str, Reader]:
 
 
 def _read_result(run: str) -> Any:
-    return runs.read_result(run), runs.is_over(run)
+    return run_folder.read_result(run), run_folder.is_over(run)
 
 
 def _review(sweep: Path, file: str) -> Callable[[str], Any]:

@@ -15,7 +15,7 @@ from ray.cluster_utils import Cluster
 from cluster import runtime
 from tests.conftest import living_workers, small_training
 from trainers.config import ClusterConfig, ModelConfig, TrackConfig
-from trainers.tracking import epoch_rows
+from trainers.run.rows import epoch_rows
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.fits import AbortFits, start_fits
 from tuning.search import run_folder

@@ -10,9 +10,10 @@ from tests.chaos.faults import FAULTS
 from tests.chaos.outcomes import Outcome, read_outcomes, write_outcomes
 from tests.chaos.sabotage import Plan, sabotaged, steps_taken, struck
 from tests.conftest import small_training
-from trainers import checkpoint, launch
+from trainers import launch
 from trainers.config import ClusterConfig, FinetuneConfig, ModelConfig, TrackConfig
-from trainers.tracking import read_rows
+from trainers.run import checkpoint
+from trainers.run.rows import read_rows
 
 ASKED = {  # by issue 7, and a hang besides: how many faults begin so
     "worker SIGKILL": 6,

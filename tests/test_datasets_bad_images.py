@@ -141,7 +141,7 @@ def test_two_ranks_train_the_same_on_both(prepared: tuple[Path, Path], tmp_path:
     from trainers import launch, metrics
     from trainers.config import ModelConfig, OptimConfig
     from trainers.evaluate import evaluate
-    from trainers.tracking import read_rows
+    from trainers.run.rows import read_rows
 
     rows, scores, steps = [], [], []
     for root in prepared:

@@ -34,8 +34,8 @@ from datasets.shards import Manifest, read_manifest
 from tests.conftest import ROOT, draw_image
 from tests.s3_server import SECRET, Proxy, environment, serve_s3
 from trainers.config import FinetuneConfig
-from trainers.runs import open_run, read_config, read_result
-from trainers.tracking import read_rows
+from trainers.run.folder import open_run, read_config, read_result
+from trainers.run.rows import read_rows
 
 LARGE = 24 * 2**20  # several parts of an upload
 CLASSES = ("Audi S6 Sedan 2011", "BMW M3 100%", "smart fortwo?")  # names no URI likes

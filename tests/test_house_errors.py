@@ -20,9 +20,9 @@ import tuning.__main__ as tuning_main
 from cluster.entry import run_room
 from datasets.shards import SCHEMA_VERSION
 from tests.conftest import ROOT, WriteData
-from trainers import checkpoint
-from trainers.checkpoint import Progress
 from trainers.config import FinetuneConfig, ModelConfig
+from trainers.run import checkpoint
+from trainers.run.checkpoint import Progress
 
 pytestmark = pytest.mark.ray
 MAINS = {

@@ -14,7 +14,9 @@ from datasets.passes.features import Part, View, read_view, write_view
 from datasets.shards import Manifest, read_manifest, write_manifest
 from tests.conftest import WriteData
 from tests.sweeps import write_sweep
-from trainers import checkpoint, runs, tracked_runs
+from trainers import tracked_runs
+from trainers.run import checkpoint
+from trainers.run import folder as run_folder
 from tuning.leaderboard import read_leaderboard
 from tuning.states import read_trials
 
@@ -137,7 +139,7 @@ RESULT = {
 )
 def test_the_checkpoint_of_a_result_is_in_its_run(name: str, tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text(json.dumps(RESULT | {"checkpoint": name}))
-    found = runs.read_result(str(tmp_path))
+    found = run_folder.read_result(str(tmp_path))
     assert found["checkpoint"] == checkpoint.folder(str(tmp_path), 7)
 
 
@@ -145,7 +147,7 @@ def test_the_checkpoint_of_a_result_is_in_its_run(name: str, tmp_path: Path) -> 
 def test_what_is_no_checkpoint_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text(json.dumps(RESULT | {"checkpoint": name}))
     with pytest.raises(ValueError, match=r"result\.json is damaged.*its checkpoint is none"):
-        runs.read_result(str(tmp_path))
+        run_folder.read_result(str(tmp_path))
 
 
 @pytest.mark.parametrize("kind", NAMES)

@@ -9,8 +9,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from trainers import checkpoint
-from trainers.checkpoint import Progress
+from trainers.run import checkpoint
+from trainers.run.checkpoint import Progress
 
 
 def contents(value: float) -> dict[str, bytes]:

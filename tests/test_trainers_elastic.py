@@ -10,7 +10,7 @@ import pytest
 
 from cluster.config import ClusterConfig
 from tests.conftest import ROOT
-from trainers.tracking import read_rows
+from trainers.run.rows import read_rows
 
 # Three workers add up their gradients in another order than one does.
 WORKERS_TOLERANCE = 1e-3

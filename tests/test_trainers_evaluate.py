@@ -15,14 +15,15 @@ from torch import nn
 from datasets.config import IngestConfig
 from datasets.shards import read_manifest
 from tests.conftest import WriteData, draw_image, flip_byte, hash_seed
-from trainers import launch, pictures, runs
+from trainers import launch, pictures
 from trainers.__main__ import main
 from trainers.answers import predict_mirrored, read_views
 from trainers.config import ClusterConfig, FinetuneConfig, ModelConfig, OptimConfig, TrackConfig
 from trainers.evaluate import evaluate
+from trainers.run import folder as run_folder
+from trainers.run.rows import read_rows
 from trainers.scores import Scores
 from trainers.step import StepSettings, predict
-from trainers.tracking import read_rows
 
 FILES = {
     *("confusion.png", "confused_pairs.png", "reliability.png"),
@@ -162,9 +163,9 @@ def test_a_sheet_evaluates_once_and_again_for_another_checkpoint(
 def test_answers_that_are_not_finite_are_refused(
     run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, progress, model = runs.load_best_model(run)
+    config, progress, model = run_folder.load_best_model(run)
     nn.init.constant_(next(model.parameters()), float("nan"))
-    monkeypatch.setattr(runs, "load_best_model", lambda run: (config, progress, model))
+    monkeypatch.setattr(run_folder, "load_best_model", lambda run: (config, progress, model))
 
     with pytest.raises(ValueError, match="answers of its network are not finite"):
         evaluate(str(tmp_path))

@@ -19,15 +19,16 @@ import torch
 from huggingface_hub import ModelCard
 
 from cluster.io import storage
-from trainers import checkpoint, export, formats
-from trainers.checkpoint import Progress
+from trainers import export, formats
 from trainers.config import FinetuneConfig, IngestConfig, ModelConfig, ScheduleConfig
-from trainers.evaluations import read_evaluation
 from trainers.export import ExportConfig, Format, run_export
 from trainers.model_card import CardFacts, write_card
 from trainers.networks.backbones import build
 from trainers.networks.initializers import initialize
-from trainers.runs import load_best_model
+from trainers.run import checkpoint
+from trainers.run.checkpoint import Progress
+from trainers.run.evaluations import read_evaluation
+from trainers.run.folder import load_best_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES = ("Audi S6 Sedan 2011", 'smart "fortwo" 2012', "BMW M3 Coupé")

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import ROOT, with_head
-from trainers import checkpoint
-from trainers.checkpoint import Progress
 from trainers.config import FinetuneConfig, ModelConfig
 from trainers.networks.initializers import MAX_WEIGHTS_BYTES, initialize, read_weights
 from trainers.networks.tensors import load_weights, parse_pickle, parse_safetensors
-from trainers.runs import load_best_model
+from trainers.run import checkpoint
+from trainers.run.checkpoint import Progress
+from trainers.run.folder import load_best_model
 
 GIB = 2**30
 Weights = dict[str, Tensor]
@@ -285,9 +285,9 @@ def run_with(tmp_path: Path, contents: dict[str, bytes], backbone: str, **facts:
 
 @pytest.fixture
 def builds_toy(toy_backbone: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    from trainers import runs
+    from trainers.run import folder as run_folder
 
-    monkeypatch.setattr(runs, "build", lambda name, num_classes: model())
+    monkeypatch.setattr(run_folder, "build", lambda name, num_classes: model())
     return toy_backbone
 
 

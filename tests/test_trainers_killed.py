@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.test_trainers_mirror import inspect
-from trainers.tracking import read_rows
+from trainers.run.rows import read_rows
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -18,7 +18,7 @@ from ray.util.state import list_actors
 from cluster.io import storage
 from cluster.runtime import find_resources
 from tests.conftest import WriteData, flip_byte, living_workers, small_training
-from trainers import checkpoint, launch
+from trainers import launch
 from trainers.config import (
     ClusterConfig,
     ComputeConfig,
@@ -28,8 +28,9 @@ from trainers.config import (
     ScheduleConfig,
 )
 from trainers.evaluate import evaluate
-from trainers.tracking import read_rows
-from trainers.val_predictions import read_predictions
+from trainers.run import checkpoint
+from trainers.run.predictions import read_predictions
+from trainers.run.rows import read_rows
 
 pytestmark = pytest.mark.ray
 # Two workers add up their gradients in another order than one does.

@@ -14,8 +14,7 @@ import torch
 
 from datasets.shards import read_manifest
 from tests.conftest import WriteData, small_training
-from trainers import checkpoint, launch, loop, metrics
-from trainers.checkpoint import Progress
+from trainers import launch, loop, metrics
 from trainers.config import (
     ClusterConfig,
     ComputeConfig,
@@ -29,10 +28,12 @@ from trainers.config import (
 from trainers.feed import Place
 from trainers.networks.backbones import build
 from trainers.networks.initializers import initialize
-from trainers.recorder import Recorder
+from trainers.run import checkpoint
+from trainers.run.checkpoint import Progress
+from trainers.run.recorder import Recorder
+from trainers.run.rows import read_rows
 from trainers.settings import train_settings
 from trainers.state import TrainState
-from trainers.tracking import read_rows
 
 pytestmark = pytest.mark.ray
 HERE = Place(device=torch.device("cpu"), threads=1, reader_cpus=0.5)

@@ -13,12 +13,13 @@ import pytest
 
 from datasets.shards import read_manifest
 from tests.conftest import small_training
-from trainers import checkpoint, runs
-from trainers.checkpoint import Progress
 from trainers.config import FinetuneConfig, ModelConfig, TrackConfig
 from trainers.mirror import RunMirror, follow
-from trainers.tracking import JsonlTracker
-from trainers.val_predictions import write_predictions
+from trainers.run import checkpoint
+from trainers.run import folder as run_folder
+from trainers.run.checkpoint import Progress
+from trainers.run.predictions import write_predictions
+from trainers.run.rows import JsonlTracker
 from trainers.wandb_run import find_id
 
 OFFLINE = TrackConfig(wandb="offline", project="thaw-test", log_every_steps=1, tags=("mine",))
@@ -252,4 +253,4 @@ def write_progress(config: FinetuneConfig, *, best_epoch: int, epoch: int | None
 
 
 def write_result(config: FinetuneConfig, *, diverged: str | None) -> None:
-    runs.write_result(config.out, Progress(), diverged=diverged)
+    run_folder.write_result(config.out, Progress(), diverged=diverged)

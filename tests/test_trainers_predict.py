@@ -26,7 +26,7 @@ from trainers.evaluate import evaluate
 from trainers.inference import IMAGENET_CLASSES, Computer, Network, open_network, run_inference
 from trainers.networks.backbones import build
 from trainers.predict import PredictConfig, run_predict, to_predictions
-from trainers.runs import load_best_model
+from trainers.run.folder import load_best_model
 
 PROBABILITY_TOLERANCE = 1e-5
 """Batches of another size add up in another order."""

@@ -23,8 +23,8 @@ from tests.test_trainers_mirror import (
 from tests.wandb_server import WandbServer
 from trainers.__main__ import main
 from trainers.config import FinetuneConfig, ModelConfig
-from trainers.tracking import JsonlTracker, read_rows
-from trainers.val_predictions import write_predictions
+from trainers.run.predictions import write_predictions
+from trainers.run.rows import JsonlTracker, read_rows
 from trainers.wandb_run import WandbRun
 
 CANARY = "canary-of-a-bucket"

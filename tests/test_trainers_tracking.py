@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from cluster.io import storage
-from trainers import tracking
-from trainers.checkpoint import Progress
 from trainers.config import TrackConfig
-from trainers.recorder import Recorder
-from trainers.tracking import JsonlTracker, RowReader, find_mode, read_rows
+from trainers.run import rows
+from trainers.run.checkpoint import Progress
+from trainers.run.recorder import Recorder
+from trainers.run.rows import JsonlTracker, RowReader, find_mode, read_rows
 
 
 def row(step: int, **metrics: float) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def object_store(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     monkeypatch.setattr(storage, "can_append", lambda uri: False)
     monkeypatch.setattr(storage, "write_bytes", write_slowly)
-    monkeypatch.setattr(tracking, "time", store)
+    monkeypatch.setattr(rows, "time", store)
     return store
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from trainers import checkpoint
-from trainers.checkpoint import Progress
-from trainers.val_predictions import Answers, pick_sample, read_predictions, write_predictions
+from trainers.run import checkpoint
+from trainers.run.checkpoint import Progress
+from trainers.run.predictions import Answers, pick_sample, read_predictions, write_predictions
 
 CLASSES = ("a", "b", "c")
 

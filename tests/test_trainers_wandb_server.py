@@ -23,9 +23,9 @@ from trainers import wandb_run
 from trainers.__main__ import main
 from trainers.config import FinetuneConfig, ModelConfig, TrackConfig
 from trainers.mirror import RunMirror, follow
+from trainers.run.rows import JsonlTracker, read_rows
 from trainers.track_checks import check_run
 from trainers.tracked_runs import Folder, find_folders, read_record
-from trainers.tracking import JsonlTracker, read_rows
 from trainers.wandb_run import find_id
 
 OFF = TrackConfig(wandb="off")
@@ -124,7 +124,7 @@ import sys
 from tests.test_trainers_wandb_server import train
 from trainers import wandb_run
 from trainers.mirror import RunMirror
-from trainers.runs import read_config
+from trainers.run.folder import read_config
 
 wandb_run.PATIENCE_S = {PATIENCE_S}
 RunMirror.close.__kwdefaults__["timeout_s"] = {CLOSE_TIMEOUT_S}

@@ -12,7 +12,7 @@ from trainers import metrics
 from trainers.config import ModelConfig
 from trainers.networks import backbones
 from trainers.networks.initializers import head_tensors, initialize
-from trainers.runs import read_result
+from trainers.run.folder import read_result
 from tuning.config import SpaceConfig
 from tuning.heads import train_heads
 from tuning.space import FREEZE_DEPTH, INIT, LEARNING_RATE

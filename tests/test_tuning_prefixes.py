@@ -14,13 +14,14 @@ from cluster.runtime import find_resources
 from datasets.config import IngestConfig
 from datasets.passes.features import DTYPE
 from datasets.shards import read_manifest
-from trainers import checkpoint, launch, metrics
+from trainers import launch, metrics
 from trainers.config import FinetuneConfig, ModelConfig, OptimConfig, TrackConfig
 from trainers.networks import backbones
 from trainers.networks.cut import Suffix, build_prefix
 from trainers.prefix import hash_tensors
-from trainers.runs import load_best_model
-from trainers.tracking import epoch_rows
+from trainers.run import checkpoint
+from trainers.run.folder import load_best_model
+from trainers.run.rows import epoch_rows
 from tuning.cache import CacheConfig, evict, list_entries, run_cache
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.prefixes import PrefixStore

@@ -16,7 +16,7 @@ from tests.conftest import small_training
 from trainers import launch
 from trainers.config import FinetuneConfig, LossConfig, ModelConfig, OptimConfig, TrackConfig
 from trainers.mirror import RunMirror
-from trainers.tracking import read_rows
+from trainers.run.rows import read_rows
 from tuning import promote, winner
 from tuning.leaderboard import LEARNS, LEARNS_NOT, Standing, write_leaderboard
 from tuning.promote import PromoteConfig, plan_seeds, run_promote

@@ -15,7 +15,7 @@ from ray.tune.experiment import Trial
 
 from tests.conftest import living_workers
 from trainers.networks import backbones
-from trainers.tracking import epoch_rows, read_rows
+from trainers.run.rows import epoch_rows, read_rows
 from tuning import run
 from tuning.__main__ import parse
 from tuning.progress import Progress

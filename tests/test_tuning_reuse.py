@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from tests.conftest import small_training
-from trainers import checkpoint, launch, metrics
+from trainers import launch, metrics
 from trainers.config import FinetuneConfig, ModelConfig, OptimConfig, TrackConfig
-from trainers.runs import load_best_model, read_result
-from trainers.tracking import epoch_rows
+from trainers.run import checkpoint
+from trainers.run.folder import load_best_model, read_result
+from trainers.run.rows import epoch_rows
 from tuning.reuse import Known, copy_run, find_known, read_origin, record, result_key
 
 

@@ -13,9 +13,9 @@ import safetensors.torch
 
 from datasets.shards import read_manifest
 from tests.sweeps import hostile_classes, write_predictions, write_sweep, write_test
-from trainers import checkpoint
-from trainers.checkpoint import Progress
 from trainers.networks import backbones
+from trainers.run import checkpoint
+from trainers.run.checkpoint import Progress
 from tuning import progress, review
 from tuning.importance import rank_axes
 from tuning.leaderboard import read_leaderboard

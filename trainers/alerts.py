@@ -8,7 +8,7 @@ from scipy.stats import binom
 
 from trainers import metrics
 from trainers.config import FinetuneConfig
-from trainers.tracking import Row
+from trainers.run.rows import Row
 
 CONFIDENCE = 0.95
 MAX_LOST_SHARE = 0.01

@@ -22,11 +22,12 @@ import torch
 from cluster.io import storage
 from cluster.runtime import connect
 from datasets.shards import Manifest, read_manifest
-from trainers import pictures, runs
+from trainers import pictures
 from trainers.answers import measure, read_views
 from trainers.config import FinetuneConfig
-from trainers.evaluations import PREDICTIONS, folder_of
 from trainers.launch import place_here
+from trainers.run import folder as run_folder
+from trainers.run.evaluations import PREDICTIONS, folder_of
 from trainers.scores import Measures
 from trainers.state import place_model
 from trainers.stops import too_many_lost
@@ -66,7 +67,7 @@ class EvaluateConfig:
 
 def run_evaluation(config: EvaluateConfig) -> None:
     """Evaluate and print the result."""
-    runs.read_config(config.run)
+    run_folder.read_config(config.run)
     connect(config.address, quiet=config.json)
     result = evaluate(config.run, split=config.split, data=config.data, tta=config.tta)
     sync = track_evaluation(config.run, config.split, result, tta=config.tta)
@@ -91,7 +92,7 @@ def evaluate(
             images are lost than its config allows, or the network's answers are not finite.
     """
     run = storage.absolute(run, "run")
-    config, progress, model = runs.load_best_model(run)
+    config, progress, model = run_folder.load_best_model(run)
     config = replace(
         config,
         data=storage.absolute(data or config.data, "data"),

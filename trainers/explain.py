@@ -19,12 +19,12 @@ from cluster.io import storage
 from cluster.runtime import connect
 from datasets.config import require, require_at_least
 from datasets.shards import Manifest, read_manifest
-from trainers import runs
 from trainers.answers import read_views
 from trainers.config import FinetuneConfig
 from trainers.evaluate import check_classes, evaluate
-from trainers.evaluations import PREDICTIONS, folder_of, read_evaluation
 from trainers.pictures import Explained, draw_heat_maps
+from trainers.run import folder as run_folder
+from trainers.run.evaluations import PREDICTIONS, folder_of, read_evaluation
 from trainers.settings import step_settings
 from trainers.step import StepSettings, predict
 
@@ -73,7 +73,7 @@ class ExplainConfig:
 def run_explain(config: ExplainConfig) -> None:
     """Draw the sheet and say what is on it."""
     run, out = storage.absolute(config.run, "run"), storage.absolute(config.out, "out")
-    training, progress, model = runs.load_best_model(run)
+    training, progress, model = run_folder.load_best_model(run)
     manifest = read_manifest(training.data)
     check_classes(run, progress.classes, training.data, manifest)
     evaluation = read_evaluation(

@@ -17,10 +17,10 @@ from cluster.entry import ROOT
 from cluster.io import storage
 from cluster.io.records import read_json
 from datasets.config import require
-from trainers.evaluations import read_evaluation
 from trainers.formats import EXPORTERS, Exporter, Run, Subject, require_onnx
 from trainers.model_card import CardFacts, FileFacts, write_card
-from trainers.runs import load_best_model
+from trainers.run.evaluations import read_evaluation
+from trainers.run.folder import load_best_model
 from trainers.settings import step_settings
 from trainers.step import predict
 

@@ -33,7 +33,7 @@ from datasets.prepare.partition import tally_reasons
 from trainers.config import FinetuneConfig, ModelConfig
 from trainers.networks.backbones import build, find, require_size
 from trainers.networks.initializers import initialize, pretrained_available
-from trainers.runs import load_best_model
+from trainers.run.folder import load_best_model
 from trainers.settings import step_settings
 from trainers.state import place_model
 from trainers.step import predict

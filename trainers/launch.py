@@ -19,7 +19,6 @@ from cluster.scaling import WorkerPlan, in_process, plan_workers
 from datasets.config import require
 from datasets.memory import choose_ingest, open_memory
 from datasets.shards import Manifest, read_manifest
-from trainers import checkpoint
 from trainers.config import RANDOM, REPLACED_BY_PHASES, FinetuneConfig, ModelConfig
 from trainers.failures import explain_failure, noticing_hangs
 from trainers.feed import Place, Prefix
@@ -27,7 +26,8 @@ from trainers.loop import train, train_loop_per_worker
 from trainers.networks.backbones import build, require_size
 from trainers.networks.freezing import resolve_depth
 from trainers.networks.initializers import initialize, pretrained_available
-from trainers.runs import open_run, read_result
+from trainers.run import checkpoint
+from trainers.run.folder import open_run, read_result
 
 logger = logging.getLogger(__name__)
 

@@ -17,14 +17,16 @@ from torch import nn
 
 from cluster.io import storage
 from datasets.shards import Manifest, read_manifest
-from trainers import checkpoint, metrics
-from trainers.checkpoint import Progress
+from trainers import metrics
 from trainers.config import FinetuneConfig, Phase
 from trainers.failures import Watchdog
 from trainers.feed import MAX_NAMES, Feed, Place, open_feed
 from trainers.optim import learning_rate_at, set_learning_rate
-from trainers.recorder import Recorder
-from trainers.runs import is_done, write_result
+from trainers.run import checkpoint
+from trainers.run.checkpoint import Progress
+from trainers.run.folder import is_done, write_result
+from trainers.run.predictions import Answers
+from trainers.run.recorder import Recorder
 from trainers.settings import train_settings
 from trainers.state import TrainState
 from trainers.step import StepSettings, eval_step, train_step
@@ -35,7 +37,6 @@ from trainers.stops import (
     find_bad_step,
     too_many_lost,
 )
-from trainers.val_predictions import Answers
 
 logger = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from datasets.shards import Manifest, read_manifest
 from trainers import metrics
 from trainers.alerts import Alert, find_alerts, judge_end
 from trainers.config import FinetuneConfig
-from trainers.runs import find_result
-from trainers.tracking import Row, RowReader, find_mode, read_rows
-from trainers.val_predictions import read_predictions
+from trainers.run.folder import find_result
+from trainers.run.predictions import read_predictions
+from trainers.run.rows import Row, RowReader, find_mode, read_rows
 from trainers.wandb_artifacts import checkpoint_artifacts, data_artifact
 from trainers.wandb_media import (
     augmentation_image,

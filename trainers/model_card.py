@@ -6,9 +6,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from trainers.checkpoint import Progress
 from trainers.config import REPLACED_BY_PHASES, FinetuneConfig
 from trainers.networks.backbones import find
+from trainers.run.checkpoint import Progress
 
 ALWAYS_SHOWN = (
     "epochs",

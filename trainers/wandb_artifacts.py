@@ -12,9 +12,9 @@ import wandb
 
 from cluster.io import storage
 from datasets.shards import Manifest
-from trainers import checkpoint
-from trainers.checkpoint import Progress
 from trainers.config import FinetuneConfig
+from trainers.run import checkpoint
+from trainers.run.checkpoint import Progress
 from trainers.wandb_run import find_id
 
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from cluster.io import storage
 from datasets.shards import read_manifest
-from trainers import checkpoint
-from trainers.evaluations import PREDICTIONS, folder_of
 from trainers.mirror import find_tags
-from trainers.runs import read_config
-from trainers.tracking import find_mode
+from trainers.run import checkpoint
+from trainers.run.evaluations import PREDICTIONS, folder_of
+from trainers.run.folder import read_config
+from trainers.run.rows import find_mode
 from trainers.wandb_artifacts import checkpoint_artifact, data_artifact, evaluation_artifact
 from trainers.wandb_media import confusion, mistakes_table
 from trainers.wandb_run import WandbRun

@@ -19,7 +19,7 @@ from datasets.preview import draw_views
 from datasets.shards import read_manifest
 from trainers.answers import read_views
 from trainers.config import FinetuneConfig
-from trainers.val_predictions import pick_sample
+from trainers.run.predictions import pick_sample
 
 SAMPLE_IMAGES = 64
 NUM_MISTAKES = 32

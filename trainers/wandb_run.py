@@ -21,8 +21,8 @@ from wandb.sdk.mailbox import HandleAbandonedError
 from cluster.io import storage
 from trainers.config import TrackConfig
 from trainers.metrics import EPOCH, GLOBAL_STEP, SUMMARIES
+from trainers.run.rows import find_mode
 from trainers.tracked_runs import read_id
-from trainers.tracking import find_mode
 
 logger = logging.getLogger(__name__)
 

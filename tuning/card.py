@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from datasets.shards import read_manifest
-from trainers import checkpoint, metrics
+from trainers import metrics
 from trainers.alerts import CONFIDENCE
-from trainers.evaluations import folder_of, read_evaluation
 from trainers.model_card import CardFacts, basename, result_rows, table
-from trainers.runs import read_config
+from trainers.run import checkpoint
+from trainers.run.evaluations import folder_of, read_evaluation
+from trainers.run.folder import read_config
 from trainers.settings import step_settings
 from trainers.tracked_runs import read_id
 from tuning.findings import Findings

@@ -6,7 +6,7 @@ from typing import Any
 from cluster.io import storage
 from datasets.shards import Manifest
 from trainers import launch
-from trainers.runs import FREE_IN_INGEST
+from trainers.run.folder import FREE_IN_INGEST
 from tuning.config import TuningConfig
 from tuning.findings import read_sweep_config
 from tuning.space import models, training_of

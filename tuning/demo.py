@@ -19,7 +19,7 @@ from trainers.config import (
     TrackConfig,
 )
 from trainers.networks.initializers import pretrained_available
-from trainers.runs import read_result
+from trainers.run.folder import read_result
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.run import tune_sweep
 

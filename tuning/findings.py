@@ -14,8 +14,8 @@ from typing import Any
 from cluster.io import storage
 from cluster.io.records import damaged, read_object
 from trainers import metrics
-from trainers.evaluations import read_evaluation
 from trainers.model_card import basename, table
+from trainers.run.evaluations import read_evaluation
 from tuning.config import TuningConfig
 from tuning.leaderboard import (
     COLUMNS,

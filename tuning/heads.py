@@ -16,7 +16,7 @@ from trainers.config import PRETRAINED, FinetuneConfig
 from trainers.mirror import RunMirror, follow
 from trainers.networks.freezing import is_head_only
 from trainers.networks.initializers import head_tensors
-from trainers.runs import load_best_model
+from trainers.run.folder import load_best_model
 from tuning.config import TuningConfig
 from tuning.reuse import record
 from tuning.space import (

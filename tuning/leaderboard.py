@@ -15,7 +15,7 @@ from cluster.io.fields import build
 from cluster.io.records import damaged, read_object
 from trainers import metrics
 from trainers.alerts import learned
-from trainers.tracking import epoch_rows
+from trainers.run.rows import epoch_rows
 from tuning.reuse import read_origin
 from tuning.space import AXES, POINT, Point, show
 

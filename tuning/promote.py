@@ -20,11 +20,12 @@ from cluster.io.terminal import tell
 from cluster.runtime import connect
 from datasets.config import require, require_at_least, require_between
 from datasets.shards import Manifest, read_manifest
-from trainers import checkpoint, metrics
+from trainers import metrics
 from trainers.__main__ import follow_training
 from trainers.config import FinetuneConfig
-from trainers.evaluations import read_evaluation
-from trainers.runs import open_run, read_config, read_result
+from trainers.run import checkpoint
+from trainers.run.evaluations import read_evaluation
+from trainers.run.folder import open_run, read_config, read_result
 from trainers.wandb_run import sync_command
 from tuning.leaderboard import Standing, find_winner, read_leaderboard
 from tuning.seeds import MEASURES, print_seeds, summarize

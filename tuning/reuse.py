@@ -18,11 +18,12 @@ from typing import Any
 from cluster.io import storage
 from cluster.io.fields import check_text
 from cluster.io.records import read_record
-from trainers import checkpoint, val_predictions
-from trainers.checkpoint import Progress, prefix_uri
 from trainers.config import FinetuneConfig
 from trainers.networks.freezing import is_head_only
-from trainers.runs import FREE_IN_INGEST, find_result, is_over, read_config
+from trainers.run import checkpoint
+from trainers.run import predictions as val_predictions
+from trainers.run.checkpoint import Progress, prefix_uri
+from trainers.run.folder import FREE_IN_INGEST, find_result, is_over, read_config
 
 logger = logging.getLogger(__name__)
 

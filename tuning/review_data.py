@@ -11,12 +11,12 @@ import pyarrow as pa
 from cluster.io import storage
 from datasets.shards import Manifest, read_manifest
 from trainers.config import FinetuneConfig
-from trainers.evaluations import PREDICTIONS, folder_of, read_evaluation
 from trainers.networks.backbones import find
 from trainers.networks.freezing import resolve_depth
-from trainers.runs import read_config
-from trainers.tracking import Row, read_rows
-from trainers.val_predictions import read_predictions
+from trainers.run.evaluations import PREDICTIONS, folder_of, read_evaluation
+from trainers.run.folder import read_config
+from trainers.run.predictions import read_predictions
+from trainers.run.rows import Row, read_rows
 from tuning.advice import read_advice, score_advice
 from tuning.findings import Findings, read_findings, read_sweep_config
 from tuning.leaderboard import Ended, Standing, find_winner, rank, read_leaderboard

@@ -13,10 +13,10 @@ import matplotlib
 import numpy as np
 import pyarrow as pa
 
-from trainers import runs
 from trainers.answers import read_views
 from trainers.explain import explain, order
 from trainers.pictures import Explained
+from trainers.run import folder as run_folder
 from tuning.leaderboard import Standing
 from tuning.review_data import Sweep
 from tuning.review_figure import Chart, plain, single
@@ -140,13 +140,13 @@ def _picture(
         return nothing, [], f"The images are gone: {sweep.base.data} is no longer the data set."
     if not rows:
         return [], [], None
-    config = runs.read_config(winner.run)
+    config = run_folder.read_config(winner.run)
     images_NHWC = read_views(config, sweep.manifest, split, [row["row"] for row in rows])
     if not images_NHWC.any():  # what can't be read is black
         return nothing, [], f"The images can't be read any more from {config.data}."
     uris = [encode(image_HWC) if image_HWC.any() else None for image_HWC in images_NHWC]
     try:
-        _, _, model = runs.load_best_model(winner.run)
+        _, _, model = run_folder.load_best_model(winner.run)
         explained = explain(model, config, sweep.manifest, split, rows[num_plain:])
     except ValueError as error:  # no whole checkpoint, or no convolutions
         return uris, [], f"No heat maps: {error}"

@@ -13,7 +13,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from cluster.io import storage
 from trainers import metrics
-from trainers.tracking import epoch_rows
+from trainers.run.rows import epoch_rows
 from tuning.config import DEFAULT_TRIALS, TuningConfig
 from tuning.space import Point, points, suggest
 

@@ -18,7 +18,7 @@ from cluster.io import terminal
 from datasets.shards import Manifest
 from trainers import metrics
 from trainers.meter import Meter
-from trainers.tracking import RowReader
+from trainers.run.rows import RowReader
 from tuning.config import TuningConfig
 from tuning.space import Point, describe
 

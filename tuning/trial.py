@@ -16,8 +16,8 @@ from trainers import launch, metrics
 from trainers.config import FinetuneConfig
 from trainers.feed import Prefix
 from trainers.networks.freezing import count_frozen, is_head_only
-from trainers.runs import is_over, read_result
-from trainers.tracking import RowReader, epoch_rows
+from trainers.run.folder import is_over, read_result
+from trainers.run.rows import RowReader, epoch_rows
 from tuning.config import TuningConfig
 from tuning.reuse import copy_run, find_known, result_key
 from tuning.search import point_of, run_folder

@@ -8,7 +8,7 @@ from typing import Any
 from datasets.shards import Manifest
 from trainers import metrics
 from trainers.mirror import find_tags
-from trainers.tracking import find_mode
+from trainers.run.rows import find_mode
 from trainers.wandb_artifacts import data_artifact
 from trainers.wandb_media import augmentation_image
 from trainers.wandb_run import WandbRun

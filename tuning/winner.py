@@ -5,12 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 from cluster.io import storage
-from trainers import checkpoint
 from trainers.config import FinetuneConfig
 from trainers.evaluate import evaluate
-from trainers.evaluations import read_evaluation
 from trainers.recipes import RECIPES
-from trainers.runs import read_config
+from trainers.run import checkpoint
+from trainers.run.evaluations import read_evaluation
+from trainers.run.folder import read_config
 from trainers.wandb_evaluation import track_evaluation
 from tuning.leaderboard import Standing
 

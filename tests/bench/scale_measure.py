@@ -29,14 +29,15 @@ from tests.bench.scale_data import paper_manifest, paper_plan
 from tests.bench.scale_ranks import measure_ranks, measure_workers
 from tests.bench.scale_s3 import serve_s3
 from tests.bench.scale_sweep import measure_mirrors, measure_sweep
-from trainers import checkpoint, metrics
-from trainers.checkpoint import Progress
+from trainers import metrics
 from trainers.config import FinetuneConfig, ModelConfig, OptimConfig
 from trainers.feed import Place
 from trainers.loop import training_row
+from trainers.run import checkpoint
+from trainers.run.checkpoint import Progress
+from trainers.run.rows import JsonlTracker, RowReader
 from trainers.state import TrainState
 from trainers.step import StepSettings, train_step
-from trainers.tracking import JsonlTracker, RowReader
 from tuning.sharing import count_flops
 
 BACKBONE, SIZE_PX, NUM_CLASSES = "resnet50", 224, 196

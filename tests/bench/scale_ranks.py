@@ -34,7 +34,7 @@ from trainers import launch, loop
 from trainers.config import FinetuneConfig, ModelConfig, TrackConfig
 from trainers.feed import Place
 from trainers.metrics import Sums
-from trainers.tracking import read_rows
+from trainers.run.rows import read_rows
 
 WORKER_BATCH, STEPS_PER_EPOCH, NUM_EPOCHS = 4, 4, 2
 RANKS = [1, 2, 4, 8, 16, 32, 64]

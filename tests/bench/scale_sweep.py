@@ -22,7 +22,7 @@ from tests.conftest import write_shards
 from trainers import metrics
 from trainers.config import FinetuneConfig, ModelConfig, TrackConfig
 from trainers.mirror import TRIAL, RunMirror
-from trainers.tracking import JsonlTracker
+from trainers.run.rows import JsonlTracker
 from tuning import states
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.progress import Progress

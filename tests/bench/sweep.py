@@ -17,8 +17,8 @@ from datasets.prepare.prepare import prepare
 from tests.bench.plain_sweep import run_trials
 from tests.bench.report import report, to_row
 from trainers.config import FinetuneConfig, ModelConfig, OptimConfig, TrackConfig
-from trainers.runs import read_config
-from trainers.tracking import read_rows
+from trainers.run.folder import read_config
+from trainers.run.rows import read_rows
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.run import tune_sweep
 

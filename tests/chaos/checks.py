@@ -8,8 +8,8 @@ import safetensors.torch
 import torch
 
 from tests.chaos.sabotage import steps_taken
-from trainers import checkpoint
-from trainers.tracking import read_rows
+from trainers.run import checkpoint
+from trainers.run.rows import read_rows
 
 NUM_STEPS, STEPS_PER_EPOCH, INTERVAL = 18, 6, 4
 """Of every training here: 3 epochs of 6 batches of 8; each epoch's end is a checkpoint as well."""

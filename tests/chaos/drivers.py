@@ -17,7 +17,7 @@ from tests.chaos.outcomes import Outcome
 from tests.chaos.sabotage import counting, plan_of, steps_taken, struck
 from tests.conftest import living_workers
 from tests.test_trainers_mirror import inspect
-from trainers.tracking import read_rows
+from trainers.run.rows import read_rows
 
 BUDGET = 2
 

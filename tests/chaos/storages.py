@@ -24,7 +24,8 @@ from tests.chaos.outcomes import Outcome
 from tests.chaos.processes import Driver
 from tests.chaos.sabotage import counting, plan_of, steps_taken
 from tests.s3_server import Proxy, environment, serve_s3
-from trainers import checkpoint, launch
+from trainers import launch
+from trainers.run import checkpoint
 
 NUM_TEARS = 20
 SMALL, LARGE = "1700k", "64m"
@@ -39,7 +40,7 @@ def tear_checkpoints(arena: Arena, name: str) -> Outcome:
     stop_after(cut, arena, 2 * STEPS_PER_EPOCH)
     before, latest = steps_kept(cut)[-2:]
     told = Warnings()
-    logging.getLogger("trainers.checkpoint").addHandler(told)
+    logging.getLogger("trainers.run.checkpoint").addHandler(told)
     lost = 0
     for number in range(NUM_TEARS):
         run = shutil.copytree(cut, folder / f"run-{number}")
@@ -54,7 +55,7 @@ def tear_checkpoints(arena: Arena, name: str) -> Outcome:
         resume(run, arena)
         ensure_same(run, straight)
         lost += latest - before
-    logging.getLogger("trainers.checkpoint").removeHandler(told)
+    logging.getLogger("trainers.run.checkpoint").removeHandler(told)
     return Outcome(
         fault=name,
         injected=f"the latest of {len(steps_kept(cut))} checkpoints cut at {NUM_TEARS} offsets",

@@ -10,7 +10,7 @@ from tests.chaos.checks import Unfit, ensure
 from tests.chaos.outcomes import Outcome
 from tests.chaos.sabotage import Plan, counting, plan_of, steps_taken, struck
 from tests.chaos.workers import HANG_TIMEOUT_S
-from trainers.tracking import read_rows
+from trainers.run.rows import read_rows
 from tuning.space import CLIPNORM, LEARNING_RATE
 from tuning.states import FINISHED, read_trials
 

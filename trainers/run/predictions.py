@@ -15,8 +15,8 @@ from torch import Tensor, distributed
 
 from cluster.io import storage
 from datasets.plan import LOST
-from trainers import checkpoint
 from trainers.answers import name_classes
+from trainers.run import checkpoint
 
 FOLDER = "val_predictions"
 

@@ -10,11 +10,12 @@ from cluster.io import storage
 from cluster.io.records import damaged, read_object
 from datasets.config import require
 from datasets.shards import read_manifest
-from trainers import checkpoint, metrics
-from trainers.checkpoint import Progress
+from trainers import metrics
 from trainers.config import FinetuneConfig
 from trainers.networks.backbones import build
 from trainers.networks.tensors import load_weights
+from trainers.run import checkpoint
+from trainers.run.checkpoint import Progress
 
 # What a longer or elsewhere continued run may change; all else would make it another run.
 FREE_TO_CHANGE = ("out", "epochs", "checkpoint_every_steps", "cluster", "track")

@@ -9,10 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from trainers import checkpoint
-from trainers.checkpoint import Progress
-from trainers.tracking import JsonlTracker, Row
-from trainers.val_predictions import write_predictions
+from trainers.run import checkpoint
+from trainers.run.checkpoint import Progress
+from trainers.run.predictions import write_predictions
+from trainers.run.rows import JsonlTracker, Row
 
 logger = logging.getLogger(__name__)
 
