@@ -21,7 +21,7 @@ from cluster.config import ClusterConfig
 from tests.conftest import small_training
 from trainers import launch
 from trainers.config import FinetuneConfig, ModelConfig, OptimConfig, TrackConfig
-from trainers.evaluate import evaluate
+from trainers.evaluation.evaluate import evaluate
 from trainers.run.rows import read_rows
 
 

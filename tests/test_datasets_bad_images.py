@@ -140,7 +140,7 @@ def test_two_ranks_train_the_same_on_both(prepared: tuple[Path, Path], tmp_path:
     from tests.conftest import small_training
     from trainers import launch, metrics
     from trainers.config import ModelConfig, OptimConfig
-    from trainers.evaluate import evaluate
+    from trainers.evaluation.evaluate import evaluate
     from trainers.run.rows import read_rows
 
     rows, scores, steps = [], [], []

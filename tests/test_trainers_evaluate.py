@@ -15,14 +15,15 @@ from torch import nn
 from datasets.config import IngestConfig
 from datasets.shards import read_manifest
 from tests.conftest import WriteData, draw_image, flip_byte, hash_seed
-from trainers import launch, pictures
+from trainers import launch
 from trainers.__main__ import main
-from trainers.answers import predict_mirrored, read_views
 from trainers.config import ClusterConfig, FinetuneConfig, ModelConfig, OptimConfig, TrackConfig
-from trainers.evaluate import evaluate
+from trainers.evaluation import pictures
+from trainers.evaluation.answers import predict_mirrored, read_views
+from trainers.evaluation.evaluate import evaluate
+from trainers.evaluation.scores import Scores
 from trainers.run import folder as run_folder
 from trainers.run.rows import read_rows
-from trainers.scores import Scores
 from trainers.step import StepSettings, predict
 
 FILES = {
@@ -149,7 +150,7 @@ def test_a_sheet_evaluates_once_and_again_for_another_checkpoint(
         evaluated.append(split)
         evaluate(run, split=split)
 
-    monkeypatch.setattr("trainers.explain.evaluate", count)
+    monkeypatch.setattr("trainers.evaluation.explain.evaluate", count)
     written = Path(run, "evaluation_val.json")
     evaluate(run, split="val")
     main([*sheet, "--out", str(tmp_path / "cam.png")])

@@ -27,7 +27,7 @@ from trainers.config import (
     OptimConfig,
     ScheduleConfig,
 )
-from trainers.evaluate import evaluate
+from trainers.evaluation.evaluate import evaluate
 from trainers.run import checkpoint
 from trainers.run.predictions import read_predictions
 from trainers.run.rows import read_rows

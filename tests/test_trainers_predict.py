@@ -22,7 +22,7 @@ from tests.conftest import draw_image
 from tests.test_datasets_collection import write_photograph
 from trainers import launch
 from trainers.config import ClusterConfig, FinetuneConfig, IngestConfig, ModelConfig, OptimConfig
-from trainers.evaluate import evaluate
+from trainers.evaluation.evaluate import evaluate
 from trainers.inference import IMAGENET_CLASSES, Computer, Network, open_network, run_inference
 from trainers.networks.backbones import build
 from trainers.predict import PredictConfig, run_predict, to_predictions

@@ -12,7 +12,7 @@ from torch.multiprocessing.spawn import spawn
 
 from datasets.plan import LOST
 from tests.conftest import join_gloo
-from trainers.scores import NUM_BINS, Measures, Scores
+from trainers.evaluation.scores import NUM_BINS, Measures, Scores
 
 LABELS = [0, 0, 0, 0, 1, 1, 2]
 PREDICTED = [0, 0, 1, 2, 1, 0, 2]

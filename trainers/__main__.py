@@ -11,8 +11,8 @@ from cluster.io.fields import check_fields
 from cluster.runtime import connect
 from trainers import launch, metrics
 from trainers.config import FinetuneConfig
-from trainers.evaluate import EvaluateConfig, run_evaluation
-from trainers.explain import ExplainConfig, run_explain
+from trainers.evaluation.evaluate import EvaluateConfig, run_evaluation
+from trainers.evaluation.explain import ExplainConfig, run_explain
 from trainers.export import ExportConfig, run_export
 from trainers.features import FeaturesConfig, run_features
 from trainers.meter import Meter

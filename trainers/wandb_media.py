@@ -17,8 +17,8 @@ from PIL import Image
 from datasets.config import IngestConfig
 from datasets.preview import draw_views
 from datasets.shards import read_manifest
-from trainers.answers import read_views
 from trainers.config import FinetuneConfig
+from trainers.evaluation.answers import read_views
 from trainers.run.predictions import pick_sample
 
 SAMPLE_IMAGES = 64

@@ -13,9 +13,9 @@ import matplotlib
 import numpy as np
 import pyarrow as pa
 
-from trainers.answers import read_views
-from trainers.explain import explain, order
-from trainers.pictures import Explained
+from trainers.evaluation.answers import read_views
+from trainers.evaluation.explain import explain, order
+from trainers.evaluation.pictures import Explained
 from trainers.run import folder as run_folder
 from tuning.leaderboard import Standing
 from tuning.review_data import Sweep

@@ -6,7 +6,7 @@ from typing import Any
 
 from cluster.io import storage
 from trainers.config import FinetuneConfig
-from trainers.evaluate import evaluate
+from trainers.evaluation.evaluate import evaluate
 from trainers.recipes import RECIPES
 from trainers.run import checkpoint
 from trainers.run.evaluations import read_evaluation
@@ -23,7 +23,7 @@ def evaluate_once(run: str) -> dict[str, Any]:
     told to W&B.
 
     Raises:
-        ValueError: as `trainers.evaluate.evaluate` does.
+        ValueError: as `trainers.evaluation.evaluate.evaluate` does.
     """
     progress = checkpoint.latest_progress(run)
     known = progress and read_evaluation(

@@ -15,7 +15,7 @@ from torch import Tensor, distributed
 
 from cluster.io import storage
 from datasets.plan import LOST
-from trainers.answers import name_classes
+from trainers.evaluation.answers import name_classes
 from trainers.run import checkpoint
 
 FOLDER = "val_predictions"

@@ -16,7 +16,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from trainers.scores import NUM_BINS, Measures
+from trainers.evaluation.scores import NUM_BINS, Measures
 
 DPI = 150
 INK, FAINT, RULE, BLUE, ORANGE = "#222222", "#767676", "#d5d5d5", "#3b78ad", "#d9742b"

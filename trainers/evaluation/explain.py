@@ -19,10 +19,10 @@ from cluster.io import storage
 from cluster.runtime import connect
 from datasets.config import require, require_at_least
 from datasets.shards import Manifest, read_manifest
-from trainers.answers import read_views
 from trainers.config import FinetuneConfig
-from trainers.evaluate import check_classes, evaluate
-from trainers.pictures import Explained, draw_heat_maps
+from trainers.evaluation.answers import read_views
+from trainers.evaluation.evaluate import check_classes, evaluate
+from trainers.evaluation.pictures import Explained, draw_heat_maps
 from trainers.run import folder as run_folder
 from trainers.run.evaluations import PREDICTIONS, folder_of, read_evaluation
 from trainers.settings import step_settings

@@ -19,8 +19,8 @@ from datasets.plan import LOST, EpochOrder, RowGroups, plan_epochs
 from datasets.read import read_chunk
 from datasets.shards import Manifest, Split
 from trainers.config import FinetuneConfig
+from trainers.evaluation.scores import Measures, Scores
 from trainers.feed import Place, to_device
-from trainers.scores import Measures, Scores
 from trainers.settings import step_settings
 from trainers.step import StepSettings, predict
 

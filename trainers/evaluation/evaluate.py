@@ -22,13 +22,13 @@ import torch
 from cluster.io import storage
 from cluster.runtime import connect
 from datasets.shards import Manifest, read_manifest
-from trainers import pictures
-from trainers.answers import measure, read_views
 from trainers.config import FinetuneConfig
+from trainers.evaluation import pictures
+from trainers.evaluation.answers import measure, read_views
+from trainers.evaluation.scores import Measures
 from trainers.launch import place_here
 from trainers.run import folder as run_folder
 from trainers.run.evaluations import PREDICTIONS, folder_of
-from trainers.scores import Measures
 from trainers.state import place_model
 from trainers.stops import too_many_lost
 from trainers.wandb_evaluation import track_evaluation
