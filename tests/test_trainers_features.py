@@ -12,7 +12,7 @@ import timm
 import torch
 
 from datasets.passes.inference import open_view
-from trainers.features import (
+from trainers.inference.features import (
     FeaturesConfig,
     Pooling,
     StageFeatures,

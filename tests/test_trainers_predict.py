@@ -23,9 +23,15 @@ from tests.test_datasets_collection import write_photograph
 from trainers import launch
 from trainers.config import ClusterConfig, FinetuneConfig, IngestConfig, ModelConfig, OptimConfig
 from trainers.evaluation.evaluate import evaluate
-from trainers.inference import IMAGENET_CLASSES, Computer, Network, open_network, run_inference
+from trainers.inference.inference import (
+    IMAGENET_CLASSES,
+    Computer,
+    Network,
+    open_network,
+    run_inference,
+)
+from trainers.inference.predict import PredictConfig, run_predict, to_predictions
 from trainers.networks.backbones import build
-from trainers.predict import PredictConfig, run_predict, to_predictions
 from trainers.run.folder import load_best_model
 
 PROBABILITY_TOLERANCE = 1e-5

@@ -16,9 +16,9 @@ from datasets.passes.features import DTYPE
 from datasets.shards import read_manifest
 from trainers import launch, metrics
 from trainers.config import FinetuneConfig, ModelConfig, OptimConfig, TrackConfig
+from trainers.inference.prefix import hash_tensors
 from trainers.networks import backbones
 from trainers.networks.cut import Suffix, build_prefix
-from trainers.prefix import hash_tensors
 from trainers.run import checkpoint
 from trainers.run.folder import load_best_model
 from trainers.run.rows import epoch_rows

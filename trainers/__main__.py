@@ -14,11 +14,11 @@ from trainers.config import FinetuneConfig
 from trainers.evaluation.evaluate import EvaluateConfig, run_evaluation
 from trainers.evaluation.explain import ExplainConfig, run_explain
 from trainers.export import ExportConfig, run_export
-from trainers.features import FeaturesConfig, run_features
+from trainers.inference.features import FeaturesConfig, run_features
+from trainers.inference.predict import PredictConfig, run_predict
 from trainers.meter import Meter
 from trainers.mirror import RunMirror, follow
 from trainers.networks.zoo import ZooConfig, run_zoo
-from trainers.predict import PredictConfig, run_predict
 from trainers.recipes import RECIPES
 from trainers.track import TrackVerb, run_track
 

@@ -12,7 +12,7 @@ from datasets.passes.feature_builder import Built, Entry, build_features
 from datasets.passes.features import hash_facts
 from datasets.passes.inference import Workers
 from datasets.shards import Manifest
-from trainers.prefix import FrozenNetwork, PrefixComputer
+from trainers.inference.prefix import FrozenNetwork, PrefixComputer
 
 
 def plan_entries(

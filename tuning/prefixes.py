@@ -17,7 +17,7 @@ from datasets.passes.feature_builder import Entry
 from datasets.passes.features import Features, load_view, read_view
 from datasets.shards import Manifest
 from trainers import feed
-from trainers.prefix import FrozenNetwork, hash_tensors, open_frozen
+from trainers.inference.prefix import FrozenNetwork, hash_tensors, open_frozen
 from tuning.cache import cache_uri, list_entries
 from tuning.config import TuningConfig
 from tuning.passes import plan_entries, run_pass

@@ -17,8 +17,8 @@ from datasets.passes.features import load_view, read_view
 from datasets.plan import LOST
 from datasets.shards import Manifest
 from trainers.config import FinetuneConfig
+from trainers.inference.prefix import open_frozen
 from trainers.networks.backbones import find
-from trainers.prefix import open_frozen
 from tuning.logme import measure_logme
 from tuning.passes import plan_entries, run_pass
 from tuning.probe import fit_probe

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cluster.io import storage
 from datasets.config import require_at_least
-from trainers.inference import InferenceConfig, open_network, run_inference
+from trainers.inference.inference import InferenceConfig, open_network, run_inference
 
 _NUM_SHOWN = 5
 

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 
 from trainers.config import FinetuneConfig
-from trainers.features import pool
+from trainers.inference.features import pool
 from trainers.networks.backbones import build, find
 from trainers.networks.cut import before, build_prefix
 from trainers.networks.initializers import initialize

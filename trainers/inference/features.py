@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cluster.io import storage
 from datasets.config import require
-from trainers.inference import InferenceConfig, Network, open_network, run_inference
+from trainers.inference.inference import InferenceConfig, Network, open_network, run_inference
 from trainers.networks.backbones import find
 
 Pooling = Literal["avg", "max", "none"]
