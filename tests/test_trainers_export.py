@@ -19,10 +19,9 @@ import torch
 from huggingface_hub import ModelCard
 
 from cluster.io import storage
-from trainers import export, formats
 from trainers.config import FinetuneConfig, IngestConfig, ModelConfig, ScheduleConfig
-from trainers.export import ExportConfig, Format, run_export
-from trainers.model_card import CardFacts, write_card
+from trainers.export.export import ExportConfig, Format, export, formats, run_export
+from trainers.export.model_card import CardFacts, write_card
 from trainers.networks.backbones import build
 from trainers.networks.initializers import initialize
 from trainers.run import checkpoint

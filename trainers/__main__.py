@@ -13,7 +13,7 @@ from trainers import launch, metrics
 from trainers.config import FinetuneConfig
 from trainers.evaluation.evaluate import EvaluateConfig, run_evaluation
 from trainers.evaluation.explain import ExplainConfig, run_explain
-from trainers.export import ExportConfig, run_export
+from trainers.export.export import ExportConfig, run_export
 from trainers.inference.features import FeaturesConfig, run_features
 from trainers.inference.predict import PredictConfig, run_predict
 from trainers.meter import Meter

@@ -10,7 +10,7 @@ import torch
 from datasets.shards import read_manifest
 from trainers import metrics
 from trainers.alerts import CONFIDENCE
-from trainers.model_card import CardFacts, basename, result_rows, table
+from trainers.export.model_card import CardFacts, basename, result_rows, table
 from trainers.run import checkpoint
 from trainers.run.evaluations import folder_of, read_evaluation
 from trainers.run.folder import read_config

@@ -14,7 +14,7 @@ from typing import Any
 from cluster.io import storage
 from cluster.io.records import damaged, read_object
 from trainers import metrics
-from trainers.model_card import basename, table
+from trainers.export.model_card import basename, table
 from trainers.run.evaluations import read_evaluation
 from tuning.config import TuningConfig
 from tuning.leaderboard import (

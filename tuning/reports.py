@@ -7,7 +7,8 @@ from typing import Any
 from wandb_workspaces.reports.v2 import interface as wr
 
 from cluster.io import storage
-from trainers import metrics, model_card
+from trainers import metrics
+from trainers.export.export import model_card
 from trainers.metrics import EPOCH, GLOBAL_STEP
 from trainers.mirror import TRIAL
 from trainers.wandb_media import MAX_CHART_CLASSES

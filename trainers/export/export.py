@@ -17,8 +17,8 @@ from cluster.entry import ROOT
 from cluster.io import storage
 from cluster.io.records import read_json
 from datasets.config import require
-from trainers.formats import EXPORTERS, Exporter, Run, Subject, require_onnx
-from trainers.model_card import CardFacts, FileFacts, write_card
+from trainers.export.formats import EXPORTERS, Exporter, Run, Subject, require_onnx
+from trainers.export.model_card import CardFacts, FileFacts, write_card
 from trainers.run.evaluations import read_evaluation
 from trainers.run.folder import load_best_model
 from trainers.settings import step_settings
