@@ -18,7 +18,7 @@ from cluster.config import ClusterConfig
 from cluster.io.fields import MAX_COUNT, MAX_FLOAT, build, check_fields, holds_credentials
 from datasets.config import PrepareConfig
 from trainers.config import FinetuneConfig, ScheduleConfig, TrackConfig
-from trainers.track import TrackVerb
+from trainers.tracking.sync import TrackVerb
 from tuning.config import TuningConfig
 
 SECRET = "wJalrXUtnFEMI-K7MDENG-bPxRfiCY"

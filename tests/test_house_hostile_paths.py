@@ -14,9 +14,9 @@ from datasets.passes.features import Part, View, read_view, write_view
 from datasets.shards import Manifest, read_manifest, write_manifest
 from tests.conftest import WriteData
 from tests.sweeps import write_sweep
-from trainers import tracked_runs
 from trainers.run import checkpoint
 from trainers.run import folder as run_folder
+from trainers.tracking import local_runs
 from tuning.leaderboard import read_leaderboard
 from tuning.states import read_trials
 
@@ -175,7 +175,7 @@ def test_a_bucket_whose_keys_lead_elsewhere_is_not_copied(
     scratch = tmp_path / "a" / "b"
     scratch.mkdir(parents=True)
     with pytest.raises(ValueError, match=r"holds '\.\./\.\./escaped', which is no name"):
-        tracked_runs.local_copy("s3://bucket/run", str(scratch))
+        local_runs.local_copy("s3://bucket/run", str(scratch))
     assert [path.name for path in tmp_path.rglob("*")] == ["a", "b"]
 
 
@@ -183,7 +183,7 @@ def test_a_bucket_whose_keys_lead_elsewhere_is_not_copied(
 def test_an_id_of_wandb_is_no_path(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "wandb_id").write_bytes(content)
     with pytest.raises(ValueError, match="wandb_id is damaged"):
-        tracked_runs.read_id(str(tmp_path))
+        local_runs.read_id(str(tmp_path))
 
 
 @pytest.mark.parametrize("uri", ["a\0b", "a\nb", "s3://AKIA:secret1@bucket/x", "x" * 5000])

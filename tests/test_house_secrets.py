@@ -17,7 +17,7 @@ from ray.tune.execution.class_cache import _ActorClassCache
 
 from tests.conftest import ROOT
 from trainers.config import FinetuneConfig
-from trainers.track_checks import find_secrets
+from trainers.tracking.checks import find_secrets
 from tuning.config import TuningConfig
 from tuning.search import build_tuner
 

@@ -14,13 +14,13 @@ import pytest
 from datasets.shards import read_manifest
 from tests.conftest import small_training
 from trainers.config import FinetuneConfig, ModelConfig, TrackConfig
-from trainers.mirror import RunMirror, follow
 from trainers.run import checkpoint
 from trainers.run import folder as run_folder
 from trainers.run.checkpoint import Progress
 from trainers.run.predictions import write_predictions
 from trainers.run.rows import JsonlTracker
-from trainers.wandb_run import find_id
+from trainers.tracking.mirror import RunMirror, follow
+from trainers.tracking.run import find_id
 
 OFFLINE = TrackConfig(wandb="offline", project="thaw-test", log_every_steps=1, tags=("mine",))
 

@@ -25,7 +25,7 @@ from trainers.__main__ import main
 from trainers.config import FinetuneConfig, ModelConfig
 from trainers.run.predictions import write_predictions
 from trainers.run.rows import JsonlTracker, read_rows
-from trainers.wandb_run import WandbRun
+from trainers.tracking.run import WandbRun
 
 CANARY = "canary-of-a-bucket"
 

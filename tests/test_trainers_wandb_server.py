@@ -19,14 +19,14 @@ from cluster.io import storage
 from tests.conftest import ROOT, small_training
 from tests.test_trainers_mirror import end_of_epoch, row, write_progress, write_result
 from tests.wandb_server import WandbServer
-from trainers import wandb_run
 from trainers.__main__ import main
 from trainers.config import FinetuneConfig, ModelConfig, TrackConfig
-from trainers.mirror import RunMirror, follow
 from trainers.run.rows import JsonlTracker, read_rows
-from trainers.track_checks import check_run
-from trainers.tracked_runs import Folder, find_folders, read_record
-from trainers.wandb_run import find_id
+from trainers.tracking import run as wandb_run
+from trainers.tracking.checks import check_run
+from trainers.tracking.local_runs import Folder, find_folders, read_record
+from trainers.tracking.mirror import RunMirror, follow
+from trainers.tracking.run import find_id
 
 OFF = TrackConfig(wandb="off")
 PATIENCE_S = 3
@@ -122,8 +122,8 @@ def test_an_online_run_arrives_whole(server: WandbServer, config: FinetuneConfig
 DRIVER = f"""
 import sys
 from tests.test_trainers_wandb_server import train
-from trainers import wandb_run
-from trainers.mirror import RunMirror
+from trainers.tracking import run as wandb_run
+from trainers.tracking.mirror import RunMirror
 from trainers.run.folder import read_config
 
 wandb_run.PATIENCE_S = {PATIENCE_S}

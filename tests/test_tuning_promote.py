@@ -15,8 +15,8 @@ from datasets.shards import read_manifest, write_manifest
 from tests.conftest import small_training
 from trainers import launch
 from trainers.config import FinetuneConfig, LossConfig, ModelConfig, OptimConfig, TrackConfig
-from trainers.mirror import RunMirror
 from trainers.run.rows import read_rows
+from trainers.tracking.mirror import RunMirror
 from tuning import promote, winner
 from tuning.leaderboard import LEARNS, LEARNS_NOT, Standing, write_leaderboard
 from tuning.promote import PromoteConfig, plan_seeds, run_promote

@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 from tests.sweeps import write_sweep
 from tests.test_trainers_mirror import inspect
 from tests.wandb_server import WandbServer
-from trainers.wandb_run import sync_command
+from trainers.tracking.run import sync_command
 from tuning.config import TuningConfig
 from tuning.review_data import read_sweep
 from tuning.savings import Savings
@@ -57,8 +57,8 @@ def test_a_leaderboard_of_all_depths_is_a_table(easy_data: str, tmp_path: Path) 
 DRIVER = """
 import sys
 from tests.test_tuning_wandb_sweep import log
-from trainers import wandb_run
-from trainers.wandb_thread import WandbThread
+from trainers.tracking import run as wandb_run
+from trainers.tracking.thread import WandbThread
 from tuning import wandb_sweep
 
 wandb_run.PATIENCE_S = 3

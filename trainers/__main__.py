@@ -17,10 +17,10 @@ from trainers.export.export import ExportConfig, run_export
 from trainers.inference.features import FeaturesConfig, run_features
 from trainers.inference.predict import PredictConfig, run_predict
 from trainers.meter import Meter
-from trainers.mirror import RunMirror, follow
 from trainers.networks.zoo import ZooConfig, run_zoo
 from trainers.recipes import RECIPES
-from trainers.track import TrackVerb, run_track
+from trainers.tracking.mirror import RunMirror, follow
+from trainers.tracking.sync import TrackVerb, run_track
 
 HELP = f"""Fine-tune a network on a prepared data set, with DDP under Ray Train.
 

@@ -9,13 +9,13 @@ import torch
 
 from datasets.shards import read_manifest
 from trainers import metrics
-from trainers.alerts import CONFIDENCE
 from trainers.export.model_card import CardFacts, basename, result_rows, table
 from trainers.run import checkpoint
 from trainers.run.evaluations import folder_of, read_evaluation
 from trainers.run.folder import read_config
 from trainers.settings import step_settings
-from trainers.tracked_runs import read_id
+from trainers.tracking.alerts import CONFIDENCE
+from trainers.tracking.local_runs import read_id
 from tuning.findings import Findings
 from tuning.seeds import MEASURES, Estimate, estimate
 

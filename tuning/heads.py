@@ -13,10 +13,10 @@ from cluster.io import storage
 from cluster.io.terminal import count, tell
 from trainers import launch, metrics
 from trainers.config import PRETRAINED, FinetuneConfig
-from trainers.mirror import RunMirror, follow
 from trainers.networks.freezing import is_head_only
 from trainers.networks.initializers import head_tensors
 from trainers.run.folder import load_best_model
+from trainers.tracking.mirror import RunMirror, follow
 from tuning.config import TuningConfig
 from tuning.reuse import record
 from tuning.space import (

@@ -14,8 +14,8 @@ from cluster.io import storage
 from cluster.io.fields import build
 from cluster.io.records import damaged, read_object
 from trainers import metrics
-from trainers.alerts import learned
 from trainers.run.rows import epoch_rows
+from trainers.tracking.alerts import learned
 from tuning.reuse import read_origin
 from tuning.space import AXES, POINT, Point, show
 

@@ -12,8 +12,8 @@ from ray.tune.experiment import Trial
 from cluster.io import storage
 from trainers import metrics
 from trainers.config import FinetuneConfig
-from trainers.mirror import TRIAL, RunMirror
-from trainers.wandb_thread import CLOSE_TIMEOUT_S
+from trainers.tracking.mirror import TRIAL, RunMirror
+from trainers.tracking.thread import CLOSE_TIMEOUT_S
 from tuning.config import TuningConfig
 from tuning.reuse import read_origin, record
 from tuning.search import STATE_FOLDER, SittingCallback, point_of

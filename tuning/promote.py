@@ -26,7 +26,7 @@ from trainers.config import FinetuneConfig
 from trainers.run import checkpoint
 from trainers.run.evaluations import read_evaluation
 from trainers.run.folder import open_run, read_config, read_result
-from trainers.wandb_run import sync_command
+from trainers.tracking.run import sync_command
 from tuning.leaderboard import Standing, find_winner, read_leaderboard
 from tuning.seeds import MEASURES, print_seeds, summarize
 from tuning.winner import LONGER, evaluate_once

@@ -10,8 +10,8 @@ from cluster.io import storage
 from trainers import metrics
 from trainers.export.export import model_card
 from trainers.metrics import EPOCH, GLOBAL_STEP
-from trainers.mirror import TRIAL
-from trainers.wandb_media import MAX_CHART_CLASSES
+from trainers.tracking.media import MAX_CHART_CLASSES
+from trainers.tracking.mirror import TRIAL
 from tuning import card as of_model
 from tuning import findings as of_sweep
 from tuning import panels

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from trainers import metrics
-from trainers.alerts import CONFIDENCE
+from trainers.tracking.alerts import CONFIDENCE
 from tuning.findings import reproduce
 from tuning.review_charts import draw_cost, draw_depths, draw_importance
 from tuning.review_curves import draw_clipping, draw_curves

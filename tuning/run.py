@@ -18,7 +18,7 @@ from cluster.scaling import in_process, max_concurrent_trials, plan_workers
 from datasets.shards import Manifest
 from trainers import launch, metrics
 from trainers.networks.freezing import count_frozen, is_head_only
-from trainers.wandb_run import sync_command
+from trainers.tracking.run import sync_command
 from tuning.advice import read_advice, score_advice
 from tuning.cache import cache_uri
 from tuning.check import check, facts_of

@@ -9,7 +9,7 @@ from typing import Any
 from scipy.stats import binomtest, t
 
 from trainers import metrics
-from trainers.alerts import CONFIDENCE
+from trainers.tracking.alerts import CONFIDENCE
 
 MEASURES = {metrics.TEST_TOP1: "top-1", metrics.TEST_TOP5: "top-5"}
 """The measures that are averaged, and their headings."""

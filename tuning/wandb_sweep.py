@@ -7,12 +7,12 @@ from typing import Any
 
 from datasets.shards import Manifest
 from trainers import metrics
-from trainers.mirror import find_tags
 from trainers.run.rows import find_mode
-from trainers.wandb_artifacts import data_artifact
-from trainers.wandb_media import augmentation_image
-from trainers.wandb_run import WandbRun
-from trainers.wandb_thread import WandbThread
+from trainers.tracking.artifacts import data_artifact
+from trainers.tracking.media import augmentation_image
+from trainers.tracking.mirror import find_tags
+from trainers.tracking.run import WandbRun
+from trainers.tracking.thread import WandbThread
 from tuning.config import TuningConfig
 from tuning.importance import rank_axes
 from tuning.leaderboard import Standing, find_winner

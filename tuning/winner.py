@@ -11,7 +11,7 @@ from trainers.recipes import RECIPES
 from trainers.run import checkpoint
 from trainers.run.evaluations import read_evaluation
 from trainers.run.folder import read_config
-from trainers.wandb_evaluation import track_evaluation
+from trainers.tracking.evaluation import track_evaluation
 from tuning.leaderboard import Standing
 
 LONGER = 3

@@ -12,7 +12,7 @@ from wandb_workspaces.reports.v2 import interface as wr
 
 from trainers import metrics
 from trainers.metrics import EPOCH, GLOBAL_STEP
-from trainers.mirror import TRIAL
+from trainers.tracking.mirror import TRIAL
 from tuning import panels
 from tuning.space import AXES, FREEZE_DEPTH, INIT
 

@@ -21,8 +21,8 @@ from tests.bench.scale_ranks import private_mib
 from tests.conftest import write_shards
 from trainers import metrics
 from trainers.config import FinetuneConfig, ModelConfig, TrackConfig
-from trainers.mirror import TRIAL, RunMirror
 from trainers.run.rows import JsonlTracker
+from trainers.tracking.mirror import TRIAL, RunMirror
 from tuning import states
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.progress import Progress

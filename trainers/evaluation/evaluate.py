@@ -31,7 +31,7 @@ from trainers.run import folder as run_folder
 from trainers.run.evaluations import PREDICTIONS, folder_of
 from trainers.state import place_model
 from trainers.stops import too_many_lost
-from trainers.wandb_evaluation import track_evaluation
+from trainers.tracking.evaluation import track_evaluation
 
 NUM_PAIRS = 20
 """Pairs of confused classes that are listed and drawn."""

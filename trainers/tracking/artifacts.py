@@ -15,7 +15,7 @@ from datasets.shards import Manifest
 from trainers.config import FinetuneConfig
 from trainers.run import checkpoint
 from trainers.run.checkpoint import Progress
-from trainers.wandb_run import find_id
+from trainers.tracking.run import find_id
 
 
 def data_artifact(data: str, manifest: Manifest) -> wandb.Artifact:

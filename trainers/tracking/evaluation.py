@@ -6,15 +6,15 @@ from typing import Any
 
 from cluster.io import storage
 from datasets.shards import read_manifest
-from trainers.mirror import find_tags
 from trainers.run import checkpoint
 from trainers.run.evaluations import PREDICTIONS, folder_of
 from trainers.run.folder import read_config
 from trainers.run.rows import find_mode
-from trainers.wandb_artifacts import checkpoint_artifact, data_artifact, evaluation_artifact
-from trainers.wandb_media import confusion, mistakes_table
-from trainers.wandb_run import WandbRun
-from trainers.wandb_thread import WandbThread
+from trainers.tracking.artifacts import checkpoint_artifact, data_artifact, evaluation_artifact
+from trainers.tracking.media import confusion, mistakes_table
+from trainers.tracking.mirror import find_tags
+from trainers.tracking.run import WandbRun
+from trainers.tracking.thread import WandbThread
 
 LISTED = ("most_confused", "per_class", "reliability")
 """Lists of evaluation_SPLIT.json that become tables."""

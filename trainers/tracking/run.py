@@ -22,7 +22,7 @@ from cluster.io import storage
 from trainers.config import TrackConfig
 from trainers.metrics import EPOCH, GLOBAL_STEP, SUMMARIES
 from trainers.run.rows import find_mode
-from trainers.tracked_runs import read_id
+from trainers.tracking.local_runs import read_id
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from cluster.secrets import known_secrets
 from trainers import metrics
 from trainers.run.rows import Row, read_rows
-from trainers.tracked_runs import Folder, Json, Record, read_record
+from trainers.tracking.local_runs import Folder, Json, Record, read_record
 
 TRIAL = "trial"
 TRAININGS = ("train", TRIAL, "head")

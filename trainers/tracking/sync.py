@@ -16,8 +16,8 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress
 
-from trainers.track_checks import Problem, check_run, find_secrets
-from trainers.tracked_runs import WANDB, Folder, find_folders, is_synced, local_copy
+from trainers.tracking.checks import Problem, check_run, find_secrets
+from trainers.tracking.local_runs import WANDB, Folder, find_folders, is_synced, local_copy
 
 _READERS = 4
 _CLOUD = "https://api.wandb.ai"

@@ -4,7 +4,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from trainers.wandb_run import give_up, sync_command
+from trainers.tracking.run import give_up, sync_command
 
 logger = logging.getLogger(__name__)
 

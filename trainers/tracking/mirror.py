@@ -14,20 +14,20 @@ from cluster.entry import ROOT
 from cluster.provenance import find_commit
 from datasets.shards import Manifest, read_manifest
 from trainers import metrics
-from trainers.alerts import Alert, find_alerts, judge_end
 from trainers.config import FinetuneConfig
 from trainers.run.folder import find_result
 from trainers.run.predictions import read_predictions
 from trainers.run.rows import Row, RowReader, find_mode, read_rows
-from trainers.wandb_artifacts import checkpoint_artifacts, data_artifact
-from trainers.wandb_media import (
+from trainers.tracking.alerts import Alert, find_alerts, judge_end
+from trainers.tracking.artifacts import checkpoint_artifacts, data_artifact
+from trainers.tracking.media import (
     augmentation_image,
     confusion,
     mistakes_table,
     predictions_table,
 )
-from trainers.wandb_run import WandbRun
-from trainers.wandb_thread import CLOSE_TIMEOUT_S, WandbThread
+from trainers.tracking.run import WandbRun
+from trainers.tracking.thread import CLOSE_TIMEOUT_S, WandbThread
 
 POLL_S = 1.0
 TRIAL = "trial"
