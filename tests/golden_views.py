@@ -14,7 +14,7 @@ from trainers.run.evaluations import folder_of
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.findings import read_findings
 from tuning.leaderboard import LEARNS, LEARNS_NOT, Standing, write_leaderboard
-from tuning.savings import Savings
+from tuning.sharing.savings import Savings
 from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
 from tuning.wandb_views import build_views
 

@@ -27,9 +27,10 @@ from trainers.config import FinetuneConfig, ModelConfig
 from trainers.run import checkpoint, evaluations, rows
 from trainers.run import folder as run_folder
 from trainers.run.checkpoint import Progress
-from tuning import advice, cache, findings, leaderboard, reuse, states
+from tuning import advice, findings, leaderboard, states
 from tuning.quadrants import Stage, Verdict
 from tuning.review_data import read_sweep
+from tuning.sharing.plan import cache, reuse
 
 MAX_SENTENCE = 2000
 LOOKED_AT = (fields, records, shards, runs, tracking, checkpoint)

@@ -19,7 +19,7 @@ from trainers.networks.backbones import find
 from trainers.networks.freezing import resolve_depth
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.leaderboard import Ended, rank, write_leaderboard
-from tuning.savings import Savings
+from tuning.sharing.savings import Savings
 from tuning.space import FREEZE_DEPTH, INIT, LEARNING_RATE, Point, points, training_of
 from tuning.states import Trials, TrialState
 

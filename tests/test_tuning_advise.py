@@ -20,7 +20,7 @@ from tuning.advise import AdviseConfig, run_advise
 from tuning.config import TuningConfig
 from tuning.leaderboard import LEARNS, LEARNS_NOT, Standing
 from tuning.quadrants import QUADRANTS, Stage, Verdict, judge, recommend, with_neighbours
-from tuning.savings import Savings
+from tuning.sharing.savings import Savings
 from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
 from tuning.stages import compare
 

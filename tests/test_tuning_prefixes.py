@@ -22,10 +22,10 @@ from trainers.networks.cut import Suffix, build_prefix
 from trainers.run import checkpoint
 from trainers.run.folder import load_best_model
 from trainers.run.rows import epoch_rows
-from tuning.cache import CacheConfig, evict, list_entries, run_cache
 from tuning.config import SpaceConfig, TuningConfig
-from tuning.prefixes import PrefixStore
-from tuning.sharing import plan_sharing
+from tuning.sharing.cache import CacheConfig, evict, list_entries, run_cache
+from tuning.sharing.plan import plan_sharing
+from tuning.sharing.prefixes import PrefixStore
 from tuning.space import FREEZE_DEPTH, INIT, training_of
 
 LOSS_RTOL = 5e-3

@@ -14,7 +14,7 @@ from trainers.config import FinetuneConfig, ModelConfig, OptimConfig, TrackConfi
 from trainers.run import checkpoint
 from trainers.run.folder import load_best_model, read_result
 from trainers.run.rows import epoch_rows
-from tuning.reuse import Known, copy_run, find_known, read_origin, record, result_key
+from tuning.sharing.reuse import Known, copy_run, find_known, read_origin, record, result_key
 
 
 @pytest.mark.parametrize(

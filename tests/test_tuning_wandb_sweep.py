@@ -17,7 +17,7 @@ from tests.wandb_server import WandbServer
 from trainers.tracking.run import sync_command
 from tuning.config import TuningConfig
 from tuning.review_data import read_sweep
-from tuning.savings import Savings
+from tuning.sharing.savings import Savings
 from tuning.wandb_sweep import log_sweep
 
 

@@ -16,12 +16,12 @@ from trainers.config import FreezeDepth, Init
 from trainers.recipes import RECIPES
 from tuning.advice import read_advice
 from tuning.advise import AdviseConfig, run_advise
-from tuning.cache import CacheConfig, run_cache
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.demo import DemoConfig, run_demo
 from tuning.promote import PromoteConfig, run_promote
 from tuning.review import ReviewConfig, run_review
 from tuning.run import tune_sweep
+from tuning.sharing.cache import CacheConfig, run_cache
 
 HELP = f"""Find out how much of a pretrained network to thaw for your images.
 

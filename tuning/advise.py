@@ -19,8 +19,8 @@ from trainers import launch
 from trainers.config import FinetuneConfig, ModelConfig
 from tuning.advice import Advice, advice_uri
 from tuning.advice_picture import draw_advice
-from tuning.cache import cache_uri
 from tuning.quadrants import judge
+from tuning.sharing.cache import cache_uri
 from tuning.stages import collect, probe_stages
 
 

@@ -24,8 +24,8 @@ from tuning.leaderboard import (
     read_leaderboard,
     show_standing,
 )
-from tuning.savings import Savings
 from tuning.seeds import MEASURES
+from tuning.sharing.savings import Savings
 from tuning.space import FREEZE_DEPTH, INIT, show
 from tuning.winner import train_longer
 

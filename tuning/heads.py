@@ -18,7 +18,7 @@ from trainers.networks.initializers import head_tensors
 from trainers.run.folder import load_best_model
 from trainers.tracking.mirror import RunMirror, follow
 from tuning.config import TuningConfig
-from tuning.reuse import record
+from tuning.sharing.reuse import record
 from tuning.space import (
     CLIPNORM,
     FREEZE_DEPTH,

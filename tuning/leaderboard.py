@@ -16,7 +16,7 @@ from cluster.io.records import damaged, read_object
 from trainers import metrics
 from trainers.run.rows import epoch_rows
 from trainers.tracking.alerts import learned
-from tuning.reuse import read_origin
+from tuning.sharing.reuse import read_origin
 from tuning.space import AXES, POINT, Point, show
 
 LEARNS = "learns"

@@ -15,8 +15,8 @@ from trainers.config import FinetuneConfig
 from trainers.tracking.mirror import TRIAL, RunMirror
 from trainers.tracking.thread import CLOSE_TIMEOUT_S
 from tuning.config import TuningConfig
-from tuning.reuse import read_origin, record
 from tuning.search import STATE_FOLDER, SittingCallback, point_of
+from tuning.sharing.reuse import read_origin, record
 from tuning.space import describe
 from tuning.states import FAILED, FINISHED, PRUNED, RUNNING, TrialStates
 from tuning.sweep_display import SweepDisplay

@@ -20,7 +20,6 @@ from trainers import launch, metrics
 from trainers.networks.freezing import count_frozen, is_head_only
 from trainers.tracking.run import sync_command
 from tuning.advice import read_advice, score_advice
-from tuning.cache import cache_uri
 from tuning.check import check, facts_of
 from tuning.config import TuningConfig
 from tuning.fits import AbortFits, start_fits
@@ -34,11 +33,12 @@ from tuning.leaderboard import (
     read_leaderboard,
     write_leaderboard,
 )
-from tuning.prefixes import BuiltPrefixes, PrefixStore
 from tuning.progress import Progress
-from tuning.savings import Savings, measure_savings
 from tuning.search import STATE_FOLDER, build_tuner, count_trials, point_of, run_folder
-from tuning.sharing import SharingPlan, plan_sharing
+from tuning.sharing.cache import cache_uri
+from tuning.sharing.plan import SharingPlan, plan_sharing
+from tuning.sharing.prefixes import BuiltPrefixes, PrefixStore
+from tuning.sharing.savings import Savings, measure_savings
 from tuning.space import left_out, models, show, training_of
 from tuning.states import TrialStates
 from tuning.sweep_display import SweepDisplay

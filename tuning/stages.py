@@ -20,10 +20,10 @@ from trainers.config import FinetuneConfig
 from trainers.inference.prefix import open_frozen
 from trainers.networks.backbones import find
 from tuning.logme import measure_logme
-from tuning.passes import plan_entries, run_pass
 from tuning.probe import fit_probe
 from tuning.quadrants import Stage
 from tuning.seeds import estimate
+from tuning.sharing.passes import plan_entries, run_pass
 
 logger = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from trainers.networks.freezing import count_frozen, is_head_only
 from trainers.run.folder import is_over, read_result
 from trainers.run.rows import RowReader, epoch_rows
 from tuning.config import TuningConfig
-from tuning.reuse import copy_run, find_known, result_key
 from tuning.search import point_of, run_folder
+from tuning.sharing.reuse import copy_run, find_known, result_key
 from tuning.space import Point, training_of
 
 POLL_S = 0.5

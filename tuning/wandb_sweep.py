@@ -16,7 +16,7 @@ from trainers.tracking.thread import WandbThread
 from tuning.config import TuningConfig
 from tuning.importance import rank_axes
 from tuning.leaderboard import Standing, find_winner
-from tuning.savings import Savings
+from tuning.sharing.savings import Savings
 from tuning.space import describe
 
 

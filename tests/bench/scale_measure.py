@@ -38,7 +38,7 @@ from trainers.run.checkpoint import Progress
 from trainers.run.rows import JsonlTracker, RowReader
 from trainers.state import TrainState
 from trainers.step import StepSettings, train_step
-from tuning.sharing import count_flops
+from tuning.sharing.plan import count_flops
 
 BACKBONE, SIZE_PX, NUM_CLASSES = "resnet50", 224, 196
 HALF = (0.5, 0.5, 0.5)

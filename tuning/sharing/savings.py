@@ -6,8 +6,8 @@ from typing import Any
 
 from cluster.io.fields import build
 from tuning.leaderboard import Standing
-from tuning.prefixes import BuiltPrefixes
-from tuning.sharing import SharingPlan
+from tuning.sharing.plan import SharingPlan
+from tuning.sharing.prefixes import BuiltPrefixes
 
 
 @dataclass(frozen=True, kw_only=True)

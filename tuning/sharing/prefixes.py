@@ -18,10 +18,10 @@ from datasets.passes.features import Features, load_view, read_view
 from datasets.shards import Manifest
 from trainers import feed
 from trainers.inference.prefix import FrozenNetwork, hash_tensors, open_frozen
-from tuning.cache import cache_uri, list_entries
 from tuning.config import TuningConfig
-from tuning.passes import plan_entries, run_pass
-from tuning.sharing import Prefix, SharingPlan
+from tuning.sharing.cache import cache_uri, list_entries
+from tuning.sharing.passes import plan_entries, run_pass
+from tuning.sharing.plan import Prefix, SharingPlan
 from tuning.space import FREEZE_DEPTH, INIT, training_of
 
 Key = tuple[str, int]
