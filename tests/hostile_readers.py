@@ -27,8 +27,9 @@ from trainers.config import FinetuneConfig, ModelConfig
 from trainers.run import checkpoint, evaluations, rows
 from trainers.run import folder as run_folder
 from trainers.run.checkpoint import Progress
-from tuning import advice, findings, leaderboard, states
-from tuning.quadrants import Stage, Verdict
+from tuning import findings, leaderboard, states
+from tuning.advice.advice import advice
+from tuning.advice.quadrants import Stage, Verdict
 from tuning.review_data import read_sweep
 from tuning.sharing.plan import cache, reuse
 

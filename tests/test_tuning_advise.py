@@ -13,16 +13,16 @@ import torch
 from datasets.shards import read_manifest, write_manifest
 from trainers.config import FinetuneConfig
 from trainers.networks.backbones import build, find
-from tuning import run, stages
+from tuning import run
 from tuning.__main__ import parse
-from tuning.advice import Advice, advice_uri, read_advice, score_advice
-from tuning.advise import AdviseConfig, run_advise
+from tuning.advice.advice import Advice, advice_uri, read_advice, score_advice, stages
+from tuning.advice.advise import AdviseConfig, run_advise
+from tuning.advice.quadrants import QUADRANTS, Stage, Verdict, judge, recommend, with_neighbours
+from tuning.advice.stages import compare
 from tuning.config import TuningConfig
 from tuning.leaderboard import LEARNS, LEARNS_NOT, Standing
-from tuning.quadrants import QUADRANTS, Stage, Verdict, judge, recommend, with_neighbours
 from tuning.sharing.savings import Savings
 from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
-from tuning.stages import compare
 
 CHANCE = 0.2
 

@@ -6,8 +6,8 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
-from tuning.logme import measure_logme
-from tuning.probe import HELD_OUT, STRENGTHS, fit_linear, fit_probe, hold_out
+from tuning.advice.logme import measure_logme
+from tuning.advice.probe import HELD_OUT, STRENGTHS, fit_linear, fit_probe, hold_out
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

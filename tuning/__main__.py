@@ -14,8 +14,8 @@ from cluster.io.fields import check_fields
 from datasets.config import require
 from trainers.config import FreezeDepth, Init
 from trainers.recipes import RECIPES
-from tuning.advice import read_advice
-from tuning.advise import AdviseConfig, run_advise
+from tuning.advice.advice import read_advice
+from tuning.advice.advise import AdviseConfig, run_advise
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.demo import DemoConfig, run_demo
 from tuning.promote import PromoteConfig, run_promote

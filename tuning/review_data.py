@@ -17,7 +17,7 @@ from trainers.run.evaluations import PREDICTIONS, folder_of, read_evaluation
 from trainers.run.folder import read_config
 from trainers.run.predictions import read_predictions
 from trainers.run.rows import Row, read_rows
-from tuning.advice import read_advice, score_advice
+from tuning.advice.advice import read_advice, score_advice
 from tuning.findings import Findings, read_findings, read_sweep_config
 from tuning.leaderboard import Ended, Standing, find_winner, rank, read_leaderboard
 from tuning.space import AXES, FREEZE_DEPTH

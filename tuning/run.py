@@ -19,7 +19,7 @@ from datasets.shards import Manifest
 from trainers import launch, metrics
 from trainers.networks.freezing import count_frozen, is_head_only
 from trainers.tracking.run import sync_command
-from tuning.advice import read_advice, score_advice
+from tuning.advice.advice import read_advice, score_advice
 from tuning.check import check, facts_of
 from tuning.config import TuningConfig
 from tuning.fits import AbortFits, start_fits

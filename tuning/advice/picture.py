@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter
 
-from tuning.advice import Advice
-from tuning.quadrants import MIN_GAP_CLOSED, QUADRANTS, Verdict
+from tuning.advice.advice import Advice
+from tuning.advice.quadrants import MIN_GAP_CLOSED, QUADRANTS, Verdict
 
 INK, ACCENT, SHADE, GRAY = "#333333", "#c0392b", "#fbeae7", "#e4e4e4"
 DECADES = 1.5

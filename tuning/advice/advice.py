@@ -12,8 +12,8 @@ from datasets.config import require
 from datasets.shards import read_manifest
 from trainers.config import Init
 from trainers.networks.freezing import resolve_depth
+from tuning.advice.quadrants import Stage, Verdict
 from tuning.leaderboard import Standing, find_winner
-from tuning.quadrants import Stage, Verdict
 from tuning.space import FREEZE_DEPTH
 
 

@@ -17,11 +17,11 @@ from datasets.config import SIZES_PX, IngestConfig, require_at_least, require_be
 from datasets.shards import Manifest
 from trainers import launch
 from trainers.config import FinetuneConfig, ModelConfig
-from tuning.advice import Advice, advice_uri
-from tuning.advice_picture import draw_advice
-from tuning.quadrants import judge
+from tuning.advice.advice import Advice, advice_uri
+from tuning.advice.picture import draw_advice
+from tuning.advice.quadrants import judge
+from tuning.advice.stages import collect, probe_stages
 from tuning.sharing.cache import cache_uri
-from tuning.stages import collect, probe_stages
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,9 +19,9 @@ from datasets.shards import Manifest
 from trainers.config import FinetuneConfig
 from trainers.inference.prefix import open_frozen
 from trainers.networks.backbones import find
-from tuning.logme import measure_logme
-from tuning.probe import fit_probe
-from tuning.quadrants import Stage
+from tuning.advice.logme import measure_logme
+from tuning.advice.probe import fit_probe
+from tuning.advice.quadrants import Stage
 from tuning.seeds import estimate
 from tuning.sharing.passes import plan_entries, run_pass
 
