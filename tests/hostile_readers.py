@@ -30,7 +30,7 @@ from trainers.run.checkpoint import Progress
 from tuning import findings, leaderboard, states
 from tuning.advice.advice import advice
 from tuning.advice.quadrants import Stage, Verdict
-from tuning.review_data import read_sweep
+from tuning.review.data import read_sweep
 from tuning.sharing.plan import cache, reuse
 
 MAX_SENTENCE = 2000

@@ -16,18 +16,18 @@ from tests.sweeps import hostile_classes, write_predictions, write_sweep, write_
 from trainers.networks import backbones
 from trainers.run import checkpoint
 from trainers.run.checkpoint import Progress
-from tuning import progress, review
+from tuning import progress
 from tuning.importance import rank_axes
 from tuning.leaderboard import read_leaderboard
-from tuning.review import ReviewConfig, run_review
-from tuning.review_charts import pareto_front
-from tuning.review_data import read_sweep
-from tuning.review_page import render_page
-from tuning.review_pictures import look_at_answers
+from tuning.review.charts import pareto_front
+from tuning.review.data import read_sweep
+from tuning.review.page import render_page
+from tuning.review.pictures import look_at_answers
+from tuning.review.review import ReviewConfig, review, run_review
+from tuning.review.verdict import compare_pairs, compare_shares, judge_sweep
 from tuning.space import AXES, CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
 from tuning.states import TrialStates, read_trials
 from tuning.trial import Shared
-from tuning.verdict import compare_pairs, compare_shares, judge_sweep
 
 MAX_BYTES = 8_000_000
 

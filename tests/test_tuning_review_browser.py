@@ -10,8 +10,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.sweeps import hostile_classes, write_sweep
-from tuning.review_data import read_sweep
-from tuning.review_page import render_page
+from tuning.review.data import read_sweep
+from tuning.review.page import render_page
 
 pytestmark = pytest.mark.browser
 

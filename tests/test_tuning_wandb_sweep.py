@@ -16,7 +16,7 @@ from tests.test_trainers_mirror import inspect
 from tests.wandb_server import WandbServer
 from trainers.tracking.run import sync_command
 from tuning.config import TuningConfig
-from tuning.review_data import read_sweep
+from tuning.review.data import read_sweep
 from tuning.sharing.savings import Savings
 from tuning.wandb_sweep import log_sweep
 

@@ -19,7 +19,7 @@ from tuning.advice.advise import AdviseConfig, run_advise
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.demo import DemoConfig, run_demo
 from tuning.promote import PromoteConfig, run_promote
-from tuning.review import ReviewConfig, run_review
+from tuning.review.review import ReviewConfig, run_review
 from tuning.run import tune_sweep
 from tuning.sharing.cache import CacheConfig, run_cache
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from tuning.importance import rank_axes
 from tuning.leaderboard import Standing
-from tuning.review_data import Sweep
-from tuning.review_figure import (
+from tuning.review.data import Sweep
+from tuning.review.figure import (
     AXIS_NAMES,
     SYMBOLS,
     Chart,
@@ -19,9 +19,9 @@ from tuning.review_figure import (
     single,
     tell_trial,
 )
+from tuning.review.verdict import depth_name
 from tuning.seeds import estimate
 from tuning.space import INIT, describe
-from tuning.verdict import depth_name
 
 INIT_COLOURS = ("var(--thaw)", "var(--frost)", "var(--c2)", "var(--c3)", "var(--c4)", "var(--c5)")
 

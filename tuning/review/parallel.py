@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from math import log10
 from typing import Any
 
-from tuning.review_data import Sweep, threshold_of
-from tuning.review_figure import (
+from tuning.review.data import Sweep, threshold_of
+from tuning.review.figure import (
     Chart,
     Figure,
     measured,

@@ -5,8 +5,8 @@ from typing import Any
 
 from trainers import metrics
 from tuning.leaderboard import Standing
-from tuning.review_data import Sweep
-from tuning.review_figure import (
+from tuning.review.data import Sweep
+from tuning.review.figure import (
     SYMBOLS,
     Chart,
     Figure,

@@ -20,13 +20,13 @@ from plotly.offline import get_plotlyjs
 from trainers import metrics
 from trainers.tracking.alerts import CONFIDENCE
 from tuning.findings import reproduce
-from tuning.review_charts import draw_cost, draw_depths, draw_importance
-from tuning.review_curves import draw_clipping, draw_curves
-from tuning.review_data import Sweep
-from tuning.review_figure import Chart
-from tuning.review_parallel import draw_parallel
-from tuning.review_pictures import look_at_answers
-from tuning.review_tables import (
+from tuning.review.charts import draw_cost, draw_depths, draw_importance
+from tuning.review.curves import draw_clipping, draw_curves
+from tuning.review.data import Sweep
+from tuning.review.figure import Chart
+from tuning.review.parallel import draw_parallel
+from tuning.review.pictures import look_at_answers
+from tuning.review.tables import (
     format_seconds,
     list_choices,
     list_trials,
@@ -34,9 +34,9 @@ from tuning.review_tables import (
     map_heat,
     show_point,
 )
+from tuning.review.verdict import Verdict, depth_name, judge_sweep
 from tuning.seeds import estimate
 from tuning.space import show
-from tuning.verdict import Verdict, depth_name, judge_sweep
 from tuning.winner import train_longer
 
 HERE = Path(__file__).parent

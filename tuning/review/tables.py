@@ -6,11 +6,11 @@ from math import log10
 from typing import Any
 
 from tuning.leaderboard import LEARNS, Standing
-from tuning.review_data import Sweep, threshold_of
-from tuning.review_figure import AXIS_NAMES, measured
+from tuning.review.data import Sweep, threshold_of
+from tuning.review.figure import AXIS_NAMES, measured
+from tuning.review.verdict import depth_name
 from tuning.seeds import Estimate, estimate
 from tuning.space import AXES, CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE, show
-from tuning.verdict import depth_name
 
 MAX_RATES = 7
 """Rows of a heat map; more learning rates are gathered into as many ranges."""

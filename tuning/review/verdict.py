@@ -12,7 +12,7 @@ import numpy as np
 from scipy.stats import binomtest, fisher_exact
 
 from tuning.leaderboard import Standing
-from tuning.review_data import Sweep
+from tuning.review.data import Sweep
 from tuning.seeds import Estimate, estimate
 
 SIGNIFICANCE = 0.05

@@ -11,7 +11,7 @@ from typing import Any
 
 from trainers import metrics
 from tuning.leaderboard import Standing
-from tuning.review_data import Sweep
+from tuning.review.data import Sweep
 from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE, describe
 
 AXIS_NAMES = {

@@ -18,8 +18,8 @@ from trainers.evaluation.explain import explain, order
 from trainers.evaluation.pictures import Explained
 from trainers.run import folder as run_folder
 from tuning.leaderboard import Standing
-from tuning.review_data import Sweep
-from tuning.review_figure import Chart, plain, single
+from tuning.review.data import Sweep
+from tuning.review.figure import Chart, plain, single
 
 NUM_PAIRS, NUM_MISTAKES, NUM_RIGHT = 8, 8, 4
 THUMB_PX, QUALITY = 168, 82

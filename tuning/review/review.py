@@ -4,8 +4,8 @@ import time
 from dataclasses import dataclass
 
 from cluster.io import storage
-from tuning.review_data import read_sweep
-from tuning.review_page import render_page
+from tuning.review.data import read_sweep
+from tuning.review.page import render_page
 from tuning.wandb_views import save_views
 
 WATCH_S = 5
