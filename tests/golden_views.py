@@ -16,7 +16,7 @@ from tuning.findings import read_findings
 from tuning.leaderboard import LEARNS, LEARNS_NOT, Standing, write_leaderboard
 from tuning.sharing.savings import Savings
 from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
-from tuning.wandb_views import build_views
+from tuning.wandb.views import build_views
 
 GOLDEN = Path(__file__).parent / "golden_wandb"
 NAMES = ("run_review", "sweep_review", "decision_report", "model_card")

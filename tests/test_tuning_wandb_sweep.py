@@ -18,7 +18,7 @@ from trainers.tracking.run import sync_command
 from tuning.config import TuningConfig
 from tuning.review.data import read_sweep
 from tuning.sharing.savings import Savings
-from tuning.wandb_sweep import log_sweep
+from tuning.wandb.sweep import log_sweep
 
 
 def log(out: str, mode: Literal["online", "offline"]) -> str | None:
@@ -59,7 +59,7 @@ import sys
 from tests.test_tuning_wandb_sweep import log
 from trainers.tracking import run as wandb_run
 from trainers.tracking.thread import WandbThread
-from tuning import wandb_sweep
+from tuning.wandb import sweep as wandb_sweep
 
 wandb_run.PATIENCE_S = 3
 WandbThread.close.__kwdefaults__["timeout_s"] = 26

@@ -13,7 +13,7 @@ from cluster.entry import run_room
 from tests.golden_views import NAMES, write_sweep
 from tests.wandb_records import ANSWERS, ENTITY, Json, Records
 from tests.wandb_server import KEY, WandbServer
-from tuning.wandb_views import save_views
+from tuning.wandb.views import save_views
 
 
 @pytest.fixture

@@ -10,14 +10,14 @@ import pytest
 from tests import golden_views
 from tests.golden_views import GOLDEN, NAMES, models_of, standing, write_sweep
 from trainers.config import FinetuneConfig
-from tuning import panels
-from tuning.card import describe_scores, read_card
 from tuning.config import TuningConfig
 from tuning.findings import Findings, answer, list_next, read_findings, reproduce
 from tuning.leaderboard import LEARNS_NOT, write_leaderboard
 from tuning.search import build_scheduler
 from tuning.space import AXES
-from tuning.workspaces import build_run_review
+from tuning.wandb import panels
+from tuning.wandb.card import describe_scores, read_card
+from tuning.wandb.workspaces import build_run_review
 
 Json = dict[str, Any]
 

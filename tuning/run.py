@@ -43,7 +43,7 @@ from tuning.space import left_out, models, show, training_of
 from tuning.states import TrialStates
 from tuning.sweep_display import SweepDisplay
 from tuning.trial import Shared, build_trial, trains_in_process
-from tuning.wandb_sweep import log_sweep
+from tuning.wandb.sweep import log_sweep
 from tuning.winner import evaluate_once, train_longer
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from cluster.io import storage
 from tuning.review.data import read_sweep
 from tuning.review.page import render_page
-from tuning.wandb_views import save_views
+from tuning.wandb.views import save_views
 
 WATCH_S = 5
 """How often the page of a running sweep is written, and loads itself anew."""

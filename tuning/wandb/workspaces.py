@@ -13,8 +13,8 @@ from wandb_workspaces.reports.v2 import interface as wr
 from trainers import metrics
 from trainers.metrics import EPOCH, GLOBAL_STEP
 from trainers.tracking.mirror import TRIAL
-from tuning import panels
 from tuning.space import AXES, FREEZE_DEPTH, INIT
+from tuning.wandb import panels
 
 
 def build_run_review(entity: str, project: str, group: str) -> ws.Workspace:

@@ -12,12 +12,12 @@ from trainers.export.export import model_card
 from trainers.metrics import EPOCH, GLOBAL_STEP
 from trainers.tracking.media import MAX_CHART_CLASSES
 from trainers.tracking.mirror import TRIAL
-from tuning import card as of_model
 from tuning import findings as of_sweep
-from tuning import panels
-from tuning.card import Card
 from tuning.findings import Findings
 from tuning.space import FREEZE_DEPTH, INIT
+from tuning.wandb import card as of_model
+from tuning.wandb import panels
+from tuning.wandb.card import Card
 
 
 def build_decision_report(entity: str, project: str, findings: Findings) -> wr.Report:

@@ -12,8 +12,8 @@ from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
 from cluster.io import storage
 from cluster.io.records import read_object
-from tuning.card import read_card
 from tuning.findings import Findings, read_findings
+from tuning.wandb.card import read_card
 
 KNOWN = "wandb_views.json"
 Saved = dict[str, str]
@@ -74,8 +74,8 @@ def require_workspaces() -> None:
 def build_views(entity: str, project: str, findings: Findings) -> list[Any]:
     """Build workspaces, and reports where there is something to report."""
     # An optional package, which takes a second to import.
-    from tuning.reports import build_decision_report, build_model_card
-    from tuning.workspaces import build_run_review, build_sweep_review
+    from tuning.wandb.reports import build_decision_report, build_model_card
+    from tuning.wandb.workspaces import build_run_review, build_sweep_review
 
     views: list[Any] = [
         build_run_review(entity, project, findings.group),
