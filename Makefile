@@ -24,7 +24,7 @@ test-extended: $(READY)  ## The tests that take minutes each, such as nodes lost
 FUZZ_EXAMPLES ?= 2000
 fuzz: $(READY)  ## Minutes of random files for whatever is read back; tests try a few of them
 	THAW_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/test_house_fuzz.py --timeout 3600
-	if $(BIN)/python -c "import atheris" 2> /dev/null; then $(BIN)/python -m tests.hostile_readers 60; fi
+	if $(BIN)/python -c "import atheris" 2> /dev/null; then $(BIN)/python -m tests.support.hostile_readers 60; fi
 
 check: $(READY) check-k8s  ## Formatting, lint, types, direction of imports, manifests
 	$(BIN)/ruff format --check .
@@ -49,7 +49,7 @@ scale: $(READY)  ## Measure what docs/scale.md computes with, and write its tabl
 	$(BIN)/python -m tests.bench.scale --write
 
 golden: $(READY)  ## Record the golden losses and W&B views anew; say why in the commit message
-	$(BIN)/python -m tests.golden
+	$(BIN)/python -m tests.support.golden
 
 clean:  ## Remove what make and the runs have made
 	rm -rf .venv runs

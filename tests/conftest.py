@@ -25,7 +25,7 @@ from datasets.prepare.staging import write_images
 if TYPE_CHECKING:
     from torch import nn
 
-    from tests.job_server import TokenCluster
+    from tests.support.job_server import TokenCluster
     from trainers.config import FinetuneConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -102,7 +102,7 @@ def own_ray() -> Iterator[dict[str, str]]:
 @pytest.fixture(scope="session")
 def token_cluster() -> "Iterator[TokenCluster]":
     """A cluster of other processes, with a job server that asks for a token."""
-    from tests.job_server import start_token_cluster
+    from tests.support.job_server import start_token_cluster
 
     with (
         tempfile.TemporaryDirectory(prefix="tc", ignore_cleanup_errors=True) as folder,

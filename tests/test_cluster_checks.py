@@ -12,7 +12,7 @@ from cluster.doctor.nodes import Node, Trouble
 from cluster.doctor.pair import choose_pair
 from cluster.doctor.storage_checks import judge_data
 from cluster.doctor.wandb_reach import check_wandb
-from tests.wandb_server import KEY, WandbServer
+from tests.support.wandb_server import KEY, WandbServer
 
 GIB = 2**30
 

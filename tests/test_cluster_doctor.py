@@ -19,7 +19,7 @@ from cluster.config import DoctorConfig
 from cluster.doctor.findings import Finding, to_json
 from cluster.doctor.nodes import find_nodes
 from tests.conftest import ROOT, WriteData
-from tests.job_server import TokenCluster
+from tests.support.job_server import TokenCluster
 
 DOCTOR = (sys.executable, "-m", "cluster", "doctor")
 Report = dict[tuple[str, str], list[Finding]]

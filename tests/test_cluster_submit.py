@@ -12,7 +12,7 @@ import pytest
 
 from cluster.jobs.jobs import STOP_WAIT_S
 from tests.conftest import ROOT
-from tests.job_server import TOKEN, Proxy, TokenCluster
+from tests.support.job_server import TOKEN, Proxy, TokenCluster
 
 pytestmark = pytest.mark.ray
 

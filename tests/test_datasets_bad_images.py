@@ -1,4 +1,4 @@
-"""The corpus of tests/bad_images.py through `prepare`, and a training on what is left."""
+"""The corpus of tests/support/bad_images.py through `prepare`, and a training on what is left."""
 
 import time
 from collections import Counter
@@ -14,8 +14,8 @@ from datasets.images import BadImage, load_image, to_jpeg
 from datasets.passes.collection import list_images
 from datasets.prepare.prepare import prepare
 from datasets.shards import Manifest, read_manifest
-from tests.bad_images import KINDS, PAGE, Kind, put, write_page
 from tests.conftest import draw_image
+from tests.support.bad_images import KINDS, PAGE, Kind, put, write_page
 
 LEFT_OUT = {name: kind for name, kind in KINDS.items() if kind.reason is not None}
 KEPT = {name: kind for name, kind in KINDS.items() if kind.reason is None}
@@ -205,4 +205,4 @@ def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_page_is_current() -> None:
-    assert PAGE.read_text() == write_page(), "run `python -m tests.bad_images`"
+    assert PAGE.read_text() == write_page(), "run `python -m tests.support.bad_images`"

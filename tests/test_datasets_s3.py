@@ -32,7 +32,7 @@ from datasets.config import PrepareConfig
 from datasets.prepare.prepare import prepare
 from datasets.shards import Manifest, read_manifest
 from tests.conftest import ROOT, draw_image
-from tests.s3_server import SECRET, Proxy, environment, serve_s3
+from tests.support.s3_server import SECRET, Proxy, environment, serve_s3
 from trainers.config import FinetuneConfig
 from trainers.run.folder import open_run, read_config, read_result
 from trainers.run.rows import read_rows

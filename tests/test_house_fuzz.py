@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.hostile_readers import Reader, list_readers, try_reader
+from tests.support.hostile_readers import Reader, list_readers, try_reader
 
 EXAMPLES = os.environ.get("THAW_FUZZ_EXAMPLES")
 SETTINGS = settings(

@@ -13,7 +13,7 @@ from cluster.io import storage
 from datasets.passes.features import Part, View, read_view, write_view
 from datasets.shards import Manifest, read_manifest, write_manifest
 from tests.conftest import WriteData
-from tests.sweeps import write_sweep
+from tests.support.sweeps import write_sweep
 from trainers.run import checkpoint
 from trainers.run import folder as run_folder
 from trainers.tracking import local_runs

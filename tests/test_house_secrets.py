@@ -106,7 +106,7 @@ def test_no_secret_is_found_after_a_day_of_work(tmp_path: Path) -> None:
     with TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as ray_folder:
         paths = {"HOME": str(home), "RAY_TMPDIR": ray_folder, "WANDB_DIR": str(work)}
         told = subprocess.run(
-            [sys.executable, "-m", "tests.secrets_run", str(work)],
+            [sys.executable, "-m", "tests.support.secrets_run", str(work)],
             cwd=ROOT,
             env=os.environ | CANARIES | paths,
             capture_output=True,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.golden import GOLDEN, losses_of
+from tests.support.golden import GOLDEN, losses_of
 from trainers.__main__ import parse
 from trainers.config import FinetuneConfig, OptimConfig, ScheduleConfig
 from trainers.recipes import RECIPES, finetune, scratch, staged, transfer

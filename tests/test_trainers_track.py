@@ -11,6 +11,7 @@ import pytest
 
 from cluster.io import storage
 from tests.conftest import small_training
+from tests.support.wandb_server import WandbServer
 from tests.test_trainers_mirror import (
     OFFLINE,
     end,
@@ -20,7 +21,6 @@ from tests.test_trainers_mirror import (
     write_progress,
     write_result,
 )
-from tests.wandb_server import WandbServer
 from trainers.__main__ import main
 from trainers.config import FinetuneConfig, ModelConfig
 from trainers.run.predictions import write_predictions

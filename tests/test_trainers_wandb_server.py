@@ -17,8 +17,8 @@ import wandb
 
 from cluster.io import storage
 from tests.conftest import ROOT, small_training
+from tests.support.wandb_server import WandbServer
 from tests.test_trainers_mirror import end_of_epoch, row, write_progress, write_result
-from tests.wandb_server import WandbServer
 from trainers.__main__ import main
 from trainers.config import FinetuneConfig, ModelConfig, TrackConfig
 from trainers.run.rows import JsonlTracker, read_rows

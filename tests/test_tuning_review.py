@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 
 from datasets.shards import read_manifest
-from tests.sweeps import hostile_classes, write_predictions, write_sweep, write_test
+from tests.support.sweeps import hostile_classes, write_predictions, write_sweep, write_test
 from trainers.networks import backbones
 from trainers.run import checkpoint
 from trainers.run.checkpoint import Progress

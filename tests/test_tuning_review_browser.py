@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.sweeps import hostile_classes, write_sweep
+from tests.support.sweeps import hostile_classes, write_sweep
 from tuning.review.data import read_sweep
 from tuning.review.page import render_page
 

@@ -20,7 +20,7 @@ import torch
 from cluster.config import ClusterConfig
 from datasets.config import IngestConfig
 from tests.conftest import ROOT
-from tests.stopped_trials import stop_trials
+from tests.support.stopped_trials import stop_trials
 from trainers.config import FinetuneConfig, ModelConfig, TrackConfig
 from trainers.networks import backbones
 from tuning import progress, run
@@ -268,7 +268,7 @@ def test_they_are_freed_without_a_dashboard_too_and_the_sweep_goes_on(
 ) -> None:
     """Ray Train's own cleaner of what a killed training had reserved needs a dashboard."""
     run = subprocess.run(
-        [sys.executable, "-m", "tests.stopped_trials", easy_data, str(tmp_path / "stopped")],
+        [sys.executable, "-m", "tests.support.stopped_trials", easy_data, str(tmp_path / "stopped")],
         env={**os.environ, **own_ray}, cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import pytest
 
 from tests.conftest import ROOT
-from tests.sweeps import write_sweep
+from tests.support.sweeps import write_sweep
+from tests.support.wandb_server import WandbServer
 from tests.test_trainers_mirror import inspect
-from tests.wandb_server import WandbServer
 from trainers.tracking.run import sync_command
 from tuning.config import TuningConfig
 from tuning.review.data import read_sweep

@@ -10,9 +10,9 @@ import pytest
 import wandb
 
 from cluster.entry import run_room
-from tests.golden_views import NAMES, write_sweep
-from tests.wandb_records import ANSWERS, ENTITY, Json, Records
-from tests.wandb_server import KEY, WandbServer
+from tests.support.golden_views import NAMES, write_sweep
+from tests.support.wandb_records import ANSWERS, ENTITY, Json, Records
+from tests.support.wandb_server import KEY, WandbServer
 from tuning.wandb.views import save_views
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests import golden_views
-from tests.golden_views import GOLDEN, NAMES, models_of, standing, write_sweep
+from tests.support import golden_views
+from tests.support.golden_views import GOLDEN, NAMES, models_of, standing, write_sweep
 from trainers.config import FinetuneConfig
 from tuning.config import TuningConfig
 from tuning.findings import Findings, answer, list_next, read_findings, reproduce

@@ -10,7 +10,7 @@ from unittest.mock import patch
 import boto3
 
 from cluster.io import storage
-from tests import s3_server
+from tests.support import s3_server
 
 BUCKET = "thaw"
 

@@ -23,7 +23,7 @@ from tests.chaos.mounts import mounted
 from tests.chaos.outcomes import Outcome
 from tests.chaos.processes import Driver
 from tests.chaos.sabotage import counting, plan_of, steps_taken
-from tests.s3_server import Proxy, environment, serve_s3
+from tests.support.s3_server import Proxy, environment, serve_s3
 from trainers import launch
 from trainers.run import checkpoint
 

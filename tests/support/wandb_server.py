@@ -19,7 +19,7 @@ from math import inf
 from types import TracebackType
 from urllib.parse import unquote
 
-from tests.wandb_records import ANSWERS, Artifact, Json, Records, Run
+from tests.support.wandb_records import ANSWERS, Artifact, Json, Records, Run
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 OPERATION = re.compile(r"(?:query|mutation)\s+(\w+)")

@@ -1,6 +1,6 @@
 """Every kind of file that people put among photographs, and what becomes of it.
 
-    python -m tests.bad_images      writes docs/bad_images.md anew
+    python -m tests.support.bad_images      writes docs/bad_images.md anew
 
 A kind is made by code from a photograph, so that each file is another image. `kept` kinds must come
 out with the pixels of that photograph, `left out` ones with their reason in quarantine.parquet.
@@ -323,7 +323,7 @@ def write_page() -> str:
             "",
             "`python -m datasets prepare` decodes every image once. What can't be, is in",
             "`OUT/quarantine.parquet` with path and reason, and is counted by",
-            "`python -m datasets info`. Made by `python -m tests.bad_images`, held by",
+            "`python -m datasets info`. Made by `python -m tests.support.bad_images`, held by",
             "`tests/test_datasets_bad_images.py`.",
             "",
             "| file | outcome |",

@@ -1,6 +1,6 @@
 """Golden loss lists of the recipes, and golden models of W&B's workspaces and reports.
 
-python -m tests.golden, or `make golden`, records them anew.
+python -m tests.support.golden, or `make golden`, records them anew.
 """
 
 import json
@@ -11,8 +11,8 @@ from pathlib import Path
 from cluster import runtime
 from cluster.scaling import in_process
 from datasets.config import IngestConfig
-from tests import golden_views
 from tests.conftest import write_shards
+from tests.support import golden_views
 from trainers import launch
 from trainers.config import FinetuneConfig, TrackConfig
 from trainers.recipes import RECIPES

@@ -2,7 +2,7 @@
 
 test_tuning_run runs one on its cluster, and two as a program on 2 CPUs without dashboard.
 
-usage: python -m tests.stopped_trials DATA OUT
+usage: python -m tests.support.stopped_trials DATA OUT
 """
 
 import sys

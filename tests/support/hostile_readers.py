@@ -1,6 +1,6 @@
 """Every file of ours that is read back, with what reads it, for fuzzing.
 
-python -m tests.hostile_readers SECONDS     random bytes by atheris, where it is installed
+python -m tests.support.hostile_readers SECONDS     random bytes by atheris, where it is installed
 """
 
 import json
@@ -22,7 +22,7 @@ from datasets import shards
 from datasets.config import IngestConfig
 from datasets.passes import features
 from tests.conftest import ROOT, write_shards
-from tests.sweeps import write_sweep, write_test
+from tests.support.sweeps import write_sweep, write_test
 from trainers.config import FinetuneConfig, ModelConfig
 from trainers.run import checkpoint, evaluations, rows
 from trainers.run import folder as run_folder
