@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cluster.doctor.doctor import checks, probes
+from cluster.doctor import checks, probes
 from cluster.doctor.findings import Finding, fail, list_names
 from cluster.doctor.nodes import Node, Trouble
 from cluster.doctor.pair import choose_pair

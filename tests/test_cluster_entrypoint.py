@@ -183,7 +183,7 @@ def test_every_field_that_holds_a_uri_is_known() -> None:
     """A field whose docstring begins with URI or Run folder is looked at by `submit`."""
     found = set()
     for room in ("cluster", "datasets", "trainers", "tuning"):
-        for file in (ROOT / room).glob("*.py"):
+        for file in (ROOT / room).rglob("*.py"):
             for config in ast.walk(ast.parse(file.read_text())):
                 if isinstance(config, ast.ClassDef) and (
                     config.name.endswith("Config") or config.name == "Command"

@@ -12,7 +12,7 @@ from scipy.io import savemat
 from datasets.config import PrepareConfig, SyntheticConfig
 from datasets.images import BadImage, encode_jpeg
 from datasets.prepare.sources import SOURCES
-from datasets.synthetic.synthetic import synthetic
+from datasets.synthetic import synthetic
 
 
 def list_source(source, root, **options):

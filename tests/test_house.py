@@ -35,7 +35,7 @@ def test_each_part_of_ray_is_imported_only_where_it_belongs(part: str) -> None:
     users = {
         str(file.relative_to(ROOT))
         for room in ROOMS
-        for file in (ROOT / room).glob("*.py")
+        for file in (ROOT / room).rglob("*.py")
         if any(f"{name}.".startswith(f"{part}.") for name in imports(file))
     }
 

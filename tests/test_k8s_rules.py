@@ -84,7 +84,7 @@ def test_every_uri_of_the_command_line_is_looked_at() -> None:
     named = {
         field.target.id
         for room in ROOMS
-        for file in (ROOT / room).glob("*.py")
+        for file in (ROOT / room).rglob("*.py")
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.ClassDef) and node.name.endswith(("Config", "Verb"))
         for field, told in pairwise(node.body)

@@ -15,7 +15,8 @@ from trainers.config import FinetuneConfig
 from trainers.networks.backbones import build, find
 from tuning import run
 from tuning.__main__ import parse
-from tuning.advice.advice import Advice, advice_uri, read_advice, score_advice, stages
+from tuning.advice import stages
+from tuning.advice.advice import Advice, advice_uri, read_advice, score_advice
 from tuning.advice.advise import AdviseConfig, run_advise
 from tuning.advice.quadrants import QUADRANTS, Stage, Verdict, judge, recommend, with_neighbours
 from tuning.advice.stages import compare

@@ -268,7 +268,7 @@ def test_they_are_freed_without_a_dashboard_too_and_the_sweep_goes_on(
 ) -> None:
     """Ray Train's own cleaner of what a killed training had reserved needs a dashboard."""
     run = subprocess.run(
-        [sys.executable, "-m", "tests.support.stopped_trials", easy_data, str(tmp_path / "stopped")],
+        [sys.executable, "-m", "tests.support.stopped_trials", easy_data, str(tmp_path / "stopped")],  # noqa: E501
         env={**os.environ, **own_ray}, cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 

@@ -28,7 +28,7 @@ def summarize(tests: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return an estimate of each measure, and what its interval is one of.
 
     Args:
-        tests: what `trainers.evaluation.evaluate.evaluate` returned for each seed, on the same images.
+        tests: what `evaluation.evaluate.evaluate` returned for each seed, on the same images.
     """
     num_images = tests[0]["num_images"]
     estimates = {name: estimate([test[name] for test in tests], num_images) for name in MEASURES}

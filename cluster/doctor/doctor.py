@@ -24,6 +24,7 @@ import ray
 
 from cluster import runtime
 from cluster.config import DoctorConfig
+from cluster.doctor import probes
 from cluster.doctor.checks import (
     judge_auth,
     judge_clock,
@@ -33,7 +34,6 @@ from cluster.doctor.checks import (
     judge_space,
     judge_versions,
 )
-from cluster.doctor.doctor import probes
 from cluster.doctor.findings import Finding, fail, has_failed, summarize, to_json
 from cluster.doctor.nodes import Answers, Examiners, Trouble, find_nodes
 from cluster.doctor.pair import check_all_reduce

@@ -8,6 +8,7 @@ import pyarrow as pa
 from cluster.io import storage
 from datasets.config import PrepareConfig, SyntheticConfig
 from datasets.images import BadImage, encode_jpeg
+from datasets.prepare import parquet, stanford
 from datasets.prepare.listing import (
     SPLIT_OF_NAME,
     Listing,
@@ -16,8 +17,7 @@ from datasets.prepare.listing import (
     list_visible,
     read_files,
 )
-from datasets.prepare.prepare import parquet, stanford
-from datasets.synthetic.synthetic import synthetic
+from datasets.synthetic import synthetic
 
 
 def list_folder(config: PrepareConfig) -> Listing:

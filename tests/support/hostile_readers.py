@@ -28,13 +28,13 @@ from trainers.run import checkpoint, evaluations, rows
 from trainers.run import folder as run_folder
 from trainers.run.checkpoint import Progress
 from tuning import findings, leaderboard, states
-from tuning.advice.advice import advice
+from tuning.advice import advice
 from tuning.advice.quadrants import Stage, Verdict
 from tuning.review.data import read_sweep
-from tuning.sharing.plan import cache, reuse
+from tuning.sharing import cache, reuse
 
 MAX_SENTENCE = 2000
-LOOKED_AT = (fields, records, shards, runs, tracking, checkpoint)
+LOOKED_AT = (fields, records, shards, run_folder, rows, checkpoint)
 """Whose branches atheris follows: all that a reader does before it trusts a value."""
 
 

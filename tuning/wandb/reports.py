@@ -8,7 +8,7 @@ from wandb_workspaces.reports.v2 import interface as wr
 
 from cluster.io import storage
 from trainers import metrics
-from trainers.export.export import model_card
+from trainers.export import model_card
 from trainers.metrics import EPOCH, GLOBAL_STEP
 from trainers.tracking.media import MAX_CHART_CLASSES
 from trainers.tracking.mirror import TRIAL
