@@ -13,6 +13,7 @@ import tyro
 from cluster.config import DoctorConfig, SubmitConfig
 from cluster.doctor.doctor import run_doctor
 from cluster.entry import print_verbs, run_room
+from cluster.io.errors import UserError
 from cluster.io.fields import check_fields
 from cluster.jobs.jobs import JobConfig, LogsConfig, run_logs, run_status, run_stop
 from cluster.jobs.submit import run_submit
@@ -84,11 +85,11 @@ def parse(arguments: Sequence[str]) -> Any:
     """Parse a verb and its options.
 
     Raises:
-        ValueError: for an unknown verb, or values that don't fit.
+        UserError: for an unknown verb, or values that don't fit.
     """
     verb, *options = arguments
     if verb not in VERBS:
-        raise ValueError(f"verb is {verb!r}: choose from {', '.join(VERBS)}")
+        raise UserError(f"verb is {verb!r}: choose from {', '.join(VERBS)}")
     # What follows is another room's.
     end = options.index("--") if verb == "submit" and "--" in options else len(options)
     summary, kind, text = VERBS[verb]
@@ -121,12 +122,12 @@ def parse_room(room: str, arguments: Sequence[str]) -> Any:
     """Parse the arguments of any room, as `python -m ROOM` would.
 
     Raises:
-        ValueError: where the room would refuse them.
+        UserError: where the room would refuse them.
         SystemExit: where they can't be parsed.
     """
     words = list(arguments)
     if not words:
-        raise ValueError(f"command is `python -m {room}`: say what it should do")
+        raise UserError(f"command is `python -m {room}`: say what it should do")
     match room:  # a room is imported where it is asked: torch takes seconds
         case "cluster":
             return parse(words)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from math import inf
 from typing import Literal
 
+from cluster.io.errors import UserError
+
 Device = Literal["auto", "cpu", "gpu"]
 MAX_WORKERS = 100_000
 
@@ -38,20 +40,20 @@ class ClusterConfig:
 
     def __post_init__(self) -> None:
         if self.num_workers is not None and not 0 <= self.num_workers <= MAX_WORKERS:
-            raise ValueError(
+            raise UserError(
                 f"cluster.num_workers is {self.num_workers!r}: use 0 (in process) to {MAX_WORKERS}"
             )
         if self.min_workers is not None and not 1 <= self.min_workers <= (self.num_workers or 0):
-            raise ValueError(
+            raise UserError(
                 f"cluster.min_workers is {self.min_workers!r}: use 1 up to cluster.num_workers "
                 f"({self.num_workers!r})"
             )
         if self.device not in ("auto", "cpu", "gpu"):
-            raise ValueError(f"cluster.device is {self.device!r}: choose from auto, cpu, gpu")
+            raise UserError(f"cluster.device is {self.device!r}: choose from auto, cpu, gpu")
         if self.max_failures < 0:
-            raise ValueError(f"cluster.max_failures is {self.max_failures!r}: use 0 or more")
+            raise UserError(f"cluster.max_failures is {self.max_failures!r}: use 0 or more")
         if not 1 <= self.hang_timeout_s < inf:
-            raise ValueError(
+            raise UserError(
                 f"cluster.hang_timeout_s is {self.hang_timeout_s!r}: use 1 second or more"
             )
 
@@ -99,20 +101,20 @@ class SubmitConfig:
     def __post_init__(self) -> None:
         require_seconds("reconnect_s", self.reconnect_s)
         if not 0 < self.max_mib < SERVER_MAX_MIB:
-            raise ValueError(
+            raise UserError(
                 f"max_mib is {self.max_mib!r}: use more than 0 and less than {SERVER_MAX_MIB}, "
                 "which the job server takes"
             )
         if self.submission_id is not None and not _NAME.fullmatch(self.submission_id):
             shown = "a URI" if "://" in self.submission_id else repr(self.submission_id)
-            raise ValueError(f"submission_id is {shown}: use letters, digits, - and _")
+            raise UserError(f"submission_id is {shown}: use letters, digits, - and _")
         for number, pair in enumerate(self.env, start=1):
             if not _ASSIGNMENT.match(pair):  # it may hold a secret, so it is not shown
-                raise ValueError(
+                raise UserError(
                     f"env: word {number} is not NAME=VALUE; write one as WANDB_PROJECT=thaw"
                 )
 
 
 def require_seconds(field: str, value: float) -> None:
     if not 0 < value < inf:
-        raise ValueError(f"{field} is {value!r}: use a finite number above zero")
+        raise UserError(f"{field} is {value!r}: use a finite number above zero")

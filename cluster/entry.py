@@ -5,9 +5,10 @@ import os
 import select
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
+
+from cluster.io.errors import StorageError, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 QUIET_VAR = "THAW_QUIET"
@@ -22,20 +23,20 @@ def run_room(main: Callable[[list[str]], None]) -> None:
     """Call `main` with the command line; the user's error ends in one sentence and exit code 2.
 
     `--quiet` is an option of every command, so it is taken here, and said below every `--help`.
-    A ValueError or OSError raised by a line of Thaw is the user's error. One from a library
-    is a bug and keeps its traceback. THAW_TRACEBACK=1 shows the traceback of both. Where the reader
-    of a pipe leaves, the command ends as others do, silently.
+    A UserError or StorageError is printed in one sentence, with its traceback where
+    THAW_TRACEBACK=1 is set. Any other error is a bug and keeps its traceback. Where the reader of a
+    pipe leaves (`| head`), the command ends silently, as other commands do.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     arguments = take_quiet(sys.argv[1:])
     try:
         main(arguments)
-    except (ValueError, OSError) as error:
-        if isinstance(error, BrokenPipeError) and _reader_has_left():
+    except BrokenPipeError:
+        if _reader_has_left():
             raise SystemExit(128 + signal.SIGPIPE) from None
-        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
-        ours = raised_in.is_relative_to(ROOT) and not raised_in.is_relative_to(ROOT / ".venv")
-        if not ours or os.environ.get("THAW_TRACEBACK"):
+        raise
+    except (UserError, StorageError) as error:
+        if os.environ.get("THAW_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -15,6 +15,7 @@ import ray
 from ray.exceptions import AuthenticationError
 
 from cluster.entry import QUIET_VAR, ROOT, leaving
+from cluster.io.errors import UserError
 
 REACH_TIMEOUT_S = 5.0
 JOB_ENV_VAR = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set in the driver of `ray job submit`, by Ray
@@ -91,7 +92,7 @@ def connect(address: str | None = None, *, quiet: bool = False) -> Resources:
     runs already is sent our code; it then runs in a copy of ROOT, so URIs must be absolute.
 
     Raises:
-        ValueError: where the address can't be reached, or `datasets` is not ours.
+        UserError: where the address can't be reached, or `datasets` is not ours.
     """
     if ray.is_initialized():
         return find_resources()
@@ -112,7 +113,7 @@ def open_session(address: str | None = None) -> str | None:
 
     Raises:
         Unreachable: where no cluster answers at the address, or it doesn't let this process in.
-        ValueError: where the address is no address.
+        UserError: where the address is no address.
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     os.environ.update({**WORKER_ENV, **DRIVER_ENV, **os.environ})  # what the user set, wins
@@ -159,7 +160,7 @@ def refuse_foreign_datasets() -> None:
     """Check in this process and in a Ray worker that `datasets` is ours, not Hugging Face's.
 
     Raises:
-        ValueError: where it is not.
+        UserError: where it is not.
     """
     places: dict[str, Callable[[], str | None]] = {
         "this process": find_foreign_datasets,
@@ -170,7 +171,7 @@ def refuse_foreign_datasets() -> None:
     for place, find in places.items():
         foreign = find()
         if foreign is not None:
-            raise ValueError(
+            raise UserError(
                 f"datasets is {foreign} in {place}: Thaw's own folder of that name must come "
                 "first; start with `python -m` from Thaw's root, or uninstall the other one there"
             )
@@ -190,14 +191,14 @@ def _refuse_unreachable(address: str) -> None:
     if address == "auto":
         return
     if "://" in address:
-        raise ValueError(
+        raise UserError(
             f"address is {address!r}: give HOST:PORT of the cluster's head, such as 10.0.0.1:6379; "
             "from outside the cluster, `python -m cluster submit --address http://HOST:8265 "
             "-- python -m ...`"
         )
     host, separator, port = address.rpartition(":")
     if not (separator and host and port.isdigit()):
-        raise ValueError(f"address is {address!r}: use HOST:PORT, such as 10.0.0.1:6379, or auto")
+        raise UserError(f"address is {address!r}: use HOST:PORT, such as 10.0.0.1:6379, or auto")
     try:
         socket.create_connection((host, int(port)), timeout=REACH_TIMEOUT_S).close()
     except OSError as error:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from math import ceil, floor
 
 from cluster.config import ClusterConfig
+from cluster.io.errors import UserError
 from cluster.runtime import Resources
 
 
@@ -34,7 +35,7 @@ def plan_workers(
     """Divide the cluster among `num_concurrent` trainings and one of them among its workers.
 
     Raises:
-        ValueError: where a GPU is asked and there is none, or the workers don't fit.
+        UserError: where a GPU is asked and there is none, or the workers don't fit.
     """
     use_gpu = _uses_gpu(resources, config)
     num_workers = config.num_workers
@@ -80,9 +81,7 @@ def in_process(config: ClusterConfig) -> ClusterConfig:
 
 def _uses_gpu(resources: Resources, config: ClusterConfig) -> bool:
     if config.device == "gpu" and resources.num_gpus < 1:
-        raise ValueError(
-            "cluster.device is 'gpu': the cluster has no GPU; use --device cpu or auto"
-        )
+        raise UserError("cluster.device is 'gpu': the cluster has no GPU; use --device cpu or auto")
     return config.device != "cpu" and resources.num_gpus >= 1
 
 
@@ -96,7 +95,7 @@ def _refuse_too_many(
     for unit, available in limits.items():
         if processes * num_concurrent > available:
             beside = f" in each of {num_concurrent} concurrent trials" if num_concurrent > 1 else ""
-            raise ValueError(
+            raise UserError(
                 f"cluster.num_workers is {processes}{beside}: the cluster has {available} {unit} "
                 f"and a worker needs one; use {available // num_concurrent} or fewer"
             )

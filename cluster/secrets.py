@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from cluster.io.errors import UserError
+
 SECRET_NAMES = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")
 """Ends of the names of environment variables whose values must stand in no file."""
 MIN_SECRET = 8
@@ -50,7 +52,7 @@ def refuse_secrets_in_words(
     """Look at a command line, or at NAME=VALUE pairs.
 
     Raises:
-        ValueError: where a word holds a secret.
+        UserError: where a word holds a secret.
     """
     known = known_secrets(environment)
     for number, word in enumerate(words, 1):
@@ -64,7 +66,7 @@ def refuse_secrets_in_words(
             kind = f"holds {found}"
         else:
             continue
-        raise ValueError(f"{field}: word {number} {kind}, for all to read; {REMEDY}")
+        raise UserError(f"{field}: word {number} {kind}, for all to read; {REMEDY}")
 
 
 def refuse_secrets_in_files(
@@ -73,11 +75,11 @@ def refuse_secrets_in_files(
     """Look at the files that are to be sent.
 
     Raises:
-        ValueError: where one holds a secret.
+        UserError: where one holds a secret.
     """
     if found := list(find_in_files(files, known_secrets(environment))):
         told = ", ".join(f"{path.relative_to(root)} holds {kind}" for path, kind in found[:3])
-        raise ValueError(f"folder is {str(root)!r}: {told}; take it out of the file, and {REMEDY}")
+        raise UserError(f"folder is {str(root)!r}: {told}; take it out of the file, and {REMEDY}")
 
 
 def find_in_files(files: Sequence[Path], known: Mapping[str, str]) -> Iterator[tuple[Path, str]]:

@@ -7,8 +7,9 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.entry import print_verbs, run_room
+from cluster.io.errors import UserError, require_between, require_positive
 from cluster.io.fields import check_fields
-from datasets.config import SIZES_PX, Policy, PrepareConfig, require_between, require_positive
+from datasets.config import SIZES_PX, Policy, PrepareConfig
 from datasets.prepare.partition import tally_reasons
 from datasets.shards import read_manifest, read_quarantine
 
@@ -87,7 +88,7 @@ def parse(arguments: list[str]) -> PrepareConfig | InfoConfig | PreviewConfig | 
     """Parse a verb and its options.
 
     Raises:
-        ValueError: for an unknown verb, or values that don't fit.
+        UserError: for an unknown verb, or values that don't fit.
     """
     verb, *options = arguments
     configs = {"info": InfoConfig, "preview": PreviewConfig, "bench": BenchConfig}
@@ -101,7 +102,7 @@ def parse(arguments: list[str]) -> PrepareConfig | InfoConfig | PreviewConfig | 
     elif verb in configs:
         config = tyro.cli(configs[verb], args=options, prog=f"python -m datasets {verb}")
     else:
-        raise ValueError(f"verb is {verb!r}: choose from {', '.join(VERBS)}")
+        raise UserError(f"verb is {verb!r}: choose from {', '.join(VERBS)}")
     check_fields(config)
     return config
 

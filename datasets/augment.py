@@ -62,7 +62,7 @@ def view(
     both sides of the crop are at least twice `size_px`.
 
     Raises:
-        ValueError: where the bytes hold no readable image.
+        UserError: where the bytes hold no readable image.
     """
     shape_HW = jpeg_shape(content)
     if shape_HW is None:

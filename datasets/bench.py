@@ -10,6 +10,7 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
+from cluster.io.errors import UserError
 from datasets.augment import augment, view
 from datasets.config import IngestConfig, Policy
 from datasets.decode import decode
@@ -33,7 +34,7 @@ def bench(data: str, *, policy: Policy, size_px: int, seconds: float) -> dict[st
     """Print and return seconds per image and core of each stage, and `stream`, images/s of all.
 
     Raises:
-        ValueError: where there is no data set, or images of it are lost.
+        UserError: where there is no data set, or images of it are lost.
     """
     ingest = IngestConfig(policy=policy, size_px=size_px)
     manifest = read_manifest(data)
@@ -68,7 +69,7 @@ def _time_chunk(chunk: Chunk, ingest: IngestConfig, seed: int) -> dict[str, floa
     read_s = time.perf_counter() - start
     for row in rows:
         if row.loss:
-            raise ValueError(
+            raise UserError(
                 f"data has images that can't be had, such as {name_row(chunk, row.place)}: "
                 f"{row.loss}; prepare it again before it is timed"
             )

@@ -1,10 +1,9 @@
 """What can be said about a data set and how it is read: facts only, standard library alone."""
 
 from dataclasses import dataclass
-from math import isfinite
 from typing import Literal
 
-from cluster.io.fields import show
+from cluster.io.errors import require, require_at_least, require_between, require_choice
 
 SOURCES = ("folder", "stanford", "parquet", "synthetic")
 POLICIES = ("none", "light", "cars")
@@ -16,47 +15,6 @@ Source = Literal["folder", "stanford", "parquet", "synthetic"]
 Policy = Literal["none", "light", "cars"]
 Ingest = Literal["auto", "stream", "memory"]
 LabelBy = Literal["model", "body"]
-
-
-def require(condition: bool, field: str, value: object, remedy: str) -> None:
-    """Raise the user's error: one sentence naming the field, the value and the remedy."""
-    if not condition:
-        raise ValueError(f"{field} is {show(value)}: {remedy}")
-
-
-def require_at_least(field: str, value: int | None, minimum: int) -> None:
-    """Refuse a count below `minimum`; None means 'not set' and passes."""
-    require(value is None or value >= minimum, field, value, f"use {minimum} or more")
-
-
-def require_between(field: str, value: int | None, minimum: int, maximum: int) -> None:
-    """Refuse a number out of a range; None means 'not set' and passes."""
-    require(
-        value is None or minimum <= value <= maximum,
-        field,
-        value,
-        f"use {minimum} to {maximum}",
-    )
-
-
-def require_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse what is none of the choices."""
-    require(value in choices, field, value, f"choose from {', '.join(choices)}")
-
-
-def require_positive(field: str, value: float | None) -> None:
-    """Refuse a number that is not finite and above zero; None means 'not set' and passes."""
-    require(
-        value is None or (isfinite(value) and value > 0),
-        field,
-        value,
-        "use a finite number above zero",
-    )
-
-
-def require_not_negative(field: str, value: float) -> None:
-    """Refuse a number that is not finite and at least zero."""
-    require(isfinite(value) and value >= 0, field, value, "use a finite number, zero or more")
 
 
 @dataclass(frozen=True, kw_only=True)

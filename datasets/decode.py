@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import simplejpeg
 
+from cluster.io.errors import UserError
 from datasets.images import MAX_PIXELS, BadImage, is_too_thin, load_image
 
 Content = bytes | pa.Buffer
@@ -48,21 +49,21 @@ def decode_jpeg(content: Content, shape_HW: tuple[int, int], *, reduction: int =
     A reduction of REDUCTIONS averages squares of pixels before they are computed (scaled DCT).
 
     Raises:
-        ValueError: where the JPEG is truncated or visibly damaged.
+        UserError: where the JPEG is truncated or visibly damaged.
     """
     height, width = (-(-side // reduction) for side in shape_HW)
     encoded = np.frombuffer(content, np.uint8)
     try:
         return simplejpeg.decode_jpeg(encoded, min_height=height, min_width=width)
     except ValueError as error:
-        raise ValueError(f"image of {len(encoded)} bytes cannot be decoded: {error}") from error
+        raise UserError(f"image of {len(encoded)} bytes cannot be decoded: {error}") from error
 
 
 def decode(content: Content) -> np.ndarray:
     """Decode an image of any common format to uint8 `[H, W, 3]` RGB, upright by its Exif.
 
     Raises:
-        ValueError: where the bytes hold no readable image.
+        UserError: where the bytes hold no readable image.
     """
     shape_HW = jpeg_shape(content)
     if shape_HW is not None:
@@ -70,4 +71,4 @@ def decode(content: Content) -> np.ndarray:
     try:
         return load_image(memoryview(content).tobytes())
     except BadImage as error:
-        raise ValueError(f"image of {len(content)} bytes cannot be decoded: {error}") from error
+        raise UserError(f"image of {len(content)} bytes cannot be decoded: {error}") from error

@@ -13,6 +13,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
 
+from cluster.io.errors import UserError
+
 MAX_PIXELS = 50_000_000
 JPEG_QUALITY = 95
 JPEG_SCAN = b"\xff\xda"
@@ -30,7 +32,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 _DECODE_ERRORS = (
     OSError,
     SyntaxError,
-    ValueError,
+    UserError,
     TypeError,
     LookupError,
     EOFError,

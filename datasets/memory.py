@@ -15,6 +15,7 @@ import ray
 from ray.actor import ActorProxy
 from ray.exceptions import RayError
 
+from cluster.io.errors import UserError
 from datasets.config import IngestConfig
 from datasets.shards import SPLITS, TRAIN_AND_VAL, Manifest
 
@@ -133,7 +134,7 @@ def choose_ingest(
         budget_bytes: what this training may fill of the object store.
 
     Raises:
-        ValueError: where memory is asked for and does not hold the images.
+        UserError: where memory is asked for and does not hold the images.
     """
     needed = 3 * sum(manifest.split(split).num_pixels for split in ("train", "val"))
     sizes = f"{needed / 2**30:.2f} GiB decoded, {budget_bytes / 2**30:.2f} GiB to keep them in"
@@ -141,7 +142,7 @@ def choose_ingest(
         return False, "stream, as asked"
     if ingest.ingest == "memory":
         if needed > budget_bytes:
-            raise ValueError(
+            raise UserError(
                 f"ingest is 'memory': {sizes}; use --ingest stream, a larger --memory-share or "
                 "object store, or prepare with a smaller --short-side-px"
             )

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from cluster.io import storage
-from datasets.config import IngestConfig, require
+from cluster.io.errors import require
+from datasets.config import IngestConfig
 from datasets.shards import Manifest, Split
 
 LOST = -1
@@ -191,7 +192,7 @@ def plan_epochs(
         start_step: steps of `start_epoch` that are done already.
 
     Raises:
-        ValueError: where the split holds no global batch, or a batch has no image for some rank.
+        UserError: where the split holds no global batch, or a batch has no image for some rank.
     """
     row_groups = RowGroups(data, manifest.split(split))
     num_images = row_groups.num_images

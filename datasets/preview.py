@@ -28,7 +28,7 @@ def preview(data_uri: str, out_png: str, *, num_classes: int = 32, seed: int = 0
     the first few again, as every augmentation policy shows them in the first epochs.
 
     Raises:
-        ValueError: where no data set lies at `data_uri`.
+        UserError: where no data set lies at `data_uri`.
     """
     manifest = read_manifest(data_uri)
     images = _pick_images(data_uri, manifest, num_classes)
@@ -55,7 +55,7 @@ def draw_views(data_uri: str, ingest: IngestConfig, *, seed: int) -> bytes:
         A PNG: a column per image, a row per epoch.
 
     Raises:
-        ValueError: where no data set lies at `data_uri`.
+        UserError: where no data set lies at `data_uri`.
     """
     manifest = read_manifest(data_uri)
     images = _pick_images(data_uri, manifest, COLUMNS)

@@ -16,6 +16,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from cluster.io import storage
+from cluster.io.errors import UserError
 from cluster.io.fields import build
 from cluster.io.records import damaged, parse_json
 
@@ -46,9 +47,9 @@ class Shard:
     def __post_init__(self) -> None:
         parts = self.path.split("/")
         if len(parts) > 2 or not all(map(storage.is_name, parts)):
-            raise ValueError(f"path is {self.path[:200]!r}: use SPLIT/NAME, below the data set")
+            raise UserError(f"path is {self.path[:200]!r}: use SPLIT/NAME, below the data set")
         if self.num_bytes < 0 or min(self.row_groups, default=0) < 0:
-            raise ValueError(f"row_groups and num_bytes of {self.path!r}: use zero or more")
+            raise UserError(f"row_groups and num_bytes of {self.path!r}: use zero or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +84,11 @@ class Manifest:
         """Return a split; TRAIN_AND_VAL is two as one, the second after the first.
 
         Raises:
-            ValueError: where the data set has none of that name.
+            UserError: where the data set has none of that name.
         """
         names = name.split("+")
         if not set(names) <= set(self.splits):
-            raise ValueError(
+            raise UserError(
                 f"split is {name!r}: this data set has {', '.join(self.splits)}; "
                 "prepare it again with the missing images"
             )
@@ -109,7 +110,7 @@ def read_quarantine(uri: str) -> pa.Table:
     """Read path and reason of every image that a data set left out.
 
     Raises:
-        ValueError: where the file is missing, or damaged.
+        UserError: where the file is missing, or damaged.
     """
     file = storage.join(uri, "quarantine.parquet")
     try:
@@ -133,7 +134,7 @@ def is_prepared(uri: str) -> bool:
     """Whether a prepared data set lies at `uri`; other programs write a manifest.json as well.
 
     Raises:
-        ValueError: where `uri` is out of reach.
+        UserError: where `uri` is out of reach.
     """
     return storage.exists(storage.join(uri, "manifest.json")) and _read_values(uri) is not None
 
@@ -152,11 +153,11 @@ def read_schema_version(uri: str) -> int:
     """Read which version of Thaw's shards lies at `uri`, where a manifest.json is.
 
     Raises:
-        ValueError: where it is none of Thaw's.
+        UserError: where it is none of Thaw's.
     """
     values = _read_values(uri)
     if values is None:
-        raise ValueError(
+        raise UserError(
             f"out is {uri!r}: another program's manifest.json stands there; use another folder"
         )
     if not isinstance(values["schema_version"], int):
@@ -168,26 +169,26 @@ def read_manifest(uri: str) -> Manifest:
     """Read the manifest of a prepared data set.
 
     Raises:
-        ValueError: where there is none of Thaw's, it was written by a newer Thaw, its values don't
+        UserError: where there is none of Thaw's, it was written by a newer Thaw, its values don't
             fit each other, or it names files outside of the data set.
     """
     try:
         values = _read_values(uri)
     except FileNotFoundError:
-        raise ValueError(
+        raise UserError(
             f"data is {uri!r}: no prepared data set there (manifest.json is missing); "
             f"make one with `python -m datasets prepare --source ... --out {uri}`"
         ) from None
     except OSError as error:
-        raise ValueError(f"data is {uri!r}: it cannot be read ({error}); check the URI") from None
+        raise UserError(f"data is {uri!r}: it cannot be read ({error}); check the URI") from None
     if values is None:
-        raise ValueError(
+        raise UserError(
             f"data is {uri!r}: its manifest.json is another program's; give a data set that "
             "`python -m datasets prepare` made"
         )
     version = values["schema_version"]
     if version != SCHEMA_VERSION:
-        raise ValueError(
+        raise UserError(
             f"data is {uri!r}: its shards have schema version {version}, this Thaw reads "
             f"{SCHEMA_VERSION}; update Thaw or prepare the data again"
         )
@@ -204,15 +205,15 @@ def _check_counts(manifest: Manifest) -> None:
     """Readers plan by these numbers alone, without opening a shard."""
     for name, split in manifest.splits.items():
         if name not in SPLITS:
-            raise ValueError(f"splits.{name[:40]} is unknown: use {', '.join(SPLITS)}")
+            raise UserError(f"splits.{name[:40]} is unknown: use {', '.join(SPLITS)}")
         if len(split.class_counts) != len(manifest.classes) or min(split.class_counts) < 0:
-            raise ValueError(
+            raise UserError(
                 f"splits.{name}.class_counts has {len(split.class_counts)} numbers: use one, zero "
                 f"or more, for each of the {len(manifest.classes)} classes"
             )
         num_rows = sum(sum(shard.row_groups) for shard in split.shards)
         if num_rows != split.num_images:
-            raise ValueError(
+            raise UserError(
                 f"splits.{name}.class_counts is {split.num_images} in all: its row groups hold "
                 f"{num_rows}"
             )
@@ -222,7 +223,7 @@ def _refuse_links_out(uri: str, manifest: Manifest) -> None:
     """A data set may lie behind a link; none of its files does, or it would be of another folder.
 
     Raises:
-        ValueError: naming the link.
+        UserError: naming the link.
     """
     filesystem, root = storage.resolve(uri)
     if not isinstance(filesystem, fs.LocalFileSystem):
@@ -230,7 +231,7 @@ def _refuse_links_out(uri: str, manifest: Manifest) -> None:
     files = [os.path.join(root, s.path) for split in manifest.splits.values() for s in split.shards]
     for place in (*dict.fromkeys(map(os.path.dirname, files)), *files):
         if os.path.islink(place) and storage.leaves(place, root):
-            raise ValueError(
+            raise UserError(
                 f"data is {uri!r}: {place} is a link out of the data set, to "
                 f"{os.path.realpath(place)}; put the files themselves there"
             )

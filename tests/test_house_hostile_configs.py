@@ -15,7 +15,8 @@ import datasets.__main__ as datasets_main
 import trainers.__main__ as trainers_main
 import tuning.__main__ as tuning_main
 from cluster.config import ClusterConfig
-from cluster.io.fields import MAX_COUNT, MAX_FLOAT, build, check_fields, holds_credentials
+from cluster.io.errors import holds_credentials
+from cluster.io.fields import MAX_COUNT, MAX_FLOAT, build, check_fields
 from datasets.config import PrepareConfig
 from trainers.config import FinetuneConfig, ScheduleConfig, TrackConfig
 from trainers.tracking.sync import TrackVerb

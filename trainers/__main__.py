@@ -7,6 +7,7 @@ import tyro
 
 from cluster.entry import run_room
 from cluster.io import terminal
+from cluster.io.errors import UserError
 from cluster.io.fields import check_fields
 from cluster.runtime import connect
 from trainers import launch, metrics
@@ -53,7 +54,7 @@ def parse(arguments: list[str]) -> Any:
     """Parse a recipe or verb and its options into a FinetuneConfig, or the verb's config.
 
     Raises:
-        ValueError: for an unknown recipe, or values that don't fit.
+        UserError: for an unknown recipe, or values that don't fit.
     """
     recipe = "transfer"
     if arguments and not arguments[0].startswith("-"):
@@ -70,7 +71,7 @@ def parse(arguments: list[str]) -> Any:
             config=(tyro.conf.OmitArgPrefixes,),
         )
     else:
-        raise ValueError(f"recipe is {recipe!r}: choose from {', '.join([*RECIPES, *VERBS])}")
+        raise UserError(f"recipe is {recipe!r}: choose from {', '.join([*RECIPES, *VERBS])}")
     check_fields(config)
     return config
 
@@ -78,7 +79,7 @@ def parse(arguments: list[str]) -> Any:
 def run_training(config: FinetuneConfig) -> None:
     """Check, connect, train; print progress, the result and what to do next."""
     if not config.data:
-        raise ValueError("data is '': give --data URI of a prepared data set")
+        raise UserError("data is '': give --data URI of a prepared data set")
     result, sync = follow_training(config, job_type="train")
     if result["epochs"] < config.num_epochs:
         patience = config.schedule.early_stopping_epochs

@@ -7,15 +7,15 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from cluster.config import ClusterConfig
-from cluster.io.fields import build, check_fields
-from datasets.config import (
-    IngestConfig,
+from cluster.io.errors import (
     require,
     require_at_least,
     require_choice,
     require_not_negative,
     require_positive,
 )
+from cluster.io.fields import build, check_fields
+from datasets.config import IngestConfig
 
 PRETRAINED = ("imagenet", "imagenet_v1", "imagenet_v2", "file")
 RANDOM = ("xavier", "he", "normal", "orthogonal", "zeros")
@@ -337,7 +337,7 @@ class FinetuneConfig:
         """Rebuild from `to_dict`, or what JSON made of it.
 
         Raises:
-            ValueError: for an unknown key, and values that don't fit their fields.
+            UserError: for an unknown key, and values that don't fit their fields.
         """
         config = build(cls, values)
         check_fields(config)

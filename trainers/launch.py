@@ -14,9 +14,9 @@ import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.io import storage
+from cluster.io.errors import UserError, require
 from cluster.runtime import WORKER_ENV, Resources, find_resources
 from cluster.scaling import WorkerPlan, in_process, plan_workers
-from datasets.config import require
 from datasets.memory import choose_ingest, open_memory
 from datasets.shards import Manifest, read_manifest
 from trainers.config import RANDOM, REPLACED_BY_PHASES, FinetuneConfig, ModelConfig
@@ -44,7 +44,7 @@ def check(config: FinetuneConfig) -> Manifest:
     """Find the user's errors before anything starts: data, network, freeze depth, weights.
 
     Raises:
-        ValueError: naming the field, the value and the remedy.
+        UserError: naming the field, the value and the remedy.
     """
     manifest = read_manifest(config.data)
     for split in ("train", "val"):
@@ -79,7 +79,7 @@ def _check_weights(config: ModelConfig, num_classes: int) -> None:
     if config.init in RANDOM:
         return
     if (problem := pretrained_available(config)) is not None:
-        raise ValueError(problem)
+        raise UserError(problem)
     initialize(build(config.backbone, num_classes), config, seed=0)
 
 
@@ -100,7 +100,7 @@ def place_here(
     """Return this process' place, alone: on a GPU where it sees one.
 
     Raises:
-        ValueError: where `cluster.device` asks for a GPU that this process doesn't see.
+        UserError: where `cluster.device` asks for a GPU that this process doesn't see.
     """
     resources = find_resources()
     plan = plan_workers(resources, in_process(config.cluster), num_concurrent=num_concurrent)
@@ -132,7 +132,7 @@ def fit(
         prefix: features to train on instead of images.
 
     Raises:
-        ValueError: where the user's config is wrong, or the failure budget is used up.
+        UserError: where the user's config is wrong, or the failure budget is used up.
         ray.train.TrainingFailedError: where it is used up by a bug.
     """
     config = with_absolute_paths(config)
@@ -185,7 +185,7 @@ def fit(
     except ray.train.TrainingFailedError as error:
         if (reason := explain_failure(error, config.cluster, config.out)) is None:
             raise
-        raise ValueError(reason) from error
+        raise UserError(reason) from error
     return read_result(config.out)
 
 
@@ -220,7 +220,7 @@ def plan_ingest(
     """Decide whether decoded images stay in memory of the planned workers, and say why.
 
     Raises:
-        ValueError: where `ingest` is memory and they don't fit.
+        UserError: where `ingest` is memory and they don't fit.
     """
     store_bytes = _store_bytes(resources, plan, num_concurrent)
     remember, why = choose_ingest(

@@ -17,6 +17,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from cluster.io.errors import UserError
 from trainers.config import ComputeConfig, FinetuneConfig, Phase
 from trainers.feed import Place
 from trainers.networks.backbones import build, find
@@ -188,7 +189,7 @@ class TrainState:
         training: dict[str, Any] = parse_pickle(contents["training.pt"], "training.pt")
         needed = ("optimizer", "scaler", *(("model", "num_averaged") if self.average else ()))
         if not isinstance(training, dict) or not set(needed) <= training.keys():
-            raise ValueError(f"training.pt lacks one of {', '.join(needed)}: use another --out")
+            raise UserError(f"training.pt lacks one of {', '.join(needed)}: use another --out")
         load_weights(self.kept, weights | (prefix or {}), "model.safetensors")
         if self.average:
             load_weights(self.model, training["model"] | (prefix or {}), "training.pt")

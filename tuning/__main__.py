@@ -10,8 +10,8 @@ import tyro
 from cluster.config import ClusterConfig, Device
 from cluster.entry import run_room
 from cluster.io import storage
+from cluster.io.errors import UserError, require
 from cluster.io.fields import check_fields
-from datasets.config import require
 from trainers.config import FreezeDepth, Init
 from trainers.recipes import RECIPES
 from tuning.advice.advice import read_advice
@@ -202,7 +202,7 @@ def parse(arguments: list[str]) -> Any:
     """Parse a recipe or verb and its options into a TuningConfig, or the verb's config.
 
     Raises:
-        ValueError: for an unknown recipe, or values that don't fit.
+        UserError: for an unknown recipe, or values that don't fit.
     """
     recipe = "finetune"
     if arguments and not arguments[0].startswith("-"):
@@ -212,7 +212,7 @@ def parse(arguments: list[str]) -> Any:
         check_fields(config)
         return config
     if recipe not in RECIPES:
-        raise ValueError(f"recipe is {recipe!r}: choose from {', '.join([*RECIPES, *VERBS])}")
+        raise UserError(f"recipe is {recipe!r}: choose from {', '.join([*RECIPES, *VERBS])}")
     command = parse_command(arguments)
     config = command.to_config(recipe)
     return Explanation(config) if command.explain else config
@@ -222,7 +222,7 @@ def parse_command(arguments: list[str]) -> Command:
     """Parse the options of a sweep; advice has the defaults of those that it knows.
 
     Raises:
-        ValueError: where there is no advice, or it is about other data.
+        UserError: where there is no advice, or it is about other data.
     """
     parse_with = partial(
         tyro.cli, Command, args=arguments, prog="python -m tuning", description=HELP

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cluster.io import storage
+from cluster.io.errors import UserError
 from datasets.shards import Manifest
 from trainers import launch
 from trainers.run.folder import FREE_IN_INGEST
@@ -33,13 +34,13 @@ def check(config: TuningConfig) -> Manifest:
     if storage.exists(storage.join(config.out, "config.json")):
         before = dict(_flatten(read_sweep_config(config.out) or {}))
         if before.get("data_fingerprint") != manifest.fingerprint:
-            raise ValueError(
+            raise UserError(
                 f"data is {config.base.data!r}: it was prepared anew since the sweep in "
                 f"{config.out} began, and is another data set now; use another --out"
             )
         for field, value in _flatten(facts_of(config, manifest)):
             if not field.startswith(FREE_TO_CHANGE) and before.get(field) != value:
-                raise ValueError(
+                raise UserError(
                     f"{field} is {value!r}: the sweep in {config.out} has {before.get(field)!r}; "
                     "use the same value to resume it, or another --out"
                 )

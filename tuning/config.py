@@ -4,14 +4,14 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from cluster.io.fields import build, check_fields
-from datasets.config import (
+from cluster.io.errors import (
     require,
     require_at_least,
     require_between,
     require_not_negative,
     require_positive,
 )
+from cluster.io.fields import build, check_fields
 from trainers.config import FinetuneConfig, FreezeDepth, Init
 
 DEFAULT_TRIALS = 12
@@ -145,7 +145,7 @@ class TuningConfig:
         """Rebuild from `to_dict`.
 
         Raises:
-            ValueError: for an unknown key, and values that don't fit their fields.
+            UserError: for an unknown key, and values that don't fit their fields.
         """
         config = build(cls, values)
         check_fields(config)

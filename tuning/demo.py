@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from cluster.config import ClusterConfig
 from cluster.io import storage
+from cluster.io.errors import UserError
 from cluster.io.terminal import tell
 from cluster.runtime import connect
 from datasets.config import IngestConfig, PrepareConfig, SyntheticConfig
@@ -69,7 +70,7 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
     """Prepare, pretrain where ImageNet weights are out of reach, sweep; returns the sweep's answer.
 
     Raises:
-        ValueError: where the weights that were given are not there.
+        UserError: where the weights that were given are not there.
     """
     connect(config.address)
     out = storage.absolute(config.out, "out")
@@ -85,7 +86,7 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
     space = SPACE
     if (problem := pretrained_available(base.model)) is not None:
         if config.weights is not None:
-            raise ValueError(problem)
+            raise UserError(problem)
         print(f"{problem}: pretraining on the body types of other cars instead")
         weights = _pretrain(
             replace(base, data=_prepare(SOURCE, storage.join(out, "other_cars"))), out

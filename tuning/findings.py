@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.io import storage
+from cluster.io.errors import UserError
 from cluster.io.records import damaged, read_object
 from trainers import metrics
 from trainers.export.model_card import basename, table
@@ -94,12 +95,12 @@ def read_findings(sweep: str) -> Findings:
     """Read what there is.
 
     Raises:
-        ValueError: where no sweep has begun.
+        UserError: where no sweep has begun.
     """
     sweep = storage.absolute(sweep, "sweep")
     config = read_sweep_config(sweep)
     if config is None:
-        raise ValueError(
+        raise UserError(
             f"sweep is {sweep!r}: no sweep there (config.json is missing); give the --out of a "
             "`python -m tuning`"
         )
@@ -119,7 +120,7 @@ def read_sweep_config(sweep: str) -> dict[str, Any] | None:
     another command.
 
     Raises:
-        ValueError: where it is damaged, or does not fit this version of Thaw.
+        UserError: where it is damaged, or does not fit this version of Thaw.
     """
     uri = storage.join(sweep, "config.json")
     values = _read(uri, {"data_fingerprint": str | None})

@@ -121,7 +121,7 @@ def read_leaderboard(out: str) -> tuple[list[Standing], dict[str, Any]] | None:
     Its runs are those in this folder, wherever the sweep lay when it ended.
 
     Raises:
-        ValueError: where it is damaged.
+        UserError: where it is damaged.
     """
     uri = storage.join(out, "leaderboard.json")
     if not storage.exists(uri):

@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 from cluster.config import Device
 from cluster.io import storage
+from cluster.io.errors import UserError, require, require_at_least, require_between
 from cluster.io.terminal import tell
 from cluster.runtime import connect
-from datasets.config import require, require_at_least, require_between
 from datasets.shards import Manifest, read_manifest
 from trainers import metrics
 from trainers.__main__ import follow_training
@@ -76,7 +76,7 @@ def run_promote(config: PromoteConfig) -> dict[str, Any]:
     """Train and test what isn't yet; write and print the summary, and return it.
 
     Raises:
-        ValueError: where no sweep has finished there, none of its trials learned, its data set has
+        UserError: where no sweep has finished there, none of its trials learned, its data set has
             no test split, or OUT holds another promotion.
     """
     sweep = storage.absolute(config.sweep, "sweep")
@@ -105,17 +105,17 @@ def find_promoted(sweep: str) -> Standing:
     """Return the winner of a finished sweep.
 
     Raises:
-        ValueError: where there is none.
+        UserError: where there is none.
     """
     known = read_leaderboard(sweep)
     if known is None:
-        raise ValueError(
+        raise UserError(
             f"sweep is {sweep!r}: no finished sweep there (leaderboard.json is missing); give the "
             "--out of a `python -m tuning` that ended"
         )
     winner = find_winner(known[0])
     if winner is None:
-        raise ValueError(
+        raise UserError(
             f"sweep is {sweep!r}: it has no winner, as none of its {len(known[0])} trials is above "
             "what always answering one class reaches; search another space"
         )

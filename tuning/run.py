@@ -58,7 +58,7 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
         measures on the test split), trials.
 
     Raises:
-        ValueError: where the config is wrong, or OUT holds another sweep.
+        UserError: where the config is wrong, or OUT holds another sweep.
     """
     base = launch.with_absolute_paths(replace(config.base, out=config.out))
     config = replace(config, base=base, out=base.out)

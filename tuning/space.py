@@ -10,6 +10,7 @@ from itertools import cycle, islice, product
 from math import exp, inf, log
 from typing import Any, Protocol
 
+from cluster.io.errors import UserError
 from trainers.config import PRETRAINED, FinetuneConfig, FreezeDepth, Init
 from tuning.config import DEFAULT_TRIALS, SpaceConfig
 
@@ -41,14 +42,14 @@ def apply(config: FinetuneConfig, point: Point) -> FinetuneConfig:
     """Return `config` with the fields at the point's dotted paths replaced, all at once.
 
     Raises:
-        ValueError: for a path that the config lacks, or values that don't go together.
+        UserError: for a path that the config lacks, or values that don't go together.
     """
     fields_of: dict[str, dict[str, Any]] = {"": {}}  # by section; "" is the config itself
     for path, value in point.items():
         section, _, name = path.rpartition(".")
         place = getattr(config, section, None) if section else config
         if not hasattr(place, name):
-            raise ValueError(f"point has {path!r}: the config has no such field")
+            raise UserError(f"point has {path!r}: the config has no such field")
         fields_of.setdefault(section, {})[name] = value
     changes: dict[str, Any] = fields_of.pop("")
     for section, values in fields_of.items():

@@ -23,7 +23,7 @@ def evaluate_once(run: str) -> dict[str, Any]:
     told to W&B.
 
     Raises:
-        ValueError: as `trainers.evaluation.evaluate.evaluate` does.
+        UserError: as `trainers.evaluation.evaluate.evaluate` does.
     """
     progress = checkpoint.latest_progress(run)
     known = progress and read_evaluation(

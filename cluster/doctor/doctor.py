@@ -48,7 +48,7 @@ def run_doctor(config: DoctorConfig, tools: Tools) -> None:
     """Print what was found; exit with 1 where something failed.
 
     Raises:
-        ValueError: where the address is no address, or a URI is relative in a job.
+        UserError: where the address is no address, or a URI is relative in a job.
     """
     findings = []
     for finding in examine(config, tools):
@@ -68,7 +68,7 @@ def examine(config: DoctorConfig, tools: Tools) -> Iterator[Finding]:
     """Connect, and yield what each check finds, one check after the other.
 
     Raises:
-        ValueError: as `run_doctor`.
+        UserError: as `run_doctor`.
     """
     out = tools.absolute(config.out, "out") if config.out else None
     data = tools.absolute(config.data, "data") if config.data else None

@@ -6,29 +6,21 @@ what JSON gave, which may be anything at all. Both name the dotted field. Standa
 """
 
 import math
-import re
 import types
 import unicodedata
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from cluster.io.errors import MAX_TEXT, UserError, holds_credentials, show
+
 MAX_COUNT = 2**31 - 1
 """Of a config: more epochs, images or workers than anybody has; a seed up to here."""
 MAX_FLOAT = 3.4e38
 """Of a config: beyond it a float32 is infinite."""
-MAX_TEXT = 4096
-"""Characters of a config's path, which is what Linux allows."""
 MAX_STORED = 2**63 - 1
 """Of a file: what an int64 holds."""
 _CONTROL = ("Cc", "Cs", "Zl", "Zp")  # what a path or name has no use for, and a log obeys
-_MAX_SHOWN = 300
-_CREDENTIALS = re.compile(
-    r"://[^/@:]*:(?!\d+(/|$))[^@]*@"  # USER:PASSWORD@, but not HOST:PORT/
-    r"|^https?://[^/]*@"
-    r"|[?&](x-amz-\w+|sig|signature|\w*token|\w*secret\w*|\w*access_key\w*|password)=",
-    re.IGNORECASE,
-)
 
 T = TypeVar("T")
 
@@ -37,7 +29,7 @@ def check_fields(config: Any, section: str = "") -> None:
     """Check every value of a config, and of the configs in it, by its annotation.
 
     Raises:
-        ValueError: for a value of another type, a number that is not finite or beyond all use, and
+        UserError: for a value of another type, a number that is not finite or beyond all use, and
             text with control characters or with credentials.
     """
     for name, hint in _hints(type(config)).items():
@@ -50,17 +42,17 @@ def build(cls: type[T], values: object, section: str = "") -> T:
     A field that is missing has its default: an older Thaw did not know it.
 
     Raises:
-        ValueError: for an unknown or missing key, or a value of another type.
+        UserError: for an unknown or missing key, or a value of another type.
     """
     if not isinstance(values, dict):
         raise _misfit(section.rstrip(".") or "it", values, "an object")
     hints = _hints(cls)
     for key in values:
         if key not in hints:
-            raise ValueError(f"{section}{show(key)[1:-1]} is unknown to this version of Thaw")
+            raise UserError(f"{section}{show(key)[1:-1]} is unknown to this version of Thaw")
     for field in fields(cls):  # pyright: ignore[reportArgumentType] as T is a dataclass
         if field.name not in values and field.default is field.default_factory is MISSING:
-            raise ValueError(f"{section}{field.name} is missing")
+            raise UserError(f"{section}{field.name} is missing")
     return cls(
         **{key: _take(value, hints[key], f"{section}{key}") for key, value in values.items()}
     )
@@ -73,35 +65,30 @@ def take_object(values: object, hints: dict[str, Any], section: str = "") -> dic
     may be hints of an object in it, and a list of one hint, for a list of such values.
 
     Raises:
-        ValueError: for a missing key, or a value of another type.
+        UserError: for a missing key, or a value of another type.
     """
     if not isinstance(values, dict):
         raise _misfit(section.rstrip(".") or "it", values, "an object")
     taken = {}
     for key, hint in hints.items():
         if key not in values and type(None) not in get_args(hint):
-            raise ValueError(f"{section}{key} is missing")
+            raise UserError(f"{section}{key} is missing")
         taken[key] = _take(values.get(key), hint, f"{section}{key}")
     return values | taken
-
-
-def holds_credentials(uri: str) -> bool:
-    """Whether a URI brings a key, password or signature along."""
-    return _CREDENTIALS.search(uri) is not None
 
 
 def check_text(value: str, name: str) -> None:
     """Check a path, URI or name.
 
     Raises:
-        ValueError: naming the field, and without showing a secret.
+        UserError: naming the field, and without showing a secret.
     """
     if len(value) > MAX_TEXT:
-        raise ValueError(f"{name} is {show(value)}: use {MAX_TEXT} characters or fewer")
+        raise UserError(f"{name} is {show(value)}: use {MAX_TEXT} characters or fewer")
     if not value.isprintable() and any(unicodedata.category(c) in _CONTROL for c in value):
-        raise ValueError(f"{name} is {show(value)}: use text without control characters")
+        raise UserError(f"{name} is {show(value)}: use text without control characters")
     if holds_credentials(value):
-        raise ValueError(
+        raise UserError(
             f"{name} holds credentials, which it would carry into configs and logs; use a URI such "
             "as s3://BUCKET/PATH, and give them in the environment"
         )
@@ -178,10 +165,10 @@ def _check(value: Any, hint: Any, name: str) -> None:
             _check(part, Any, name)
     elif isinstance(value, float):
         if not math.isfinite(value) or abs(value) > MAX_FLOAT:
-            raise ValueError(f"{name} is {value!r}: use a finite number")
+            raise UserError(f"{name} is {value!r}: use a finite number")
     elif _is_int(value):
         if abs(value) > MAX_COUNT:
-            raise ValueError(f"{name} is {show(value)}: use {MAX_COUNT} or less")
+            raise UserError(f"{name} is {show(value)}: use {MAX_COUNT} or less")
     elif isinstance(value, str):
         check_text(value, name)
     if hint is not Any:
@@ -198,26 +185,8 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _misfit(name: str, value: object, wanted: str) -> ValueError:
-    return ValueError(f"{name} is {show(value)}: use {wanted}")
-
-
-def show(value: object) -> str:
-    """Write a value into the user's sentence: as Python does, but cut where it is long, huge
-    numbers by their size, and credentials not at all."""
-    if isinstance(value, int) and abs(value).bit_length() > 256:
-        return f"a number of {abs(value).bit_length()} bits"
-    if isinstance(value, str):
-        if holds_credentials(value[:MAX_TEXT]):
-            return "a URI with credentials"
-        value = value[: _MAX_SHOWN + 1]
-    try:
-        shown = repr(value)
-    except (RecursionError, ValueError):  # numbers in it that Python won't write out
-        return f"a {type(value).__name__}"
-    if holds_credentials(shown[:MAX_TEXT]):
-        return f"a {type(value).__name__} with credentials"
-    return shown if len(shown) <= _MAX_SHOWN else f"{shown[:_MAX_SHOWN]}..."
+def _misfit(name: str, value: object, wanted: str) -> UserError:
+    return UserError(f"{name} is {show(value)}: use {wanted}")
 
 
 def describe(hint: Any) -> str:

@@ -8,6 +8,7 @@ import json
 from typing import Any, TypeVar
 
 from cluster.io import storage
+from cluster.io.errors import UserError
 from cluster.io.fields import build, take_object
 
 MAX_DEPTH = 50
@@ -60,8 +61,8 @@ def _depth(value: Any) -> int:
     return depth
 
 
-def damaged(place: str, why: object) -> ValueError:
-    return ValueError(
+def damaged(place: str, why: object) -> UserError:
+    return UserError(
         f"{place} is damaged, or another program's ({why}); bring it back from a copy, or delete "
         "it and run its command again"
     )

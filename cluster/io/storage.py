@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from cluster.io.errors import StorageError, UserError
 from cluster.io.fields import check_text
 
 MAX_NAME_BYTES = 255
@@ -59,7 +60,7 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
     """Return the file system of `uri` and the path on it; relative paths are local.
 
     Raises:
-        ValueError: for a scheme neither pyarrow nor fsspec knows, a package that is missing, a
+        UserError: for a scheme neither pyarrow nor fsspec knows, a package that is missing, a
             bucket that can't be looked up, and for control characters or credentials in the URI.
     """
     check_text(uri, "a URI")
@@ -73,9 +74,9 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
     bucket = place.split("/", 1)[0]
     name = bucket.removeprefix("anonymous@") if scheme != "s3" else bucket
     if not name:
-        raise ValueError(f"URI {uri!r} names no bucket: use {scheme}://BUCKET/PATH")
+        raise UserError(f"URI {uri!r} names no bucket: use {scheme}://BUCKET/PATH")
     if "@" in name or ":" in name:  # the URI is not shown: it may hold a secret
-        raise ValueError(
+        raise UserError(
             f"a URI of {scheme}:// holds credentials: it would carry them into configs and logs; "
             f"use {scheme}://BUCKET/PATH, and give them in the environment"
         )
@@ -95,11 +96,11 @@ def _resolve_fsspec(uri: str) -> tuple[fs.FileSystem, str]:
         filesystem, path = fsspec.core.url_to_fs(uri)
     except ImportError as error:
         package = getattr(error.__cause__, "name", None) or error.name
-        raise ValueError(
+        raise UserError(
             f"URI {uri!r} needs the package {package}: `pip install {package}` on every node"
         ) from error
     except ValueError as error:
-        raise ValueError(f"URI {uri!r} cannot be opened: {error}") from error
+        raise UserError(f"URI {uri!r} cannot be opened: {error}") from error
     return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
 
 
@@ -108,7 +109,7 @@ def explaining(uri: str) -> Iterator[None]:
     """Turn what a file system says about `uri` into the user's sentence.
 
     Raises:
-        ValueError: for any OSError but FileNotFoundError, which travels, and for names that are
+        UserError: for any OSError but FileNotFoundError, which travels, and for names that are
             not UTF-8.
     """
     try:
@@ -116,9 +117,9 @@ def explaining(uri: str) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise ValueError(_explain(uri, error)) from error
+        raise UserError(_explain(uri, error)) from error
     except UnicodeDecodeError as error:
-        raise ValueError(
+        raise UserError(
             f"URI {uri!r}: {error.object!r} there is no name in UTF-8; rename it"
         ) from None
 
@@ -141,7 +142,7 @@ def _refuse_missing_bucket(uri: str, filesystem: fs.FileSystem, path: str) -> No
         return  # some may use its objects without seeing the bucket
     if missing:
         where = " and where AWS_ENDPOINT_URL points" if uri.startswith("s3:") else ""
-        raise ValueError(
+        raise UserError(
             f"URI {uri!r}: there is no bucket {bucket!r}; create it, or check its name{where}"
         )
 
@@ -150,15 +151,15 @@ def absolute(uri: str, field: str) -> str:
     """Return `uri` such that it means the same in any folder.
 
     Raises:
-        ValueError: for a relative path in a job of `ray job submit`, where it would name a place in
+        UserError: for a relative path in a job of `ray job submit`, where it would name a place in
             the job's copy of the working folder, which nobody keeps; and for an empty one.
     """
     if not uri.strip():
-        raise ValueError(f"{field} is {uri!r}: give a path or a URI")
+        raise UserError(f"{field} is {uri!r}: give a path or a URI")
     if "://" in uri or os.path.isabs(uri):
         return uri
     if JOB_ENV_VAR in os.environ:
-        raise ValueError(
+        raise UserError(
             f"{field} is {uri!r}: a submitted job runs in a folder that is thrown away; give an "
             "absolute path on shared storage, or a URI such as s3://bucket/folder"
         )
@@ -183,10 +184,10 @@ def require_name(field: str, name: str) -> None:
     """Refuse what is not the name of one file or folder.
 
     Raises:
-        ValueError: naming the field.
+        UserError: naming the field.
     """
     if not is_name(name):
-        raise ValueError(f"{field} is {name[:200]!r}: use the name of a file or folder, no path")
+        raise UserError(f"{field} is {name[:200]!r}: use the name of a file or folder, no path")
 
 
 def leaves(place: str, folder: str) -> bool:
@@ -198,7 +199,7 @@ def exists(uri: str) -> bool:
     """Whether a file or folder is there.
 
     Raises:
-        ValueError: where not even its bucket is there, or it is out of reach.
+        UserError: where not even its bucket is there, or it is out of reach.
     """
     filesystem, path = resolve(uri)
     with explaining(uri):
@@ -213,8 +214,8 @@ def read_bytes(uri: str, *, start: int = 0) -> bytes:
 
     Raises:
         FileNotFoundError: where there is none.
-        ValueError: where not even its bucket is there.
-        OSError: where it is out of reach: nothing is known about the file then.
+        UserError: where not even its bucket is there.
+        StorageError: where it is out of reach: nothing is known about the file then.
     """
     filesystem, path = resolve(uri)
     for attempt in range(READ_ATTEMPTS):
@@ -230,7 +231,7 @@ def read_bytes(uri: str, *, start: int = 0) -> bytes:
             raise
         except OSError as error:
             if UNTOLD not in str(error) or attempt + 1 == READ_ATTEMPTS:
-                raise OSError(_explain(uri, error)) from error
+                raise StorageError(_explain(uri, error)) from error
             time.sleep(FIRST_RETRY_S * 2**attempt)
     raise AssertionError("the last attempt returns or raises")
 
@@ -240,14 +241,14 @@ def size_of(uri: str) -> int:
 
     Raises:
         FileNotFoundError: where there is none.
-        ValueError: where not even its bucket is there.
-        OSError: where it is out of reach: nothing is known about the file then.
+        UserError: where not even its bucket is there.
+        StorageError: where it is out of reach: nothing is known about the file then.
     """
     filesystem, path = resolve(uri)
     try:
         found = filesystem.get_file_info(path)
     except OSError as error:
-        raise OSError(_explain(uri, error)) from error
+        raise StorageError(_explain(uri, error)) from error
     if found.type != fs.FileType.File:
         _refuse_missing_bucket(uri, filesystem, path)
         raise FileNotFoundError(uri)
@@ -260,7 +261,7 @@ def write_bytes(uri: str, content: bytes) -> None:
     Local files are written beside and renamed; object stores show an object only once it is whole.
 
     Raises:
-        ValueError: where it can't be written.
+        UserError: where it can't be written.
     """
     filesystem, path = resolve(uri)
     if isinstance(filesystem, fs.LocalFileSystem):
@@ -282,7 +283,7 @@ def append_bytes(uri: str, content: bytes) -> None:
     """Add to the end of a local file that is there; what can't be added whole is taken back.
 
     Raises:
-        ValueError: where it can't be written.
+        UserError: where it can't be written.
     """
     _, path = resolve(uri)
     with explaining(uri), open(path, "r+b", buffering=0) as stream:
@@ -321,13 +322,13 @@ def read_parquet(uri: str) -> pa.Table:
 
     Raises:
         FileNotFoundError: where there is none.
-        ValueError: where it is no Parquet file, or a damaged one.
+        UserError: where it is no Parquet file, or a damaged one.
     """
     content = read_bytes(uri)
     try:
         return pq.read_table(pa.BufferReader(content))
     except (OSError, pa.ArrowException) as error:
-        raise ValueError(
+        raise UserError(
             f"{uri} is damaged, or no Parquet file ({textwrap.shorten(str(error), 240)}); delete "
             "it, and run the command again that wrote it"
         ) from None

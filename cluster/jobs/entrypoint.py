@@ -6,6 +6,8 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.io.errors import UserError
+
 ROOMS = ("cluster", "datasets", "trainers", "tuning")
 PATH_FIELDS = (
     "advice",
@@ -32,18 +34,18 @@ def check_command(words: Sequence[str], parse_room: ParseRoom) -> Any:
     """Parse the command as its room would, and return that room's config.
 
     Raises:
-        ValueError: where it is no room's command, or has a path that means nothing in a job.
+        UserError: where it is no room's command, or has a path that means nothing in a job.
         SystemExit: from the room's own parser, which tells what is wrong.
     """
     if len(words) < 3 or not _PYTHON.fullmatch(words[0]) or words[1] != "-m":
-        raise ValueError(
+        raise UserError(
             f"command is {' '.join(words)!r}: submit one of Thaw's, such as "
             "`python -m cluster submit -- python -m tuning --data s3://bucket/cars "
             "--out s3://bucket/sweep`"
         )
     room = words[2]
     if room not in ROOMS:
-        raise ValueError(f"command is `python -m {room}`: choose from {', '.join(ROOMS)}")
+        raise UserError(f"command is `python -m {room}`: choose from {', '.join(ROOMS)}")
     config = parse_room(room, words[3:])
     refuse_relative_paths(config)
     return config
@@ -53,7 +55,7 @@ def refuse_relative_paths(config: Any, prefix: str = "") -> None:
     """Look at every path of a config, defaults included.
 
     Raises:
-        ValueError: where one is relative.
+        UserError: where one is relative.
     """
     for name in (field.name for field in fields(config)) if is_dataclass(config) else ():
         value = getattr(config, name)
@@ -63,7 +65,7 @@ def refuse_relative_paths(config: Any, prefix: str = "") -> None:
             continue  # of the training that a sweep's trials start from: each has its own
         elif name in PATH_FIELDS and isinstance(value, str) and value and _is_relative(value):
             option = name.replace("_", "-")
-            raise ValueError(
+            raise UserError(
                 f"{prefix}{name} is {value!r}: a job runs in a folder that is thrown away; give "
                 f"--{option} an absolute path on shared storage, or a URI such as s3://bucket/folder"
             )

@@ -11,6 +11,8 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobType
 
+from cluster.io.errors import UserError
+
 ADDRESS_VARS = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 """Ray's client prefers these to the address it is given."""
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -41,7 +43,7 @@ class JobServer:
 
     Raises:
         OutOfReach: from each method, where it doesn't answer.
-        ValueError: from each method, where it wants another token, or isn't Ray's.
+        UserError: from each method, where it wants another token, or isn't Ray's.
     """
 
     def __init__(self, address: str | None) -> None:
@@ -54,7 +56,7 @@ class JobServer:
             try:
                 self._client = _Client(self.address)
             except RuntimeError as error:  # another server's 404, or a Ray of long ago
-                raise ValueError(_NO_JOB_SERVER.format(self.address)) from error
+                raise UserError(_NO_JOB_SERVER.format(self.address)) from error
             self.ray_version = str(self._client._server_ray_version)
 
     def submit(self, **request: Any) -> None:
@@ -80,11 +82,11 @@ class JobServer:
         """Return what is known of a job.
 
         Raises:
-            ValueError: where there is none of this name.
+            UserError: where there is none of this name.
         """
         details = self.find(job)
         if details is None:
-            raise ValueError(
+            raise UserError(
                 f"job is {job!r}: {self.address} knows none of this name; "
                 f"`python -m cluster status{self.option}` lists its jobs (a head that was started "
                 "anew has forgotten them)"
@@ -134,9 +136,9 @@ class JobServer:
         try:
             yield
         except AuthenticationError as error:
-            raise ValueError(_explain_refusal(self.address, str(error))) from error
+            raise UserError(_explain_refusal(self.address, str(error))) from error
         except requests.exceptions.JSONDecodeError as error:
-            raise ValueError(_NO_JOB_SERVER.format(self.address)) from error
+            raise UserError(_NO_JOB_SERVER.format(self.address)) from error
         except (ConnectionError, requests.exceptions.RequestException) as error:
             raise OutOfReach(
                 f"address is {self.address!r}: no job server answers there; check --address, the "
@@ -149,11 +151,11 @@ def find_address(address: str | None) -> str:
     """Return the URL of the job server.
 
     Raises:
-        ValueError: where the address is none.
+        UserError: where the address is none.
     """
     address = address or os.environ.get(ADDRESS_VARS[0]) or DEFAULT_ADDRESS
     if not address.startswith(("http://", "https://")):
-        raise ValueError(
+        raise UserError(
             f"address is {address!r}: the job server has a URL, such as http://HOST:8265"
         )
     return address.rstrip("/")

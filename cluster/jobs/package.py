@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.entry import ROOT
+from cluster.io.errors import UserError
 from cluster.runtime import SHIPPED
 
 LEFT_OUT = ("__pycache__", "runs", "wandb")
@@ -42,11 +43,11 @@ def pack(path: Path, *, root: Path = ROOT, max_mib: float) -> Package:
     """Write the files of `root` to the zip file `path`.
 
     Raises:
-        ValueError: where there is nothing to send, or it is larger than `max_mib`.
+        UserError: where there is nothing to send, or it is larger than `max_mib`.
     """
     files = list_files(root)
     if not files:
-        raise ValueError(f"folder is {str(root)!r}: none of {', '.join(SHIPPED)} is there")
+        raise UserError(f"folder is {str(root)!r}: none of {', '.join(SHIPPED)} is there")
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as package:
         for file in files:
             info = zipfile.ZipInfo(file.relative_to(root).as_posix(), _EPOCH)
@@ -56,7 +57,7 @@ def pack(path: Path, *, root: Path = ROOT, max_mib: float) -> Package:
                 while piece := content.read(2**20):
                     packed.write(piece)
             if path.stat().st_size > max_mib * 2**20:
-                raise ValueError(
+                raise UserError(
                     f"max_mib is {max_mib:g}: the folder {str(root)!r} is larger, packed; "
                     f"its largest files are {_name_largest(files, root)}: move data and weights "
                     "to shared storage or a bucket, or raise --max-mib"

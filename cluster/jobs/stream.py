@@ -30,7 +30,7 @@ class Follower:
 
         Raises:
             OutOfReach: where the server doesn't answer for `reconnect_s`.
-            ValueError: where the server has forgotten the job.
+            UserError: where the server has forgotten the job.
         """
         pause_s = 1.0
         while True:

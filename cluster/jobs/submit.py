@@ -16,6 +16,7 @@ from ray.job_submission import JobDetails
 
 from cluster.config import SubmitConfig
 from cluster.entry import ROOT
+from cluster.io.errors import UserError
 from cluster.jobs.entrypoint import ParseRoom, check_command
 from cluster.jobs.job_server import JobServer, OutOfReach, has_ended
 from cluster.jobs.jobs import STOP_WAIT_S, follow_to_end, tell, write
@@ -38,7 +39,7 @@ def run_submit(config: SubmitConfig, command: Sequence[str], parse_room: ParseRo
     """Check the command and the folder, submit them, and follow the job.
 
     Raises:
-        ValueError: for what would fail or leak on the cluster; nothing was submitted then.
+        UserError: for what would fail or leak on the cluster; nothing was submitted then.
         SystemExit: with 1 where the job failed.
     """
     refuse_secrets_in_words(command, "command")
@@ -105,7 +106,7 @@ def refuse_other_versions(server: JobServer, name: str, reconnect_s: float) -> N
     back without its command, when Ray writes down how it ended.
 
     Raises:
-        ValueError: where they differ, or the head can't tell.
+        UserError: where they differ, or the head can't tell.
     """
     ours = find_versions()
     _compare(server, {"ray": server.ray_version}, {"ray": ours["ray"]})
@@ -115,7 +116,7 @@ def refuse_other_versions(server: JobServer, name: str, reconnect_s: float) -> N
     while not has_ended(job := server.get(name)):
         if time.monotonic() > deadline_s:
             server.stop(name)
-            raise ValueError(
+            raise UserError(
                 f"check_versions: the head ran no command in {VERSIONS_TIMEOUT_S:g} s; see `python "
                 f"-m cluster status {name}{server.option}`, or --no-check-versions"
             )
@@ -123,7 +124,7 @@ def refuse_other_versions(server: JobServer, name: str, reconnect_s: float) -> N
     log = server.read_log(name)
     if job.driver_exit_code != 0:
         last = (log or job.message or "nothing was printed").strip().splitlines()[-1]
-        raise ValueError(
+        raise UserError(
             f"check_versions: the head's `python` can't tell its versions ({last}); start Ray "
             "where the packages of pyproject.toml are on PATH, or say --no-check-versions"
         )
@@ -137,7 +138,7 @@ def _compare(server: JobServer, theirs: Mapping[str, str], ours: Mapping[str, st
         if theirs.get(name) != version
     ]
     if other:
-        raise ValueError(
+        raise UserError(
             f"check_versions: {server.address} has {', '.join(other)}; let the cluster run what "
             "pyproject.toml says, or say --no-check-versions"
         )
@@ -148,7 +149,7 @@ def hand_in(server: JobServer, request: dict[str, Any], reconnect_s: float) -> N
 
     Raises:
         OutOfReach: where the server doesn't answer for `reconnect_s`.
-        ValueError: where it refuses the job.
+        UserError: where it refuses the job.
     """
     job = request["submission_id"]
     began_s, pause_s = time.monotonic(), 1.0
@@ -159,7 +160,7 @@ def hand_in(server: JobServer, request: dict[str, Any], reconnect_s: float) -> N
             if server.find(job) is not None:  # an earlier try arrived, and its answer was lost
                 return None
             reason = " ".join(str(error).split())[-300:]
-            raise ValueError(f"job is {job!r}: {server.address} refuses it ({reason})") from error
+            raise UserError(f"job is {job!r}: {server.address} refuses it ({reason})") from error
         except OutOfReach:
             if time.monotonic() - began_s > reconnect_s:
                 raise
@@ -170,7 +171,7 @@ def hand_in(server: JobServer, request: dict[str, Any], reconnect_s: float) -> N
 
 def _refuse_other_command(known: JobDetails, request: Mapping[str, Any]) -> None:
     if known.entrypoint != request["entrypoint"]:
-        raise ValueError(
+        raise UserError(
             f"submission_id is {request['submission_id']!r}: the cluster has a job of this name, "
             f"which runs `{known.entrypoint}`; use another --submission-id"
         )

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from cluster.io import storage
-from datasets.config import require
+from cluster.io.errors import require
 from datasets.images import BadImage
 from datasets.plan import Chunk, RowGroup
 from datasets.prepare.listing import Reader, find_broken_links, read_files
@@ -59,7 +59,7 @@ def list_images(uri: str, *, split: str | None = None, image_column: str = "imag
         image_column: of Parquet files: bytes, or Hugging Face's struct.
 
     Raises:
-        ValueError: where there is no image, or the arguments don't fit what is there.
+        UserError: where there is no image, or the arguments don't fit what is there.
     """
     collection = _list(uri, split, image_column)
     require(len(collection.references) > 0, "images", uri, "it holds no image; give another")

@@ -99,7 +99,7 @@ def infer(
         facts: JSON-safe; kept in the summary.
 
     Raises:
-        ValueError: where `out` can't be written.
+        UserError: where `out` can't be written.
     """
     started_s = time.monotonic()
     folder = storage.join(out, name)

@@ -15,7 +15,7 @@ def find_standing(config: PrepareConfig, source_version: str) -> Manifest | None
     """Return the manifest at `config.out` if it is what a run would write; else print what changed.
 
     Raises:
-        ValueError: where a newer Thaw wrote it.
+        UserError: where a newer Thaw wrote it.
     """
     if not storage.exists(storage.join(config.out, "manifest.json")):
         return None

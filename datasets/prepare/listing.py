@@ -16,6 +16,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from cluster.io import storage
+from cluster.io.errors import UserError
 from datasets.images import BadImage
 
 Reader = Callable[[pa.Table], Iterator[bytes | BadImage]]
@@ -51,13 +52,13 @@ def list_visible(field: str, uri: str) -> list[fs.FileInfo]:
     """Files and folders directly below `uri`, sorted, without hidden ones.
 
     Raises:
-        ValueError: where there is no such folder, which the sentence blames on `field`, or it is
+        UserError: where there is no such folder, which the sentence blames on `field`, or it is
             out of reach.
     """
     file_system, path = storage.resolve(uri)
     with storage.explaining(uri):
         if file_system.get_file_info(path).type != fs.FileType.Directory:
-            raise ValueError(f"{field} is {uri!r}: there is no such folder; check the path")
+            raise UserError(f"{field} is {uri!r}: there is no such folder; check the path")
         below = file_system.get_file_info(fs.FileSelector(path))
         visible = [info for info in below if not info.base_name.startswith(".")]
         if isinstance(file_system, fs.LocalFileSystem):

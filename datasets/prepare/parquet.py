@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from cluster.io import storage
-from datasets.config import PrepareConfig, require
+from cluster.io.errors import UserError, require
+from datasets.config import PrepareConfig
 from datasets.images import BadImage
 from datasets.prepare.listing import SPLIT_OF_NAME, Listing, hash_files
 
@@ -26,7 +27,7 @@ def list_parquet(config: PrepareConfig) -> Listing:
     folders = [config.root] * len(files)
     if config.test_root is not None:
         if "test" in splits:
-            raise ValueError(
+            raise UserError(
                 f"test_root is {config.test_root!r}: {files[splits.index('test')].path} holds test "
                 "images as well; leave one of the two out"
             )
@@ -81,12 +82,12 @@ def open_parquet(field: str, folder: str, path: str) -> pq.ParquetFile:
     """Open a file on the file system of `folder`.
 
     Raises:
-        ValueError: where it can't be read, which the sentence blames on `field`.
+        UserError: where it can't be read, which the sentence blames on `field`.
     """
     try:
         return pq.ParquetFile(storage.resolve(folder)[0].open_input_file(path))
     except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(
+        raise UserError(
             f"{field} is {folder!r}: {path} can't be read as Parquet ({error}); write it anew, or "
             "take it away"
         ) from error
@@ -137,14 +138,14 @@ def _list_files(field: str, root: str) -> list[fs.FileInfo]:
     with storage.explaining(root):
         info = file_system.get_file_info(path)
     if info.type == fs.FileType.NotFound:
-        raise ValueError(f"{field} is {root!r}: nothing is there; give the URI of Parquet files")
+        raise UserError(f"{field} is {root!r}: nothing is there; give the URI of Parquet files")
     if info.type == fs.FileType.File:
         return [info]
     with storage.explaining(root):
         below = file_system.get_file_info(fs.FileSelector(path, recursive=True))
     files = sorted(filter(is_parquet, below), key=lambda info: info.path)
     if not files:
-        raise ValueError(f"{field} is {root!r}: no .parquet file lies below it")
+        raise UserError(f"{field} is {root!r}: no .parquet file lies below it")
     return files
 
 
@@ -162,7 +163,7 @@ def _read_labels(file: pq.ParquetFile, path: str, config: PrepareConfig) -> list
     _check_column(schema, path, "label_column", config.label_column)
     labels = file.read([config.label_column]).column(0).to_pylist()
     if not all(isinstance(label, int | str | None) for label in labels):
-        raise ValueError(
+        raise UserError(
             f"label_column is {config.label_column!r}: it holds "
             f"{schema.field(config.label_column).type} in {path}; give a column of class names or "
             "whole numbers"
@@ -183,13 +184,13 @@ def _index_labels(
     given = {v for v in values if v is not None and v != -1}
     if names is not None and all(isinstance(value, int) for value in given):
         if given and max(given) >= len(names):
-            raise ValueError(
+            raise UserError(
                 f"label_column is {config.label_column!r}: it holds {max(given)}, and the file "
                 f"names {len(names)} classes"
             )
         return tuple(names), [-1 if value is None else value for value in values]
     if len({type(value) for value in given}) > 1:
-        raise ValueError(
+        raise UserError(
             f"label_column is {config.label_column!r}: some files hold names, others numbers; "
             "write the labels of all in one way"
         )

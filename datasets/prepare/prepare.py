@@ -22,6 +22,7 @@ import ray
 import ray.data
 
 from cluster.io import storage
+from cluster.io.errors import UserError
 from cluster.io.progress import collect
 from cluster.io.terminal import count
 from datasets.config import PrepareConfig
@@ -41,7 +42,7 @@ def prepare(config: PrepareConfig) -> Manifest:
     """Write the data set that `config` describes, or return the one which already stands there.
 
     Raises:
-        ValueError: for a source without images, with one class, or with a class that has no
+        UserError: for a source without images, with one class, or with a class that has no
             training image, at first or after bad images were left out.
     """
     config = _with_absolute_paths(config)
@@ -88,7 +89,7 @@ def _with_absolute_paths(config: PrepareConfig) -> PrepareConfig:
     config = replace(config, **paths)
     for root in filter(None, (config.root, config.test_root)):
         if f"{config.out}/".startswith(f"{root.rstrip('/')}/"):
-            raise ValueError(
+            raise UserError(
                 f"out is {config.out!r}: it lies in the source {root!r}, where shards would pass "
                 "for images; write elsewhere"
             )
@@ -101,12 +102,12 @@ def _check_classes(
     """Insist on two classes with training images each; `note` tells what was left out."""
     source = "source is 'synthetic'" if config.root is None else f"root is {config.root!r}"
     if len(classes) < 2:
-        raise ValueError(
+        raise UserError(
             f"{source}: it has {len(classes)} class{note}, and there is nothing to tell apart; "
             "give two or more"
         )
     if not len(images):
-        raise ValueError(f"{source}: no image is left{note}; look at what the files are")
+        raise UserError(f"{source}: no image is left{note}; look at what the files are")
     train, test = (
         set(images.filter(pc.field("split") == split)["label"].to_pylist())
         for split in ("train", "test")
@@ -114,7 +115,7 @@ def _check_classes(
     for label, name in enumerate(classes):
         if label not in train:
             only = "only test images" if label in test else "no image"
-            raise ValueError(
+            raise UserError(
                 f"{source}: class {name!r} has {only}{note}; add training images of it, or take "
                 "the class out"
             )

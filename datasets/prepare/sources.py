@@ -6,6 +6,7 @@ from functools import partial
 import pyarrow as pa
 
 from cluster.io import storage
+from cluster.io.errors import UserError
 from datasets.config import PrepareConfig, SyntheticConfig
 from datasets.images import BadImage, encode_jpeg
 from datasets.prepare import parquet, stanford
@@ -29,7 +30,7 @@ def list_folder(config: PrepareConfig) -> Listing:
         folders = {"train": config.root}
     if config.test_root is not None:
         if "test" in folders:
-            raise ValueError(
+            raise UserError(
                 f"test_root is {config.test_root!r}: {folders['test']!r} holds test images as "
                 "well; leave one of the two out"
             )
@@ -42,7 +43,7 @@ def list_folder(config: PrepareConfig) -> Listing:
             files += [(split, folder, name, info) for info in images]
             names.add(name)
     if not files:
-        raise ValueError(
+        raise UserError(
             f"root is {config.root!r}: there are no images; put those of each class into a folder "
             "of its own, such as train/Audi S6 Sedan 2011/1.jpg"
         )

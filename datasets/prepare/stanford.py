@@ -8,6 +8,7 @@ import pyarrow as pa
 from scipy.io import loadmat
 
 from cluster.io import storage
+from cluster.io.errors import UserError
 from datasets.config import PrepareConfig
 from datasets.prepare.listing import Listing, hash_files, list_visible, read_files
 
@@ -50,7 +51,7 @@ def list_stanford(config: PrepareConfig) -> Listing:
 def _read_mat(folder: str, name: str) -> dict[str, Any]:
     uri = storage.join(folder, name)
     if not storage.exists(uri):
-        raise ValueError(
+        raise UserError(
             f"root is {folder.removesuffix('/devkit')!r}: {uri} is missing; unpack the devkit of "
             "Stanford Cars (car_devkit.tgz) there"
         )
@@ -66,7 +67,7 @@ def _read_test_annotations(root: str) -> np.ndarray:
             return _read_mat(folder, name)["annotations"]
     annotations = _read_mat(devkit, "cars_test_annos.mat")["annotations"]
     if "class" not in (annotations.dtype.names or ()):
-        raise ValueError(
+        raise UserError(
             f"root is {root!r}: cars_test_annos.mat has no labels; put {name} into devkit/, or "
             "move cars_test/ away to prepare the training images alone"
         )

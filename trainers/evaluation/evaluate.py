@@ -20,6 +20,7 @@ import pyarrow as pa
 import torch
 
 from cluster.io import storage
+from cluster.io.errors import UserError
 from cluster.runtime import connect
 from datasets.shards import Manifest, read_manifest
 from trainers.config import FinetuneConfig
@@ -88,7 +89,7 @@ def evaluate(
         What evaluation_SPLIT.json holds; `Measures.to_dict` says what a share of nothing is.
 
     Raises:
-        ValueError: where the run has no checkpoint, its classes are not those of the data set, more
+        UserError: where the run has no checkpoint, its classes are not those of the data set, more
             images are lost than its config allows, or the network's answers are not finite.
     """
     run = storage.absolute(run, "run")
@@ -105,12 +106,12 @@ def evaluate(
     place_model(model, config.compute, place.device)
     measures, predictions, losses = measure(model, config, manifest, place, split=split, tta=tta)
     if too_many_lost(config, len(losses), manifest.split(split).num_images):
-        raise ValueError(
+        raise UserError(
             f"ingest.max_bad_fraction is {config.ingest.max_bad_fraction}: {len(losses)} {split} "
             f"images could not be had: {losses[0]} ...; repair or prepare the data again"
         )
     if not math.isfinite(measures.loss):
-        raise ValueError(
+        raise UserError(
             f"run is {run!r}: the answers of its network are not finite; train it again with a "
             "lower optim.learning_rate"
         )
@@ -150,7 +151,7 @@ def evaluate(
 def check_classes(run: str, classes: Sequence[str], data: str, manifest: Manifest) -> None:
     """Refuse a data set whose classes are not those the checkpoint knows."""
     if tuple(classes) != manifest.classes:
-        raise ValueError(
+        raise UserError(
             f"run is {run!r}: its checkpoint knows {len(classes)} classes ({classes[0]} ...), "
             f"the data set {data} has {len(manifest.classes)} ({manifest.classes[0]} ...); "
             "evaluate on the data it was trained for"

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cluster.io import storage
+from cluster.io.errors import UserError, require, require_at_least
 from cluster.runtime import connect
-from datasets.config import require, require_at_least
 from datasets.shards import Manifest, read_manifest
 from trainers.config import FinetuneConfig
 from trainers.evaluation.answers import read_views
@@ -107,7 +107,7 @@ def explain(
     """Find what a network saw in images of a split, given as rows of its predictions, on CPUs.
 
     Raises:
-        ValueError: where the network is not convolutional.
+        UserError: where the network is not convolutional.
     """
     images_BHWC = read_views(config, manifest, split, [row["row"] for row in rows])
     classes_B2 = [
@@ -161,7 +161,7 @@ def grad_cam(
         probabilities_BK, and heats_BJHW from 0 to 1 (each map by its own maximum).
 
     Raises:
-        ValueError: where no layer yields places.
+        UserError: where no layer yields places.
     """
     last: list[Tensor] = []
 
@@ -176,7 +176,7 @@ def grad_cam(
             hooks.enter_context(module.register_forward_hook(keep))
         logits_BK = predict(model, images_BHWC, settings)
     if not last:
-        raise ValueError("run has a network without convolutional layers: nothing to explain there")
+        raise UserError("run has a network without convolutional layers: nothing to explain there")
     activations_BChw, heats = last[0], []
     for classes_B in classes_BJ.T:
         score = logits_BK.gather(1, classes_B[:, None]).sum()  # in eval mode images don't interact

@@ -15,8 +15,8 @@ import torch
 
 from cluster.entry import ROOT
 from cluster.io import storage
+from cluster.io.errors import UserError, require
 from cluster.io.records import read_json
-from datasets.config import require
 from trainers.export.formats import EXPORTERS, Exporter, Run, Subject, require_onnx
 from trainers.export.model_card import CardFacts, FileFacts, write_card
 from trainers.run.evaluations import read_evaluation
@@ -60,7 +60,7 @@ def export(config: ExportConfig) -> dict[str, FileFacts]:
     """Write a run's best network to `config.out`; return what was written and measured by format.
 
     Raises:
-        ValueError: where there is no such run, a package is missing, or what was written doesn't
+        UserError: where there is no such run, a package is missing, or what was written doesn't
             compute what the original does; that file is removed then.
     """
     if "onnx" in config.formats:
@@ -99,7 +99,7 @@ def _clear(out: str) -> None:
     """Delete an earlier export; other files stay.
 
     Raises:
-        ValueError: where another's README.md or config.json stands, be it that of a run.
+        UserError: where another's README.md or config.json stands, be it that of a run.
     """
     try:
         config = read_json(storage.join(out, CONFIG))
@@ -127,7 +127,7 @@ def _export_to(exporter: Exporter, subject: Subject, out: str) -> FileFacts:
     difference = compare(subject, exporter.load(content))
     if not difference <= MAX_DIFFERENCE:  # nor is NaN
         storage.delete_file(uri)
-        raise ValueError(
+        raise UserError(
             f"{uri} computed logits that differ by {difference:.1e} from the original's, more than "
             f"{MAX_DIFFERENCE}: it was removed; leave this format out of --formats"
         )

@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from cluster.io.errors import UserError
 from trainers.config import FinetuneConfig
 from trainers.networks.backbones import build
 from trainers.step import RGB, StepSettings
@@ -150,12 +151,12 @@ def require_onnx() -> None:
     """Refuse in one sentence, before any work, where the optional packages are missing.
 
     Raises:
-        ValueError: with the command that installs them.
+        UserError: with the command that installs them.
     """
     missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         needed = " ".join(f"'{ONNX_PACKAGES[name]}'" for name in missing)
-        raise ValueError(
+        raise UserError(
             f"formats has 'onnx': it needs {', '.join(missing)}; pip install {needed}, or leave it "
             "out of --formats"
         )

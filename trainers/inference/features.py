@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster.io import storage
-from datasets.config import require
+from cluster.io.errors import require
 from trainers.inference.inference import InferenceConfig, Network, open_network, run_inference
 from trainers.networks.backbones import find
 
@@ -95,7 +95,7 @@ def find_stage(backbone_name: str, stage: str | None) -> str:
         stage: its name, or its number counted from 1 at the input; None is the last.
 
     Raises:
-        ValueError: where the backbone has no such stage.
+        UserError: where the backbone has no such stage.
     """
     names = [name for name, _ in find(backbone_name).stages]
     if stage is None:
@@ -122,7 +122,7 @@ def open_stage(config: FeaturesConfig) -> tuple[Network, str]:
     """Load the network that `config` names up to its stage, and return that stage's name.
 
     Raises:
-        ValueError: as `open_network` and `find_stage`.
+        UserError: as `open_network` and `find_stage`.
     """
     network = open_network(config, keep_head=False)
     backbone = network.config.model.backbone

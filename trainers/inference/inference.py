@@ -17,16 +17,11 @@ from torchvision.models import ResNet50_Weights
 
 from cluster.config import ClusterConfig, Device
 from cluster.io import storage
+from cluster.io.errors import UserError, require, require_at_least, require_between
 from cluster.io.terminal import tell
 from cluster.runtime import connect
 from cluster.scaling import plan_workers
-from datasets.config import (
-    SIZES_PX,
-    IngestConfig,
-    require,
-    require_at_least,
-    require_between,
-)
+from datasets.config import SIZES_PX, IngestConfig
 from datasets.passes.collection import lies_in, list_images
 from datasets.passes.inference import Outcome, Workers, infer
 from datasets.prepare.partition import tally_reasons
@@ -116,7 +111,7 @@ def open_network(config: InferenceConfig, *, keep_head: bool) -> Network:
         keep_head: whether pretrained weights must bring the head for ImageNet's classes.
 
     Raises:
-        ValueError: where there is no such run, or no such weights, or `size_px` is too small.
+        UserError: where there is no such run, or no such weights, or `size_px` is too small.
     """
     if config.run is not None:
         run, progress, model = load_best_model(config.run)
@@ -142,7 +137,7 @@ def _open_pretrained(config: InferenceConfig, *, keep_head: bool) -> Network:
         normalization=config.normalization or "auto",
     )
     if (problem := pretrained_available(chosen)) is not None:
-        raise ValueError(f"{problem}; give a file with --weights")
+        raise UserError(f"{problem}; give a file with --weights")
     model = build(chosen.backbone, len(IMAGENET_CLASSES))
     report = initialize(model, chosen, seed=0)
     needed = (*backbone.stages, ("head", (backbone.head,) if keep_head else ()))
@@ -214,7 +209,7 @@ def run_inference(
         row_bytes, facts: as of `infer`.
 
     Raises:
-        ValueError: where there are no images, or the cluster lacks what was asked for.
+        UserError: where there are no images, or the cluster lacks what was asked for.
     """
     images, out = storage.absolute(config.images, "images"), storage.absolute(config.out, "out")
     require(

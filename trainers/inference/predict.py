@@ -10,7 +10,7 @@ from rich.table import Table
 from torch import Tensor
 
 from cluster.io import storage
-from datasets.config import require_at_least
+from cluster.io.errors import require_at_least
 from trainers.inference.inference import InferenceConfig, open_network, run_inference
 
 _NUM_SHOWN = 5

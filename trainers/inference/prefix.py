@@ -63,7 +63,7 @@ class FrozenNetwork:
         """Return the shape of an image's features behind each depth.
 
         Raises:
-            ValueError: where the network can't be cut there.
+            UserError: where the network can't be cut there.
         """
         size_px = self.config.ingest.size_px
         compute = _Stages(self, depths)
@@ -130,7 +130,7 @@ def open_frozen(config: FinetuneConfig, num_classes: int, *, pooled: bool = Fals
     """Load a training's network as it starts.
 
     Raises:
-        ValueError: where its weights can't be had.
+        UserError: where its weights can't be had.
     """
     model = build(config.model.backbone, num_classes)
     initialize(model, replace(config.model, freeze_depth=0), seed=config.seed)

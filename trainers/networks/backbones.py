@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from datasets.config import require
+from cluster.io.errors import UserError, require
 from trainers.networks import families
 from trainers.networks.families import Backbone
 from trainers.networks.published import from_timm
@@ -115,10 +115,10 @@ def find(name: str) -> Backbone:
     """Look a backbone up.
 
     Raises:
-        ValueError: for an unknown name, with the names to choose from.
+        UserError: for an unknown name, with the names to choose from.
     """
     if name not in BACKBONES:
-        raise ValueError(f"model.backbone is {name!r}: choose from {', '.join(BACKBONES)}")
+        raise UserError(f"model.backbone is {name!r}: choose from {', '.join(BACKBONES)}")
     return BACKBONES[name]
 
 
@@ -126,7 +126,7 @@ def build(name: str, num_classes: int) -> nn.Module:
     """Build a network on the CPU; `initializers.initialize` then decides its weights.
 
     Raises:
-        ValueError: for an unknown name, or one of timm's where timm is not installed.
+        UserError: for an unknown name, or one of timm's where timm is not installed.
     """
     with torch.random.fork_rng(devices=[]):  # libraries draw weights nobody will see
         return find(name).build(num_classes=num_classes)
@@ -148,7 +148,7 @@ def require_size(
         training: whether an auxiliary head must take them as well.
 
     Raises:
-        ValueError: for images that are too small, and as `build`.
+        UserError: for images that are too small, and as `build`.
     """
     require(
         _takes_size(name, size_px, training),

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor, fx, nn
 from torch.nn.modules.dropout import _DropoutNd as Dropout
 
+from cluster.io.errors import UserError
 from trainers.networks.backbones import Backbone, find
 
 
@@ -38,7 +39,7 @@ class Suffix(nn.Module):
         """Cut `network` behind its first `depth` stages.
 
         Raises:
-            ValueError: where the rest needs more of the images than the output of that stage.
+            UserError: where the rest needs more of the images than the output of that stage.
         """
         super().__init__()
         self.network = network
@@ -59,7 +60,7 @@ def build_prefix(network: nn.Module, backbone_name: str, depths: Sequence[int]) 
     Call it in eval mode: frozen stages compute what they did in pretraining.
 
     Raises:
-        ValueError: where the network can't be cut.
+        UserError: where the network can't be cut.
     """
     traced, cuts = _trace(network.eval(), backbone_name, depths)
     (output,) = traced.graph.find_nodes(op="output")
@@ -76,7 +77,7 @@ def _cut_suffix(network: nn.Module, backbone_name: str, depth: int) -> fx.GraphM
     _simplify(traced)
     if images.users:
         stage, _ = find(backbone_name).stages[depth - 1]
-        raise ValueError(
+        raise UserError(
             f"{backbone_name} can't be cut behind {stage}: what follows needs more than its output"
         )
     traced.graph.erase_node(images)
@@ -99,7 +100,7 @@ def _trace(
     try:
         traced = fx.GraphModule(network, _StageTracer(backbone).trace(network))
     except Exception as error:  # whatever a forward pass does that a symbol can't
-        raise ValueError(f"{backbone_name} can't be cut: it can't be traced ({error})") from error
+        raise UserError(f"{backbone_name} can't be cut: it can't be traced ({error})") from error
     return traced, [_find_cut(network, traced.graph, backbone, depth) for depth in depths]
 
 

@@ -3,7 +3,7 @@
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
-from datasets.config import require
+from cluster.io.errors import require
 from trainers.config import FreezeDepth, ModelConfig
 from trainers.networks.backbones import find, unwrap
 
@@ -12,7 +12,7 @@ def resolve_depth(backbone: str, depth: FreezeDepth) -> int:
     """Return the number of frozen stages; `all` is every stage, -2 all but the last two.
 
     Raises:
-        ValueError: for an unknown backbone or a depth it does not have.
+        UserError: for an unknown backbone or a depth it does not have.
     """
     stages = find(backbone).stages
     if depth == "all":

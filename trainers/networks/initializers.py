@@ -14,6 +14,7 @@ from pyarrow import fs
 from torch import Tensor, nn
 
 from cluster.io import storage
+from cluster.io.errors import UserError
 from trainers.config import RANDOM, ModelConfig
 from trainers.networks.backbones import find
 from trainers.networks.published import Published
@@ -78,7 +79,7 @@ def initialize(model: nn.Module, config: ModelConfig, *, seed: int) -> LoadRepor
     The global random state stays as it was.
 
     Raises:
-        ValueError: for weights that cannot be read, or belong to another network.
+        UserError: for weights that cannot be read, or belong to another network.
     """
     with _seeded(seed):
         if config.init in RANDOM:
@@ -106,13 +107,13 @@ def _load_head(model: nn.Module, config: ModelConfig) -> None:
     try:
         content = read_weights(config.head)
     except FileNotFoundError as error:
-        raise ValueError(
+        raise UserError(
             f"model.head is {config.head!r}: it can't be read ({error}); give a .safetensors file"
         ) from None
     given = parse_safetensors(content, f"model.head is {config.head!r}")
     if {name: t.shape for name, t in given.items()} != wanted:
         shapes = ", ".join(f"{name} {tuple(shape)}" for name, shape in wanted.items())
-        raise ValueError(
+        raise UserError(
             f"model.head is {config.head!r}: not a head of this network, whose tensors are {shapes}"
         )
     refuse_not_finite(given, f"model.head is {config.head!r}")
@@ -126,7 +127,7 @@ def pretrained_available(config: ModelConfig) -> str | None:
     nothing.
 
     Raises:
-        ValueError: where nobody publishes what `config.init` names.
+        UserError: where nobody publishes what `config.init` names.
     """
     if config.init in RANDOM:
         return None
@@ -177,7 +178,7 @@ def _published(config: ModelConfig) -> Published:
     published = find(config.backbone).published
     if config.init not in published:
         remedy = f"use {' or '.join(published)}" if published else "use a random one such as he"
-        raise ValueError(
+        raise UserError(
             f"model.init is {config.init!r}: nobody publishes such weights of {config.backbone}; "
             f"{remedy}, or give a file with --init file --weights URI"
         )
@@ -203,7 +204,7 @@ def _read_state_dict(uri: str) -> dict[str, Tensor]:
     try:
         content = read_weights(file)
     except FileNotFoundError:
-        raise ValueError(
+        raise UserError(
             f"model.weights is {uri!r}: no file there; give a state dict that torch.save or "
             "safetensors wrote, or a checkpoint folder of Thaw"
         ) from None
@@ -213,7 +214,7 @@ def _read_state_dict(uri: str) -> dict[str, Tensor]:
         if isinstance(values, dict) and isinstance(values.get(wrapper), dict):
             values = values[wrapper]
     if not isinstance(values, dict):
-        raise ValueError(f"model.weights is {uri!r}: not a state dict, save model.state_dict()")
+        raise UserError(f"model.weights is {uri!r}: not a state dict, save model.state_dict()")
     return {
         str(name).removeprefix("module."): value  # DDP's prefix
         for name, value in values.items()
@@ -226,13 +227,13 @@ def read_weights(uri: str) -> bytes:
 
     Raises:
         FileNotFoundError: where there is none.
-        ValueError: for a file of more than MAX_WEIGHTS_BYTES.
+        UserError: for a file of more than MAX_WEIGHTS_BYTES.
     """
     filesystem, path = storage.resolve(uri)
     with storage.explaining(uri):
         size = filesystem.get_file_info(path).size or 0
     if size > MAX_WEIGHTS_BYTES:
-        raise ValueError(
+        raise UserError(
             f"{uri} has {size} bytes, more than the {MAX_WEIGHTS_BYTES} of any network here; save "
             "the bare state dict, without the state of the optimizer"
         )
@@ -246,13 +247,13 @@ def _load(model: nn.Module, given: dict[str, Tensor], config: ModelConfig) -> Lo
     in_head = {name for name in common if backbone.stage_of(name) == len(backbone.stages)}
     for name in common:
         if name in misfits - in_head:
-            raise ValueError(
+            raise UserError(
                 f"model.weights is {config.weights!r}: its {name} has shape "
                 f"{tuple(given[name].shape)}, {config.backbone} needs {tuple(wanted[name].shape)}; "
                 "give weights of the same network"
             )
     if in_head.issuperset(common):
-        raise ValueError(
+        raise UserError(
             f"model.weights is {config.weights!r}: none of its {len(given)} tensors belongs to "
             f"{config.backbone}; give weights of the same network"
         )

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torchvision import models
 
+from cluster.io.errors import UserError
+
 TIMM = "timm>=1.0.31,<2"  # as the extra `zoo` in pyproject.toml
 HUB_FILE = "model.safetensors"
 OFFERED = ("IMAGENET1K_V1", "IMAGENET1K_V2")
@@ -40,12 +42,12 @@ def import_timm(backbone: str) -> Any:
     """Import timm.
 
     Raises:
-        ValueError: where it is not installed.
+        UserError: where it is not installed.
     """
     try:
         return importlib.import_module("timm")
     except ModuleNotFoundError as error:
-        raise ValueError(
+        raise UserError(
             f"model.backbone is {backbone!r}: it comes from timm; pip install '{TIMM}' on every "
             "node"
         ) from error

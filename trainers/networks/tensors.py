@@ -13,6 +13,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from cluster.io.errors import UserError
+
 MAX_HEADER_BYTES = 2**23
 """Of a safetensors file; ten thousand tensors take a megabyte."""
 SAVE = "save the bare state dict, best as .safetensors"
@@ -28,60 +30,60 @@ def parse_safetensors(content: bytes, origin: str) -> dict[str, Tensor]:
         origin: begins the sentence of a refusal: the file, or the field that names it.
 
     Raises:
-        ValueError: where it is another kind of file, or damaged.
+        UserError: where it is another kind of file, or damaged.
     """
     if content.startswith((_ZIP, _PICKLE)) and not _is_safetensors(content):
-        raise ValueError(f"{origin}: a pickle, not the safetensors file that its name says; {SAVE}")
+        raise UserError(f"{origin}: a pickle, not the safetensors file that its name says; {SAVE}")
     header_bytes = int.from_bytes(content[:8], "little")
     if len(content) >= 8 and header_bytes > MAX_HEADER_BYTES:
-        raise ValueError(
+        raise UserError(
             f"{origin}: damaged, as its header would be {header_bytes} bytes long and that of a "
             f"network is {MAX_HEADER_BYTES} at most; {SAVE}"
         )
     try:
         return safetensors.torch.load(content)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise ValueError(f"{origin}: damaged, or no safetensors file ({error}); {SAVE}") from None
+        raise UserError(f"{origin}: damaged, or no safetensors file ({error}); {SAVE}") from None
 
 
 def parse_pickle(content: bytes, origin: str) -> Any:
     """Parse what torch.save wrote, tensors and plain values alone.
 
     Raises:
-        ValueError: where it is another kind of file, is damaged, wants to run code, or would unpack
+        UserError: where it is another kind of file, is damaged, wants to run code, or would unpack
             to more than it is.
     """
     if _is_safetensors(content):
-        raise ValueError(f"{origin}: a safetensors file; let its name end in .safetensors")
+        raise UserError(f"{origin}: a safetensors file; let its name end in .safetensors")
     if content.startswith(_ZIP):
         _refuse_bomb(content, origin)
     refused = f"{origin}: damaged, or a pickle that wants to run code, which is refused; {SAVE}"
     if _GROWS in content:
-        raise ValueError(refused)
+        raise UserError(refused)
     try:
         with warnings.catch_warnings():  # of what is refused anyway: odd protocols, sparse tensors
             warnings.simplefilter("ignore")
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes make torch.load raise a dozen kinds of them
-        raise ValueError(refused) from error
+        raise UserError(refused) from error
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
     """Load the tensors of a network, all of them and no other.
 
     Raises:
-        ValueError: naming the first tensor that is missing, of another shape, or not finite.
+        UserError: naming the first tensor that is missing, of another shape, or not finite.
     """
     wanted = model.state_dict()
     for kind, names in (("lacks", wanted.keys() - weights), ("has", weights.keys() - wanted)):
         if names:
-            raise ValueError(
+            raise UserError(
                 f"{origin} {kind} {min(names)[:200]!r}: it is not of this network; give the run of "
                 "one, or train it anew"
             )
     for name, tensor in weights.items():
         if tensor.shape != wanted[name].shape:
-            raise ValueError(
+            raise UserError(
                 f"{origin}: its {name} has shape {tuple(tensor.shape)}, this network's has "
                 f"{tuple(wanted[name].shape)}; give the run of one, or train it anew"
             )
@@ -93,13 +95,13 @@ def refuse_not_finite(tensors: Mapping[str, Tensor], origin: str) -> None:
     """Refuse weights that no training could go on from.
 
     Raises:
-        ValueError: naming the tensor.
+        UserError: naming the tensor.
     """
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.device.type == "meta" or tensor.is_quantized:
-            raise ValueError(f"{origin}: its {name} is no dense tensor; {SAVE}")
+            raise UserError(f"{origin}: its {name} is no dense tensor; {SAVE}")
         if not torch.isfinite(tensor).all():
-            raise ValueError(
+            raise UserError(
                 f"{origin}: its {name} has values that are NaN or infinite; give weights of a "
                 "training that did not diverge"
             )
@@ -116,10 +118,10 @@ def _refuse_bomb(content: bytes, origin: str) -> None:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             records = archive.infolist()
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
-        raise ValueError(f"{origin}: damaged ({error}); {SAVE}") from None
+        raise UserError(f"{origin}: damaged ({error}); {SAVE}") from None
     unpacked = sum(record.file_size for record in records)
     if unpacked > len(content) or any(r.compress_type != zipfile.ZIP_STORED for r in records):
-        raise ValueError(
+        raise UserError(
             f"{origin}: it would unpack from {len(content)} to {unpacked} bytes, as nothing does "
             f"that torch.save writes; {SAVE}"
         )

@@ -13,8 +13,8 @@ from rich.progress import track
 from rich.table import Table
 
 from cluster.io import storage
+from cluster.io.errors import require_at_least
 from cluster.io.terminal import is_quiet
-from datasets.config import require_at_least
 from trainers.networks.backbones import BACKBONES, find
 from trainers.networks.measure import (
     count_bytes,
@@ -130,7 +130,7 @@ def describe(name: str, config: ZooConfig) -> ZooRow:
     """Measure one network; its weights are never read, nor its tensors made unless it is timed.
 
     Raises:
-        ValueError: for an unknown name, or one of timm's where timm is not installed.
+        UserError: for an unknown name, or one of timm's where timm is not installed.
     """
     backbone = find(name)
     published = backbone.published.get("imagenet")

@@ -21,6 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from cluster.io import fields, storage
+from cluster.io.errors import UserError
 from cluster.io.records import read_object
 from trainers.networks.tensors import parse_safetensors
 
@@ -159,7 +160,7 @@ def load_best(run: str) -> tuple[Progress, dict[str, Tensor]]:
     where nothing was validated.
 
     Raises:
-        ValueError: where the run has no undamaged checkpoint.
+        UserError: where the run has no undamaged checkpoint.
     """
     known = [progress for step in _steps(run) if (progress := read_progress(run, step))]
     whole = [progress for progress in known if progress.is_between_epochs]
@@ -169,7 +170,7 @@ def load_best(run: str) -> tuple[Progress, dict[str, Tensor]]:
             file = storage.join(folder(run, best.global_step), MODEL)
             weights = parse_safetensors(contents[MODEL], file)
             return progress, weights | (read_prefix(run, progress) or {})
-    raise ValueError(f"run is {run!r}: it has no whole checkpoint of an epoch; train it first")
+    raise UserError(f"run is {run!r}: it has no whole checkpoint of an epoch; train it first")
 
 
 def prefix_uri(run: str, name: str) -> str:
@@ -182,7 +183,7 @@ def read_prefix(run: str, progress: Progress) -> dict[str, Tensor] | None:
     """Read the frozen tensors that a checkpoint lacks; None where it lacks none.
 
     Raises:
-        ValueError: where they are gone.
+        UserError: where they are gone.
     """
     if progress.prefix is None:
         return None
@@ -190,7 +191,7 @@ def read_prefix(run: str, progress: Progress) -> dict[str, Tensor] | None:
     try:
         return parse_safetensors(storage.read_bytes(uri), uri)
     except FileNotFoundError:
-        raise ValueError(
+        raise UserError(
             f"run is {run!r}: its frozen tensors are missing; they lie in {uri}, shared by the "
             "trials of a sweep: move a sweep as a whole, or `python -m trainers export` a trial"
         ) from None

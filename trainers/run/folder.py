@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from cluster.io import storage
+from cluster.io.errors import UserError, require
 from cluster.io.records import damaged, read_object
-from datasets.config import require
 from datasets.shards import read_manifest
 from trainers import metrics
 from trainers.config import FinetuneConfig
@@ -38,14 +38,14 @@ def read_result(run: str) -> dict[str, Any]:
     """Read how a run ended.
 
     Raises:
-        ValueError: where it has not ended, its loss was no longer finite, or too many of its images
+        UserError: where it has not ended, its loss was no longer finite, or too many of its images
             were lost.
     """
     result = find_result(run)
     if result is None:
-        raise ValueError(f"run is {run!r}: it has not ended; the same command goes on with it")
+        raise UserError(f"run is {run!r}: it has not ended; the same command goes on with it")
     if (problem := result["diverged"] or result["lost"]) is not None:
-        raise ValueError(shorten(problem, 1000))
+        raise UserError(shorten(problem, 1000))
     return result
 
 
@@ -53,13 +53,13 @@ def read_config(run: str) -> FinetuneConfig:
     """Read the config a run was started with.
 
     Raises:
-        ValueError: where there is no run, or its config does not fit this version of Thaw.
+        UserError: where there is no run, or its config does not fit this version of Thaw.
     """
     uri = storage.join(run, "config.json")
     try:
         values = read_object(uri)
     except FileNotFoundError:
-        raise ValueError(
+        raise UserError(
             f"run is {run!r}: no run folder there (config.json is missing); "
             "give the --out of a training"
         ) from None
@@ -74,7 +74,7 @@ def load_best_model(run: str) -> tuple[FinetuneConfig, Progress, nn.Module]:
     highest, or at its end where nothing was validated; `Progress.classes` names its outputs.
 
     Raises:
-        ValueError: where there is no run, or it has no undamaged checkpoint.
+        UserError: where there is no run, or it has no undamaged checkpoint.
     """
     config = read_config(run)
     progress, weights = checkpoint.load_best(run)
@@ -87,7 +87,7 @@ def open_run(config: FinetuneConfig) -> dict[str, Any] | None:
     """Write config.json; return result.json where the run is finished already.
 
     Raises:
-        ValueError: where the folder holds a run of another config.
+        UserError: where the folder holds a run of another config.
     """
     uri = storage.join(config.out, "config.json")
     if storage.exists(uri):
@@ -102,7 +102,7 @@ def open_run(config: FinetuneConfig) -> dict[str, Any] | None:
             )
     progress, manifest = checkpoint.latest_progress(config.out), read_manifest(config.data)
     if progress is not None and progress.fingerprint != manifest.fingerprint:
-        raise ValueError(
+        raise UserError(
             f"data is {config.data!r}: it was prepared anew since the run in {config.out} began, "
             "and is another data set now; use another --out"
         )

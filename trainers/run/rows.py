@@ -93,7 +93,7 @@ class RowReader:
         """Return the rows since the last call, or all where the file was written anew.
 
         Raises:
-            ValueError: for a line that is no row, which it counts from 1.
+            UserError: for a line that is no row, which it counts from 1.
         """
         try:
             if storage.size_of(self._uri) == self._place + len(self._last_line):
@@ -122,7 +122,7 @@ def read_rows(run: str) -> list[Row]:
     """Rows of a run so far; none where it has not begun.
 
     Raises:
-        ValueError: for a line that is no row, which it counts from 1.
+        UserError: for a line that is no row, which it counts from 1.
     """
     return RowReader(run).read_new()
 

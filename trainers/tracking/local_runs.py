@@ -20,6 +20,7 @@ from typing import Any
 from pyarrow import fs
 
 from cluster.io import storage
+from cluster.io.errors import UserError
 from cluster.io.records import damaged, read_object
 
 WANDB = str(Path(sys.executable).with_name("wandb"))
@@ -140,7 +141,7 @@ def local_copy(uri: str, scratch: str) -> Path:
 
     def fetch(name: str) -> None:
         if not all(map(storage.is_name, name.split("/"))):  # a key may be any text: ../ as well
-            raise ValueError(f"{uri} holds {name[:200]!r}, which is no name of a file; delete it")
+            raise UserError(f"{uri} holds {name[:200]!r}, which is no name of a file; delete it")
         target = Path(scratch, name)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(storage.read_bytes(storage.join(uri, name)))
@@ -158,11 +159,11 @@ def find_folders(path: Path, name: str) -> list[Folder]:
         name: of the folder, as the user knows it.
 
     Raises:
-        ValueError: where there is none.
+        UserError: where there is none.
     """
     found = {file.parent for file in path.rglob("wandb_id")}
     if not found:
-        raise ValueError(
+        raise UserError(
             f"run is {name!r}: nothing there is tracked in W&B (wandb_id is missing); give the "
             "--out of a training or sweep that ran with --wandb offline or online"
         )
@@ -177,7 +178,7 @@ def read_record(folder: Folder) -> Record:
     """Read what W&B's own reader finds in all sittings of a run.
 
     Raises:
-        ValueError: for a file that it can't read.
+        UserError: for a file that it can't read.
     """
     record = Record()
     for sitting in folder.sittings:
@@ -194,5 +195,5 @@ def _read_lines(sitting: Path) -> Iterator[str]:
         )
     if told.returncode:
         reason = told.stderr.strip().splitlines()[-1:] or ["no reason was given"]
-        raise ValueError(f"W&B's reader can't read {sitting.name}: {reason[0]}")
+        raise UserError(f"W&B's reader can't read {sitting.name}: {reason[0]}")
     yield from told.stdout.splitlines()

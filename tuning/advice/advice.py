@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cluster.io import storage
+from cluster.io.errors import UserError, require
 from cluster.io.fields import build
 from cluster.io.records import damaged, read_object
-from datasets.config import require
 from datasets.shards import read_manifest
 from trainers.config import Init
 from trainers.networks.freezing import resolve_depth
@@ -53,11 +53,11 @@ class Advice:
         """Rebuild from `to_dict`.
 
         Raises:
-            ValueError: for values that don't fit.
+            UserError: for values that don't fit.
         """
         advice = build(cls, {k: v for k, v in values.items() if k in cls.__dataclass_fields__})
         if not advice.verdict.freeze_depths:
-            raise ValueError("verdict.freeze_depths is empty")
+            raise UserError("verdict.freeze_depths is empty")
         return advice
 
     def options(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class Advice:
         """Refuse data that the advice is not about.
 
         Raises:
-            ValueError: where the fingerprints differ, or there is no data set.
+            UserError: where the fingerprints differ, or there is no data set.
         """
         require(
             read_manifest(data).fingerprint == self.fingerprint,
@@ -95,12 +95,12 @@ def read_advice(out: str) -> Advice:
     """Read the advice in a folder.
 
     Raises:
-        ValueError: where there is none.
+        UserError: where there is none.
     """
     try:
         values = read_object(advice_uri(out))
     except FileNotFoundError:
-        raise ValueError(
+        raise UserError(
             f"from_advice is {out!r}: no advice there (advice.json is missing); give the --out of "
             "`python -m tuning advise`"
         ) from None

@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 from cluster.config import ClusterConfig, Device
 from cluster.io import storage
+from cluster.io.errors import require_at_least, require_between
 from cluster.runtime import connect
-from datasets.config import SIZES_PX, IngestConfig, require_at_least, require_between
+from datasets.config import SIZES_PX, IngestConfig
 from datasets.shards import Manifest
 from trainers import launch
 from trainers.config import FinetuneConfig, ModelConfig
@@ -91,7 +92,7 @@ def run_advise(config: AdviseConfig) -> dict[str, Any]:
     """Probe every stage; print and write the advice, and return what advice.json holds.
 
     Raises:
-        ValueError: for what a training would refuse, or features that overflow half precision.
+        UserError: for what a training would refuse, or features that overflow half precision.
     """
     training = config.to_training()
     manifest = launch.check(training)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import binomtest
 
+from cluster.io.errors import UserError
 from cluster.io.terminal import count, tell
 from cluster.runtime import Resources
 from cluster.scaling import plan_workers
@@ -43,7 +44,7 @@ def collect(
     One pass computes what the cache lacks; maps are averaged over places.
 
     Raises:
-        ValueError: where features overflow half precision.
+        UserError: where features overflow half precision.
     """
     plan = plan_workers(resources, training.cluster)
     network = open_frozen(training, len(manifest.classes), pooled=True)
@@ -64,7 +65,7 @@ def collect(
     of_all = [entry for of_depth in entries for entry in of_depth]
     built = run_pass(network, depths, of_all, manifest=manifest, plan=plan)
     if built.problems:
-        raise ValueError(
+        raise UserError(
             f"model.weights is {training.model.weights!r}: {built.problems[0]}; use other weights"
         )
     if built.num_images:

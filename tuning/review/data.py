@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from cluster.io import storage
+from cluster.io.errors import UserError
 from datasets.shards import Manifest, read_manifest
 from trainers.config import FinetuneConfig
 from trainers.networks.backbones import find
@@ -97,10 +98,10 @@ def read_sweep(out: str) -> Sweep:
     """Read a sweep, whether it has ended or not.
 
     Raises:
-        ValueError: where there is none, or it has not ended and its data set is gone.
+        UserError: where there is none, or it has not ended and its data set is gone.
     """
     if read_sweep_config(out) is None:
-        raise ValueError(
+        raise UserError(
             f"out is {out!r}: no sweep there (config.json is missing, or another command's); give "
             "the --out of a `python -m tuning`"
         )
@@ -116,7 +117,7 @@ def read_sweep(out: str) -> Sweep:
         standings, facts = known
     else:
         if manifest is None:
-            raise ValueError(
+            raise UserError(
                 f"data is {base.data!r}: the data set of this sweep, which has not ended, is gone; "
                 "bring it back"
             )

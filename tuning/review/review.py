@@ -43,7 +43,7 @@ def run_review(config: ReviewConfig) -> str:
     """Write the page, and return its URI.
 
     Raises:
-        ValueError: where there is no sweep.
+        UserError: where there is no sweep.
     """
     out = storage.absolute(config.out, "out")
     page = storage.join(out, "review.html")

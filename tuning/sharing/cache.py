@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.io import storage
+from cluster.io.errors import require, require_not_negative
 from cluster.io.records import read_object
-from datasets.config import require, require_not_negative
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,7 +53,7 @@ class Savings:
         """Read them from what a leaderboard says; that of an older Thaw says nothing.
 
         Raises:
-            ValueError: where they are damaged.
+            UserError: where they are damaged.
         """
         return build(cls, facts.get("sharing", {}), "leaderboard.json: sharing.")
 

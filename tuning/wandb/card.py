@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from cluster.io.errors import UserError
 from datasets.shards import read_manifest
 from trainers import metrics
 from trainers.export.model_card import CardFacts, basename, result_rows, table
@@ -43,7 +44,7 @@ def read_card(findings: Findings) -> Card | None:
     """Read what is known of a sweep's model; None where no trial learned.
 
     Raises:
-        ValueError: where its run folder or its checkpoint is gone.
+        UserError: where its run folder or its checkpoint is gone.
     """
     winner, promoted = findings.winner, findings.promoted
     if winner is None:
@@ -54,7 +55,7 @@ def read_card(findings: Findings) -> Card | None:
     if progress is not None and progress.best_step not in (0, progress.global_step):
         progress = checkpoint.read_progress(run, progress.best_step)
     if progress is None:
-        raise ValueError(f"run is {run!r}: its checkpoint is gone, so nothing tells of its model")
+        raise UserError(f"run is {run!r}: its checkpoint is gone, so nothing tells of its model")
     settings = step_settings(config, torch.device("cpu"))
     facts = CardFacts(
         config=config,

@@ -11,6 +11,7 @@ import wandb
 from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
 from cluster.io import storage
+from cluster.io.errors import UserError
 from cluster.io.records import read_object
 from tuning.findings import Findings, read_findings
 from tuning.wandb.card import read_card
@@ -31,7 +32,7 @@ def save_views(sweep: str, *, project: str, entity: str | None) -> list[str]:
         Their URLs.
 
     Raises:
-        ValueError: where no sweep is there, wandb-workspaces is missing, or W&B refuses: there is
+        UserError: where no sweep is there, wandb-workspaces is missing, or W&B refuses: there is
             no key, it is a wrong one, it may not write there, or the server is out of reach.
     """
     require_workspaces()
@@ -44,13 +45,13 @@ def save_views(sweep: str, *, project: str, entity: str | None) -> list[str]:
     try:
         entity = entity or wandb.Api().default_entity
         if entity is None:
-            raise ValueError("entity is None: this key has no user; name the team it writes to")
+            raise UserError("entity is None: this key has no user; name the team it writes to")
         urls = []
         for view in build_views(entity, project, findings):
             urls.append(save_view(view, known))
             storage.write_bytes(uri, json.dumps(known, indent=1).encode())
     except (wandb.Error, WandbApiFailedError) as error:
-        raise ValueError(
+        raise UserError(
             f"project is {project!r}: W&B did not take the views of {findings.sweep} "
             f"({str(error).strip().rstrip('.')}); set WANDB_API_KEY, and WANDB_BASE_URL for a "
             f"server of your own, or leave out --wandb{deleted}"
@@ -62,10 +63,10 @@ def require_workspaces() -> None:
     """Refuse in one sentence where the optional package is missing.
 
     Raises:
-        ValueError: with the command that installs it.
+        UserError: with the command that installs it.
     """
     if importlib.util.find_spec("wandb_workspaces") is None:
-        raise ValueError(
+        raise UserError(
             "wandb needs the package wandb-workspaces to save workspaces and reports: "
             "pip install -e '.[workspaces]', or leave out --wandb"
         )
