@@ -4,6 +4,9 @@ import os
 import time
 from datetime import timedelta
 
+import torch
+from torch import distributed
+
 NUM_FLOATS = 8 * 2**20
 NUM_ROUNDS = 5
 
@@ -19,9 +22,6 @@ def time_all_reduce(
     Raises:
         RuntimeError: where the others don't come in time, or the sum is wrong.
     """
-    import torch
-    from torch import distributed
-
     device = torch.device("cuda", 0) if use_gpu else torch.device("cpu")
     distributed.init_process_group(
         "nccl" if use_gpu else "gloo",
