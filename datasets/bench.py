@@ -70,7 +70,7 @@ def _time_chunk(chunk: Chunk, ingest: IngestConfig, seed: int) -> dict[str, floa
     for row in rows:
         if row.loss:
             raise UserError(
-                f"data has images that can't be had, such as {name_row(chunk, row.place)}: "
+                f"data has images that can't be read, such as {name_row(chunk, row.place)}: "
                 f"{row.loss}; prepare it again before it is timed"
             )
 

@@ -45,10 +45,10 @@ class Batch(TypedDict):
     image: np.ndarray
     """uint8 `[N, S, S, 3]`, RGB; or float16 `[N, *shape]`: features in its place."""
     label: np.ndarray
-    """int64 `[N]`; LOST where the image could not be had."""
+    """int64 `[N]`; IGNORE_INDEX where the image could not be read."""
     image_id: np.ndarray
     """int64 `[N]`."""
-    losses: list[str]
+    unreadable: list[str]
     """Names of the lost images, with the reason."""
 
 
@@ -147,7 +147,7 @@ def stream(
                 image=images_N[rows],
                 label=labels_N[rows],
                 image_id=image_ids_N[rows],
-                losses=block["loss"][rows].drop_null().to_pylist(),
+                unreadable=block["loss"][rows].drop_null().to_pylist(),
             )
 
 
@@ -165,7 +165,9 @@ def batches_of_arrays(plan: Plan, features: Features) -> Iterator[Batch]:
                 image=view.features[rows_B],
                 label=view.labels_N[rows_B],
                 image_id=view.image_ids_N[rows_B],
-                losses=[view.losses[row] for row in rows_B.tolist() if row in view.losses],
+                unreadable=[
+                    view.unreadable[row] for row in rows_B.tolist() if row in view.unreadable
+                ],
             )
 
 
@@ -211,7 +213,9 @@ def join_executions(
 
         def start() -> tuple[int, Future[Iterator[pa.Table]]]:
             part = list(islice(chunks, EXECUTION_TASKS))
-            return len(part), pool.submit(lambda: begin(execute(part)) if part else iter(()))
+            return len(part), pool.submit(
+                lambda: start_execution(execute(part)) if part else iter(())
+            )
 
         remaining, execution = start()
         while remaining:
@@ -225,7 +229,7 @@ def join_executions(
             remaining, execution = following
 
 
-def begin(blocks: Iterator[pa.Table]) -> Iterator[pa.Table]:
+def start_execution(blocks: Iterator[pa.Table]) -> Iterator[pa.Table]:
     """Wait for the first block, which begins the execution."""
     first = next(blocks)
     return chain([first], blocks)

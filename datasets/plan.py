@@ -23,8 +23,8 @@ from cluster.io.errors import require
 from datasets.config import IngestConfig
 from datasets.shards import Manifest, Split
 
-LOST = -1
-"""The label of an image that could not be had: it keeps its place in a batch and counts nowhere."""
+IGNORE_INDEX = -1
+"""The label of an image that could not be read: it keeps its place in a batch and counts nowhere."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,8 @@
 """One read task: the images of a chunk, read, decoded and augmented into one block.
 
-An image that can't be had is not a reason to stop: it keeps its place, so that every batch has its
-size and every rank its steps; its label is LOST, which counts in no loss and no score, and the
-block says what was lost and why.
+An image that can't be read is not a reason to stop: it keeps its place, so that every batch has its
+size and every rank its steps; its label is IGNORE_INDEX, which counts in no loss and no score, and
+the block says which image it was, and why.
 
 Dimensions: N images, S size in pixels, H height, W width, C the channels red, green, blue.
 """
@@ -22,7 +22,7 @@ from datasets.augment import augment, view
 from datasets.config import IngestConfig
 from datasets.decode import decode
 from datasets.memory import Decoded, Memory
-from datasets.plan import LOST, Chunk, RowGroup
+from datasets.plan import IGNORE_INDEX, Chunk, RowGroup
 from datasets.shards import checksum
 
 READ_ATTEMPTS, FIRST_RETRY_S = 3, 0.2
@@ -34,12 +34,12 @@ class Row(NamedTuple):
 
     place: int
     """Its place in the chunk."""
-    label: int = LOST
+    label: int = IGNORE_INDEX
     image_id: int = 0
     jpeg: pa.Buffer | None = None
     pixels_HWC: np.ndarray | None = None
     loss: str = ""
-    """Why it can't be had."""
+    """Why it can't be read."""
 
 
 def read_chunk(
@@ -53,7 +53,7 @@ def read_chunk(
     size_px = ingest.size_px
     policy = ingest.policy if train else "none"
     images_NSSC = np.zeros((chunk.num_images, size_px, size_px, 3), np.uint8)
-    labels_N = np.full(chunk.num_images, LOST, np.int64)
+    labels_N = np.full(chunk.num_images, IGNORE_INDEX, np.int64)
     image_ids_N = np.zeros(chunk.num_images, np.int64)
     losses_N = np.full(chunk.num_images, None, object)
     rows = rows_of_shards(chunk) if memory is None else rows_of_memory(chunk, memory)
@@ -71,7 +71,7 @@ def read_chunk(
             losses_N[row.place] = f"{name_row(chunk, row.place)}: {loss}"
         else:
             labels_N[row.place], image_ids_N[row.place] = row.label, row.image_id
-    fill_lost(images_NSSC, labels_N == LOST)
+    fill_unreadable(images_NSSC, labels_N == IGNORE_INDEX)
     yield pa.table(
         {
             "image": ArrowTensorArray.from_numpy(images_NSSC),
@@ -176,7 +176,7 @@ def footer_of(uri: str) -> list[pq.FileMetaData]:
     return []
 
 
-def fill_lost(images_NSSC: np.ndarray, lost_N: np.ndarray) -> None:
+def fill_unreadable(images_NSSC: np.ndarray, lost_N: np.ndarray) -> None:
     """Give lost places the pixels of good ones: batch statistics see photographs, not black."""
     if lost_N.any() and not lost_N.all():
         good = np.flatnonzero(~lost_N)

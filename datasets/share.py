@@ -12,11 +12,11 @@ from ray.data._internal.cluster_autoscaler import ClusterAutoscaler, create_clus
 from ray.data._internal.execution import streaming_executor
 
 SHARE = "thaw_share"
-PLENTY = 2.0**60
+UNLIMITED_BYTES = 2.0**60
 """Bytes; `resource_limits` says how many. Finite, as Ray Data subtracts."""
 
 
-class OwnShare(ClusterAutoscaler):
+class FixedResources(ClusterAutoscaler):
     """What stands where Ray Data would ask."""
 
     def __init__(self, share: ExecutionResources) -> None:
@@ -34,7 +34,9 @@ class OwnShare(ClusterAutoscaler):
 
 def give_share(context: DataContext, cpus: float) -> None:
     """Have the data sets made in this context read with so many logical CPUs."""
-    share = ExecutionResources(cpu=cpus, object_store_memory=PLENTY, memory=PLENTY)
+    share = ExecutionResources(
+        cpu=cpus, object_store_memory=UNLIMITED_BYTES, memory=UNLIMITED_BYTES
+    )
     context.set_config(SHARE, share)
 
 
@@ -43,7 +45,7 @@ def choose_autoscaler(topology: Any, resources: Any, context: DataContext, **nam
     share: ExecutionResources | None = context.get_config(SHARE)
     if share is None:
         return create_cluster_autoscaler(topology, resources, context, **named)
-    return OwnShare(share)
+    return FixedResources(share)
 
 
 # Ray is pinned, and test_datasets_epochs holds this.

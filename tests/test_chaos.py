@@ -111,6 +111,6 @@ def test_once_its_end_is_announced_a_run_keeps_a_checkpoint_with_every_row(
 
     notices = iter([False, True, True, True])
     open_run(config)
-    train(config, place_here(config), lambda row: None, is_doomed=lambda: next(notices))
+    train(config, place_here(config), lambda row: None, preemption_pending=lambda: next(notices))
 
     assert kept == [2, 3, 4, 5, 6]

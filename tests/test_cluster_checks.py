@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from cluster.doctor import checks, probes
-from cluster.doctor.findings import Finding, fail, list_names
-from cluster.doctor.nodes import Node, Trouble
+from cluster.doctor.nodes import Node, ProbeError
 from cluster.doctor.pair import choose_pair
+from cluster.doctor.results import CheckResult, fail, list_names
 from cluster.doctor.storage_checks import judge_data
 from cluster.doctor.wandb_reach import check_wandb
 from tests.support.wandb_server import KEY, WandbServer
@@ -21,12 +21,12 @@ def node(name: str, **resources: float) -> Node:
     return Node(node_id=name, name=name, address=name, resources=resources)
 
 
-def levels(findings: list[Finding]) -> list[str]:
+def levels(findings: list[CheckResult]) -> list[str]:
     return [finding.level for finding in findings]
 
 
 def test_nodes_with_one_trouble_are_one_line() -> None:
-    answers = {f"n{number}": Trouble("no answer in 5 s") for number in range(5)} | {"n5": None}
+    answers = {f"n{number}": ProbeError("no answer in 5 s") for number in range(5)} | {"n5": None}
     (finding,) = checks.judge_datasets(answers)
 
     assert str(finding).startswith(

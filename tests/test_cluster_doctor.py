@@ -16,13 +16,13 @@ import ray
 
 from cluster import __main__ as cluster_main
 from cluster.config import DoctorConfig
-from cluster.doctor.findings import Finding, to_json
 from cluster.doctor.nodes import find_nodes
+from cluster.doctor.results import CheckResult, to_json
 from tests.conftest import ROOT, WriteData
 from tests.support.job_server import TokenCluster
 
 DOCTOR = (sys.executable, "-m", "cluster", "doctor")
-Report = dict[tuple[str, str], list[Finding]]
+Report = dict[tuple[str, str], list[CheckResult]]
 Doctor = Callable[..., Report]
 
 
@@ -40,7 +40,7 @@ def doctor(ray_cluster: str, capsys: pytest.CaptureFixture[str]) -> Doctor:
         assert report["address"] == ray_cluster and report["ok"] == (code == 0)
         found: Report = {}
         for values in report["findings"]:
-            finding = Finding(**{**values, "nodes": tuple(values["nodes"])})
+            finding = CheckResult(**{**values, "nodes": tuple(values["nodes"])})
             found.setdefault((finding.check, finding.level), []).append(finding)
         assert bool([key for key in found if key[1] == "fail"]) == (code == 1)
         return found
@@ -243,7 +243,7 @@ def test_nodes_of_one_address_are_told_apart(ray_cluster: str) -> None:
 def test_json_says_what_the_docstring_says() -> None:
     import cluster.doctor.doctor
 
-    finding = Finding(check="out", level="fail", text="no", remedy="yes", nodes=("a",))
+    finding = CheckResult(check="out", level="fail", text="no", remedy="yes", nodes=("a",))
     report = to_json("head:6379", [finding])
 
     assert cluster.doctor.__doc__ is not None

@@ -165,7 +165,7 @@ def test_two_ranks_train_the_same_on_both(prepared: tuple[Path, Path], tmp_path:
     assert losses[0] == losses[1] and len(losses[0]) >= 10
     assert scores[0] == scores[1] > 0.5
     assert steps[0] == steps[1]
-    assert all(row.get(metrics.LOST_IMAGES, 0) == 0 for of in rows for row in of)
+    assert all(row.get(metrics.UNREADABLE_IMAGES, 0) == 0 for of in rows for row in of)
 
 
 def test_predict_lists_what_prepare_lists(tmp_path: Path) -> None:

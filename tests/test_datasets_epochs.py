@@ -95,7 +95,7 @@ def test_memory_shows_the_same_pixels_and_needs_the_shards_once(
     second = read(data, memory=memory, start_epoch=1)
 
     assert_same(alone, first + second)
-    assert not any(batch["losses"] for batch in second)
+    assert not any(batch["unreadable"] for batch in second)
 
 
 def test_train_and_val_as_one_split_share_the_memory_of_both(easy_data: str) -> None:

@@ -24,7 +24,7 @@ from datasets.passes.features import (
     write_part,
 )
 from datasets.passes.inference import Workers
-from datasets.plan import LOST, plan_epochs
+from datasets.plan import IGNORE_INDEX, plan_epochs
 from datasets.shards import read_manifest
 from tests.conftest import flip_byte
 
@@ -37,7 +37,7 @@ def test_a_part_tells_all_about_itself(tmp_path: Path) -> None:
     features = np.arange(5 * 6, dtype=DTYPE).reshape(5, 2, 3)
     block = pa.table(
         {
-            "label": [0, 1, LOST, 2, 0],
+            "label": [0, 1, IGNORE_INDEX, 2, 0],
             "image_id": range(5),
             "loss": [None, None, "gone", None, None],
         }
@@ -45,7 +45,7 @@ def test_a_part_tells_all_about_itself(tmp_path: Path) -> None:
     part = write_part(uri, features, block, (2, 3), first_row=16)
 
     assert read_part(uri) == part
-    assert (part.first_row, part.row_groups, part.losses) == (16, (2, 3), ("gone",))
+    assert (part.first_row, part.row_groups, part.unreadable) == (16, (2, 3), ("gone",))
     assert part.num_bytes == Path(uri).stat().st_size
 
 
@@ -197,7 +197,7 @@ def test_lost_images_are_named_and_looked_for_again(
     view = read_view(entry.uri, 0)
     assert view is not None
     arrays = load_view(view)
-    assert arrays.labels_N[5] == LOST and "checksum" in arrays.losses[5]
+    assert arrays.labels_N[5] == IGNORE_INDEX and "checksum" in arrays.unreadable[5]
     (batch,) = stream(
         plan_epochs(
             data, read_manifest(data), INGEST, split="val", num_epochs=1, global_batch_size=8,
@@ -206,10 +206,10 @@ def test_lost_images_are_named_and_looked_for_again(
         INGEST,
         features=Features(views=(view,), arrays=(ray.put(arrays),)),
     )  # fmt: skip
-    assert batch["losses"] == [arrays.losses[5]] and batch["label"][5] == LOST
+    assert batch["unreadable"] == [arrays.unreadable[5]] and batch["label"][5] == IGNORE_INDEX
 
     shard.write_bytes(whole)
     storage.delete_file(f"{view.uri}/index.json")
     assert build(data, str(tmp_path), entries=[entry]).num_images > 0
     mended = json.loads(Path(view.uri, "index.json").read_text())
-    assert not any(part["losses"] for part in mended["parts"])
+    assert not any(part["unreadable"] for part in mended["parts"])

@@ -11,7 +11,7 @@ import pytest
 
 from datasets import read
 from datasets.config import IngestConfig
-from datasets.plan import LOST, Chunk, plan_epochs
+from datasets.plan import IGNORE_INDEX, Chunk, plan_epochs
 from datasets.prepare.staging import write_images
 from datasets.read import read_chunk
 from datasets.shards import checksum, read_manifest
@@ -55,7 +55,7 @@ def test_a_whole_data_set_loses_nothing(data: str) -> None:
     block = read_block(chunk_of(data))
 
     assert block["loss"].null_count == len(block) == 48
-    assert LOST not in block["label"].to_pylist()
+    assert IGNORE_INDEX not in block["label"].to_pylist()
 
 
 @pytest.mark.parametrize("at", [2, 300, -40])
@@ -66,7 +66,7 @@ def test_a_jpeg_that_rots_is_lost_alone_and_named(data: str, at: int) -> None:
 
     after = read_block(chunk)
 
-    (place,) = np.flatnonzero(np.array(after["label"]) == LOST)
+    (place,) = np.flatnonzero(np.array(after["label"]) == IGNORE_INDEX)
     assert after["loss"][place].as_py() == (
         f"{shard_of(data)} row group 1 row 3: its bytes changed after it was prepared (checksum)"
     )
@@ -82,7 +82,7 @@ def test_a_lost_image_has_the_pixels_of_a_good_one(data: str) -> None:
     flip_byte(shard_of(data), 11, at=300)
     block = read_block(chunk_of(data))
     images = block["image"].combine_chunks().to_numpy()
-    (place,) = np.flatnonzero(np.array(block["label"]) == LOST)
+    (place,) = np.flatnonzero(np.array(block["label"]) == IGNORE_INDEX)
 
     assert any(
         np.array_equal(images[place], images[other]) for other in range(48) if other != place
@@ -138,7 +138,7 @@ def test_a_shard_that_is_gone_is_lost_whole(data: str) -> None:
     block = read_block(chunk_of(data))
 
     assert block["loss"].null_count == 0
-    assert set(block["label"].to_pylist()) == {LOST}
+    assert set(block["label"].to_pylist()) == {IGNORE_INDEX}
 
 
 def test_storage_that_fails_for_a_moment_loses_nothing(

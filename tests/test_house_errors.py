@@ -22,7 +22,7 @@ from datasets.shards import SCHEMA_VERSION
 from tests.conftest import ROOT, WriteData
 from trainers.config import FinetuneConfig, ModelConfig
 from trainers.run import checkpoint
-from trainers.run.checkpoint import Progress
+from trainers.run.checkpoint import TrainingProgress
 
 pytestmark = pytest.mark.ray
 MAINS = {
@@ -138,7 +138,7 @@ def test_a_checkpoint_of_another_class_count_is_refused(
     )
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     model = build("mobilenet_v2", 5)
-    progress = Progress(epoch=1, val_top1=0.5, best_epoch=1, classes=tuple("abcde"))
+    progress = TrainingProgress(epoch=1, val_top1=0.5, best_epoch=1, classes=tuple("abcde"))
     weights = safetensors.torch.save(model.state_dict())
     checkpoint.save(str(tmp_path), {"model.safetensors": weights}, progress)
 

@@ -27,12 +27,11 @@ from tests.bench.scale_constants import exponent, read_constants
 from tests.bench.scale_data import count_reads, paper_manifest, paper_plan
 from tests.bench.scale_model import Keeping, Scale, Step, first_size
 from trainers.config import FinetuneConfig, TrackConfig
-from trainers.feed import MAX_NAMES, Feed, Place
+from trainers.feed import MAX_NAMES, Feed, WorkerContext
 from trainers.launch import plan_ingest
 from trainers.networks.backbones import on_meta
 from tuning import progress, states
 from tuning.config import SpaceConfig, TuningConfig
-from tuning.progress import Progress
 from tuning.space import points
 from tuning.states import FINISHED, RUNNING, TrialStates, read_trials
 from tuning.sweep_display import SweepDisplay
@@ -180,14 +179,14 @@ def test_lost_images_are_named_twenty_times_at_most() -> None:
             )
 
     plan = paper_plan(MANIFEST, rank=0, world_size=1, worker_batch_size=8)
-    place = Place(device=torch.device("cpu"), threads=1, reader_cpus=1)
+    place = WorkerContext(device=torch.device("cpu"), threads=1, reader_cpus=1)
     feed = Feed("train", plan, batches(), place)  # pyright: ignore
     for _ in range(100):
         feed.next()
 
-    names = feed.take_losses()
+    names = feed.take_unreadable()
     assert len(names) == MAX_NAMES and names[0] == "image 0 0"
-    assert feed.take_losses() == []
+    assert feed.take_unreadable() == []
 
 
 class CountedTrial(SimpleNamespace):
@@ -212,7 +211,7 @@ def test_a_trial_costs_the_driver_the_same_among_a_thousand(
         classes=("a", "b"), splits={"train": train}, num_quarantined=0, fingerprint="", options={}
     )
     display = SweepDisplay(config, manifest, num_trials=1000, num_concurrent=8)
-    driver = Progress(config, Shared(), display, TrialStates(config.out, num_trials=1000))
+    driver = SweepProgress(config, Shared(), display, TrialStates(config.out, num_trials=1000))
     told: list[int] = []
     monkeypatch.setattr(display, "start", lambda *a, num_ended, **k: told.append(num_ended))
     monkeypatch.setattr(display, "end", lambda *a, **k: None)

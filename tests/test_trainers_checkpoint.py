@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from trainers.run import checkpoint
-from trainers.run.checkpoint import Progress
+from trainers.run.checkpoint import TrainingProgress
 
 
 def contents(value: float) -> dict[str, bytes]:
@@ -19,9 +19,9 @@ def contents(value: float) -> dict[str, bytes]:
     return {"model.safetensors": safetensors.torch.save(weights), "training.pt": b"%f" % value}
 
 
-def save_epochs(run: str, val_top1s: Sequence[float | None]) -> Progress:
+def save_epochs(run: str, val_top1s: Sequence[float | None]) -> TrainingProgress:
     """Epochs of 10 steps."""
-    progress = Progress(classes=("a", "b"))
+    progress = TrainingProgress(classes=("a", "b"))
     for epoch, top1 in enumerate(val_top1s, start=1):
         progress = progress.after_epoch(
             global_step=10 * epoch, val_top1=top1, total_s=1.5 * epoch, peak_norm=0.0
@@ -30,7 +30,7 @@ def save_epochs(run: str, val_top1s: Sequence[float | None]) -> Progress:
     return progress
 
 
-def restore_latest(run: Path) -> Progress | None:
+def restore_latest(run: Path) -> TrainingProgress | None:
     step = checkpoint.find_latest(str(run))
     return None if step is None else checkpoint.read(str(run), step)[0]
 
@@ -124,7 +124,7 @@ def test_a_checkpoint_in_mid_epoch_is_the_latest_and_never_the_best(tmp_path: Pa
     checkpoint.save(str(tmp_path), contents(9), middle)
 
     latest = restore_latest(tmp_path)
-    assert latest is not None and latest.totals == {"steps": 4.0} and latest.losses == ("one",)
+    assert latest is not None and latest.totals == {"steps": 4.0} and latest.unreadable == ("one",)
     assert (latest.trained_epoch, progress.trained_epoch) == (1, 0)
     assert torch.all(checkpoint.load_best(str(tmp_path))[1]["weight"] == 1)
 

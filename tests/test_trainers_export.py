@@ -26,7 +26,7 @@ from trainers.export.model_card import CardFacts, write_card
 from trainers.networks.backbones import build
 from trainers.networks.initializers import initialize
 from trainers.run import checkpoint
-from trainers.run.checkpoint import Progress
+from trainers.run.checkpoint import TrainingProgress
 from trainers.run.evaluations import read_evaluation
 from trainers.run.folder import load_best_model
 
@@ -44,7 +44,7 @@ def write_run(config: FinetuneConfig, evaluation: dict[str, Any]) -> str:
         torch.manual_seed(0)
         for _ in range(3):
             model(torch.randn(8, 3, size_px, size_px))
-    progress = Progress(
+    progress = TrainingProgress(
         epoch=2, val_top1=0.75, best_epoch=2, classes=CLASSES, fingerprint="0123abcd", total_s=12.3
     )
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
@@ -193,7 +193,7 @@ def test_the_card_as_hugging_face_reads_it(exported: Path) -> None:
 def test_the_card_of_a_run_without_validation_says_so() -> None:
     facts = CardFacts(
         config=FinetuneConfig(data="cars", train_on="train+val"),
-        progress=Progress(epoch=3, classes=CLASSES),
+        progress=TrainingProgress(epoch=3, classes=CLASSES),
         files={},
         preprocessing={"mean": 0.5, "std": 0.5},
         dynamic_batch=True,

@@ -23,7 +23,7 @@ from trainers.config import FinetuneConfig, ModelConfig
 from trainers.networks.initializers import MAX_WEIGHTS_BYTES, initialize, read_weights
 from trainers.networks.tensors import load_weights, parse_pickle, parse_safetensors
 from trainers.run import checkpoint
-from trainers.run.checkpoint import Progress
+from trainers.run.checkpoint import TrainingProgress
 from trainers.run.folder import load_best_model
 
 GIB = 2**30
@@ -276,7 +276,9 @@ def run_with(tmp_path: Path, contents: dict[str, bytes], backbone: str, **facts:
     """A run folder with a checkpoint whose hashes fit, whatever is in it."""
     config = FinetuneConfig(data="d", out=str(tmp_path), model=ModelConfig(backbone=backbone))
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
-    progress = Progress(epoch=1, global_step=7, val_top1=0.5, best_step=7, classes=("a", "b", "c"))
+    progress = TrainingProgress(
+        epoch=1, global_step=7, val_top1=0.5, best_step=7, classes=("a", "b", "c")
+    )
     checkpoint.save(str(tmp_path), contents, progress)
     place = tmp_path / "checkpoints" / "step-00000007" / "progress.json"
     place.write_text(json.dumps(json.loads(place.read_text()) | facts))

@@ -25,18 +25,18 @@ from trainers.config import (
     ScheduleConfig,
     TrackConfig,
 )
-from trainers.feed import Place
+from trainers.feed import WorkerContext
 from trainers.networks.backbones import build
 from trainers.networks.initializers import initialize
 from trainers.run import checkpoint
-from trainers.run.checkpoint import Progress
+from trainers.run.checkpoint import TrainingProgress
 from trainers.run.recorder import Recorder
 from trainers.run.rows import read_rows
 from trainers.settings import train_settings
 from trainers.state import TrainState
 
 pytestmark = pytest.mark.ray
-HERE = Place(device=torch.device("cpu"), threads=1, reader_cpus=0.5)
+HERE = WorkerContext(device=torch.device("cpu"), threads=1, reader_cpus=0.5)
 
 
 @pytest.fixture
@@ -318,7 +318,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_no_row_runs_ahead_of
     tmp_path: Path, gate: threading.Event
 ) -> None:
     with Recorder(str(tmp_path)) as recorder:
-        recorder.save(lambda: {"model.safetensors": b"weights"}, Progress(global_step=1))
+        recorder.save(lambda: {"model.safetensors": b"weights"}, TrainingProgress(global_step=1))
         recorder.log({"global_step": 1})
         assert read_rows(str(tmp_path)) == []
         gate.set()

@@ -16,7 +16,7 @@ from tests.conftest import small_training
 from trainers.config import FinetuneConfig, ModelConfig, TrackConfig
 from trainers.run import checkpoint
 from trainers.run import folder as run_folder
-from trainers.run.checkpoint import Progress
+from trainers.run.checkpoint import TrainingProgress
 from trainers.run.predictions import write_predictions
 from trainers.run.rows import JsonlTracker
 from trainers.tracking.mirror import RunMirror, follow
@@ -240,7 +240,7 @@ def test_another_folder_is_another_run(tmp_path: Path) -> None:
 
 def write_progress(config: FinetuneConfig, *, best_epoch: int, epoch: int | None = None) -> None:
     epoch = epoch or best_epoch
-    progress = Progress(
+    progress = TrainingProgress(
         epoch=epoch,
         global_step=10 * epoch,
         val_top1=0.5,
@@ -253,4 +253,4 @@ def write_progress(config: FinetuneConfig, *, best_epoch: int, epoch: int | None
 
 
 def write_result(config: FinetuneConfig, *, diverged: str | None) -> None:
-    run_folder.write_result(config.out, Progress(), diverged=diverged)
+    run_folder.write_result(config.out, TrainingProgress(), diverged=diverged)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, distributed
 from torch.multiprocessing.spawn import spawn
 
-from datasets.plan import LOST
+from datasets.plan import IGNORE_INDEX
 from tests.conftest import join_gloo
 from trainers.evaluation.scores import NUM_BINS, Measures, Scores
 
@@ -34,7 +34,9 @@ def measure(predicted: list[int], labels: list[int], *, num_classes: int) -> Mea
 
 def draw_batch(num_images: int, num_classes: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    labels_B = torch.randint(-1, num_classes, (num_images,), generator=generator)  # some are LOST
+    labels_B = torch.randint(
+        -1, num_classes, (num_images,), generator=generator
+    )  # some are IGNORE_INDEX
     return 3 * torch.randn(num_images, num_classes, generator=generator), labels_B
 
 
@@ -95,20 +97,20 @@ def test_classes_without_images_or_predictions_leave_no_nan_and_no_warning():
 
 def test_lost_images_are_counted_as_lost_and_nowhere_else():
     logits_BK, labels_B = draw_batch(50, 4)
-    known_B = labels_B != LOST
+    known_B = labels_B != IGNORE_INDEX
     all_images, known = Scores(4, "cpu"), Scores(4, "cpu")
     all_images.add(logits_BK, labels_B)
     known.add(logits_BK[known_B], labels_B[known_B])
 
-    assert all_images.reduce().num_lost == (~known_B).sum() > 0
+    assert all_images.reduce().num_unreadable == (~known_B).sum() > 0
     all_images.totals_N[-1] = 0
     torch.testing.assert_close(all_images.totals_N, known.totals_N, rtol=0, atol=1e-12)
 
 
 def test_a_split_that_lost_all_its_images_has_means_of_zero():
-    measures = measure([0, 1], [LOST, LOST], num_classes=2)
+    measures = measure([0, 1], [IGNORE_INDEX, IGNORE_INDEX], num_classes=2)
 
-    assert measures.num_images == 0 and measures.num_lost == 2
+    assert measures.num_images == 0 and measures.num_unreadable == 2
     assert set(measures.means().values()) == {0.0}
     assert measures.most_confused(5) == []
 

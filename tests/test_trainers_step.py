@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from datasets.plan import LOST
+from datasets.plan import IGNORE_INDEX
 from tests.conftest import with_head
 from trainers.config import NORMALIZATIONS, LossConfig, OptimConfig
 from trainers.metrics import (
@@ -124,7 +124,7 @@ def test_a_training_step_sums_over_its_images_before_the_update():
 def test_lost_images_count_nowhere():
     images_BHWC, labels_B = random_batch(8)
     partly_B = labels_B.clone()
-    partly_B[5:] = LOST
+    partly_B[5:] = IGNORE_INDEX
     models = [with_head(nn.Linear(3 * 32 * 32, 8), nn.Flatten()) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     optim = OptimConfig(optimizer="sgd", learning_rate=0.1)
@@ -150,7 +150,7 @@ def test_a_batch_that_is_lost_whole_changes_nothing():
         model,
         sgd(model),
         images_BHWC,
-        torch.full_like(labels_B, LOST),
+        torch.full_like(labels_B, IGNORE_INDEX),
         settings=settings_of(OptimConfig(optimizer="sgd")),
     )
 
@@ -237,7 +237,7 @@ def test_a_step_on_a_gpu_waits_for_nothing():
 
 def test_parts_of_a_batch_add_up_to_its_gradient():
     images_BHWC, labels_B = random_batch(8)
-    labels_B[6] = LOST
+    labels_B[6] = IGNORE_INDEX
     models = [with_head(nn.Linear(3 * 32 * 32, 8), nn.Flatten()) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     optim = OptimConfig(optimizer="sgd", learning_rate=0.1)
@@ -331,7 +331,7 @@ def test_a_blend_shares_pixels_and_targets_alike(alphas: dict[str, float]):
 def test_a_lost_image_lends_a_blend_no_target():
     mix = build_mix(LossConfig(mixup_alpha=1.0, cutmix_alpha=1.0), num_classes=4)
     assert mix is not None
-    _, targets_BK = mix(torch.zeros(4, 3, 8, 8), torch.tensor([0, LOST, 2, 3]))
+    _, targets_BK = mix(torch.zeros(4, 3, 8, 8), torch.tensor([0, IGNORE_INDEX, 2, 3]))
     assert targets_BK.sum().item() == pytest.approx(3)
     assert not targets_BK[:, 1].any()
 

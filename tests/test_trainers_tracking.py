@@ -9,7 +9,7 @@ import pytest
 from cluster.io import storage
 from trainers.config import TrackConfig
 from trainers.run import rows
-from trainers.run.checkpoint import Progress
+from trainers.run.checkpoint import TrainingProgress
 from trainers.run.recorder import Recorder
 from trainers.run.rows import JsonlTracker, RowReader, find_mode, read_rows
 
@@ -152,7 +152,7 @@ def test_no_row_waits_at_the_end_of_an_epoch_at_a_checkpoint_and_at_the_end(
         recorder.log(row(2))
         recorder.wait()
         assert steps(read_rows(run)) == []  # the empty file is not a second old
-        recorder.save(lambda: {"model.safetensors": b""}, Progress(global_step=2))
+        recorder.save(lambda: {"model.safetensors": b""}, TrainingProgress(global_step=2))
         recorder.wait()
         assert steps(read_rows(run)) == [1, 2]
         recorder.log(row(3, **{"time/epoch_s": 1.0}))

@@ -7,8 +7,13 @@ import pytest
 import torch
 
 from trainers.run import checkpoint
-from trainers.run.checkpoint import Progress
-from trainers.run.predictions import Answers, pick_sample, read_predictions, write_predictions
+from trainers.run.checkpoint import TrainingProgress
+from trainers.run.predictions import (
+    EpochPredictions,
+    pick_sample,
+    read_predictions,
+    write_predictions,
+)
 
 CLASSES = ("a", "b", "c")
 
@@ -22,7 +27,7 @@ def told(labels: list[int], predicted: list[int]) -> dict[str, torch.Tensor]:
 
 
 def test_each_rank_adds_its_range_and_lost_images_have_no_row() -> None:
-    answers = Answers(5, 1, torch.device("cpu"))  # rows 1 to 4; another rank has row 0
+    answers = EpochPredictions(5, 1, torch.device("cpu"))  # rows 1 to 4; another rank has row 0
     answers.add(told([0, -1], [2, 1]))
     answers.add(told([2, 1], [2, 0]))
     table = answers.reduce(1, CLASSES).to_pylist()
@@ -36,10 +41,10 @@ def test_the_best_epoch_is_read_where_none_is_named(tmp_path: Path) -> None:
     run = str(tmp_path)
     assert read_predictions(run) is None
     for epoch in (1, 2):
-        answers = Answers(1, 0, torch.device("cpu"))
+        answers = EpochPredictions(1, 0, torch.device("cpu"))
         answers.add(told([0], [epoch]))
         write_predictions(run, epoch, answers.reduce(1, CLASSES))
-    checkpoint.save(run, {}, Progress(epoch=2, best_epoch=1, global_step=4, best_step=2))
+    checkpoint.save(run, {}, TrainingProgress(epoch=2, best_epoch=1, global_step=4, best_step=2))
 
     best, last = read_predictions(run), read_predictions(run, 2)
     assert best is not None and best["predicted"].to_pylist() == ["b"]

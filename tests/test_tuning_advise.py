@@ -21,7 +21,7 @@ from tuning.advice.advise import AdviseConfig, run_advise
 from tuning.advice.quadrants import QUADRANTS, Stage, Verdict, judge, recommend, with_neighbours
 from tuning.advice.stages import compare
 from tuning.config import TuningConfig
-from tuning.leaderboard import LEARNS, LEARNS_NOT, Standing
+from tuning.leaderboard import LEARNS, LEARNS_NOT, TrialResult
 from tuning.sharing.savings import Savings
 from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
 
@@ -112,9 +112,9 @@ def test_the_verdict_says_its_numbers() -> None:
     )
 
 
-def standing(rank: int, depth: object, top1: float | None, **changes: Any) -> Standing:
+def standing(rank: int, depth: object, top1: float | None, **changes: Any) -> TrialResult:
     values: dict[str, Any] = {"state": "finished", "verdict": LEARNS} | changes
-    return Standing(
+    return TrialResult(
         rank=rank,
         trial_id=str(rank),
         point={FREEZE_DEPTH: depth, LEARNING_RATE: 1e-3, CLIPNORM: None, INIT: "file"},
@@ -146,7 +146,7 @@ def standing(rank: int, depth: object, top1: float | None, **changes: Any) -> St
         ([standing(1, 7, 0.1, verdict=LEARNS_NOT)], "; no trial of this sweep learned"),
     ],
 )
-def test_the_end_of_a_sweep_scores_the_advice(standings: list[Standing], sentence: str) -> None:
+def test_the_end_of_a_sweep_scores_the_advice(standings: list[TrialResult], sentence: str) -> None:
     scored = score_advice(7, "mobilenet_v2", standings)
     assert scored == f"recommended freeze depth 7{sentence}"
 

@@ -18,7 +18,7 @@ from trainers.config import FinetuneConfig, LossConfig, ModelConfig, OptimConfig
 from trainers.run.rows import read_rows
 from trainers.tracking.mirror import RunMirror
 from tuning import promote, winner
-from tuning.leaderboard import LEARNS, LEARNS_NOT, Standing, write_leaderboard
+from tuning.leaderboard import LEARNS, LEARNS_NOT, TrialResult, write_leaderboard
 from tuning.promote import PromoteConfig, plan_seeds, run_promote
 from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
 from tuning.winner import evaluate_once
@@ -39,8 +39,8 @@ def trial(data: str, sweep: Path) -> FinetuneConfig:
     )
 
 
-def standing(run: str, verdict: str = LEARNS) -> Standing:
-    return Standing(
+def standing(run: str, verdict: str = LEARNS) -> TrialResult:
+    return TrialResult(
         rank=1,
         trial_id="a",
         point={FREEZE_DEPTH: 0, LEARNING_RATE: 1e-3, CLIPNORM: None, INIT: "he"},

@@ -18,7 +18,6 @@ from trainers.networks import backbones
 from trainers.run.rows import epoch_rows, read_rows
 from tuning import run
 from tuning.__main__ import parse
-from tuning.progress import Progress
 from tuning.run import tune_sweep
 from tuning.search import point_of
 from tuning.space import AXES, FREEZE_DEPTH
@@ -52,7 +51,7 @@ def arguments(data: str, folder: Path, out: str, *more: str, num_workers: int = 
     ]
 
 
-class Killer(Progress):
+class Killer(SweepProgress):
     """Kills a head's process once it has told of an epoch, and a DDP worker once it has ended one.
 
     The head's process then waits in `ray.tune.report`; workers train on, so a thread watches them.
@@ -118,7 +117,7 @@ def test_a_killed_driver_head_or_worker_loses_no_trial_and_repeats_none(
 
     Killer.killed = {}
     with monkeypatch.context() as patch:
-        patch.setattr(run, "Progress", Killer)
+        patch.setattr(run, "SweepProgress", Killer)
         answer = tune_sweep(parse(shared))
     printed = capfd.readouterr().out
     assert "resuming" in printed

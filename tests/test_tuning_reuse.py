@@ -14,7 +14,7 @@ from trainers.config import FinetuneConfig, ModelConfig, OptimConfig, TrackConfi
 from trainers.run import checkpoint
 from trainers.run.folder import load_best_model, read_result
 from trainers.run.rows import epoch_rows
-from tuning.sharing.reuse import Known, copy_run, find_known, read_origin, record, result_key
+from tuning.sharing.reuse import RecordedRun, copy_run, find_known, read_origin, record, result_key
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ from tuning.sharing.reuse import Known, copy_run, find_known, read_origin, recor
 def test_a_threshold_that_is_never_reached_changes_nothing(
     clipnorm: float | None, peak: float, other: float | None, equal: bool
 ) -> None:
-    known = Known(run="", num_epochs=1, clipnorm=clipnorm, peak_norm=peak, sha256="")
+    known = RecordedRun(run="", num_epochs=1, clipnorm=clipnorm, peak_norm=peak, sha256="")
     assert known.equals(other) is equal
 
 

@@ -15,7 +15,7 @@ from datasets.shards import read_manifest
 from tests.support.sweeps import hostile_classes, write_predictions, write_sweep, write_test
 from trainers.networks import backbones
 from trainers.run import checkpoint
-from trainers.run.checkpoint import Progress
+from trainers.run.checkpoint import TrainingProgress
 from tuning import progress
 from tuning.importance import rank_axes
 from tuning.leaderboard import read_leaderboard
@@ -67,8 +67,8 @@ def test_answer_names_depth_lead_and_certainty(tmp_path: Path) -> None:
     found = verdict.comparison
     assert found is not None and found.is_certain
     assert sweep.depth_of(found.rival) != sweep.depth_of(verdict.best)
-    assert found.wins is not None and found.losses is not None
-    assert (found.wins - found.losses) / 320 == pytest.approx(found.lead)
+    assert found.wins is not None and found.unreadable is not None
+    assert (found.wins - found.unreadable) / 320 == pytest.approx(found.lead)
     assert "too much for chance (p < 0.001)" in verdict.lead
     assert "optimistic" in verdict.cautions[0]
 
@@ -172,7 +172,7 @@ def test_driver_keeps_states_current(tmp_path: Path, monkeypatch: pytest.MonkeyP
     config = cast(Any, SimpleNamespace(base=sweep.base, out=out, group="group", max_failures=1))
     display = SimpleNamespace(start=lambda *_, **__: None, end=lambda *_, **__: None)
     states = TrialStates(out, num_trials=3)
-    told = progress.Progress(config, Shared(), cast(Any, display), states)
+    told = progress.TrainingProgress(config, Shared(), cast(Any, display), states)
     trials: list[Any] = [
         SimpleNamespace(
             trial_id=row.trial_id,
@@ -224,7 +224,7 @@ def test_pictures_of_a_real_network(tmp_path: Path, easy_data: str) -> None:
     assert missing is not None and missing.missing is not None and "No heat maps" in missing.missing
     assert missing.right[0].image is not None
     network = backbones.build("lenet5", 3)
-    done = Progress(
+    done = TrainingProgress(
         epoch=winner.best_epoch,
         best_epoch=winner.best_epoch,
         val_top1=0.9,

@@ -11,8 +11,8 @@ from tests.support import golden_views
 from tests.support.golden_views import GOLDEN, NAMES, models_of, standing, write_sweep
 from trainers.config import FinetuneConfig
 from tuning.config import TuningConfig
-from tuning.findings import Findings, answer, list_next, read_findings, reproduce
 from tuning.leaderboard import LEARNS_NOT, write_leaderboard
+from tuning.record import SweepRecord, answer, list_next, read_record_of_sweep, reproduce
 from tuning.search import build_scheduler
 from tuning.space import AXES
 from tuning.wandb import panels
@@ -79,14 +79,14 @@ def test_rungs_are_those_of_the_scheduler(epochs: int, grace_epochs: int, factor
     assert findings_of(config=config.to_dict()).rungs == expected
 
 
-def findings_of(*standings: Any, **changes: Any) -> Findings:
+def findings_of(*standings: Any, **changes: Any) -> SweepRecord:
     values: Json = {
         "config": {},
         "savings": golden_views.Savings(),
         "started": None,
         "promoted": None,
     }
-    return Findings(sweep="runs/sweep", standings=standings, **(values | changes))
+    return SweepRecord(sweep="runs/sweep", standings=standings, **(values | changes))
 
 
 def at(depth: int | str, val_top1: float | None, **changes: Any) -> Any:
@@ -115,7 +115,7 @@ def test_a_sweep_that_runs_has_workspaces_and_no_reports(own_sweep: str) -> None
     assert list(models_of(own_sweep)) == ["run_review", "sweep_review"]
     Path(own_sweep, "config.json").unlink()
     with pytest.raises(ValueError, match=r"no sweep there \(config\.json is missing\); give the"):
-        read_findings(own_sweep)
+        read_record_of_sweep(own_sweep)
 
 
 def test_a_sweep_without_winner_has_no_card(own_sweep: str) -> None:
@@ -123,13 +123,13 @@ def test_a_sweep_without_winner_has_no_card(own_sweep: str) -> None:
     write_leaderboard(own_sweep, rows, sync=[])
     Path(own_sweep, "started.json").unlink()
     assert list(models_of(own_sweep)) == ["run_review", "sweep_review", "decision_report"]
-    findings = read_findings(own_sweep)
+    findings = read_record_of_sweep(own_sweep)
     assert list_next(findings) == ["# none: no trial learned; search another space"]
     assert reproduce(findings) == ["# not recorded: this sweep is of an older Thaw"]
 
 
 def test_a_winner_that_is_not_promoted_has_a_card_of_its_own(tmp_path: Path) -> None:
-    findings = read_findings(sweep := write_sweep(tmp_path, promoted=False))
+    findings = read_record_of_sweep(sweep := write_sweep(tmp_path, promoted=False))
     card = read_card(findings)
     assert card is not None and card.run == f"{sweep}/trials/trial-1"
     # Wilson's interval of 30 of 32 by hand: (p + z2/2n -+ z sqrt(p(1-p)/n + z2/4n2)) / (1 + z2/n).

@@ -105,11 +105,11 @@ def follow_training(config: FinetuneConfig, *, job_type: str) -> tuple[dict[str,
         config, manifest, resources, launch.plan_training(config, resources)
     )
     num_images = manifest.split(config.train_on).num_images
-    terminal.tell(
+    terminal.report(
         f"Training {config.model.backbone} ({config.model.init}, {describe_phases(config)}) on "
         f"{num_images} images of {len(manifest.classes)} classes -> {config.out}"
     )
-    terminal.tell(f"Ingest: {ingest}")
+    terminal.report(f"Ingest: {ingest}")
     name = config.out.rstrip("/").rsplit("/", 1)[-1]
     mirror = RunMirror(config, name=name, group=config.track.group, job_type=job_type)
     meter = Meter(config, manifest)
@@ -149,9 +149,10 @@ def show(row: dict[str, Any], num_epochs: int) -> None:
             f"  {row[metrics.IMAGES_PER_S]:.0f} images/s, "
             f"waited {row[metrics.WAIT_S]:.1f} of {row[metrics.EPOCH_S]:.1f} s"
         )
-        if row[metrics.LOST_IMAGES]:
-            line += f", {row[metrics.LOST_IMAGES]} images lost: {row[metrics.LOST_NAMES][0]}"
-    terminal.tell(line, warning=bool(row.get(metrics.LOST_IMAGES)))
+        if row[metrics.UNREADABLE_IMAGES]:
+            first = row[metrics.UNREADABLE_NAMES][0]
+            line += f", {row[metrics.UNREADABLE_IMAGES]} unreadable images: {first}"
+    terminal.report(line, warning=bool(row.get(metrics.UNREADABLE_IMAGES)))
 
 
 VERBS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {

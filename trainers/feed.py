@@ -16,7 +16,7 @@ from trainers.config import FinetuneConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prefix:
+class PrefixFeatures:
     """The first stages of a network, computed already: features take the place of images."""
 
     depth: int
@@ -28,7 +28,7 @@ class Prefix:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class WorkerContext:
     """Where this process stands among its peers, and what it may use."""
 
     rank: int = 0
@@ -44,7 +44,7 @@ class Place:
     """Object store that each of its streams may fill ahead."""
     memory: dict[str, Memory] = field(default_factory=dict)
     """By split, where decoded images are kept; empty to decode them every epoch."""
-    prefix: Prefix | None = None
+    prefix: PrefixFeatures | None = None
     """What trains on features; None trains on images."""
 
 
@@ -60,7 +60,7 @@ class Feed:
         split: str,
         plan: Plan,
         batches: Generator[Batch, None, None],
-        place: Place,
+        place: WorkerContext,
         on_batch: Callable[[], None] = lambda: None,
     ) -> None:
         self.split = split
@@ -71,7 +71,7 @@ class Feed:
         self.first_batch_s: float | None = None
         self.wait_s = 0.0
         self._batches, self._place, self._on_batch = batches, place, on_batch
-        self._losses: list[str] = []
+        self._unreadable: list[str] = []
 
     def next(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return images_BHWC (uint8) or features, and labels_B, on their way to the device."""
@@ -82,22 +82,22 @@ class Feed:
         self.wait_s += waited_s
         if self.first_batch_s is None:
             self.first_batch_s = waited_s
-        if batch["losses"]:
-            self._losses = [*self._losses, *batch["losses"]][:MAX_NAMES]
+        if batch["unreadable"]:
+            self._unreadable = [*self._unreadable, *batch["unreadable"]][:MAX_NAMES]
         return to_device(batch, self._place.device)
 
     def close(self) -> None:
         """End the stream: left to the garbage collector, it would end in any thread."""
         self._batches.close()
 
-    def take_losses(self) -> list[str]:
+    def take_unreadable(self) -> list[str]:
         """Name the first of the images that all ranks have lost since the last call: MAX_NAMES of a
         rank at most. All ranks must call."""
-        losses, self._losses = self._losses, []
+        unreadable, self._unreadable = self._unreadable, []
         if self._place.world_size == 1:
-            return losses
+            return unreadable
         by_rank: list[list[str]] = [[]] * self._place.world_size
-        distributed.all_gather_object(by_rank, losses)
+        distributed.all_gather_object(by_rank, unreadable)
         return [loss for of_rank in by_rank for loss in of_rank]
 
 
@@ -113,7 +113,7 @@ def to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.T
 def open_feed(
     config: FinetuneConfig,
     manifest: Manifest,
-    place: Place,
+    place: WorkerContext,
     *,
     split: str,
     num_epochs: int | None = None,

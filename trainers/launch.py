@@ -21,7 +21,7 @@ from datasets.memory import choose_ingest, open_memory
 from datasets.shards import Manifest, read_manifest
 from trainers.config import RANDOM, REPLACED_BY_PHASES, FinetuneConfig, ModelConfig
 from trainers.failures import explain_failure, noticing_hangs
-from trainers.feed import Place, Prefix
+from trainers.feed import PrefixFeatures, WorkerContext
 from trainers.loop import train, train_loop_per_worker
 from trainers.networks.backbones import build, require_size
 from trainers.networks.freezing import resolve_depth
@@ -95,8 +95,8 @@ def plan_training(
 
 
 def place_here(
-    config: FinetuneConfig, *, num_concurrent: int = 1, prefix: Prefix | None = None
-) -> Place:
+    config: FinetuneConfig, *, num_concurrent: int = 1, prefix: PrefixFeatures | None = None
+) -> WorkerContext:
     """Return this process' place, alone: on a GPU where it sees one.
 
     Raises:
@@ -113,14 +113,14 @@ def place_here(
             "this process trains itself and its node has no GPU; use --num-workers 1 or more",
         )
         logger.warning("the cluster has GPUs, but this node has none: computing on its CPUs")
-    return Place(
+    return WorkerContext(
         device=torch.device("cuda" if gpu else "cpu"),
         **_share(config, resources, plan, num_concurrent, prefix),
     )
 
 
 def fit(
-    config: FinetuneConfig, *, num_concurrent: int = 1, prefix: Prefix | None = None
+    config: FinetuneConfig, *, num_concurrent: int = 1, prefix: PrefixFeatures | None = None
 ) -> dict[str, Any]:
     """Train with DDP on the connected cluster and return result.json.
 
@@ -193,7 +193,7 @@ def fit_in_process(
     config: FinetuneConfig,
     *,
     num_concurrent: int = 1,
-    prefix: Prefix | None = None,
+    prefix: PrefixFeatures | None = None,
     report: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> dict[str, Any]:
     """Train in this process, reporting each epoch's row, and return result.json.
@@ -242,9 +242,9 @@ def _share(
     resources: Resources,
     plan: WorkerPlan,
     num_concurrent: int,
-    prefix: Prefix | None,
+    prefix: PrefixFeatures | None,
 ) -> dict[str, Any]:
-    """A worker's part of the cluster, as `Place` takes it."""
+    """A worker's part of the cluster, as `WorkerContext` takes it."""
     manifest = read_manifest(config.data)
     remember = False
     if prefix is None:

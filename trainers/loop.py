@@ -20,22 +20,22 @@ from datasets.shards import Manifest, read_manifest
 from trainers import metrics
 from trainers.config import FinetuneConfig, Phase
 from trainers.failures import Watchdog
-from trainers.feed import MAX_NAMES, Feed, Place, open_feed
+from trainers.feed import MAX_NAMES, Feed, WorkerContext, open_feed
 from trainers.optim import learning_rate_at, set_learning_rate
 from trainers.run import checkpoint
-from trainers.run.checkpoint import Progress
+from trainers.run.checkpoint import TrainingProgress
 from trainers.run.folder import is_done, write_result
-from trainers.run.predictions import Answers
+from trainers.run.predictions import EpochPredictions
 from trainers.run.recorder import Recorder
 from trainers.settings import train_settings
 from trainers.state import TrainState
 from trainers.step import StepSettings, eval_step, train_step
 from trainers.stops import (
-    Stop,
+    TrainingStopped,
     describe_divergence,
-    describe_losses,
+    describe_unreadable,
     find_bad_step,
-    too_many_lost,
+    too_many_unreadable,
 )
 
 logger = logging.getLogger(__name__)
@@ -46,28 +46,28 @@ Report = Callable[[dict[str, Any]], None]
 def train_loop_per_worker(arguments: dict[str, Any]) -> None:
     """Run `train` as a Ray Train worker; `arguments` are what `launch.fit` sends."""
     context = ray.train.get_context()
-    place = Place(
+    place = WorkerContext(
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
         device=ray.train.torch.get_device(),
         **arguments["place"],
     )
     config = FinetuneConfig.from_dict(arguments["config"])
-    train(config, place, ray.train.report, is_doomed=is_doomed)
+    train(config, place, ray.train.report, preemption_pending=preemption_pending)
 
 
-def is_doomed() -> bool:
+def preemption_pending() -> bool:
     """Whether a node of this run is about to be taken away. All ranks must call."""
     return ray.train.get_preemption_info() is not None
 
 
 def train(
     config: FinetuneConfig,
-    place: Place,
+    place: WorkerContext,
     report: Report,
     *,
     report_written: bool = False,
-    is_doomed: Callable[[], bool] = lambda: False,
+    preemption_pending: Callable[[], bool] = lambda: False,
 ) -> None:
     """Train through all phases, from the run folder's latest checkpoint where it has one.
 
@@ -78,7 +78,8 @@ def train(
     Args:
         report_written: report an epoch once its row and checkpoint are written, for listeners that
             read the run folder.
-        is_doomed: whether the end is near; then each row of metrics comes with a checkpoint.
+        preemption_pending: whether the node is about to go; then each row of metrics comes with a
+            checkpoint.
     """
     torch.set_num_threads(place.threads)
     problem = None
@@ -86,7 +87,7 @@ def train(
     hang_timeout_s = config.cluster.hang_timeout_s if place.world_size == 1 else None
     with (
         closing(Watchdog(hang_timeout_s)) as watchdog,
-        closing(Training(config, place, is_doomed, watchdog.live)) as training,
+        closing(Training(config, place, preemption_pending, watchdog.live)) as training,
         training.recorder or nullcontext(),
     ):
         try:
@@ -97,7 +98,7 @@ def train(
                     training.recorder.wait()
                 watchdog.rest()
                 report(row)  # may wait for Tune's driver, which may stand still
-        except Stop as stop:
+        except TrainingStopped as stop:
             problem = stop
     if place.rank == 0:
         write_result(
@@ -114,12 +115,12 @@ class Training:
     def __init__(
         self,
         config: FinetuneConfig,
-        place: Place,
-        is_doomed: Callable[[], bool],
+        place: WorkerContext,
+        preemption_pending: Callable[[], bool],
         on_batch: Callable[[], None],
     ) -> None:
         manifest = read_manifest(config.data)
-        self._config, self._place, self._is_doomed = config, place, is_doomed
+        self._config, self._place, self._is_doomed = config, place, preemption_pending
         self._steps_per_epoch = (
             manifest.split(config.train_on).num_images // config.global_batch_size
         )
@@ -146,7 +147,7 @@ class Training:
             Recorder(config.out, last_row=self.progress.row) if place.rank == 0 else None
         )
 
-    def _start(self, manifest: Manifest) -> Progress:
+    def _start(self, manifest: Manifest) -> TrainingProgress:
         """Go on from the latest checkpoint, or give the network its start."""
         config, state = self._config, self._state
         prefix = self._place.prefix.tensors if self._place.prefix else None
@@ -158,7 +159,7 @@ class Training:
                 storage.write_bytes(storage.join(config.out, "weights.json"), text)
                 if report.missing or report.unexpected:
                     logger.warning("weights: %s; all in %s/weights.json", report, config.out)
-            return Progress(
+            return TrainingProgress(
                 classes=manifest.classes, fingerprint=manifest.fingerprint, prefix=prefix
             )
         progress, contents = checkpoint.read(config.out, step)
@@ -176,7 +177,7 @@ class Training:
         """Train one epoch, or the rest of one; evaluate, checkpoint, log and return its row.
 
         Raises:
-            Stop: where the run can't go on.
+            TrainingStopped: where the run can't go on.
         """
         started, waited_s, first_step = (
             time.perf_counter(),
@@ -186,10 +187,10 @@ class Training:
         phase = phase_at(self._config.phases, self.progress.epoch)
         if phase != self._state.phase:
             self._state.enter(phase)
-        row, losses = self._train_epoch(phase, started)
+        row, unreadable = self._train_epoch(phase, started)
         train_s = time.perf_counter() - started
         self._state.share_buffers()
-        val, num_lost, losses_val, predictions = self._validate()
+        val, num_unreadable, unreadable_val, predictions = self._validate()
         step, epoch_s = row[metrics.GLOBAL_STEP], time.perf_counter() - started
         self.progress = self.progress.after_epoch(
             global_step=step,
@@ -205,8 +206,8 @@ class Training:
             metrics.TOTAL_S: self.progress.total_s,
             metrics.FIRST_BATCH_S: self._train_feed.first_batch_s,
             metrics.WAIT_S: self._train_feed.wait_s - waited_s,
-            metrics.LOST_IMAGES: row[metrics.LOST_IMAGES] + num_lost,
-            metrics.LOST_NAMES: [*losses, *losses_val][:MAX_NAMES],
+            metrics.UNREADABLE_IMAGES: row[metrics.UNREADABLE_IMAGES] + num_unreadable,
+            metrics.UNREADABLE_NAMES: [*unreadable, *unreadable_val][:MAX_NAMES],
             metrics.IMAGES_PER_S: (step - first_step) * self._config.global_batch_size / train_s,
         }
         if self.recorder:
@@ -231,7 +232,7 @@ class Training:
             parts={metrics.STAGE_CLIPPING: metrics.stage_metrics(state.stages)},
             start=totals if self._place.rank == 0 else None,
         )
-        losses = list(progress.losses)
+        unreadable = list(progress.unreadable)
         finite = torch.ones((), dtype=torch.bool, device=self._place.device)
         step, last_step = progress.global_step, (progress.epoch + 1) * self._steps_per_epoch
         while True:
@@ -250,14 +251,18 @@ class Training:
             row[metrics.PEAK_NORM] = float(self._peak_norm)  # the same on all ranks
             if totals["finite"] < totals["steps"]:
                 bad_step = find_bad_step(sums, step, self._place.world_size)
-                raise Stop(diverged=describe_divergence(bad_step, row))
+                raise TrainingStopped(diverged=describe_divergence(bad_step, row))
             feed = self._train_feed
-            if step == last_step or keeps or too_many_lost(config, totals["lost"], feed.num_images):
+            if (
+                step == last_step
+                or keeps
+                or too_many_unreadable(config, totals["lost"], feed.num_images)
+            ):
                 if totals["lost"]:
-                    losses = [*losses, *feed.take_losses()][:MAX_NAMES]
-                self._refuse_losses(feed, int(totals["lost"]), losses)
+                    unreadable = [*unreadable, *feed.take_unreadable()][:MAX_NAMES]
+                self._refuse_unreadable(feed, int(totals["lost"]), unreadable)
             if step == last_step:
-                return row, losses
+                return row, unreadable
             if self.recorder and keeps:
                 middle = replace(
                     progress,
@@ -266,7 +271,7 @@ class Training:
                     row=row,
                     totals=metrics.rescale(totals, 1 / self._place.world_size),
                     peak_norm=row[metrics.PEAK_NORM],
-                    losses=tuple(losses),
+                    unreadable=tuple(unreadable),
                 )
                 self.recorder.save(state.serialize, middle)
             if self.recorder:
@@ -282,13 +287,13 @@ class Training:
         if self._val_feed is None:
             return {}, 0, [], None
         val, answers = evaluate(self._state.evaluated, self._val_feed, self._settings, self._place)
-        losses = self._val_feed.take_losses() if val["lost"] else []
-        num_lost = int(val["lost"])
-        self._refuse_losses(self._val_feed, num_lost, losses)
+        unreadable = self._val_feed.take_unreadable() if val["lost"] else []
+        num_unreadable = int(val["lost"])
+        self._refuse_unreadable(self._val_feed, num_unreadable, unreadable)
         names = {metrics.VAL_LOSS: "loss", metrics.VAL_TOP1: "top1", metrics.VAL_TOP5: "top5"}
         predictions = answers.reduce(self._place.world_size, self.progress.classes)
         means = {metric: val[name] for metric, name in names.items()}
-        return means, num_lost, losses, predictions
+        return means, num_unreadable, unreadable, predictions
 
     def _take_step(self, step: int, phase: Phase) -> tuple[float, dict[str, torch.Tensor]]:
         """Take an optimizer step; return its learning rate and what `train_step` tells."""
@@ -315,12 +320,14 @@ class Training:
         state.update_average()
         return rate, told
 
-    def _refuse_losses(self, feed: Feed, num_lost: int, losses: list[str]) -> None:
-        if (problem := describe_losses(self._config, feed, num_lost, losses)) is not None:
-            raise Stop(lost=problem)
+    def _refuse_unreadable(self, feed: Feed, num_unreadable: int, unreadable: list[str]) -> None:
+        if (
+            problem := describe_unreadable(self._config, feed, num_unreadable, unreadable)
+        ) is not None:
+            raise TrainingStopped(lost=problem)
 
 
-def find_checkpoint(run: str, place: Place) -> int | None:
+def find_checkpoint(run: str, place: WorkerContext) -> int | None:
     """Return the step that all ranks resume from, as rank 0 sees it; None to start anew."""
     step = checkpoint.find_latest(run) if place.rank == 0 else None
     return broadcast_from_rank_zero(step) if place.world_size > 1 else step
@@ -342,14 +349,14 @@ def training_row(
         metrics.TRAIN_LOSS: means["loss"],
         metrics.TRAIN_TOP1: means["top1"],
         metrics.LEARNING_RATE: learning_rate,
-        metrics.LOST_IMAGES: int(means["lost"]),
+        metrics.UNREADABLE_IMAGES: int(means["lost"]),
         **{name: mean for name, mean in means.items() if name.startswith("clip/")},
     }
 
 
 def evaluate(
-    model: nn.Module, feed: Feed, settings: StepSettings, place: Place
-) -> tuple[dict[str, float], Answers]:
+    model: nn.Module, feed: Feed, settings: StepSettings, place: WorkerContext
+) -> tuple[dict[str, float], EpochPredictions]:
     """Measure the model on each image of the feed's split once, over all ranks.
 
     Returns:
@@ -358,7 +365,7 @@ def evaluate(
     """
     model.eval()
     sums = metrics.Sums(metrics.EVAL_SUMS, place.device)
-    answers = Answers(feed.num_images, feed.first_row, place.device)
+    answers = EpochPredictions(feed.num_images, feed.first_row, place.device)
     for _ in range(feed.batches_per_epoch):
         told = eval_step(model, *feed.next(), settings=settings)
         sums.add(told)

@@ -35,8 +35,8 @@ TRAIN_S = "time/train_s"
 TOTAL_S = "time/total_s"
 FIRST_BATCH_S = "ingest/first_batch_s"
 WAIT_S = "ingest/wait_s"
-LOST_IMAGES = "ingest/lost_images"
-LOST_NAMES = "ingest/lost_names"
+UNREADABLE_IMAGES = "ingest/lost_images"
+UNREADABLE_NAMES = "ingest/lost_names"
 IMAGES_PER_S = "ingest/images_per_s"
 
 SUMMARIES = {
@@ -129,7 +129,7 @@ def means_of(totals: Mapping[str, float]) -> dict[str, float]:
     """Turn totals into means.
 
     `loss_sum` becomes `loss`, the mean over images, and so on; what isn't a sum over images is the
-    mean over steps. `count` stays the number of images, `lost` that of those that could not be had
+    mean over steps. `count` stays the number of images, `lost` that of those that could not be read
     (a phase that lost all has means of 0), `steps` that of steps over all ranks, `finite` that of
     steps whose gradient was finite.
     """

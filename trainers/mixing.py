@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
 
-from datasets.plan import LOST
+from datasets.plan import IGNORE_INDEX
 from trainers.config import LossConfig
 
 
@@ -37,7 +37,7 @@ def build_mix(
 
 
 def smooth_targets(labels_B: Tensor, num_classes: int, label_smoothing: float) -> Tensor:
-    """Return float32 targets_BK; a LOST image has none, and lends its neighbours none."""
+    """Return float32 targets_BK; a IGNORE_INDEX image has none, and lends its neighbours none."""
     targets_BK = F.one_hot(labels_B.clamp(min=0), num_classes).float()
     targets_BK = targets_BK * (1 - label_smoothing) + label_smoothing / num_classes
-    return targets_BK * (labels_B != LOST)[:, None]
+    return targets_BK * (labels_B != IGNORE_INDEX)[:, None]

@@ -6,7 +6,7 @@ import torch
 
 from datasets.shards import Manifest
 from trainers.config import NORMALIZATIONS, FinetuneConfig
-from trainers.feed import Place
+from trainers.feed import WorkerContext
 from trainers.mixing import build_mix
 from trainers.networks.backbones import find
 from trainers.state import autocast_dtype
@@ -28,7 +28,9 @@ def step_settings(config: FinetuneConfig, device: torch.device) -> StepSettings:
     )
 
 
-def train_settings(config: FinetuneConfig, manifest: Manifest, place: Place) -> StepSettings:
+def train_settings(
+    config: FinetuneConfig, manifest: Manifest, place: WorkerContext
+) -> StepSettings:
     """Collect what a step of training needs to know besides."""
     weights_K = None
     if config.loss.class_weights == "balanced":

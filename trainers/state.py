@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from cluster.io.errors import UserError
 from trainers.config import ComputeConfig, FinetuneConfig, Phase
-from trainers.feed import Place
+from trainers.feed import WorkerContext
 from trainers.networks.backbones import build, find
 from trainers.networks.cut import Suffix, behind
 from trainers.networks.freezing import freeze, has_live_batchnorm, resolve_depth, train_mode
@@ -62,7 +62,7 @@ class TrainState:
     network: nn.Module
     """What a step calls: the model, or its DDP wrapper, compiled where asked."""
 
-    def __init__(self, config: FinetuneConfig, num_classes: int, place: Place) -> None:
+    def __init__(self, config: FinetuneConfig, num_classes: int, place: WorkerContext) -> None:
         self._config, self._place = config, place
         self._suffixes: dict[nn.Module, Suffix] = {}
         self.model = build(config.model.backbone, num_classes)

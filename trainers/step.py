@@ -15,7 +15,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from datasets.plan import LOST
+from datasets.plan import IGNORE_INDEX
 from trainers.config import OptimConfig
 from trainers.networks.backbones import unwrap
 from trainers.optim import clip_gradients
@@ -102,8 +102,8 @@ def train_step(
 ) -> dict[str, Tensor]:
     """Update the network, put in its mode by `freezing.train_mode`, with one batch.
 
-    Images labelled LOST pass through, so that every batch has its size, and count nowhere. Random
-    numbers (dropout, mixing) come from torch's global state.
+    Images labelled IGNORE_INDEX pass through, so that every batch has its size, and count nowhere.
+    Random numbers (dropout, mixing) come from torch's global state.
 
     Args:
         scaler: of the loss, for float16.
@@ -156,12 +156,14 @@ def eval_step(
     """
     labels_B = labels_B.long()
     logits_BK = predict(unwrap(model), images, settings)
-    count = (labels_B != LOST).sum()
+    count = (labels_B != IGNORE_INDEX).sum()
     confidence_B, predicted_B = logits_BK.softmax(dim=1).max(dim=1)
     return {
         "count": count,
         "lost": len(labels_B) - count,
-        "loss_sum": F.cross_entropy(logits_BK, labels_B, ignore_index=LOST, reduction="sum"),
+        "loss_sum": F.cross_entropy(
+            logits_BK, labels_B, ignore_index=IGNORE_INDEX, reduction="sum"
+        ),
         "top1_sum": _top_k_sum(logits_BK, labels_B, 1),
         "top5_sum": _top_k_sum(logits_BK, labels_B, 5),
         "labels_B": labels_B,
@@ -185,11 +187,11 @@ def _loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the sum of the images' losses, and what `train_step` tells of a batch."""
     inputs = to_inputs(images, settings)
-    count = (labels_B != LOST).sum()
+    count = (labels_B != IGNORE_INDEX).sum()
     targets, answers_B = labels_B, labels_B
     if settings.mix is not None:
         inputs, targets = settings.mix(inputs, labels_B)
-        answers_B = torch.where(labels_B != LOST, targets.argmax(dim=1), LOST)
+        answers_B = torch.where(labels_B != IGNORE_INDEX, targets.argmax(dim=1), IGNORE_INDEX)
     logits_BK, *aux_logits = _forward(network, inputs, settings)
     loss_sum = _cross_entropy_sum(logits_BK, targets, settings)
     told = {
@@ -211,7 +213,7 @@ def _cross_entropy_sum(logits_BK: Tensor, targets: Tensor, settings: StepSetting
         targets,
         weight=settings.class_weights_K,
         label_smoothing=settings.label_smoothing if are_labels else 0.0,
-        ignore_index=LOST,
+        ignore_index=IGNORE_INDEX,
         reduction="sum",
     )
 

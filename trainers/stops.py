@@ -13,7 +13,7 @@ from trainers.feed import Feed
 logger = logging.getLogger(__name__)
 
 
-class Stop(Exception):
+class TrainingStopped(Exception):
     """Ends a run, on all ranks at the same step, and says why in one sentence."""
 
     def __init__(self, *, diverged: str | None = None, lost: str | None = None) -> None:
@@ -21,27 +21,29 @@ class Stop(Exception):
         self.diverged, self.lost = diverged, lost
 
 
-def too_many_lost(config: FinetuneConfig, num_lost: float, num_images: int) -> bool:
-    return num_lost > config.ingest.max_bad_fraction * num_images
+def too_many_unreadable(config: FinetuneConfig, num_unreadable: float, num_images: int) -> bool:
+    return num_unreadable > config.ingest.max_bad_fraction * num_images
 
 
-def describe_losses(
-    config: FinetuneConfig, feed: Feed, num_lost: int, names: list[str]
+def describe_unreadable(
+    config: FinetuneConfig, feed: Feed, num_unreadable: int, names: list[str]
 ) -> str | None:
     """Warn of the images lost in an epoch; return why the run stops where they are too many.
 
     Args:
         names: of the first of them.
     """
-    if not num_lost:
+    if not num_unreadable:
         return None
-    told = f"{num_lost} of {feed.num_images} {feed.split} images could not be had: {names[0]}"
-    if too_many_lost(config, num_lost, feed.num_images):
+    told = (
+        f"{num_unreadable} of {feed.num_images} {feed.split} images could not be read: {names[0]}"
+    )
+    if too_many_unreadable(config, num_unreadable, feed.num_images):
         return (
             f"ingest.max_bad_fraction is {config.ingest.max_bad_fraction}: {told} ...; repair or "
             "prepare the data again, or allow more with --max-bad-fraction"
         )
-    logger.warning("%s%s", told, " ..." if num_lost > 1 else "")
+    logger.warning("%s%s", told, " ..." if num_unreadable > 1 else "")
     return None
 
 

@@ -9,7 +9,7 @@ from datasets.shards import Manifest
 from trainers import launch
 from trainers.run.folder import FREE_IN_INGEST
 from tuning.config import TuningConfig
-from tuning.findings import read_sweep_config
+from tuning.record import read_sweep_config
 from tuning.space import models, training_of
 
 # What may differ when a sweep is resumed; all else would make it another sweep.

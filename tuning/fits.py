@@ -15,9 +15,9 @@ from ray.tune.experiment import Trial
 
 from trainers import launch
 from trainers.config import FinetuneConfig
-from trainers.feed import Prefix
+from trainers.feed import PrefixFeatures
 from tuning.config import TuningConfig
-from tuning.search import SittingCallback, run_folder
+from tuning.search import SessionCallback, run_folder
 
 ABORT_TIMEOUT_S = 20.0
 """How long a training may take to end its workers before it is killed."""
@@ -30,7 +30,7 @@ class Fits:
         self._running: dict[str, ray.ObjectRef] = {}
 
     async def run(
-        self, config: FinetuneConfig, *, num_concurrent: int, prefix: Prefix | None
+        self, config: FinetuneConfig, *, num_concurrent: int, prefix: PrefixFeatures | None
     ) -> None:
         """Train, or wait for the training in this run folder that a killed trial has begun."""
         if config.out not in self._running:
@@ -59,7 +59,7 @@ def start_fits() -> ActorHandle:
     return actor
 
 
-class AbortFits(SittingCallback):
+class AbortFits(SessionCallback):
     """Abort what a trial leaves behind: of a pruned one, Tune ends the process alone."""
 
     def __init__(self, config: TuningConfig, fits: ActorHandle) -> None:

@@ -8,7 +8,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.importance import PedAnovaImportanceEvaluator
 
-from tuning.leaderboard import Standing
+from tuning.leaderboard import TrialResult
 from tuning.space import AXES, LEARNING_RATE
 
 MIN_TRIALS = 6
@@ -17,7 +17,7 @@ TOP_SHARE = 0.25
 """Trials that count as the best."""
 
 
-def rank_axes(standings: Sequence[Standing]) -> dict[str, float]:
+def rank_axes(standings: Sequence[TrialResult]) -> dict[str, float]:
     """Return the share of each axis, the largest first; together they are 1.
 
     PED-ANOVA compares where the best quarter of the trials lies with where all lie: an axis matters

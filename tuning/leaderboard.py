@@ -37,7 +37,7 @@ class Ended:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class TrialResult:
     """A trial's place."""
 
     rank: int
@@ -63,7 +63,7 @@ class Standing:
         return values | values.pop("point")
 
 
-def rank(trials: Iterable[Ended], *, epochs: int, class_counts: Sequence[int]) -> list[Standing]:
+def rank(trials: Iterable[Ended], *, epochs: int, class_counts: Sequence[int]) -> list[TrialResult]:
     """Rank trials by the best validation accuracy in their run folders; the faster wins a tie.
 
     Args:
@@ -74,7 +74,7 @@ def rank(trials: Iterable[Ended], *, epochs: int, class_counts: Sequence[int]) -
     measured.sort(
         key=lambda row: (row["val_top1"] is None, -(row["val_top1"] or 0.0), row["seconds"])
     )
-    return [Standing(rank=i, **row) for i, row in enumerate(measured, start=1)]
+    return [TrialResult(rank=i, **row) for i, row in enumerate(measured, start=1)]
 
 
 def _measure(trial: Ended, epochs: int, class_counts: Sequence[int]) -> dict[str, Any]:
@@ -96,12 +96,12 @@ def _measure(trial: Ended, epochs: int, class_counts: Sequence[int]) -> dict[str
     }
 
 
-def find_winner(standings: Sequence[Standing]) -> Standing | None:
+def find_winner(standings: Sequence[TrialResult]) -> TrialResult | None:
     """Return the best trial, unless none learned."""
     return next((row for row in standings if row.verdict == LEARNS), None)
 
 
-def write_leaderboard(out: str, standings: Sequence[Standing], **facts: Any) -> None:
+def write_leaderboard(out: str, standings: Sequence[TrialResult], **facts: Any) -> None:
     """Write OUT/leaderboard.csv and, last, OUT/leaderboard.json with `facts` beside the trials."""
     rows = [row.to_dict() for row in standings]
     text = io.StringIO()
@@ -115,7 +115,7 @@ def write_leaderboard(out: str, standings: Sequence[Standing], **facts: Any) -> 
     )
 
 
-def read_leaderboard(out: str) -> tuple[list[Standing], dict[str, Any]] | None:
+def read_leaderboard(out: str) -> tuple[list[TrialResult], dict[str, Any]] | None:
     """Read a leaderboard and the facts beside it; None where there is none.
 
     Its runs are those in this folder, wherever the sweep lay when it ended.
@@ -131,14 +131,14 @@ def read_leaderboard(out: str) -> tuple[list[Standing], dict[str, Any]] | None:
     for row in facts.pop("trials"):
         point = {axis: row.pop(axis) for axis in AXES}
         try:
-            standing = build(Standing, row | {"point": point}, "trials.")
+            standing = build(TrialResult, row | {"point": point}, "trials.")
         except ValueError as error:
             raise damaged(uri, error) from None
         standings.append(replace(standing, run=storage.join(out, "trials", standing.trial_id)))
     return standings, facts | {"sync": facts["sync"] or []}
 
 
-def show_standing(row: Standing) -> tuple[str, ...]:
+def show_standing(row: TrialResult) -> tuple[str, ...]:
     """Return a trial's cells under COLUMNS."""
     return (
         str(row.rank),
@@ -151,7 +151,7 @@ def show_standing(row: Standing) -> tuple[str, ...]:
     )
 
 
-def print_leaderboard(standings: Sequence[Standing], console: Console | None = None) -> None:
+def print_leaderboard(standings: Sequence[TrialResult], console: Console | None = None) -> None:
     """Print a table, or aligned plain text where the output is not a terminal."""
     console = console or Console()
     header = [*COLUMNS, "trial"]

@@ -15,7 +15,7 @@ from trainers.config import FinetuneConfig
 from trainers.tracking.mirror import TRIAL, RunMirror
 from trainers.tracking.thread import CLOSE_TIMEOUT_S
 from tuning.config import TuningConfig
-from tuning.search import STATE_FOLDER, SittingCallback, point_of
+from tuning.search import STATE_FOLDER, SessionCallback, point_of
 from tuning.sharing.reuse import read_origin, record
 from tuning.space import describe
 from tuning.states import FAILED, FINISHED, PRUNED, RUNNING, TrialStates
@@ -23,7 +23,7 @@ from tuning.sweep_display import SweepDisplay
 from tuning.trial import Shared, config_of
 
 
-class Progress(SittingCallback):
+class SweepProgress(SessionCallback):
     """Tell the display of the trials, keep their mirrors and trials.json."""
 
     def __init__(

@@ -27,7 +27,7 @@ from trainers.run import checkpoint
 from trainers.run.evaluations import read_evaluation
 from trainers.run.folder import open_run, read_config, read_result
 from trainers.tracking.run import sync_command
-from tuning.leaderboard import Standing, find_winner, read_leaderboard
+from tuning.leaderboard import TrialResult, find_winner, read_leaderboard
 from tuning.seeds import MEASURES, print_seeds, summarize
 from tuning.winner import LONGER, evaluate_once
 
@@ -101,7 +101,7 @@ def run_promote(config: PromoteConfig) -> dict[str, Any]:
     return summary
 
 
-def find_promoted(sweep: str) -> Standing:
+def find_promoted(sweep: str) -> TrialResult:
     """Return the winner of a finished sweep.
 
     Raises:
@@ -123,7 +123,7 @@ def find_promoted(sweep: str) -> Standing:
 
 
 def plan_seeds(
-    config: PromoteConfig, winner: Standing, sweep: str, out: str
+    config: PromoteConfig, winner: TrialResult, sweep: str, out: str
 ) -> list[FinetuneConfig]:
     """Return a training per seed: the winner's, but longer and on validation images as well."""
     base = read_config(winner.run)
@@ -177,7 +177,7 @@ def _train(training: FinetuneConfig) -> str | None:
 
 
 def _summarize(
-    trainings: Sequence[FinetuneConfig], winner: Standing, sweep: str, manifest: Manifest
+    trainings: Sequence[FinetuneConfig], winner: TrialResult, sweep: str, manifest: Manifest
 ) -> dict[str, Any]:
     """Test each seed, unless that is done; return what promoted.json holds."""
     assert winner.best_epoch is not None, "a trial that learned has finished an epoch"

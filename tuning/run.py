@@ -26,14 +26,14 @@ from tuning.fits import AbortFits, start_fits
 from tuning.heads import train_heads
 from tuning.leaderboard import (
     Ended,
-    Standing,
+    TrialResult,
     find_winner,
     print_leaderboard,
     rank,
     read_leaderboard,
     write_leaderboard,
 )
-from tuning.progress import Progress
+from tuning.progress import SweepProgress
 from tuning.search import STATE_FOLDER, build_tuner, count_trials, point_of, run_folder
 from tuning.sharing.cache import cache_uri
 from tuning.sharing.plan import SharingPlan, plan_sharing
@@ -66,7 +66,7 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
     known = read_leaderboard(config.out)
     if known is not None and all(row.state != "failed" for row in known[0]):
         standings, facts = known
-        terminal.tell(
+        terminal.report(
             f"{config.out} holds this sweep of {len(standings)} trials, finished: reusing it"
         )
         connect(config.base.cluster.address, quiet=True)
@@ -98,7 +98,7 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
     shared = _share(config, manifest, store, built)
     display = SweepDisplay(config, manifest, num_trials=num_trials, num_concurrent=num_concurrent)
     states = TrialStates(config.out, num_trials=num_trials)
-    progress = Progress(config, shared, display, states)
+    progress = SweepProgress(config, shared, display, states)
     trial = build_trial(config, resources, shared, num_concurrent=num_concurrent)
     callbacks: list[tune.Callback] = [progress]
     if shared.fits is not None:
@@ -240,7 +240,7 @@ def _ended(
 
 
 def _test_winner(
-    config: TuningConfig, manifest: Manifest, standings: Sequence[Standing]
+    config: TuningConfig, manifest: Manifest, standings: Sequence[TrialResult]
 ) -> dict[str, Any] | None:
     """Return the winner's measures on the test split, where there are both."""
     winner = find_winner(standings)
@@ -250,7 +250,7 @@ def _test_winner(
 
 
 def _close(
-    config: TuningConfig, manifest: Manifest, standings: list[Standing], facts: dict[str, Any]
+    config: TuningConfig, manifest: Manifest, standings: list[TrialResult], facts: dict[str, Any]
 ) -> dict[str, Any]:
     """Print the leaderboard, evaluate the winner, name the next commands."""
     print()

@@ -21,7 +21,7 @@ STATE_FOLDER = "tune"
 """Below the sweep's folder: what Tune needs to resume."""
 
 
-class SittingCallback(tune.Callback):
+class SessionCallback(tune.Callback):
     """A callback of this sitting alone.
 
     Tune pickles callbacks into a sweep's state; the actors and threads of a driver that died can't

@@ -112,7 +112,7 @@ class SweepDisplay:
 
     def _tell(self, trial: Running, news: str, *, warning: bool = False) -> None:
         number = f"trial {trial.number}/{self._num_trials}"
-        terminal.tell(f"[{self._clock()}] {number} {trial.name}  {news}", warning=warning)
+        terminal.report(f"[{self._clock()}] {number} {trial.name}  {news}", warning=warning)
 
     def _clock(self) -> str:
         minutes, seconds = divmod(int(time.monotonic() - self._started_s), 60)

@@ -14,7 +14,7 @@ from cluster.runtime import Resources
 from cluster.scaling import in_process, plan_workers
 from trainers import launch, metrics
 from trainers.config import FinetuneConfig
-from trainers.feed import Prefix
+from trainers.feed import PrefixFeatures
 from trainers.networks.freezing import count_frozen, is_head_only
 from trainers.run.folder import is_over, read_result
 from trainers.run.rows import RowReader, epoch_rows
@@ -34,7 +34,7 @@ LEAVE_TIMEOUT_S = "60"
 class Shared:
     """What the trials of a sweep have in common; empty where nothing is shared."""
 
-    prefixes: dict[tuple[str, int], Prefix] = field(default_factory=dict)
+    prefixes: dict[tuple[str, int], PrefixFeatures] = field(default_factory=dict)
     """Features by initialization and frozen stages."""
     heads: dict[str, str] = field(default_factory=dict)
     """By initialization: the head that its deeper trials start from."""
@@ -47,7 +47,7 @@ class Shared:
     fits: ActorHandle | None = None
     """The actor that trains in workers: see fits.py; None where every trial trains in process."""
 
-    def prefix_of(self, config: FinetuneConfig) -> Prefix | None:
+    def prefix_of(self, config: FinetuneConfig) -> PrefixFeatures | None:
         """Return the features that a training can use instead of images."""
         return self.prefixes.get((config.model.init, count_frozen(config.model)))
 
@@ -138,7 +138,7 @@ def _copy_known(config: FinetuneConfig, shared: Shared) -> None:
 
 
 def _train_in_workers(
-    config: FinetuneConfig, fits: ActorHandle, prefix: Prefix | None, *, num_concurrent: int
+    config: FinetuneConfig, fits: ActorHandle, prefix: PrefixFeatures | None, *, num_concurrent: int
 ) -> None:
     """Have it trained, passing on the epochs it writes.
 

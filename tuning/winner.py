@@ -12,7 +12,7 @@ from trainers.run import checkpoint
 from trainers.run.evaluations import read_evaluation
 from trainers.run.folder import read_config
 from trainers.tracking.evaluation import track_evaluation
-from tuning.leaderboard import Standing
+from tuning.leaderboard import TrialResult
 
 LONGER = 3
 """The winner is worth this many times the epochs of a trial."""
@@ -36,7 +36,7 @@ def evaluate_once(run: str) -> dict[str, Any]:
     return result
 
 
-def train_longer(winner: Standing, out: str) -> str:
+def train_longer(winner: TrialResult, out: str) -> str:
     """Write the command that trains the winner's config from its start, but longer."""
     config = read_config(winner.run)
     return command_of(

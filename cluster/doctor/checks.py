@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from cluster.doctor.findings import Finding, fail, group, ok, warn
-from cluster.doctor.nodes import Answers, Node, Trouble
+from cluster.doctor.nodes import Node, ProbeError, Replies
 from cluster.doctor.probes import DECODERS
+from cluster.doctor.results import CheckResult, fail, group, ok, warn
 
 SPILL_LIMIT = 0.95
 """Ray writes no object to a disk that is fuller than this."""
@@ -15,14 +15,14 @@ SKEW_WARN_S, SKEW_FAIL_S = 2.0, 300.0
 LOOK_AT_NODE = "look at its logs, load, network and disks, or leave the node out"
 
 
-def separate(check: str, answers: Answers, remedy: str) -> tuple[dict[str, Any], list[Finding]]:
+def separate(check: str, answers: Replies, remedy: str) -> tuple[dict[str, Any], list[CheckResult]]:
     """Tell answers from trouble; what is trouble has failed."""
-    good = {node: answer for node, answer in answers.items() if not isinstance(answer, Trouble)}
+    good = {node: answer for node, answer in answers.items() if not isinstance(answer, ProbeError)}
     troubles = {node: str(answer) for node, answer in answers.items() if node not in good}
     return good, [fail(check, text, remedy, nodes) for text, nodes in group(troubles).items()]
 
 
-def judge_nodes(answers: Answers, nodes: list[Node], num_dead: int) -> list[Finding]:
+def judge_nodes(answers: Replies, nodes: list[Node], num_dead: int) -> list[CheckResult]:
     """Whether every node starts a process; answers are those to any question."""
     good, findings = separate("nodes", answers, LOOK_AT_NODE)
     if num_dead:
@@ -42,7 +42,7 @@ def judge_nodes(answers: Answers, nodes: list[Node], num_dead: int) -> list[Find
 _UNITS = ("CPU", "GPU")
 
 
-def judge_versions(answers: Answers, ours: Mapping[str, str]) -> list[Finding]:
+def judge_versions(answers: Replies, ours: Mapping[str, str]) -> list[CheckResult]:
     """Every node must have what this process has."""
     good, findings = separate("versions", answers, LOOK_AT_NODE)
     texts = {}
@@ -67,7 +67,7 @@ def judge_versions(answers: Answers, ours: Mapping[str, str]) -> list[Finding]:
     return findings
 
 
-def judge_space(answers: Answers, nodes: list[Node]) -> list[Finding]:
+def judge_space(answers: Replies, nodes: list[Node]) -> list[CheckResult]:
     """Shared memory against the object store, and the disk that it spills to."""
     good, findings = separate("space", answers, LOOK_AT_NODE)
     stores = {node.name: node.resources.get("object_store_memory", 0.0) for node in nodes}
@@ -96,7 +96,7 @@ def judge_space(answers: Answers, nodes: list[Node]) -> list[Finding]:
     return findings
 
 
-def judge_decoders(answers: Answers) -> list[Finding]:
+def judge_decoders(answers: Replies) -> list[CheckResult]:
     """Every decoder must decode a JPEG on every node."""
     good, findings = separate("decoders", answers, LOOK_AT_NODE)
     texts = {
@@ -112,7 +112,7 @@ def judge_decoders(answers: Answers) -> list[Finding]:
     return findings
 
 
-def judge_datasets(answers: Answers) -> list[Finding]:
+def judge_datasets(answers: Replies) -> list[CheckResult]:
     """`datasets` must be Thaw's own on every node."""
     good, findings = separate("datasets", answers, LOOK_AT_NODE)
     texts = {node: f"datasets is {foreign}" for node, foreign in good.items() if foreign}
@@ -121,7 +121,7 @@ def judge_datasets(answers: Answers) -> list[Finding]:
     return findings or [ok("datasets", f"Thaw's own on {_count(good)}")]
 
 
-def judge_auth(answers: Answers, nodes: list[Node]) -> list[Finding]:
+def judge_auth(answers: Replies, nodes: list[Node]) -> list[CheckResult]:
     """Who reaches the cluster can run anything on it, unless it asks for a token."""
     good, findings = separate("auth", answers, LOOK_AT_NODE)
     without = [node for node, mode in good.items() if mode != "token"]
@@ -138,7 +138,7 @@ def judge_auth(answers: Answers, nodes: list[Node]) -> list[Finding]:
     return findings or [ok("auth", f"a token is asked for, on {_count(good)}")]
 
 
-def judge_clock(offsets_s: Answers) -> list[Finding]:
+def judge_clock(offsets_s: Replies) -> list[CheckResult]:
     """Compare the nodes' clocks with this machine's."""
     good, findings = separate("clock", offsets_s, LOOK_AT_NODE)
     ahead = {

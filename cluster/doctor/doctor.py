@@ -34,9 +34,9 @@ from cluster.doctor.checks import (
     judge_space,
     judge_versions,
 )
-from cluster.doctor.findings import Finding, fail, has_failed, summarize, to_json
-from cluster.doctor.nodes import Answers, Examiners, Trouble, find_nodes
+from cluster.doctor.nodes import NodeProbes, ProbeError, Replies, find_nodes
 from cluster.doctor.pair import check_all_reduce
+from cluster.doctor.results import CheckResult, fail, has_failed, summarize, to_json
 from cluster.doctor.storage_checks import ask_data, ask_out, judge_data
 from cluster.doctor.wandb_reach import check_wandb
 from cluster.tools import Tools
@@ -64,7 +64,7 @@ def run_doctor(config: DoctorConfig, tools: Tools) -> None:
         raise SystemExit(1)
 
 
-def examine(config: DoctorConfig, tools: Tools) -> Iterator[Finding]:
+def examine(config: DoctorConfig, tools: Tools) -> Iterator[CheckResult]:
     """Connect, and yield what each check finds, one check after the other.
 
     Raises:
@@ -81,50 +81,58 @@ def examine(config: DoctorConfig, tools: Tools) -> Iterator[Finding]:
         return
     nodes = find_nodes()
     num_dead = len(ray.nodes()) - len(nodes)
-    with Examiners(nodes, config.timeout_s) as examiners:
-        ready = examiners.ask(probes.read_clock).answers()
+    with NodeProbes(nodes, config.timeout_s) as probes_of_nodes:
+        ready = probes_of_nodes.ask(probes.read_clock).answers()
         yield from judge_nodes(ready, nodes, num_dead)
-        examiners.leave_out([name for name, answer in ready.items() if isinstance(answer, Trouble)])
-        if examiners.nodes:
-            yield from _examine_nodes(examiners, config, tools, out, data)
+        probes_of_nodes.leave_out(
+            [name for name, answer in ready.items() if isinstance(answer, ProbeError)]
+        )
+        if probes_of_nodes.nodes:
+            yield from _examine_nodes(probes_of_nodes, config, tools, out, data)
     yield from check_wandb()
 
 
 def _examine_nodes(
-    examiners: Examiners, config: DoctorConfig, tools: Tools, out: str | None, data: str | None
-) -> Iterator[Finding]:
-    nodes = examiners.nodes
-    yield from judge_clock(_measure_clocks(examiners))  # first: the others keep the nodes busy
-    versions = examiners.ask(probes.find_versions)
-    space = examiners.ask(probes.find_space)
-    decoders = examiners.ask(probes.find_broken_decoders)
-    foreign = examiners.ask(probes.find_datasets)
-    auth = examiners.ask(probes.find_auth_mode)
-    fingerprints = ask_data(examiners, tools, data) if data else None
+    probes_of_nodes: NodeProbes,
+    config: DoctorConfig,
+    tools: Tools,
+    out: str | None,
+    data: str | None,
+) -> Iterator[CheckResult]:
+    nodes = probes_of_nodes.nodes
+    yield from judge_clock(
+        _measure_clocks(probes_of_nodes)
+    )  # first: the others keep the nodes busy
+    versions = probes_of_nodes.ask(probes.find_versions)
+    space = probes_of_nodes.ask(probes.find_space)
+    decoders = probes_of_nodes.ask(probes.find_broken_decoders)
+    foreign = probes_of_nodes.ask(probes.find_datasets)
+    auth = probes_of_nodes.ask(probes.find_auth_mode)
+    fingerprints = ask_data(probes_of_nodes, tools, data) if data else None
     yield from judge_versions(versions.answers(), probes.find_versions())
     yield from judge_space(space.answers(), nodes)
     yield from judge_decoders(decoders.answers())
     yield from judge_datasets(foreign.answers())
     yield from judge_auth(auth.answers(), nodes)
     if out:
-        yield from ask_out(examiners, tools, out)
+        yield from ask_out(probes_of_nodes, tools, out)
     if data and fingerprints:
         yield from judge_data(fingerprints.answers(), data)
-    yield from check_all_reduce(examiners, tools.time_all_reduce, config.timeout_s)
+    yield from check_all_reduce(probes_of_nodes, tools.time_all_reduce, config.timeout_s)
 
 
-def _measure_clocks(examiners: Examiners) -> Answers:
-    return {node.name: _measure_clock(examiners, node.name) for node in examiners.nodes}
+def _measure_clocks(probes_of_nodes: NodeProbes) -> Replies:
+    return {node.name: _measure_clock(probes_of_nodes, node.name) for node in probes_of_nodes.nodes}
 
 
-def _measure_clock(examiners: Examiners, node: str) -> float | Trouble:
+def _measure_clock(probes_of_nodes: NodeProbes, node: str) -> float | ProbeError:
     """Return by how many seconds a node's clock is ahead: of some answers, the soonest tells."""
     soonest = (inf, 0.0)
     for _ in range(CLOCK_ROUNDS):
         asked_s = probes.read_clock()
-        answer = examiners.ask_each(probes.read_clock, {node: ()}).answers()[node]
+        answer = probes_of_nodes.ask_each(probes.read_clock, {node: ()}).answers()[node]
         answered_s = probes.read_clock()
-        if isinstance(answer, Trouble):
+        if isinstance(answer, ProbeError):
             return answer
         soonest = min(soonest, (answered_s - asked_s, answer - (asked_s + answered_s) / 2))
     return soonest[1]

@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.doctor.findings import shorten
+from cluster.doctor.results import shorten
 
 THREADS = 16
 """Questions a node answers at the same time, more than there are."""
@@ -32,7 +32,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Trouble:
+class ProbeError:
     """In place of an answer: why there is none."""
 
     reason: str
@@ -41,7 +41,7 @@ class Trouble:
         return self.reason
 
 
-Answers = dict[str, Any]
+Replies = dict[str, Any]
 """Name of a node -> what it answered, or the trouble."""
 
 
@@ -64,7 +64,7 @@ class _Examiner:
         return question(*arguments)
 
 
-class Examiners:
+class NodeProbes:
     """An actor on each node; leave the `with` block, and they are gone."""
 
     def __init__(self, nodes: Sequence[Node], timeout_s: float) -> None:
@@ -78,47 +78,47 @@ class Examiners:
             for node in nodes
         }
 
-    def __enter__(self) -> "Examiners":
+    def __enter__(self) -> "NodeProbes":
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         for actor in self._actors.values():
             ray.kill(actor)
 
-    def ask(self, question: Callable[..., Any], *arguments: Any) -> "Question":
+    def ask(self, question: Callable[..., Any], *arguments: Any) -> "PendingReplies":
         """Put a question to every node, and don't wait for the answers."""
         return self.ask_each(question, {node.name: arguments for node in self.nodes})
 
     def ask_each(
         self, question: Callable[..., Any], arguments: Mapping[str, Sequence[Any]]
-    ) -> "Question":
+    ) -> "PendingReplies":
         """Put a question to some nodes, to each with its own arguments."""
         refs = {
             name: self._actors[name].answer.remote(question, of_node)
             for name, of_node in arguments.items()
         }
-        return Question(refs, self._timeout_s)
+        return PendingReplies(refs, self._timeout_s)
 
     def leave_out(self, names: Sequence[str]) -> None:
         """Ask these nodes nothing more."""
         self.nodes = [node for node in self.nodes if node.name not in names]
 
 
-class Question:
-    """Answers that are on their way."""
+class PendingReplies:
+    """Replies that are on their way."""
 
     def __init__(self, refs: Mapping[str, Any], timeout_s: float) -> None:
         self._refs = refs
         self._timeout_s = timeout_s
         self._deadline_s = time.monotonic() + timeout_s
 
-    def answers(self) -> Answers:
+    def answers(self) -> Replies:
         """Wait for all nodes until the limit, counted from the question; late ones are trouble."""
         left_s = max(0.0, self._deadline_s - time.monotonic())
         refs = list(self._refs.values())
         done, _ = ray.wait(refs, num_returns=len(refs), timeout=left_s) if refs else ([], [])
         return {
-            name: receive(ref) if ref in done else Trouble(f"no answer in {self._timeout_s:g} s")
+            name: receive(ref) if ref in done else ProbeError(f"no answer in {self._timeout_s:g} s")
             for name, ref in self._refs.items()
         }
 
@@ -128,10 +128,10 @@ def receive(ref: Any) -> Any:
     try:
         return ray.get(ref)
     except RayTaskError as error:
-        return Trouble(shorten(f"{type(error.cause).__name__}: {error.cause}"))
+        return ProbeError(shorten(f"{type(error.cause).__name__}: {error.cause}"))
     except RayError as error:  # its process died, or can't read the question
         first_line = str(error).partition("\n")[0]  # a traceback follows
-        return Trouble(shorten(f"{type(error).__name__}: {first_line}"))
+        return ProbeError(shorten(f"{type(error).__name__}: {first_line}"))
 
 
 def on_node(node: Node) -> NodeAffinitySchedulingStrategy:

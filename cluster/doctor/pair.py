@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import ray
 
-from cluster.doctor.findings import Finding, fail, ok
-from cluster.doctor.nodes import Examiners, Node, Trouble, on_node, receive
+from cluster.doctor.nodes import Node, NodeProbes, ProbeError, on_node, receive
+from cluster.doctor.results import CheckResult, fail, ok
 from cluster.tools import AllReduce
 
 OPEN_PORTS = (
@@ -17,14 +17,14 @@ OPEN_PORTS = (
 
 
 def check_all_reduce(
-    examiners: Examiners, time_all_reduce: AllReduce, timeout_s: float
-) -> list[Finding]:
+    probes_of_nodes: NodeProbes, time_all_reduce: AllReduce, timeout_s: float
+) -> list[CheckResult]:
     """Time an all-reduce of 32 MiB: with GPUs by NCCL, where there are two, else by gloo."""
-    pair, use_gpu = choose_pair(examiners.nodes)
+    pair, use_gpu = choose_pair(probes_of_nodes.nodes)
     began_s = time.monotonic()
-    port = examiners.ask_each(find_free_port, {pair[0].name: ()}).answers()[pair[0].name]
+    port = probes_of_nodes.ask_each(find_free_port, {pair[0].name: ()}).answers()[pair[0].name]
     names = list(dict.fromkeys(node.name for node in pair))
-    if isinstance(port, Trouble):
+    if isinstance(port, ProbeError):
         return [fail("all-reduce", str(port), OPEN_PORTS, names)]
     task = ray.remote(num_cpus=0, num_gpus=int(use_gpu), max_retries=0)(time_all_reduce)  # pyright: ignore
     refs = [
@@ -39,7 +39,7 @@ def check_all_reduce(
         ray.cancel(ref, force=True)
     backend = "NCCL" if use_gpu else "gloo"
     answers = [receive(ref) for ref in done]
-    if troubles := [str(answer) for answer in answers if isinstance(answer, Trouble)]:
+    if troubles := [str(answer) for answer in answers if isinstance(answer, ProbeError)]:
         remedy = f"let both have the same torch, and {OPEN_PORTS}"
         return [fail("all-reduce", f"{backend}: {troubles[0]}", remedy, names)]
     if late:

@@ -3,8 +3,8 @@
 import uuid
 
 from cluster.doctor.checks import LOOK_AT_NODE, separate
-from cluster.doctor.findings import Finding, fail, group, ok, shorten
-from cluster.doctor.nodes import Answers, Examiners, Question, Trouble
+from cluster.doctor.nodes import NodeProbes, PendingReplies, ProbeError, Replies
+from cluster.doctor.results import CheckResult, fail, group, ok, shorten
 from cluster.tools import Tools
 
 SHARE = (
@@ -12,31 +12,33 @@ SHARE = (
 )
 
 
-def ask_out(examiners: Examiners, tools: Tools, out: str) -> list[Finding]:
+def ask_out(probes_of_nodes: NodeProbes, tools: Tools, out: str) -> list[CheckResult]:
     """Have each node write a file, read the one of its neighbour, and delete its own.
 
     Neighbours form a ring: wherever storage is not the same for all, it breaks.
     """
-    mark, names = uuid.uuid4().hex[:8], [node.name for node in examiners.nodes]
+    mark, names = uuid.uuid4().hex[:8], [node.name for node in probes_of_nodes.nodes]
     files = {
         name: f"{out.rstrip('/')}/.thaw-doctor-{mark}-{number}" for number, name in enumerate(names)
     }
-    written = examiners.ask_each(
+    written = probes_of_nodes.ask_each(
         _write, {name: (tools, file, name) for name, file in files.items()}
     ).answers()
     good, findings = separate("out", written, "give every node the right to write there")
     ring = list(good)
     neighbours = dict(zip(ring, ring[1:] + ring[:1], strict=True))
-    read = examiners.ask_each(
+    read = probes_of_nodes.ask_each(
         _read, {name: (tools, files[neighbour]) for name, neighbour in neighbours.items()}
     ).answers()
     blind = {
         name: f"doesn't see what {neighbours[name]} wrote to {out}"
         for name, content in read.items()
-        if isinstance(content, Trouble) or content != neighbours[name]
+        if isinstance(content, ProbeError) or content != neighbours[name]
     }
     findings += [fail("out", text, SHARE, nodes) for text, nodes in group(blind).items()]
-    deleted = examiners.ask_each(_delete, {name: (tools, files[name]) for name in ring}).answers()
+    deleted = probes_of_nodes.ask_each(
+        _delete, {name: (tools, files[name]) for name in ring}
+    ).answers()
     _, undeleted = separate("out", deleted, "give every node the right to delete there")
     findings += undeleted
     if not findings:
@@ -47,12 +49,12 @@ def ask_out(examiners: Examiners, tools: Tools, out: str) -> list[Finding]:
     return findings
 
 
-def ask_data(examiners: Examiners, tools: Tools, data: str) -> Question:
+def ask_data(probes_of_nodes: NodeProbes, tools: Tools, data: str) -> PendingReplies:
     """Have each node look at a prepared data set."""
-    return examiners.ask(_find_fingerprint, tools, data)
+    return probes_of_nodes.ask(_find_fingerprint, tools, data)
 
 
-def judge_data(answers: Answers, data: str) -> list[Finding]:
+def judge_data(answers: Replies, data: str) -> list[CheckResult]:
     """The data set must be there for every node, and be the same one."""
     good, findings = separate("data", answers, LOOK_AT_NODE)
     unreadable = {name: found.error for name, found in good.items() if isinstance(found, Unread)}

@@ -11,13 +11,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 
-from cluster.doctor.findings import Finding, fail, ok, shorten, warn
+from cluster.doctor.results import CheckResult, fail, ok, shorten, warn
 
 SERVER = "https://api.wandb.ai"
 TIMEOUT_S = 10.0
 
 
-def check_wandb(environment: Mapping[str, str] = os.environ) -> list[Finding]:
+def check_wandb(environment: Mapping[str, str] = os.environ) -> list[CheckResult]:
     """Ask the server who we are, as W&B's own client does first."""
     key = environment.get("WANDB_API_KEY")
     if environment.get("WANDB_MODE") in ("offline", "disabled") or not key:
@@ -48,7 +48,7 @@ def check_wandb(environment: Mapping[str, str] = os.environ) -> list[Finding]:
     return [ok("wandb", f"{url} knows the key")] if viewer else [refused]
 
 
-def _out_of_reach(url: str, error: Exception) -> Finding:
+def _out_of_reach(url: str, error: Exception) -> CheckResult:
     return warn(
         "wandb",
         f"{url} is out of reach ({shorten(error)})",

@@ -4,7 +4,7 @@
     pipe, CI, job log   the same lines; of long work one on stderr every 10 s, without control codes
     THAW_QUIET=1        results and warnings alone; `--quiet` of every command sets it
 
-News go through `tell`; results are printed.
+News go through `report`; results are printed.
 """
 
 import logging
@@ -31,7 +31,7 @@ def is_quiet() -> bool:
     return bool(os.environ.get(QUIET_VAR))
 
 
-def tell(line: str, *, warning: bool = False) -> None:
+def report(line: str, *, warning: bool = False) -> None:
     """Print news at once, or a warning; where it is quiet, the warning alone."""
     if warning or not is_quiet():
         print(line, flush=True)

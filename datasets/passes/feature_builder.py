@@ -194,7 +194,7 @@ def _find_parts(
                 known[folder] = set(storage.list_names(folder))
             if task.part_name in known[folder]:
                 part = read_part(storage.join(folder, task.part_name))
-                if not part.losses:  # what was lost may be there by now
+                if not part.unreadable:  # what was lost may be there by now
                     found[at, task.number] = part
     return found, [t for t in tasks if any((at, t.number) not in found for at in t.entries)]
 

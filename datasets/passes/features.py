@@ -29,7 +29,7 @@ from ray.data.extensions import ArrowTensorArray
 from cluster.io import storage
 from cluster.io.fields import take_object
 from cluster.io.records import damaged, parse_json, read_object
-from datasets.plan import LOST, Chunk
+from datasets.plan import IGNORE_INDEX, Chunk
 from datasets.read import read_again, read_group, read_metadata
 
 FORMAT_VERSION = 1
@@ -49,8 +49,8 @@ class Part:
     row_groups: tuple[int, ...]
     """Images in each."""
     num_bytes: int
-    losses: tuple[str, ...] = ()
-    """Images that could not be had, whose label is LOST, with the reason."""
+    unreadable: tuple[str, ...] = ()
+    """Images that could not be read, whose label is IGNORE_INDEX, with the reason."""
 
     def __post_init__(self) -> None:
         storage.require_name("parts.name", self.name)
@@ -92,9 +92,9 @@ class FeatureArrays(NamedTuple):
     features: np.ndarray
     """float16 `[N, *shape]`."""
     labels_N: np.ndarray
-    """int64; LOST where the image could not be had."""
+    """int64; IGNORE_INDEX where the image could not be read."""
     image_ids_N: np.ndarray
-    losses: dict[int, str]
+    unreadable: dict[int, str]
     """Row -> which image was lost, and why."""
 
 
@@ -166,8 +166,8 @@ def write_part(
         pa.binary(rows.shape[1] * DTYPE.itemsize), len(rows), [None, pa.py_buffer(rows)]
     )
     table = pa.table({"features": binary, "label": block["label"], "image_id": block["image_id"]})
-    losses = block["loss"].drop_null().to_pylist()
-    facts = {"first_row": first_row, "losses": losses}
+    unreadable = block["loss"].drop_null().to_pylist()
+    facts = {"first_row": first_row, "losses": unreadable}
     table = table.replace_schema_metadata({FACTS: json.dumps(facts)})
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(
@@ -180,7 +180,7 @@ def write_part(
     content = sink.getvalue()
     storage.write_bytes(uri, content.to_pybytes())
     name = uri.rsplit("/", 1)[-1]
-    return Part(name, first_row, row_groups, content.size, tuple(losses))
+    return Part(name, first_row, row_groups, content.size, tuple(unreadable))
 
 
 def read_part(uri: str) -> Part:
@@ -212,16 +212,18 @@ def load_view(view: View) -> FeatureArrays:
         rows = slice(part.first_row, part.first_row + part.num_images)
         features[rows] = _to_array(table, view.shape)
         labels_N[rows], image_ids_N[rows] = table["label"].to_numpy(), table["image_id"].to_numpy()
-    losses = [loss for part in view.parts for loss in part.losses]
-    lost_rows = np.flatnonzero(labels_N == LOST).tolist()
-    return FeatureArrays(features, labels_N, image_ids_N, dict(zip(lost_rows, losses, strict=True)))
+    unreadable = [loss for part in view.parts for loss in part.unreadable]
+    lost_rows = np.flatnonzero(labels_N == IGNORE_INDEX).tolist()
+    return FeatureArrays(
+        features, labels_N, image_ids_N, dict(zip(lost_rows, unreadable, strict=True))
+    )
 
 
 def read_features(chunk: Chunk, *, features: Features) -> Iterator[pa.Table]:
     """Read the features of one chunk into one block, laid out as `read_chunk` does."""
     view = features.views[chunk.epoch % len(features.views)]
     output = np.zeros((chunk.num_images, *view.shape), DTYPE)
-    labels_N = np.full(chunk.num_images, LOST, np.int64)
+    labels_N = np.full(chunk.num_images, IGNORE_INDEX, np.int64)
     image_ids_N = np.zeros(chunk.num_images, np.int64)
     losses_N = np.full(chunk.num_images, None, object)
     starts = [part.first_row for part in view.parts]
@@ -240,7 +242,9 @@ def read_features(chunk: Chunk, *, features: Features) -> Iterator[pa.Table]:
         output[places] = _to_array(table, view.shape)[rows]
         labels_N[places] = table["label"].to_numpy()[rows]
         image_ids_N[places] = table["image_id"].to_numpy()[rows]
-        losses_N[places[labels_N[places] == LOST]] = f"{view.uri}/{part.name}: its image was lost"
+        losses_N[places[labels_N[places] == IGNORE_INDEX]] = (
+            f"{view.uri}/{part.name}: its image was lost"
+        )
     yield pa.table(
         {
             "image": ArrowTensorArray.from_numpy(output),

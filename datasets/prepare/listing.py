@@ -42,7 +42,7 @@ class Listing:
     classes: tuple[str, ...]
     references: pa.Table
     read: Reader
-    """Runs in the tasks: the contents of some references, in their order. What can't be had at
+    """Runs in the tasks: the contents of some references, in their order. What can't be read at
     all comes as the BadImage that says why."""
     version: str
     """Changes with the paths, sizes and modification times of the source."""

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.bench.report import report, to_row
 from tests.bench.steps import NUM_CLASSES, our_step, plain_step, random_batch, training_of
 from trainers.config import ComputeConfig, FinetuneConfig
-from trainers.feed import Place
+from trainers.feed import WorkerContext
 from trainers.networks.backbones import on_meta
 
 BACKBONE, SIZE_PX, BATCH_SIZE = "resnet50", 224, 256
@@ -64,7 +64,7 @@ def product_rate(device: torch.device) -> float:
 
 def bench(name: str, config: FinetuneConfig, device: torch.device, limit: float) -> dict:
     """Return the row of a way to compute; `limit` in images/s."""
-    place = Place(device=device, threads=1, reader_cpus=1)
+    place = WorkerContext(device=device, threads=1, reader_cpus=1)
     images_BHWC, labels_B = (tensor.to(device) for tensor in random_batch(BATCH_SIZE, SIZE_PX, 0))
     steps = {
         "ours": our_step(config, place),

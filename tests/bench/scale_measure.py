@@ -31,10 +31,10 @@ from tests.bench.scale_s3 import serve_s3
 from tests.bench.scale_sweep import measure_mirrors, measure_sweep
 from trainers import metrics
 from trainers.config import FinetuneConfig, ModelConfig, OptimConfig
-from trainers.feed import Place
+from trainers.feed import WorkerContext
 from trainers.loop import training_row
 from trainers.run import checkpoint
-from trainers.run.checkpoint import Progress
+from trainers.run.checkpoint import TrainingProgress
 from trainers.run.rows import JsonlTracker, RowReader
 from trainers.state import TrainState
 from trainers.step import StepSettings, train_step
@@ -165,7 +165,7 @@ def measure_checkpoint() -> dict[str, Any]:
     config = FinetuneConfig(
         data="", model=ModelConfig(backbone=BACKBONE, init="he"), optim=OptimConfig()
     )
-    place = Place(device=torch.device("cpu"), threads=2, reader_cpus=1)
+    place = WorkerContext(device=torch.device("cpu"), threads=2, reader_cpus=1)
     images, labels = torch.zeros(2, 32, 32, 3, dtype=torch.uint8), torch.zeros(2)
     settings = StepSettings(mean=HALF, std=HALF, optim=config.optim)
     num_stages = 5
@@ -184,7 +184,7 @@ def measure_checkpoint() -> dict[str, Any]:
         sizes.append(sum(map(len, contents.values())))
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            checkpoint.save(folder, contents, Progress(global_step=1))
+            checkpoint.save(folder, contents, TrainingProgress(global_step=1))
             write_s.append(time.perf_counter() - start)
     return {"bytes": sizes, "serialize_s": save_s, "write_local_s": write_s}
 
@@ -193,7 +193,7 @@ def measure_network() -> dict[str, Any]:
     """Work, gradients and features of ResNet50 by freeze depth: counted, not timed."""
     config = FinetuneConfig(data="", model=ModelConfig(backbone=BACKBONE, init="he"))
     total, by_depth = count_flops(config, [1, 2, 3, 4, 5])
-    place = Place(device=torch.device("cpu"), threads=2, reader_cpus=1)
+    place = WorkerContext(device=torch.device("cpu"), threads=2, reader_cpus=1)
     state = TrainState(config, NUM_CLASSES, place)
     trained = []
     for depth in range(6):

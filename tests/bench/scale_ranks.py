@@ -32,7 +32,7 @@ from tests.bench.scale_constants import exponent
 from tests.conftest import small_training, write_shards
 from trainers import launch, loop
 from trainers.config import FinetuneConfig, ModelConfig, TrackConfig
-from trainers.feed import Place
+from trainers.feed import WorkerContext
 from trainers.metrics import Sums
 from trainers.run.rows import read_rows
 
@@ -111,7 +111,7 @@ def _train_rank(config: FinetuneConfig, rank: int, world_size: int, out: Path) -
     loop.broadcast_from_rank_zero = _broadcast
     reduces = _time_calls(Sums, "reduce")
     calls, num_bytes = _count_all_reduces()
-    place = Place(
+    place = WorkerContext(
         rank=rank, world_size=world_size, device=torch.device("cpu"), threads=1, reader_cpus=1
     )
     distributed.barrier()

@@ -25,7 +25,6 @@ from trainers.run.rows import JsonlTracker
 from trainers.tracking.mirror import TRIAL, RunMirror
 from tuning import states
 from tuning.config import SpaceConfig, TuningConfig
-from tuning.progress import Progress
 from tuning.search import build_tuner, run_folder
 from tuning.states import TrialStates
 from tuning.sweep_display import SweepDisplay
@@ -103,7 +102,7 @@ def _rows() -> Iterator[dict[str, Any]]:
     for epoch in (1, 2):
         yield {
             metrics.EPOCH: epoch, metrics.GLOBAL_STEP: 10 * epoch, metrics.EPOCH_S: 1.0,
-            metrics.LOST_IMAGES: 0, metrics.IMAGES_PER_S: 1.0, metrics.TRAIN_LOSS: 1 / epoch,
+            metrics.UNREADABLE_IMAGES: 0, metrics.IMAGES_PER_S: 1.0, metrics.TRAIN_LOSS: 1 / epoch,
             metrics.VAL_TOP1: 0.1 * epoch, metrics.TOTAL_S: float(epoch),
         }  # fmt: skip
 
@@ -137,7 +136,9 @@ def _run(folder: str, num_trials: int) -> dict[str, Any]:
 
     manifest = read_manifest(config.base.data)
     display = SweepDisplay(config, manifest, num_trials=num_trials, num_concurrent=CONCURRENT)
-    progress = Progress(config, Shared(), display, TrialStates(config.out, num_trials=num_trials))
+    progress = SweepProgress(
+        config, Shared(), display, TrialStates(config.out, num_trials=num_trials)
+    )
     callbacks_s = _time_callbacks(progress)
     writes = _count_writes()
     tuner = build_tuner(
@@ -164,7 +165,7 @@ def _run(folder: str, num_trials: int) -> dict[str, Any]:
     }
 
 
-def _time_callbacks(progress: Progress) -> list[float]:
+def _time_callbacks(progress: SweepProgress) -> list[float]:
     """Have the driver's callbacks add their seconds to the list that is returned."""
     seconds: list[float] = []
     for name in ("on_trial_start", "on_trial_result", "on_step_end", "on_trial_complete"):

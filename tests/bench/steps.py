@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainers import metrics
 from trainers.config import NORMALIZATIONS, FinetuneConfig, ModelConfig, OptimConfig, TrackConfig
-from trainers.feed import Place
+from trainers.feed import WorkerContext
 from trainers.networks.backbones import build
 from trainers.optim import set_learning_rate
 from trainers.settings import step_settings
@@ -66,7 +66,7 @@ def plain_step(config: FinetuneConfig, device: torch.device, *, all_reduce: bool
     return step
 
 
-def our_step(config: FinetuneConfig, place: Place) -> Step:
+def our_step(config: FinetuneConfig, place: WorkerContext) -> Step:
     """What `Training._train_epoch` does for a step, telemetry included."""
     state = TrainState(config, NUM_CLASSES, place)
     state.initialize()

@@ -18,7 +18,7 @@ from torch.multiprocessing.spawn import spawn
 
 from tests.bench.report import report, to_row
 from tests.bench.steps import our_step, plain_step, random_batch, training_of
-from trainers.feed import Place
+from trainers.feed import WorkerContext
 
 WORLD_SIZE = 2
 BLOCK_STEPS, NUM_BLOCKS = 6, 12
@@ -37,7 +37,7 @@ def measure(rank: int, folder: str, backbone: str, size_px: int, batch_size: int
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // WORLD_SIZE))
     device, config = torch.device("cpu"), training_of(backbone)
     images_BHWC, labels_B = random_batch(batch_size, size_px, seed=rank)
-    place = Place(rank=rank, world_size=WORLD_SIZE, device=device, threads=1, reader_cpus=1)
+    place = WorkerContext(rank=rank, world_size=WORLD_SIZE, device=device, threads=1, reader_cpus=1)
     steps = {
         "ours": our_step(config, place),
         "plain": plain_step(config, device, all_reduce=True),

@@ -22,7 +22,7 @@ PAGE = ROOT / "docs" / "bad_images.md"
 ORIENTATION = 0x0112
 
 Make = Callable[[Image.Image], bytes]
-Place = Callable[[Path, Image.Image], None]
+WorkerContext = Callable[[Path, Image.Image], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Kind:
     """What it is, for people."""
     make: Make | None = None
     """A photograph -> the file's content."""
-    place: Place | None = None
+    place: WorkerContext | None = None
     """Instead: what puts it into a folder, where it is more than content."""
     name: str = "photo.jpg"
     reason: str | None = None
@@ -146,7 +146,7 @@ def size_in_header(width: int, height: int) -> Make:
     return make
 
 
-def link_to(target: str) -> Place:
+def link_to(target: str) -> WorkerContext:
     return lambda path, image: path.symlink_to(target)
 
 

@@ -9,11 +9,11 @@ from cluster.io import storage
 from datasets.shards import Manifest, Shard, Split, write_manifest
 from trainers.config import FinetuneConfig, ModelConfig, OptimConfig
 from trainers.run import checkpoint
-from trainers.run.checkpoint import Progress
+from trainers.run.checkpoint import TrainingProgress
 from trainers.run.evaluations import folder_of
 from tuning.config import SpaceConfig, TuningConfig
-from tuning.findings import read_findings
-from tuning.leaderboard import LEARNS, LEARNS_NOT, Standing, write_leaderboard
+from tuning.leaderboard import LEARNS, LEARNS_NOT, TrialResult, write_leaderboard
+from tuning.record import read_record_of_sweep
 from tuning.sharing.savings import Savings
 from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
 from tuning.wandb.views import build_views
@@ -54,10 +54,10 @@ def write_sweep(folder: Path, *, promoted: bool = True) -> str:
         model=replace(base.model, init="file", weights="/home/alice/lenet5.pth", freeze_depth=1),
         optim=OptimConfig(learning_rate=1e-3, clipnorm=1.0),
     )
-    write_run(trial, Progress(epoch=8, val_top1=0.95, best_epoch=8), top1=0.9375)
+    write_run(trial, TrainingProgress(epoch=8, val_top1=0.95, best_epoch=8), top1=0.9375)
     if promoted:
         seed = replace(trial, out=f"{sweep}/promoted/seed-0", epochs=30, train_on="train+val")
-        write_run(seed, Progress(epoch=30, best_epoch=30), top1=0.96875)
+        write_run(seed, TrainingProgress(epoch=30, best_epoch=30), top1=0.96875)
         write_json(f"{sweep}/promoted", "promoted.json", example_promotion(seed.out))
     return sweep
 
@@ -74,7 +74,7 @@ def example_manifest() -> Manifest:
 
 def standing(
     sweep: str, rank: int, depth: int | str, val_top1: float | None, **changes: Any
-) -> Standing:
+) -> TrialResult:
     values: dict[str, Any] = {
         "point": {
             FREEZE_DEPTH: depth,
@@ -88,7 +88,7 @@ def standing(
         "seconds": 12.0,
         "verdict": LEARNS,
     }
-    return Standing(
+    return TrialResult(
         rank=rank,
         trial_id=f"trial-{rank}",
         val_top1=val_top1,
@@ -97,7 +97,7 @@ def standing(
     )
 
 
-def write_run(config: FinetuneConfig, progress: Progress, *, top1: float) -> None:
+def write_run(config: FinetuneConfig, progress: TrainingProgress, *, top1: float) -> None:
     write_json(config.out, "config.json", config.to_dict())
     progress = replace(progress, classes=CLASSES, fingerprint=FINGERPRINT, total_s=12.3)
     checkpoint.save(config.out, {checkpoint.MODEL: b""}, progress)
@@ -143,7 +143,7 @@ def write_json(folder: str, name: str, values: dict[str, Any]) -> None:
 
 def models_of(sweep: str) -> dict[str, Any]:
     """Return what would be sent to W&B by name, without random ids and this machine's folders."""
-    views = build_views("team", "cars", read_findings(sweep))
+    views = build_views("team", "cars", read_record_of_sweep(sweep))
     text = json.dumps(
         {
             name: _without_ids(view._to_model().model_dump(mode="json", by_alias=True))

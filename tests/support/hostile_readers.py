@@ -26,8 +26,8 @@ from tests.support.sweeps import write_sweep, write_test
 from trainers.config import FinetuneConfig, ModelConfig
 from trainers.run import checkpoint, evaluations, rows
 from trainers.run import folder as run_folder
-from trainers.run.checkpoint import Progress
-from tuning import findings, leaderboard, states
+from trainers.run.checkpoint import TrainingProgress
+from tuning import leaderboard, states
 from tuning.advice import advice
 from tuning.advice.quadrants import Stage, Verdict
 from tuning.review.data import read_sweep
@@ -65,7 +65,7 @@ def list_readers(scratch: Path) -> dict[str, Reader]:
     training = FinetuneConfig(
         data=str(data), ingest=IngestConfig(size_px=32), model=ModelConfig(init="he")
     )
-    progress = Progress(
+    progress = TrainingProgress(
         epoch=2,
         global_step=14,
         classes=("a", "b"),
@@ -116,7 +116,7 @@ def list_readers(scratch: Path) -> dict[str, Reader]:
         stages=(stage,),
     )
     part = features.Part("part-0.parquet", 0, (3,), 10)
-    known = reuse.Known(run=str(run), num_epochs=1, clipnorm=None, peak_norm=1.0, sha256="0")
+    known = reuse.RecordedRun(run=str(run), num_epochs=1, clipnorm=None, peak_norm=1.0, sha256="0")
     shares = {"test/top1": 0.5, "test/top5": 0.9}
     estimate = {"mean": 0.5, "low": 0.4, "high": 0.6}
     promoted = {
@@ -164,7 +164,7 @@ def list_readers(scratch: Path) -> dict[str, Reader]:
         "leaderboard": Reader(
             "leaderboard.json", of_sweep("leaderboard.json"), leaderboard.read_leaderboard
         ),
-        "sweep config": Reader("config.json", of_sweep("config.json"), findings.read_sweep_config),
+        "sweep config": Reader("config.json", of_sweep("config.json"), record.read_sweep_config),
         "advice": Reader("advice.json", as_json(advised.to_dict()), advice.read_advice),
         "origin": Reader(reuse.COPIED, as_json(vars(known)), reuse.read_origin),
         "known results": Reader(
@@ -217,9 +217,9 @@ def _review(sweep: Path, file: str) -> Callable[[str], Any]:
 
 def read_findings_of(found: Any) -> None:
     """Say what a page and a report say of a sweep."""
-    tell = findings.describe_test, findings.answer, findings.ask, findings.reproduce
-    for say in (*tell, findings.list_next, findings.describe_origin, findings.show_leaderboard):
-        say(found.findings)
+    tell = record.describe_test, record.answer, record.ask, record.reproduce
+    for say in (*tell, record.list_next, record.describe_origin, record.show_leaderboard):
+        say(found.record)
 
 
 def try_reader(reader: Reader, content: bytes, folder: Path) -> Any:

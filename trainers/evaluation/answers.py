@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from cluster.io import storage
 from cluster.io.terminal import count
 from datasets.epochs import stream
-from datasets.plan import LOST, EpochOrder, RowGroups, plan_epochs
+from datasets.plan import IGNORE_INDEX, EpochOrder, RowGroups, plan_epochs
 from datasets.read import read_chunk
 from datasets.shards import Manifest, Split
 from trainers.config import FinetuneConfig
 from trainers.evaluation.scores import Measures, Scores
-from trainers.feed import Place, to_device
+from trainers.feed import WorkerContext, to_device
 from trainers.settings import step_settings
 from trainers.step import StepSettings, predict
 
@@ -31,7 +31,7 @@ def measure(
     model: nn.Module,
     config: FinetuneConfig,
     manifest: Manifest,
-    place: Place,
+    place: WorkerContext,
     *,
     split: str,
     tta: bool = False,
@@ -57,7 +57,7 @@ def measure(
     )
     settings, answer = step_settings(config, place.device), predict_mirrored if tta else predict
     scores = Scores(len(manifest.classes), place.device)
-    labels, image_ids, answers, losses = [], [], [], []
+    labels, image_ids, answers, unreadable = [], [], [], []
     with count(f"Evaluating {split}", manifest.split(split).num_images, "images") as advance:
         for batch in batches:
             images_BHWC, labels_B = to_device(batch, place.device)
@@ -66,7 +66,7 @@ def measure(
             answers.append(scores.add(logits_BK, labels_B))
             labels.append(batch["label"])
             image_ids.append(batch["image_id"])
-            losses += batch["losses"]
+            unreadable += batch["unreadable"]
             advance(len(labels_B))
     label_N = np.concatenate(labels)
     predicted_N, confidence_N = (
@@ -82,7 +82,7 @@ def measure(
             "confidence": confidence_N.numpy().astype(np.float32),
         }
     )
-    return scores.reduce(), table.filter(pa.array(label_N != LOST)), losses
+    return scores.reduce(), table.filter(pa.array(label_N != IGNORE_INDEX)), unreadable
 
 
 def predict_mirrored(model: nn.Module, images_BHWC: Tensor, settings: StepSettings) -> Tensor:
@@ -98,7 +98,7 @@ def predict_mirrored(model: nn.Module, images_BHWC: Tensor, settings: StepSettin
 
 def name_classes(label_N: np.ndarray, classes: Sequence[str]) -> pa.DictionaryArray:
     """Give labels their names; a lost image has none."""
-    indices = pa.array(label_N, pa.int32(), mask=label_N == LOST)
+    indices = pa.array(label_N, pa.int32(), mask=label_N == IGNORE_INDEX)
     return pa.DictionaryArray.from_arrays(indices, list(classes))
 
 

@@ -31,7 +31,7 @@ from trainers.launch import place_here
 from trainers.run import folder as run_folder
 from trainers.run.evaluations import PREDICTIONS, folder_of
 from trainers.state import place_model
-from trainers.stops import too_many_lost
+from trainers.stops import too_many_unreadable
 from trainers.tracking.evaluation import track_evaluation
 
 NUM_PAIRS = 20
@@ -104,11 +104,13 @@ def evaluate(
     place = place_here(config)
     torch.set_num_threads(place.threads)
     place_model(model, config.compute, place.device)
-    measures, predictions, losses = measure(model, config, manifest, place, split=split, tta=tta)
-    if too_many_lost(config, len(losses), manifest.split(split).num_images):
+    measures, predictions, unreadable = measure(
+        model, config, manifest, place, split=split, tta=tta
+    )
+    if too_many_unreadable(config, len(unreadable), manifest.split(split).num_images):
         raise UserError(
-            f"ingest.max_bad_fraction is {config.ingest.max_bad_fraction}: {len(losses)} {split} "
-            f"images could not be had: {losses[0]} ...; repair or prepare the data again"
+            f"ingest.max_bad_fraction is {config.ingest.max_bad_fraction}: {len(unreadable)} "
+            f"{split} images could not be read: {unreadable[0]} ...; repair or prepare the data again"
         )
     if not math.isfinite(measures.loss):
         raise UserError(
@@ -119,7 +121,7 @@ def evaluate(
     result = {
         **{f"{split}/{name}": value for name, value in measures.means().items()},
         "num_images": measures.num_images,
-        "lost": losses,
+        "lost": unreadable,
         "tta": tta,
         "epoch": progress.epoch,
         "data": config.data,
@@ -164,7 +166,7 @@ def find_pairs(
     split: str,
     measures: Measures,
     predictions: pa.Table,
-) -> list[pictures.Pair]:
+) -> list[pictures.ConfusedPair]:
     """Name the most confused pairs of classes, each with the image it was surest about."""
     pairs, classes = measures.most_confused(NUM_PAIRS), manifest.classes
     if not pairs:
@@ -179,7 +181,7 @@ def find_pairs(
     ]
     examples = read_views(config, manifest, split, surest)
     return [
-        pictures.Pair(
+        pictures.ConfusedPair(
             true=classes[true],
             predicted=classes[predicted],
             count=int(measures.confusion_KK[true, predicted]),

@@ -39,7 +39,7 @@ STYLE: Any = {
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Pair:
+class ConfusedPair:
     """Images of one class that were taken for another."""
 
     true: str
@@ -127,7 +127,7 @@ def draw_confusion(measures: Measures, classes: Sequence[str]) -> bytes:
 
 
 @matplotlib.rc_context(STYLE)
-def draw_confused_pairs(pairs: Sequence[Pair]) -> bytes:
+def draw_confused_pairs(pairs: Sequence[ConfusedPair]) -> bytes:
     """Draw a bar for each pair of classes that were confused, with an example; none is fine."""
     row_in, width_in, thumb_in, names_in = 0.62, 9.0, 0.56, 3.6
     height_in = row_in * max(1, len(pairs)) + 0.55

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed
 
-from datasets.plan import LOST
+from datasets.plan import IGNORE_INDEX
 
 NUM_BINS = 15  # as Guo et al. 2017, and most papers since
 
@@ -36,8 +36,8 @@ class Measures:
     loss: float
     """Cross-entropy without label smoothing, nats per image."""
     top5: float
-    num_lost: int
-    """Images that could not be had; they count nowhere else."""
+    num_unreadable: int
+    """Images that could not be read; they count nowhere else."""
 
     @property
     def num_images(self) -> int:
@@ -131,14 +131,14 @@ class Scores:
 
     @torch.no_grad()
     def add(self, logits_BK: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Add a batch; images labelled LOST are counted as lost and nowhere else.
+        """Add a batch; images labelled IGNORE_INDEX are counted as lost and nowhere else.
 
         Returns:
             predicted_B and confidence_B, the probability of that class, on the device.
         """
         labels_B = labels_B.long()
         confusion, bin_count, bin_confidence, bin_correct, sums = self.totals_N.split(self._sizes)
-        known_B = (labels_B != LOST).double()
+        known_B = (labels_B != IGNORE_INDEX).double()
         top_Bk = logits_BK.topk(min(5, self.num_classes)).indices
         predicted_B = top_Bk[:, 0]
         confidence_B = logits_BK.float().softmax(1).amax(1).double()
@@ -150,7 +150,7 @@ class Scores:
         bin_confidence.index_add_(0, bin_B, known_B * confidence_B)
         bin_correct.index_add_(0, bin_B, (predicted_B == labels_B).double())
         loss_B = F.cross_entropy(
-            logits_BK.float(), labels_B, ignore_index=LOST, reduction="none"
+            logits_BK.float(), labels_B, ignore_index=IGNORE_INDEX, reduction="none"
         ).double()
         top5 = (top_Bk == labels_B[:, None]).sum()
         sums += torch.stack([loss_B.sum(), top5.double(), (1 - known_B).sum()])
@@ -171,7 +171,7 @@ class Scores:
             bin_accuracy_M=_share(correct_M, bin_count_M),
             loss=float(loss_sum / num_images),
             top5=float(top5_sum / num_images),
-            num_lost=int(lost),
+            num_unreadable=int(lost),
         )
 
 

@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from trainers.config import REPLACED_BY_PHASES, FinetuneConfig
 from trainers.networks.backbones import find
-from trainers.run.checkpoint import Progress
+from trainers.run.checkpoint import TrainingProgress
 
 ALWAYS_SHOWN = (
     "epochs",
@@ -51,7 +51,7 @@ class FileFacts:
 @dataclass(frozen=True, kw_only=True)
 class CardFacts:
     config: FinetuneConfig
-    progress: Progress
+    progress: TrainingProgress
     files: Mapping[str, FileFacts]
     """By format."""
     preprocessing: Mapping[str, Any]

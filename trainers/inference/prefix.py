@@ -130,7 +130,7 @@ def open_frozen(config: FinetuneConfig, num_classes: int, *, pooled: bool = Fals
     """Load a training's network as it starts.
 
     Raises:
-        UserError: where its weights can't be had.
+        UserError: where its weights can't be read.
     """
     model = build(config.model.backbone, num_classes)
     initialize(model, replace(config.model, freeze_depth=0), seed=config.seed)

@@ -31,7 +31,7 @@ MODEL, PROGRESS = "model.safetensors", "progress.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class TrainingProgress:
     """How far a run has come, and what it found."""
 
     epoch: int = 0
@@ -55,7 +55,7 @@ class Progress:
     """What the epoch in progress has summed up over all ranks; empty between epochs."""
     peak_norm: float = 0.0
     """Largest norm of a tensor's gradient so far."""
-    losses: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()
     """Names of the first images that the epoch in progress has lost; `totals` counts them all."""
     prefix: str | None = None
     """Name of the file with the frozen tensors that the files beside this one lack, kept once for
@@ -82,14 +82,14 @@ class Progress:
         return self.val_top1 >= 0
 
     @property
-    def merit(self) -> tuple[float, int]:
+    def sort_key(self) -> tuple[float, int]:
         """The larger, the better: the higher val/top1, and the earlier of two that are equal;
         where nothing is validated, the later."""
         return self.val_top1, -self.epoch if self.validated else self.epoch
 
     def after_epoch(
         self, *, global_step: int, val_top1: float | None, total_s: float, peak_norm: float
-    ) -> "Progress":
+    ) -> "TrainingProgress":
         """Return the progress after one more epoch; without a val/top1 it is the best so far."""
         epoch, better = self.epoch + 1, val_top1 is None or val_top1 > self.best_val_top1
         val_top1 = self.val_top1 if val_top1 is None else val_top1
@@ -104,7 +104,7 @@ class Progress:
             total_s=total_s,
             peak_norm=peak_norm,
             totals={},
-            losses=(),
+            unreadable=(),
         )
 
 
@@ -113,7 +113,7 @@ def folder(run: str, step: int) -> str:
     return storage.join(run, "checkpoints", f"step-{step:08d}")
 
 
-def save(run: str, contents: dict[str, bytes], progress: Progress) -> None:
+def save(run: str, contents: dict[str, bytes], progress: TrainingProgress) -> None:
     """Write a checkpoint's files, then drop all but it, the one before and the best."""
     files = {
         name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
@@ -137,7 +137,7 @@ def find_latest(run: str) -> int | None:
     return next((step for step in reversed(_steps(run)) if _read(run, step)), None)
 
 
-def read(run: str, step: int) -> tuple[Progress, dict[str, bytes]]:
+def read(run: str, step: int) -> tuple[TrainingProgress, dict[str, bytes]]:
     """Read the checkpoint after `step` steps.
 
     Raises:
@@ -149,13 +149,13 @@ def read(run: str, step: int) -> tuple[Progress, dict[str, bytes]]:
     return found
 
 
-def latest_progress(run: str) -> Progress | None:
+def latest_progress(run: str) -> TrainingProgress | None:
     """How far the newest checkpoint had come, without loading it; None where there is none."""
     known = (read_progress(run, step) for step in reversed(_steps(run)))
     return next((progress for progress in known if progress is not None), None)
 
 
-def load_best(run: str) -> tuple[Progress, dict[str, Tensor]]:
+def load_best(run: str) -> tuple[TrainingProgress, dict[str, Tensor]]:
     """Return progress and weights of the checkpoint with the highest val/top1, or of the latest
     where nothing was validated.
 
@@ -164,7 +164,7 @@ def load_best(run: str) -> tuple[Progress, dict[str, Tensor]]:
     """
     known = [progress for step in _steps(run) if (progress := read_progress(run, step))]
     whole = [progress for progress in known if progress.is_between_epochs]
-    for best in sorted(whole, key=attrgetter("merit"), reverse=True):
+    for best in sorted(whole, key=attrgetter("sort_key"), reverse=True):
         if (found := _read(run, best.global_step)) is not None:
             progress, contents = found
             file = storage.join(folder(run, best.global_step), MODEL)
@@ -179,7 +179,7 @@ def prefix_uri(run: str, name: str) -> str:
     return storage.join(sweep, "prefixes", name)
 
 
-def read_prefix(run: str, progress: Progress) -> dict[str, Tensor] | None:
+def read_prefix(run: str, progress: TrainingProgress) -> dict[str, Tensor] | None:
     """Read the frozen tensors that a checkpoint lacks; None where it lacks none.
 
     Raises:
@@ -197,12 +197,14 @@ def read_prefix(run: str, progress: Progress) -> dict[str, Tensor] | None:
         ) from None
 
 
-def read_progress(run: str, step: int) -> Progress | None:
+def read_progress(run: str, step: int) -> TrainingProgress | None:
     """Read how far a checkpoint had come; None where its folder is not a whole checkpoint."""
     try:
         values = read_object(storage.join(folder(run, step), PROGRESS))
         unknown = {"peak_norm": math.inf}  # in a checkpoint of an older Thaw: nobody looked
-        progress = fields.build(Progress, unknown | values)
+        if "losses" in values:  # its name in an older Thaw
+            values["unreadable"] = values.pop("losses")
+        progress = fields.build(TrainingProgress, unknown | values)
     except FileNotFoundError:
         return None  # the process was killed while it wrote this folder
     except ValueError as error:
@@ -214,7 +216,7 @@ def read_progress(run: str, step: int) -> Progress | None:
     return progress
 
 
-def _read(run: str, step: int) -> tuple[Progress, dict[str, bytes]] | None:
+def _read(run: str, step: int) -> tuple[TrainingProgress, dict[str, bytes]] | None:
     progress = read_progress(run, step)
     if progress is None:
         return None

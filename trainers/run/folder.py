@@ -15,7 +15,7 @@ from trainers.config import FinetuneConfig
 from trainers.networks.backbones import build
 from trainers.networks.tensors import load_weights
 from trainers.run import checkpoint
-from trainers.run.checkpoint import Progress
+from trainers.run.checkpoint import TrainingProgress
 
 # What a longer or elsewhere continued run may change; all else would make it another run.
 FREE_TO_CHANGE = ("out", "epochs", "checkpoint_every_steps", "cluster", "track")
@@ -69,9 +69,10 @@ def read_config(run: str) -> FinetuneConfig:
         raise damaged(uri, error) from None
 
 
-def load_best_model(run: str) -> tuple[FinetuneConfig, Progress, nn.Module]:
+def load_best_model(run: str) -> tuple[FinetuneConfig, TrainingProgress, nn.Module]:
     """Return a run's config and its network, in eval mode on the CPU, as it was when val/top1 was
-    highest, or at its end where nothing was validated; `Progress.classes` names its outputs.
+    highest, or at its end where nothing was validated; `TrainingProgress.classes` names its
+    outputs.
 
     Raises:
         UserError: where there is no run, or it has no undamaged checkpoint.
@@ -122,7 +123,7 @@ def is_done(config: FinetuneConfig, epoch: int, best_epoch: int) -> bool:
 
 
 def write_result(
-    run: str, progress: Progress, *, diverged: str | None = None, lost: str | None = None
+    run: str, progress: TrainingProgress, *, diverged: str | None = None, lost: str | None = None
 ) -> None:
     """Write result.json: the run is over, why if it failed, and where its best weights lie."""
     result = {

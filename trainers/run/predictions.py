@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, distributed
 
 from cluster.io import storage
-from datasets.plan import LOST
+from datasets.plan import IGNORE_INDEX
 from trainers.evaluation.answers import name_classes
 from trainers.run import checkpoint
 
 FOLDER = "val_predictions"
 
 
-class Answers:
+class EpochPredictions:
     """Answers of all ranks to a split that is evaluated in stored order, kept on the device.
 
     Args:
@@ -56,7 +56,7 @@ class Answers:
                 "confidence": confidence_N,
             }
         )
-        return table.filter(pa.array(label_N != LOST))
+        return table.filter(pa.array(label_N != IGNORE_INDEX))
 
 
 def write_predictions(run: str, epoch: int, predictions: pa.Table) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from trainers.run import checkpoint
-from trainers.run.checkpoint import Progress
+from trainers.run.checkpoint import TrainingProgress
 from trainers.run.predictions import write_predictions
 from trainers.run.rows import JsonlTracker, Row
 
@@ -40,7 +40,7 @@ class Recorder:
             self._pending.popleft().result()
         self._pending.append(self._pool.submit(self._tracker.log, row))
 
-    def save(self, serialize: Callable[[], dict[str, bytes]], progress: Progress) -> None:
+    def save(self, serialize: Callable[[], dict[str, bytes]], progress: TrainingProgress) -> None:
         """Write a checkpoint of the state as it is now.
 
         Waits until the one before is written: memory holds one at a time.
@@ -48,7 +48,7 @@ class Recorder:
         self.wait()
         self._pending.append(self._pool.submit(self._save, serialize(), progress))
 
-    def _save(self, contents: dict[str, bytes], progress: Progress) -> None:
+    def _save(self, contents: dict[str, bytes], progress: TrainingProgress) -> None:
         self._tracker.flush()  # a resume finds the rows before its checkpoint in the file
         checkpoint.save(self._run, contents, progress)
 

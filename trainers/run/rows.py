@@ -137,8 +137,8 @@ def _read_row(line: bytes, place: str) -> Row:
     row = parse_json(line, place)
     named = row if isinstance(row, dict) else {}
     hints: dict[str, Any] = dict.fromkeys(named, int | float | None)
-    if metrics.LOST_NAMES in named:
-        hints[metrics.LOST_NAMES] = list[str]
+    if metrics.UNREADABLE_NAMES in named:
+        hints[metrics.UNREADABLE_NAMES] = list[str]
     if metrics.VAL_TOP1 in named:
         hints |= {metrics.EPOCH: int, metrics.VAL_TOP1: float}
     try:

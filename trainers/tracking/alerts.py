@@ -11,7 +11,7 @@ from trainers.config import FinetuneConfig
 from trainers.run.rows import Row
 
 CONFIDENCE = 0.95
-MAX_LOST_SHARE = 0.01
+MAX_UNREADABLE_SHARE = 0.01
 MIN_RATE_SHARE = 0.5
 MIN_EPOCHS_BEFORE = 2
 """Epochs whose rate is known before a later one can be called slow; the first one starts cold."""
@@ -36,11 +36,11 @@ def find_alerts(
     ended = [row for row in rows if metrics.EPOCH_S in row]
     if not ended:
         return
-    lost, epoch = ended[-1][metrics.LOST_IMAGES], ended[-1][metrics.EPOCH]
-    if lost > MAX_LOST_SHARE * images_per_epoch:
+    lost, epoch = ended[-1][metrics.UNREADABLE_IMAGES], ended[-1][metrics.EPOCH]
+    if lost > MAX_UNREADABLE_SHARE * images_per_epoch:
         yield Alert(
             "images lost",
-            f"{lost} of {images_per_epoch} images could not be had in epoch {epoch}; "
+            f"{lost} of {images_per_epoch} images could not be read in epoch {epoch}; "
             "ingest/lost_names has the first of them",
         )
     rates = _rates_of_phase(ended, config)

@@ -14,7 +14,7 @@ from cluster.io import storage
 from datasets.shards import Manifest
 from trainers.config import FinetuneConfig
 from trainers.run import checkpoint
-from trainers.run.checkpoint import Progress
+from trainers.run.checkpoint import TrainingProgress
 from trainers.tracking.run import find_id
 
 
@@ -50,7 +50,7 @@ def checkpoint_artifacts(config: FinetuneConfig) -> list[tuple[wandb.Artifact, l
     return [*named, (checkpoint_artifact(config, latest), ["latest"])]
 
 
-def checkpoint_artifact(config: FinetuneConfig, progress: Progress) -> wandb.Artifact:
+def checkpoint_artifact(config: FinetuneConfig, progress: TrainingProgress) -> wandb.Artifact:
     """Name the weights of a checkpoint."""
     uri = storage.join(checkpoint.folder(config.out, progress.global_step), checkpoint.MODEL)
     metadata: dict[str, Any] = {

@@ -13,7 +13,7 @@ from datasets.shards import read_manifest
 from trainers.config import Init
 from trainers.networks.freezing import resolve_depth
 from tuning.advice.quadrants import Stage, Verdict
-from tuning.leaderboard import Standing, find_winner
+from tuning.leaderboard import TrialResult, find_winner
 from tuning.space import FREEZE_DEPTH
 
 
@@ -110,7 +110,7 @@ def read_advice(out: str) -> Advice:
         raise damaged(advice_uri(out), error) from None
 
 
-def score_advice(recommended: int, backbone: str, standings: Sequence[Standing]) -> str:
+def score_advice(recommended: int, backbone: str, standings: Sequence[TrialResult]) -> str:
     """Say in one sentence how the recommended freeze depth did in a sweep.
 
     Args:
@@ -132,6 +132,6 @@ def score_advice(recommended: int, backbone: str, standings: Sequence[Standing])
     return f"{start}, with which no trial of this sweep finished an epoch; {won}"
 
 
-def _depth(row: Standing, backbone: str) -> int:
+def _depth(row: TrialResult, backbone: str) -> int:
     depth: Any = row.point[FREEZE_DEPTH]
     return resolve_depth(backbone, depth)

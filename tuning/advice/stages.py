@@ -15,7 +15,7 @@ from cluster.io.terminal import count, tell
 from cluster.runtime import Resources
 from cluster.scaling import plan_workers
 from datasets.passes.features import load_view, read_view
-from datasets.plan import LOST
+from datasets.plan import IGNORE_INDEX
 from datasets.shards import Manifest
 from trainers.config import FinetuneConfig
 from trainers.inference.prefix import open_frozen
@@ -82,13 +82,13 @@ def _load(uri: str, split: str) -> Samples:
     view = read_view(uri, 0)
     assert view is not None, "a pass without problems leaves whole views"
     arrays = load_view(view)
-    there_N = arrays.labels_N != LOST
-    if arrays.losses:
+    there_N = arrays.labels_N != IGNORE_INDEX
+    if arrays.unreadable:
         logger.warning(
             "%d %s images could not be read and are left out, such as %s",
-            len(arrays.losses),
+            len(arrays.unreadable),
             split,
-            next(iter(arrays.losses.values())),
+            next(iter(arrays.unreadable.values())),
         )
     return Samples(arrays.features[there_N], arrays.labels_N[there_N])
 
@@ -129,7 +129,7 @@ def probe_stages(
 def compare(correct_N: np.ndarray, others_N: np.ndarray) -> float:
     """Return how likely a classifier would be right where another is wrong on as many of the same
     images, were it no better (McNemar's exact test, one-sided)."""
-    wins, losses = int((correct_N & ~others_N).sum()), int((others_N & ~correct_N).sum())
-    if wins + losses == 0:
+    wins, unreadable = int((correct_N & ~others_N).sum()), int((others_N & ~correct_N).sum())
+    if wins + unreadable == 0:
         return 1.0
-    return float(binomtest(wins, wins + losses, alternative="greater").pvalue)
+    return float(binomtest(wins, wins + unreadable, alternative="greater").pvalue)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tuning.importance import rank_axes
-from tuning.leaderboard import Standing
+from tuning.leaderboard import TrialResult
 from tuning.review.data import Sweep
 from tuning.review.figure import (
     AXIS_NAMES,
@@ -179,9 +179,9 @@ def draw_cost(sweep: Sweep) -> Chart | None:
     )
 
 
-def pareto_front(rows: Sequence[Standing]) -> list[Standing]:
+def pareto_front(rows: Sequence[TrialResult]) -> list[TrialResult]:
     """Return the trials that no other beats in both seconds and val/top1, the fastest first."""
-    front: list[Standing] = []
+    front: list[TrialResult] = []
     for row in sorted(rows, key=lambda row: (row.seconds, -(row.val_top1 or 0.0))):
         if not front or (row.val_top1 or 0.0) > (front[-1].val_top1 or 0.0):
             front.append(row)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trainers import metrics
-from tuning.leaderboard import Standing
+from tuning.leaderboard import TrialResult
 from tuning.review.data import Sweep
 from tuning.review.figure import (
     SYMBOLS,
@@ -124,7 +124,7 @@ def draw_curves(sweep: Sweep) -> Chart | None:
     )
 
 
-def _count_at_rungs(sweep: Sweep, rows: Sequence[Standing]) -> list[tuple[int, int, int]]:
+def _count_at_rungs(sweep: Sweep, rows: Sequence[TrialResult]) -> list[tuple[int, int, int]]:
     """Count, for each of ASHA's rungs, the trials that came there, and those it stopped."""
     return [
         (
@@ -144,7 +144,7 @@ def draw_clipping(sweep: Sweep) -> Chart | None:
         for row in measured(sweep)
         if any(metrics.GRAD_NORM in line for line in sweep.rows[row.trial_id])
     ]
-    chosen: dict[tuple[Any, ...], Standing] = {}
+    chosen: dict[tuple[Any, ...], TrialResult] = {}
     for row in rows:
         chosen.setdefault((sweep.depth_of(row), row.point[CLIPNORM]), row)
     picked = list(chosen.values())[:MAX_CHOICES]

@@ -19,8 +19,8 @@ from trainers.run.folder import read_config
 from trainers.run.predictions import read_predictions
 from trainers.run.rows import Row, read_rows
 from tuning.advice.advice import read_advice, score_advice
-from tuning.findings import Findings, read_findings, read_sweep_config
-from tuning.leaderboard import Ended, Standing, find_winner, rank, read_leaderboard
+from tuning.leaderboard import Ended, TrialResult, find_winner, rank, read_leaderboard
+from tuning.record import SweepRecord, read_record_of_sweep, read_sweep_config
 from tuning.space import AXES, FREEZE_DEPTH
 from tuning.states import FAILED, KILLED, RUNNING, Trials, read_trials
 
@@ -32,13 +32,13 @@ class Sweep:
     out: str
     base: FinetuneConfig
     """What every trial starts from."""
-    findings: Findings
+    findings: SweepRecord
     """What its config.json, started.json, leaderboard.json and promoted.json say."""
     status: Literal["running", "stopped", "ended"]
     """running: has not ended, as far as the folder tells: a driver that is killed can't say so."""
     num_trials: int
     """Those it will have, in all."""
-    standings: Sequence[Standing]
+    standings: Sequence[TrialResult]
     """Of all trials that have started, in order of rank."""
     rows: dict[str, list[Row]]
     """By trial id: what its metrics.jsonl holds."""
@@ -54,7 +54,7 @@ class Sweep:
     """How the advice that the sweep comes from did."""
 
     @property
-    def winner(self) -> Standing | None:
+    def winner(self) -> TrialResult | None:
         return find_winner(self.standings)
 
     @property
@@ -79,12 +79,12 @@ class Sweep:
         counts = self.manifest.split("val").class_counts
         return max(counts) / sum(counts)
 
-    def depth_of(self, row: Standing) -> int:
+    def depth_of(self, row: TrialResult) -> int:
         """Frozen stages of a trial, as a number."""
         depth: Any = row.point[FREEZE_DEPTH]
         return resolve_depth(self.base.model.backbone, depth)
 
-    def predictions_of(self, row: Standing, split: str) -> pa.Table | None:
+    def predictions_of(self, row: TrialResult, split: str) -> pa.Table | None:
         """Return what a trial's best weights say to each image of the validation or test split;
         None where nobody asked them."""
         if split == "val":
@@ -105,7 +105,7 @@ def read_sweep(out: str) -> Sweep:
             f"out is {out!r}: no sweep there (config.json is missing, or another command's); give "
             "the --out of a `python -m tuning`"
         )
-    findings = read_findings(out)
+    findings = read_record_of_sweep(out)
     config = findings.config
     base = FinetuneConfig.from_dict(config["base"])
     fingerprint, manifest = config["data_fingerprint"], _find_manifest(base.data)
@@ -156,7 +156,7 @@ def _run_folder(out: str, trial_id: str) -> str:
 
 def _stand(
     out: str, base: FinetuneConfig, trials: Trials | None, manifest: Manifest
-) -> list[Standing]:
+) -> list[TrialResult]:
     """Rank the trials that have started, and tell those that go on from those that were stopped."""
     ended, states = [], {trial.trial_id: trial for trial in trials.trials} if trials else {}
     for trial_id in storage.list_names(storage.join(out, "trials")):
@@ -185,12 +185,14 @@ def _find_manifest(data: str) -> Manifest | None:
         return None
 
 
-def _find_test(winner: Standing, fingerprint: str) -> dict[str, Any] | None:
+def _find_test(winner: TrialResult, fingerprint: str) -> dict[str, Any] | None:
     assert winner.best_epoch is not None, "a trial that learned has finished an epoch"
     return read_evaluation(winner.run, "test", epoch=winner.best_epoch, fingerprint=fingerprint)
 
 
-def _score(advice: str | None, base: FinetuneConfig, standings: Sequence[Standing]) -> str | None:
+def _score(
+    advice: str | None, base: FinetuneConfig, standings: Sequence[TrialResult]
+) -> str | None:
     if advice is None:
         return None
     try:

@@ -10,7 +10,7 @@ from html import escape
 from typing import Any
 
 from trainers import metrics
-from tuning.leaderboard import Standing
+from tuning.leaderboard import TrialResult
 from tuning.review.data import Sweep
 from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE, describe
 
@@ -56,7 +56,7 @@ def single(figure: Figure) -> dict[str, Figure]:
     return {"": figure}
 
 
-def measured(sweep: Sweep) -> list[Standing]:
+def measured(sweep: Sweep) -> list[TrialResult]:
     """Trials with a val/top1, in order of rank."""
     return [row for row in sweep.standings if row.val_top1 is not None]
 
@@ -105,7 +105,7 @@ def plain(text: str) -> str:
     return escape(text, quote=False)
 
 
-def tell_trial(row: Standing) -> str:
+def tell_trial(row: TrialResult) -> str:
     top1 = "" if row.val_top1 is None else f" val/top1 {row.val_top1:.3f}, {row.state}"
     return f"#{row.rank} {plain(row.trial_id)}<br>{plain(describe(row.point))}<br>{top1}"
 

@@ -19,7 +19,7 @@ from plotly.offline import get_plotlyjs
 
 from trainers import metrics
 from trainers.tracking.alerts import CONFIDENCE
-from tuning.findings import reproduce
+from tuning.record import reproduce
 from tuning.review.charts import draw_cost, draw_depths, draw_importance
 from tuning.review.curves import draw_clipping, draw_curves
 from tuning.review.data import Sweep
@@ -34,7 +34,7 @@ from tuning.review.tables import (
     map_heat,
     show_point,
 )
-from tuning.review.verdict import Verdict, depth_name, judge_sweep
+from tuning.review.verdict import SweepVerdict, depth_name, judge_sweep
 from tuning.seeds import estimate
 from tuning.space import show
 from tuning.winner import train_longer
@@ -122,7 +122,7 @@ def write_policy(scripts: Sequence[str]) -> str:
     )
 
 
-def list_tiles(sweep: Sweep, verdict: Verdict) -> list[Tile]:
+def list_tiles(sweep: Sweep, verdict: SweepVerdict) -> list[Tile]:
     """Return the answer's numbers."""
     tiles = []
     if verdict.best is not None:

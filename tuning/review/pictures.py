@@ -17,7 +17,7 @@ from trainers.evaluation.answers import read_views
 from trainers.evaluation.explain import explain, order
 from trainers.evaluation.pictures import Explained
 from trainers.run import folder as run_folder
-from tuning.leaderboard import Standing
+from tuning.leaderboard import TrialResult
 from tuning.review.data import Sweep
 from tuning.review.figure import Chart, plain, single
 
@@ -28,7 +28,7 @@ MAX_COUNTED = 24
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair:
+class ConfusedPair:
     """Images of one class that were taken for another."""
 
     true: str
@@ -53,21 +53,21 @@ class Shown:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answers:
+class WinnerPredictions:
     """What the winner says to the images of a split."""
 
     split: str
     num_images: int
     num_correct: int
     confusion: Chart
-    pairs: Sequence[Pair]
+    pairs: Sequence[ConfusedPair]
     mistakes: Sequence[Shown]
     right: Sequence[Shown]
     missing: str | None
     """Why there are no images, or no heat maps."""
 
 
-def look_at_answers(sweep: Sweep, *, pictures: bool) -> Answers | None:
+def look_at_answers(sweep: Sweep, *, pictures: bool) -> WinnerPredictions | None:
     """Read what the winner said to test images, or to validation images where it was not tested;
     None where nobody asked it."""
     winner = sweep.winner
@@ -98,13 +98,13 @@ def look_at_answers(sweep: Sweep, *, pictures: bool) -> Answers | None:
         )
         for at, row in enumerate([*mistakes, *right])
     ]
-    return Answers(
+    return WinnerPredictions(
         split="test" if split == "test" else "validation",
         num_images=len(rows),
         num_correct=int(confusion_KK.trace()),
         confusion=_draw_confusion(confusion_KK, classes),
         pairs=[
-            Pair(
+            ConfusedPair(
                 true=classes[a],
                 predicted=classes[b],
                 count=int(confusion_KK[a, b]),
@@ -121,7 +121,7 @@ def look_at_answers(sweep: Sweep, *, pictures: bool) -> Answers | None:
 
 def _picture(
     sweep: Sweep,
-    winner: Standing,
+    winner: TrialResult,
     split: str,
     rows: Sequence[dict[str, Any]],
     num_plain: int,

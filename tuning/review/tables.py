@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import log10
 from typing import Any
 
-from tuning.leaderboard import LEARNS, Standing
+from tuning.leaderboard import LEARNS, TrialResult
 from tuning.review.data import Sweep, threshold_of
 from tuning.review.figure import AXIS_NAMES, measured
 from tuning.review.verdict import depth_name
@@ -20,7 +20,7 @@ MAX_RATES = 7
 class Line:
     """A row of the leaderboard."""
 
-    row: Standing
+    row: TrialResult
     depth: int
     interval: Estimate | None
     epochs: str
@@ -128,7 +128,7 @@ def map_heat(sweep: Sweep) -> list[HeatMap]:
     ]
 
 
-def _rate(row: Standing) -> float:
+def _rate(row: TrialResult) -> float:
     return float(str(row.point[LEARNING_RATE]))
 
 
@@ -185,6 +185,6 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def show_point(row: Standing) -> list[tuple[str, str]]:
+def show_point(row: TrialResult) -> list[tuple[str, str]]:
     """Return the axes of a trial by name, with their values."""
     return [(AXIS_NAMES[axis], show(row.point[axis])) for axis in AXES]

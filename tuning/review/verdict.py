@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest, fisher_exact
 
-from tuning.leaderboard import Standing
+from tuning.leaderboard import TrialResult
 from tuning.review.data import Sweep
 from tuning.seeds import Estimate, estimate
 
@@ -22,7 +22,7 @@ SIGNIFICANCE = 0.05
 class Comparison:
     """The best trial against the best of the next best freeze depth."""
 
-    rival: Standing
+    rival: TrialResult
     lead: float
     """Of val/top1."""
     p_value: float | None
@@ -38,13 +38,13 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class SweepVerdict:
     """What a sweep says."""
 
     headline: str
     lead: str
     """One or two sentences: by how much, and with what certainty."""
-    best: Standing | None
+    best: TrialResult | None
     top1: Estimate | None
     """val/top1 of the best trial, with Wilson's 95 percent interval."""
     comparison: Comparison | None
@@ -52,12 +52,12 @@ class Verdict:
     """What the numbers don't say."""
 
 
-def judge_sweep(sweep: Sweep) -> Verdict:
+def judge_sweep(sweep: Sweep) -> SweepVerdict:
     """Find the answer, or say plainly why there is none."""
     best, measured = sweep.winner, [row for row in sweep.standings if row.val_top1 is not None]
     if best is None or best.val_top1 is None:
         headline, lead = _without_winner(sweep, num_measured=len(measured))
-        return Verdict(
+        return SweepVerdict(
             headline=headline, lead=lead, best=None, top1=None, comparison=None, cautions=()
         )
     comparison, num_images = compare_depths(sweep, best), sweep.num_val_images
@@ -69,7 +69,7 @@ def judge_sweep(sweep: Sweep) -> Verdict:
     reached = f"reaches val/top1 {best.val_top1:.3f}"
     if top1 is not None:
         reached += f" (95 percent interval {top1.low:.3f} to {top1.high:.3f})"
-    return Verdict(
+    return SweepVerdict(
         headline=f"{headline}.",
         lead=f"The best trial {reached}. {_compare_in_words(sweep, comparison, num_images)}",
         best=best,
@@ -79,7 +79,7 @@ def judge_sweep(sweep: Sweep) -> Verdict:
     )
 
 
-def compare_depths(sweep: Sweep, best: Standing) -> Comparison | None:
+def compare_depths(sweep: Sweep, best: TrialResult) -> Comparison | None:
     """Compare the best trial with the best of another freeze depth; None where there is none."""
     rival = next(
         (

@@ -29,7 +29,7 @@ MIN_SAVING = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prefix:
+class PrefixPlan:
     """A frozen prefix that some trials have in common."""
 
     init: str
@@ -52,7 +52,7 @@ class Prefix:
 class SharingPlan:
     """The prefixes of a sweep, and what computing them once is worth."""
 
-    prefixes: tuple[Prefix, ...] = ()
+    prefixes: tuple[PrefixPlan, ...] = ()
     without: float = 0.0
     """FLOPs of the sweep where every trial trains on images."""
     with_sharing: float = 0.0
@@ -60,10 +60,10 @@ class SharingPlan:
     """Why nothing is shared at all."""
 
     @property
-    def shared(self) -> tuple[Prefix, ...]:
+    def shared(self) -> tuple[PrefixPlan, ...]:
         return tuple(prefix for prefix in self.prefixes if not prefix.problem)
 
-    def find(self, init: object, depth: int) -> Prefix | None:
+    def find(self, init: object, depth: int) -> PrefixPlan | None:
         return next((p for p in self.shared if (p.init, p.depth) == (init, depth)), None)
 
     def describe(self) -> list[str]:
@@ -95,7 +95,7 @@ def plan_sharing(
     manifest: Manifest,
     *,
     free_bytes: Callable[[], float],
-    missing_bytes: Callable[[Prefix], float],
+    missing_bytes: Callable[[PrefixPlan], float],
 ) -> SharingPlan:
     """Choose the prefixes that are worth building.
 
@@ -129,7 +129,7 @@ def plan_sharing(
             continue
         num_bytes = num_passes * count_bytes(shape)
         saved = number * (cost(flops, on_features=False) - cost(flops, on_features=True))
-        prefix = Prefix(
+        prefix = PrefixPlan(
             init=init,
             depth=depth,
             stage=find(base.model.backbone).stages[depth - 1][0],
@@ -158,12 +158,12 @@ def plan_sharing(
 
 
 def _choose(
-    prefixes: Sequence[Prefix],
+    prefixes: Sequence[PrefixPlan],
     gains: dict[tuple[str, int], float],
     *,
     num_passes: int,
     free_bytes: float,
-    missing_bytes: Callable[[Prefix], float],
+    missing_bytes: Callable[[PrefixPlan], float],
     min_saving: float,
 ) -> tuple[dict[tuple[str, int], str], float]:
     """Take prefixes in order of what they save, while they fit.

@@ -21,7 +21,7 @@ from trainers.inference.prefix import FrozenNetwork, hash_tensors, open_frozen
 from tuning.config import TuningConfig
 from tuning.sharing.cache import cache_uri, list_entries
 from tuning.sharing.passes import plan_entries, run_pass
-from tuning.sharing.plan import Prefix, SharingPlan
+from tuning.sharing.plan import PrefixPlan, SharingPlan
 from tuning.space import FREEZE_DEPTH, INIT, training_of
 
 Key = tuple[str, int]
@@ -32,7 +32,7 @@ Key = tuple[str, int]
 class BuiltPrefixes:
     """What trials train on instead of images, and what it took."""
 
-    prefixes: dict[Key, feed.Prefix] = field(default_factory=dict)
+    prefixes: dict[Key, feed.PrefixFeatures] = field(default_factory=dict)
     num_images: int = 0
     """Views that went through a network now; the rest was there already."""
     seconds: float = 0.0
@@ -49,7 +49,7 @@ class PrefixStore:
         self._networks: dict[str, FrozenNetwork] = {}
         self._known_entries: dict[Key, list[Entry]] = {}
 
-    def missing_bytes(self, prefix: Prefix) -> float:
+    def missing_bytes(self, prefix: PrefixPlan) -> float:
         """What the cache lacks of a prefix' features."""
         missing = 0.0
         for entry in self._entries(prefix, output=0):
@@ -71,7 +71,7 @@ class PrefixStore:
             problems=tuple(problem for each in built for problem in each.problems),
         )
 
-    def _build(self, init: str, prefixes: list[Prefix]) -> BuiltPrefixes:
+    def _build(self, init: str, prefixes: list[PrefixPlan]) -> BuiltPrefixes:
         network = self._network(init)
         entries = {
             prefix.depth: self._entries(prefix, output=number)
@@ -84,11 +84,13 @@ class PrefixStore:
             manifest=self._manifest,
             plan=self._plan,
         )
-        ready: dict[Key, feed.Prefix] = {}
+        ready: dict[Key, feed.PrefixFeatures] = {}
         for depth, of_depth in entries.items():
             if (features := self._open(of_depth)) is not None:
                 name = self._keep_tensors(network, depth, of_depth[0].facts["weights_sha256"])
-                ready[init, depth] = feed.Prefix(depth=depth, features=features, tensors=name)
+                ready[init, depth] = feed.PrefixFeatures(
+                    depth=depth, features=features, tensors=name
+                )
         return BuiltPrefixes(
             prefixes=ready,
             num_images=outcome.num_images,
@@ -140,7 +142,7 @@ class PrefixStore:
         used = sum(entry.num_bytes for entry in known)
         return self._config.feature_cache_gib * 2**30 - used
 
-    def _entries(self, prefix: Prefix, *, output: int) -> list[Entry]:
+    def _entries(self, prefix: PrefixPlan, *, output: int) -> list[Entry]:
         """Return where a prefix' features lie; known once, as its weights have to be hashed."""
         key = prefix.init, prefix.depth
         if key not in self._known_entries:

@@ -22,7 +22,7 @@ from trainers.config import FinetuneConfig
 from trainers.networks.freezing import is_head_only
 from trainers.run import checkpoint
 from trainers.run import predictions as val_predictions
-from trainers.run.checkpoint import Progress, prefix_uri
+from trainers.run.checkpoint import TrainingProgress, prefix_uri
 from trainers.run.folder import FREE_IN_INGEST, find_result, is_over, read_config
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ COPIED = "copied_from.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Known:
+class RecordedRun:
     """A run that was recorded."""
 
     run: str
@@ -83,7 +83,7 @@ def record(folder: str, run: str) -> None:
     progress = checkpoint.latest_progress(run)
     if progress is None or not progress.epoch:
         return
-    known = Known(
+    known = RecordedRun(
         run=run,
         num_epochs=progress.epoch,
         clipnorm=read_config(run).optim.clipnorm,
@@ -95,15 +95,15 @@ def record(folder: str, run: str) -> None:
     storage.write_bytes(storage.join(folder, f"{name}.json"), text)
 
 
-def find_known(folder: str, config: FinetuneConfig) -> Known | None:
+def find_known(folder: str, config: FinetuneConfig) -> RecordedRun | None:
     """Return the recorded run that came furthest on the very way of a training; None without one.
 
     A run that has been deleted or changed since is passed over.
     """
-    known: list[Known] = []
+    known: list[RecordedRun] = []
     for name in storage.list_names(folder):
         try:
-            candidate = read_record(storage.join(folder, name), Known)
+            candidate = read_record(storage.join(folder, name), RecordedRun)
         except ValueError as error:
             logger.warning("%s: passed over", error)
             continue
@@ -116,11 +116,11 @@ def find_known(folder: str, config: FinetuneConfig) -> Known | None:
     return None
 
 
-def _weights_hash(progress: Progress) -> str:
+def _weights_hash(progress: TrainingProgress) -> str:
     return str(progress.files[checkpoint.MODEL]["sha256"])
 
 
-def copy_run(known: Known, config: FinetuneConfig) -> None:
+def copy_run(known: RecordedRun, config: FinetuneConfig) -> None:
     """Make a run folder of `config` out of a known run."""
     run, target = known.run, config.out
     folders = [f"checkpoints/{name}" for name in storage.list_names(f"{run}/checkpoints")]
@@ -143,10 +143,10 @@ def copy_run(known: Known, config: FinetuneConfig) -> None:
     copy_file(storage.join(run, "metrics.jsonl"), storage.join(target, "metrics.jsonl"))
 
 
-def read_origin(run: str) -> Known | None:
+def read_origin(run: str) -> RecordedRun | None:
     """Where a trial was copied from; None for one that was trained."""
     try:
-        return read_record(storage.join(run, COPIED), Known)
+        return read_record(storage.join(run, COPIED), RecordedRun)
     except FileNotFoundError:
         return None
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cluster.io.fields import build
-from tuning.leaderboard import Standing
+from tuning.leaderboard import TrialResult
 from tuning.sharing.plan import SharingPlan
 from tuning.sharing.prefixes import BuiltPrefixes
 
@@ -64,7 +64,7 @@ class Savings:
 def measure_savings(
     plan: SharingPlan,
     built: BuiltPrefixes,
-    standings: Sequence[Standing],
+    standings: Sequence[TrialResult],
     *,
     on_features: Sequence[str],
     images_per_epoch: int,

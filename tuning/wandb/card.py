@@ -17,7 +17,7 @@ from trainers.run.folder import read_config
 from trainers.settings import step_settings
 from trainers.tracking.alerts import CONFIDENCE
 from trainers.tracking.local_runs import read_id
-from tuning.findings import Findings
+from tuning.record import SweepRecord
 from tuning.seeds import MEASURES, Estimate, estimate
 
 NUM_SHOWN = 10
@@ -40,7 +40,7 @@ class Card:
     """W&B id of its evaluation on the test split."""
 
 
-def read_card(findings: Findings) -> Card | None:
+def read_card(findings: SweepRecord) -> Card | None:
     """Read what is known of a sweep's model; None where no trial learned.
 
     Raises:

@@ -12,15 +12,15 @@ from trainers.export import model_card
 from trainers.metrics import EPOCH, GLOBAL_STEP
 from trainers.tracking.media import MAX_CHART_CLASSES
 from trainers.tracking.mirror import TRIAL
-from tuning import findings as of_sweep
-from tuning.findings import Findings
+from tuning import record as of_sweep
+from tuning.record import SweepRecord
 from tuning.space import FREEZE_DEPTH, INIT
 from tuning.wandb import card as of_model
 from tuning.wandb import panels
 from tuning.wandb.card import Card
 
 
-def build_decision_report(entity: str, project: str, findings: Findings) -> wr.Report:
+def build_decision_report(entity: str, project: str, findings: SweepRecord) -> wr.Report:
     """Build the report on what a sweep that ended says: the answer first, then why."""
     group, rungs = findings.group, findings.rungs
     test = of_sweep.describe_test(findings)
@@ -67,7 +67,7 @@ def build_decision_report(entity: str, project: str, findings: Findings) -> wr.R
     )
 
 
-def build_model_card(entity: str, project: str, findings: Findings, card: Card) -> wr.Report:
+def build_model_card(entity: str, project: str, findings: SweepRecord, card: Card) -> wr.Report:
     """Build the card of a sweep's model: what it is for, how good it is, and where it fails."""
     facts = card.facts
     data = model_card.basename(facts.config.data)

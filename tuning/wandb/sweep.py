@@ -15,7 +15,7 @@ from trainers.tracking.run import WandbRun
 from trainers.tracking.thread import WandbThread
 from tuning.config import TuningConfig
 from tuning.importance import rank_axes
-from tuning.leaderboard import Standing, find_winner
+from tuning.leaderboard import TrialResult, find_winner
 from tuning.sharing.savings import Savings
 from tuning.space import describe
 
@@ -23,7 +23,7 @@ from tuning.space import describe
 def log_sweep(
     config: TuningConfig,
     manifest: Manifest,
-    standings: Sequence[Standing],
+    standings: Sequence[TrialResult],
     savings: Savings,
     test: dict[str, Any] | None,
 ) -> str | None:
@@ -44,7 +44,7 @@ def log_sweep(
 def _log(
     config: TuningConfig,
     manifest: Manifest,
-    standings: Sequence[Standing],
+    standings: Sequence[TrialResult],
     savings: Savings,
     test: dict[str, Any] | None,
 ) -> str | None:

@@ -13,7 +13,7 @@ from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 from cluster.io import storage
 from cluster.io.errors import UserError
 from cluster.io.records import read_object
-from tuning.findings import Findings, read_findings
+from tuning.record import SweepRecord, read_record_of_sweep
 from tuning.wandb.card import read_card
 
 KNOWN = "wandb_views.json"
@@ -36,7 +36,7 @@ def save_views(sweep: str, *, project: str, entity: str | None) -> list[str]:
             no key, it is a wrong one, it may not write there, or the server is out of reach.
     """
     require_workspaces()
-    findings = read_findings(sweep)
+    findings = read_record_of_sweep(sweep)
     uri = storage.join(findings.sweep, KNOWN)
     known: dict[str, Saved] = read_object(uri) if storage.exists(uri) else {}
     deleted = f"; where they were deleted in W&B, delete {uri}" if known else ""
@@ -72,7 +72,7 @@ def require_workspaces() -> None:
         )
 
 
-def build_views(entity: str, project: str, findings: Findings) -> list[Any]:
+def build_views(entity: str, project: str, findings: SweepRecord) -> list[Any]:
     """Build workspaces, and reports where there is something to report."""
     # An optional package, which takes a second to import.
     from tuning.wandb.reports import build_decision_report, build_model_card

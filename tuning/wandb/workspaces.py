@@ -48,7 +48,7 @@ def build_run_review(entity: str, project: str, group: str) -> ws.Workspace:
             ),
             _section(
                 "Data",
-                panels.curves(metrics.LOST_IMAGES, axis=EPOCH),
+                panels.curves(metrics.UNREADABLE_IMAGES, axis=EPOCH),
                 wr.MediaBrowser(title="data/augmentation", media_keys=["data/augmentation"]),
                 columns=2,
             ),

@@ -14,7 +14,7 @@ MAX_NAMES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class CheckResult:
     """One line of a report."""
 
     check: str
@@ -32,16 +32,16 @@ class Finding:
         )
 
 
-def ok(check: str, text: str) -> Finding:
-    return Finding(check=check, level="ok", text=text)
+def ok(check: str, text: str) -> CheckResult:
+    return CheckResult(check=check, level="ok", text=text)
 
 
-def warn(check: str, text: str, remedy: str, nodes: Sequence[str] = ()) -> Finding:
-    return Finding(check=check, level="warn", text=text, remedy=remedy, nodes=tuple(nodes))
+def warn(check: str, text: str, remedy: str, nodes: Sequence[str] = ()) -> CheckResult:
+    return CheckResult(check=check, level="warn", text=text, remedy=remedy, nodes=tuple(nodes))
 
 
-def fail(check: str, text: str, remedy: str, nodes: Sequence[str] = ()) -> Finding:
-    return Finding(check=check, level="fail", text=text, remedy=remedy, nodes=tuple(nodes))
+def fail(check: str, text: str, remedy: str, nodes: Sequence[str] = ()) -> CheckResult:
+    return CheckResult(check=check, level="fail", text=text, remedy=remedy, nodes=tuple(nodes))
 
 
 def group(texts: Mapping[str, str]) -> dict[str, list[str]]:
@@ -63,11 +63,11 @@ def shorten(error: object) -> str:
     return textwrap.shorten(str(error), 300, placeholder=" ...")
 
 
-def has_failed(findings: Sequence[Finding]) -> bool:
+def has_failed(findings: Sequence[CheckResult]) -> bool:
     return any(finding.level == "fail" for finding in findings)
 
 
-def summarize(findings: Sequence[Finding]) -> str:
+def summarize(findings: Sequence[CheckResult]) -> str:
     """Write the last line of a report."""
     counts = {
         level: sum(finding.level == level for finding in findings)
@@ -76,7 +76,7 @@ def summarize(findings: Sequence[Finding]) -> str:
     return f"{counts['ok']} ok, {counts['warn']} warnings, {counts['fail']} failed"
 
 
-def to_json(address: str | None, findings: Sequence[Finding]) -> dict[str, Any]:
+def to_json(address: str | None, findings: Sequence[CheckResult]) -> dict[str, Any]:
     """Return the report of the doctor for machines, as its docstring describes it."""
     return {
         "schema_version": SCHEMA_VERSION,

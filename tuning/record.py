@@ -20,7 +20,7 @@ from trainers.run.evaluations import read_evaluation
 from tuning.config import TuningConfig
 from tuning.leaderboard import (
     COLUMNS,
-    Standing,
+    TrialResult,
     find_winner,
     read_leaderboard,
     show_standing,
@@ -53,13 +53,13 @@ MAX_ROWS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Findings:
+class SweepRecord:
     """A sweep as its files have it."""
 
     sweep: str
     config: dict[str, Any]
     """What config.json holds."""
-    standings: Sequence[Standing]
+    standings: Sequence[TrialResult]
     """Its leaderboard; empty while it runs."""
     savings: Savings
     started: dict[str, Any] | None
@@ -68,7 +68,7 @@ class Findings:
     """What promoted.json holds."""
 
     @property
-    def winner(self) -> Standing | None:
+    def winner(self) -> TrialResult | None:
         return find_winner(self.standings)
 
     @property
@@ -91,7 +91,7 @@ class Findings:
         return rungs
 
 
-def read_findings(sweep: str) -> Findings:
+def read_record_of_sweep(sweep: str) -> SweepRecord:
     """Read what there is.
 
     Raises:
@@ -105,7 +105,7 @@ def read_findings(sweep: str) -> Findings:
             "`python -m tuning`"
         )
     standings, facts = read_leaderboard(sweep) or ([], {})
-    return Findings(
+    return SweepRecord(
         sweep=sweep,
         config=config,
         standings=standings,
@@ -141,7 +141,7 @@ def _read(uri: str, hints: dict[str, Any]) -> dict[str, Any] | None:
         return None
 
 
-def ask(findings: Findings) -> str:
+def ask(findings: SweepRecord) -> str:
     """Return the question of the sweep."""
     space = findings.config["space"]
     rates = space["learning_rate_range"] or space["learning_rates"]
@@ -156,7 +156,7 @@ def ask(findings: Findings) -> str:
     )
 
 
-def answer(findings: Findings) -> str:
+def answer(findings: SweepRecord) -> str:
     """Say how deep to thaw, and by how much that beats the best at any other depth."""
     winner = findings.winner
     if winner is None:
@@ -197,7 +197,7 @@ def _stages(number: int) -> str:
     return "stage" if number == 1 else f"{number} stages"
 
 
-def describe_test(findings: Findings) -> str | None:
+def describe_test(findings: SweepRecord) -> str | None:
     """Say what the winner is worth on the test split; None where that was not measured."""
     winner = findings.winner
     if winner is None or winner.best_epoch is None:
@@ -220,7 +220,7 @@ def describe_test(findings: Findings) -> str | None:
     )
 
 
-def show_leaderboard(findings: Findings) -> list[str]:
+def show_leaderboard(findings: SweepRecord) -> list[str]:
     """Return the best trials as the lines of a table."""
     rows = [show_standing(row) for row in findings.standings[:MAX_ROWS]]
     more = len(findings.standings) - len(rows)
@@ -228,7 +228,7 @@ def show_leaderboard(findings: Findings) -> list[str]:
     return [*table(COLUMNS, rows), *rest]
 
 
-def describe_origin(findings: Findings) -> list[str]:
+def describe_origin(findings: SweepRecord) -> list[str]:
     """Name data and versions; return the lines of a list."""
     started = findings.started or {}
     versions = ", ".join(f"{name} {of}" for name, of in started.get("versions", {}).items())
@@ -241,7 +241,7 @@ def describe_origin(findings: Findings) -> list[str]:
     ]
 
 
-def reproduce(findings: Findings) -> list[str]:
+def reproduce(findings: SweepRecord) -> list[str]:
     """Return the commands that run the same sweep."""
     if findings.started is None:
         return ["# not recorded: this sweep is of an older Thaw"]
@@ -254,7 +254,7 @@ def reproduce(findings: Findings) -> list[str]:
     return [*checkout, findings.started["command"]]
 
 
-def list_next(findings: Findings) -> list[str]:
+def list_next(findings: SweepRecord) -> list[str]:
     """Return the commands that follow."""
     winner, sweep = findings.winner, shlex.quote(findings.sweep)
     if winner is None:
