@@ -24,7 +24,7 @@ from datasets.config import IngestConfig
 from datasets.shards import Manifest, Split
 
 IGNORE_INDEX = -1
-"""The label of an image that could not be read: it keeps its place in a batch and counts nowhere."""
+"""The label of an unreadable image: it keeps its place in a batch and counts nowhere."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What commands tell while they work: on terminals, in pipes, where it is quiet."""
+"""What commands report while they work: on terminals, in pipes, where it is quiet."""
 
 import io
 import logging
@@ -18,7 +18,7 @@ from rich.console import Console
 
 from cluster import entry
 from cluster.io import terminal
-from cluster.io.terminal import Pace, count, describe_rate, describe_s, show, tell
+from cluster.io.terminal import Pace, count, describe_rate, describe_s, report, show
 from tests.conftest import ROOT
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
@@ -122,7 +122,7 @@ def test_a_pipe_gets_a_line_every_ten_seconds(
         for _ in range(10):
             clock.now_s += 4
             advance(10)
-        tell("news")
+        report("news")
     told = capsys.readouterr()
     assert told.out == "news\n"
     assert told.err == (
@@ -156,8 +156,8 @@ def test_quiet_leaves_warnings(
     with count("Preparing images", 100, "images") as advance:
         clock.now_s += 60
         advance(10)
-        tell("news")
-        tell("lost", warning=True)
+        report("news")
+        report("lost", warning=True)
     assert (capsys.readouterr(), fake.getvalue()) == (("lost\n", ""), "")
 
 
@@ -166,7 +166,7 @@ def test_a_terminal_has_a_block_below_the_news(fake: io.StringIO) -> None:
     with count("Preparing images", 942, "images") as advance:
         advance(512)
         wait_for("512 of 942 images", fake)
-        tell(f"news of {path}")
+        report(f"news of {path}")
         wait_for("512 of 942 images", fake)
         during = Screen(fake.getvalue())
     assert during.text()[0] == f"news of {path}", "no line is broken"

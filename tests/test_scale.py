@@ -32,6 +32,7 @@ from trainers.launch import plan_ingest
 from trainers.networks.backbones import on_meta
 from tuning import progress, states
 from tuning.config import SpaceConfig, TuningConfig
+from tuning.progress import SweepProgress
 from tuning.space import points
 from tuning.states import FINISHED, RUNNING, TrialStates, read_trials
 from tuning.sweep_display import SweepDisplay

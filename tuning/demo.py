@@ -6,7 +6,7 @@ from typing import Any, Literal
 from cluster.config import ClusterConfig
 from cluster.io import storage
 from cluster.io.errors import UserError
-from cluster.io.terminal import tell
+from cluster.io.terminal import report
 from cluster.runtime import connect
 from datasets.config import IngestConfig, PrepareConfig, SyntheticConfig
 from datasets.prepare.prepare import prepare
@@ -107,7 +107,7 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
 def _prepare(cars: SyntheticConfig, uri: str) -> str:
     """Render a data set, unless it stands already; returns its URI."""
     if not storage.exists(storage.join(uri, "manifest.json")):
-        tell(f"Rendering {cars.num_classes} car models into {uri}")
+        report(f"Rendering {cars.num_classes} car models into {uri}")
     prepare(
         PrepareConfig(source="synthetic", out=uri, short_side_px=cars.render_px, synthetic=cars)
     )
@@ -129,7 +129,7 @@ def _pretrain(base: FinetuneConfig, out: str) -> str:
         cluster=replace(base.cluster, num_workers=0),
     )
     if storage.exists(storage.join(config.out, "result.json")):
-        tell(f"{config.out}: reused, the network is pretrained")
+        report(f"{config.out}: reused, the network is pretrained")
     else:
         run_training(config)
     return storage.join(read_result(config.out)["checkpoint"], "model.safetensors")

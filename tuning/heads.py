@@ -10,7 +10,7 @@ from typing import Any
 import safetensors.torch
 
 from cluster.io import storage
-from cluster.io.terminal import count, tell
+from cluster.io.terminal import count, report
 from trainers import launch, metrics
 from trainers.config import PRETRAINED, FinetuneConfig
 from trainers.networks.freezing import is_head_only
@@ -77,7 +77,7 @@ def _train(config: TuningConfig, shared: Shared, point: Point) -> tuple[Finetune
     if (folder := shared.results_of(training)) is not None:
         record(folder, training.out)
     top1 = result[metrics.VAL_BEST_TOP1]
-    tell(f"Head {name}: val/top1 {top1:.3f}")
+    report(f"Head {name}: val/top1 {top1:.3f}")
     return training, top1
 
 

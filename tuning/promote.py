@@ -17,7 +17,7 @@ from typing import Any, Literal
 from cluster.config import Device
 from cluster.io import storage
 from cluster.io.errors import UserError, require, require_at_least, require_between
-from cluster.io.terminal import tell
+from cluster.io.terminal import report
 from cluster.runtime import connect
 from datasets.shards import Manifest, read_manifest
 from trainers import metrics
@@ -170,7 +170,7 @@ def _refuse_other_epochs(training: FinetuneConfig) -> None:
 def _train(training: FinetuneConfig) -> str | None:
     """Train a seed, unless that is done; return the command that uploads it to W&B."""
     if open_run(training) is not None:
-        tell(f"{training.out} is trained: reusing it")
+        report(f"{training.out} is trained: reusing it")
         return None
     _, command = follow_training(training, job_type="promote")
     return command

@@ -79,7 +79,7 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
         config, manifest, free_bytes=store.free_bytes, missing_bytes=store.missing_bytes
     )
     num_concurrent = min(_count_concurrent(config, resources, plan), num_trials)
-    say = print if explain else terminal.tell
+    say = print if explain else terminal.report
     _announce(config, manifest, resources, plan, num_trials, num_concurrent, say)
     if explain:
         raise SystemExit(0)

@@ -25,6 +25,7 @@ from trainers.run.rows import JsonlTracker
 from trainers.tracking.mirror import TRIAL, RunMirror
 from tuning import states
 from tuning.config import SpaceConfig, TuningConfig
+from tuning.progress import SweepProgress
 from tuning.search import build_tuner, run_folder
 from tuning.states import TrialStates
 from tuning.sweep_display import SweepDisplay

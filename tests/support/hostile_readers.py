@@ -27,7 +27,7 @@ from trainers.config import FinetuneConfig, ModelConfig
 from trainers.run import checkpoint, evaluations, rows
 from trainers.run import folder as run_folder
 from trainers.run.checkpoint import TrainingProgress
-from tuning import leaderboard, states
+from tuning import leaderboard, record, states
 from tuning.advice import advice
 from tuning.advice.quadrants import Stage, Verdict
 from tuning.review.data import read_sweep

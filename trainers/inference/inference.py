@@ -18,7 +18,7 @@ from torchvision.models import ResNet50_Weights
 from cluster.config import ClusterConfig, Device
 from cluster.io import storage
 from cluster.io.errors import UserError, require, require_at_least, require_between
-from cluster.io.terminal import tell
+from cluster.io.terminal import report
 from cluster.runtime import connect
 from cluster.scaling import plan_workers
 from datasets.config import SIZES_PX, IngestConfig
@@ -224,7 +224,7 @@ def run_inference(
         resources, ClusterConfig(num_workers=config.num_workers, device=config.device)
     )
     size_px = network.config.ingest.size_px
-    tell(
+    report(
         f"{network.origin}: {len(collection.references)} {collection.kind} at {images}, "
         f"{size_px} px -> {out}"
     )

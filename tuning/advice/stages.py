@@ -11,7 +11,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from cluster.io.errors import UserError
-from cluster.io.terminal import count, tell
+from cluster.io.terminal import count, report
 from cluster.runtime import Resources
 from cluster.scaling import plan_workers
 from datasets.passes.features import load_view, read_view
@@ -70,9 +70,9 @@ def collect(
         )
     if built.num_images:
         rate = built.num_images / built.seconds
-        tell(f"{built.num_images} images through all stages: {rate:.0f} images/s -> {cache}")
+        report(f"{built.num_images} images through all stages: {rate:.0f} images/s -> {cache}")
     else:
-        tell(f"Features of all stages were there: {cache}")
+        report(f"Features of all stages were there: {cache}")
     return [
         {entry.split: _load(entry.uri, entry.split) for entry in of_depth} for of_depth in entries
     ]
