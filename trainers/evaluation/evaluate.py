@@ -110,8 +110,8 @@ def evaluate(
     if too_many_unreadable(config, len(unreadable), manifest.split(split).num_images):
         raise UserError(
             f"ingest.max_bad_fraction is {config.ingest.max_bad_fraction}: {len(unreadable)} "
-            f"{split} images could not be read: {unreadable[0]} ...; repair the data, or prepare it "
-            "again"
+            f"{split} images could not be read: {unreadable[0]} ...; repair the data, or prepare "
+            "it again"
         )
     if not math.isfinite(measures.loss):
         raise UserError(
