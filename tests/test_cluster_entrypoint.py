@@ -106,14 +106,15 @@ def test_the_same_files_make_the_same_package(tmp_path: Path) -> None:
     (root / "tuning" / "runs").mkdir(parents=True)
     (root / "runs").mkdir()
     (root / "tuning" / ".git").mkdir()
-    for name in ("tuning/a.py", "tuning/runs/b", "tuning/.git/c", "runs/d", "tuning/wandb"):
+    (root / "tuning" / "wandb").mkdir()
+    for name in ("tuning/a.py", "tuning/runs/b", "tuning/.git/c", "runs/d", "tuning/wandb/e.py"):
         (root / name).write_text(name)
     first = pack(tmp_path / "1.zip", root=root, max_mib=1)
     os.utime(root / "tuning" / "a.py", (1, 1))
     second = pack(tmp_path / "2.zip", root=root, max_mib=1)
 
     assert first.path.read_bytes() == second.path.read_bytes()
-    assert zipfile.ZipFile(first.path).namelist() == ["tuning/a.py", "tuning/wandb"]
+    assert zipfile.ZipFile(first.path).namelist() == ["tuning/a.py", "tuning/wandb/e.py"]
 
 
 def test_a_folder_too_large_is_refused_with_its_largest_files(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from cluster.entry import ROOT
 from cluster.io.errors import UserError
 from cluster.runtime import SHIPPED
 
-LEFT_OUT = ("__pycache__", "runs", "wandb")
+LEFT_OUT = ("__pycache__", "runs")
 """Folders that stay here wherever they lie, as all whose names begin with a dot."""
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same files make the same package, which is sent once
 
