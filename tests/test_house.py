@@ -1,4 +1,4 @@
-"""The house itself: whose `datasets` it is, who may import which part of Ray, what README shows."""
+"""Structure of the repository: imports, sizes of folders, docstrings, commands in the docs."""
 
 import ast
 import re
@@ -12,11 +12,21 @@ from cluster.runtime import find_foreign_datasets
 from tests.conftest import ROOT
 
 ROOMS = ("cluster", "datasets", "trainers", "tuning")
+MAX_FILES_PER_FOLDER = 20
 MAY_IMPORT = {
     "ray.data": ("datasets/",),
-    "ray.train": ("trainers/loop.py", "trainers/launch.py", "trainers/failures.py"),
+    "ray.train": (
+        "trainers/loop.py",
+        "trainers/launch.py",
+        "trainers/failures.py",
+        "cluster/scaling.py",
+    ),
     "ray.tune": ("tuning/",),
+    "wandb": ("trainers/tracking/", "tuning/wandb/"),
 }
+FOLDERS = sorted(
+    {file.parent.relative_to(ROOT) for room in ROOMS for file in (ROOT / room).rglob("*.py")}
+)
 
 
 def imports(file: Path) -> set[str]:
@@ -30,17 +40,30 @@ def imports(file: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("part", MAY_IMPORT)
-def test_each_part_of_ray_is_imported_only_where_it_belongs(part: str) -> None:
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_ray_libraries_and_wandb_are_imported_only_where_they_belong(package: str) -> None:
     users = {
         str(file.relative_to(ROOT))
         for room in ROOMS
         for file in (ROOT / room).rglob("*.py")
-        if any(f"{name}.".startswith(f"{part}.") for name in imports(file))
+        if any(f"{name}.".startswith(f"{package}.") for name in imports(file))
     }
 
     assert users
-    assert {user for user in users if not user.startswith(MAY_IMPORT[part])} == set()
+    assert {user for user in users if not user.startswith(MAY_IMPORT[package])} == set()
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=str)
+def test_a_folder_has_at_most_20_python_files(folder: Path) -> None:
+    assert len(list((ROOT / folder).glob("*.py"))) <= MAX_FILES_PER_FOLDER
+
+
+@pytest.mark.parametrize("folder", [f for f in FOLDERS if len(f.parts) > 1], ids=str)
+def test_a_sub_package_has_a_docstring_of_three_lines(folder: Path) -> None:
+    """What it is, what it may import, where to enter."""
+    docstring = ast.get_docstring(ast.parse((ROOT / folder / "__init__.py").read_text())) or ""
+
+    assert len([line for line in docstring.splitlines() if line]) >= 3
 
 
 def test_datasets_is_ours_in_the_driver() -> None:
