@@ -46,7 +46,7 @@ NOT_SHIPPED = [
 ]
 
 
-class Unreachable(ValueError):
+class Unreachable(UserError):
     """No cluster at the address that this process may use."""
 
 

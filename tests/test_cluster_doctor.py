@@ -246,8 +246,8 @@ def test_json_says_what_the_docstring_says() -> None:
     finding = CheckResult(check="out", level="fail", text="no", remedy="yes", nodes=("a",))
     report = to_json("head:6379", [finding])
 
-    assert cluster.doctor.__doc__ is not None
+    assert cluster.doctor.doctor.__doc__ is not None
     for name in [*report, *report["findings"][0]]:
-        assert f"{name}  " in cluster.doctor.__doc__, name
+        assert f"{name}  " in cluster.doctor.doctor.__doc__, name
     assert report["schema_version"] == 1 and report["ok"] is False
     assert DoctorConfig().json is False

@@ -171,12 +171,12 @@ def test_lost_images_are_named_twenty_times_at_most() -> None:
 
     def batches() -> Iterator[Batch]:
         for number in range(100):
-            losses = [f"image {number} {place}" for place in range(8)]
+            unreadable = [f"image {number} {place}" for place in range(8)]
             yield Batch(
                 image=np.zeros((8, 2, 2, 3), np.uint8),
                 label=np.full(8, -1),
                 image_id=np.zeros(8, np.int64),
-                losses=losses,
+                unreadable=unreadable,
             )
 
     plan = paper_plan(MANIFEST, rank=0, world_size=1, worker_batch_size=8)

@@ -120,7 +120,7 @@ def test_saving_the_same_step_again_replaces_it(tmp_path: Path) -> None:
 
 def test_a_checkpoint_in_mid_epoch_is_the_latest_and_never_the_best(tmp_path: Path) -> None:
     progress = save_epochs(str(tmp_path), [0.1])
-    middle = replace(progress, global_step=14, totals={"steps": 4.0}, losses=("one",))
+    middle = replace(progress, global_step=14, totals={"steps": 4.0}, unreadable=("one",))
     checkpoint.save(str(tmp_path), contents(9), middle)
 
     latest = restore_latest(tmp_path)

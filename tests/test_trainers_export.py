@@ -132,7 +132,7 @@ def test_each_snippet_of_the_card_computes_what_the_run_does(
 def test_the_card_of_a_staged_run_of_a_network_torchvision_lacks(
     staged_run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    export.export(ExportConfig(run=staged_run, out=str(tmp_path), formats=("safetensors",)))
+    export(ExportConfig(run=staged_run, out=str(tmp_path), formats=("safetensors",)))
     content = (tmp_path / "README.md").read_text()
     monkeypatch.chdir(tmp_path)
 
@@ -211,7 +211,7 @@ def test_a_single_image_at_a_time_by_default_and_what_stood_there_goes(
     images_BHWC = draw_images(32)
     wanted: tuple[tuple[Format, str], ...] = (("onnx", "model.onnx"), ("torch_export", "model.pt2"))
     for format_name, file in wanted:
-        files = export.export(
+        files = export(
             ExportConfig(run=staged_run, out=str(tmp_path / "out"), formats=(format_name,))
         )
         assert files[format_name].max_difference < 1e-5
@@ -236,7 +236,7 @@ def test_a_file_that_computes_something_else_is_removed(
     monkeypatch.setitem(formats.EXPORTERS, "safetensors", wrong)
 
     with pytest.raises(ValueError, match=r"differ by 1.*, more than 0\.001: it was removed"):
-        export.export(ExportConfig(run=staged_run, out=str(tmp_path), formats=("safetensors",)))
+        export(ExportConfig(run=staged_run, out=str(tmp_path), formats=("safetensors",)))
     assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
 
 
@@ -245,7 +245,7 @@ def test_what_others_wrote_stays(run: str, tmp_path: Path) -> None:
 
     for out in (str(tmp_path), run):
         with pytest.raises(ValueError, match=r"stands there that no export wrote"):
-            export.export(ExportConfig(run=run, out=out, formats=("safetensors",)))
+            export(ExportConfig(run=run, out=out, formats=("safetensors",)))
     assert (tmp_path / "README.md").read_text() == "mine"
     assert "model" in json.loads((Path(run) / "config.json").read_text())
 
@@ -259,7 +259,7 @@ def test_missing_packages_are_named_with_the_command(
     )
 
     with pytest.raises(ValueError, match=r"needs onnxscript; pip install 'onnxscript>=0.7,<0.8'"):
-        export.export(ExportConfig(run=run, out=str(tmp_path / "out")))
+        export(ExportConfig(run=run, out=str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
 
 

@@ -67,8 +67,8 @@ def test_answer_names_depth_lead_and_certainty(tmp_path: Path) -> None:
     found = verdict.comparison
     assert found is not None and found.is_certain
     assert sweep.depth_of(found.rival) != sweep.depth_of(verdict.best)
-    assert found.wins is not None and found.unreadable is not None
-    assert (found.wins - found.unreadable) / 320 == pytest.approx(found.lead)
+    assert found.wins is not None and found.losses is not None
+    assert (found.wins - found.losses) / 320 == pytest.approx(found.lead)
     assert "too much for chance (p < 0.001)" in verdict.lead
     assert "optimistic" in verdict.cautions[0]
 
@@ -172,7 +172,7 @@ def test_driver_keeps_states_current(tmp_path: Path, monkeypatch: pytest.MonkeyP
     config = cast(Any, SimpleNamespace(base=sweep.base, out=out, group="group", max_failures=1))
     display = SimpleNamespace(start=lambda *_, **__: None, end=lambda *_, **__: None)
     states = TrialStates(out, num_trials=3)
-    told = progress.TrainingProgress(config, Shared(), cast(Any, display), states)
+    told = progress.SweepProgress(config, Shared(), cast(Any, display), states)
     trials: list[Any] = [
         SimpleNamespace(
             trial_id=row.trial_id,

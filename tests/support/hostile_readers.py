@@ -71,7 +71,7 @@ def list_readers(scratch: Path) -> dict[str, Reader]:
         classes=("a", "b"),
         row={"epoch": 2, "global_step": 14, "val/top1": 0.5},
         totals={"count": 3.0},
-        losses=("one",),
+        unreadable=("one",),
         files={"model.safetensors": {"bytes": 3, "sha256": "0" * 64}},
     )
     result = {
@@ -219,7 +219,7 @@ def read_findings_of(found: Any) -> None:
     """Say what a page and a report say of a sweep."""
     tell = record.describe_test, record.answer, record.ask, record.reproduce
     for say in (*tell, record.list_next, record.describe_origin, record.show_leaderboard):
-        say(found.record)
+        say(found.findings)
 
 
 def try_reader(reader: Reader, content: bytes, folder: Path) -> Any:
