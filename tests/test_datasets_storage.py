@@ -62,8 +62,8 @@ def test_a_missing_package_is_named_with_the_command_that_brings_it() -> None:
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
 
     assert run.stderr.splitlines()[-1] == (
-        "cluster.io.errors.UserError: URI 'hf://datasets/owner/cars' needs the package huggingface_hub: "
-        "`pip install huggingface_hub` on every node"
+        "cluster.io.errors.UserError: URI 'hf://datasets/owner/cars' needs the package "
+        "huggingface_hub: `pip install huggingface_hub` on every node"
     )
 
 
