@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-extended fuzz check bench golden clean check-k8s scale chaos
+.PHONY: setup demo test test-extended fuzz check bench golden clean check-k8s chaos
 
 setup: $(READY)  ## Make .venv with everything pyproject.toml lists
 
@@ -43,10 +43,6 @@ bench: $(READY)  ## Ours against what people use, in one run each, into bench.js
 	$(BIN)/python -m tests.bench.ingest
 	$(BIN)/python -m tests.bench.training
 	$(BIN)/python -m tests.bench.sweep
-
-scale: $(READY)  ## Measure what docs/scale.md computes with, and write its tables and picture anew
-	$(BIN)/python -m tests.bench.scale_measure
-	$(BIN)/python -m tests.bench.scale --write
 
 golden: $(READY)  ## Record the golden losses and W&B views anew; say why in the commit message
 	$(BIN)/python -m tests.support.golden

@@ -1,4 +1,4 @@
-"""Data sets on paper alone: their manifests are those that `prepare` would write."""
+"""Plans of data sets of any size: manifests as `prepare` would write them, without images."""
 
 import random
 
