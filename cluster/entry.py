@@ -5,7 +5,7 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cluster.io.errors import StorageError, UserError
@@ -19,7 +19,7 @@ leaving: list[int] = []
 QUIET_HELP = "\nEvery command also takes --quiet: results and warnings alone, no progress."
 
 
-def run_room(main: Callable[[list[str]], None]) -> None:
+def run_room(main: Callable[[Sequence[str]], None]) -> None:
     """Call `main` with the command line; the user's error ends in one sentence and exit code 2.
 
     `--quiet` is an option of every command, so it is taken here, and said below every `--help`.
@@ -48,14 +48,6 @@ def run_room(main: Callable[[list[str]], None]) -> None:
         _reader_has_left()  # else the interpreter tells of it, when it flushes at its end
         if {"-h", "--help"} & set(arguments):
             print(QUIET_HELP)
-
-
-def print_verbs(room: str, verbs: Mapping[str, str]) -> None:
-    """Print what a room can do: the summaries of its verbs."""
-    width = max(map(len, verbs)) + 2
-    print(f"python -m {room} VERB, where VERB is one of\n")
-    print("\n".join(f"  {verb:<{width}}{summary}" for verb, summary in verbs.items()))
-    print(f"\n`python -m {room} VERB --help` shows the options of a verb.")
 
 
 def _reader_has_left() -> bool:

@@ -3,7 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from cluster.io.errors import require, require_at_least, require_between, require_choice
+from cluster.io.errors import (
+    require,
+    require_at_least,
+    require_between,
+    require_choice,
+    require_positive,
+)
 
 SOURCES = ("folder", "stanford", "parquet", "synthetic")
 POLICIES = ("none", "light", "cars")
@@ -157,3 +163,41 @@ class IngestConfig:
         if self.policy == "none":
             return 1
         return num_epochs if self.views is None else min(self.views, num_epochs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoConfig:
+    """Show what a data set holds: python -m datasets info --data data/cars"""
+
+    data: str
+    """URI of a prepared data set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewConfig:
+    """Draw a contact sheet: python -m datasets preview --data data/cars"""
+
+    data: str
+    """URI of a prepared data set."""
+    out: str = "preview.png"
+    """URI of the PNG to write."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """Time every stage of ingest on your data: python -m datasets bench --data runs/cars"""
+
+    data: str
+    """URI of a prepared data set."""
+    policy: Policy = "cars"
+    """Augmentation policy."""
+    size_px: int = 224
+    """Height and width of the images the network sees."""
+    seconds: float = 10.0
+    """About how long the whole stream is measured."""
+    address: str | None = None
+    """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
+
+    def __post_init__(self) -> None:
+        require_between("size_px", self.size_px, *SIZES_PX)
+        require_positive("seconds", self.seconds)

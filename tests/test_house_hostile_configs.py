@@ -15,11 +15,12 @@ import datasets.__main__ as datasets_main
 import trainers.__main__ as trainers_main
 import tuning.__main__ as tuning_main
 from cluster.config import ClusterConfig
+from cluster.dispatch import load
 from cluster.io.errors import holds_credentials
 from cluster.io.fields import MAX_COUNT, MAX_FLOAT, build, check_fields
-from datasets.config import PrepareConfig
 from trainers.config import FinetuneConfig, ScheduleConfig, TrackConfig
-from trainers.tracking.sync import TrackVerb
+from trainers.tracking.config import TrackVerb
+from tuning.commands import Command
 from tuning.config import TuningConfig
 
 SECRET = "wJalrXUtnFEMI-K7MDENG-bPxRfiCY"
@@ -56,23 +57,13 @@ NEEDED = {
 
 
 def doors() -> Iterator[Door]:
-    configs = {
-        "prepare": PrepareConfig,
-        "info": datasets_main.InfoConfig,
-        "preview": datasets_main.PreviewConfig,
-        "bench": datasets_main.BenchConfig,
-    }
-    assert configs.keys() == datasets_main.VERBS.keys()
-    for verb, config in configs.items():
-        yield Door(datasets_main.parse, (verb, *NEEDED[verb]), config)
-    for main in (trainers_main, tuning_main):
-        for verb, (config, _) in main.VERBS.items():
-            if config is not TrackVerb:
-                yield Door(main.parse, (verb, *NEEDED.get(verb, ())), config)
-    for verb, (_, config, _) in cluster_main.VERBS.items():
-        yield Door(cluster_main.parse, (verb, *NEEDED.get(verb, ())), config)
+    for main in (cluster_main, datasets_main, trainers_main, tuning_main):
+        for name, verb in main.VERBS.items():
+            config = load(verb.config)
+            if config not in (TrackVerb, FinetuneConfig, Command):
+                yield Door(main.parse, (name, *NEEDED.get(name, ())), config)
     yield Door(trainers_main.parse, ("finetune", "--data", "d"), FinetuneConfig)
-    yield Door(tuning_main.parse, ("--data", "d"), tuning_main.Command)
+    yield Door(tuning_main.parse, ("--data", "d"), Command)
 
 
 def leaves(config: type[Any], path: str = "") -> Iterator[tuple[str, Any]]:

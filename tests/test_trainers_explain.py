@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from trainers.config import OptimConfig
-from trainers.evaluation.explain import ExplainConfig, grad_cam, order
+from trainers.evaluation.config import ExplainConfig
+from trainers.evaluation.explain import grad_cam, order
 from trainers.networks.backbones import build
 from trainers.step import StepSettings
 

@@ -21,7 +21,8 @@ from huggingface_hub import ModelCard
 from cluster.io import storage
 from trainers.config import FinetuneConfig, IngestConfig, ModelConfig, ScheduleConfig
 from trainers.export import formats
-from trainers.export.export import ExportConfig, Format, export, run_export
+from trainers.export.config import ExportConfig, Format
+from trainers.export.export import export, run_export
 from trainers.export.model_card import CardFacts, write_card
 from trainers.networks.backbones import build
 from trainers.networks.initializers import initialize

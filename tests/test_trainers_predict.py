@@ -23,6 +23,7 @@ from tests.test_datasets_collection import write_photograph
 from trainers import launch
 from trainers.config import ClusterConfig, FinetuneConfig, IngestConfig, ModelConfig, OptimConfig
 from trainers.evaluation.evaluate import evaluate
+from trainers.inference.config import PredictConfig
 from trainers.inference.inference import (
     IMAGENET_CLASSES,
     Computer,
@@ -30,7 +31,7 @@ from trainers.inference.inference import (
     open_network,
     run_inference,
 )
-from trainers.inference.predict import PredictConfig, run_predict, to_predictions
+from trainers.inference.predict import run_predict, to_predictions
 from trainers.networks.backbones import build
 from trainers.run.folder import load_best_model
 

@@ -15,6 +15,7 @@ from tests.test_trainers_backbones import KERAS_TABLE
 from trainers.__main__ import parse
 from trainers.networks import measure, zoo
 from trainers.networks.backbones import BACKBONES
+from trainers.networks.config import ZooConfig
 from trainers.networks.measure import (
     count_bytes,
     count_parameters,
@@ -22,7 +23,7 @@ from trainers.networks.measure import (
     on_meta,
     time_step,
 )
-from trainers.networks.zoo import KERAS_TOP1, ZooConfig, ZooRow, describe, run_zoo
+from trainers.networks.zoo import KERAS_TOP1, ZooRow, describe, run_zoo
 from trainers.networks.zoo_picture import draw_zoo
 
 pytestmark = pytest.mark.usefixtures("one_thread")

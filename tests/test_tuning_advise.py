@@ -17,7 +17,8 @@ from tuning import run
 from tuning.__main__ import parse
 from tuning.advice import stages
 from tuning.advice.advice import Advice, advice_uri, read_advice, score_advice
-from tuning.advice.advise import AdviseConfig, run_advise
+from tuning.advice.advise import run_advise
+from tuning.advice.config import AdviseConfig
 from tuning.advice.quadrants import QUADRANTS, Stage, Verdict, judge, recommend, with_neighbours
 from tuning.advice.stages import compare
 from tuning.config import TuningConfig

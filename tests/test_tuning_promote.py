@@ -18,8 +18,9 @@ from trainers.config import FinetuneConfig, LossConfig, ModelConfig, OptimConfig
 from trainers.run.rows import read_rows
 from trainers.tracking.mirror import RunMirror
 from tuning import promote, winner
+from tuning.config import PromoteConfig
 from tuning.leaderboard import LEARNS, LEARNS_NOT, TrialResult, write_leaderboard
-from tuning.promote import PromoteConfig, plan_seeds, run_promote
+from tuning.promote import plan_seeds, run_promote
 from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
 from tuning.winner import evaluate_once
 
@@ -81,7 +82,7 @@ def test_the_winner_is_trained_on_train_and_val_with_each_seed_and_tested_once(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("trainers.__main__.RunMirror", Mirror)
+    monkeypatch.setattr("trainers.commands.RunMirror", Mirror)
     Mirror.opened = []
     sweep = tmp_path / "sweep"
     won = trial(easy_data, sweep)

@@ -21,10 +21,11 @@ from tuning.importance import rank_axes
 from tuning.leaderboard import read_leaderboard
 from tuning.review import review
 from tuning.review.charts import pareto_front
+from tuning.review.config import ReviewConfig
 from tuning.review.data import read_sweep
 from tuning.review.page import render_page
 from tuning.review.pictures import look_at_answers
-from tuning.review.review import ReviewConfig, run_review
+from tuning.review.review import run_review
 from tuning.review.verdict import compare_pairs, compare_shares, judge_sweep
 from tuning.space import AXES, CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
 from tuning.states import TrialStates, read_trials

@@ -1,170 +1,82 @@
 """python -m trainers [RECIPE] --data URI ... | VERB ..."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
-import tyro
-
+from cluster.dispatch import Verb, dispatch, list_verbs, parse_verb
 from cluster.entry import run_room
-from cluster.io import terminal
-from cluster.io.errors import UserError
-from cluster.io.fields import check_fields
-from cluster.runtime import connect
-from trainers import launch, metrics
-from trainers.config import FinetuneConfig
-from trainers.evaluation.evaluate import EvaluateConfig, run_evaluation
-from trainers.evaluation.explain import ExplainConfig, run_explain
-from trainers.export.export import ExportConfig, run_export
-from trainers.inference.features import FeaturesConfig, run_features
-from trainers.inference.predict import PredictConfig, run_predict
-from trainers.meter import Meter
-from trainers.networks.zoo import ZooConfig, run_zoo
 from trainers.recipes import RECIPES
-from trainers.tracking.mirror import RunMirror, follow
-from trainers.tracking.sync import TrackVerb, run_track
 
+DEFAULT = "transfer"
+OTHERS = {
+    "evaluate": Verb(
+        "measure a run's best checkpoint on the test split",
+        "trainers.evaluation.config:EvaluateConfig",
+        "trainers.evaluation.evaluate:run_evaluation",
+    ),
+    "explain": Verb(
+        "show where it looks (Grad-CAM)",
+        "trainers.evaluation.config:ExplainConfig",
+        "trainers.evaluation.explain:run_explain",
+    ),
+    "predict": Verb(
+        "classify any images, by a run or a published network",
+        "trainers.inference.config:PredictConfig",
+        "trainers.inference.predict:run_predict",
+    ),
+    "features": Verb(
+        "write what a stage of a network makes of images",
+        "trainers.inference.config:FeaturesConfig",
+        "trainers.inference.features:run_features",
+    ),
+    "export": Verb(
+        "safetensors with a model card, ONNX, torch.export",
+        "trainers.export.config:ExportConfig",
+        "trainers.export.export:run_export",
+    ),
+    "zoo": Verb(
+        "the networks: size, accuracy, parameters, depth, time of a step",
+        "trainers.networks.config:ZooConfig",
+        "trainers.networks.zoo:run_zoo",
+    ),
+    "track": Verb(
+        "read a run's or sweep's W&B files back, and upload them",
+        "trainers.tracking.config:TrackVerb",
+        "trainers.tracking.sync:run_track",
+    ),
+}
 HELP = f"""Fine-tune a network on a prepared data set, with DDP under Ray Train.
 
-RECIPE is one of {", ".join(RECIPES)} (default transfer); every field below changes it:
+RECIPE is one of {", ".join(RECIPES)} (default {DEFAULT}); every field below changes it:
 
   python -m trainers transfer --data runs/cars
   python -m trainers staged   --data runs/cars --phases all 4 3e-3 -2 6 3e-4
   python -m trainers finetune --data runs/cars --freeze-depth 2 --learning-rate 1e-4
   python -m trainers scratch  --data runs/cars --backbone mobilenet_v2 --num-workers 2
 
-The same command again resumes. What else can be done, each with its own --help:
+Run the same command again to resume. Other commands, each with its own --help:
 
-  evaluate   measure a run's best checkpoint on the test split
-  explain    show where it looks (Grad-CAM)
-  predict    classify any images, by a run or a published network
-  features   write what a stage of a network makes of images
-  export     safetensors with a model card, ONNX, torch.export
-  zoo        the networks: size, accuracy, parameters, depth, time of a step
-  track      read a run's or sweep's W&B files back, and upload them
+{list_verbs(OTHERS)}
 """
-
-
-def main(arguments: list[str]) -> None:
-    config = parse(arguments)
-    run = {FinetuneConfig: run_training, **dict(VERBS.values())}[type(config)]
-    run(config)
-
-
-def parse(arguments: list[str]) -> Any:
-    """Parse a recipe or verb and its options into a FinetuneConfig, or the verb's config.
-
-    Raises:
-        UserError: for an unknown recipe, or values that don't fit.
-    """
-    recipe = "transfer"
-    if arguments and not arguments[0].startswith("-"):
-        recipe, *arguments = arguments
-    if recipe in VERBS:
-        config = tyro.cli(VERBS[recipe][0], args=arguments, prog=f"python -m trainers {recipe}")
-    elif recipe in RECIPES:
-        config = tyro.cli(
-            FinetuneConfig,
-            default=RECIPES[recipe],
-            args=arguments,
-            prog=f"python -m trainers {recipe}",
-            description=HELP,
-            config=(tyro.conf.OmitArgPrefixes,),
-        )
-    else:
-        raise UserError(f"recipe is {recipe!r}: choose from {', '.join([*RECIPES, *VERBS])}")
-    check_fields(config)
-    return config
-
-
-def run_training(config: FinetuneConfig) -> None:
-    """Check, connect, train; print progress, the result and what to do next."""
-    if not config.data:
-        raise UserError("data is '': give --data URI of a prepared data set")
-    result, sync = follow_training(config, job_type="train")
-    if result["epochs"] < config.num_epochs:
-        patience = config.schedule.early_stopping_epochs
-        print(f"Stopped early: val/top1 was not higher for {patience} epochs")
-    if config.validates:
-        print(f"Best val/top1 {result[metrics.VAL_BEST_TOP1]:.4f} in epoch {result['best_epoch']}")
-    print(f"Weights:  {result['checkpoint']}/model.safetensors")
-    print(f"Test it:  python -m trainers evaluate --run {config.out}")
-    if sync:
-        print(f"W&B:      {sync}")
-
-
-def follow_training(config: FinetuneConfig, *, job_type: str) -> tuple[dict[str, Any], str | None]:
-    """Check, connect, train; print progress and mirror it in W&B.
-
-    Returns:
-        result.json, and the command that uploads an offline run.
-    """
-    config = launch.with_absolute_paths(config)
-    manifest = launch.check(config)
-    resources = connect(config.cluster.address)
-    _, ingest = launch.plan_ingest(
-        config, manifest, resources, launch.plan_training(config, resources)
+VERBS = {
+    recipe: Verb(
+        f"train by the recipe {recipe}",
+        "trainers.config:FinetuneConfig",
+        "trainers.commands:run_training",
+        help=HELP,
+        default=config,
     )
-    num_images = manifest.split(config.train_on).num_images
-    terminal.report(
-        f"Training {config.model.backbone} ({config.model.init}, {describe_phases(config)}) on "
-        f"{num_images} images of {len(manifest.classes)} classes -> {config.out}"
-    )
-    terminal.report(f"Ingest: {ingest}")
-    name = config.out.rstrip("/").rsplit("/", 1)[-1]
-    mirror = RunMirror(config, name=name, group=config.track.group, job_type=job_type)
-    meter = Meter(config, manifest)
-
-    def tell(row: dict[str, Any]) -> None:
-        meter.update([row])
-        show(row, config.num_epochs)
-
-    with terminal.show(meter.draw), follow(config.out, mirror, tell):
-        result = launch.fit(config)
-    return result, mirror.close()
+    for recipe, config in RECIPES.items()
+} | OTHERS
 
 
-def describe_phases(config: FinetuneConfig) -> str:
-    """Write how deep each phase freezes: `freeze depth all for 4 epochs, then -2 for 6`."""
-    first, *later = config.phases
-    if not later:
-        return f"freeze depth {first.freeze_depth}"
-    told = [f"freeze depth {first.freeze_depth} for {first.num_epochs} epochs"]
-    told += [f"{phase.freeze_depth} for {phase.num_epochs}" for phase in later]
-    return ", then ".join(told)
+def main(arguments: Sequence[str]) -> None:
+    dispatch("trainers", VERBS, arguments, default=DEFAULT)
 
 
-def show(row: dict[str, Any], num_epochs: int) -> None:
-    """Print a line for a row of metrics.jsonl."""
-    line = (
-        f"epoch {row[metrics.EPOCH]}/{num_epochs}  step {row[metrics.GLOBAL_STEP]}  "
-        f"train loss {row[metrics.TRAIN_LOSS]:.4f} top-1 {row[metrics.TRAIN_TOP1]:.3f}"
-    )
-    if metrics.VAL_TOP1 in row:
-        line += (
-            f"  val loss {row[metrics.VAL_LOSS]:.4f} top-1 {row[metrics.VAL_TOP1]:.3f} "
-            f"(best {row[metrics.VAL_BEST_TOP1]:.3f})"
-        )
-    if metrics.EPOCH_S in row:
-        line += (
-            f"  {row[metrics.IMAGES_PER_S]:.0f} images/s, "
-            f"waited {row[metrics.WAIT_S]:.1f} of {row[metrics.EPOCH_S]:.1f} s"
-        )
-        if row[metrics.UNREADABLE_IMAGES]:
-            first = row[metrics.UNREADABLE_NAMES][0]
-            line += f", {row[metrics.UNREADABLE_IMAGES]} unreadable images: {first}"
-    terminal.report(line, warning=bool(row.get(metrics.UNREADABLE_IMAGES)))
-
-
-VERBS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
-    "evaluate": (EvaluateConfig, run_evaluation),
-    "zoo": (ZooConfig, run_zoo),
-    "explain": (ExplainConfig, run_explain),
-    "predict": (PredictConfig, run_predict),
-    "features": (FeaturesConfig, run_features),
-    "export": (ExportConfig, run_export),
-    "track": (TrackVerb, run_track),
-}
-"""What can be done besides training: name -> its config, and what runs it."""
+def parse(arguments: Sequence[str]) -> Any:
+    """Parse a recipe or verb and its options into a FinetuneConfig, or the verb's config."""
+    return parse_verb("trainers", VERBS, arguments, default=DEFAULT)
 
 
 if __name__ == "__main__":

@@ -1,31 +1,43 @@
 """python -m tuning [RECIPE] --data URI ... | VERB ..."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
-import tyro
-
-from cluster.config import ClusterConfig, Device
+from cluster.dispatch import Verb, dispatch, list_verbs, parse_verb
 from cluster.entry import run_room
-from cluster.io import storage
-from cluster.io.errors import UserError, require
-from cluster.io.fields import check_fields
-from trainers.config import FreezeDepth, Init
 from trainers.recipes import RECIPES
-from tuning.advice.advice import read_advice
-from tuning.advice.advise import AdviseConfig, run_advise
-from tuning.config import SpaceConfig, TuningConfig
-from tuning.demo import DemoConfig, run_demo
-from tuning.promote import PromoteConfig, run_promote
-from tuning.review.review import ReviewConfig, run_review
-from tuning.run import tune_sweep
-from tuning.sharing.cache import CacheConfig, run_cache
 
+DEFAULT = "finetune"
+OTHERS = {
+    "advise": Verb(
+        "measure how deep to thaw, before any sweep; --from-advice sweeps what it recommends",
+        "tuning.advice.config:AdviseConfig",
+        "tuning.advice.advise:run_advise",
+    ),
+    "promote": Verb(
+        "train a sweep's winner long, on validation images too, with several seeds, and test it",
+        "tuning.config:PromoteConfig",
+        "tuning.promote:run_promote",
+    ),
+    "review": Verb(
+        "a sweep on one HTML page that opens anywhere, also while it runs",
+        "tuning.review.config:ReviewConfig",
+        "tuning.review.review:run_review",
+    ),
+    "cache": Verb(
+        "list the features that sweeps share, and delete those used longest ago",
+        "tuning.sharing.config:CacheConfig",
+        "tuning.sharing.cache:run_cache",
+    ),
+    "demo": Verb(
+        "a whole sweep on synthetic cars",
+        "tuning.config:DemoConfig",
+        "tuning.demo:run_demo",
+    ),
+}
 HELP = f"""Find out how much of a pretrained network to thaw for your images.
 
-RECIPE is the training that every trial starts from: {", ".join(RECIPES)} (default finetune).
+RECIPE is the training that every trial starts from: {", ".join(RECIPES)} (default {DEFAULT}).
 Every trial changes its freeze depth, learning rate, clipnorm and initialization:
 
   python -m tuning --data runs/cars
@@ -33,220 +45,42 @@ Every trial changes its freeze depth, learning rate, clipnorm and initialization
   python -m tuning --data runs/cars --backbone mobilenet_v2 --inits file he --weights FILE
   python -m tuning --data runs/cars --search optuna --learning-rate-range 1e-5 1e-2 --trials 40
 
-The same command again resumes, and a finished sweep is reused. What else can be done, each with its
-own --help:
+Run the same command again to resume; a finished sweep is reused. Other commands, each with its own
+--help:
 
-  advise     measure how deep to thaw, before any sweep; --from-advice sweeps what it recommends
-  promote    train a sweep's winner long, on validation images too, with several seeds, and test it
-  review     a sweep on one HTML page that opens anywhere, also while it runs
-  cache      list the features that sweeps share, and delete those used longest ago
-  demo       a whole sweep on synthetic cars
+{list_verbs(OTHERS)}
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class Command:
-    """The fields of a sweep that the command line offers; the recipe has the others."""
-
-    data: str | None = None
-    """URI of a prepared data set (`python -m datasets prepare`)."""
-    from_advice: str | None = None
-    """URI of the folder of a `python -m tuning advise`: data, network, weights, size and freeze
-    depths are taken from there where they are not given here."""
-    out: str = "runs/sweep"
-    """URI of the sweep's folder; the same folder resumes."""
-    trials: int | None = None
-    """Trials to run. Default: 12, or every point of a grid."""
-    search: Literal["random", "grid", "optuna"] = "random"
-    """random: distinct points. grid: all of them. optuna: learns from results."""
-    freeze_depths: tuple[FreezeDepth, ...] = SpaceConfig.freeze_depths
-    """Stages that stay frozen, 0 (nothing) to `all` (head only)."""
-    learning_rates: tuple[float, ...] = SpaceConfig.learning_rates
-    """Learning rates to choose from."""
-    learning_rate_range: tuple[float, float] | None = None
-    """Draw learning rates log-uniformly between these two instead."""
-    clipnorms: tuple[float | Literal["none"], ...] = ("none", 1.0)
-    """Norms that each tensor's gradient is clipped to; `none` does not clip. Where one is set, it
-    takes the place of the recipe's global_clipnorm."""
-    inits: tuple[Init, ...] = SpaceConfig.inits
-    """Initializations; random ones always train the whole network."""
-    weights: str | None = None
-    """URI of a state dict, for `file`; also stands in for the download of `imagenet`."""
-    backbone: str | None = None
-    """Network. Default: the recipe's, as for all below."""
-    normalization: Literal["imagenet", "half"] | None = None
-    """Pixel mean and standard deviation the weights were trained with."""
-    epochs: int | None = None
-    """Epochs of a trial that is not pruned."""
-    global_batch_size: int | None = None
-    """Images per optimizer step, over all workers."""
-    size_px: int | None = None
-    """Height and width of the images the network sees."""
-    policy: Literal["none", "light", "cars"] | None = None
-    """Augmentation of training images."""
-    views: int | None = None
-    """Augmented views of each image, which epochs take in turn. Default: a new one in every epoch.
-    With fewer, what is frozen computes less."""
-    mix: bool = False
-    """Blend images as the recipe does (mixup, CutMix): trials can't share frozen stages then."""
-    share: bool = TuningConfig.share
-    """Compute frozen stages once for all trials and sweeps, and copy results that are known."""
-    explain: bool = False
-    """Only say what would run, and what sharing would save."""
-    head_first: bool = TuningConfig.head_first
-    """Let deeper trials start from the best head on the frozen network (LP-FT)."""
-    cache: str | None = None
-    """URI of the folder that sweeps share features and results in. Default: `cache` beside OUT."""
-    feature_cache_gib: float = TuningConfig.feature_cache_gib
-    """GiB of features the cache may hold; trials train on images where their own don't fit."""
-    grace_epochs: int = TuningConfig.grace_epochs
-    """No trial is stopped before this many epochs."""
-    reduction_factor: int = TuningConfig.reduction_factor
-    """ASHA: of this many trials at a rung, one goes on."""
-    seed: int = 0
-    """Seed of the search and of every training."""
-    num_workers: int | None = None
-    """DDP workers of a trial that trains more than the head; 0 trains in the trial's process."""
-    device: Device = "auto"
-    """`auto` uses GPUs where the cluster has them."""
-    max_failures: int = TuningConfig.max_failures
-    """Times a failed trial is tried again, from its latest checkpoint, in all sittings together.
-    The same command starts one that failed for good once more."""
-    hang_timeout_s: float = ClusterConfig.hang_timeout_s
-    """A trial whose workers don't answer, or that gets no batch, for so long has failed."""
-    address: str | None = None
-    """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
-    wandb: Literal["auto", "online", "offline", "off"] = "auto"
-    """auto: online with WANDB_API_KEY set, else offline."""
-    project: str = "thaw"
-    """W&B project."""
-    group: str | None = None
-    """W&B group of the trials. Default: the name of the sweep's folder."""
-
-    def to_config(self, recipe: str) -> TuningConfig:
-        """Return the sweep this command describes."""
-        require(self.data is not None, "data", self.data, "give --data URI, or --from-advice OUT")
-        assert self.data is not None
-        base = RECIPES[recipe]
-        clipnorms = tuple(None if value == "none" else value for value in self.clipnorms)
-        clips = any(clipnorm is not None for clipnorm in clipnorms)
-        base = replace(
-            base,
-            data=self.data,
-            seed=self.seed,
-            **self._given("epochs", "global_batch_size"),
-            ingest=replace(base.ingest, **self._given("size_px", "policy", "views")),
-            schedule=replace(
-                base.schedule,
-                warmup_epochs=min(base.schedule.warmup_epochs, (self.epochs or base.epochs) / 2),
-            ),
-            model=replace(base.model, **self._given("backbone", "weights", "normalization")),
-            loss=base.loss if self.mix else replace(base.loss, mixup_alpha=0.0, cutmix_alpha=0.0),
-            optim=replace(base.optim, global_clipnorm=None) if clips else base.optim,
-            track=replace(base.track, wandb=self.wandb, project=self.project, group=self.group),
-            cluster=replace(
-                base.cluster,
-                address=self.address,
-                num_workers=self.num_workers,
-                device=self.device,
-                hang_timeout_s=self.hang_timeout_s,
-            ),
+def sweeps(parse: str) -> dict[str, Verb]:
+    return {
+        recipe: Verb(
+            f"sweep the recipe {recipe}",
+            "tuning.commands:Command",
+            "tuning.commands:run_sweep",
+            help=HELP,
+            parse=parse,
         )
-        return TuningConfig(
-            base=base,
-            space=SpaceConfig(
-                freeze_depths=self.freeze_depths,
-                learning_rates=self.learning_rates,
-                learning_rate_range=self.learning_rate_range,
-                clipnorms=clipnorms,
-                inits=self.inits,
-            ),
-            out=self.out,
-            trials=self.trials,
-            search=self.search,
-            seed=self.seed,
-            grace_epochs=self.grace_epochs,
-            reduction_factor=self.reduction_factor,
-            max_failures=self.max_failures,
-            share=self.share,
-            head_first=self.head_first,
-            cache=self.cache,
-            feature_cache_gib=self.feature_cache_gib,
-            advice=self.from_advice,
-        )
-
-    def _given(self, *names: str) -> dict[str, Any]:
-        """Fields that were set; the others stay the recipe's."""
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        for recipe in RECIPES
+    }
 
 
-def main(arguments: list[str]) -> None:
-    config = parse(arguments)
-    sweeps = {TuningConfig: tune_sweep, Explanation: explain}
-    run = {**sweeps, **dict(VERBS.values())}[type(config)]
-    run(config)
+VERBS = sweeps("tuning.commands:parse_sweep") | OTHERS
 
 
-@dataclass(frozen=True)
-class Explanation:
-    """A sweep that is only to be explained."""
-
-    config: TuningConfig
+def main(arguments: Sequence[str]) -> None:
+    dispatch("tuning", VERBS, arguments, default=DEFAULT)
 
 
-def explain(explanation: Explanation) -> None:
-    tune_sweep(explanation.config, explain=True)
+def parse(arguments: Sequence[str]) -> Any:
+    """Parse a recipe or verb and its options into a TuningConfig, or the verb's config."""
+    return parse_verb("tuning", VERBS, arguments, default=DEFAULT)
 
 
-def parse(arguments: list[str]) -> Any:
-    """Parse a recipe or verb and its options into a TuningConfig, or the verb's config.
-
-    Raises:
-        UserError: for an unknown recipe, or values that don't fit.
-    """
-    recipe = "finetune"
-    if arguments and not arguments[0].startswith("-"):
-        recipe, *arguments = arguments
-    if recipe in VERBS:
-        config = tyro.cli(VERBS[recipe][0], args=arguments, prog=f"python -m tuning {recipe}")
-        check_fields(config)
-        return config
-    if recipe not in RECIPES:
-        raise UserError(f"recipe is {recipe!r}: choose from {', '.join([*RECIPES, *VERBS])}")
-    command = parse_command(arguments)
-    config = command.to_config(recipe)
-    return Explanation(config) if command.explain else config
-
-
-def parse_command(arguments: list[str]) -> Command:
-    """Parse the options of a sweep; advice has the defaults of those that it knows.
-
-    Raises:
-        UserError: where there is no advice, or it is about other data.
-    """
-    parse_with = partial(
-        tyro.cli, Command, args=arguments, prog="python -m tuning", description=HELP
-    )
-    command = parse_with()
-    check_fields(command)
-    if command.from_advice is None:
-        return command
-    uri = storage.absolute(command.from_advice, "from_advice")
-    advice = read_advice(uri)
-    command = replace(parse_with(default=Command(**advice.options())), from_advice=uri)
-    assert command.data is not None
-    advice.require_same_data(command.data)
-    return command
-
-
-VERBS: dict[str, tuple[type[Any], Callable[[Any], Any]]] = {
-    "demo": (DemoConfig, run_demo),
-    "advise": (AdviseConfig, run_advise),
-    "promote": (PromoteConfig, run_promote),
-    "cache": (CacheConfig, run_cache),
-    "review": (ReviewConfig, run_review),
-}
-"""What can be done besides a sweep: name -> its config, and what runs it."""
+def parse_for_job(arguments: Sequence[str]) -> Any:
+    """Parse a command that runs elsewhere: its advice may be unreadable from here."""
+    verbs = sweeps("tuning.commands:parse_without_advice") | OTHERS
+    return parse_verb("tuning", verbs, arguments, default=DEFAULT)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from cluster.config import Device
 from cluster.io.errors import (
     require,
     require_at_least,
@@ -150,3 +151,58 @@ class TuningConfig:
         config = build(cls, values)
         check_fields(config)
         return config
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromoteConfig:
+    """Train a sweep's winner long, on training and validation images, with several seeds; test each
+    once.
+
+    Ends with the mean on the test split and its 95 percent interval: of t over the seeds, which
+    tells how far the mean hangs on them, or with one seed Wilson's over the test images. The same
+    command again goes on, and what is finished is reused:
+
+    python -m tuning promote --sweep runs/sweep
+
+    python -m tuning promote --sweep runs/sweep --seeds 5 --epochs 40 --num-workers 8
+    """
+
+    sweep: str
+    """URI of a finished sweep's folder."""
+    out: str | None = None
+    """URI of the folder for the runs and promoted.json. Default: SWEEP/promoted."""
+    seeds: int = 3
+    """How many trainings, with seeds 0, 1, 2 and so on."""
+    epochs: int | None = None
+    """Epochs of each. Default: three times those of the sweep's trials."""
+    num_workers: int | None = None
+    """DDP workers of each. Default: one per GPU, or one per node without GPUs. 0 trains in this
+    process."""
+    device: Device = "auto"
+    """`auto` uses GPUs where the cluster has them."""
+    address: str | None = None
+    """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
+    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    """auto: online with WANDB_API_KEY set, else offline."""
+
+    def __post_init__(self) -> None:
+        require_between("seeds", self.seeds, 1, 1000)
+        require_at_least("num_workers", self.num_workers, 0)
+        require_at_least("epochs", self.epochs, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """Render synthetic cars, sweep ResNet50 over them and evaluate the winner, in minutes.
+
+    The same command again says what it reuses.
+    """
+
+    out: str = "runs/demo"
+    """Folder of the data sets, the sweep and its runs."""
+    weights: str | None = None
+    """State dict of a ResNet50 trained on ImageNet, where it can't be downloaded."""
+    address: str | None = None
+    """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
+    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    """auto: online with WANDB_API_KEY set, else offline."""

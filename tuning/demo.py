@@ -1,7 +1,7 @@
 """The demo: Thaw from nothing to an answer, on synthetic cars, in minutes on two cores."""
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 from cluster.config import ClusterConfig
 from cluster.io import storage
@@ -10,7 +10,7 @@ from cluster.io.terminal import report
 from cluster.runtime import connect
 from datasets.config import IngestConfig, PrepareConfig, SyntheticConfig
 from datasets.prepare.prepare import prepare
-from trainers.__main__ import run_training
+from trainers.commands import run_training
 from trainers.config import (
     FinetuneConfig,
     Init,
@@ -21,7 +21,7 @@ from trainers.config import (
 )
 from trainers.networks.initializers import pretrained_available
 from trainers.run.folder import read_result
-from tuning.config import SpaceConfig, TuningConfig
+from tuning.config import DemoConfig, SpaceConfig, TuningConfig
 from tuning.run import tune_sweep
 
 # ResNet50 at 64 px on two cores, images/s: 210 forward, 55 trained whole in one process, 35 by DDP.
@@ -47,23 +47,6 @@ SOURCE = SyntheticConfig(
 SOURCE_EPOCHS = 3
 SOURCE_LEARNING_RATE = 1e-3
 DEMO_GROUP = "demo"
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoConfig:
-    """Render synthetic cars, sweep ResNet50 over them and evaluate the winner, in minutes.
-
-    The same command again says what it reuses.
-    """
-
-    out: str = "runs/demo"
-    """Folder of the data sets, the sweep and its runs."""
-    weights: str | None = None
-    """State dict of a ResNet50 trained on ImageNet, where it can't be downloaded."""
-    address: str | None = None
-    """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
-    wandb: Literal["auto", "online", "offline", "off"] = "auto"
-    """auto: online with WANDB_API_KEY set, else offline."""
 
 
 def run_demo(config: DemoConfig) -> dict[str, Any]:

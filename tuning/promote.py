@@ -11,65 +11,27 @@ import json
 import logging
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
-from cluster.config import Device
 from cluster.io import storage
-from cluster.io.errors import UserError, require, require_at_least, require_between
+from cluster.io.errors import UserError, require
 from cluster.io.terminal import report
 from cluster.runtime import connect
 from datasets.shards import Manifest, read_manifest
 from trainers import metrics
-from trainers.__main__ import follow_training
+from trainers.commands import follow_training
 from trainers.config import FinetuneConfig
 from trainers.run import checkpoint
 from trainers.run.evaluations import read_evaluation
 from trainers.run.folder import open_run, read_config, read_result
 from trainers.tracking.run import sync_command
+from tuning.config import PromoteConfig
 from tuning.leaderboard import TrialResult, find_winner, read_leaderboard
 from tuning.seeds import MEASURES, print_seeds, summarize
 from tuning.winner import LONGER, evaluate_once
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromoteConfig:
-    """Train a sweep's winner long, on training and validation images, with several seeds; test each
-    once.
-
-    Ends with the mean on the test split and its 95 percent interval: of t over the seeds, which
-    tells how far the mean hangs on them, or with one seed Wilson's over the test images. The same
-    command again goes on, and what is finished is reused:
-
-    python -m tuning promote --sweep runs/sweep
-
-    python -m tuning promote --sweep runs/sweep --seeds 5 --epochs 40 --num-workers 8
-    """
-
-    sweep: str
-    """URI of a finished sweep's folder."""
-    out: str | None = None
-    """URI of the folder for the runs and promoted.json. Default: SWEEP/promoted."""
-    seeds: int = 3
-    """How many trainings, with seeds 0, 1, 2 and so on."""
-    epochs: int | None = None
-    """Epochs of each. Default: three times those of the sweep's trials."""
-    num_workers: int | None = None
-    """DDP workers of each. Default: one per GPU, or one per node without GPUs. 0 trains in this
-    process."""
-    device: Device = "auto"
-    """`auto` uses GPUs where the cluster has them."""
-    address: str | None = None
-    """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
-    wandb: Literal["auto", "online", "offline", "off"] = "auto"
-    """auto: online with WANDB_API_KEY set, else offline."""
-
-    def __post_init__(self) -> None:
-        require_between("seeds", self.seeds, 1, 1000)
-        require_at_least("num_workers", self.num_workers, 0)
-        require_at_least("epochs", self.epochs, 1)
 
 
 def run_promote(config: PromoteConfig) -> dict[str, Any]:

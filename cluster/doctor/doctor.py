@@ -39,19 +39,19 @@ from cluster.doctor.pair import check_all_reduce
 from cluster.doctor.results import CheckResult, fail, has_failed, summarize, to_json
 from cluster.doctor.storage_checks import ask_data, ask_out, judge_data
 from cluster.doctor.wandb_reach import check_wandb
-from cluster.tools import Tools
+from cluster.io import storage
 
 CLOCK_ROUNDS = 3
 
 
-def run_doctor(config: DoctorConfig, tools: Tools) -> None:
+def run_doctor(config: DoctorConfig) -> None:
     """Print what was found; exit with 1 where something failed.
 
     Raises:
         UserError: where the address is no address, or a URI is relative in a job.
     """
     findings = []
-    for finding in examine(config, tools):
+    for finding in examine(config):
         findings.append(finding)
         if not config.json:
             print(finding, flush=True)
@@ -64,14 +64,14 @@ def run_doctor(config: DoctorConfig, tools: Tools) -> None:
         raise SystemExit(1)
 
 
-def examine(config: DoctorConfig, tools: Tools) -> Iterator[CheckResult]:
+def examine(config: DoctorConfig) -> Iterator[CheckResult]:
     """Connect, and yield what each check finds, one check after the other.
 
     Raises:
         UserError: as `run_doctor`.
     """
-    out = tools.absolute(config.out, "out") if config.out else None
-    data = tools.absolute(config.data, "data") if config.data else None
+    out = storage.absolute(config.out, "out") if config.out else None
+    data = storage.absolute(config.data, "data") if config.data else None
     try:
         if not ray.is_initialized():
             runtime.open_session(config.address)
@@ -88,14 +88,13 @@ def examine(config: DoctorConfig, tools: Tools) -> Iterator[CheckResult]:
             [name for name, answer in ready.items() if isinstance(answer, ProbeError)]
         )
         if probes_of_nodes.nodes:
-            yield from _examine_nodes(probes_of_nodes, config, tools, out, data)
+            yield from _examine_nodes(probes_of_nodes, config, out, data)
     yield from check_wandb()
 
 
 def _examine_nodes(
     probes_of_nodes: NodeProbes,
     config: DoctorConfig,
-    tools: Tools,
     out: str | None,
     data: str | None,
 ) -> Iterator[CheckResult]:
@@ -108,17 +107,17 @@ def _examine_nodes(
     decoders = probes_of_nodes.ask(probes.find_broken_decoders)
     foreign = probes_of_nodes.ask(probes.find_datasets)
     auth = probes_of_nodes.ask(probes.find_auth_mode)
-    fingerprints = ask_data(probes_of_nodes, tools, data) if data else None
+    fingerprints = ask_data(probes_of_nodes, data) if data else None
     yield from judge_versions(versions.answers(), probes.find_versions())
     yield from judge_space(space.answers(), nodes)
     yield from judge_decoders(decoders.answers())
     yield from judge_datasets(foreign.answers())
     yield from judge_auth(auth.answers(), nodes)
     if out:
-        yield from ask_out(probes_of_nodes, tools, out)
+        yield from ask_out(probes_of_nodes, out)
     if data and fingerprints:
         yield from judge_data(fingerprints.answers(), data)
-    yield from check_all_reduce(probes_of_nodes, tools.time_all_reduce, config.timeout_s)
+    yield from check_all_reduce(probes_of_nodes, config.timeout_s)
 
 
 def _measure_clocks(probes_of_nodes: NodeProbes) -> Replies:

@@ -8,7 +8,6 @@ import ray
 
 from cluster.doctor.nodes import Node, NodeProbes, ProbeError, on_node, receive
 from cluster.doctor.results import CheckResult, fail, ok
-from cluster.tools import AllReduce
 
 OPEN_PORTS = (
     "open all ports between the nodes (firewall, NetworkPolicy), or name their network in "
@@ -16,9 +15,7 @@ OPEN_PORTS = (
 )
 
 
-def check_all_reduce(
-    probes_of_nodes: NodeProbes, time_all_reduce: AllReduce, timeout_s: float
-) -> list[CheckResult]:
+def check_all_reduce(probes_of_nodes: NodeProbes, timeout_s: float) -> list[CheckResult]:
     """Time an all-reduce of 32 MiB: with GPUs by NCCL, where there are two, else by gloo."""
     pair, use_gpu = choose_pair(probes_of_nodes.nodes)
     began_s = time.monotonic()
@@ -26,7 +23,7 @@ def check_all_reduce(
     names = list(dict.fromkeys(node.name for node in pair))
     if isinstance(port, ProbeError):
         return [fail("all-reduce", str(port), OPEN_PORTS, names)]
-    task = ray.remote(num_cpus=0, num_gpus=int(use_gpu), max_retries=0)(time_all_reduce)  # pyright: ignore
+    task = ray.remote(num_cpus=0, num_gpus=int(use_gpu), max_retries=0)(_time_all_reduce)  # pyright: ignore
     refs = [
         task.options(scheduling_strategy=on_node(node)).remote(
             rank, 2, f"{pair[0].address}:{port}", use_gpu=use_gpu, timeout_s=timeout_s
@@ -49,6 +46,14 @@ def check_all_reduce(
     where = "between 2 nodes" if len(names) == 2 else "on 1 node"
     speed = f"{min(answers) / 2**20:.0f} MiB/s"
     return [ok("all-reduce", f"{backend}: 32 MiB {where} at {speed}")]
+
+
+def _time_all_reduce(
+    rank: int, world_size: int, address: str, *, use_gpu: bool, timeout_s: float
+) -> float:
+    from cluster.doctor.all_reduce import time_all_reduce  # imports torch, on the nodes only
+
+    return time_all_reduce(rank, world_size, address, use_gpu=use_gpu, timeout_s=timeout_s)
 
 
 def choose_pair(nodes: Sequence[Node]) -> tuple[list[Node], bool]:

@@ -1,18 +1,22 @@
 """Whether OUT is one place for all nodes, and DATA the same everywhere."""
 
 import uuid
+from typing import Any
 
 from cluster.doctor.checks import LOOK_AT_NODE, separate
 from cluster.doctor.nodes import NodeProbes, PendingReplies, ProbeError, Replies
 from cluster.doctor.results import CheckResult, fail, group, ok, shorten
-from cluster.tools import Tools
+from cluster.io import storage
+from cluster.io.errors import StorageError, UserError
+from cluster.io.fields import take_object
+from cluster.io.records import read_object
 
 SHARE = (
     "use storage that every node mounts at the same path, or a bucket such as s3://bucket/folder"
 )
 
 
-def ask_out(probes_of_nodes: NodeProbes, tools: Tools, out: str) -> list[CheckResult]:
+def ask_out(probes_of_nodes: NodeProbes, out: str) -> list[CheckResult]:
     """Have each node write a file, read the one of its neighbour, and delete its own.
 
     Neighbours form a ring: wherever storage is not the same for all, it breaks.
@@ -22,13 +26,13 @@ def ask_out(probes_of_nodes: NodeProbes, tools: Tools, out: str) -> list[CheckRe
         name: f"{out.rstrip('/')}/.thaw-doctor-{mark}-{number}" for number, name in enumerate(names)
     }
     written = probes_of_nodes.ask_each(
-        _write, {name: (tools, file, name) for name, file in files.items()}
+        _write, {name: (file, name) for name, file in files.items()}
     ).answers()
     good, findings = separate("out", written, "give every node the right to write there")
     ring = list(good)
     neighbours = dict(zip(ring, ring[1:] + ring[:1], strict=True))
     read = probes_of_nodes.ask_each(
-        _read, {name: (tools, files[neighbour]) for name, neighbour in neighbours.items()}
+        _read, {name: (files[neighbour],) for name, neighbour in neighbours.items()}
     ).answers()
     blind = {
         name: f"doesn't see what {neighbours[name]} wrote to {out}"
@@ -37,7 +41,7 @@ def ask_out(probes_of_nodes: NodeProbes, tools: Tools, out: str) -> list[CheckRe
     }
     findings += [fail("out", text, SHARE, nodes) for text, nodes in group(blind).items()]
     deleted = probes_of_nodes.ask_each(
-        _delete, {name: (tools, files[name]) for name in ring}
+        storage.delete_file, {name: (files[name],) for name in ring}
     ).answers()
     _, undeleted = separate("out", deleted, "give every node the right to delete there")
     findings += undeleted
@@ -49,9 +53,9 @@ def ask_out(probes_of_nodes: NodeProbes, tools: Tools, out: str) -> list[CheckRe
     return findings
 
 
-def ask_data(probes_of_nodes: NodeProbes, tools: Tools, data: str) -> PendingReplies:
+def ask_data(probes_of_nodes: NodeProbes, data: str) -> PendingReplies:
     """Have each node look at a prepared data set."""
-    return probes_of_nodes.ask(_find_fingerprint, tools, data)
+    return probes_of_nodes.ask(_find_fingerprint, data)
 
 
 def judge_data(answers: Replies, data: str) -> list[CheckResult]:
@@ -75,25 +79,27 @@ class Unread:
         self.error = error
 
 
-def _write(tools: Tools, uri: str, content: str) -> None:
-    tools.write_bytes(uri, content.encode())
+def _write(uri: str, content: str) -> None:
+    storage.write_bytes(uri, content.encode())
 
 
-def _read(tools: Tools, uri: str) -> str:
-    return tools.read_bytes(uri).decode()
+def _read(uri: str) -> str:
+    return storage.read_bytes(uri).decode()
 
 
-def _delete(tools: Tools, uri: str) -> None:
-    tools.delete_file(uri)
-
-
-def _find_fingerprint(tools: Tools, data: str) -> "str | Unread":
+def _find_fingerprint(data: str) -> "str | Unread":
+    """Read the manifest, which is of another room, and look for the first and last shards."""
     try:
-        manifest = tools.read_manifest(data)
-    except ValueError as error:  # it has its own remedy
+        manifest = read_object(
+            storage.join(data, "manifest.json"), {"fingerprint": str, "splits": dict[str, Any]}
+        )
+        for split in manifest["splits"].values():
+            shards = take_object(split, {"shards": [{"path": str}]})["shards"]
+            for shard in shards[:1] + shards[-1:]:
+                if not storage.exists(storage.join(data, shard["path"])):
+                    return Unread(f"{data} lacks {shard['path']}")
+    except FileNotFoundError:
+        return Unread(f"data is {data!r}: no prepared data set there (manifest.json is missing)")
+    except (UserError, StorageError) as error:  # it has its own remedy
         return Unread(shorten(error))
-    for split in manifest.splits.values():
-        for shard in split.shards[:1] + split.shards[-1:]:
-            if not tools.exists(f"{data.rstrip('/')}/{shard.path}"):
-                return Unread(f"{data} lacks {shard.path}")
-    return manifest.fingerprint
+    return manifest["fingerprint"]

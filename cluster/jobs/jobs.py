@@ -1,18 +1,14 @@
 """Jobs that were submitted: status, logs, stop."""
 
-import os
 import sys
 import textwrap
 import time
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated
 
-import tyro
 from ray.job_submission import JobDetails, JobStatus
 
-from cluster.config import SubmitConfig, require_seconds
-from cluster.entry import QUIET_VAR
+from cluster.io.terminal import report
+from cluster.jobs.config import LogsConfig, StatusConfig, StopConfig
 from cluster.jobs.job_server import JobServer, has_ended
 from cluster.jobs.stream import Follower
 
@@ -22,37 +18,7 @@ ASK_EVERY_S = 0.5
 MAX_COMMAND = 80
 
 
-Job = Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="JOB")]
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobConfig:
-    """How a job is, or its end. Without JOB, the jobs of the cluster are listed."""
-
-    job: Job = None
-    """Name of the job, as `submit` printed it."""
-    address: str | None = None
-    """URL of the job server. Default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogsConfig:
-    """What a job has printed. Without JOB, the jobs of the cluster are listed."""
-
-    job: Job = None
-    """Name of the job, as `submit` printed it."""
-    follow: bool = False
-    """Go on until the job ends, and exit as it did."""
-    address: str | None = None
-    """URL of the job server. Default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265."""
-    reconnect_s: float = SubmitConfig.reconnect_s
-    """Seconds to try again when the job server doesn't answer, before the log is given up."""
-
-    def __post_init__(self) -> None:
-        require_seconds("reconnect_s", self.reconnect_s)
-
-
-def run_status(config: JobConfig) -> None:
+def run_status(config: StatusConfig) -> None:
     """Print how a job is, or a line for each."""
     server = JobServer(config.address)
     if config.job is None:
@@ -81,7 +47,7 @@ def run_logs(config: LogsConfig) -> None:
         write(server.read_log(config.job))
 
 
-def run_stop(config: JobConfig) -> None:
+def run_stop(config: StopConfig) -> None:
     """Stop a job and wait until it has ended, or list the jobs."""
     server = JobServer(config.address)
     if config.job is None:
@@ -114,7 +80,7 @@ def follow_to_end(server: JobServer, job: str, reconnect_s: float) -> None:
         raise SystemExit(130) from None
     if details.message and details.driver_exit_code is None:
         print(" ".join(details.message.split()), file=sys.stderr)
-    tell(f"Job {job} {describe(details)}")
+    report(f"Job {job} {describe(details)}")
     if JobStatus(details.status) is not JobStatus.SUCCEEDED:
         raise SystemExit(1)
 
@@ -123,12 +89,6 @@ def describe(job: JobDetails) -> str:
     """Write how a job is: `running`, `failed (exit code 2)`."""
     code = f" (exit code {job.driver_exit_code})" if job.driver_exit_code else ""
     return f"{JobStatus(job.status).value.lower()}{code}"
-
-
-def tell(line: str) -> None:
-    """Print news; where it is quiet, don't."""
-    if not os.environ.get(QUIET_VAR):
-        print(line, flush=True)
 
 
 def write(text: str) -> None:

@@ -17,9 +17,11 @@ from ray.job_submission import JobDetails
 from cluster.config import SubmitConfig
 from cluster.entry import ROOT
 from cluster.io.errors import UserError
-from cluster.jobs.entrypoint import ParseRoom, check_command
+from cluster.io.terminal import report
+from cluster.jobs.config import Submission
+from cluster.jobs.entrypoint import check_command
 from cluster.jobs.job_server import JobServer, OutOfReach, has_ended
-from cluster.jobs.jobs import STOP_WAIT_S, follow_to_end, tell, write
+from cluster.jobs.jobs import STOP_WAIT_S, follow_to_end, write
 from cluster.jobs.package import list_files, pack
 from cluster.provenance import COMMIT_VAR, PACKAGES, find_commit
 from cluster.secrets import refuse_secrets_in_files, refuse_secrets_in_words
@@ -35,27 +37,28 @@ FIND_VERSIONS = (
 )
 
 
-def run_submit(config: SubmitConfig, command: Sequence[str], parse_room: ParseRoom) -> None:
+def run_submission(submission: Submission) -> None:
     """Check the command and the folder, submit them, and follow the job.
 
     Raises:
         UserError: for what would fail or leak on the cluster; nothing was submitted then.
         SystemExit: with 1 where the job failed.
     """
+    config, command = submission.config, submission.command
     refuse_secrets_in_words(command, "command")
     refuse_secrets_in_words(config.env, "env")
-    check_command(command, parse_room)
+    check_command(command)
     refuse_secrets_in_files(list_files(), ROOT)
     with tempfile.TemporaryDirectory(prefix="thaw-submit-") as folder:
         package = pack(Path(folder, "thaw.zip"), max_mib=config.max_mib)
-        tell(f"Checked: no secrets, no relative paths; {package}")
+        report(f"Checked: no secrets, no relative paths; {package}")
         server = JobServer(config.address)
         job = config.submission_id or _new_name()
         request = build_request(config, job, command, package.path)
         known = server.find(job)
         if known is not None:
             _refuse_other_command(known, request)
-            tell(f"Job {job} is known already: it is not started a second time")
+            report(f"Job {job} is known already: it is not started a second time")
         else:
             if config.check_versions:
                 refuse_other_versions(server, f"{job}-versions", config.reconnect_s)
@@ -164,7 +167,7 @@ def hand_in(server: JobServer, request: dict[str, Any], reconnect_s: float) -> N
         except OutOfReach:
             if time.monotonic() - began_s > reconnect_s:
                 raise
-            tell("The job server doesn't answer; trying again")
+            report("The job server doesn't answer; trying again")
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, MAX_PAUSE_S)
 
@@ -183,6 +186,6 @@ def _new_name() -> str:
 
 def _print_next_steps(server: JobServer, job: str) -> None:
     write(f"Job:      {job}\n")
-    tell(f"Status:   python -m cluster status {job}{server.option}")
-    tell(f"Follow:   python -m cluster logs {job} --follow{server.option}")
-    tell(f"Stop:     python -m cluster stop {job}{server.option}")
+    report(f"Status:   python -m cluster status {job}{server.option}")
+    report(f"Follow:   python -m cluster logs {job} --follow{server.option}")
+    report(f"Stop:     python -m cluster stop {job}{server.option}")

@@ -12,8 +12,8 @@ import io
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,7 @@ from datasets.shards import Manifest, read_manifest
 from trainers.config import FinetuneConfig
 from trainers.evaluation import pictures
 from trainers.evaluation.answers import measure, read_views
+from trainers.evaluation.config import EvaluateConfig
 from trainers.evaluation.scores import Measures
 from trainers.launch import place_here
 from trainers.run import folder as run_folder
@@ -38,32 +39,6 @@ NUM_PAIRS = 20
 """Pairs of confused classes that are listed and drawn."""
 NUM_SHOWN = 5
 """Classes, and pairs, that the terminal shows."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """Measure a run's best checkpoint on a split, each image once, and draw where it errs.
-
-    Writes RUN/evaluation_SPLIT.json, and pictures and tables into RUN/evaluation_SPLIT:
-
-    python -m trainers evaluate --run runs/head
-
-    python -m trainers evaluate --run runs/head --split val --tta
-    """
-
-    run: str
-    """Run folder of a training."""
-    split: Literal["train", "val", "test"] = "test"
-    """Which images; none is augmented, those of train neither."""
-    data: str | None = None
-    """URI of another data set of the same classes."""
-    tta: bool = False
-    """Test-time augmentation: the mean probability of each image and its mirror image. Takes twice
-    as long, and writes evaluation_SPLIT_tta."""
-    json: bool = False
-    """Print the result as JSON alone."""
-    address: str | None = None
-    """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
 
 
 def run_evaluation(config: EvaluateConfig) -> None:

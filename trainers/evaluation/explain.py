@@ -7,8 +7,7 @@ channels, h x w places of a layer, H x W pixels, K classes; N images of a split.
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cluster.io import storage
-from cluster.io.errors import UserError, require, require_at_least
+from cluster.io.errors import UserError, require
 from cluster.runtime import connect
 from datasets.shards import Manifest, read_manifest
 from trainers.config import FinetuneConfig
 from trainers.evaluation.answers import read_views
+from trainers.evaluation.config import ExplainConfig, Which
 from trainers.evaluation.evaluate import check_classes, evaluate
 from trainers.evaluation.pictures import Explained, draw_heat_maps
 from trainers.run import folder as run_folder
@@ -28,7 +28,6 @@ from trainers.run.evaluations import PREDICTIONS, folder_of, read_evaluation
 from trainers.settings import step_settings
 from trainers.step import StepSettings, predict
 
-Which = Literal["mistakes", "confident", "random"]
 TITLES = {
     "mistakes": "Mistakes it was surest of: the image, where it saw the wrong class (orange), and "
     "where the true one (blue)",
@@ -36,38 +35,6 @@ TITLES = {
     "random": "Images drawn at random: the image, where it saw the predicted class, and for "
     "mistakes (orange) the true one",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExplainConfig:
-    """Draw a Grad-CAM sheet: images, and where the network saw the class it predicted; for mistakes
-    also where it saw the true one.
-
-    python -m trainers explain --run runs/head --out cam.png
-
-    python -m trainers explain --run runs/head --which confident --num-images 6 --out cam.png
-    """
-
-    run: str
-    """Run folder of a training of a convolutional network."""
-    out: str = "cam.png"
-    """URI of the picture."""
-    split: Literal["val", "test"] = "test"
-    """Which images; they are evaluated first where they have not been."""
-    num_images: int = 12
-    """How many of them."""
-    which: Which = "mistakes"
-    """mistakes: those it was surest of; confident: right ones it was surest of; random: any."""
-    seed: int = 0
-    """Seed of the random choice."""
-    address: str | None = None
-    """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
-
-    def __post_init__(self) -> None:
-        require(
-            1 <= self.num_images <= 60, "num_images", self.num_images, "use 1 to 60, to be readable"
-        )
-        require_at_least("seed", self.seed, 0)
 
 
 def run_explain(config: ExplainConfig) -> None:

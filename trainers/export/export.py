@@ -8,8 +8,7 @@ OUT/README.md           the model card, written last
 
 import json
 import subprocess
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 import torch
 
@@ -17,6 +16,7 @@ from cluster.entry import ROOT
 from cluster.io import storage
 from cluster.io.errors import UserError, require
 from cluster.io.records import read_json
+from trainers.export.config import ExportConfig
 from trainers.export.formats import EXPORTERS, Exporter, Run, Subject, require_onnx
 from trainers.export.model_card import CardFacts, FileFacts, write_card
 from trainers.run.evaluations import read_evaluation
@@ -24,36 +24,10 @@ from trainers.run.folder import load_best_model
 from trainers.settings import step_settings
 from trainers.step import predict
 
-Format = Literal["safetensors", "onnx", "torch_export"]
-
 CARD, CONFIG, MARK = "README.md", "config.json", {"exported_by": "Thaw"}
 MAX_DIFFERENCE = 1e-3
 """How far a logit may be from the original's."""
 _NUM_COMPARED = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportConfig:
-    """Write a run's best network for use elsewhere, with a model card.
-
-      python -m trainers export --run runs/cars --out runs/exported
-      python -m trainers export --run runs/cars --out s3://bucket/cars --formats onnx
-          --dynamic-batch
-
-    Every file is loaded back and its logits are compared with the original's.
-    """
-
-    run: str
-    """Run folder of a training."""
-    out: str
-    """URI of the folder to write."""
-    formats: tuple[Format, ...] = ("safetensors", "onnx", "torch_export")
-    """Which files to write; onnx needs the extra packages of `pip install '.[export]'`."""
-    dynamic_batch: bool = False
-    """Let ONNX and torch.export take any number of images at once; else one."""
-
-    def __post_init__(self) -> None:
-        require(bool(self.formats), "formats", self.formats, f"choose from {', '.join(EXPORTERS)}")
 
 
 def export(config: ExportConfig) -> dict[str, FileFacts]:

@@ -3,9 +3,8 @@
 B images, C channels, H x W places of a feature map, D features.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -14,37 +13,9 @@ from torch import Tensor, nn
 
 from cluster.io import storage
 from cluster.io.errors import require
-from trainers.inference.inference import InferenceConfig, Network, open_network, run_inference
+from trainers.inference.config import FeaturesConfig, Pooling
+from trainers.inference.inference import Network, open_network, run_inference
 from trainers.networks.backbones import find
-
-Pooling = Literal["avg", "max", "none"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeaturesConfig(InferenceConfig):
-    """Extract features of any stage of a network from photographs; writes Parquet to OUT.
-
-      python -m trainers features --images photos --backbone vgg16 --out runs/features
-      python -m trainers features --images photos --backbone vgg19 --stage block4
-          --pooling none --out runs/features
-      python -m trainers features --images runs/cars --split test --run runs/tuned --stage 2
-          --out runs/features
-
-    The last stage of VGG and AlexNet is their hidden dense layers; what Keras calls
-    include_top=False is --stage block5 --pooling none for VGG, --stage conv3 for AlexNet.
-
-    OUT/features holds path and features, a list of fixed size; OUT/features_bad_images.parquet path
-    and reason of each image that can't be looked at; OUT/features_summary.json is written last.
-    """
-
-    stage: str | None = None
-    """Its name, or its number counted from 1 at the input; default the last, before the head (of
-    VGG and AlexNet: the hidden dense layers, 4096 features)."""
-    pooling: Pooling = "avg"
-    """What becomes of a feature map, as Keras' `pooling`: its average or maximum over places, or
-    none: all of it, in the order channel, row, column."""
-    half: bool = False
-    """Write 16-bit floats: half the bytes, three digits."""
 
 
 class _Reached(Exception):

@@ -6,7 +6,7 @@ B images, S size in pixels, H height, W width, C channels, K outputs.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,17 +15,18 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights
 
-from cluster.config import ClusterConfig, Device
+from cluster.config import ClusterConfig
 from cluster.io import storage
-from cluster.io.errors import UserError, require, require_at_least, require_between
+from cluster.io.errors import UserError, require
 from cluster.io.terminal import report
 from cluster.runtime import connect
 from cluster.scaling import plan_workers
-from datasets.config import SIZES_PX, IngestConfig
+from datasets.config import IngestConfig
 from datasets.passes.collection import lies_in, list_images
 from datasets.passes.inference import Outcome, Workers, infer
 from datasets.prepare.partition import tally_reasons
 from trainers.config import FinetuneConfig, ModelConfig
+from trainers.inference.config import InferenceConfig
 from trainers.networks.backbones import build, find, require_size
 from trainers.networks.initializers import initialize, pretrained_available
 from trainers.run.folder import load_best_model
@@ -38,59 +39,6 @@ IMAGENET_CLASSES = tuple(ResNet50_Weights.DEFAULT.meta["categories"])
 
 ToColumns = Callable[[Tensor], dict[str, pa.Array]]
 """float32 outputs_BK on the CPU -> columns of B rows."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class InferenceConfig:
-    """Which images, which network, how many workers."""
-
-    images: str
-    """URI of the images: a folder of any depth, a file, Parquet, or a prepared data set."""
-    out: str
-    """URI of the folder to write; results of an earlier call there are replaced."""
-    run: str | None = None
-    """Run folder of a training, whose best network is used. Else: --backbone."""
-    backbone: str | None = None
-    """A pretrained network instead of a run: a name in trainers.backbones.BACKBONES."""
-    init: Literal["imagenet", "imagenet_v1", "imagenet_v2", "file"] | None = None
-    """Where the weights of --backbone come from; default imagenet, or file with --weights."""
-    weights: str | None = None
-    """URI of a .pth or .safetensors state dict for --backbone."""
-    normalization: Literal["imagenet", "half"] | None = None
-    """Pixel mean and deviation the weights of --backbone were trained with; default: those of its
-    published weights."""
-    size_px: int | None = None
-    """Height and width of the images; default: the run's, or those of the published weights."""
-    split: Literal["train", "val", "test"] | None = None
-    """Which images of a prepared data set; default all."""
-    image_column: str = "image"
-    """Column of Parquet files that holds bytes, or Hugging Face's struct."""
-    batch_size: int = 32
-    """Images the network computes at once."""
-    num_workers: int | None = None
-    """Actors that hold the network. Default: one per GPU, or one per node without GPUs."""
-    device: Device = "auto"
-    """`auto` uses GPUs where the cluster has them."""
-    address: str | None = None
-    """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
-
-    def __post_init__(self) -> None:
-        require(
-            (self.run is None) != (self.backbone is None),
-            "run",
-            self.run,
-            "give either --run RUN or --backbone NAME",
-        )
-        for name in ("init", "weights", "normalization"):
-            require(
-                self.run is None or getattr(self, name) is None,
-                name,
-                getattr(self, name),
-                "the run has its own: leave it out, or give --backbone instead of --run",
-            )
-        require_between("size_px", self.size_px, 1, max(SIZES_PX))  # the network may want more
-        require_at_least("batch_size", self.batch_size, 1)
-        require_at_least("num_workers", self.num_workers, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

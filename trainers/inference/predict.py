@@ -1,6 +1,5 @@
 """What a network sees on photographs: the classes it holds likely, as Parquet."""
 
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -10,34 +9,10 @@ from rich.table import Table
 from torch import Tensor
 
 from cluster.io import storage
-from cluster.io.errors import require_at_least
-from trainers.inference.inference import InferenceConfig, open_network, run_inference
+from trainers.inference.config import PredictConfig
+from trainers.inference.inference import open_network, run_inference
 
 _NUM_SHOWN = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictConfig(InferenceConfig):
-    """Classify photographs of any folder, Parquet or prepared data set; writes Parquet to OUT.
-
-    With a run, into its classes; with a pretrained backbone, into the 1000 of ImageNet:
-
-      python -m trainers predict --images photos --run runs/cars --out runs/predicted
-      python -m trainers predict --images photos --backbone resnet50 --out runs/predicted
-      python -m trainers predict --images s3://bucket/photos --backbone mobilenet_v2
-          --weights mobilenet_v2_imagenet.pth --normalization half --out s3://bucket/predicted
-
-    OUT/predictions holds path, class, probability, top_classes and top_probabilities;
-    OUT/predictions_bad_images.parquet path and reason of each image that can't be looked at;
-    OUT/predictions_summary.json is written last.
-    """
-
-    top_k: int = 5
-    """How many of the likeliest classes are kept."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_at_least("top_k", self.top_k, 1)
 
 
 def to_predictions(

@@ -6,86 +6,22 @@ OUT/advice.json   written last; `python -m tuning --from-advice OUT` sweeps what
 
 import json
 import shlex
-from dataclasses import dataclass
 from statistics import median
-from typing import Any, Literal
+from typing import Any
 
-from cluster.config import ClusterConfig, Device
+from cluster.config import ClusterConfig
 from cluster.io import storage
-from cluster.io.errors import require_at_least, require_between
 from cluster.runtime import connect
-from datasets.config import SIZES_PX, IngestConfig
+from datasets.config import IngestConfig
 from datasets.shards import Manifest
 from trainers import launch
 from trainers.config import FinetuneConfig, ModelConfig
 from tuning.advice.advice import Advice, advice_uri
+from tuning.advice.config import AdviseConfig
 from tuning.advice.picture import draw_advice
 from tuning.advice.quadrants import judge
 from tuning.advice.stages import collect, probe_stages
 from tuning.sharing.cache import cache_uri
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdviseConfig:
-    """Measure how much data you have and how similar your task is to what the network was trained
-    on, and recommend how deep to thaw it.
-
-    One pass collects what every stage of the frozen network makes of the training and validation
-    images; on each stage a linear classifier is trained and validated. Little or much data, similar
-    or different task: the quadrant says which stages to freeze, and the sweep may prove it wrong.
-
-      python -m tuning advise --data runs/cars
-
-      python -m tuning advise --data runs/cars --backbone mobilenet_v2 --init file
-          --weights mobilenet_v2_imagenet.pth --normalization half
-
-      python -m tuning --from-advice runs/advice
-    """
-
-    data: str
-    """URI of a prepared data set (`python -m datasets prepare`)."""
-    out: str = "runs/advice"
-    """URI of the folder for advice.json and advice.png."""
-    backbone: str = ModelConfig.backbone
-    """Network."""
-    init: Literal["imagenet", "imagenet_v1", "imagenet_v2", "file"] = "imagenet"
-    """Pretrained weights."""
-    weights: str | None = None
-    """URI of a state dict, for `file`; also stands in for the download of `imagenet`."""
-    normalization: Literal["auto", "imagenet", "half"] = ModelConfig.normalization
-    """Pixel mean and standard deviation the weights were trained with."""
-    size_px: int = IngestConfig.size_px
-    """Height and width of the images the network sees."""
-    little_per_class: int = 100
-    """Fewer training images than this in the median class are little data."""
-    cache: str | None = None
-    """URI of the folder that features are kept in. Default: `cache` beside OUT."""
-    device: Device = "auto"
-    """`auto` uses GPUs where the cluster has them."""
-    address: str | None = None
-    """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
-
-    def __post_init__(self) -> None:
-        require_between("size_px", self.size_px, *SIZES_PX)
-        require_at_least("little_per_class", self.little_per_class, 1)
-
-    def to_training(self) -> FinetuneConfig:
-        """Return the training whose network is looked at."""
-        return launch.with_absolute_paths(
-            FinetuneConfig(
-                data=self.data,
-                out=self.out,
-                global_batch_size=1,
-                ingest=IngestConfig(size_px=self.size_px, policy="none"),
-                model=ModelConfig(
-                    backbone=self.backbone,
-                    init=self.init,
-                    weights=self.weights,
-                    normalization=self.normalization,
-                ),
-                cluster=ClusterConfig(address=self.address, device=self.device),
-            )
-        )
 
 
 def run_advise(config: AdviseConfig) -> dict[str, Any]:
@@ -94,7 +30,7 @@ def run_advise(config: AdviseConfig) -> dict[str, Any]:
     Raises:
         UserError: for what a training would refuse, or features that overflow half precision.
     """
-    training = config.to_training()
+    training = build_training(config)
     manifest = launch.check(training)
     resources = connect(config.address)
     samples = collect(training, manifest, resources, cache_uri(training.out, config.cache))
@@ -122,6 +58,25 @@ def run_advise(config: AdviseConfig) -> dict[str, Any]:
     storage.write_bytes(advice_uri(training.out), json.dumps(values, indent=1).encode())
     print_advice(advice, manifest, training.out)
     return values
+
+
+def build_training(config: AdviseConfig) -> FinetuneConfig:
+    """Return the training whose network is probed."""
+    return launch.with_absolute_paths(
+        FinetuneConfig(
+            data=config.data,
+            out=config.out,
+            global_batch_size=1,
+            ingest=IngestConfig(size_px=config.size_px, policy="none"),
+            model=ModelConfig(
+                backbone=config.backbone,
+                init=config.init,
+                weights=config.weights,
+                normalization=config.normalization,
+            ),
+            cluster=ClusterConfig(address=config.address, device=config.device),
+        )
+    )
 
 
 def print_advice(advice: Advice, manifest: Manifest, out: str) -> None:

@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.io import storage
-from cluster.io.errors import require, require_not_negative
+from cluster.io.errors import require
 from cluster.io.records import read_object
+from tuning.sharing.config import CacheConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,27 +29,6 @@ class CacheEntry:
     """Of all files, those of views that are not whole included."""
     used_s: float
     """When it was last written or opened by a sweep, in seconds since 1970."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheConfig:
-    """List the features that sweeps share, and delete those used longest ago.
-
-      python -m tuning cache --cache runs/cache
-      python -m tuning cache --cache runs/cache --keep-gib 5
-      python -m tuning cache --cache runs/cache --keep-gib 0
-
-    Delete while no sweep runs that uses them: its trials would have to start anew, on images.
-    """
-
-    cache: str = "runs/cache"
-    """URI of the cache: the folder `cache` beside the sweeps, or what they got as --cache."""
-    keep_gib: float | None = None
-    """Delete the entries that were used longest ago until the rest takes no more than this."""
-
-    def __post_init__(self) -> None:
-        if self.keep_gib is not None:
-            require_not_negative("keep_gib", self.keep_gib)
 
 
 def cache_uri(out: str, cache: str | None) -> str:

@@ -1,0 +1,55 @@
+"""What the verbs of `python -m datasets` run; each imports what it alone needs."""
+
+from rich.console import Console
+from rich.table import Table
+
+from datasets.config import BenchConfig, InfoConfig, PrepareConfig, PreviewConfig
+from datasets.shards import read_manifest, read_quarantine
+
+
+def run_prepare(config: PrepareConfig) -> None:
+    from cluster import runtime
+    from datasets.prepare.prepare import prepare
+
+    runtime.connect(config.address)
+    prepare(config)
+
+
+def run_info(config: InfoConfig) -> None:
+    from datasets.prepare.partition import tally_reasons
+
+    manifest = read_manifest(config.data)
+    table = Table("class", title=config.data)
+    for name in manifest.splits:
+        table.add_column(name, justify="right")
+    counts = [split.class_counts for split in manifest.splits.values()]
+    for name, *per_split in zip(manifest.classes, *counts, strict=True):
+        table.add_row(name, *map(str, per_split))
+    table.add_section()
+    splits = manifest.splits.values()
+    table.add_row("images", *(str(split.num_images) for split in splits))
+    table.add_row("shards", *(str(len(split.shards)) for split in splits))
+    sizes = (sum(shard.num_bytes for shard in split.shards) / 2**20 for split in splits)
+    table.add_row("MiB", *(f"{size:.1f}" for size in sizes))
+    console = Console()
+    console.print(table)
+    console.print(f"fingerprint  {manifest.fingerprint}")
+    tally = "no image"
+    if manifest.num_quarantined:
+        tally = tally_reasons(read_quarantine(config.data)["reason"].to_pylist())
+    console.print(f"left out     {tally}")
+
+
+def run_preview(config: PreviewConfig) -> None:
+    from datasets.preview import preview
+
+    preview(config.data, config.out)
+    print(f"wrote {config.out}")
+
+
+def run_bench(config: BenchConfig) -> None:
+    from cluster import runtime
+    from datasets.bench import bench
+
+    runtime.connect(config.address)
+    bench(config.data, policy=config.policy, size_px=config.size_px, seconds=config.seconds)

@@ -1,0 +1,90 @@
+"""Train from the command line: check, connect, train, print progress and the result."""
+
+from typing import Any
+
+from cluster.io import terminal
+from cluster.io.errors import UserError
+from cluster.runtime import connect
+from trainers import launch, metrics
+from trainers.config import FinetuneConfig
+from trainers.meter import Meter
+from trainers.tracking.mirror import RunMirror, follow
+
+
+def run_training(config: FinetuneConfig) -> None:
+    """Check, connect, train; print progress, the result and what to do next."""
+    if not config.data:
+        raise UserError("data is '': give --data URI of a prepared data set")
+    result, sync = follow_training(config, job_type="train")
+    if result["epochs"] < config.num_epochs:
+        patience = config.schedule.early_stopping_epochs
+        print(f"Stopped early: val/top1 was not higher for {patience} epochs")
+    if config.validates:
+        print(f"Best val/top1 {result[metrics.VAL_BEST_TOP1]:.4f} in epoch {result['best_epoch']}")
+    print(f"Weights:  {result['checkpoint']}/model.safetensors")
+    print(f"Test it:  python -m trainers evaluate --run {config.out}")
+    if sync:
+        print(f"W&B:      {sync}")
+
+
+def follow_training(config: FinetuneConfig, *, job_type: str) -> tuple[dict[str, Any], str | None]:
+    """Check, connect, train; print progress and mirror it in W&B.
+
+    Returns:
+        result.json, and the command that uploads an offline run.
+    """
+    config = launch.with_absolute_paths(config)
+    manifest = launch.check(config)
+    resources = connect(config.cluster.address)
+    _, ingest = launch.plan_ingest(
+        config, manifest, resources, launch.plan_training(config, resources)
+    )
+    num_images = manifest.split(config.train_on).num_images
+    terminal.report(
+        f"Training {config.model.backbone} ({config.model.init}, {describe_phases(config)}) on "
+        f"{num_images} images of {len(manifest.classes)} classes -> {config.out}"
+    )
+    terminal.report(f"Ingest: {ingest}")
+    name = config.out.rstrip("/").rsplit("/", 1)[-1]
+    mirror = RunMirror(config, name=name, group=config.track.group, job_type=job_type)
+    meter = Meter(config, manifest)
+
+    def tell(row: dict[str, Any]) -> None:
+        meter.update([row])
+        show(row, config.num_epochs)
+
+    with terminal.show(meter.draw), follow(config.out, mirror, tell):
+        result = launch.fit(config)
+    return result, mirror.close()
+
+
+def describe_phases(config: FinetuneConfig) -> str:
+    """Write how deep each phase freezes: `freeze depth all for 4 epochs, then -2 for 6`."""
+    first, *later = config.phases
+    if not later:
+        return f"freeze depth {first.freeze_depth}"
+    told = [f"freeze depth {first.freeze_depth} for {first.num_epochs} epochs"]
+    told += [f"{phase.freeze_depth} for {phase.num_epochs}" for phase in later]
+    return ", then ".join(told)
+
+
+def show(row: dict[str, Any], num_epochs: int) -> None:
+    """Print a line for a row of metrics.jsonl."""
+    line = (
+        f"epoch {row[metrics.EPOCH]}/{num_epochs}  step {row[metrics.GLOBAL_STEP]}  "
+        f"train loss {row[metrics.TRAIN_LOSS]:.4f} top-1 {row[metrics.TRAIN_TOP1]:.3f}"
+    )
+    if metrics.VAL_TOP1 in row:
+        line += (
+            f"  val loss {row[metrics.VAL_LOSS]:.4f} top-1 {row[metrics.VAL_TOP1]:.3f} "
+            f"(best {row[metrics.VAL_BEST_TOP1]:.3f})"
+        )
+    if metrics.EPOCH_S in row:
+        line += (
+            f"  {row[metrics.IMAGES_PER_S]:.0f} images/s, "
+            f"waited {row[metrics.WAIT_S]:.1f} of {row[metrics.EPOCH_S]:.1f} s"
+        )
+        if row[metrics.UNREADABLE_IMAGES]:
+            first = row[metrics.UNREADABLE_NAMES][0]
+            line += f", {row[metrics.UNREADABLE_IMAGES]} unreadable images: {first}"
+    terminal.report(line, warning=bool(row.get(metrics.UNREADABLE_IMAGES)))

@@ -1,0 +1,67 @@
+"""Options of `evaluate` and `explain`: facts only, standard library alone."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cluster.io.errors import require, require_at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Measure a run's best checkpoint on a split, each image once, and draw where it errs.
+
+    Writes RUN/evaluation_SPLIT.json, and pictures and tables into RUN/evaluation_SPLIT:
+
+    python -m trainers evaluate --run runs/head
+
+    python -m trainers evaluate --run runs/head --split val --tta
+    """
+
+    run: str
+    """Run folder of a training."""
+    split: Literal["train", "val", "test"] = "test"
+    """Which images; none is augmented, those of train neither."""
+    data: str | None = None
+    """URI of another data set of the same classes."""
+    tta: bool = False
+    """Test-time augmentation: the mean probability of each image and its mirror image. Takes twice
+    as long, and writes evaluation_SPLIT_tta."""
+    json: bool = False
+    """Print the result as JSON alone."""
+    address: str | None = None
+    """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
+
+
+Which = Literal["mistakes", "confident", "random"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainConfig:
+    """Draw a Grad-CAM sheet: images, and where the network saw the class it predicted; for mistakes
+    also where it saw the true one.
+
+    python -m trainers explain --run runs/head --out cam.png
+
+    python -m trainers explain --run runs/head --which confident --num-images 6 --out cam.png
+    """
+
+    run: str
+    """Run folder of a training of a convolutional network."""
+    out: str = "cam.png"
+    """URI of the picture."""
+    split: Literal["val", "test"] = "test"
+    """Which images; they are evaluated first where they have not been."""
+    num_images: int = 12
+    """How many of them."""
+    which: Which = "mistakes"
+    """mistakes: those it was surest of; confident: right ones it was surest of; random: any."""
+    seed: int = 0
+    """Seed of the random choice."""
+    address: str | None = None
+    """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
+
+    def __post_init__(self) -> None:
+        require(
+            1 <= self.num_images <= 60, "num_images", self.num_images, "use 1 to 60, to be readable"
+        )
+        require_at_least("seed", self.seed, 0)

@@ -1,0 +1,37 @@
+"""Options of `export`: facts only, standard library alone."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from cluster.io.errors import require
+
+Format = Literal["safetensors", "onnx", "torch_export"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Write a run's best network for use elsewhere, with a model card.
+
+      python -m trainers export --run runs/cars --out runs/exported
+      python -m trainers export --run runs/cars --out s3://bucket/cars --formats onnx
+          --dynamic-batch
+
+    Every file is loaded back and its logits are compared with the original's.
+    """
+
+    run: str
+    """Run folder of a training."""
+    out: str
+    """URI of the folder to write."""
+    formats: tuple[Format, ...] = ("safetensors", "onnx", "torch_export")
+    """Which files to write; onnx needs the extra packages of `pip install '.[export]'`."""
+    dynamic_batch: bool = False
+    """Let ONNX and torch.export take any number of images at once; else one."""
+
+    def __post_init__(self) -> None:
+        require(
+            bool(self.formats),
+            "formats",
+            self.formats,
+            f"choose from {', '.join(get_args(Format))}",
+        )

@@ -1,0 +1,115 @@
+"""Options of `predict` and `features`: facts only, standard library alone."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cluster.config import Device
+from cluster.io.errors import require, require_at_least, require_between
+from datasets.config import SIZES_PX
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceConfig:
+    """Which images, which network, how many workers."""
+
+    images: str
+    """URI of the images: a folder of any depth, a file, Parquet, or a prepared data set."""
+    out: str
+    """URI of the folder to write; results of an earlier call there are replaced."""
+    run: str | None = None
+    """Run folder of a training, whose best network is used. Else: --backbone."""
+    backbone: str | None = None
+    """A pretrained network instead of a run: a name in trainers.backbones.BACKBONES."""
+    init: Literal["imagenet", "imagenet_v1", "imagenet_v2", "file"] | None = None
+    """Where the weights of --backbone come from; default imagenet, or file with --weights."""
+    weights: str | None = None
+    """URI of a .pth or .safetensors state dict for --backbone."""
+    normalization: Literal["imagenet", "half"] | None = None
+    """Pixel mean and deviation the weights of --backbone were trained with; default: those of its
+    published weights."""
+    size_px: int | None = None
+    """Height and width of the images; default: the run's, or those of the published weights."""
+    split: Literal["train", "val", "test"] | None = None
+    """Which images of a prepared data set; default all."""
+    image_column: str = "image"
+    """Column of Parquet files that holds bytes, or Hugging Face's struct."""
+    batch_size: int = 32
+    """Images the network computes at once."""
+    num_workers: int | None = None
+    """Actors that hold the network. Default: one per GPU, or one per node without GPUs."""
+    device: Device = "auto"
+    """`auto` uses GPUs where the cluster has them."""
+    address: str | None = None
+    """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
+
+    def __post_init__(self) -> None:
+        require(
+            (self.run is None) != (self.backbone is None),
+            "run",
+            self.run,
+            "give either --run RUN or --backbone NAME",
+        )
+        for name in ("init", "weights", "normalization"):
+            require(
+                self.run is None or getattr(self, name) is None,
+                name,
+                getattr(self, name),
+                "the run has its own: leave it out, or give --backbone instead of --run",
+            )
+        require_between("size_px", self.size_px, 1, max(SIZES_PX))  # the network may want more
+        require_at_least("batch_size", self.batch_size, 1)
+        require_at_least("num_workers", self.num_workers, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(InferenceConfig):
+    """Classify photographs of any folder, Parquet or prepared data set; writes Parquet to OUT.
+
+    With a run, into its classes; with a pretrained backbone, into the 1000 of ImageNet:
+
+      python -m trainers predict --images photos --run runs/cars --out runs/predicted
+      python -m trainers predict --images photos --backbone resnet50 --out runs/predicted
+      python -m trainers predict --images s3://bucket/photos --backbone mobilenet_v2
+          --weights mobilenet_v2_imagenet.pth --normalization half --out s3://bucket/predicted
+
+    OUT/predictions holds path, class, probability, top_classes and top_probabilities;
+    OUT/predictions_bad_images.parquet path and reason of each image that can't be looked at;
+    OUT/predictions_summary.json is written last.
+    """
+
+    top_k: int = 5
+    """How many of the likeliest classes are kept."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least("top_k", self.top_k, 1)
+
+
+Pooling = Literal["avg", "max", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesConfig(InferenceConfig):
+    """Extract features of any stage of a network from photographs; writes Parquet to OUT.
+
+      python -m trainers features --images photos --backbone vgg16 --out runs/features
+      python -m trainers features --images photos --backbone vgg19 --stage block4
+          --pooling none --out runs/features
+      python -m trainers features --images runs/cars --split test --run runs/tuned --stage 2
+          --out runs/features
+
+    The last stage of VGG and AlexNet is their hidden dense layers; what Keras calls
+    include_top=False is --stage block5 --pooling none for VGG, --stage conv3 for AlexNet.
+
+    OUT/features holds path and features, a list of fixed size; OUT/features_bad_images.parquet path
+    and reason of each image that can't be looked at; OUT/features_summary.json is written last.
+    """
+
+    stage: str | None = None
+    """Its name, or its number counted from 1 at the input; default the last, before the head (of
+    VGG and AlexNet: the hidden dense layers, 4096 features)."""
+    pooling: Pooling = "avg"
+    """What becomes of a feature map, as Keras' `pooling`: its average or maximum over places, or
+    none: all of it, in the order channel, row, column."""
+    half: bool = False
+    """Write 16-bit floats: half the bytes, three digits."""

@@ -1,0 +1,33 @@
+"""Options of `zoo`: facts only, standard library alone."""
+
+from dataclasses import dataclass
+
+from cluster.io.errors import require_at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZooConfig:
+    """Print every network with its size, published accuracy, depth and time per inference step on
+    this machine, and write the table as zoo.csv and zoo.png.
+
+      python -m trainers zoo --classes 196
+      python -m trainers zoo --names resnet50 mobilenet_v2 --batch-size 32
+      python -m trainers zoo --no-time --json
+    """
+
+    classes: int = 1000
+    """Outputs of the head, which counts in size and parameters."""
+    names: tuple[str, ...] = ()
+    """Networks to tell about; default: all. Timing them all takes minutes."""
+    time: bool = True
+    """Time an inference step of each: on the CPU, and on the GPU where there is one."""
+    batch_size: int = 1
+    """Images per timed step."""
+    out: str = "runs/zoo"
+    """URI of the folder for zoo.csv and zoo.png."""
+    json: bool = False
+    """Print the rows as JSON instead of a table."""
+
+    def __post_init__(self) -> None:
+        require_at_least("classes", self.classes, 1)
+        require_at_least("batch_size", self.batch_size, 1)

@@ -1,0 +1,54 @@
+"""Options of `advise`: facts only, standard library alone."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cluster.config import Device
+from cluster.io.errors import require_at_least, require_between
+from datasets.config import SIZES_PX, IngestConfig
+from trainers.config import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdviseConfig:
+    """Measure how much data you have and how similar your task is to what the network was trained
+    on, and recommend how deep to thaw it.
+
+    One pass collects what every stage of the frozen network makes of the training and validation
+    images; on each stage a linear classifier is trained and validated. Little or much data, similar
+    or different task: the quadrant says which stages to freeze, and the sweep may prove it wrong.
+
+      python -m tuning advise --data runs/cars
+
+      python -m tuning advise --data runs/cars --backbone mobilenet_v2 --init file
+          --weights mobilenet_v2_imagenet.pth --normalization half
+
+      python -m tuning --from-advice runs/advice
+    """
+
+    data: str
+    """URI of a prepared data set (`python -m datasets prepare`)."""
+    out: str = "runs/advice"
+    """URI of the folder for advice.json and advice.png."""
+    backbone: str = ModelConfig.backbone
+    """Network."""
+    init: Literal["imagenet", "imagenet_v1", "imagenet_v2", "file"] = "imagenet"
+    """Pretrained weights."""
+    weights: str | None = None
+    """URI of a state dict, for `file`; also stands in for the download of `imagenet`."""
+    normalization: Literal["auto", "imagenet", "half"] = ModelConfig.normalization
+    """Pixel mean and standard deviation the weights were trained with."""
+    size_px: int = IngestConfig.size_px
+    """Height and width of the images the network sees."""
+    little_per_class: int = 100
+    """Fewer training images than this in the median class are little data."""
+    cache: str | None = None
+    """URI of the folder that features are kept in. Default: `cache` beside OUT."""
+    device: Device = "auto"
+    """`auto` uses GPUs where the cluster has them."""
+    address: str | None = None
+    """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
+
+    def __post_init__(self) -> None:
+        require_between("size_px", self.size_px, *SIZES_PX)
+        require_at_least("little_per_class", self.little_per_class, 1)

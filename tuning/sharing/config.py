@@ -1,0 +1,26 @@
+"""Options of `cache`: facts only, standard library alone."""
+
+from dataclasses import dataclass
+
+from cluster.io.errors import require_not_negative
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheConfig:
+    """List the features that sweeps share, and delete those used longest ago.
+
+      python -m tuning cache --cache runs/cache
+      python -m tuning cache --cache runs/cache --keep-gib 5
+      python -m tuning cache --cache runs/cache --keep-gib 0
+
+    Delete while no sweep runs that uses them: its trials would have to start anew, on images.
+    """
+
+    cache: str = "runs/cache"
+    """URI of the cache: the folder `cache` beside the sweeps, or what they got as --cache."""
+    keep_gib: float | None = None
+    """Delete the entries that were used longest ago until the rest takes no more than this."""
+
+    def __post_init__(self) -> None:
+        if self.keep_gib is not None:
+            require_not_negative("keep_gib", self.keep_gib)
