@@ -8,10 +8,10 @@ from urllib.error import HTTPError
 
 import pytest
 
-from tests.k8s.entrypoints import parse_entrypoint
 from tests.k8s.job_server import ask, find_processes, serve_jobs
 from tests.k8s.overlays import Object, build
 from tests.k8s.parts import dig
+from tests.k8s.rules.entrypoints import parse_entrypoint
 
 MOUNT = "/mnt/thaw"
 ORDER = ("thaw-prepare", "thaw-train", "thaw-sweep")

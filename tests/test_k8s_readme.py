@@ -12,9 +12,9 @@ import yaml
 from cluster.entry import ROOT
 from tests.k8s.checker import RULES, check
 from tests.k8s.crds import NEEDS_CRDS
-from tests.k8s.entrypoints import parse_entrypoint
 from tests.k8s.overlays import K8S, build, list_overlays
 from tests.k8s.parts import dig
+from tests.k8s.rules.entrypoints import parse_entrypoint
 
 README = (K8S / "README.md").read_text()
 COMPONENT = "app.kubernetes.io/component"

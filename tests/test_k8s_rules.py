@@ -14,15 +14,15 @@ from cluster.jobs.entrypoint import PATH_FIELDS
 from tests.k8s import __main__ as door
 from tests.k8s import crds
 from tests.k8s.checker import check
-from tests.k8s.entrypoints import ROOMS, find_commands, job_line, parse_entrypoint
-from tests.k8s.keys import KEY_FORMS, SECRET_NAME
 from tests.k8s.mutations import MUTATIONS
-from tests.k8s.network import WEB, Peer, allows, selects
-from tests.k8s.operator_jobs import find_cron_problem
 from tests.k8s.overlays import Overlay, build, find_kubectl
 from tests.k8s.parts import containers
-from tests.k8s.pods import tag_of
 from tests.k8s.quantities import parse_quantity
+from tests.k8s.rules.entrypoints import ROOMS, find_commands, job_line, parse_entrypoint
+from tests.k8s.rules.keys import KEY_FORMS, SECRET_NAME
+from tests.k8s.rules.network import WEB, Peer, allows, selects
+from tests.k8s.rules.operator_jobs import find_cron_problem
+from tests.k8s.rules.pods import tag_of
 
 PREPARE = "python -m datasets prepare --source synthetic --out /mnt/cars"
 TRAIN = "python -m trainers head --data /mnt/cars"

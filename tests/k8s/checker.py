@@ -2,9 +2,12 @@
 
 from collections.abc import Iterable
 
-from tests.k8s import (  # noqa: F401  each registers its rules
+from tests.k8s import crds, schemas  # noqa: F401  schemas registers rules
+from tests.k8s.crds import NEEDS_CRDS
+from tests.k8s.overlays import Overlay
+from tests.k8s.rule import RULES, Finding
+from tests.k8s.rules import (  # noqa: F401  each registers its rules
     capacity,
-    crds,
     entrypoints,
     keys,
     names,
@@ -14,12 +17,8 @@ from tests.k8s import (  # noqa: F401  each registers its rules
     pods,
     queues,
     references,
-    schemas,
     security,
 )
-from tests.k8s.crds import NEEDS_CRDS
-from tests.k8s.overlays import Overlay
-from tests.k8s.rules import RULES, Finding
 
 IN_SCHEMAS = {"crd_schema", "kubernetes_schema", "metadata_schema", "pod_schema"}
 

@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator, FormatChecker, ValidationError, val
 from cluster.entry import ROOT
 from tests.k8s.overlays import Object
 from tests.k8s.parts import Part, join, objects
-from tests.k8s.rules import Problem, rule
+from tests.k8s.rule import Problem, rule
 
 CRD_FOLDER = ROOT.parent / "shared" / "kuberay-crds"
 """Data that is never committed; without it, the rules of this module have nothing to judge by."""

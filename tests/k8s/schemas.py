@@ -14,7 +14,7 @@ from referencing import Registry, Resource
 from tests.k8s.crds import RAY_KINDS, path_of, shorten
 from tests.k8s.overlays import Object
 from tests.k8s.parts import Part, dig, is_of, objects, pods
-from tests.k8s.rules import Problem, rule
+from tests.k8s.rule import Problem, rule
 
 VERSIONS = tuple(f"1.{minor}" for minor in range(29, 35))
 STANDARD = f"Kubernetes {VERSIONS[0]} to {VERSIONS[-1]}"

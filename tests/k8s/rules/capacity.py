@@ -11,10 +11,10 @@ from cluster.config import ClusterConfig
 from cluster.jobs.entrypoint import PATH_FIELDS
 from cluster.runtime import Resources
 from cluster.scaling import plan_workers
-from tests.k8s.entrypoints import Command, configs_of
 from tests.k8s.parts import RAY_CONTAINER, Part, dig, groups_of, ray_clusters, ray_jobs
 from tests.k8s.quantities import parse_quantity
-from tests.k8s.rules import Problem, rule
+from tests.k8s.rule import Problem, rule
+from tests.k8s.rules.entrypoints import Command, configs_of
 
 REMOTE = ("s3://", "gs://", "hf://")
 ONE_NODE = "overlays/cpu-smoke"

@@ -13,7 +13,7 @@ from packaging.version import InvalidVersion, Version
 
 from tests.k8s.overlays import name_of
 from tests.k8s.parts import Part, dig, groups_of, objects, ray_clusters, ray_groups
-from tests.k8s.rules import Problem, rule
+from tests.k8s.rule import Problem, rule
 
 NAME_LIMITS = {"RayCluster": 53, "RayJob": 47, "RayService": 47, "RayCronJob": 36}
 """Characters of a name, so that those of services and pods derived from it stay valid."""

@@ -19,7 +19,7 @@ from subprocess import list2cmdline
 from typing import Any
 
 from tests.k8s.parts import Part, ray_jobs
-from tests.k8s.rules import Problem, rule
+from tests.k8s.rule import Problem, rule
 
 ROOMS = ("cluster", "datasets", "trainers", "tuning")
 OPERATORS = re.compile(r"[;&|()<>\n]+")

@@ -1,7 +1,7 @@
 """All mutations, by name."""
 
-from tests.k8s import mutations_jobs, mutations_kuberay, mutations_pods  # noqa: F401  each registers
-from tests.k8s.drafts import REGISTERED, Mutation
+from tests.k8s.mutations import jobs, kuberay, pods  # noqa: F401  each registers its mutations
+from tests.k8s.mutations.drafts import REGISTERED, Mutation
 
 __all__ = ["MUTATIONS", "Mutation"]
 

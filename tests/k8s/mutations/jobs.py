@@ -1,6 +1,6 @@
 """What the house must refuse of references, entrypoints, workers and storage."""
 
-from tests.k8s.drafts import Draft, breaks
+from tests.k8s.mutations.drafts import Draft, breaks
 
 
 @breaks("service_account_exists")

@@ -10,7 +10,7 @@ from cluster.entry import ROOT
 from tests.k8s import parts
 from tests.k8s.parts import Part, containers, dig, is_of, ray_clusters, ray_containers, ray_groups
 from tests.k8s.quantities import parse_quantity
-from tests.k8s.rules import Problem, rule
+from tests.k8s.rule import Problem, rule
 
 PROBES = ("livenessProbe", "readinessProbe", "startupProbe")
 

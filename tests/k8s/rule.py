@@ -28,7 +28,7 @@ class Rule:
 
     name: str
     source: str
-    """Who asks for it: a function of KubeRay 1.7.0, a Kubernetes standard, or `house`."""
+    """Who asks for it: a function of KubeRay 1.7.0, a Kubernetes standard, or `thaw`."""
     select: Select
     check: Callable[[Part], Iterable[Problem]]
 
@@ -50,7 +50,7 @@ RULES: dict[str, Rule] = {}
 
 
 def rule(
-    select: Select, source: str = "house"
+    select: Select, source: str = "thaw"
 ) -> Callable[[Callable[[Part], Iterable[Problem]]], Callable[[Part], Iterable[Problem]]]:
     """Register a function as the rule of its name, for the parts that `select` yields."""
 

@@ -1,6 +1,6 @@
 """What the CRDs, their CEL rules and the operator's Go must refuse."""
 
-from tests.k8s.drafts import Draft, breaks
+from tests.k8s.mutations.drafts import Draft, breaks
 
 
 @breaks("crd_schema")

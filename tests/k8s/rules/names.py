@@ -4,10 +4,10 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
-from tests.k8s.operator_clusters import LABEL_NAME, is_label_key
 from tests.k8s.overlays import name_of
 from tests.k8s.parts import CONTAINER_LISTS, Part, dig, join, objects, pods
-from tests.k8s.rules import Problem, rule
+from tests.k8s.rule import Problem, rule
+from tests.k8s.rules.operator_clusters import LABEL_NAME, is_label_key
 
 STANDARD = "Kubernetes, object names and labels"
 SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from tests.k8s.parts import Part, containers, dig, join, objects, ray_jobs
-from tests.k8s.rules import Problem, rule
+from tests.k8s.rule import Problem, rule
 
 SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_ID)?$", re.IGNORECASE)
 """Name of a variable that holds a key; WANDB_API_KEY, AWS_ACCESS_KEY_ID, HF_TOKEN."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tests.k8s.parts import Part, containers, dig, objects, pods
-from tests.k8s.rules import Problem, rule
+from tests.k8s.rule import Problem, rule
 
 STANDARD = "Pod Security Standard, restricted"
 ENFORCE = "pod-security.kubernetes.io/enforce"

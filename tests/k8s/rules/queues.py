@@ -7,8 +7,8 @@ from decimal import Decimal
 from tests.k8s.overlays import Object, name_of
 from tests.k8s.parts import Part, containers, dig, objects
 from tests.k8s.quantities import parse_quantity
-from tests.k8s.references import KUEUE_QUEUE, VOLCANO_QUEUE
-from tests.k8s.rules import Problem, rule
+from tests.k8s.rule import Problem, rule
+from tests.k8s.rules.references import KUEUE_QUEUE, VOLCANO_QUEUE
 
 
 @rule(objects("RayJob", "RayCluster"))

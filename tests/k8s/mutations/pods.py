@@ -2,7 +2,7 @@
 
 import base64
 
-from tests.k8s.drafts import Draft, breaks
+from tests.k8s.mutations.drafts import Draft, breaks
 
 KEY = "0123456789abcdef" * 2 + "01234567"
 """Of the form of a W&B key."""

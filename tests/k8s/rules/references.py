@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.k8s.overlays import Object, read_example_secrets
 from tests.k8s.parts import Part, containers, dig, objects, pods, ray_clusters, ray_jobs
-from tests.k8s.rules import Problem, rule
+from tests.k8s.rule import Problem, rule
 
 KUEUE_QUEUE = "kueue.x-k8s.io/queue-name"
 VOLCANO_QUEUE = "volcano.sh/queue-name"

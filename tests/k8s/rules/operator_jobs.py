@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import yaml
 
 from tests.k8s.parts import Part, dig, objects, ray_jobs
-from tests.k8s.rules import Problem, rule
+from tests.k8s.rule import Problem, rule
 
 SUBMISSION_MODES = ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode")
 DELETION_ORDER = ("DeleteWorkers", "DeleteCluster", "DeleteSelf")

@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.k8s.overlays import Object, Overlay, name_of
 from tests.k8s.parts import Part, dig, is_of, objects, pods
-from tests.k8s.rules import Problem, rule
+from tests.k8s.rule import Problem, rule
 
 NAMESPACE_LABEL = "kubernetes.io/metadata.name"
 RAY_PORTS = (6379, 10002, 40000)
