@@ -16,8 +16,8 @@ import pytest
 from ray.tune.execution.class_cache import _ActorClassCache
 
 from tests.conftest import ROOT
+from tests.support.wandb_checks import find_secrets
 from trainers.config import FinetuneConfig
-from trainers.tracking.checks import find_secrets
 from tuning.config import TuningConfig
 from tuning.search import build_tuner
 

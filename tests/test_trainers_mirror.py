@@ -1,8 +1,6 @@
 """A run in W&B: real offline runs, read back from their files by W&B's own reader."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +11,15 @@ import pytest
 
 from datasets.shards import read_manifest
 from tests.conftest import small_training
+from tests.support.wandb_files import inspect
 from trainers.config import FinetuneConfig, ModelConfig, TrackConfig
 from trainers.run import checkpoint
 from trainers.run import folder as run_folder
 from trainers.run.checkpoint import TrainingProgress
 from trainers.run.predictions import write_predictions
 from trainers.run.rows import JsonlTracker
+from trainers.tracking.local_runs import find_id
 from trainers.tracking.mirror import RunMirror, follow
-from trainers.tracking.run import find_id
 
 OFFLINE = TrackConfig(wandb="offline", project="thaw-test", log_every_steps=1, tags=("mine",))
 
@@ -69,13 +68,6 @@ def read_state(config: FinetuneConfig) -> dict[str, Any]:
     return json.loads(inspect(folder, "--summary"))
 
 
-def inspect(folder: Path, *options: str) -> str:
-    command = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json"]
-    return subprocess.run(
-        [*command, *options, str(folder)], check=True, capture_output=True, text=True
-    ).stdout
-
-
 def histories(config: FinetuneConfig) -> list[dict[str, Any]]:
     return [record["item"] for record in read_records(config, "history")]
 
@@ -114,7 +106,7 @@ def test_what_an_epoch_measures_is_drawn_over_epochs(config: FinetuneConfig) -> 
     assert {"epoch", "global_step"} <= set(axes)
 
 
-def test_predictions_mistakes_and_confusion_are_told(config: FinetuneConfig) -> None:
+def test_predictions_mistakes_and_confusion_are_logged(config: FinetuneConfig) -> None:
     names = pa.array([f"class {number % 3}" for number in range(17)]).dictionary_encode()
     wrong = pa.array(["class 0"] * 17).dictionary_encode()
     tracker = JsonlTracker(config.out)
@@ -162,7 +154,7 @@ def test_weights_are_uploaded_where_asked(config: FinetuneConfig) -> None:
 
 
 def test_alerts_are_raised_once(config: FinetuneConfig) -> None:
-    """65 images of training and validation: one lost is more than 1 percent."""
+    """65 images of training and validation: one unreadable is more than 1 percent."""
     tracker = JsonlTracker(config.out)
     mirror = open_mirror(config)
     for epoch in (1, 2, 3, 4):
@@ -173,10 +165,10 @@ def test_alerts_are_raised_once(config: FinetuneConfig) -> None:
     end(mirror)
 
     titles = [alert["title"] for alert in read_records(config, "alert")]
-    assert titles == ["run: images lost", "run: throughput halved", "run: does not learn"]
+    assert titles == ["run: unreadable images", "run: throughput halved", "run: does not learn"]
 
 
-def test_a_loss_that_is_not_finite_alarms(config: FinetuneConfig) -> None:
+def test_a_loss_that_is_not_finite_is_an_alert(config: FinetuneConfig) -> None:
     JsonlTracker(config.out).log(row(1))
     write_result(config, diverged="the gradient of step 2 is not finite")
     end(open_mirror(config), "failed")
@@ -185,7 +177,7 @@ def test_a_loss_that_is_not_finite_alarms(config: FinetuneConfig) -> None:
     assert alert["level"] == "ERROR" and "step 2" in alert["text"]
 
 
-def test_a_second_sitting_leaves_one_whole_offline_run_of_the_same_id(
+def test_a_second_session_leaves_one_whole_offline_run_of_the_same_id(
     config: FinetuneConfig,
 ) -> None:
     tracker = JsonlTracker(config.out)
@@ -200,7 +192,7 @@ def test_a_second_sitting_leaves_one_whole_offline_run_of_the_same_id(
 
 def test_follow_shows_each_row_once_and_says_how_the_run_ended(config: FinetuneConfig) -> None:
     tracker = JsonlTracker(config.out)
-    tracker.log(row(1))  # of an earlier sitting: not shown again
+    tracker.log(row(1))  # of an earlier session: not shown again
     shown: list[int] = []
     with (
         pytest.raises(RuntimeError),

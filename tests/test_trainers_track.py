@@ -1,16 +1,20 @@
-"""`track check` and `track sync`: real offline runs, whole and damaged in every way."""
+"""`track sync`, and the checks of W&B's files: real offline runs, whole and damaged."""
 
 import json
 import shutil
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import wandb
 
 from cluster.io import storage
-from tests.conftest import small_training
+from cluster.io.errors import UserError
+from tests.conftest import ROOT, small_training
+from tests.support.wandb_checks import check_run, check_runs, find_secrets
 from tests.support.wandb_server import WandbServer
 from tests.test_trainers_mirror import (
     OFFLINE,
@@ -26,6 +30,7 @@ from trainers.config import FinetuneConfig, ModelConfig
 from trainers.run.predictions import write_predictions
 from trainers.run.rows import JsonlTracker, read_rows
 from trainers.tracking.run import WandbRun
+from trainers.tracking.wandb_internals import TESTED_VERSION, check_version
 
 CANARY = "canary-of-a-bucket"
 
@@ -68,32 +73,8 @@ def run(trained: FinetuneConfig, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained.out, tmp_path / "run", symlinks=True))
 
 
-def check(folder: Path | str, capsys: pytest.CaptureFixture[str]) -> dict[str, list[str]]:
-    """Call `track check --json` and return its problems by the folder's last name."""
-    try:
-        main(["track", "check", str(folder), "--json"])
-        code = 0
-    except SystemExit as error:
-        code = error.code
-    told = json.loads(capsys.readouterr().out)
-    problems = {
-        name.rsplit("/", 1)[-1]: [problem["what"] for problem in found]
-        for name, found in told["problems"].items()
-        if found
-    }
-    assert told["ok"] == (not problems) == (code == 0)
-    return problems
-
-
-def test_a_whole_run_is_good(
-    trained: FinetuneConfig, run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    main(["track", "check", trained.out])
-    assert capsys.readouterr().out.splitlines() == [
-        f"ok       {trained.out}",
-        f"ok       files of {trained.out}",
-    ]
-    assert check(f"file://{run}", capsys) == {}  # as one in a bucket: copied down first
+def test_a_whole_run_is_good(trained: FinetuneConfig) -> None:
+    assert check_runs(Path(trained.out)) == {"run": []}
 
 
 def change(file: str, **values: object) -> Callable[[Path], None]:
@@ -150,26 +131,19 @@ def lose(run: Path) -> None:
         (change("config.json", track={"tags": ["more"]}), "it lacks the tags more"),
         (change("result.json", diverged="step 3"), "yet result.json says: step 3"),
         (lambda run: (run / "result.json").unlink(), "there is no result.json"),
-        (cut, "it was not ended"),
+        (cut, "it was not finished"),
         (spoil, "W&B's reader can't read offline-run-"),
         (double, "there are 2 offline runs"),
         (lose, "there is no run of W&B"),
     ],
 )
-def test_damage_is_told(
-    run: Path,
-    damage: Callable[[Path], None],
-    problem: str,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_damage_is_found(run: Path, damage: Callable[[Path], None], problem: str) -> None:
     damage(run)
-    assert any(problem in what for what in check(run, capsys)["run"])
+    assert any(problem in found for found in check_run(run))
 
 
-def test_what_is_missing_in_wandb_is_told(
-    trained: FinetuneConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A run that logs by hand: each row twice, nothing beside them, never called finished."""
+def test_what_is_missing_in_wandb_is_found(trained: FinetuneConfig, tmp_path: Path) -> None:
+    """A run that logs by hand: each row twice, nothing beside them, never finished."""
     for name in ("config.json", "metrics.jsonl", "result.json"):
         shutil.copy(Path(trained.out, name), tmp_path)
     tracked = WandbRun(
@@ -180,16 +154,16 @@ def test_what_is_missing_in_wandb_is_told(
         job_type="train",
         config=trained.to_dict(),
     )
-    for told in read_rows(str(tmp_path)) * 2:
-        tracked.log(told)
+    for logged in read_rows(str(tmp_path)) * 2:
+        tracked.log(logged)
     tracked._run.config.update({"late": 1})
     tracked.finish("failed")
 
-    assert set(check(tmp_path, capsys)[tmp_path.name]) == {
+    assert set(check_run(tmp_path)) == {
         "it lacks the tags he, lenet5, data:FINGERPRINT",
         "its config was set 2 times",
         "its config differs from config.json: late",
-        "rows stand twice: global_step 1, 10, 20",
+        "rows are there twice: global_step 1, 10, 20",
         "its state is failed, yet result.json says that it ended well",
         "data/augmentation is not there",
         "val/predictions is not there",
@@ -200,32 +174,46 @@ def test_what_is_missing_in_wandb_is_told(
     }
 
 
-def test_a_secret_is_found_and_not_shown(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", CANARY)
-    monkeypatch.setenv("SHORT_KEY", "he")  # in any file: too short to be one
+def test_a_secret_is_found(run: Path) -> None:
+    environment = {"AWS_SECRET_ACCESS_KEY": CANARY, "SHORT_KEY": "he"}  # too short to be one
     (run / "checkpoints" / "notes.txt").write_text(f"key: {CANARY}")
-    with pytest.raises(SystemExit):
-        main(["track", "check", str(run)])
-
-    printed = capsys.readouterr().out
-    assert "checkpoints/notes.txt holds the value of AWS_SECRET_ACCESS_KEY; delete" in printed
-    assert CANARY not in printed and "SHORT_KEY" not in printed
+    assert list(find_secrets(run, environment)) == [
+        "checkpoints/notes.txt holds the value of AWS_SECRET_ACCESS_KEY"
+    ]
 
 
-def test_each_trial_of_a_sweep_needs_a_run(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_each_trial_of_a_sweep_needs_a_run(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "sweep" / "trials" / "a", symlinks=True)
     (tmp_path / "sweep" / "trials" / "b").mkdir()
 
-    assert check(tmp_path / "sweep", capsys) == {"b": ["there is no run of W&B"]}
+    assert check_runs(tmp_path / "sweep") == {"a": [], "b": ["there is no run of W&B"]}
 
 
 def test_a_folder_that_is_not_tracked_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="nothing there is tracked in W&B"):
-        main(["track", "check", str(tmp_path)])
+    with pytest.raises(UserError, match="nothing there is tracked in W&B"):
+        main(["track", "sync", str(tmp_path)])
+
+
+def test_check_is_no_longer_a_command(run: Path) -> None:
+    with pytest.raises(UserError, match="action is 'check': use `sync`"):
+        main(["track", "check", str(run)])
+
+
+def test_private_names_are_those_of_the_pinned_wandb(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert f"wandb>={TESTED_VERSION},<0.32" in project["dependencies"]
+    check_version.cache_clear()
+    check_version()
+    assert not caplog.records
+    monkeypatch.setattr(wandb, "__version__", "0.32.0")
+    check_version.cache_clear()
+    check_version()
+    check_version()
+    (warning,) = caplog.messages
+    assert "wandb is 0.32.0" in warning and "test_trainers_mirror.py" in warning
+    check_version.cache_clear()
 
 
 def test_sync_uploads_once_and_leaves_the_mark_to_wandb(
@@ -238,7 +226,7 @@ def test_sync_uploads_once_and_leaves_the_mark_to_wandb(
         main(["track", "sync", str(run)])
 
         tracked = server.runs[wandb_id]
-        rows = [told["global_step"] for told in tracked.rows if "train/loss" in told]
+        rows = [row["global_step"] for row in tracked.rows if "train/loss" in row]
         assert rows == [1, 10, 20]
         assert tracked.summary["state"] == "finished" and tracked.exit_code == 0
         assert [artifact.type for artifact in tracked.inputs] == ["dataset"]
@@ -273,13 +261,13 @@ def test_without_a_key_the_commands_are_printed(
 ) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(run / "nowhere"))
-    (sitting,) = run.glob("wandb/offline-run-*")
-    command = f"wandb sync --include-online --id {(run / 'wandb_id').read_text()} {sitting}"
+    (session,) = run.glob("wandb/offline-run-*")
+    command = f"wandb sync --include-online --id {(run / 'wandb_id').read_text()} {session}"
 
     with pytest.raises(SystemExit, match="1"):
         main(["track", "sync", str(run)])
-    said, *commands = capsys.readouterr().out.splitlines()
-    assert "No key of W&B" in said and commands == [command]
+    reason, *commands = capsys.readouterr().out.splitlines()
+    assert "No key of W&B" in reason and commands == [command]
 
     main(["track", "sync", "--dry-run", str(run)])
     main(["track", "sync", "--dry-run", f"file://{run}"])  # as one in a bucket

@@ -1,4 +1,4 @@
-"""Runs told to a W&B server on loopback that is well, slow, unwilling or gone."""
+"""Runs logged to a W&B server on loopback that works, is slow, refuses or is gone."""
 
 import json
 import logging
@@ -17,16 +17,17 @@ import wandb
 
 from cluster.io import storage
 from tests.conftest import ROOT, small_training
+from tests.support.wandb_checks import check_run
+from tests.support.wandb_files import read_record
 from tests.support.wandb_server import WandbServer
 from tests.test_trainers_mirror import end_of_epoch, row, write_progress, write_result
 from trainers.__main__ import main
 from trainers.config import FinetuneConfig, ModelConfig, TrackConfig
 from trainers.run.rows import JsonlTracker, read_rows
 from trainers.tracking import run as wandb_run
-from trainers.tracking.checks import check_run
-from trainers.tracking.local_runs import Folder, find_folders, read_record
+from trainers.tracking.local_runs import find_folders, find_id
 from trainers.tracking.mirror import RunMirror, follow
-from trainers.tracking.run import find_id
+from trainers.tracking.wandb_internals import is_offline
 
 OFF = TrackConfig(wandb="off")
 PATIENCE_S = 3
@@ -163,7 +164,7 @@ def start(process: subprocess.Popen[str], *, until: int) -> None:
         pass
 
 
-def test_a_killed_sitting_and_the_next_one_are_one_run(
+def test_a_killed_session_and_the_next_one_are_one_run(
     server: WandbServer, config: FinetuneConfig
 ) -> None:
     with driver(config) as process:
@@ -200,7 +201,7 @@ def stop(server: WandbServer) -> None:
 
 
 @pytest.mark.parametrize("fault", [refuse, stop])
-def test_a_run_that_finds_no_server_goes_on_offline(
+def test_a_run_that_finds_no_server_continues_offline(
     server: WandbServer,
     config: FinetuneConfig,
     fault: Callable[[WandbServer], None],
@@ -218,10 +219,10 @@ def test_a_run_that_finds_no_server_goes_on_offline(
     assert command == f"python -m trainers track sync {config.out}"
     assert_local(config)
     (folder,) = find_folders(Path(config.out), config.out)
-    assert len(folder.offline_sittings) == 1
+    assert [is_offline(session) for session in folder.sessions] == [True]
 
 
-def test_what_a_silent_server_did_not_take_comes_home_later(
+def test_a_run_that_a_silent_server_did_not_take_is_synced_later(
     server: WandbServer, config: FinetuneConfig
 ) -> None:
     """W&B's id stays taken in the process that could not reach it: the file has another."""
@@ -230,8 +231,8 @@ def test_what_a_silent_server_did_not_take_comes_home_later(
     server.recover()
     wandb.teardown()  # as at the end of that process
     assert_local(config)
-    (problem, *_) = check_run(Folder(config.out, Path(config.out)))
-    assert "W&B takes its rows, yet no artifacts" in problem.what
+    (problem, *_) = check_run(Path(config.out))
+    assert "W&B takes its rows, yet no artifacts" in problem
     main(["track", "sync", config.out])
 
     (run,) = server.runs.values()

@@ -24,7 +24,6 @@ from trainers.networks.measure import (
     time_step,
 )
 from trainers.networks.zoo import KERAS_TOP1, ZooRow, describe, run_zoo
-from trainers.networks.zoo_picture import draw_zoo
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FEW = ("lenet5", "mobilenet_v2")
@@ -93,7 +92,7 @@ def test_a_step_is_timed(monkeypatch: pytest.MonkeyPatch):
     assert 0 < small_ms < time_step("lenet5", 10, (8, 3, 256, 256))["cpu"]
 
 
-def test_the_command_prints_a_table_and_writes_csv_and_picture(
+def test_the_command_prints_a_table_and_writes_csv(
     tmp_path, capsys: pytest.CaptureFixture[str]
 ):
     out = str(tmp_path / "zoo")
@@ -106,7 +105,6 @@ def test_the_command_prints_a_table_and_writes_csv_and_picture(
     rows = list(csv.DictReader(io.StringIO(storage.read_bytes(f"{out}/zoo.csv").decode())))
     assert [row["name"] for row in rows] == list(FEW)
     assert rows[1]["parameters"] == "2249492" and rows[0]["top1"] == ""
-    assert storage.read_bytes(f"{out}/zoo.png").startswith(b"\x89PNG")
 
 
 def test_json_is_all_that_is_printed(tmp_path, capsys: pytest.CaptureFixture[str]):
@@ -141,11 +139,3 @@ def test_bad_values_are_named(options: dict[str, object], message: str, tmp_path
     with pytest.raises(ValueError, match=message):
         run_zoo(ZooConfig(**options, out=str(tmp_path)))  # pyright: ignore[reportArgumentType]
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("cost", ["cpu_ms", "gpu_ms", "parameters"])
-def test_the_picture_takes_rows_without_accuracy_and_many_on_one_spot(cost: str):
-    row = {"top1": 80.0, "parameters": 1_000_000, "cpu_ms": None, "gpu_ms": None}
-    rows = [{**row, cost: 1_000_000, "name": f"net{number}"} for number in range(9)]
-    assert draw_zoo([*rows, {**rows[0], "top1": None}]).startswith(b"\x89PNG")
-    assert draw_zoo([{**row, "name": "net", "top1": None}]).startswith(b"\x89PNG")

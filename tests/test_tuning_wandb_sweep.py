@@ -12,9 +12,9 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.support.sweeps import write_sweep
+from tests.support.wandb_files import inspect
 from tests.support.wandb_server import WandbServer
-from tests.test_trainers_mirror import inspect
-from trainers.tracking.run import sync_command
+from trainers.tracking.local_runs import sync_command
 from tuning.config import TuningConfig
 from tuning.review.data import read_sweep
 from tuning.sharing.savings import Savings

@@ -40,9 +40,9 @@ OTHERS = {
         "trainers.networks.zoo:run_zoo",
     ),
     "track": Verb(
-        "read a run's or sweep's W&B files back, and upload them",
-        "trainers.tracking.config:TrackVerb",
-        "trainers.tracking.sync:run_track",
+        "sync: upload the runs that W&B does not have",
+        "trainers.tracking.config:SyncConfig",
+        "trainers.tracking.sync:run_sync",
     ),
 }
 HELP = f"""Fine-tune a network on a prepared data set, with DDP under Ray Train.

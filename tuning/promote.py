@@ -25,7 +25,7 @@ from trainers.config import FinetuneConfig
 from trainers.run import checkpoint
 from trainers.run.evaluations import read_evaluation
 from trainers.run.folder import open_run, read_config, read_result
-from trainers.tracking.run import sync_command
+from trainers.tracking.local_runs import sync_command
 from tuning.config import PromoteConfig
 from tuning.leaderboard import TrialResult, find_winner, read_leaderboard
 from tuning.seeds import MEASURES, print_seeds, summarize

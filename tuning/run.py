@@ -18,7 +18,7 @@ from cluster.scaling import in_process, max_concurrent_trials, plan_workers
 from datasets.shards import Manifest
 from trainers import launch, metrics
 from trainers.networks.freezing import count_frozen, is_head_only
-from trainers.tracking.run import sync_command
+from trainers.tracking.local_runs import sync_command
 from tuning.advice.advice import read_advice, score_advice
 from tuning.check import check, facts_of
 from tuning.config import TuningConfig

@@ -16,7 +16,7 @@ from tests.chaos.checks import (
 from tests.chaos.outcomes import Outcome
 from tests.chaos.sabotage import counting, plan_of, steps_taken, struck
 from tests.conftest import living_workers
-from tests.test_trainers_mirror import inspect
+from tests.support.wandb_files import inspect
 from trainers.run.rows import read_rows
 
 BUDGET = 2

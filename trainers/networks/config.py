@@ -8,7 +8,7 @@ from cluster.io.errors import require_at_least
 @dataclass(frozen=True, kw_only=True)
 class ZooConfig:
     """Print every network with its size, published accuracy, depth and time per inference step on
-    this machine, and write the table as zoo.csv and zoo.png.
+    this machine, and write the table as zoo.csv.
 
       python -m trainers zoo --classes 196
       python -m trainers zoo --names resnet50 mobilenet_v2 --batch-size 32
@@ -24,7 +24,7 @@ class ZooConfig:
     batch_size: int = 1
     """Images per timed step."""
     out: str = "runs/zoo"
-    """URI of the folder for zoo.csv and zoo.png."""
+    """URI of the folder for zoo.csv."""
     json: bool = False
     """Print the rows as JSON instead of a table."""
 

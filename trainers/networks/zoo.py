@@ -25,7 +25,6 @@ from trainers.networks.measure import (
     time_step,
 )
 from trainers.networks.published import TIMM
-from trainers.networks.zoo_picture import draw_zoo
 
 # Top-1 of https://keras.io/api/applications: of Keras' weights, which are not the ones used here.
 KERAS_TOP1 = {
@@ -127,7 +126,7 @@ def describe(name: str, config: ZooConfig) -> ZooRow:
 
 
 def run_zoo(config: ZooConfig) -> None:
-    """Measure, print, write zoo.csv and zoo.png."""
+    """Measure, print, write zoo.csv."""
     aside = Console(stderr=True)
     for name in config.names:
         find(name)
@@ -143,13 +142,12 @@ def run_zoo(config: ZooConfig) -> None:
         for name in track(names, "Measuring", console=aside, transient=True, disable=silent)
     ]
     storage.write_bytes(storage.join(config.out, "zoo.csv"), write_csv(rows))
-    storage.write_bytes(storage.join(config.out, "zoo.png"), draw_zoo([asdict(r) for r in rows]))
     if config.json:
         print(json.dumps([asdict(row) for row in rows], indent=1))
         return
     Console(width=TABLE_WIDTH).print(table(rows))
     print(LEGEND.format(batch_size=config.batch_size, device=describe_devices()))
-    print(f"Written: {config.out}/zoo.csv, {config.out}/zoo.png")
+    print(f"Written: {config.out}/zoo.csv")
 
 
 def write_csv(rows: list[ZooRow]) -> bytes:

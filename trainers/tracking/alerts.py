@@ -1,4 +1,4 @@
-"""What a run's rows say that somebody should hear of at once."""
+"""Alerts that a run's rows give reason for."""
 
 from collections.abc import Iterable, Sequence
 from statistics import median
@@ -14,11 +14,11 @@ CONFIDENCE = 0.95
 MAX_UNREADABLE_SHARE = 0.01
 MIN_RATE_SHARE = 0.5
 MIN_EPOCHS_BEFORE = 2
-"""Epochs whose rate is known before a later one can be called slow; the first one starts cold."""
+"""Epochs to compare a later one with; the first one starts cold."""
 
 
 class Alert(NamedTuple):
-    """One thing to hear of; `kind` is heard once a run."""
+    """Sent once a run for each `kind`."""
 
     kind: str
     text: str
@@ -36,12 +36,12 @@ def find_alerts(
     ended = [row for row in rows if metrics.EPOCH_S in row]
     if not ended:
         return
-    lost, epoch = ended[-1][metrics.UNREADABLE_IMAGES], ended[-1][metrics.EPOCH]
-    if lost > MAX_UNREADABLE_SHARE * images_per_epoch:
+    unreadable, epoch = ended[-1][metrics.UNREADABLE_IMAGES], ended[-1][metrics.EPOCH]
+    if unreadable > MAX_UNREADABLE_SHARE * images_per_epoch:
         yield Alert(
-            "images lost",
-            f"{lost} of {images_per_epoch} images could not be read in epoch {epoch}; "
-            "ingest/lost_names has the first of them",
+            "unreadable images",
+            f"{unreadable} of {images_per_epoch} images could not be read in epoch {epoch}; "
+            f"{metrics.UNREADABLE_NAMES} has the first of them",
         )
     rates = _rates_of_phase(ended, config)
     before, now = rates[:-1], rates[-1]
@@ -49,7 +49,7 @@ def find_alerts(
         yield Alert(
             "throughput halved",
             f"{now:.0f} images/s in epoch {epoch}, {median(before):.0f} in those before it; "
-            "ingest/wait_s tells whether images came late",
+            f"{metrics.WAIT_S} is the time spent waiting for images",
         )
 
 
@@ -59,7 +59,7 @@ def judge_end(
     """Judge a run that has ended.
 
     Args:
-        diverged: why its loss was no longer finite, as result.json tells it.
+        diverged: reason why the loss is not finite, from result.json.
         class_counts: validation images per class.
     """
     if diverged is not None:
@@ -69,12 +69,12 @@ def judge_end(
     if best is not None and not learned(best, class_counts):
         yield Alert(
             "does not learn",
-            f"val/top1 {best:.3f} is not above what always answering the commonest class reaches",
+            f"val/top1 {best:.3f} is not above what predicting the commonest class reaches",
         )
 
 
 def learned(val_top1: float, class_counts: Sequence[int]) -> bool:
-    """Tell whether an accuracy is above what always answering the commonest class would reach.
+    """Whether an accuracy is above what always predicting the commonest class would reach.
 
     The bound is the one-sided 95 percent quantile of a binomial over the validation images.
     """
@@ -84,7 +84,7 @@ def learned(val_top1: float, class_counts: Sequence[int]) -> bool:
 
 
 def _rates_of_phase(ended: Sequence[Row], config: FinetuneConfig) -> list[float]:
-    """Images per second of the epochs in the phase of the last one: another phase has another."""
+    """Return images per second of the epochs in the last one's phase; phases differ in speed."""
     last = ended[-1][metrics.EPOCH]
     start = max(phase.start_epoch for phase in config.phases if phase.start_epoch < last)
     return [row[metrics.IMAGES_PER_S] for row in ended if row[metrics.EPOCH] > start]

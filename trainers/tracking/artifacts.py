@@ -1,7 +1,7 @@
-"""The lineage of a run in W&B: data set -> checkpoint -> evaluation.
+"""A run's lineage in W&B as artifacts: data set -> checkpoint -> evaluation.
 
-Artifacts name files where they lie, with their sizes and hashes; `track.upload_weights` sends the
-weights as well. One with the same contents is the same version to W&B, whoever names it.
+Artifacts refer to files by URI, size and hash; `track.upload_weights` uploads weights too. Equal
+contents are the same version in W&B.
 """
 
 import json
@@ -15,11 +15,11 @@ from datasets.shards import Manifest
 from trainers.config import FinetuneConfig
 from trainers.run import checkpoint
 from trainers.run.checkpoint import TrainingProgress
-from trainers.tracking.run import find_id
+from trainers.tracking.local_runs import find_id
 
 
 def data_artifact(data: str, manifest: Manifest) -> wandb.Artifact:
-    """Name a prepared data set."""
+    """Return the artifact of a prepared data set."""
     artifact = wandb.Artifact(
         _name(data.rstrip("/").rsplit("/", 1)[-1]),
         type="dataset",
@@ -36,9 +36,9 @@ def data_artifact(data: str, manifest: Manifest) -> wandb.Artifact:
 
 
 def checkpoint_artifacts(config: FinetuneConfig) -> list[tuple[wandb.Artifact, list[str]]]:
-    """Name the checkpoints of a run, each with its aliases: best and latest, or one that is both.
+    """Return a run's best and latest checkpoint with their aliases, or one that is both.
 
-    The best comes first: W&B calls the last one that it is given the latest.
+    The best comes first: W&B gives the alias `latest` to the last one.
     """
     latest = checkpoint.latest_progress(config.out)
     if latest is None:
@@ -51,7 +51,7 @@ def checkpoint_artifacts(config: FinetuneConfig) -> list[tuple[wandb.Artifact, l
 
 
 def checkpoint_artifact(config: FinetuneConfig, progress: TrainingProgress) -> wandb.Artifact:
-    """Name the weights of a checkpoint."""
+    """Return the artifact of a checkpoint's weights."""
     uri = storage.join(checkpoint.folder(config.out, progress.global_step), checkpoint.MODEL)
     metadata: dict[str, Any] = {
         "uri": uri,
@@ -75,11 +75,11 @@ def checkpoint_artifact(config: FinetuneConfig, progress: TrainingProgress) -> w
 
 
 def evaluation_artifact(folder: str, result: dict[str, Any]) -> wandb.Artifact:
-    """Name what an evaluation has written.
+    """Return the artifact of an evaluation.
 
     Args:
         folder: URI of its pictures and tables.
-        result: what evaluation_SPLIT.json holds.
+        result: the content of evaluation_SPLIT.json.
     """
     metadata = {name: value for name, value in result.items() if not isinstance(value, list)}
     artifact = wandb.Artifact(
@@ -90,7 +90,7 @@ def evaluation_artifact(folder: str, result: dict[str, Any]) -> wandb.Artifact:
 
 
 def _refer(artifact: wandb.Artifact, uri: str) -> None:
-    """Name a file where it lies; the facts make it another version where it has changed."""
+    """Refer to a file; with other metadata it is another version."""
     artifact.add_reference(uri if "://" in uri else f"file://{uri}", checksum=False)
     with artifact.new_file("facts.json") as file:
         json.dump(artifact.metadata, file, indent=1)

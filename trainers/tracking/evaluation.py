@@ -1,4 +1,4 @@
-"""An evaluation in W&B: a run of its own, in the group of the training that it measured."""
+"""Logs an evaluation to W&B as a run in the group of its training."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,13 +17,13 @@ from trainers.tracking.run import WandbRun
 from trainers.tracking.thread import WandbThread
 
 LISTED = ("most_confused", "per_class", "reliability")
-"""Lists of evaluation_SPLIT.json that become tables."""
+"""Lists of evaluation_SPLIT.json that are logged as tables."""
 
 
 def track_evaluation(
     run: str, split: str, result: dict[str, Any], *, tta: bool = False
 ) -> str | None:
-    """Tell W&B, unless the run is tracked `off`, what `evaluate` returned and wrote.
+    """Log what `evaluate` returned and wrote, unless the training is tracked `off`.
 
     Returns:
         The command that uploads what W&B does not have; None where it has all.
@@ -55,7 +55,7 @@ def _track(run: str, folder: str, split: str, result: dict[str, Any], tta: bool)
         {name: value for name, value in result.items() if name.startswith(f"{split}/")}
         | {"epoch": result["epoch"]}
     )
-    shown: dict[str, Callable[[], object]] = {
+    media: dict[str, Callable[[], object]] = {
         "the data set": lambda: tracked.use_artifact(data_artifact(data, manifest)),
         "the checkpoint": lambda: tracked.use_artifact(checkpoint_artifact(config, progress)),
         "confusion": lambda: tracked.log(
@@ -68,9 +68,9 @@ def _track(run: str, folder: str, split: str, result: dict[str, Any], tta: bool)
     for name in LISTED:
         if rows := result[name]:
             columns, values = list(rows[0]), [list(row.values()) for row in rows]
-            shown[name] = partial(tracked.log_table, f"{split}/{name}", columns, values)
-    shown["the evaluation"] = lambda: tracked.log_artifact(evaluation_artifact(folder, result))
-    for what, show in shown.items():
-        tracked.show(what, show)
+            media[name] = partial(tracked.log_table, f"{split}/{name}", columns, values)
+    media["the evaluation"] = lambda: tracked.log_artifact(evaluation_artifact(folder, result))
+    for what, log in media.items():
+        tracked.try_to(log, what)
     tracked.finish("finished")
     return tracked.sync_command

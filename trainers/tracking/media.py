@@ -1,4 +1,4 @@
-"""What a run looks like in W&B beside its curves: tables of predictions, confusion, augmentation.
+"""W&B media of a run: tables of predictions and mistakes, confusion matrix, augmented images.
 
 N validation images, K classes.
 """
@@ -29,7 +29,7 @@ THUMBNAIL_PX = 128
 
 
 def predictions_table(predictions: pa.Table) -> wandb.Table:
-    """Return what the run answers to a sample of its validation images, the same in all epochs."""
+    """Return predictions for a sample of validation images, the same sample in all epochs."""
     _, label_N = np.unique(_names(predictions, "label"), return_inverse=True)
     rows = predictions.take(pick_sample(label_N, SAMPLE_IMAGES)).to_pylist()
     return wandb.Table(
@@ -41,13 +41,13 @@ def predictions_table(predictions: pa.Table) -> wandb.Table:
 def mistakes_table(
     config: FinetuneConfig, predictions: pa.Table, *, data: str, split: str
 ) -> wandb.Table:
-    """Return the mistakes the run was surest of, with the images as the network saw them.
+    """Return the mistakes with the highest confidence, with the images as the network saw them.
 
     Args:
-        data: URI of the data set they are of.
+        data: URI of the data set.
 
     Raises:
-        ValueError or OSError: where the data set is gone.
+        ValueError or OSError: where the data set was deleted.
     """
     columns = ["row", "label", "predicted", "confidence"]
     is_wrong_N = _names(predictions, "label") != _names(predictions, "predicted")
@@ -82,20 +82,20 @@ def confusion(predictions: pa.Table, classes: Sequence[str]) -> object:
 
 
 def augmentation_image(config: FinetuneConfig) -> wandb.Image:
-    """Return a sheet of training images as the run sees them, epoch by epoch.
+    """Return a sheet of augmented training images, a row for each epoch.
 
     Raises:
-        ValueError or OSError: where the data set is gone.
+        ValueError or OSError: where the data set was deleted.
     """
     return wandb.Image(Image.open(io.BytesIO(_sheet(config.data, config.ingest, config.seed))))
 
 
 def _names(predictions: pa.Table, column: str) -> np.ndarray:
-    """Class names: a file's columns number their classes each in its own way."""
+    """Return class names: each dictionary column numbers its classes differently."""
     return np.array(predictions[column].to_pylist(), object)
 
 
 @lru_cache(maxsize=8)
 def _sheet(data: str, ingest: IngestConfig, seed: int) -> bytes:
-    """The trials of a sweep have one in common."""
+    """Draw it once for all trials of a sweep."""
     return draw_views(data, ingest, seed=seed)

@@ -1,8 +1,7 @@
-"""A training in W&B: a mirror of its run folder.
+"""Mirrors a training's run folder in W&B.
 
-The driver keeps it: it outlives killed and pruned workers, so it alone can say how a run ended. A
-thread of its own talks to W&B, so that no outage delays anything; what W&B misses is in the run
-folder, from which the next sitting, or `wandb sync`, brings it.
+The driver does it, in a background thread: it outlives killed and pruned workers, so it knows how
+the run ended. Rows that W&B does not have are in the run folder; the next session logs them.
 """
 
 import threading
@@ -31,11 +30,11 @@ from trainers.tracking.thread import CLOSE_TIMEOUT_S, WandbThread
 
 POLL_S = 1.0
 TRIAL = "trial"
-"""Job type of a sweep's trials: that one of them learns nothing is a finding, no alarm."""
+"""Job type of a sweep's trials: a trial that learns nothing is a result, not an alert."""
 
 
 class RunMirror:
-    """Copy what a run writes to W&B from now on; `finish` it once, and `close` it.
+    """Copies a run's new rows to W&B until `finish`; then `close` it.
 
     Args:
         config: of the run, its paths absolute.
@@ -52,12 +51,12 @@ class RunMirror:
         self._thread = None if is_off else WandbThread(config.out, self._mirror)
 
     def finish(self, state: str) -> None:
-        """Say how the run ended: finished, pruned, failed or killed. Waits for nothing."""
+        """Set how the run ended: finished, pruned, failed or killed; return at once."""
         self._state = state
         self._ended.set()
 
     def close(self, *, timeout_s: float = CLOSE_TIMEOUT_S) -> str | None:
-        """Wait until W&B has all, or for as long as an outage may take.
+        """Wait until W&B has all, at most `timeout_s`.
 
         Returns:
             The command that uploads what W&B does not have; None where it has all.
@@ -75,109 +74,100 @@ class RunMirror:
             tags=find_tags(config, manifest),
             **self._options,
         )
-        content = RunContent(run, config, manifest, alarms=self._job_type != TRIAL)
-        content.begin()
+        content = RunContent(run, config, manifest, judges_end=self._job_type != TRIAL)
+        content.log_start()
         while not self._ended.wait(POLL_S):
             content.copy_rows()
         content.copy_rows()
-        content.end()
+        content.log_end()
         run.finish(self._state)
         return run.sync_command
 
 
 class RunContent:
-    """What W&B is told of a run, and what of it has been told.
+    """The content of a run in W&B: rows, tables, artifacts and alerts.
 
-    Rows go first and wait for nothing. Tables and artifacts ask the server: once it does not
-    answer, they are left out, with a warning. The same command again brings those of the end.
+    Rows don't wait for the server. Tables and artifacts do: once it does not answer, they are
+    skipped with a warning. Run the same command again to log those of the run's end.
     """
 
     def __init__(
-        self, run: WandbRun, config: FinetuneConfig, manifest: Manifest, *, alarms: bool
+        self, run: WandbRun, config: FinetuneConfig, manifest: Manifest, *, judges_end: bool
     ) -> None:
         self._run, self._config, self._manifest = run, config, manifest
-        self._alarms = alarms
+        self._judges_end = judges_end
         self._rows = RowReader(config.out)
         self._epochs: list[Row] = []
-        """The rows that end an epoch, so far."""
-        self._told_step = run.synced_step
-        self._heard: set[str] = set()
+        """The last rows of the epochs so far."""
+        self._logged_step = run.synced_step
+        self._alerted: set[str] = set()
         splits = ("train", "val") if config.validates else ("train+val",)
         self._images_per_epoch = sum(manifest.split(split).num_images for split in splits)
 
-    def begin(self) -> None:
-        """Tell where the run starts from, and show what it will see."""
+    def log_start(self) -> None:
+        """Log the data set, and a sheet of augmented images."""
         run, config = self._run, self._config
-        self._run.show(
-            "the data set", lambda: run.use_artifact(data_artifact(config.data, self._manifest))
-        )
-        if self._told_step < 0:
-            self._run.show(
-                "augmentation",
-                lambda: run.log({"data/augmentation": augmentation_image(config)}),
+        run.try_to(lambda: run.use_artifact(data_artifact(config.data, self._manifest)), "data")
+        if self._logged_step < 0:
+            run.try_to(
+                lambda: run.log({"data/augmentation": augmentation_image(config)}), "augmentation"
             )
 
     def copy_rows(self) -> None:
-        """Copy the rows that W&B does not have."""
+        """Log the rows that W&B does not have."""
         for row in self._rows.poll_new():
             ends_epoch = metrics.EPOCH_S in row
             if ends_epoch and (
                 not self._epochs or row[metrics.EPOCH] > self._epochs[-1][metrics.EPOCH]
             ):
                 self._epochs.append(row)
-            if row[metrics.GLOBAL_STEP] <= self._told_step:
+            if row[metrics.GLOBAL_STEP] <= self._logged_step:
                 continue
             self._run.log(row)
-            self._told_step = row[metrics.GLOBAL_STEP]
+            self._logged_step = row[metrics.GLOBAL_STEP]
             if ends_epoch:
                 self._end_epoch(row)
 
     def _end_epoch(self, row: Row) -> None:
-        self._raise_alerts(
+        self._send_alerts(
             find_alerts(self._epochs, self._config, images_per_epoch=self._images_per_epoch)
         )
         axes = {axis: row[axis] for axis in (metrics.EPOCH, metrics.GLOBAL_STEP)}
         predictions = read_predictions(self._config.out, axes[metrics.EPOCH])
         if predictions is not None:
             table = predictions_table(predictions)
-            self._run.show("predictions", lambda: self._run.log({**axes, "val/predictions": table}))
+            self._run.try_to(
+                lambda: self._run.log({**axes, "val/predictions": table}), "predictions"
+            )
 
-    def end(self) -> None:
-        """Show where the best weights err, and name the checkpoints."""
+    def log_end(self) -> None:
+        """Log confusion and mistakes of the best weights, the checkpoints and alerts."""
         run, config, classes = self._run, self._config, self._manifest.classes
         predictions = read_predictions(config.out)
         if predictions is not None:
-            self._run.show(
-                "confusion", lambda: run.log({"val/confusion": confusion(predictions, classes)})
+            run.try_to(
+                lambda: run.log({"val/confusion": confusion(predictions, classes)}), "confusion"
             )
-            self._run.show(
-                "mistakes",
-                lambda: run.log(
-                    {
-                        "val/mistakes": mistakes_table(
-                            config, predictions, data=config.data, split="val"
-                        )
-                    }
-                ),
-            )
+            mistakes = partial(mistakes_table, config, predictions, data=config.data, split="val")
+            run.try_to(lambda: run.log({"val/mistakes": mistakes()}), "mistakes")
         for artifact, aliases in checkpoint_artifacts(config):
-            self._run.show("a checkpoint", partial(run.log_artifact, artifact, aliases=aliases))
-        if self._alarms and (result := find_result(config.out)) is not None:
+            run.try_to(partial(run.log_artifact, artifact, aliases=aliases), "a checkpoint")
+        if self._judges_end and (result := find_result(config.out)) is not None:
             counts = self._manifest.split("val").class_counts if config.validates else ()
-            self._raise_alerts(
+            self._send_alerts(
                 judge_end(read_rows(config.out), diverged=result["diverged"], class_counts=counts)
             )
 
-    def _raise_alerts(self, alerts: Iterable[Alert]) -> None:
+    def _send_alerts(self, alerts: Iterable[Alert]) -> None:
         for kind, text, is_error in alerts:
-            if kind not in self._heard:
-                self._heard.add(kind)
+            if kind not in self._alerted:
+                self._alerted.add(kind)
                 name = self._config.out.rstrip("/").rsplit("/", 1)[-1]
                 self._run.alert(f"{name}: {kind}", text, is_error=is_error)
 
 
 def find_tags(config: FinetuneConfig, manifest: Manifest) -> list[str]:
-    """Return what to find a run by: network, initialization, data and commit."""
+    """Return a run's tags: network, initialization, data and commit."""
     commit = find_commit(ROOT)
     tags = [config.model.backbone, config.model.init, f"data:{manifest.fingerprint[:12]}"]
     return tags if commit is None else [*tags, f"commit:{commit[:12]}"]
@@ -185,7 +175,7 @@ def find_tags(config: FinetuneConfig, manifest: Manifest) -> list[str]:
 
 @contextmanager
 def follow(run: str, mirror: RunMirror, show: Callable[[Row], None]) -> Iterator[None]:
-    """Show a run's new rows while the body trains it; the way that ends is the run's state."""
+    """Show a run's new rows while the body trains it; the run's state is how the body ends."""
     stop, rows = threading.Event(), RowReader(run)
     shown = max((row[metrics.GLOBAL_STEP] for row in rows.read_new()), default=-1)
 

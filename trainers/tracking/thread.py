@@ -1,27 +1,28 @@
-"""What is told to W&B, in a thread of its own: no outage holds up whoever has something to tell."""
+"""Logs to W&B from a background thread, so that an outage never blocks training."""
 
 import logging
 import threading
 from collections.abc import Callable
 
-from trainers.tracking.run import give_up, sync_command
+from trainers.tracking.local_runs import sync_command
+from trainers.tracking.wandb_internals import abandon_service
 
 logger = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 60
-"""What an end waits for W&B at most; some of its calls know no timeout of their own."""
+"""How long `close` waits; some of wandb's calls have no timeout."""
 
 
 class WandbThread:
-    """Call `tell` at once, and `close` it once.
+    """Runs `log` in a background thread.
 
     Args:
-        folder: URI of what W&B is told about.
-        tell: returns the command that uploads what W&B does not have; None where it has all.
+        folder: URI of the run's folder.
+        log: returns the command that uploads what W&B does not have; None where it has all.
     """
 
-    def __init__(self, folder: str, tell: Callable[[], str | None]) -> None:
-        self._folder, self._tell = folder, tell
+    def __init__(self, folder: str, log: Callable[[], str | None]) -> None:
+        self._folder, self._log = folder, log
         self._command: str | None = sync_command(folder)  # until W&B is known to have all
         self._thread: threading.Thread | None = threading.Thread(
             target=self._run, name="wandb", daemon=True
@@ -29,16 +30,16 @@ class WandbThread:
         self._thread.start()
 
     def close(self, *, timeout_s: float = CLOSE_TIMEOUT_S) -> str | None:
-        """Wait until W&B has all, or for as long as an outage may take; return what `tell` did."""
+        """Wait until `log` returns, at most `timeout_s`; return the upload command, as it does."""
         if self._thread is not None:
             self._thread.join(timeout_s)
             if self._thread.is_alive():
                 logger.warning("W&B did not take all of %s in time", self._folder)
-                give_up()
-            self._thread = None  # waited for once
+                abandon_service()
+            self._thread = None  # wait once
         return self._command
 
     def _run(self) -> None:
-        command = self._tell()
-        if self._thread is not None:  # nobody gave up
+        command = self._log()
+        if self._thread is not None:  # `close` still waits
             self._command = command

@@ -37,8 +37,8 @@ def log_sweep(
     """
     if find_mode(config.base.track) == "off":
         return None
-    tell = partial(_log, config, manifest, standings, savings, test)
-    return WandbThread(config.out, tell).close()
+    log = partial(_log, config, manifest, standings, savings, test)
+    return WandbThread(config.out, log).close()
 
 
 def _log(
@@ -64,12 +64,12 @@ def _log(
         "sweep/sharing": (("measure", "value"), savings.to_dict().items()),
     }
     data = config.base.data
-    run.show("the data set", lambda: run.use_artifact(data_artifact(data, manifest)))
-    run.show(
-        "augmentation", lambda: run.log({"data/augmentation": augmentation_image(config.base)})
+    run.try_to(lambda: run.use_artifact(data_artifact(data, manifest)), "the data set")
+    run.try_to(
+        lambda: run.log({"data/augmentation": augmentation_image(config.base)}), "augmentation"
     )
     for key, (columns, values) in tables.items():
-        run.show(key, partial(run.log_table, key, columns, values))
+        run.try_to(partial(run.log_table, key, columns, values), key)
     winner = find_winner(standings)
     run.summarize(
         {f"trials/{state}": n for state, n in Counter(r.state for r in standings).items()}

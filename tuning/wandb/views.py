@@ -8,11 +8,11 @@ import json
 from typing import Any
 
 import wandb
-from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
 from cluster.io import storage
 from cluster.io.errors import UserError
 from cluster.io.records import read_object
+from trainers.tracking import wandb_internals
 from tuning.record import SweepRecord, read_record_of_sweep
 from tuning.wandb.card import read_card
 
@@ -50,7 +50,7 @@ def save_views(sweep: str, *, project: str, entity: str | None) -> list[str]:
         for view in build_views(entity, project, findings):
             urls.append(save_view(view, known))
             storage.write_bytes(uri, json.dumps(known, indent=1).encode())
-    except (wandb.Error, WandbApiFailedError) as error:
+    except wandb_internals.VIEW_ERRORS as error:
         raise UserError(
             f"project is {project!r}: W&B did not take the views of {findings.sweep} "
             f"({str(error).strip().rstrip('.')}); set WANDB_API_KEY, and WANDB_BASE_URL for a "
@@ -106,9 +106,7 @@ def save_view(view: Any, known: dict[str, Saved]) -> str:
         view.save()
         known[title] = {"id": view.id}
     else:
-        # Private names: loading the old workspace to change it would keep what the code no longer
-        # says. test_tuning_workspaces holds what they do.
-        view._internal_id, view._internal_name = saved.get("id", ""), saved.get("name", "")
+        wandb_internals.set_view_id(view, saved)
         view.save()
-        known[title] = {"id": view._internal_id, "name": view._internal_name}
+        known[title] = wandb_internals.get_view_id(view)
     return view.url

@@ -1,9 +1,11 @@
-"""What must be found of a run in W&B, and what is wrong where it is not.
+"""Compare runs in W&B's local files with their run folders.
 
-The run folder is the truth: config.json, metrics.jsonl and result.json. W&B mirrors it.
+The truth is config.json, metrics.jsonl and result.json.
+
+problems = check_runs(Path(config.out))
+assert not any(problems.values())
 """
 
-import os
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -12,28 +14,24 @@ from math import isclose, isnan
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cluster.io.records import read_object
 from cluster.secrets import known_secrets
+from tests.support.wandb_files import Json, Record, read_record
 from trainers import metrics
 from trainers.run.rows import Row, read_rows
-from trainers.tracking.local_runs import Folder, Json, Record, read_record
+from trainers.tracking.local_runs import TrackedFolder, find_folders
+from trainers.tracking.wandb_internals import is_offline
 
 TRIAL = "trial"
 TRAININGS = ("train", TRIAL, "head")
 ENDED_WELL = ("finished", "pruned")
 """States whose exit code is 0."""
 TOLERANCE = 1e-3
-"""Relative: a run that went on with another number of workers adds up in another order."""
+"""Relative: a run resumed with another number of workers sums in another order."""
 VARYING = ("time/", "ingest/")
-"""What a run measures anew where it repeats steps after its last checkpoint."""
+"""Prefixes of metrics that differ where a resumed run repeats steps."""
 NO_CONFIG = ("data_fingerprint",)
-"""What the config.json of a sweep tells besides its config."""
-AGAIN = "run the same command again: it writes the run to W&B anew"
-TOLD_ONCE = "a trial is told to W&B once; its folder has what W&B lacks"
-
-
-class Problem(NamedTuple):
-    what: str
-    remedy: str
+"""Fields of a sweep's config.json that are not its config."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +70,9 @@ EXPECTED = (
 
 
 class Evidence(NamedTuple):
-    """A run as its folder tells it, and as W&B has it."""
+    """A run's folder and its W&B files."""
 
-    folder: Folder
+    folder: TrackedFolder
     record: Record
     config: Json | None
     rows: list[Row]
@@ -88,28 +86,40 @@ class Evidence(NamedTuple):
 Check = Callable[[Evidence], Iterator[str]]
 
 
-def check_run(folder: Folder) -> list[Problem]:
+def check_runs(path: Path) -> dict[str, list[str]]:
+    """Return what is wrong with each run of a training or sweep, by the last name of its folder.
+
+    Each trial of a sweep must have a run.
+    """
+    folders = [folder.path for folder in find_folders(path, str(path))]
+    trials = [trial for trial in path.glob("trials/*") if trial.is_dir()]
+    return {folder.name: check_run(folder) for folder in sorted({*folders, *trials})}
+
+
+def check_run(path: Path) -> list[str]:
     """Compare a run in W&B with its folder, and return what is wrong."""
-    if not folder.sittings:
-        return [Problem("there is no run of W&B", AGAIN)]
-    if len(folder.offline_sittings) > 1:
-        names = ", ".join(path.name for path in folder.offline_sittings)
-        remedy = "each holds all rows, and W&B would show them twice: delete all but the last"
-        return [Problem(f"there are {len(folder.offline_sittings)} offline runs: {names}", remedy)]
+    folder = TrackedFolder(str(path), path)
+    if not folder.sessions:
+        return ["there is no run of W&B"]
+    offline = [session for session in folder.sessions if is_offline(session)]
+    if len(offline) > 1:  # each holds all rows, and W&B would show them twice
+        return [f"there are {len(offline)} offline runs"]
     try:
         record = read_record(folder)
     except ValueError as error:
-        return [Problem(str(error), AGAIN)]
+        return [str(error)]
     evidence = Evidence(
         folder,
         record,
-        config=folder.read_json("config.json"),
-        rows=read_rows(str(folder.path)),
-        result=folder.read_json("result.json"),
+        config=_read_json(path / "config.json"),
+        rows=read_rows(str(path)),
+        result=_read_json(path / "result.json"),
     )
-    remedy = TOLD_ONCE if evidence.job_type == TRIAL else AGAIN
-    found = [Problem(what, remedy) for check in CHECKS for what in check(evidence)]
-    return [*found, *find_lost_files(folder, record)]
+    return [problem for check in CHECKS for problem in check(evidence)]
+
+
+def _read_json(file: Path) -> Json | None:
+    return read_object(str(file)) if file.exists() else None
 
 
 def check_names(evidence: Evidence) -> Iterator[str]:
@@ -123,8 +133,8 @@ def check_names(evidence: Evidence) -> Iterator[str]:
         wanted["group"] = run.get("run_group")
     for name in [name for name, value in wanted.items() if not value]:
         yield f"it has no {name}"
-    if (told := run.get("run_id")) != evidence.folder.id:
-        yield f"its id is {told}, not {evidence.folder.id}: W&B takes its rows, yet no artifacts"
+    if (run_id := run.get("run_id")) != evidence.folder.id:
+        yield f"its id is {run_id}, not {evidence.folder.id}: W&B takes its rows, yet no artifacts"
     if config is not None and evidence.job_type in TRAININGS:
         tags = {
             config["model"]["backbone"],
@@ -139,17 +149,17 @@ def check_names(evidence: Evidence) -> Iterator[str]:
 
 
 def check_config(evidence: Evidence) -> Iterator[str]:
-    """Whether the config is config.json, nested, and set once a sitting."""
+    """Whether the config is config.json, nested, and set once a session."""
     record = evidence.record
     if not record.config:
         yield "it has no config"
         return
-    if record.num_configs > len(evidence.folder.sittings):
+    if record.num_configs > len(evidence.folder.sessions):
         yield f"its config was set {record.num_configs} times"
     if evidence.config is not None:
-        told, truth = (dict(_flatten(config)) for config in (record.config, evidence.config))
-        names = (truth | told).keys() - NO_CONFIG
-        differing = sorted(name for name in names if told.get(name) != truth.get(name))
+        logged, truth = (dict(_flatten(config)) for config in (record.config, evidence.config))
+        names = (truth | logged).keys() - NO_CONFIG
+        differing = sorted(name for name in names if logged.get(name) != truth.get(name))
         if differing:
             yield f"its config differs from config.json: {', '.join(differing[:3])}"
 
@@ -163,30 +173,30 @@ def check_axes(evidence: Evidence) -> Iterator[str]:
 def check_rows(evidence: Evidence) -> Iterator[str]:
     """Whether each row of metrics.jsonl is in the history, once, as it is."""
     history = [item for item in evidence.record.history if metrics.TRAIN_LOSS in item]
-    told = {item[metrics.GLOBAL_STEP]: item for item in history}
+    logged = {item[metrics.GLOBAL_STEP]: item for item in history}
     truth = {row[metrics.GLOBAL_STEP]: row for row in evidence.rows}
     for what, steps in (
-        ("rows of metrics.jsonl are not in the history", [s for s in truth if s not in told]),
-        ("rows of the history are not in metrics.jsonl", [s for s in told if s not in truth]),
+        ("rows of metrics.jsonl are not in the history", [s for s in truth if s not in logged]),
+        ("rows of the history are not in metrics.jsonl", [s for s in logged if s not in truth]),
         (
             "rows of the history differ from metrics.jsonl",
-            [s for s in truth if s in told and not _agree(truth[s], told[s])],
+            [s for s in truth if s in logged and not _agree(truth[s], logged[s])],
         ),
     ):
         if steps:
             yield f"{len(steps)} {what}: global_step {_enumerate(steps)}"
     counts = Counter(item[metrics.GLOBAL_STEP] for item in history)
     doubled = [step for step, count in counts.items() if count > 1]
-    # Online, the steps between a checkpoint and a kill are told by both sittings.
-    if doubled and len(evidence.folder.sittings) == 1:
-        yield f"rows stand twice: global_step {_enumerate(doubled)}"
+    # Online, the steps between a checkpoint and a kill are logged by both sessions.
+    if doubled and len(evidence.folder.sessions) == 1:
+        yield f"rows are there twice: global_step {_enumerate(doubled)}"
 
 
 def check_end(evidence: Evidence) -> Iterator[str]:
     """Whether W&B knows how the run ended, as result.json does."""
     state, code = evidence.record.summary.get("state"), evidence.record.exit_code
     if code is None:
-        yield "it was not ended: its driver was killed, or is at work"
+        yield "it was not finished: its driver was killed, or is at work"
         return
     if state is None:
         yield "its summary has no state"
@@ -204,12 +214,12 @@ def check_end(evidence: Evidence) -> Iterator[str]:
 
 
 def check_summary(evidence: Evidence) -> Iterator[str]:
-    """Whether the summary tells the best val/top1, not the last."""
+    """Whether the summary has the best val/top1, not the last."""
     top1s = [row[metrics.VAL_TOP1] for row in evidence.rows if metrics.VAL_TOP1 in row]
-    told = evidence.record.summary.get(metrics.VAL_TOP1)
-    best = told.get("max") if isinstance(told, dict) else None
+    summary = evidence.record.summary.get(metrics.VAL_TOP1)
+    best = summary.get("max") if isinstance(summary, dict) else None
     if top1s and (best is None or not isclose(best, max(top1s), rel_tol=TOLERANCE)):
-        yield f"its summary has val/top1 {told}, not max {max(top1s):.4f}"
+        yield f"its summary has val/top1 {summary}, not max {max(top1s):.4f}"
 
 
 def check_expected(evidence: Evidence) -> Iterator[str]:
@@ -235,24 +245,23 @@ def check_expected(evidence: Evidence) -> Iterator[str]:
             yield f"{key} is not there"
 
 
-def find_lost_files(folder: Folder, record: Record) -> Iterator[Problem]:
-    """Look for the files of artifacts, which W&B keeps outside the run folder until they are
-    uploaded."""
-    for artifact in record.artifacts if folder.missing else ():
+def check_files(evidence: Evidence) -> Iterator[str]:
+    """Whether the files of artifacts exist: W&B keeps them elsewhere until they are uploaded."""
+    for artifact in evidence.record.artifacts if evidence.folder.missing else ():
         entries = artifact.get("manifest", {}).get("contents", [])
-        places = [entry["local_path"] for entry in entries if "local_path" in entry]
-        if gone := [place for place in places if not Path(place).exists()]:
-            remedy = "sync on the machine that it ran on, before ~/.local/share/wandb is cleaned"
-            yield Problem(f"the file of artifact {artifact['name']} is gone: {gone[0]}", remedy)
+        files = [entry["local_path"] for entry in entries if "local_path" in entry]
+        if gone := [file for file in files if not Path(file).exists()]:
+            yield f"the file of artifact {artifact['name']} is gone: {gone[0]}"
 
 
 CHECKS: tuple[Check, ...] = (
     check_names, check_config, check_axes, check_rows, check_end, check_summary, check_expected,
+    check_files,
 )  # fmt: skip
 
 
-def find_secrets(path: Path, environment: Mapping[str, str] = os.environ) -> Iterator[Problem]:
-    """Look for keys and passwords of this environment in all files below a folder."""
+def find_secrets(path: Path, environment: Mapping[str, str]) -> Iterator[str]:
+    """Look for keys and passwords of an environment in all files below a folder."""
     secrets = {
         form: name
         for value, name in known_secrets(environment).items()
@@ -261,10 +270,7 @@ def find_secrets(path: Path, environment: Mapping[str, str] = os.environ) -> Ite
     for file in sorted(file for file in path.rglob("*") if file.is_file()):
         content = file.read_bytes()
         for secret in [secret for secret in secrets if secret in content]:
-            yield Problem(
-                f"{file.relative_to(path)} holds the value of {secrets[secret]}",
-                "delete the file, and change the key: whoever read it has it",
-            )
+            yield f"{file.relative_to(path)} holds the value of {secrets[secret]}"
 
 
 def _agree(row: Row, item: Json) -> bool:
@@ -276,10 +282,10 @@ def _agree(row: Row, item: Json) -> bool:
     )
 
 
-def _equal(value: Any, told: Any) -> bool:
+def _equal(value: Any, logged: Any) -> bool:
     if not isinstance(value, float):
-        return value == told
-    number = float(told)  # NaN and infinity are texts to the reader
+        return value == logged
+    number = float(logged)  # NaN and infinity are texts to the reader
     return isclose(value, number, rel_tol=TOLERANCE, abs_tol=1e-6) or (
         isnan(value) and isnan(number)
     )

@@ -1,0 +1,86 @@
+"""wandb's private names, and the layout of its local files. After an upgrade of wandb, check each.
+
+FOLDER/wandb/run-DATE_TIME-ID           one session of a run that was online
+FOLDER/wandb/offline-run-DATE_TIME-ID   one session of a run that was offline
+  run-ID.wandb, run-ID.wandb.synced     its records; wandb's mark that the server has all of them
+"""
+
+import logging
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import wandb
+from wandb.sdk import wandb_setup
+from wandb.sdk.lib.service.service_connection import WandbApiFailedError
+from wandb.sdk.mailbox import HandleAbandonedError
+
+logger = logging.getLogger(__name__)
+
+TESTED_VERSION = "0.31"
+FINISH_ERRORS = (TimeoutError, HandleAbandonedError)
+"""Raised by `Run.finish`: the server took too long; wandb's own process is gone."""
+VIEW_ERRORS = (wandb.Error, WandbApiFailedError)
+"""Raised where the server refuses a workspace or report."""
+PRIVATE_SETTINGS: dict[str, Any] = {"x_transaction_log_flush_interval": 1}
+"""A killed process may lose rows of this many seconds; wandb's default is 15."""
+
+
+@cache
+def check_version() -> None:
+    """Warn, once, where wandb is not the version that this module was tested with."""
+    if not wandb.__version__.startswith(f"{TESTED_VERSION}."):
+        logger.warning(
+            "wandb is %s, and Thaw was tested with %s: run tests/test_trainers_mirror.py, "
+            "test_trainers_killed.py, test_trainers_track.py, test_trainers_wandb_server.py and "
+            "test_tuning_wandb_views.py, then set TESTED_VERSION in %s",
+            wandb.__version__,
+            TESTED_VERSION,
+            __name__,
+        )
+
+
+def use_artifact(run: wandb.Run, artifact: wandb.Artifact) -> None:
+    """Do what `wandb.Run.use_artifact` does online, without waiting for the server; offline that
+    method refuses, though the run's file can hold it."""
+    run._log_artifact(artifact, aliases=[], is_user_created=True, use_after_commit=True)
+
+
+def abandon_service() -> None:
+    """Let this process exit without waiting for wandb's own one, which retries artifacts for ever.
+    All that was logged is in the run's files."""
+    connection = wandb_setup.singleton()._connection
+    if connection is not None and connection._cleanup is not None:
+        connection._cleanup()
+
+
+def list_sessions(folder: Path, run_id: str | None) -> list[Path]:
+    """Return the sessions of a run, oldest first."""
+    found = folder.glob(f"wandb/*run-*-{run_id}*")
+    return sorted(found, key=lambda path: path.name.removeprefix("offline-"))
+
+
+def is_offline(session: Path) -> bool:
+    return session.name.startswith("offline-")
+
+
+def is_synced(session: Path) -> bool:
+    """Whether the server has all of a session."""
+    return any(session.glob("*.wandb.synced"))
+
+
+def mark_synced(run: wandb.Run) -> None:
+    """Mark a finished online run as `wandb sync` would."""
+    Path(f"{run.settings.sync_file}.synced").touch()
+
+
+def set_view_id(view: Any, saved: dict[str, str]) -> None:
+    """Make a workspace of wandb-workspaces replace the one that was saved before.
+
+    Loading the old one to change it would keep panels that are no longer built.
+    """
+    view._internal_id, view._internal_name = saved.get("id", ""), saved.get("name", "")
+
+
+def get_view_id(view: Any) -> dict[str, str]:
+    return {"id": view._internal_id, "name": view._internal_name}
