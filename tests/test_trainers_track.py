@@ -194,9 +194,10 @@ def test_a_folder_that_is_not_tracked_is_named(tmp_path: Path) -> None:
         main(["track", "sync", str(tmp_path)])
 
 
-def test_check_is_no_longer_a_command(run: Path) -> None:
-    with pytest.raises(UserError, match="action is 'check': use `sync`"):
+def test_check_is_no_longer_a_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
         main(["track", "check", str(run)])
+    assert "action is 'check': use `sync`" in capsys.readouterr().err
 
 
 def test_private_names_are_those_of_the_pinned_wandb(

@@ -26,4 +26,4 @@ class SyncConfig:
     """Only print the commands."""
 
     def __post_init__(self) -> None:
-        require(self.action == "sync", "action", self.action, "use `sync`, the one that is left")
+        require(self.action == "sync", "action", self.action, "use `sync`, the only action")
