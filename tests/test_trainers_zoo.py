@@ -92,9 +92,7 @@ def test_a_step_is_timed(monkeypatch: pytest.MonkeyPatch):
     assert 0 < small_ms < time_step("lenet5", 10, (8, 3, 256, 256))["cpu"]
 
 
-def test_the_command_prints_a_table_and_writes_csv(
-    tmp_path, capsys: pytest.CaptureFixture[str]
-):
+def test_the_command_prints_a_table_and_writes_csv(tmp_path, capsys: pytest.CaptureFixture[str]):
     out = str(tmp_path / "zoo")
     config = parse(["zoo", "--names", *FEW, "--classes", "20", "--no-time", "--out", out])
     assert config == ZooConfig(names=FEW, classes=20, time=False, out=out)
