@@ -3,9 +3,10 @@
 import re
 from dataclasses import dataclass
 from math import inf
-from typing import Literal
+from typing import Annotated, Literal
 
 from cluster.io.errors import UserError
+from cluster.io.markers import NOT_IN_KEY, URI
 
 Device = Literal["auto", "cpu", "gpu"]
 MAX_WORKERS = 100_000
@@ -20,20 +21,20 @@ _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 class ClusterConfig:
     """The cluster and the share of it one training takes."""
 
-    address: str | None = None
+    address: Annotated[str | None, NOT_IN_KEY] = None
     """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
     num_workers: int | None = None
     """DDP workers of a training. Default: one per GPU, or one per node without GPUs.
     0 trains in the calling process."""
-    min_workers: int | None = None
+    min_workers: Annotated[int | None, NOT_IN_KEY] = None
     """Elastic training: begin, and go on, with as few workers as this while nodes are missing.
     Default: all of them."""
     device: Device = "auto"
     """`auto` uses GPUs where the cluster has them."""
-    max_failures: int = 3
+    max_failures: Annotated[int, NOT_IN_KEY] = 3
     """Worker failures a training survives before it gives up. Nodes that are taken away with a
     notice (preemption) are not counted."""
-    hang_timeout_s: float = 600.0
+    hang_timeout_s: Annotated[float, NOT_IN_KEY] = 600.0
     """A worker that neither answers nor joins its peers for so long has failed, as has a process
     that trains alone and gets no batch: more than a step, a first batch, or two writes of a
     checkpoint take."""
@@ -64,9 +65,9 @@ class DoctorConfig:
 
     address: str | None = None
     """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster started on this machine."""
-    data: str | None = None
+    data: Annotated[str | None, URI] = None
     """URI of a prepared data set that every node must be able to read."""
-    out: str | None = None
+    out: Annotated[str | None, URI] = None
     """URI of a folder that every node must be able to write, and see what the others write."""
     json: bool = False
     """Print one JSON object instead of lines, for machines."""

@@ -1,7 +1,7 @@
 """What can be said about a data set and how it is read: facts only, standard library alone."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from cluster.io.errors import (
     require,
@@ -10,6 +10,7 @@ from cluster.io.errors import (
     require_choice,
     require_positive,
 )
+from cluster.io.markers import IN_FINGERPRINT, NOT_IN_KEY, ON_CARD, RESUMABLE, URI
 
 SOURCES = ("folder", "stanford", "parquet", "synthetic")
 POLICIES = ("none", "light", "cars")
@@ -55,31 +56,31 @@ class PrepareConfig:
     source: Source
     """folder: class folders, with or without train/ and test/ above them. stanford: cars_train/,
     cars_test/ and devkit/*.mat. parquet: an image column. synthetic: procedural cars."""
-    out: str
+    out: Annotated[str, URI, NOT_IN_KEY]
     """URI of the data set to write."""
-    root: str | None = None
+    root: Annotated[str | None, URI] = None
     """URI of the source's folder or Parquet files; not used by `synthetic`."""
-    test_root: str | None = None
+    test_root: Annotated[str | None, URI] = None
     """URI of the test images, where they lie apart from `root` (folder, parquet)."""
     val_fraction: float = 0.15
     """Share of each class' training images set aside for validation, chosen by content hash."""
-    short_side_px: int = 256
+    short_side_px: Annotated[int, IN_FINGERPRINT] = 256
     """Images with a longer short side are reduced to it; smaller ones are never enlarged."""
-    crop_to_box: bool = False
+    crop_to_box: Annotated[bool, IN_FINGERPRINT] = False
     """Crop to the annotated bounding box, where the source has boxes (stanford)."""
-    box_margin: float = 0.1
+    box_margin: Annotated[float, IN_FINGERPRINT] = 0.1
     """Margin around the box as a share of its size."""
     image_column: str = "image"
     """Parquet source: column holding bytes or a struct of bytes and path."""
     label_column: str = "label"
     """Parquet source: column holding the class name or index."""
-    row_group_size: int = 64
+    row_group_size: Annotated[int, IN_FINGERPRINT] = 64
     """Images per Parquet row group: the unit the stream reads and shuffles."""
-    shard_mib: int = 128
+    shard_mib: Annotated[int, IN_FINGERPRINT] = 128
     """Size a shard aims at, in MiB."""
     synthetic: SyntheticConfig = SyntheticConfig()
     """Options of `--source synthetic`."""
-    address: str | None = None
+    address: Annotated[str | None, NOT_IN_KEY] = None
     """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
 
     def __post_init__(self) -> None:
@@ -113,7 +114,7 @@ class IngestConfig:
 
     size_px: int = 224
     """Height and width of the images the network sees."""
-    policy: Policy = "cars"
+    policy: Annotated[Policy, ON_CARD] = "cars"
     """Augmentation of training images; evaluation always uses `none`."""
     views: int | None = None
     """Augmented views of each image: epoch e shows view e modulo this. Default: a new view in every
@@ -121,15 +122,15 @@ class IngestConfig:
     ingest: Ingest = "auto"
     """stream: every epoch reads and decodes. memory: images are decoded once and kept in the object
     store. auto: memory where the decoded images fit `memory_share` of it and no pixel changes."""
-    memory_share: float = 0.3
+    memory_share: Annotated[float, RESUMABLE, NOT_IN_KEY] = 0.3
     """Share of the cluster's object store that decoded images may fill, over all trainings."""
     interleave: int = 8
     """Row groups read side by side (lanes): every batch takes the same share of images from each of
     so many places of the data set. More mix better and read more; with more workers than lanes,
     workers share lanes and read images several times."""
-    task_images: int = 256
+    task_images: Annotated[int, RESUMABLE, NOT_IN_KEY] = 256
     """About how many images one read task reads, decodes and augments."""
-    max_bad_fraction: float = 0.01
+    max_bad_fraction: Annotated[float, RESUMABLE, NOT_IN_KEY] = 0.01
     """Images of an epoch that may turn out unreadable; a run that meets more stops."""
 
     def __post_init__(self) -> None:
@@ -169,7 +170,7 @@ class IngestConfig:
 class InfoConfig:
     """Show what a data set holds: python -m datasets info --data data/cars"""
 
-    data: str
+    data: Annotated[str, URI]
     """URI of a prepared data set."""
 
 
@@ -177,9 +178,9 @@ class InfoConfig:
 class PreviewConfig:
     """Draw a contact sheet: python -m datasets preview --data data/cars"""
 
-    data: str
+    data: Annotated[str, URI]
     """URI of a prepared data set."""
-    out: str = "preview.png"
+    out: Annotated[str, URI] = "preview.png"
     """URI of the PNG to write."""
 
 
@@ -187,7 +188,7 @@ class PreviewConfig:
 class BenchConfig:
     """Time every stage of ingest on your data: python -m datasets bench --data runs/cars"""
 
-    data: str
+    data: Annotated[str, URI]
     """URI of a prepared data set."""
     policy: Policy = "cars"
     """Augmentation policy."""

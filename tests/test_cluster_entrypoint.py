@@ -14,7 +14,7 @@ from cluster import __main__ as cluster_main
 from cluster.config import DoctorConfig, SubmitConfig
 from cluster.entry import run_room
 from cluster.jobs.config import LogsConfig
-from cluster.jobs.entrypoint import PATH_FIELDS, check_command
+from cluster.jobs.entrypoint import check_command
 from cluster.jobs.package import list_files, pack
 from cluster.runtime import NOT_SHIPPED
 from cluster.secrets import find_secret, refuse_secrets_in_files, refuse_secrets_in_words
@@ -180,27 +180,28 @@ def test_a_word_its_room_does_not_know_is_told_by_the_room(
     assert stopped.value.code == 2 and "learning-rat" in capsys.readouterr().err
 
 
-def test_every_field_that_holds_a_uri_is_known() -> None:
-    """A field whose docstring begins with URI or Run folder is looked at by `submit`."""
-    found = set()
+def test_every_field_that_holds_a_uri_says_so() -> None:
+    """`submit` looks at the fields marked as URI; docstrings begin with URI or Run folder there."""
+    found = dict[str, str]()
     for room in ("cluster", "datasets", "trainers", "tuning"):
         for file in (ROOT / room).rglob("*.py"):
             for config in ast.walk(ast.parse(file.read_text())):
                 if isinstance(config, ast.ClassDef) and (
-                    config.name.endswith("Config") or config.name == "Command"
+                    config.name.endswith(("Config", "Verb")) or config.name == "Command"
                 ):
                     found |= uri_fields(config)
-    assert {"data", "out", "run", "weights"} <= found
-    assert found <= set(PATH_FIELDS)
+    assert {"data", "out", "run", "weights"} <= {name.partition(".")[2] for name in found}
+    assert all(hint.startswith("Annotated[") and ", URI" in hint for hint in found.values()), found
 
 
-def uri_fields(config: ast.ClassDef) -> set[str]:
-    names = set()
+def uri_fields(config: ast.ClassDef) -> dict[str, str]:
+    """Names of the fields described as URIs, with their annotations."""
+    names = {}
     for field, docstring in zip(config.body, config.body[1:], strict=False):
         if isinstance(field, ast.AnnAssign) and isinstance(docstring, ast.Expr):
             assert isinstance(field.target, ast.Name)
             if ast.literal_eval(docstring.value).startswith(("URI of", "Run folder")):
-                names.add(field.target.id)
+                names[f"{config.name}.{field.target.id}"] = ast.unparse(field.annotation)
     return names
 
 

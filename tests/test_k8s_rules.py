@@ -1,16 +1,11 @@
 """What rules are made of: shells, quantities, schedules, keys, and the door of the checker."""
 
-import ast
-import re
 from decimal import Decimal
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cluster.entry import ROOT
-from cluster.jobs.entrypoint import PATH_FIELDS
 from tests.k8s import __main__ as door
 from tests.k8s import crds
 from tests.k8s.checker import check
@@ -18,7 +13,7 @@ from tests.k8s.mutations import MUTATIONS
 from tests.k8s.overlays import Overlay, build, find_kubectl
 from tests.k8s.parts import containers
 from tests.k8s.quantities import parse_quantity
-from tests.k8s.rules.entrypoints import ROOMS, find_commands, job_line, parse_entrypoint
+from tests.k8s.rules.entrypoints import find_commands, job_line, parse_entrypoint
 from tests.k8s.rules.keys import KEY_FORMS, SECRET_NAME
 from tests.k8s.rules.network import WEB, Peer, allows, selects
 from tests.k8s.rules.operator_jobs import find_cron_problem
@@ -77,23 +72,6 @@ def test_real_command_line_parses_and_says_what_it_refuses() -> None:
         parse_entrypoint(f"{PREPARE} --num-clases 4", "K8sJobMode")
     with pytest.raises(ValueError, match=r"synthetic\.num_classes is 1: use 2 to 196"):
         parse_entrypoint(f"{PREPARE} --num-classes 1", "K8sJobMode")
-
-
-def test_every_uri_of_the_command_line_is_looked_at() -> None:
-    """`storage_is_shared` knows them by name; their docstrings say what they are."""
-    named = {
-        field.target.id
-        for room in ROOMS
-        for file in (ROOT / room).rglob("*.py")
-        for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.ClassDef) and node.name.endswith(("Config", "Verb"))
-        for field, told in pairwise(node.body)
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-        if isinstance(told, ast.Expr) and isinstance(told.value, ast.Constant)
-        if re.match(r"URI of|Run folder", str(told.value.value))
-    }
-
-    assert {"data", "out", "weights"} <= named <= set(PATH_FIELDS)
 
 
 @pytest.mark.parametrize(

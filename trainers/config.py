@@ -4,7 +4,7 @@ Each config is frozen, checks itself and travels as `asdict`; workers rebuild it
 """
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from cluster.config import ClusterConfig
 from cluster.io.errors import (
@@ -15,6 +15,15 @@ from cluster.io.errors import (
     require_positive,
 )
 from cluster.io.fields import build, check_fields
+from cluster.io.markers import (
+    NOT_IN_KEY,
+    NOT_ON_CARD,
+    ON_CARD,
+    RESUMABLE,
+    RUN_RESUMABLE,
+    SET_BY_PHASES,
+    URI,
+)
 from datasets.config import IngestConfig
 
 PRETRAINED = ("imagenet", "imagenet_v1", "imagenet_v2", "file")
@@ -44,24 +53,24 @@ Init = Literal[
 class ModelConfig:
     """The network, where its weights start, and how much of it stays frozen."""
 
-    backbone: str = "resnet50"
+    backbone: Annotated[str, NOT_ON_CARD] = "resnet50"
     """A name in trainers.backbones.BACKBONES."""
-    init: Init = "imagenet"
+    init: Annotated[Init, ON_CARD] = "imagenet"
     """Initialization: imagenet (newest), imagenet_v1, imagenet_v2, file, or xavier, he, normal,
     orthogonal, zeros."""
-    weights: str | None = None
+    weights: Annotated[str | None, URI, NOT_IN_KEY] = None
     """URI of a .pth or .safetensors state dict, for `init file`; also stands in for a download
     when given with `init imagenet`."""
-    head: str | None = None
+    head: Annotated[str | None, URI] = None
     """URI of a .safetensors file with the tensors of a head to start from (LP-FT: Kumar et al.
     2022); default: drawn from the seed. A sweep with --head-first writes such files."""
-    freeze_depth: FreezeDepth = 0
+    freeze_depth: Annotated[FreezeDepth, ON_CARD, SET_BY_PHASES] = 0
     """How many stages, counted from the input, stay frozen: 0 (nothing) to `all` (head only);
     -2 freezes all but the last two."""
     freeze_batchnorm: bool = False
     """Keep the statistics of every BatchNorm, those of thawed stages as well: steadier where
     batches are small, and the same on any number of workers."""
-    normalization: Literal["auto", "imagenet", "half"] = "auto"
+    normalization: Annotated[Literal["auto", "imagenet", "half"], NOT_ON_CARD] = "auto"
     """Pixel mean and standard deviation the weights were trained with; half: 0.5 and 0.5. auto:
     those of the weights published for the backbone."""
 
@@ -80,13 +89,13 @@ class ModelConfig:
 class OptimConfig:
     """Optimizer and gradient clipping."""
 
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    optimizer: Annotated[Literal["adam", "adamw", "sgd"], ON_CARD] = "adam"
     """adam: Keras' Adam (epsilon 1e-7 outside the bias correction). adamw, sgd: torch's."""
-    learning_rate: float = 1e-3
+    learning_rate: Annotated[float, ON_CARD, SET_BY_PHASES] = 1e-3
     """Peak learning rate."""
     decay: float = 0.0
     """Keras' decay: the rate of step t is learning_rate / (1 + decay * t)."""
-    clipnorm: float | None = None
+    clipnorm: Annotated[float | None, NOT_IN_KEY] = None
     """Keras' clipnorm: EACH tensor's gradient is clipped to this norm."""
     global_clipnorm: float | None = None
     """Clips the norm of all gradients taken together."""
@@ -178,10 +187,6 @@ class ComputeConfig:
         require_at_least("compute.accumulation_steps", self.accumulation_steps, 1)
 
 
-REPLACED_BY_PHASES = ("epochs", "model.freeze_depth", "optim.learning_rate")
-"""What `schedule.phases` says instead, where a run has any."""
-
-
 class Phase(NamedTuple):
     """A part of a run with its own frozen stages, optimizer groups and learning rate schedule."""
 
@@ -199,7 +204,7 @@ class Phase(NamedTuple):
 class ScheduleConfig:
     """Learning rate over the steps of a run, phases, and when to stop."""
 
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Annotated[Literal["constant", "cosine"], ON_CARD] = "constant"
     """cosine falls from the peak to zero over the steps of a run, or of each phase."""
     warmup_epochs: float = 0.0
     """Epochs of linear rise from zero to the peak, in a run or in each phase."""
@@ -207,7 +212,7 @@ class ScheduleConfig:
     """Staged fine-tuning: FREEZE_DEPTH EPOCHS LEARNING_RATE of each phase, one after the other, as
     in `--phases all 4 1e-3 -2 6 1e-4`. They take the place of freeze_depth, epochs and
     learning_rate."""
-    early_stopping_epochs: int | None = None
+    early_stopping_epochs: Annotated[int | None, RUN_RESUMABLE] = None
     """Stop after this many epochs without a higher val/top1 (Keras' patience); in the last phase
     alone, if there are several."""
 
@@ -255,30 +260,32 @@ class TrackConfig:
 class FinetuneConfig:
     """One training, whole."""
 
-    data: str
+    data: Annotated[str, URI, NOT_ON_CARD]
     """URI of a prepared data set (`python -m datasets prepare`)."""
-    out: str = "runs/latest"
+    out: Annotated[str, URI, RESUMABLE, NOT_IN_KEY, NOT_ON_CARD] = "runs/latest"
     """URI of the run folder: config, metrics, checkpoints, result. The same folder resumes."""
     train_on: Literal["train", "train+val"] = "train"
     """train+val: validation images train as well. Nothing is validated then, and the weights of the
     last epoch are the ones kept."""
-    epochs: int = 10
+    epochs: Annotated[int, RUN_RESUMABLE, ON_CARD, SET_BY_PHASES] = 10
     """Passes over the training images."""
-    global_batch_size: int = 32
+    global_batch_size: Annotated[int, ON_CARD] = 32
     """Images per optimizer step, over all workers."""
-    seed: int = 0
+    seed: Annotated[int, ON_CARD] = 0
     """Seed of initialization, order and augmentation."""
-    checkpoint_every_steps: int = 500
+    checkpoint_every_steps: Annotated[int, RUN_RESUMABLE, NOT_IN_KEY, NOT_ON_CARD] = 500
     """Besides after each epoch, a checkpoint is kept every so many steps: what a killed run loses
     at most."""
-    ingest: IngestConfig = field(default_factory=IngestConfig)
+    ingest: Annotated[IngestConfig, NOT_ON_CARD] = field(default_factory=IngestConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
-    track: TrackConfig = field(default_factory=TrackConfig)
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    track: Annotated[TrackConfig, RESUMABLE, NOT_IN_KEY, NOT_ON_CARD] = field(
+        default_factory=TrackConfig
+    )
+    cluster: Annotated[ClusterConfig, RESUMABLE, NOT_ON_CARD] = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
         require_at_least("epochs", self.epochs, 1)

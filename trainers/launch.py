@@ -15,11 +15,12 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.io import storage
 from cluster.io.errors import UserError, require
+from cluster.io.markers import SET_BY_PHASES, URI, change_marked, marked
 from cluster.runtime import WORKER_ENV, Resources, find_resources
 from cluster.scaling import WorkerPlan, in_process, plan_workers
 from datasets.memory import choose_ingest, open_memory
 from datasets.shards import Manifest, read_manifest
-from trainers.config import RANDOM, REPLACED_BY_PHASES, FinetuneConfig, ModelConfig
+from trainers.config import RANDOM, FinetuneConfig, ModelConfig
 from trainers.failures import explain_failure, noticing_hangs
 from trainers.feed import PrefixFeatures, WorkerContext
 from trainers.loop import train, train_loop_per_worker
@@ -65,7 +66,7 @@ def check(config: FinetuneConfig) -> Manifest:
         logger.warning("model.weights is not used: init %s draws random ones", config.model.init)
     if config.schedule.phases:
         defaults = FinetuneConfig(data="")
-        for field in REPLACED_BY_PHASES:
+        for field in sorted(marked(FinetuneConfig, SET_BY_PHASES)):
             if attrgetter(field)(config) != attrgetter(field)(defaults):
                 logger.warning("%s is not used: schedule.phases has its own", field)
     if checkpoint.latest_progress(config.out) is None:  # a resumed run has its weights
@@ -276,14 +277,4 @@ def _store_bytes(resources: Resources, plan: WorkerPlan, num_concurrent: int) ->
 
 def with_absolute_paths(config: FinetuneConfig) -> FinetuneConfig:
     """Workers run in folders of their own: relative paths would mean something else there."""
-    weights, head = config.model.weights, config.model.head
-    return replace(
-        config,
-        data=storage.absolute(config.data, "data"),
-        out=storage.absolute(config.out, "out"),
-        model=replace(
-            config.model,
-            weights=storage.absolute(weights, "model.weights") if weights else None,
-            head=storage.absolute(head, "model.head") if head else None,
-        ),
-    )
+    return change_marked(config, URI, storage.absolute)

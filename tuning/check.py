@@ -1,45 +1,29 @@
 """Whether a sweep can run, and whether OUT may resume it."""
 
-from collections.abc import Iterator
 from typing import Any
 
 from cluster.io import storage
 from cluster.io.errors import UserError
+from cluster.io.markers import RESUMABLE, flatten, marked
 from datasets.shards import Manifest
 from trainers import launch
-from trainers.run.folder import FREE_IN_INGEST
 from tuning.config import TuningConfig
 from tuning.record import read_sweep_config
 from tuning.space import models, training_of
-
-# What may differ when a sweep is resumed; all else would make it another sweep.
-FREE_TO_CHANGE = (
-    "out",
-    "base.out",
-    "base.cluster.",
-    "base.track.",
-    "advice",
-    "evaluate_winner",
-    "max_failures",
-    "share",
-    "cache",
-    "feature_cache_gib",
-    *(f"base.ingest.{name}" for name in FREE_IN_INGEST),
-)
 
 
 def check(config: TuningConfig) -> Manifest:
     """Find the user's errors before anything starts, in every network of the space."""
     manifest, *_ = [launch.check(training_of(config.base, model)) for model in models(config.space)]
     if storage.exists(storage.join(config.out, "config.json")):
-        before = dict(_flatten(read_sweep_config(config.out) or {}))
+        before = flatten(read_sweep_config(config.out) or {})
         if before.get("data_fingerprint") != manifest.fingerprint:
             raise UserError(
                 f"data is {config.base.data!r}: it was prepared anew since the sweep in "
                 f"{config.out} began, and is another data set now; use another --out"
             )
-        for field, value in _flatten(facts_of(config, manifest)):
-            if not field.startswith(FREE_TO_CHANGE) and before.get(field) != value:
+        for field, value in flatten(facts_of(config, manifest)).items():
+            if field not in marked(TuningConfig, RESUMABLE) and before.get(field) != value:
                 raise UserError(
                     f"{field} is {value!r}: the sweep in {config.out} has {before.get(field)!r}; "
                     "use the same value to resume it, or another --out"
@@ -50,11 +34,3 @@ def check(config: TuningConfig) -> Manifest:
 def facts_of(config: TuningConfig, manifest: Manifest) -> dict[str, Any]:
     """What config.json says: a sweep is of one config and one data set."""
     return config.to_dict() | {"data_fingerprint": manifest.fingerprint}
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from cluster.config import ClusterConfig, Device
 from cluster.dispatch import parse_options
 from cluster.io.errors import require
+from cluster.io.markers import URI
 from trainers.config import FreezeDepth, Init
 from trainers.recipes import RECIPES
 from tuning.config import SpaceConfig, TuningConfig
@@ -17,12 +18,12 @@ from tuning.config import SpaceConfig, TuningConfig
 class Command:
     """The fields of a sweep that the command line offers; the recipe has the others."""
 
-    data: str | None = None
+    data: Annotated[str | None, URI] = None
     """URI of a prepared data set (`python -m datasets prepare`)."""
-    from_advice: str | None = None
+    from_advice: Annotated[str | None, URI] = None
     """URI of the folder of a `python -m tuning advise`: data, network, weights, size and freeze
     depths are taken from there where they are not given here."""
-    out: str = "runs/sweep"
+    out: Annotated[str, URI] = "runs/sweep"
     """URI of the sweep's folder; the same folder resumes."""
     trials: int | None = None
     """Trials to run. Default: 12, or every point of a grid."""
@@ -39,7 +40,7 @@ class Command:
     takes the place of the recipe's global_clipnorm."""
     inits: tuple[Init, ...] = SpaceConfig.inits
     """Initializations; random ones always train the whole network."""
-    weights: str | None = None
+    weights: Annotated[str | None, URI] = None
     """URI of a state dict, for `file`; also stands in for the download of `imagenet`."""
     backbone: str | None = None
     """Network. Default: the recipe's, as for all below."""
@@ -64,7 +65,7 @@ class Command:
     """Only say what would run, and what sharing would save."""
     head_first: bool = TuningConfig.head_first
     """Let deeper trials start from the best head on the frozen network (LP-FT)."""
-    cache: str | None = None
+    cache: Annotated[str | None, URI] = None
     """URI of the folder that sweeps share features and results in. Default: `cache` beside OUT."""
     feature_cache_gib: float = TuningConfig.feature_cache_gib
     """GiB of features the cache may hold; trials train on images where their own don't fit."""

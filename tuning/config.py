@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from cluster.config import Device
 from cluster.io.errors import (
@@ -13,6 +13,7 @@ from cluster.io.errors import (
     require_positive,
 )
 from cluster.io.fields import build, check_fields
+from cluster.io.markers import RESUMABLE, URI
 from trainers.config import FinetuneConfig, FreezeDepth, Init
 
 DEFAULT_TRIALS = 12
@@ -64,7 +65,7 @@ class TuningConfig:
     base: FinetuneConfig
     """The training every trial starts from; a point of the space changes some of its fields."""
     space: SpaceConfig = field(default_factory=SpaceConfig)
-    out: str = "runs/sweep"
+    out: Annotated[str, URI, RESUMABLE] = "runs/sweep"
     """URI of the sweep's folder. The same folder resumes; read it from a place you trust, since
     Tune keeps its own state there as pickles."""
     trials: int | None = None
@@ -77,20 +78,20 @@ class TuningConfig:
     """No trial is stopped before this many epochs."""
     reduction_factor: int = 3
     """ASHA: of this many trials at a rung, one goes on."""
-    share: bool = True
+    share: Annotated[bool, RESUMABLE] = True
     """Compute frozen prefixes once, for all trials and sweeps, and copy results that are known."""
     head_first: bool = False
     """Let deeper trials start from the best head on the frozen network of their initialization
     (LP-FT: Kumar et al. 2022, https://arxiv.org/abs/2202.10054)."""
-    cache: str | None = None
+    cache: Annotated[str | None, URI, RESUMABLE] = None
     """URI of the folder that sweeps share features and results in. Default: `cache` beside OUT."""
-    feature_cache_gib: float = 20.0
+    feature_cache_gib: Annotated[float, RESUMABLE] = 20.0
     """GiB of features the cache may hold; trials train on images where their own don't fit."""
-    advice: str | None = None
+    advice: Annotated[str | None, URI, RESUMABLE] = None
     """URI of the folder of the advice that the space comes from; the end of the sweep scores it."""
-    max_failures: int = 1
+    max_failures: Annotated[int, RESUMABLE] = 1
     """Times a failed trial is tried again, from its latest checkpoint, in all sittings together."""
-    evaluate_winner: bool = True
+    evaluate_winner: Annotated[bool, RESUMABLE] = True
     """Evaluate the winner on the test split, once."""
 
     def __post_init__(self) -> None:
@@ -167,9 +168,9 @@ class PromoteConfig:
     python -m tuning promote --sweep runs/sweep --seeds 5 --epochs 40 --num-workers 8
     """
 
-    sweep: str
+    sweep: Annotated[str, URI]
     """URI of a finished sweep's folder."""
-    out: str | None = None
+    out: Annotated[str | None, URI] = None
     """URI of the folder for the runs and promoted.json. Default: SWEEP/promoted."""
     seeds: int = 3
     """How many trainings, with seeds 0, 1, 2 and so on."""
@@ -198,7 +199,7 @@ class DemoConfig:
     The same command again says what it reuses.
     """
 
-    out: str = "runs/demo"
+    out: Annotated[str, URI] = "runs/demo"
     """Folder of the data sets, the sweep and its runs."""
     weights: str | None = None
     """State dict of a ResNet50 trained on ImageNet, where it can't be downloaded."""

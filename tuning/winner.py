@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from cluster.io import storage
+from cluster.io.markers import flatten
 from trainers.config import FinetuneConfig
 from trainers.evaluation.evaluate import evaluate
 from trainers.recipes import RECIPES
@@ -51,10 +52,10 @@ def train_longer(winner: TrialResult, out: str) -> str:
 
 def command_of(config: FinetuneConfig) -> str:
     """Write the shortest `python -m trainers RECIPE ...` that trains `config`."""
-    wanted = _flatten(config.to_dict())
+    wanted = _by_name(config)
     changes = {
         name: {field: value for field, value in wanted.items() if base[field] != value}
-        for name, base in ((name, _flatten(recipe.to_dict())) for name, recipe in RECIPES.items())
+        for name, base in ((name, _by_name(recipe)) for name, recipe in RECIPES.items())
     }
     recipe = min(changes, key=lambda name: len(changes[name]))
     words = ["python", "-m", "trainers", recipe]
@@ -76,9 +77,6 @@ def option(field: str, value: object) -> list[str]:
             return [f"--{name}", str(value)]
 
 
-def _flatten(values: dict[str, Any]) -> dict[str, Any]:
+def _by_name(config: FinetuneConfig) -> dict[str, Any]:
     """Fields by their own name, as the command line has them: no two sections share one."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= value if isinstance(value, dict) else {name: value}
-    return flat
+    return {path.rpartition(".")[2]: value for path, value in flatten(config.to_dict()).items()}

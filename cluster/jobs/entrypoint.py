@@ -2,29 +2,15 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from cluster.io.errors import UserError
+from cluster.io.markers import URI, markers
 
 ROOMS = ("cluster", "datasets", "trainers", "tuning")
-PATH_FIELDS = (
-    "advice",
-    "cache",
-    "data",
-    "from_advice",
-    "head",
-    "images",
-    "out",
-    "root",
-    "run",
-    "sweep",
-    "test_root",
-    "weights",
-)
-"""Fields of the rooms' configs that hold a URI; a test keeps this list whole."""
 _PYTHON = re.compile(r"python(3(\.\d+)?)?")
 
 
@@ -66,13 +52,13 @@ def refuse_relative_paths(config: Any, prefix: str = "") -> None:
     Raises:
         UserError: where one is relative.
     """
-    for name in (field.name for field in fields(config)) if is_dataclass(config) else ():
+    for name, own in markers(type(config)).items() if is_dataclass(config) else ():
         value = getattr(config, name)
         if is_dataclass(value):
             refuse_relative_paths(value, f"{prefix}{name}.")
         elif prefix and name == "out":
             continue  # of the training that a sweep's trials start from: each has its own
-        elif name in PATH_FIELDS and isinstance(value, str) and value and _is_relative(value):
+        elif URI in own and value and _is_relative(value):
             option = name.replace("_", "-")
             raise UserError(
                 f"{prefix}{name} is {value!r}: a job runs in a folder that is thrown away; give "

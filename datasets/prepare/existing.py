@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from cluster.io import storage
+from cluster.io.markers import NOT_IN_KEY, flatten, marked
 from datasets.config import PrepareConfig
 from datasets.shards import SCHEMA_VERSION, SPLITS, Manifest, read_manifest, read_schema_version
 
@@ -53,12 +54,12 @@ def clear(out: str) -> None:
 
 
 def _options_that_matter(options: dict[str, Any]) -> dict[str, Any]:
-    if options["source"] == "synthetic":
-        ignored = ("out", "address", "synthetic", "root", "test_root")
-        nested = {f"synthetic.{name}": value for name, value in options["synthetic"].items()}
-    else:
-        ignored, nested = ("out", "address", "synthetic"), {}
-    return {name: value for name, value in options.items() if name not in ignored} | nested
+    unused = {"root": None, "test_root": None}
+    if options["source"] != "synthetic":
+        unused = {"synthetic": {}}
+    ignored = marked(PrepareConfig, NOT_IN_KEY)
+    values = flatten(options | unused)
+    return {name: value for name, value in values.items() if name not in ignored}
 
 
 def _has_all_shards(out: str, manifest: Manifest) -> bool:

@@ -12,7 +12,7 @@ orders rows by content hash and cuts shards. The second fills each shard from th
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ import ray.data
 
 from cluster.io import storage
 from cluster.io.errors import UserError
+from cluster.io.markers import IN_FINGERPRINT, URI, change_marked, marked
 from cluster.io.progress import collect
 from cluster.io.terminal import count
 from datasets.config import PrepareConfig
@@ -35,7 +36,6 @@ from datasets.shards import QUARANTINE_SCHEMA, SPLITS, Manifest, Shard, Split, w
 
 _MIN_TASK_IMAGES, _MAX_TASK_IMAGES = 16, 500
 _IDENTITY = ("split", "image_id", "label")
-_OPTIONS = ("short_side_px", "crop_to_box", "box_margin", "row_group_size", "shard_mib")
 
 
 def prepare(config: PrepareConfig) -> Manifest:
@@ -60,7 +60,7 @@ def prepare(config: PrepareConfig) -> Manifest:
         identity = fingerprint(
             listing.classes,
             [tuple(image.values()) for image in images.select(_IDENTITY).to_pylist()],
-            {name: getattr(config, name) for name in _OPTIONS},
+            {name: getattr(config, name) for name in marked(PrepareConfig, IN_FINGERPRINT)},
         )
         manifest = Manifest(
             classes=listing.classes,
@@ -81,12 +81,7 @@ def prepare(config: PrepareConfig) -> Manifest:
 
 def _with_absolute_paths(config: PrepareConfig) -> PrepareConfig:
     """Make local paths absolute: tasks may run in another working directory."""
-    paths = {
-        name: storage.absolute(uri, name)
-        for name in ("out", "root", "test_root")
-        if (uri := getattr(config, name)) is not None
-    }
-    config = replace(config, **paths)
+    config = change_marked(config, URI, storage.absolute)
     for root in filter(None, (config.root, config.test_root)):
         if f"{config.out}/".startswith(f"{root.rstrip('/')}/"):
             raise UserError(

@@ -1,9 +1,10 @@
 """Options of `evaluate` and `explain`: facts only, standard library alone."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from cluster.io.errors import require, require_at_least
+from cluster.io.markers import URI
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,11 +18,11 @@ class EvaluateConfig:
     python -m trainers evaluate --run runs/head --split val --tta
     """
 
-    run: str
+    run: Annotated[str, URI]
     """Run folder of a training."""
     split: Literal["train", "val", "test"] = "test"
     """Which images; none is augmented, those of train neither."""
-    data: str | None = None
+    data: Annotated[str | None, URI] = None
     """URI of another data set of the same classes."""
     tta: bool = False
     """Test-time augmentation: the mean probability of each image and its mirror image. Takes twice
@@ -45,9 +46,9 @@ class ExplainConfig:
     python -m trainers explain --run runs/head --which confident --num-images 6 --out cam.png
     """
 
-    run: str
+    run: Annotated[str, URI]
     """Run folder of a training of a convolutional network."""
-    out: str = "cam.png"
+    out: Annotated[str, URI] = "cam.png"
     """URI of the picture."""
     split: Literal["val", "test"] = "test"
     """Which images; they are evaluated first where they have not been."""

@@ -1,9 +1,10 @@
 """Options of `export`: facts only, standard library alone."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from cluster.io.errors import require
+from cluster.io.markers import URI
 
 Format = Literal["safetensors", "onnx", "torch_export"]
 
@@ -19,9 +20,9 @@ class ExportConfig:
     Every file is loaded back and its logits are compared with the original's.
     """
 
-    run: str
+    run: Annotated[str, URI]
     """Run folder of a training."""
-    out: str
+    out: Annotated[str, URI]
     """URI of the folder to write."""
     formats: tuple[Format, ...] = ("safetensors", "onnx", "torch_export")
     """Which files to write; onnx needs the extra packages of `pip install '.[export]'`."""

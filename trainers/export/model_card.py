@@ -6,29 +6,11 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from trainers.config import REPLACED_BY_PHASES, FinetuneConfig
+from cluster.io.markers import NOT_ON_CARD, ON_CARD, SET_BY_PHASES, URI, flatten, marked
+from trainers.config import FinetuneConfig
 from trainers.networks.backbones import find
 from trainers.run.checkpoint import TrainingProgress
 
-ALWAYS_SHOWN = (
-    "epochs",
-    "global_batch_size",
-    "seed",
-    "ingest.policy",
-    "model.init",
-    "model.freeze_depth",
-    "optim.optimizer",
-    "optim.learning_rate",
-    "schedule.schedule",
-)
-"""Fields of FinetuneConfig the card shows, beside those that differ from their default."""
-NEVER_SHOWN = (
-    *("data", "out", "cluster", "track", "ingest", "checkpoint_every_steps"),
-    *("model.backbone", "model.normalization"),
-)
-"""What changes no weight, names a folder of whoever trained, or stands elsewhere in the card."""
-SHOWN_BY_NAME = ("model.weights", "model.head")
-"""Shown without their folders."""
 LIMITS = (
     "- It names one of its classes for every image, also for one that shows none of them.",
     "- Its numbers hold for photographs like those it was trained on; others, other crops and "
@@ -151,15 +133,18 @@ def _front_matter(facts: CardFacts, title: str, data: str) -> ModelCardData:
 
 def training_rows(facts: CardFacts, data: str) -> list[tuple[str, str]]:
     """Return settings and their values: those always shown, and those that aren't the default."""
-    values = _flatten(facts.config.to_dict())
-    defaults = _flatten(FinetuneConfig(data="").to_dict())
+    values, defaults = (
+        flatten(config.to_dict()) for config in (facts.config, FinetuneConfig(data=""))
+    )
     rows = [("network", facts.config.model.backbone)]
-    never = (*NEVER_SHOWN, *(REPLACED_BY_PHASES if facts.config.schedule.phases else ()))
-    always = set(ALWAYS_SHOWN).difference(never)
+    always, never, uris, unused = (
+        marked(FinetuneConfig, marker) for marker in (ON_CARD, NOT_ON_CARD, URI, SET_BY_PHASES)
+    )
+    if facts.config.schedule.phases:
+        always, never = always - unused, never | unused
     for field, value in values.items():
-        hidden = field in never or field.partition(".")[0] in never
-        if field in always or (not hidden and value != defaults.get(field)):
-            rows.append((field, basename(value) if field in SHOWN_BY_NAME else str(value)))
+        if field in always or (field not in never and value != defaults[field]):
+            rows.append((field, basename(value) if field in uris else str(value)))
     mean, std = facts.preprocessing["mean"], facts.preprocessing["std"]
     rows += [
         ("input", f"{facts.config.ingest.size_px} px, mean {mean}, deviation {std}"),
@@ -170,15 +155,6 @@ def training_rows(facts: CardFacts, data: str) -> list[tuple[str, str]]:
     if facts.commit is not None:
         rows.append(("exported by Thaw at commit", f"`{facts.commit}`"))
     return rows
-
-
-def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Name the fields of a config by their dotted paths."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        inner = _flatten(value) if isinstance(value, Mapping) else {"": value}
-        flat |= {f"{name}.{key}".rstrip("."): value for key, value in inner.items()}
-    return flat
 
 
 def result_rows(facts: CardFacts) -> list[tuple[str, str, str]]:

@@ -1,10 +1,11 @@
 """Options of `predict` and `features`: facts only, standard library alone."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from cluster.config import Device
 from cluster.io.errors import require, require_at_least, require_between
+from cluster.io.markers import URI
 from datasets.config import SIZES_PX
 
 
@@ -12,17 +13,17 @@ from datasets.config import SIZES_PX
 class InferenceConfig:
     """Which images, which network, how many workers."""
 
-    images: str
+    images: Annotated[str, URI]
     """URI of the images: a folder of any depth, a file, Parquet, or a prepared data set."""
-    out: str
+    out: Annotated[str, URI]
     """URI of the folder to write; results of an earlier call there are replaced."""
-    run: str | None = None
+    run: Annotated[str | None, URI] = None
     """Run folder of a training, whose best network is used. Else: --backbone."""
     backbone: str | None = None
     """A pretrained network instead of a run: a name in trainers.backbones.BACKBONES."""
     init: Literal["imagenet", "imagenet_v1", "imagenet_v2", "file"] | None = None
     """Where the weights of --backbone come from; default imagenet, or file with --weights."""
-    weights: str | None = None
+    weights: Annotated[str | None, URI] = None
     """URI of a .pth or .safetensors state dict for --backbone."""
     normalization: Literal["imagenet", "half"] | None = None
     """Pixel mean and deviation the weights of --backbone were trained with; default: those of its

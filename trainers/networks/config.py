@@ -1,8 +1,10 @@
 """Options of `zoo`: facts only, standard library alone."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from cluster.io.errors import require_at_least
+from cluster.io.markers import URI
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +25,7 @@ class ZooConfig:
     """Time an inference step of each: on the CPU, and on the GPU where there is one."""
     batch_size: int = 1
     """Images per timed step."""
-    out: str = "runs/zoo"
+    out: Annotated[str, URI] = "runs/zoo"
     """URI of the folder for zoo.csv."""
     json: bool = False
     """Print the rows as JSON instead of a table."""

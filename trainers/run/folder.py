@@ -8,6 +8,7 @@ from torch import nn
 
 from cluster.io import storage
 from cluster.io.errors import UserError, require
+from cluster.io.markers import RESUMABLE, RUN_RESUMABLE, flatten, marked
 from cluster.io.records import damaged, read_object
 from datasets.shards import read_manifest
 from trainers import metrics
@@ -17,10 +18,6 @@ from trainers.networks.tensors import load_weights
 from trainers.run import checkpoint
 from trainers.run.checkpoint import TrainingProgress
 
-# What a longer or elsewhere continued run may change; all else would make it another run.
-FREE_TO_CHANGE = ("out", "epochs", "checkpoint_every_steps", "cluster", "track")
-FREE_IN_SCHEDULE = ("early_stopping_epochs",)
-FREE_IN_INGEST = ("memory_share", "task_images", "max_bad_fraction")
 _RESULT: dict[str, Any] = {
     "epochs": int,
     "global_step": int,
@@ -164,7 +161,6 @@ def find_result(run: str) -> dict[str, Any] | None:
 
 
 def _fixed_fields(config: FinetuneConfig) -> dict[str, Any]:
-    values = config.to_dict()
-    for section, free in (("ingest", FREE_IN_INGEST), ("schedule", FREE_IN_SCHEDULE)):
-        values[section] = {k: v for k, v in values[section].items() if k not in free}
-    return {name: value for name, value in values.items() if name not in FREE_TO_CHANGE}
+    free = marked(FinetuneConfig, RESUMABLE) | marked(FinetuneConfig, RUN_RESUMABLE)
+    values = flatten(config.to_dict())
+    return {name: value for name, value in values.items() if name not in free}

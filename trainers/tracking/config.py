@@ -6,6 +6,7 @@ from typing import Annotated
 import tyro
 
 from cluster.io.errors import require
+from cluster.io.markers import URI
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,7 @@ class SyncConfig:
 
     action: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="sync")]
     """Always `sync`."""
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
+    run: Annotated[str, URI, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
     """URI of a run folder or a sweep folder."""
     dry_run: bool = False
     """Only print the commands."""

@@ -1,10 +1,11 @@
 """Options of `advise`: facts only, standard library alone."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from cluster.config import Device
 from cluster.io.errors import require_at_least, require_between
+from cluster.io.markers import URI
 from datasets.config import SIZES_PX, IngestConfig
 from trainers.config import ModelConfig
 
@@ -26,15 +27,15 @@ class AdviseConfig:
       python -m tuning --from-advice runs/advice
     """
 
-    data: str
+    data: Annotated[str, URI]
     """URI of a prepared data set (`python -m datasets prepare`)."""
-    out: str = "runs/advice"
+    out: Annotated[str, URI] = "runs/advice"
     """URI of the folder for advice.json and advice.png."""
     backbone: str = ModelConfig.backbone
     """Network."""
     init: Literal["imagenet", "imagenet_v1", "imagenet_v2", "file"] = "imagenet"
     """Pretrained weights."""
-    weights: str | None = None
+    weights: Annotated[str | None, URI] = None
     """URI of a state dict, for `file`; also stands in for the download of `imagenet`."""
     normalization: Literal["auto", "imagenet", "half"] = ModelConfig.normalization
     """Pixel mean and standard deviation the weights were trained with."""
@@ -42,7 +43,7 @@ class AdviseConfig:
     """Height and width of the images the network sees."""
     little_per_class: int = 100
     """Fewer training images than this in the median class are little data."""
-    cache: str | None = None
+    cache: Annotated[str | None, URI] = None
     """URI of the folder that features are kept in. Default: `cache` beside OUT."""
     device: Device = "auto"
     """`auto` uses GPUs where the cluster has them."""

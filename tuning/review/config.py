@@ -1,6 +1,9 @@
 """Options of `review`: facts only, standard library alone."""
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from cluster.io.markers import URI
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +20,7 @@ class ReviewConfig:
     python -m tuning review --out runs/sweep --wandb
     """
 
-    out: str = "runs/sweep"
+    out: Annotated[str, URI] = "runs/sweep"
     """URI of a sweep's folder."""
     watch: bool = False
     """Write the page every few seconds while the sweep runs; an open page follows by itself."""

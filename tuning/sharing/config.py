@@ -1,8 +1,10 @@
 """Options of `cache`: facts only, standard library alone."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from cluster.io.errors import require_not_negative
+from cluster.io.markers import URI
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +18,7 @@ class CacheConfig:
     Delete while no sweep runs that uses them: its trials would have to start anew, on images.
     """
 
-    cache: str = "runs/cache"
+    cache: Annotated[str, URI] = "runs/cache"
     """URI of the cache: the folder `cache` beside the sweeps, or what they got as --cache."""
     keep_gib: float | None = None
     """Delete the entries that were used longest ago until the rest takes no more than this."""

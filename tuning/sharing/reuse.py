@@ -17,18 +17,18 @@ from typing import Any
 
 from cluster.io import storage
 from cluster.io.fields import check_text
+from cluster.io.markers import NOT_IN_KEY, leave_out, marked
 from cluster.io.records import read_record
 from trainers.config import FinetuneConfig
 from trainers.networks.freezing import is_head_only
 from trainers.run import checkpoint
 from trainers.run import predictions as val_predictions
 from trainers.run.checkpoint import TrainingProgress, prefix_uri
-from trainers.run.folder import FREE_IN_INGEST, find_result, is_over, read_config
+from trainers.run.folder import find_result, is_over, read_config
 
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
-FREE = ("out", "track", "checkpoint_every_steps")
 COPIED = "copied_from.json"
 
 
@@ -62,19 +62,10 @@ def result_key(config: FinetuneConfig, *, fingerprint: str, start_hash: str) -> 
         fingerprint: of the data set.
         start_hash: of the tensors it starts from.
     """
-    facts = config.to_dict()
-    facts = {name: value for name, value in facts.items() if name not in FREE}
-    facts["ingest"] = {k: v for k, v in facts["ingest"].items() if k not in FREE_IN_INGEST}
-    facts["optim"] = {k: v for k, v in facts["optim"].items() if k != "clipnorm"}
-    facts["model"] = {k: v for k, v in facts["model"].items() if k != "weights"}
-    # A worker's batch statistics are of its own images; a head alone has none.
-    workers = None if is_head_only(config.model) else config.cluster.num_workers
-    facts |= {
-        "data": fingerprint,
-        "start": start_hash,
-        "cluster": {"device": config.cluster.device, "num_workers": workers},
-        "format": FORMAT_VERSION,
-    }
+    facts = leave_out(config.to_dict(), marked(FinetuneConfig, NOT_IN_KEY))
+    if is_head_only(config.model):  # no batch statistics, which are of each worker's own images
+        facts["cluster"]["num_workers"] = None
+    facts |= {"data": fingerprint, "start": start_hash, "format": FORMAT_VERSION}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
 
 

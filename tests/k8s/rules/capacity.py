@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from cluster.config import ClusterConfig
-from cluster.jobs.entrypoint import PATH_FIELDS
+from cluster.io.markers import URI, markers
 from cluster.runtime import Resources
 from cluster.scaling import plan_workers
 from tests.k8s.parts import RAY_CONTAINER, Part, dig, groups_of, ray_clusters, ray_jobs
@@ -69,19 +69,19 @@ def cluster_configs(config: Any) -> list[ClusterConfig]:
 
 
 def walk(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Fields of a config and of those below it."""
+    """Fields of a config and of those below it, by dotted path."""
     yield name, config
     if is_dataclass(config):
         for field in fields(config):
-            yield from walk(getattr(config, field.name), field.name)
+            yield from walk(getattr(config, field.name), f"{name}.{field.name}".lstrip("."))
 
 
 def uris_of(config: Any) -> Iterator[tuple[str, str]]:
     """Where a command reads and writes; the sweep names the folders of its trainings itself."""
-    for field in fields(config):
-        for name, value in walk(getattr(config, field.name), field.name):
-            is_own = name != "out" or field.name == "out"
-            if name in PATH_FIELDS and isinstance(value, str) and is_own:
+    for path, section in walk(config):
+        for name, own in markers(type(section)).items() if is_dataclass(section) else ():
+            value = getattr(section, name)
+            if URI in own and value is not None and not (path and name == "out"):
                 yield name, value
 
 
