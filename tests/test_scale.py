@@ -28,9 +28,10 @@ from trainers.feed import MAX_NAMES, Feed, WorkerContext
 from trainers.launch import plan_ingest
 from tuning import progress, states
 from tuning.config import SpaceConfig, TuningConfig
+from tuning.leaderboard import FINISHED, RUNNING
 from tuning.progress import SweepProgress
 from tuning.space import points
-from tuning.states import FINISHED, RUNNING, TrialStates, read_trials
+from tuning.states import TrialStates, read_trials
 from tuning.sweep_display import SweepDisplay
 from tuning.trial import Shared
 

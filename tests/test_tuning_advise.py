@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from cluster.io.statistics import count_discordant, mcnemar
 from datasets.shards import read_manifest, write_manifest
 from trainers.config import FinetuneConfig
 from trainers.networks.backbones import build, find
@@ -20,9 +21,9 @@ from tuning.advice.advice import Advice, advice_uri, read_advice, score_advice
 from tuning.advice.advise import run_advise
 from tuning.advice.config import AdviseConfig
 from tuning.advice.quadrants import QUADRANTS, Stage, Verdict, judge, recommend, with_neighbours
-from tuning.advice.stages import compare
 from tuning.config import TuningConfig
 from tuning.leaderboard import LEARNS, LEARNS_NOT, TrialResult
+from tuning.record import SweepRecord
 from tuning.sharing.savings import Savings
 from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
 
@@ -71,10 +72,10 @@ def test_data_is_little_below_the_bound() -> None:
 def test_better_is_told_by_the_images_on_which_two_classifiers_differ() -> None:
     """Five images that only one has right: a chance of 1 in 32. One each way: 3 in 4."""
     none, five = np.zeros(9, bool), np.arange(9) < 5
-    assert compare(five, none) == pytest.approx(1 / 32)
-    assert compare(none, five) == pytest.approx(1.0)
-    assert compare(np.array([True, False]), np.array([False, True])) == pytest.approx(3 / 4)
-    assert compare(five, five) == 1.0
+    assert mcnemar(*count_discordant(five, none), "greater") == pytest.approx(1 / 32)
+    assert mcnemar(*count_discordant(none, five), "greater") == pytest.approx(1.0)
+    assert mcnemar(1, 1, "greater") == pytest.approx(3 / 4)
+    assert mcnemar(*count_discordant(five, five), "greater") == 1.0
 
 
 @pytest.mark.parametrize(
@@ -218,9 +219,20 @@ def test_a_sweep_ends_with_the_score(
 ) -> None:
     base = FinetuneConfig(data=advice.data)
     config = TuningConfig(base=base, advice=str(tmp_path / "advice"))
-    trials = [standing(1, 2, 0.3, verdict=LEARNS_NOT)]
-    facts = {"sharing": Savings().to_dict(), "sync": []}
-    run._close(config, read_manifest(advice.data), trials, facts)
+    record = SweepRecord(
+        out=str(tmp_path),
+        config=config,
+        fingerprint=None,
+        status="ended",
+        num_trials=1,
+        trials=[standing(1, 2, 0.3, verdict=LEARNS_NOT)],
+        savings=Savings(),
+        sync=(),
+        started=None,
+        promoted=None,
+        manifest=None,
+    )
+    run._close(record)
     assert "Advice:       recommended freeze depth 2; no trial" in capsys.readouterr().out
 
 

@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from cluster.io.statistics import is_above_chance
 from trainers.__main__ import parse
 from trainers.config import FinetuneConfig, ModelConfig, OptimConfig
 from trainers.recipes import RECIPES
 from tuning.leaderboard import (
-    Ended,
+    FAILED,
+    FINISHED,
+    TrialResult,
     find_winner,
-    learned,
     print_leaderboard,
     rank,
     read_leaderboard,
@@ -30,7 +32,7 @@ CLASS_COUNTS = (20, 20, 20, 20)
 
 def end_trial(
     folder: Path, name: str, val_top1: list[float], *, failed: bool = False, seconds: float = 1.0
-) -> Ended:
+) -> TrialResult:
     run = folder / name
     run.mkdir()
     rows: list[dict] = [{"global_step": 0, "train/loss": 3.0}]
@@ -40,7 +42,8 @@ def end_trial(
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     point: Point = {FREEZE_DEPTH: "all", LEARNING_RATE: 1e-3, CLIPNORM: None, INIT: "file"}
-    return Ended(trial_id=name, point=point, run=str(run), failed=failed)
+    state = FAILED if failed else FINISHED
+    return TrialResult(trial_id=name, point=point, run=str(run), state=state)
 
 
 def test_best_epoch_counts_and_states_are_told_apart(tmp_path: Path) -> None:
@@ -52,8 +55,8 @@ def test_best_epoch_counts_and_states_are_told_apart(tmp_path: Path) -> None:
         end_trial(tmp_path, "broken", [], failed=True),
         end_trial(tmp_path, "chance", [0.25, 0.25, 0.25]),
     ]
-    standings = rank(trials, epochs=3, class_counts=CLASS_COUNTS)
-    assert [row.trial_id for row in standings] == [
+    trials = rank(trials, epochs=3, class_counts=CLASS_COUNTS)
+    assert [row.trial_id for row in trials] == [
         "best",
         "fast",
         "slow",
@@ -61,34 +64,34 @@ def test_best_epoch_counts_and_states_are_told_apart(tmp_path: Path) -> None:
         "chance",
         "broken",
     ]
-    best = standings[0]
+    best = trials[0]
     assert (best.rank, best.val_top1, best.best_epoch, best.num_epochs) == (1, 0.8, 2, 3)
     assert (best.seconds, best.state) == (3.0, "finished")
-    assert [row.state for row in standings[3:]] == ["pruned", "finished", "failed"]
-    assert [row.verdict for row in standings[3:]] == ["learns", "does not learn", "does not learn"]
-    winner = find_winner(standings)
+    assert [row.state for row in trials[3:]] == ["pruned", "finished", "failed"]
+    assert [row.verdict for row in trials[3:]] == ["learns", "does not learn", "does not learn"]
+    winner = find_winner(trials)
     assert winner is not None and winner.trial_id == "best"
-    assert find_winner(standings[4:]) is None
+    assert find_winner(trials[4:]) is None
 
 
 def test_files_hold_what_was_ranked(tmp_path: Path) -> None:
     folder = tmp_path / "trials"
     folder.mkdir()
     trials = [end_trial(folder, "a", [0.5]), end_trial(folder, "b", [], failed=True)]
-    standings = rank(trials, epochs=1, class_counts=CLASS_COUNTS)
+    trials = rank(trials, epochs=1, class_counts=CLASS_COUNTS)
     assert read_leaderboard(str(tmp_path)) is None
-    write_leaderboard(str(tmp_path), standings, sync=["wandb sync x"])
-    assert read_leaderboard(str(tmp_path)) == (standings, {"sync": ["wandb sync x"]})
+    write_leaderboard(str(tmp_path), trials, sync=["wandb sync x"])
+    assert read_leaderboard(str(tmp_path)) == (trials, {"sync": ["wandb sync x"]})
     rows = list(csv.DictReader((tmp_path / "leaderboard.csv").read_text().splitlines()))
     assert [row["trial_id"] for row in rows] == ["a", "b"]
     assert rows[0][LEARNING_RATE] == "0.001"
 
 
 def test_plain_text_where_there_is_no_terminal(tmp_path: Path) -> None:
-    standings = rank([end_trial(tmp_path, "a", [0.5])], epochs=1, class_counts=CLASS_COUNTS)
+    trials = rank([end_trial(tmp_path, "a", [0.5])], epochs=1, class_counts=CLASS_COUNTS)
     plain, table = io.StringIO(), io.StringIO()
-    print_leaderboard(standings, Console(file=plain))
-    print_leaderboard(standings, Console(file=table, force_terminal=True, width=120))
+    print_leaderboard(trials, Console(file=plain))
+    print_leaderboard(trials, Console(file=table, force_terminal=True, width=120))
     header, row = plain.getvalue().splitlines()
     assert header.split()[:2] == ["rank", "freeze"]
     assert row.split()[:7] == ["1", "all", "0.001", "none", "file", "0.500", "1/1"]
@@ -111,7 +114,7 @@ def test_plain_text_where_there_is_no_terminal(tmp_path: Path) -> None:
 def test_learned_is_above_the_bound_of_chance(
     val_top1: float, class_counts: tuple[int, ...], expected: bool
 ) -> None:
-    assert learned(val_top1, class_counts) is expected
+    assert is_above_chance(val_top1, class_counts) is expected
 
 
 @pytest.mark.parametrize("recipe", list(RECIPES))

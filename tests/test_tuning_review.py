@@ -17,69 +17,24 @@ from trainers.networks import backbones
 from trainers.run import checkpoint
 from trainers.run.checkpoint import TrainingProgress
 from tuning import progress
-from tuning.importance import rank_axes
 from tuning.leaderboard import read_leaderboard
+from tuning.record import SweepRecord
 from tuning.review import review
 from tuning.review.charts import pareto_front
 from tuning.review.config import ReviewConfig
-from tuning.review.data import read_sweep
+from tuning.review.importance import rank_axes
 from tuning.review.page import render_page
 from tuning.review.pictures import look_at_answers
 from tuning.review.review import run_review
-from tuning.review.verdict import compare_pairs, compare_shares, judge_sweep
 from tuning.space import AXES, CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
 from tuning.states import TrialStates, read_trials
 from tuning.trial import Shared
+from tuning.verdict import judge
 
 MAX_BYTES = 8_000_000
 
 
-# ---- The answer ----
-
-
-@pytest.mark.parametrize(
-    ("wins", "losses", "expected"),
-    [
-        # Twice P(X >= 10) of a binomial(12, 1/2): 2 * (66 + 12 + 1) / 4096.
-        (10, 2, 158 / 4096),
-        (2, 10, 158 / 4096),
-        (5, 0, 2 / 32),
-        (3, 3, 1.0),
-        (0, 0, 1.0),
-    ],
-)
-def test_mcnemar_by_hand(wins: int, losses: int, expected: float) -> None:
-    assert compare_pairs(wins, losses) == pytest.approx(expected)
-
-
-def test_fisher_by_hand() -> None:
-    """3 of 3 against 0 of 3: two of the 20 ways to spread 3 right answers are that uneven."""
-    assert compare_shares(1.0, 0.0, 3) == pytest.approx(0.1)
-    assert compare_shares(0.5, 0.5, 10) == pytest.approx(1.0)
-
-
-def test_answer_names_depth_lead_and_certainty(tmp_path: Path) -> None:
-    sweep = read_sweep(write_sweep(tmp_path / "sweep", lead=0.3))
-    verdict = judge_sweep(sweep)
-    assert verdict.headline == "Thaw from layer2 on."
-    assert verdict.best is not None and verdict.top1 is not None
-    assert verdict.best == sweep.standings[0]
-    assert verdict.top1.low < verdict.top1.mean < verdict.top1.high
-    found = verdict.comparison
-    assert found is not None and found.is_certain
-    assert sweep.depth_of(found.rival) != sweep.depth_of(verdict.best)
-    assert found.wins is not None and found.losses is not None
-    assert (found.wins - found.losses) / 320 == pytest.approx(found.lead)
-    assert "too much for chance (p < 0.001)" in verdict.lead
-    assert "optimistic" in verdict.cautions[0]
-
-
-def test_answer_says_what_it_cannot_tell_apart(tmp_path: Path) -> None:
-    out = write_sweep(tmp_path / "sweep", lead=0.0, val_per_class=4, predictions=False)
-    verdict = judge_sweep(read_sweep(out))
-    assert ", or t" in verdict.headline
-    assert "32 validation images cannot tell from chance" in verdict.lead
-    assert verdict.comparison is not None and verdict.comparison.wins is None
+# ---- The page ----
 
 
 @pytest.mark.parametrize(
@@ -87,8 +42,12 @@ def test_answer_says_what_it_cannot_tell_apart(tmp_path: Path) -> None:
     [
         ({"trials": 0, "status": "running"}, "No answer yet.", "none has finished an epoch"),
         ({"trials": 6, "kind": "failed"}, "Every trial failed.", "None of 6 trials"),
-        ({"trials": 6, "kind": "chance"}, "No trial learned.", "always answering one class"),
-        ({"trials": 1}, "on.", "nothing to compare it with"),
+        (
+            {"trials": 6, "kind": "chance"},
+            "No trial learned.",
+            "always predicting the most frequent class",
+        ),
+        ({"trials": 1}, "on.", "No other freeze depth has a result"),
         ({"status": "running"}, "Thaw from layer2 on.", "The best trial reaches"),
         ({"status": "stopped"}, "Thaw from layer2 on.", "The best trial reaches"),
         ({"trials": 500, "epochs": 27}, "Thaw from layer2 on.", "The best trial reaches"),
@@ -97,8 +56,8 @@ def test_answer_says_what_it_cannot_tell_apart(tmp_path: Path) -> None:
 def test_every_kind_of_sweep_has_a_page(
     tmp_path: Path, options: dict[str, Any], headline: str, lead: str
 ) -> None:
-    sweep = read_sweep(write_sweep(tmp_path / "sweep", **options))
-    verdict = judge_sweep(sweep)
+    sweep = SweepRecord.read(write_sweep(tmp_path / "sweep", **options))
+    verdict = judge(sweep)
     assert verdict.headline.endswith(headline) and lead in verdict.lead
     content = render_page(sweep)
     assert len(content) < MAX_BYTES
@@ -121,8 +80,8 @@ def test_importance_finds_the_axis_that_decides(tmp_path: Path) -> None:
 
 
 def test_pareto_front_is_what_none_beats(tmp_path: Path) -> None:
-    sweep = read_sweep(write_sweep(tmp_path / "sweep"))
-    rows = [row for row in sweep.standings if row.val_top1 is not None]
+    sweep = SweepRecord.read(write_sweep(tmp_path / "sweep"))
+    rows = [row for row in sweep.trials if row.val_top1 is not None]
     front = pareto_front(rows)
     assert front[-1] == rows[0]
     for row in front:
@@ -133,8 +92,9 @@ def test_pareto_front_is_what_none_beats(tmp_path: Path) -> None:
 
 
 def test_rungs_are_ashas(tmp_path: Path) -> None:
-    assert read_sweep(write_sweep(tmp_path / "a", trials=2, epochs=10)).findings.rungs == [1, 3, 9]
-    assert read_sweep(write_sweep(tmp_path / "b", trials=2, epochs=1)).findings.rungs == []
+    for name, epochs, rungs in (("a", 10, [1, 3, 9]), ("b", 1, [])):
+        out = write_sweep(tmp_path / name, trials=2, epochs=epochs)
+        assert SweepRecord.read(out).config.rungs == rungs
 
 
 # ---- Where it comes from ----
@@ -166,7 +126,7 @@ def test_states_survive_a_resumed_sweep(tmp_path: Path) -> None:
 
 def test_driver_keeps_states_current(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = write_sweep(tmp_path / "sweep", trials=3, status="running")
-    sweep = read_sweep(out)
+    sweep = SweepRecord.read(out)
     os.remove(tmp_path / "sweep" / "trials.json")
     silent = SimpleNamespace(finish=lambda state: None)
     monkeypatch.setattr(progress, "RunMirror", lambda *_, **__: silent)
@@ -182,7 +142,7 @@ def test_driver_keeps_states_current(tmp_path: Path, monkeypatch: pytest.MonkeyP
             error_file=None,
             is_finished=bool,
         )
-        for row, epochs in zip(sweep.standings, (9, 1, 9), strict=True)
+        for row, epochs in zip(sweep.trials, (9, 1, 9), strict=True)
     ]
     for trial in trials:
         told.on_trial_start(0, trials, trial)
@@ -199,7 +159,7 @@ def test_sweep_of_an_older_thaw_is_told_by_its_leaderboard(tmp_path: Path) -> No
     out = write_sweep(tmp_path / "sweep", predictions=False)
     for name in ("trials.json", "started.json"):
         (tmp_path / "sweep" / name).unlink()
-    page = render_page(read_sweep(out)).decode()
+    page = render_page(SweepRecord.read(out)).decode()
     assert "made by a Thaw that did not note it" in page
     assert "Its answers to single images were not kept" in page
 
@@ -207,7 +167,7 @@ def test_sweep_of_an_older_thaw_is_told_by_its_leaderboard(tmp_path: Path) -> No
 def test_data_set_that_is_gone_is_said(tmp_path: Path) -> None:
     out = write_sweep(tmp_path / "sweep")
     (tmp_path / "sweep-data" / "manifest.json").unlink()
-    sweep = read_sweep(out)
+    sweep = SweepRecord.read(out)
     assert sweep.num_val_images == 320  # as many as the winner has answers to
     assert "The images are gone" in render_page(sweep).decode()
 
@@ -219,9 +179,9 @@ def test_no_sweep_is_the_users_error(tmp_path: Path) -> None:
 
 def test_pictures_of_a_real_network(tmp_path: Path, easy_data: str) -> None:
     out = write_sweep(tmp_path / "sweep", trials=4, data=easy_data, backbone="lenet5")
-    winner, manifest = read_sweep(out).winner, read_manifest(easy_data)
+    winner, manifest = SweepRecord.read(out).winner, read_manifest(easy_data)
     assert winner is not None and winner.best_epoch is not None
-    missing = look_at_answers(read_sweep(out), pictures=True)
+    missing = look_at_answers(SweepRecord.read(out), pictures=True)
     assert missing is not None and missing.missing is not None and "No heat maps" in missing.missing
     assert missing.right[0].image is not None
     network = backbones.build("lenet5", 3)
@@ -239,13 +199,13 @@ def test_pictures_of_a_real_network(tmp_path: Path, easy_data: str) -> None:
     counts = manifest.split("test").class_counts
     name = "evaluation_test/predictions.parquet"
     write_predictions(Path(winner.run), manifest.classes, counts, 0.6, seed=0, name=name)
-    answers = look_at_answers(read_sweep(out), pictures=True)
+    answers = look_at_answers(SweepRecord.read(out), pictures=True)
     assert answers is not None and answers.missing is None
     assert (answers.split, answers.num_images, answers.num_correct) == ("test", 13, 8)
     assert all(pair.image for pair in answers.pairs)
     assert [len(shown.heats) for shown in answers.mistakes] == [2] * len(answers.mistakes)
     assert answers.mistakes[0].heats[0][2].startswith("data:image/webp;base64,")
-    assert "test/top1" in render_page(read_sweep(out)).decode()
+    assert "test/top1" in render_page(SweepRecord.read(out)).decode()
 
 
 def test_watch_writes_until_the_sweep_ends(
@@ -267,7 +227,9 @@ def test_watch_writes_until_the_sweep_ends(
 
 
 def test_hostile_names_stay_text(tmp_path: Path) -> None:
-    page = render_page(read_sweep(write_sweep(tmp_path / "s", classes=hostile_classes()))).decode()
+    page = render_page(
+        SweepRecord.read(write_sweep(tmp_path / "s", classes=hostile_classes()))
+    ).decode()
     assert "alert(1)" in page
     for tag in ("<script>alert", "<img src=x", "<b>bold", "<a href='javascript"):
         assert tag not in page

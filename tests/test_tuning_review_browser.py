@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.support.sweeps import hostile_classes, write_sweep
-from tuning.review.data import read_sweep
+from tuning.record import SweepRecord
 from tuning.review.page import render_page
 
 pytestmark = pytest.mark.browser
@@ -63,7 +63,7 @@ def find_remote(url: str) -> list[str]:
 def show(page: Page, out: str) -> None:
     """Open the page of a sweep, and wait for its charts."""
     file = Path(out) / "review.html"
-    file.write_bytes(render_page(read_sweep(out)))
+    file.write_bytes(render_page(SweepRecord.read(out)))
     page.goto(f"file://{file}")
     page.wait_for_selector("html[data-drawn]", state="attached", timeout=60_000)
 
@@ -117,18 +117,18 @@ def test_leaderboard_sorts_and_filters_by_mouse_and_keys(
     page.keyboard.press("Enter")
     assert time_head.get_attribute("aria-sort") == "ascending"
     assert head.get_attribute("aria-sort") is None
-    sweep = read_sweep(out)
-    seconds = [sweep.standings[int(rank) - 1].seconds for rank in ranks(page)]
+    sweep = SweepRecord.read(out)
+    seconds = [sweep.trials[int(rank) - 1].seconds for rank in ranks(page)]
     assert seconds == sorted(seconds)
 
     page.locator("#filters [name=depth]").select_option(label="nothing frozen")
-    deep = [str(row.rank) for row in sweep.standings if sweep.depth_of(row) == 0]
+    deep = [str(row.rank) for row in sweep.trials if sweep.depth_of(row) == 0]
     assert sorted(ranks(page)) == sorted(deep)
     assert page.locator("#count").inner_text() == f"{len(deep)} of 24 trials"
     page.locator("#filters [name=text]").focus()
     page.keyboard.type("failed CUDA")
     shown = ranks(page)
-    assert shown == [rank for rank in deep if sweep.standings[int(rank) - 1].state == "failed"]
+    assert shown == [rank for rank in deep if sweep.trials[int(rank) - 1].state == "failed"]
 
     page.reload()
     page.wait_for_selector("html[data-drawn]", state="attached")
@@ -173,7 +173,7 @@ def test_clipping_of_another_trial_is_drawn(page: Page, tmp_path: Path) -> None:
 def test_running_page_follows_and_can_be_paused(page: Page, tmp_path: Path) -> None:
     out = write_sweep(tmp_path / "sweep", status="running")
     file = Path(out) / "review.html"
-    file.write_bytes(render_page(read_sweep(out), refresh_s=1))
+    file.write_bytes(render_page(SweepRecord.read(out), refresh_s=1))
     page.goto(f"file://{file}")
     page.wait_for_selector("html[data-drawn]", state="attached")
     page.locator("#trials th").nth(0).get_by_role("button").click()

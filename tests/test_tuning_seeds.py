@@ -2,7 +2,8 @@
 
 import pytest
 
-from tuning.seeds import estimate, print_seeds, summarize
+from cluster.io.statistics import estimate
+from tuning.promote import print_seeds, summarize
 
 
 def test_several_seeds_have_an_interval_of_t() -> None:

@@ -15,18 +15,15 @@ from tests.support.sweeps import write_sweep
 from tests.support.wandb_files import inspect
 from tests.support.wandb_server import WandbServer
 from trainers.tracking.local_runs import sync_command
-from tuning.config import TuningConfig
-from tuning.review.data import read_sweep
-from tuning.sharing.savings import Savings
+from tuning.record import SweepRecord
+from tuning.verdict import judge
 from tuning.wandb.sweep import log_sweep
 
 
 def log(out: str, mode: Literal["online", "offline"]) -> str | None:
-    sweep = read_sweep(out)
+    sweep = SweepRecord.read(out)
     base = replace(sweep.base, track=replace(sweep.base.track, wandb=mode))
-    config = TuningConfig(base=base, out=out)
-    assert sweep.manifest is not None
-    return log_sweep(config, sweep.manifest, sweep.standings, Savings(), None)
+    return log_sweep(replace(sweep, config=replace(sweep.config, base=base)))
 
 
 def read_table(run: Path, key: str) -> dict[str, list[Any]]:
@@ -44,14 +41,15 @@ def test_a_leaderboard_of_all_depths_is_a_table(easy_data: str, tmp_path: Path) 
     assert log(out, "offline") == sync_command(out)
     (run,) = Path(out, "wandb").glob("offline-run-*")
     table = read_table(run, "sweep/leaderboard")
-    depths = [row.point["model.freeze_depth"] for row in read_sweep(out).standings]
+    depths = [row.point["model.freeze_depth"] for row in SweepRecord.read(out).trials]
     assert {str(depth) for depth in depths} > {"all"}
     assert table["model.freeze_depth"] == [str(depth) for depth in depths]
-    clipnorms = [row.point["optim.clipnorm"] for row in read_sweep(out).standings]
+    clipnorms = [row.point["optim.clipnorm"] for row in SweepRecord.read(out).trials]
     assert table["optim.clipnorm"] == clipnorms, "numbers, and none, stay what they are"
     assert set(read_table(run, "sweep/importance")) == {"axis", "importance"}
     state = json.loads(inspect(run, "--summary"))
     assert state["summary"]["state"] == "finished" and state["summary"]["winner/point"]
+    assert state["summary"]["sweep/answer"] == judge(SweepRecord.read(out)).text
 
 
 DRIVER = """

@@ -87,7 +87,7 @@ def test_views_are_saved_and_saved_again_in_their_place(
         "Pruning",
         "The sweep",
     ]
-    assert "0.075 above the best at another freeze depth" in json.dumps(sent[2])
+    assert "0.075 better than the best trial with" in json.dumps(sent[2])
 
     assert save_views(sweep, project="cars", entity=ENTITY) == urls
     ids = [view.get("id") for view in views.saved]

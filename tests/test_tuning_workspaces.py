@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 
-from tests.support import golden_views
 from tests.support.golden_views import GOLDEN, NAMES, models_of, standing, write_sweep
 from trainers.config import FinetuneConfig
 from tuning.config import TuningConfig
 from tuning.leaderboard import LEARNS_NOT, write_leaderboard
-from tuning.record import SweepRecord, answer, list_next, read_record_of_sweep, reproduce
+from tuning.record import SweepRecord
 from tuning.search import build_scheduler
 from tuning.space import AXES
 from tuning.wandb import panels
 from tuning.wandb.card import describe_scores, read_card
 from tuning.wandb.workspaces import build_run_review
+from tuning.winner import list_next, reproduce
 
 Json = dict[str, Any]
 
@@ -76,46 +76,19 @@ def test_rungs_are_those_of_the_scheduler(epochs: int, grace_epochs: int, factor
     scheduler: Any = build_scheduler(config)
     brackets = getattr(scheduler, "_brackets", [])
     expected = sorted(rung for bracket in brackets for rung, _ in bracket._rungs)
-    assert findings_of(config=config.to_dict()).rungs == expected
-
-
-def findings_of(*standings: Any, **changes: Any) -> SweepRecord:
-    values: Json = {
-        "config": {},
-        "savings": golden_views.Savings(),
-        "started": None,
-        "promoted": None,
-    }
-    return SweepRecord(sweep="runs/sweep", standings=standings, **(values | changes))
+    assert config.rungs == expected
 
 
 def at(depth: int | str, val_top1: float | None, **changes: Any) -> Any:
     return standing("runs/sweep", 1, depth, val_top1, **changes)
 
 
-@pytest.mark.parametrize(
-    ("standings", "expected"),
-    [
-        ([at(0, 0.9), at(0, 0.8), at("all", 0.75)], "Thaw the whole network (freeze depth 0): "),
-        ([at(0, 0.9), at(0, 0.8), at("all", 0.75)], "0.150 above the best at another freeze depth"),
-        ([at("all", 0.9), at(-2, 0.9)], "Train the head alone (freeze depth all): val/top1 0.900"),
-        ([at("all", 0.9), at(-2, 0.9)], "no more than the best at another freeze depth (-2: 0.900"),
-        ([at(-2, 0.9)], "Thaw the last 2 stages (freeze depth -2)"),
-        ([at(1, 0.9), at(0, None)], "Freeze the first stage (freeze depth 1)"),
-        ([at(1, 0.9), at(0, None)], "no trial at another freeze depth finished an epoch."),
-        ([at(0, 0.3, verdict=LEARNS_NOT)], "No answer: none of 1 trials is above what always"),
-    ],
-)
-def test_the_answer_names_depth_and_lead(standings: list[Any], expected: str) -> None:
-    assert expected in answer(findings_of(*standings))
-
-
 def test_a_sweep_that_runs_has_workspaces_and_no_reports(own_sweep: str) -> None:
     Path(own_sweep, "leaderboard.json").unlink()
     assert list(models_of(own_sweep)) == ["run_review", "sweep_review"]
     Path(own_sweep, "config.json").unlink()
-    with pytest.raises(ValueError, match=r"no sweep there \(config\.json is missing\); give the"):
-        read_record_of_sweep(own_sweep)
+    with pytest.raises(ValueError, match=r"no sweep there \(config\.json is missing, or another"):
+        SweepRecord.read(own_sweep)
 
 
 def test_a_sweep_without_winner_has_no_card(own_sweep: str) -> None:
@@ -123,13 +96,13 @@ def test_a_sweep_without_winner_has_no_card(own_sweep: str) -> None:
     write_leaderboard(own_sweep, rows, sync=[])
     Path(own_sweep, "started.json").unlink()
     assert list(models_of(own_sweep)) == ["run_review", "sweep_review", "decision_report"]
-    findings = read_record_of_sweep(own_sweep)
+    findings = SweepRecord.read(own_sweep)
     assert list_next(findings) == ["# none: no trial learned; search another space"]
     assert reproduce(findings) == ["# not recorded: this sweep is of an older Thaw"]
 
 
 def test_a_winner_that_is_not_promoted_has_a_card_of_its_own(tmp_path: Path) -> None:
-    findings = read_record_of_sweep(sweep := write_sweep(tmp_path, promoted=False))
+    findings = SweepRecord.read(sweep := write_sweep(tmp_path, promoted=False))
     card = read_card(findings)
     assert card is not None and card.run == f"{sweep}/trials/trial-1"
     # Wilson's interval of 30 of 32 by hand: (p + z2/2n -+ z sqrt(p(1-p)/n + z2/4n2)) / (1 + z2/n).

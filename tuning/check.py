@@ -16,13 +16,14 @@ def check(config: TuningConfig) -> Manifest:
     """Find the user's errors before anything starts, in every network of the space."""
     manifest, *_ = [launch.check(training_of(config.base, model)) for model in models(config.space)]
     if storage.exists(storage.join(config.out, "config.json")):
-        before = flatten(read_sweep_config(config.out) or {})
+        known = read_sweep_config(config.out)
+        before = flatten(facts_of(*known)) if known else {}
         if before.get("data_fingerprint") != manifest.fingerprint:
             raise UserError(
                 f"data is {config.base.data!r}: it was prepared anew since the sweep in "
                 f"{config.out} began, and is another data set now; use another --out"
             )
-        for field, value in flatten(facts_of(config, manifest)).items():
+        for field, value in flatten(facts_of(config, manifest.fingerprint)).items():
             if field not in marked(TuningConfig, RESUMABLE) and before.get(field) != value:
                 raise UserError(
                     f"{field} is {value!r}: the sweep in {config.out} has {before.get(field)!r}; "
@@ -31,6 +32,6 @@ def check(config: TuningConfig) -> Manifest:
     return manifest
 
 
-def facts_of(config: TuningConfig, manifest: Manifest) -> dict[str, Any]:
-    """What config.json says: a sweep is of one config and one data set."""
-    return config.to_dict() | {"data_fingerprint": manifest.fingerprint}
+def facts_of(config: TuningConfig, fingerprint: str | None) -> dict[str, Any]:
+    """Return what config.json holds: a sweep has one config and one data set."""
+    return config.to_dict() | {"data_fingerprint": fingerprint}

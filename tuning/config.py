@@ -138,6 +138,16 @@ class TuningConfig:
         """W&B group of the sweep and its trials."""
         return self.base.track.group or self.out.rstrip("/").rsplit("/", 1)[-1]
 
+    @property
+    def rungs(self) -> list[int]:
+        """Epochs after which ASHA prunes trials; none where trials are too short for it."""
+        rungs: list[int] = []
+        rung = self.grace_epochs
+        while rung < self.base.epochs:
+            rungs.append(rung)
+            rung *= self.reduction_factor
+        return rungs
+
     def to_dict(self) -> dict[str, Any]:
         """The config as JSON would give it back: nested dicts, lists for tuples."""
         return json.loads(json.dumps(asdict(self)))

@@ -11,11 +11,12 @@ import json
 import logging
 import shlex
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from cluster.io import storage
 from cluster.io.errors import UserError, require
+from cluster.io.statistics import CONFIDENCE, Estimate, estimate
 from cluster.io.terminal import report
 from cluster.runtime import connect
 from datasets.shards import Manifest, read_manifest
@@ -28,7 +29,7 @@ from trainers.run.folder import open_run, read_config, read_result
 from trainers.tracking.local_runs import sync_command
 from tuning.config import PromoteConfig
 from tuning.leaderboard import TrialResult, find_winner, read_leaderboard
-from tuning.seeds import MEASURES, print_seeds, summarize
+from tuning.record import MEASURES
 from tuning.winner import LONGER, evaluate_once
 
 logger = logging.getLogger(__name__)
@@ -169,3 +170,45 @@ def _summarize(
             for training, result, test in zip(trainings, results, tests, strict=True)
         ],
     }
+
+
+def summarize(tests: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return an estimate of each measure, and what its interval is one of.
+
+    Args:
+        tests: what `evaluation.evaluate.evaluate` returned for each seed, on the same images.
+    """
+    num_images = tests[0]["num_images"]
+    estimates = {name: estimate([test[name] for test in tests], num_images) for name in MEASURES}
+    return {
+        "num_images": num_images,
+        "confidence": CONFIDENCE,
+        "interval": f"t over {len(tests)} seeds" if len(tests) > 1 else "Wilson over the images",
+        **{name: asdict(value) for name, value in estimates.items()},
+    }
+
+
+def print_seeds(summary: dict[str, Any]) -> None:
+    """Print a row for each seed, the mean, its interval, and what the sweep's winner had."""
+    estimates = [Estimate(**summary[name]) for name in MEASURES]
+    print()
+    _print_row("seed", list(MEASURES.values()), "time")
+    for row in summary["seeds"]:
+        shares = [f"{row[name]:.3f}" for name in MEASURES]
+        _print_row(str(row["seed"]), shares, f"{row[metrics.TOTAL_S]:.0f} s")
+    num_images = summary["num_images"]
+    _print_row("mean", [f"{each.mean:.3f}" for each in estimates], f"on {num_images} test images")
+    ranges = [f"{each.low:.3f}-{each.high:.3f}" for each in estimates]
+    _print_row(f"{summary['confidence']:.0%}", ranges, summary["interval"])
+    winner = summary["winner"]
+    if winner[metrics.TEST_TOP1] is not None:
+        above = estimates[0].mean - winner[metrics.TEST_TOP1]
+        _print_row(
+            "winner",
+            [f"{winner[name]:.3f}" for name in MEASURES],
+            f"as the sweep left it, after epoch {winner['best_epoch']}: top-1 {above:+.3f} since",
+        )
+
+
+def _print_row(name: str, shares: Sequence[str], note: str) -> None:
+    print(f"{name:<8}" + "".join(f"{share:<13}" for share in shares) + note)

@@ -1,42 +1,56 @@
-"""What the folder of a sweep tells about it, read from its files and said in Markdown.
+"""The record of a sweep: everything its folder says, read once, also while the sweep runs.
 
-SWEEP/config.json         from its start on
-SWEEP/started.json        from its start on: command, commit, versions
-SWEEP/leaderboard.json    at its end
+SWEEP/config.json               from its start on
+SWEEP/started.json              from its start on: command, commit, versions
+SWEEP/trials.json               while it runs: the state of every trial
+SWEEP/trials/ID/                a run folder per trial
+SWEEP/leaderboard.json          at its end
 SWEEP/promoted/promoted.json    where the winner was promoted
 """
 
-import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from operator import attrgetter
+from typing import Any, Literal
+
+import pyarrow as pa
 
 from cluster.io import storage
 from cluster.io.errors import UserError
 from cluster.io.records import damaged, read_object
+from datasets.shards import Manifest, read_manifest
 from trainers import metrics
-from trainers.export.model_card import basename, table
-from trainers.run.evaluations import read_evaluation
+from trainers.config import FinetuneConfig
+from trainers.networks.backbones import find
+from trainers.networks.freezing import resolve_depth
+from trainers.run.evaluations import PREDICTIONS, folder_of, read_evaluation
+from trainers.run.folder import read_config
+from trainers.run.predictions import read_predictions
+from trainers.run.rows import Row, read_rows
+from tuning.advice.advice import read_advice, score_advice
 from tuning.config import TuningConfig
 from tuning.leaderboard import (
-    COLUMNS,
+    FINISHED,
+    KILLED,
+    RUNNING,
     TrialResult,
     find_winner,
+    rank,
     read_leaderboard,
-    show_standing,
 )
-from tuning.seeds import MEASURES
 from tuning.sharing.savings import Savings
-from tuning.space import FREEZE_DEPTH, INIT, show
-from tuning.winner import train_longer
+from tuning.space import AXES, FREEZE_DEPTH
+from tuning.states import Trials, read_trials
 
+MEASURES = {metrics.TEST_TOP1: "top-1", metrics.TEST_TOP5: "top-5"}
+"""The measures that a promotion averages over its seeds, and their headings."""
 _STARTED = {
     "command": str,
     "commit": str | None,
     "versions": dict[str, str],
     "started_at": str,
 }
-_SHARES = dict.fromkeys(MEASURES, float)
 _PROMOTED = {
     "run": str,
     "epochs": int,
@@ -45,93 +59,162 @@ _PROMOTED = {
     "confidence": float,
     "interval": str,
     **{name: {"mean": float, "low": float, "high": float} for name in MEASURES},
-    "seeds": [{"seed": int, **_SHARES}],
+    "seeds": [{"seed": int, **dict.fromkeys(MEASURES, float)}],
     "winner": dict.fromkeys(MEASURES, float | None),
 }
-MAX_ROWS = 20
-"""Of the leaderboard that is shown; leaderboard.csv has them all."""
+Status = Literal["running", "stopped", "ended"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepRecord:
-    """A sweep as its files have it."""
+    """A sweep as its files describe it."""
 
-    sweep: str
-    config: dict[str, Any]
-    """What config.json holds."""
-    standings: Sequence[TrialResult]
-    """Its leaderboard; empty while it runs."""
+    out: str
+    """URI of its folder."""
+    config: TuningConfig
+    fingerprint: str | None
+    """Of its data set."""
+    status: Status
+    """A driver that was killed leaves `running` behind."""
+    num_trials: int
+    """Trials that the whole sweep has."""
+    trials: Sequence[TrialResult]
+    """Those that have started, by rank."""
     savings: Savings
-    started: dict[str, Any] | None
-    """What started.json holds; None in a sweep of an older Thaw."""
-    promoted: dict[str, Any] | None
-    """What promoted.json holds."""
+    sync: Sequence[str]
+    """Commands that upload runs to W&B."""
+    started: Mapping[str, Any] | None
+    """started.json; None in a sweep of an older Thaw."""
+    promoted: Mapping[str, Any] | None
+    """promoted.json."""
+    manifest: Manifest | None
+    """None where the data set is missing or has changed."""
+
+    @classmethod
+    def read(cls, out: str) -> "SweepRecord":
+        """Read a sweep, finished or not.
+
+        Raises:
+            UserError: where there is none, a file is damaged, or a sweep that has not ended has
+                lost its data set.
+        """
+        out = storage.absolute(out, "out")
+        known = read_sweep_config(out)
+        if known is None:
+            raise UserError(
+                f"out is {out!r}: no sweep there (config.json is missing, or another command's); "
+                "give the --out of a `python -m tuning`"
+            )
+        config, fingerprint = known
+        manifest = _find_manifest(config.base.data, fingerprint)
+        states, leaderboard = read_trials(out), read_leaderboard(out)
+        status = _find_status(states, ended=leaderboard is not None)
+        if leaderboard is not None and status == "ended":
+            trials, facts = leaderboard
+            trials = _add_states(trials, states)
+        else:
+            trials, facts = _rank_started(out, config.base, states, manifest), {}
+        return cls(
+            out=out,
+            config=config,
+            fingerprint=fingerprint,
+            status=status,
+            num_trials=states.num_trials if states else len(trials),
+            trials=trials,
+            savings=Savings.from_facts(facts),
+            sync=facts.get("sync", ()),
+            started=_read(storage.join(out, "started.json"), _STARTED),
+            promoted=_read(storage.join(out, "promoted", "promoted.json"), _PROMOTED),
+            manifest=manifest,
+        )
+
+    @property
+    def base(self) -> FinetuneConfig:
+        """The training that every trial starts from."""
+        return self.config.base
 
     @property
     def winner(self) -> TrialResult | None:
-        return find_winner(self.standings)
+        return find_winner(self.trials)
 
     @property
-    def group(self) -> str:
-        """W&B group of its runs; the folder may have another name by now."""
-        return self.config["base"]["track"]["group"] or basename(self.config["out"])
+    def stages(self) -> tuple[str, ...]:
+        """Names of the network's stages, from the input on."""
+        return tuple(name for name, _ in find(self.base.model.backbone).stages)
 
-    @property
-    def backbone(self) -> str:
-        return self.config["base"]["model"]["backbone"]
+    @cached_property
+    def rows(self) -> dict[str, list[Row]]:
+        """The rows of each trial's metrics.jsonl, by trial id."""
+        return {trial.trial_id: read_rows(trial.run) for trial in self.trials}
 
-    @property
-    def rungs(self) -> list[int]:
-        """Epochs after which ASHA prunes trials; none where they are too short for it."""
-        last, rungs = self.config["base"]["epochs"] - 1, []
-        rung = self.config["grace_epochs"]
-        while rung <= last:
-            rungs.append(rung)
-            rung *= self.config["reduction_factor"]
-        return rungs
-
-
-def read_record_of_sweep(sweep: str) -> SweepRecord:
-    """Read what there is.
-
-    Raises:
-        UserError: where no sweep has begun.
-    """
-    sweep = storage.absolute(sweep, "sweep")
-    config = read_sweep_config(sweep)
-    if config is None:
-        raise UserError(
-            f"sweep is {sweep!r}: no sweep there (config.json is missing); give the --out of a "
-            "`python -m tuning`"
+    @cached_property
+    def test(self) -> dict[str, Any] | None:
+        """The winner's evaluation on the test split; None where there is none."""
+        winner = self.winner
+        if winner is None or winner.best_epoch is None or self.fingerprint is None:
+            return None
+        return read_evaluation(
+            winner.run, "test", epoch=winner.best_epoch, fingerprint=self.fingerprint
         )
-    standings, facts = read_leaderboard(sweep) or ([], {})
-    return SweepRecord(
-        sweep=sweep,
-        config=config,
-        standings=standings,
-        savings=Savings.from_facts(facts),
-        started=_read(storage.join(sweep, "started.json"), _STARTED),
-        promoted=_read(storage.join(sweep, "promoted", "promoted.json"), _PROMOTED),
-    )
+
+    @cached_property
+    def advice(self) -> str | None:
+        """How the advice that the space came from did; None where it came from none."""
+        if self.config.advice is None:
+            return None
+        try:
+            recommended = read_advice(self.config.advice).recommended
+        except UserError:
+            return f"The advice of this sweep is missing ({self.config.advice})."
+        return score_advice(recommended, self.base.model.backbone, self.trials)
+
+    @cached_property
+    def num_val_images(self) -> int | None:
+        """None where neither the data set nor the winner's predictions are there."""
+        if self.manifest is not None:
+            return self.manifest.split("val").num_images
+        predictions = self.predictions_of(self.winner, "val") if self.winner else None
+        return predictions.num_rows if predictions is not None else None
+
+    @property
+    def chance(self) -> float | None:
+        """Accuracy of always predicting the most frequent class of the validation images."""
+        if self.manifest is None:
+            return None
+        counts = self.manifest.split("val").class_counts
+        return max(counts) / sum(counts)
+
+    def depth_of(self, trial: TrialResult) -> int:
+        """Return a trial's number of frozen stages."""
+        depth: Any = trial.point[FREEZE_DEPTH]
+        return resolve_depth(self.base.model.backbone, depth)
+
+    def predictions_of(self, trial: TrialResult, split: str) -> pa.Table | None:
+        """Return the predictions of a trial's best weights for the validation or test images; None
+        where none were kept."""
+        if split == "val":
+            return read_predictions(trial.run, trial.best_epoch)
+        if self.test is None or trial != self.winner:
+            return None
+        return storage.read_parquet(storage.join(folder_of(trial.run, split), PREDICTIONS))
 
 
-def read_sweep_config(sweep: str) -> dict[str, Any] | None:
-    """Read what config.json says of a sweep and its data; None where there is none, or that of
-    another command.
+def read_sweep_config(out: str) -> tuple[TuningConfig, str | None] | None:
+    """Read a sweep's config and the fingerprint of its data from config.json; None where the file
+    is missing or of another command.
 
     Raises:
         UserError: where it is damaged, or does not fit this version of Thaw.
     """
-    uri = storage.join(sweep, "config.json")
+    uri = storage.join(out, "config.json")
     values = _read(uri, {"data_fingerprint": str | None})
     if values is None or "base" not in values:
         return None
     fingerprint = values.pop("data_fingerprint")
     try:
-        config = TuningConfig.from_dict(values)
-    except ValueError as error:
+        return TuningConfig.from_dict(values), fingerprint
+    except UserError as error:
         raise damaged(uri, error) from None
-    return config.to_dict() | {"data_fingerprint": fingerprint}
 
 
 def _read(uri: str, hints: dict[str, Any]) -> dict[str, Any] | None:
@@ -141,126 +224,51 @@ def _read(uri: str, hints: dict[str, Any]) -> dict[str, Any] | None:
         return None
 
 
-def ask(findings: SweepRecord) -> str:
-    """Return the question of the sweep."""
-    space = findings.config["space"]
-    rates = space["learning_rate_range"] or space["learning_rates"]
-    values = (space["freeze_depths"], rates, space["clipnorms"], space["inits"])
-    axes = ("freeze depth", "learning rate", "clipnorm", "initialization")
-    tried = "; ".join(
-        f"{axis} {', '.join(map(show, tried))}" for axis, tried in zip(axes, values, strict=True)
-    )
-    return (
-        f"How much of a pretrained {findings.backbone} should be thawed for the images of "
-        f"{basename(findings.config['base']['data'])}? Compared: {tried}."
-    )
-
-
-def answer(findings: SweepRecord) -> str:
-    """Say how deep to thaw, and by how much that beats the best at any other depth."""
-    winner = findings.winner
-    if winner is None:
-        return (
-            f"No answer: none of {len(findings.standings)} trials is above what always answering "
-            "one class reaches."
-        )
-    assert winner.val_top1 is not None, "a trial that learned has an accuracy"
-    depth = winner.point[FREEZE_DEPTH]
-    found = f"{_advise(depth)}: val/top1 {winner.val_top1:.3f} from {winner.point[INIT]} weights"
-    others = [
-        row
-        for row in findings.standings
-        if row.val_top1 is not None and row.point[FREEZE_DEPTH] != depth
-    ]
-    if not others:
-        return f"{found}; no trial at another freeze depth finished an epoch."
-    second = others[0]
-    assert second.val_top1 is not None
-    by = f"{winner.val_top1 - second.val_top1:.3f}"
-    than = f"the best at another freeze depth ({second.point[FREEZE_DEPTH]}: {second.val_top1:.3f})"
-    return f"{found}, {by} above {than}." if float(by) else f"{found}, no more than {than}."
-
-
-def _advise(depth: object) -> str:
-    match depth:
-        case 0:
-            return "Thaw the whole network (freeze depth 0)"
-        case int() if depth > 0:
-            return f"Freeze the first {_stages(depth)} (freeze depth {depth})"
-        case int():
-            return f"Thaw the last {_stages(-depth)} (freeze depth {depth})"
-        case _:
-            return f"Train the head alone (freeze depth {depth})"
-
-
-def _stages(number: int) -> str:
-    return "stage" if number == 1 else f"{number} stages"
-
-
-def describe_test(findings: SweepRecord) -> str | None:
-    """Say what the winner is worth on the test split; None where that was not measured."""
-    winner = findings.winner
-    if winner is None or winner.best_epoch is None:
+def _find_manifest(data: str, fingerprint: str | None) -> Manifest | None:
+    try:
+        manifest = read_manifest(data)
+    except UserError:
         return None
-    fingerprint = findings.config["data_fingerprint"]
-    test = read_evaluation(winner.run, "test", epoch=winner.best_epoch, fingerprint=fingerprint)
-    if test is None:
-        return None
-    found = (
-        f"On the {test['num_images']} test images, which chose nothing: top-1 "
-        f"{test[metrics.TEST_TOP1]:.3f}, top-5 {test[metrics.TEST_TOP5]:.3f}"
-    )
-    if findings.promoted is None:
-        return f"{found}."
-    top1 = findings.promoted[metrics.TEST_TOP1]
-    return (
-        f"{found}; promoted, trained for {findings.promoted['epochs']} epochs: top-1 "
-        f"{top1['mean']:.3f} ({findings.promoted['confidence']:.0%} interval {top1['low']:.3f}-"
-        f"{top1['high']:.3f}, {findings.promoted['interval']})."
-    )
+    return manifest if manifest.fingerprint == fingerprint else None
 
 
-def show_leaderboard(findings: SweepRecord) -> list[str]:
-    """Return the best trials as the lines of a table."""
-    rows = [show_standing(row) for row in findings.standings[:MAX_ROWS]]
-    more = len(findings.standings) - len(rows)
-    rest = ["", f"{more} more in leaderboard.csv."] if more else []
-    return [*table(COLUMNS, rows), *rest]
+def _find_status(states: Trials | None, *, ended: bool) -> Status:
+    known = {trial.state for trial in states.trials} if states else set()
+    if RUNNING in known:
+        return "running"
+    if ended:
+        return "ended"
+    return "stopped" if KILLED in known else "running"
 
 
-def describe_origin(findings: SweepRecord) -> list[str]:
-    """Name data and versions; return the lines of a list."""
-    started = findings.started or {}
-    versions = ", ".join(f"{name} {of}" for name, of in started.get("versions", {}).items())
-    data = basename(findings.config["base"]["data"])
+def _add_states(trials: Sequence[TrialResult], states: Trials | None) -> list[TrialResult]:
+    """Add what only trials.json has to the trials of a leaderboard."""
+    known = {trial.trial_id: trial for trial in states.trials} if states else {}
     return [
-        f"- Data set {data}, fingerprint `{findings.config['data_fingerprint']}`",
-        f"- Started {started.get('started_at', 'at a time that was not recorded')}",
-        f"- Versions: {versions or 'not recorded'}",
-        f"- Everything else: `{storage.join(findings.sweep, 'config.json')}`",
+        replace(trial, number=state.number, reason=state.reason)
+        if (state := known.get(trial.trial_id))
+        else trial
+        for trial in trials
     ]
 
 
-def reproduce(findings: SweepRecord) -> list[str]:
-    """Return the commands that run the same sweep."""
-    if findings.started is None:
-        return ["# not recorded: this sweep is of an older Thaw"]
-    commit = findings.started["commit"]
-    checkout = []
-    if commit is not None:
-        hash_, _, dirty = commit.partition("-")
-        changed = "  # and changes that were not committed" if dirty else ""
-        checkout = [f"git checkout {hash_}{changed}"]
-    return [*checkout, findings.started["command"]]
-
-
-def list_next(findings: SweepRecord) -> list[str]:
-    """Return the commands that follow."""
-    winner, sweep = findings.winner, shlex.quote(findings.sweep)
-    if winner is None:
-        return ["# none: no trial learned; search another space"]
-    if findings.promoted is not None:
-        run = findings.promoted["run"]
-        out = storage.join(findings.sweep, "exported")
-        return [shlex.join(["python", "-m", "trainers", "export", "--run", run, "--out", out])]
-    return [f"python -m tuning promote --sweep {sweep}", train_longer(winner, findings.sweep)]
+def _rank_started(
+    out: str, base: FinetuneConfig, states: Trials | None, manifest: Manifest | None
+) -> list[TrialResult]:
+    """Rank the trials of a sweep that has not ended by what is in their run folders."""
+    if manifest is None:
+        raise UserError(
+            f"data is {base.data!r}: the data set of this sweep, which has not ended, is missing; "
+            "restore it"
+        )
+    known = {trial.trial_id: trial for trial in states.trials} if states else {}
+    started: list[TrialResult] = []
+    for trial_id in storage.list_names(storage.join(out, "trials")):
+        run = storage.join(out, "trials", trial_id)  # the sweep may have been moved
+        if (trial := known.get(trial_id)) is not None:
+            started.append(replace(trial, run=run))
+        elif storage.exists(storage.join(run, "config.json")):
+            config = read_config(run)
+            point = {axis: attrgetter(axis)(config) for axis in AXES}
+            started.append(TrialResult(trial_id=trial_id, point=point, run=run, state=FINISHED))
+    return rank(started, epochs=base.epochs, class_counts=manifest.split("val").class_counts)

@@ -19,30 +19,31 @@ from datasets.shards import Manifest
 from trainers import launch, metrics
 from trainers.networks.freezing import count_frozen, is_head_only
 from trainers.tracking.local_runs import sync_command
-from tuning.advice.advice import read_advice, score_advice
 from tuning.check import check, facts_of
 from tuning.config import TuningConfig
 from tuning.fits import AbortFits, start_fits
 from tuning.heads import train_heads
 from tuning.leaderboard import (
-    Ended,
+    FAILED,
+    FINISHED,
     TrialResult,
-    find_winner,
     print_leaderboard,
     rank,
     read_leaderboard,
     write_leaderboard,
 )
 from tuning.progress import SweepProgress
+from tuning.record import SweepRecord
 from tuning.search import STATE_FOLDER, build_tuner, count_trials, point_of, run_folder
 from tuning.sharing.cache import cache_uri
 from tuning.sharing.plan import SharingPlan, plan_sharing
 from tuning.sharing.prefixes import BuiltPrefixes, PrefixStore
-from tuning.sharing.savings import Savings, measure_savings
+from tuning.sharing.savings import measure_savings
 from tuning.space import left_out, models, show, training_of
 from tuning.states import TrialStates
 from tuning.sweep_display import SweepDisplay
 from tuning.trial import Shared, build_trial, trains_in_process
+from tuning.verdict import judge
 from tuning.wandb.sweep import log_sweep
 from tuning.winner import evaluate_once, train_longer
 
@@ -54,8 +55,8 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
         explain: only say what would run, and what sharing would save.
 
     Returns:
-        out, winner (its place on the leaderboard, or None where no trial learned), test (its
-        measures on the test split), trials.
+        out, answer (the verdict's text), winner (its row of the leaderboard, or None where no trial
+        learned), test (its measures on the test split), sharing, trials.
 
     Raises:
         UserError: where the config is wrong, or OUT holds another sweep.
@@ -64,13 +65,12 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
     config = replace(config, base=base, out=base.out)
     manifest = check(config)
     known = read_leaderboard(config.out)
-    if known is not None and all(row.state != "failed" for row in known[0]):
-        standings, facts = known
+    if known is not None and all(row.state != FAILED for row in known[0]):
         terminal.report(
-            f"{config.out} holds this sweep of {len(standings)} trials, finished: reusing it"
+            f"{config.out} holds this sweep of {len(known[0])} trials, finished: reusing it"
         )
         connect(config.base.cluster.address, quiet=True)
-        return _close(config, manifest, standings, facts)
+        return _close(_read_record(config))
     resources = connect(config.base.cluster.address)
     config = without_lone_workers(config, resources)
     num_trials = count_trials(config)
@@ -83,7 +83,7 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
     _announce(config, manifest, resources, plan, num_trials, num_concurrent, say)
     if explain:
         raise SystemExit(0)
-    text = json.dumps(facts_of(config, manifest), indent=1).encode()
+    text = json.dumps(facts_of(config, manifest.fingerprint), indent=1).encode()
     storage.write_bytes(storage.join(config.out, "config.json"), text)
     started = json.dumps(find_provenance().to_dict(), indent=1).encode()
     storage.write_bytes(storage.join(config.out, "started.json"), started)
@@ -115,7 +115,7 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
     if num_ended < num_trials:
         print(f"Stopped with {num_ended} of {num_trials} trials done; the same command goes on")
         raise SystemExit(130)
-    standings = rank(
+    trials = rank(
         _ended(config, results, progress.trial_ids),
         epochs=config.base.epochs,
         class_counts=manifest.split("val").class_counts,
@@ -123,21 +123,20 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
     savings = measure_savings(
         plan,
         built,
-        standings,
+        trials,
         on_features=[
             row.trial_id
-            for row in standings
+            for row in trials
             if shared.prefix_of(training_of(config.base, row.point)) is not None
         ],
         images_per_epoch=sum(manifest.split(split).num_images for split in ("train", "val")),
     )
-    sync = sync_command(config.out)
-    facts = {"sync": [] if is_synced else [sync], "sharing": savings.to_dict()}
-    write_leaderboard(config.out, standings, **facts)
-    test = _test_winner(config, manifest, standings)
-    if log_sweep(config, manifest, standings, savings, test) is not None:
-        facts["sync"] = [sync]
-    return _close(config, manifest, standings, facts)
+    sync = [] if is_synced else [sync_command(config.out)]
+    write_leaderboard(config.out, trials, sync=sync, sharing=savings.to_dict())
+    record = _read_record(config)
+    if (command := log_sweep(record)) is not None:
+        record = replace(record, sync=[command])
+    return _close(record)
 
 
 def _share(
@@ -227,63 +226,57 @@ def _announce(
 
 def _ended(
     config: TuningConfig, results: tune.ResultGrid, trial_ids: Sequence[str]
-) -> Iterator[Ended]:
+) -> Iterator[TrialResult]:
     for number, trial_id in enumerate(trial_ids):
         result = results[number]
         assert result.config is not None
-        yield Ended(
+        yield TrialResult(
             trial_id=trial_id,
             point=point_of(result.config),
             run=run_folder(config, trial_id),
-            failed=result.error is not None,
+            state=FINISHED if result.error is None else FAILED,
         )
 
 
-def _test_winner(
-    config: TuningConfig, manifest: Manifest, standings: Sequence[TrialResult]
-) -> dict[str, Any] | None:
-    """Return the winner's measures on the test split, where there are both."""
-    winner = find_winner(standings)
-    if winner is None or not config.evaluate_winner or "test" not in manifest.splits:
-        return None
-    return evaluate_once(winner.run)
+def _read_record(config: TuningConfig) -> SweepRecord:
+    """Read the record of a sweep that has ended; evaluate its winner on the test split before."""
+    record = replace(SweepRecord.read(config.out), config=config)
+    has_test = record.manifest is not None and "test" in record.manifest.splits
+    if record.winner is not None and config.evaluate_winner and has_test:
+        evaluate_once(record.winner.run)
+    return record
 
 
-def _close(
-    config: TuningConfig, manifest: Manifest, standings: list[TrialResult], facts: dict[str, Any]
-) -> dict[str, Any]:
-    """Print the leaderboard, evaluate the winner, name the next commands."""
+def _close(record: SweepRecord) -> dict[str, Any]:
+    """Print the leaderboard, the answer and the next commands."""
+    out, winner, test, verdict = record.out, record.winner, record.test, judge(record)
     print()
-    print_leaderboard(standings)
-    print(f"\nLeaderboard:  {config.out}/leaderboard.json, leaderboard.csv")
-    print(f"Review:       python -m tuning review --out {shlex.quote(config.out)}")
-    winner, test = find_winner(standings), _test_winner(config, manifest, standings)
-    if winner is None:
-        print("Winner:       none: no trial is above what always answering one class reaches")
-    else:
+    print_leaderboard(record.trials)
+    print(f"\nAnswer:       {verdict.text}")
+    print(f"Leaderboard:  {out}/leaderboard.json, leaderboard.csv")
+    print(f"Review:       python -m tuning review --out {shlex.quote(out)}")
+    if winner is not None:
         print(f"Winner:       {winner.run}")
         if test is not None:
             print(
                 f"Test split:   top-1 {test[metrics.TEST_TOP1]:.3f}, "
-                f"top-5 {test[metrics.TEST_TOP5]:.3f} on {test['num_images']} images, looked at "
-                "once, for the winner alone"
+                f"top-5 {test[metrics.TEST_TOP5]:.3f} on {test['num_images']} images, evaluated "
+                "once, for the winner only"
             )
-        print(f"Train longer: {train_longer(winner, config.out)}")
-        if "test" in manifest.splits:
-            print(f"Promote:      python -m tuning promote --sweep {shlex.quote(config.out)}")
-    if config.advice is not None:
-        recommended = read_advice(config.advice).recommended
-        line = score_advice(recommended, config.base.model.backbone, standings)
-        print(f"Advice:       {line}")
-    savings = Savings.from_facts(facts)
-    for line in savings.describe():
+        print(f"Train longer: {train_longer(winner, out)}")
+        if record.manifest is not None and "test" in record.manifest.splits:
+            print(f"Promote:      python -m tuning promote --sweep {shlex.quote(out)}")
+    if record.advice is not None:
+        print(f"Advice:       {record.advice}")
+    for line in record.savings.describe():
         print(f"Shared:       {line}")
-    for command in facts["sync"]:
+    for command in record.sync:
         print(f"Sync W&B:     {command}")
     return {
-        "out": config.out,
+        "out": out,
+        "answer": verdict.text,
         "winner": winner.to_dict() if winner else None,
         "test": test,
-        "sharing": savings.to_dict(),
-        "trials": [row.to_dict() for row in standings],
+        "sharing": record.savings.to_dict(),
+        "trials": [row.to_dict() for row in record.trials],
     }

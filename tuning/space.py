@@ -72,11 +72,13 @@ def points(space: SpaceConfig, search: str, trials: int | None, seed: int) -> li
     rates are drawn from a range, the other axes are visited evenly. The tighter a point clips, the
     later it comes: a training that no threshold touches is known by then.
     """
-    return sorted(_draw(space, search, trials, seed), key=lambda point: -_threshold(point))
+    return sorted(
+        _draw(space, search, trials, seed), key=lambda point: -order_clipnorm(point[CLIPNORM])
+    )
 
 
-def _threshold(point: Point) -> float:
-    clipnorm = point[CLIPNORM]
+def order_clipnorm(clipnorm: object) -> float:
+    """Return a sort key of clipnorms: none clips nothing and is the largest."""
     return clipnorm if isinstance(clipnorm, int | float) else inf
 
 

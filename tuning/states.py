@@ -2,37 +2,21 @@
 
 import json
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
 from cluster.io import storage
 from cluster.io.fields import take_object
 from cluster.io.records import damaged, read_record
-from cluster.io.storage import require_name
+from tuning.leaderboard import KILLED, RUNNING, TrialResult
 from tuning.space import POINT, Point
 
 WRITE_EVERY_S, WRITING_SHARE = 1.0, 0.1
 """The file is written not more than once a second, and at most for this part of the time: it holds
 all trials, and Tune waits."""
-RUNNING, FINISHED, PRUNED, FAILED, KILLED = "running", "finished", "pruned", "failed", "killed"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialState:
-    """A trial as its driver sees it."""
-
-    trial_id: str
-    number: int
-    """Counted from 1, in the order of their starts."""
-    point: Point
-    run: str
-    """URI of its run folder."""
-    state: str
-    reason: str | None = None
-    """Why it failed."""
-
-    def __post_init__(self) -> None:
-        require_name("trial_id", self.trial_id)
+_KEYS = ("trial_id", "number", "point", "run", "state", "reason")
+"""Of a trial in the file; its metrics are in its run folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +27,11 @@ class Trials:
     """Those that will run, in all."""
     updated_at: str
     """UTC, ISO 8601."""
-    trials: tuple[TrialState, ...]
+    trials: tuple[TrialResult, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        trials = [{key: getattr(trial, key) for key in _KEYS} for trial in self.trials]
+        return vars(self) | {"trials": trials}
 
 
 class TrialStates:
@@ -63,7 +51,7 @@ class TrialStates:
 
     def note(self, trial_id: str, *, point: Point, state: str, reason: str | None = None) -> None:
         """Note how a trial is now; `flush` writes it."""
-        self._trials[trial_id] = TrialState(
+        self._trials[trial_id] = TrialResult(
             trial_id=trial_id,
             number=self.number_of(trial_id),
             point=point,
@@ -91,7 +79,7 @@ class TrialStates:
             updated_at=datetime.now(UTC).isoformat(timespec="seconds"),
             trials=tuple(sorted(self._trials.values(), key=lambda trial: trial.number)),
         )
-        storage.write_bytes(trials_uri(self._out), json.dumps(asdict(trials), indent=1).encode())
+        storage.write_bytes(trials_uri(self._out), json.dumps(trials.to_dict(), indent=1).encode())
         self._written_s, self._changed = time.monotonic(), False
         self._rest_s = max(WRITE_EVERY_S, (self._written_s - began_s) / WRITING_SHARE)
 

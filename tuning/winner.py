@@ -14,6 +14,7 @@ from trainers.run.evaluations import read_evaluation
 from trainers.run.folder import read_config
 from trainers.tracking.evaluation import track_evaluation
 from tuning.leaderboard import TrialResult
+from tuning.record import SweepRecord
 
 LONGER = 3
 """The winner is worth this many times the epochs of a trial."""
@@ -80,3 +81,28 @@ def option(field: str, value: object) -> list[str]:
 def _by_name(config: FinetuneConfig) -> dict[str, Any]:
     """Fields by their own name, as the command line has them: no two sections share one."""
     return {path.rpartition(".")[2]: value for path, value in flatten(config.to_dict()).items()}
+
+
+def reproduce(record: SweepRecord) -> list[str]:
+    """Return the commands that run the same sweep again."""
+    if record.started is None:
+        return ["# not recorded: this sweep is of an older Thaw"]
+    commit = record.started["commit"]
+    checkout = []
+    if commit is not None:
+        hash_, _, dirty = commit.partition("-")
+        changed = "  # and changes that were not committed" if dirty else ""
+        checkout = [f"git checkout {hash_}{changed}"]
+    return [*checkout, record.started["command"]]
+
+
+def list_next(record: SweepRecord) -> list[str]:
+    """Return the commands that follow."""
+    winner, sweep = record.winner, shlex.quote(record.out)
+    if winner is None:
+        return ["# none: no trial learned; search another space"]
+    if record.promoted is not None:
+        run = record.promoted["run"]
+        out = storage.join(record.out, "exported")
+        return [shlex.join(["python", "-m", "trainers", "export", "--run", run, "--out", out])]
+    return [f"python -m tuning promote --sweep {sweep}", train_longer(winner, record.out)]

@@ -13,7 +13,7 @@ from trainers.run.checkpoint import TrainingProgress
 from trainers.run.evaluations import folder_of
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.leaderboard import LEARNS, LEARNS_NOT, TrialResult, write_leaderboard
-from tuning.record import read_record_of_sweep
+from tuning.record import SweepRecord
 from tuning.sharing.savings import Savings
 from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
 from tuning.wandb.views import build_views
@@ -143,7 +143,7 @@ def write_json(folder: str, name: str, values: dict[str, Any]) -> None:
 
 def models_of(sweep: str) -> dict[str, Any]:
     """Return what would be sent to W&B by name, without random ids and this machine's folders."""
-    views = build_views("team", "cars", read_record_of_sweep(sweep))
+    views = build_views("team", "cars", SweepRecord.read(sweep))
     text = json.dumps(
         {
             name: _without_ids(view._to_model().model_dump(mode="json", by_alias=True))

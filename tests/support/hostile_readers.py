@@ -27,11 +27,11 @@ from trainers.config import FinetuneConfig, ModelConfig
 from trainers.run import checkpoint, evaluations, rows
 from trainers.run import folder as run_folder
 from trainers.run.checkpoint import TrainingProgress
-from tuning import leaderboard, record, states
+from tuning import leaderboard, record, states, winner
 from tuning.advice import advice
 from tuning.advice.quadrants import Stage, Verdict
-from tuning.review.data import read_sweep
 from tuning.sharing import cache, reuse
+from tuning.verdict import judge
 
 MAX_SENTENCE = 2000
 LOOKED_AT = (fields, records, shards, run_folder, rows, checkpoint)
@@ -203,7 +203,7 @@ def _review(sweep: Path, file: str) -> Callable[[str], Any]:
         place.parent.mkdir(exist_ok=True)
         place.write_bytes(Path(folder, file).read_bytes())
         try:
-            found = read_sweep(str(sweep))
+            found = record.SweepRecord.read(str(sweep))
             read_findings_of(found)
             return found
         finally:
@@ -216,10 +216,9 @@ def _review(sweep: Path, file: str) -> Callable[[str], Any]:
 
 
 def read_findings_of(found: Any) -> None:
-    """Say what a page and a report say of a sweep."""
-    tell = record.describe_test, record.answer, record.ask, record.reproduce
-    for say in (*tell, record.list_next, record.describe_origin, record.show_leaderboard):
-        say(found.findings)
+    """Write what a page and a report say of a sweep."""
+    for write in (judge, winner.reproduce, winner.list_next):
+        write(found)
 
 
 def try_reader(reader: Reader, content: bytes, folder: Path) -> Any:

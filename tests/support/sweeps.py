@@ -2,7 +2,7 @@
 
 import json
 import random
-from dataclasses import asdict
+from dataclasses import replace
 from math import exp, log10
 from pathlib import Path
 from typing import Any, Literal
@@ -18,10 +18,10 @@ from trainers.config import FinetuneConfig, ModelConfig
 from trainers.networks.backbones import find
 from trainers.networks.freezing import resolve_depth
 from tuning.config import SpaceConfig, TuningConfig
-from tuning.leaderboard import Ended, rank, write_leaderboard
+from tuning.leaderboard import FINISHED, PRUNED, TrialResult, rank, write_leaderboard
 from tuning.sharing.savings import Savings
 from tuning.space import FREEZE_DEPTH, INIT, LEARNING_RATE, Point, points, training_of
-from tuning.states import Trials, TrialState
+from tuning.states import Trials
 
 Kind = Literal["normal", "chance", "failed"]
 Status = Literal["ended", "running", "stopped"]
@@ -91,7 +91,7 @@ def write_sweep(
             "started_at": "2026-11-24T18:00:00+00:00",
         },
     )
-    states: list[TrialState] = []
+    states: list[TrialResult] = []
     counts = manifest.split("val").class_counts
     for number, point in enumerate(_draw(config, trials), start=1):
         state = _state(rng, number, trials, kind, status)
@@ -108,7 +108,7 @@ def write_sweep(
             write_predictions(run, manifest.classes, counts, best, seed=number, name=name)
         reason = "RuntimeError: CUDA out of memory" if state == "failed" else None
         states.append(
-            TrialState(
+            TrialResult(
                 trial_id=run.name,
                 number=number,
                 point=point,
@@ -118,19 +118,14 @@ def write_sweep(
             )
         )
     held = Trials(num_trials=trials, updated_at="2026-11-24T19:00:00+00:00", trials=tuple(states))
-    write_json(out / "trials.json", asdict(held))
+    write_json(out / "trials.json", held.to_dict())
     if status == "ended" and states:
-        ended = [
-            Ended(trial_id=t.trial_id, point=t.point, run=t.run, failed=t.state == "failed")
-            for t in states
-        ]
+        ended = [replace(t, state=FINISHED) if t.state == PRUNED else t for t in states]
         sharing = Savings(
             expected=2.4, num_on_features=9, num_passes=60_000, num_computed=4_000, computed_s=40.0
         )
-        standings = rank(ended, epochs=epochs, class_counts=counts)
-        write_leaderboard(
-            str(out), standings, sync=[f"wandb sync {out}"], sharing=sharing.to_dict()
-        )
+        results = rank(ended, epochs=epochs, class_counts=counts)
+        write_leaderboard(str(out), results, sync=[f"wandb sync {out}"], sharing=sharing.to_dict())
     return str(out)
 
 

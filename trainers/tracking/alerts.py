@@ -4,13 +4,11 @@ from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import NamedTuple
 
-from scipy.stats import binom
-
+from cluster.io.statistics import is_above_chance
 from trainers import metrics
 from trainers.config import FinetuneConfig
 from trainers.run.rows import Row
 
-CONFIDENCE = 0.95
 MAX_UNREADABLE_SHARE = 0.01
 MIN_RATE_SHARE = 0.5
 MIN_EPOCHS_BEFORE = 2
@@ -66,21 +64,11 @@ def judge_end(
         yield Alert("not finite", diverged, is_error=True)
         return
     best = max((row[metrics.VAL_TOP1] for row in rows if metrics.VAL_TOP1 in row), default=None)
-    if best is not None and not learned(best, class_counts):
+    if best is not None and not is_above_chance(best, class_counts):
         yield Alert(
             "does not learn",
             f"val/top1 {best:.3f} is not above what predicting the commonest class reaches",
         )
-
-
-def learned(val_top1: float, class_counts: Sequence[int]) -> bool:
-    """Whether an accuracy is above what always predicting the commonest class would reach.
-
-    The bound is the one-sided 95 percent quantile of a binomial over the validation images.
-    """
-    num_images = sum(class_counts)
-    bound = binom.ppf(CONFIDENCE, num_images, max(class_counts) / num_images)
-    return bool(round(val_top1 * num_images) > bound)
 
 
 def _rates_of_phase(ended: Sequence[Row], config: FinetuneConfig) -> list[float]:

@@ -12,9 +12,9 @@ earlier stage is significantly better. Both are measured on validation images.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from cluster.io.statistics import SIGNIFICANCE
+
 MIN_GAP_CLOSED = 0.5
-SIGNIFICANCE = 0.05
-"""Of all comparisons with the last stage together: each has its share (Bonferroni)."""
 FEW, MANY = 1 / 3, 2 / 3
 """Of a network's stages."""
 QUADRANTS = {
@@ -100,6 +100,7 @@ def judge(
         stages: from the input on.
     """
     *earlier, last = stages
+    # Bonferroni: SIGNIFICANCE of all comparisons with the last stage together.
     rivals = [stage for stage in earlier if stage.p_better < SIGNIFICANCE / len(earlier)]
     rival = max(rivals, key=lambda stage: stage.top1, default=None)
     verdict = Verdict(

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import binomtest
 
 from cluster.io.errors import UserError
+from cluster.io.statistics import count_discordant, mcnemar, wilson
 from cluster.io.terminal import count, report
 from cluster.runtime import Resources
 from cluster.scaling import plan_workers
@@ -23,7 +23,6 @@ from trainers.networks.backbones import find
 from tuning.advice.logme import measure_logme
 from tuning.advice.probe import fit_probe
 from tuning.advice.quadrants import Stage
-from tuning.seeds import estimate
 from tuning.sharing.passes import plan_entries, run_pass
 
 logger = logging.getLogger(__name__)
@@ -109,7 +108,7 @@ def probe_stages(
     for depth, (of_stage, (strength, correct_N)) in enumerate(
         zip(samples, probes, strict=True), start=1
     ):
-        top1 = estimate([float(correct_N.mean())], len(correct_N))
+        top1 = wilson(float(correct_N.mean()), len(correct_N))
         stages.append(
             Stage(
                 name=find(backbone).stages[depth - 1][0],
@@ -119,17 +118,8 @@ def probe_stages(
                 top1=top1.mean,
                 low=top1.low,
                 high=top1.high,
-                p_better=compare(correct_N, last_N),
+                p_better=mcnemar(*count_discordant(correct_N, last_N), "greater"),
                 logme=measure_logme(*of_stage["train"]),
             )
         )
     return tuple(stages)
-
-
-def compare(correct_N: np.ndarray, others_N: np.ndarray) -> float:
-    """Return how likely a classifier would be right where another is wrong on as many of the same
-    images, were it no better (McNemar's exact test, one-sided)."""
-    wins, unreadable = int((correct_N & ~others_N).sum()), int((others_N & ~correct_N).sum())
-    if wins + unreadable == 0:
-        return 1.0
-    return float(binomtest(wins, wins + unreadable, alternative="greater").pvalue)

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from tuning.importance import rank_axes
+from cluster.io.statistics import wilson
 from tuning.leaderboard import TrialResult
-from tuning.review.data import Sweep
+from tuning.record import SweepRecord
 from tuning.review.figure import (
     AXIS_NAMES,
     SYMBOLS,
@@ -19,14 +19,14 @@ from tuning.review.figure import (
     single,
     tell_trial,
 )
-from tuning.review.verdict import depth_name
-from tuning.seeds import estimate
+from tuning.review.importance import rank_axes
 from tuning.space import INIT, describe
+from tuning.verdict import depth_name
 
 INIT_COLOURS = ("var(--thaw)", "var(--frost)", "var(--c2)", "var(--c3)", "var(--c4)", "var(--c5)")
 
 
-def draw_depths(sweep: Sweep) -> Chart | None:
+def draw_depths(sweep: SweepRecord) -> Chart | None:
     """Draw val/top1 over freeze depth: a point per trial, a line through the best of each depth."""
     rows, num_images = measured(sweep), sweep.num_val_images
     if not rows:
@@ -77,7 +77,7 @@ def draw_depths(sweep: Sweep) -> Chart | None:
             for depth, row in zip(place, found, strict=True)
         ]
         if num_images:
-            bounds = [estimate([row.val_top1 or 0.0], num_images) for row in found]
+            bounds = [wilson(row.val_top1 or 0.0, num_images) for row in found]
             line["error_y"] = {
                 "type": "data",
                 "symmetric": False,
@@ -116,7 +116,7 @@ def draw_depths(sweep: Sweep) -> Chart | None:
     )
 
 
-def draw_cost(sweep: Sweep) -> Chart | None:
+def draw_cost(sweep: SweepRecord) -> Chart | None:
     """Draw val/top1 over seconds of training, with the trials that none beats in both."""
     rows = [row for row in measured(sweep) if row.seconds > 0]
     if not rows:
@@ -188,9 +188,9 @@ def pareto_front(rows: Sequence[TrialResult]) -> list[TrialResult]:
     return front
 
 
-def draw_importance(sweep: Sweep) -> Chart | None:
+def draw_importance(sweep: SweepRecord) -> Chart | None:
     """Draw how much each axis decides which trials are best."""
-    shares = rank_axes(sweep.standings)
+    shares = rank_axes(sweep.trials)
     if not shares:
         return None
     names = [AXIS_NAMES[axis] for axis in shares]
@@ -229,7 +229,7 @@ def draw_importance(sweep: Sweep) -> Chart | None:
     )
 
 
-def _depth_tick(sweep: Sweep, depth: int) -> str:
+def _depth_tick(sweep: SweepRecord, depth: int) -> str:
     if depth in (0, len(sweep.stages)):
         return f"{depth}<br>{'nothing' if depth == 0 else 'all'}"
     return f"{depth}<br>{sweep.stages[depth - 1]}"

@@ -5,7 +5,7 @@ from typing import Any
 
 from trainers import metrics
 from tuning.leaderboard import TrialResult
-from tuning.review.data import Sweep
+from tuning.record import SweepRecord
 from tuning.review.figure import (
     SYMBOLS,
     Chart,
@@ -28,7 +28,7 @@ MAX_CHOICES = 8
 """Trials whose clipping is told."""
 
 
-def draw_curves(sweep: Sweep) -> Chart | None:
+def draw_curves(sweep: SweepRecord) -> Chart | None:
     """Draw val/top1 over epochs: the best in colour, the ends of stopped trials, ASHA's rungs."""
     rows = measured(sweep)
     if not rows:
@@ -124,7 +124,7 @@ def draw_curves(sweep: Sweep) -> Chart | None:
     )
 
 
-def _count_at_rungs(sweep: Sweep, rows: Sequence[TrialResult]) -> list[tuple[int, int, int]]:
+def _count_at_rungs(sweep: SweepRecord, rows: Sequence[TrialResult]) -> list[tuple[int, int, int]]:
     """Count, for each of ASHA's rungs, the trials that came there, and those it stopped."""
     return [
         (
@@ -132,11 +132,11 @@ def _count_at_rungs(sweep: Sweep, rows: Sequence[TrialResult]) -> list[tuple[int
             sum(row.num_epochs >= rung for row in rows),
             sum(row.num_epochs == rung and row.state == "pruned" for row in rows),
         )
-        for rung in sweep.findings.rungs
+        for rung in sweep.config.rungs
     ]
 
 
-def draw_clipping(sweep: Sweep) -> Chart | None:
+def draw_clipping(sweep: SweepRecord) -> Chart | None:
     """Draw gradient norms before and after clipping, and the share of tensors clipped, over steps:
     whole and per stage, of the best trials of each freeze depth and clipnorm."""
     rows = [
@@ -177,7 +177,7 @@ def draw_clipping(sweep: Sweep) -> Chart | None:
     )
 
 
-def _draw_run(sweep: Sweep, rows: Sequence[dict[str, Any]]) -> Figure:
+def _draw_run(sweep: SweepRecord, rows: Sequence[dict[str, Any]]) -> Figure:
     steps = [row for row in rows if metrics.GRAD_NORM in row]
     steps = steps[:: -(-len(steps) // MAX_POINTS)]
     x = [row[metrics.GLOBAL_STEP] for row in steps]

@@ -11,7 +11,7 @@ from typing import Any
 
 from trainers import metrics
 from tuning.leaderboard import TrialResult
-from tuning.review.data import Sweep
+from tuning.record import SweepRecord
 from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE, describe
 
 AXIS_NAMES = {
@@ -56,9 +56,9 @@ def single(figure: Figure) -> dict[str, Figure]:
     return {"": figure}
 
 
-def measured(sweep: Sweep) -> list[TrialResult]:
+def measured(sweep: SweepRecord) -> list[TrialResult]:
     """Trials with a val/top1, in order of rank."""
-    return [row for row in sweep.standings if row.val_top1 is not None]
+    return [row for row in sweep.trials if row.val_top1 is not None]
 
 
 def mark_level(level: float, name: str) -> Figure:
@@ -91,7 +91,7 @@ def mark_level(level: float, name: str) -> Figure:
     }
 
 
-def depth_colour(sweep: Sweep, depth: int) -> str:
+def depth_colour(sweep: SweepRecord, depth: int) -> str:
     """From the colour of what is thawed to that of what is frozen."""
     return mix("var(--frost)", "var(--thaw)", depth / len(sweep.stages))
 
@@ -110,7 +110,7 @@ def tell_trial(row: TrialResult) -> str:
     return f"#{row.rank} {plain(row.trial_id)}<br>{plain(describe(row.point))}<br>{top1}"
 
 
-def short_depth(sweep: Sweep, depth: int) -> str:
+def short_depth(sweep: SweepRecord, depth: int) -> str:
     return {0: "0 frozen", len(sweep.stages): "all frozen"}.get(depth, f"{depth} frozen")
 
 

@@ -17,12 +17,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from cluster.io.statistics import CONFIDENCE, wilson
 from trainers import metrics
-from trainers.tracking.alerts import CONFIDENCE
-from tuning.record import reproduce
+from tuning.record import SweepRecord
 from tuning.review.charts import draw_cost, draw_depths, draw_importance
 from tuning.review.curves import draw_clipping, draw_curves
-from tuning.review.data import Sweep
 from tuning.review.figure import Chart
 from tuning.review.parallel import draw_parallel
 from tuning.review.pictures import look_at_answers
@@ -34,10 +33,9 @@ from tuning.review.tables import (
     map_heat,
     show_point,
 )
-from tuning.review.verdict import SweepVerdict, depth_name, judge_sweep
-from tuning.seeds import estimate
 from tuning.space import show
-from tuning.winner import train_longer
+from tuning.verdict import SweepVerdict, depth_name, judge, show_p
+from tuning.winner import reproduce, train_longer
 
 HERE = Path(__file__).parent
 
@@ -51,7 +49,9 @@ class Tile:
     note: str
 
 
-def render_page(sweep: Sweep, *, pictures: bool = True, refresh_s: int | None = None) -> bytes:
+def render_page(
+    sweep: SweepRecord, *, pictures: bool = True, refresh_s: int | None = None
+) -> bytes:
     """Return the page.
 
     Args:
@@ -59,7 +59,7 @@ def render_page(sweep: Sweep, *, pictures: bool = True, refresh_s: int | None = 
             checkpoint.
         refresh_s: the page loads itself anew every so many seconds.
     """
-    verdict = judge_sweep(sweep)
+    verdict = judge(sweep)
     answers = look_at_answers(sweep, pictures=pictures)
     charts = {
         "depths": draw_depths(sweep),
@@ -122,7 +122,7 @@ def write_policy(scripts: Sequence[str]) -> str:
     )
 
 
-def list_tiles(sweep: Sweep, verdict: SweepVerdict) -> list[Tile]:
+def list_tiles(sweep: SweepRecord, verdict: SweepVerdict) -> list[Tile]:
     """Return the answer's numbers."""
     tiles = []
     if verdict.best is not None:
@@ -138,41 +138,39 @@ def list_tiles(sweep: Sweep, verdict: SweepVerdict) -> list[Tile]:
         else:
             test = "Fisher's exact test, unpaired"
         if found.p_value is not None:
-            note += (
-                f". {test}: p {'< 0.001' if found.p_value < 0.001 else f'= {found.p_value:.2g}'}"
-            )
+            note += f". {test}: {show_p(found.p_value)}"
         tiles.append(Tile(name="Lead", value=f"{found.lead:+.3f}", note=note))
     if sweep.test is not None:
         top1, num_images = sweep.test[metrics.TEST_TOP1], sweep.test["num_images"]
-        bounds = estimate([top1], num_images)
+        bounds = wilson(top1, num_images)
         note = f"{_range(bounds.low, bounds.high)} on {num_images} images, looked at once"
         tiles.append(Tile(name="test/top1", value=f"{top1:.3f}", note=note))
-    if (promoted := sweep.findings.promoted) is not None:
+    if (promoted := sweep.promoted) is not None:
         top1 = promoted[metrics.TEST_TOP1]
         note = (
             f"test/top1 after {promoted['epochs']} epochs on {promoted['train_on']}; "
             f"{_range(top1['low'], top1['high'])}, {promoted['interval']}"
         )
         tiles.append(Tile(name="Promoted", value=f"{top1['mean']:.3f}", note=note))
-    states = [row.state for row in sweep.standings]
+    states = [row.state for row in sweep.trials]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    seconds = sum(row.seconds for row in sweep.standings if row.copied_from is None)
+    seconds = sum(row.seconds for row in sweep.trials if row.copied_from is None)
     of_all = f" of {sweep.num_trials}" if sweep.num_trials > len(states) else ""
     note = f"{counts or 'none'}; {format_seconds(seconds)} of training"
     tiles.append(Tile(name="Trials", value=f"{len(states)}{of_all}", note=note))
     return tiles
 
 
-def list_facts(sweep: Sweep) -> list[tuple[str, str]]:
+def list_facts(sweep: SweepRecord) -> list[tuple[str, str]]:
     """Return where the results come from."""
     facts = [
         ("Network", f"{sweep.base.model.backbone}, stages {', '.join(sweep.stages)}"),
         ("Data set", sweep.base.data),
-        ("Data fingerprint", sweep.findings.config["data_fingerprint"]),
+        ("Data fingerprint", sweep.fingerprint),
         ("Sweep", sweep.out),
-        ("Search", f"{sweep.findings.config['search']}, seed {sweep.findings.config['seed']}"),
+        ("Search", f"{sweep.config.search}, seed {sweep.config.seed}"),
     ]
-    if (started := sweep.findings.started) is None:
+    if (started := sweep.started) is None:
         return [*facts, ("Commit", "unknown: made by a Thaw that did not note it")]
     versions = ", ".join(f"{name} {of}" for name, of in started["versions"].items())
     return [
@@ -183,11 +181,11 @@ def list_facts(sweep: Sweep) -> list[tuple[str, str]]:
     ]
 
 
-def list_commands(sweep: Sweep) -> list[tuple[str, str]]:
+def list_commands(sweep: SweepRecord) -> list[tuple[str, str]]:
     """Return the commands that made the results, and those that come next."""
     commands: list[tuple[str, str]] = []
-    if sweep.findings.started is not None:
-        commands.append(("Run it again", "\n".join(reproduce(sweep.findings))))
+    if sweep.started is not None:
+        commands.append(("Run it again", "\n".join(reproduce(sweep))))
     if sweep.winner is not None and sweep.status == "ended":
         commands.append(("Train the winner longer", train_longer(sweep.winner, sweep.out)))
         promote = ["python", "-m", "tuning", "promote", "--sweep", sweep.out]

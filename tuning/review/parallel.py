@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from math import log10
 from typing import Any
 
-from tuning.review.data import Sweep, threshold_of
+from tuning.record import SweepRecord
 from tuning.review.figure import (
     Chart,
     Figure,
@@ -18,7 +18,7 @@ from tuning.review.figure import (
     single,
     tell_trial,
 )
-from tuning.space import AXES, CLIPNORM, INIT, LEARNING_RATE, describe, show
+from tuning.space import AXES, CLIPNORM, INIT, LEARNING_RATE, describe, order_clipnorm, show
 
 NUM_SHADES = 8
 """Steps of the colour that tells val/top1."""
@@ -26,13 +26,13 @@ MAX_LISTED = 50
 """Trials in the table beside the chart."""
 
 
-def draw_parallel(sweep: Sweep) -> Chart | None:
+def draw_parallel(sweep: SweepRecord) -> Chart | None:
     """Draw each trial as a line over the four axes and val/top1, stronger where it is better."""
     rows = measured(sweep)
     if len(rows) < 2:
         return None
     depths = sorted({sweep.depth_of(row) for row in rows})
-    clipnorms = sorted({row.point[CLIPNORM] for row in rows}, key=threshold_of)
+    clipnorms = sorted({row.point[CLIPNORM] for row in rows}, key=order_clipnorm)
     inits = sorted({str(row.point[INIT]) for row in rows})
     rates = [float(str(row.point[LEARNING_RATE])) for row in rows]
     top1s = [row.val_top1 or 0.0 for row in rows]

@@ -18,7 +18,7 @@ from trainers.evaluation.explain import explain, order
 from trainers.evaluation.pictures import Explained
 from trainers.run import folder as run_folder
 from tuning.leaderboard import TrialResult
-from tuning.review.data import Sweep
+from tuning.record import SweepRecord
 from tuning.review.figure import Chart, plain, single
 
 NUM_PAIRS, NUM_MISTAKES, NUM_RIGHT = 8, 8, 4
@@ -67,7 +67,7 @@ class WinnerPredictions:
     """Why there are no images, or no heat maps."""
 
 
-def look_at_answers(sweep: Sweep, *, pictures: bool) -> WinnerPredictions | None:
+def look_at_answers(sweep: SweepRecord, *, pictures: bool) -> WinnerPredictions | None:
     """Read what the winner said to test images, or to validation images where it was not tested;
     None where nobody asked it."""
     winner = sweep.winner
@@ -120,7 +120,7 @@ def look_at_answers(sweep: Sweep, *, pictures: bool) -> WinnerPredictions | None
 
 
 def _picture(
-    sweep: Sweep,
+    sweep: SweepRecord,
     winner: TrialResult,
     split: str,
     rows: Sequence[dict[str, Any]],

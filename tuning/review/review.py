@@ -3,8 +3,8 @@
 import time
 
 from cluster.io import storage
+from tuning.record import SweepRecord
 from tuning.review.config import ReviewConfig
-from tuning.review.data import read_sweep
 from tuning.review.page import render_page
 from tuning.wandb.views import save_views
 
@@ -22,7 +22,7 @@ def run_review(config: ReviewConfig) -> str:
     page = storage.join(out, "review.html")
     told = False
     while True:
-        sweep = read_sweep(out)
+        sweep = SweepRecord.read(out)
         follows = config.watch and sweep.status == "running"
         content = render_page(
             sweep,

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from math import log10
 from typing import Any
 
+from cluster.io.statistics import Estimate, wilson
 from tuning.leaderboard import LEARNS, TrialResult
-from tuning.review.data import Sweep, threshold_of
+from tuning.record import SweepRecord
 from tuning.review.figure import AXIS_NAMES, measured
-from tuning.review.verdict import depth_name
-from tuning.seeds import Estimate, estimate
-from tuning.space import AXES, CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE, show
+from tuning.space import AXES, CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE, order_clipnorm, show
+from tuning.verdict import depth_name
 
 MAX_RATES = 7
 """Rows of a heat map; more learning rates are gathered into as many ranges."""
@@ -59,30 +59,30 @@ class Work:
     percent: float
 
 
-def list_trials(sweep: Sweep) -> list[Line]:
+def list_trials(sweep: SweepRecord) -> list[Line]:
     """Return the leaderboard's rows."""
     num_images = sweep.num_val_images
     return [
         Line(
             row=row,
             depth=sweep.depth_of(row),
-            interval=estimate([row.val_top1], num_images)
+            interval=wilson(row.val_top1, num_images)
             if num_images and row.val_top1 is not None
             else None,
             epochs=f"{row.best_epoch or '-'}/{row.num_epochs}",
             time="copied" if row.copied_from else format_seconds(row.seconds),
-            reason=sweep.reasons.get(row.trial_id),
+            reason=row.reason,
             learns=row.verdict == LEARNS,
         )
-        for row in sweep.standings
+        for row in sweep.trials
     ]
 
 
-def list_choices(sweep: Sweep) -> list[tuple[str, str, list[tuple[str, str]]]]:
+def list_choices(sweep: SweepRecord) -> list[tuple[str, str, list[tuple[str, str]]]]:
     """Return what the leaderboard can be filtered by: a key, its name, and values with names."""
-    depths = sorted({sweep.depth_of(row) for row in sweep.standings})
-    inits = list(dict.fromkeys(str(row.point[INIT]) for row in sweep.standings))
-    states = list(dict.fromkeys(row.state for row in sweep.standings))
+    depths = sorted({sweep.depth_of(row) for row in sweep.trials})
+    inits = list(dict.fromkeys(str(row.point[INIT]) for row in sweep.trials))
+    states = list(dict.fromkeys(row.state for row in sweep.trials))
     return [
         ("depth", AXIS_NAMES[FREEZE_DEPTH], [(str(d), depth_name(sweep, d)) for d in depths]),
         ("init", AXIS_NAMES[INIT], [(init, init) for init in inits]),
@@ -90,12 +90,12 @@ def list_choices(sweep: Sweep) -> list[tuple[str, str, list[tuple[str, str]]]]:
     ]
 
 
-def map_heat(sweep: Sweep) -> list[HeatMap]:
+def map_heat(sweep: SweepRecord) -> list[HeatMap]:
     """Return a heat map per freeze depth, over all initializations."""
     rows = measured(sweep)
     if not rows:
         return []
-    clipnorms = sorted({row.point[CLIPNORM] for row in rows}, key=threshold_of)
+    clipnorms = sorted({row.point[CLIPNORM] for row in rows}, key=order_clipnorm)
     bands = _bands(sorted({_rate(row) for row in rows}))
     top1s = [row.val_top1 or 0.0 for row in rows]
     low, high = min(top1s), max(top1s)
@@ -144,9 +144,9 @@ def _bands(rates: list[float]) -> list[tuple[float, float]]:
     return [(group[0], group[-1]) for group in groups.values()]
 
 
-def list_work(sweep: Sweep) -> list[Work]:
+def list_work(sweep: SweepRecord) -> list[Work]:
     """Return what sharing saved: expected, measured, and trials that were copied."""
-    sharing, bars = sweep.findings.savings, []
+    sharing, bars = sweep.savings, []
     if sharing.expected > 1:
         bars.append(
             Work(
@@ -166,13 +166,13 @@ def list_work(sweep: Sweep) -> list[Work]:
             )
         )
     if sharing.num_copied:
-        trained = len(sweep.standings) - sharing.num_copied
+        trained = len(sweep.trials) - sharing.num_copied
         bars.append(
             Work(
                 name="Trials trained, the others copied from an equal training",
                 done=str(trained),
-                without=f"of {len(sweep.standings)}",
-                percent=100 * trained / len(sweep.standings),
+                without=f"of {len(sweep.trials)}",
+                percent=100 * trained / len(sweep.trials),
             )
         )
     return bars

@@ -64,7 +64,7 @@ class Savings:
 def measure_savings(
     plan: SharingPlan,
     built: BuiltPrefixes,
-    standings: Sequence[TrialResult],
+    trials: Sequence[TrialResult],
     *,
     on_features: Sequence[str],
     images_per_epoch: int,
@@ -75,8 +75,8 @@ def measure_savings(
         on_features: ids of the trials that could train on features.
         images_per_epoch: of training and validation.
     """
-    trained = [row for row in standings if row.copied_from is None and row.trial_id in on_features]
-    copied = [row for row in standings if row.copied_from is not None]
+    trained = [row for row in trials if row.copied_from is None and row.trial_id in on_features]
+    copied = [row for row in trials if row.copied_from is not None]
     return Savings(
         expected=plan.without / plan.with_sharing if plan.with_sharing else 1.0,
         num_on_features=len(trained),

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from cluster.io.errors import UserError
+from cluster.io.statistics import CONFIDENCE, Estimate, wilson
 from datasets.shards import read_manifest
 from trainers import metrics
 from trainers.export.model_card import CardFacts, basename, result_rows, table
@@ -15,10 +16,8 @@ from trainers.run import checkpoint
 from trainers.run.evaluations import folder_of, read_evaluation
 from trainers.run.folder import read_config
 from trainers.settings import step_settings
-from trainers.tracking.alerts import CONFIDENCE
 from trainers.tracking.local_runs import read_id
-from tuning.record import SweepRecord
-from tuning.seeds import MEASURES, Estimate, estimate
+from tuning.record import MEASURES, SweepRecord
 
 NUM_SHOWN = 10
 """Classes, and pairs of them, that the card names."""
@@ -40,13 +39,13 @@ class Card:
     """W&B id of its evaluation on the test split."""
 
 
-def read_card(findings: SweepRecord) -> Card | None:
+def read_card(record: SweepRecord) -> Card | None:
     """Read what is known of a sweep's model; None where no trial learned.
 
     Raises:
         UserError: where its run folder or its checkpoint is gone.
     """
-    winner, promoted = findings.winner, findings.promoted
+    winner, promoted = record.winner, record.promoted
     if winner is None:
         return None
     run = promoted["run"] if promoted else winner.run
@@ -121,11 +120,11 @@ def describe_scores(card: Card) -> list[str]:
     if (test := card.facts.evaluation) is None:
         return lines
     intervals = [
-        f"{heading} {_interval(estimate([test[name]], test['num_images']))}"
+        f"{heading} {_interval(wilson(test[name], test['num_images']))}"
         for name, heading in MEASURES.items()
     ]
-    wilson = f"{CONFIDENCE:.0%} intervals (Wilson over the images): {', '.join(intervals)}."
-    return [*lines, "", wilson]
+    note = f"{CONFIDENCE:.0%} intervals (Wilson over the images): {', '.join(intervals)}."
+    return [*lines, "", note]
 
 
 def _describe_seeds(promoted: Mapping[str, Any]) -> list[str]:

@@ -12,29 +12,31 @@ from trainers.export import model_card
 from trainers.metrics import EPOCH, GLOBAL_STEP
 from trainers.tracking.media import MAX_CHART_CLASSES
 from trainers.tracking.mirror import TRIAL
-from tuning import record as of_sweep
 from tuning.record import SweepRecord
 from tuning.space import FREEZE_DEPTH, INIT
+from tuning.verdict import judge
 from tuning.wandb import card as of_model
 from tuning.wandb import panels
+from tuning.wandb import texts as of_sweep
 from tuning.wandb.card import Card
+from tuning.winner import list_next, reproduce
 
 
-def build_decision_report(entity: str, project: str, findings: SweepRecord) -> wr.Report:
+def build_decision_report(entity: str, project: str, record: SweepRecord) -> wr.Report:
     """Build the report on what a sweep that ended says: the answer first, then why."""
-    group, rungs = findings.group, findings.rungs
-    test = of_sweep.describe_test(findings)
-    shared = [f"- {line}" for line in findings.savings.describe()]
+    group, rungs = record.config.group, record.config.rungs
+    test = of_sweep.describe_test(record)
+    shared = [f"- {line}" for line in record.savings.describe()]
     return wr.Report(
         entity=entity,
         project=project,
         title=panels.name_view(f"How deep to thaw: {group}"),
-        description=of_sweep.ask(findings),
+        description=of_sweep.ask(record),
         blocks=[
-            wr.CalloutBlock(text=of_sweep.answer(findings)),
+            wr.CalloutBlock(text=judge(record).text),
             *([wr.P(text=test)] if test else []),
             wr.H2(text="Leaderboard"),
-            _markdown(of_sweep.show_leaderboard(findings)),
+            _markdown(of_sweep.show_leaderboard(record)),
             wr.H2(text="What decides"),
             _grid(
                 panels.where(group, TRIAL),
@@ -58,25 +60,25 @@ def build_decision_report(entity: str, project: str, findings: SweepRecord) -> w
                 [panels.table("sweep/sharing"), panels.table("sweep/importance")],
             ),
             wr.H2(text="How to reproduce it"),
-            _commands(of_sweep.reproduce(findings)),
-            _markdown(of_sweep.describe_origin(findings)),
+            _commands(reproduce(record)),
+            _markdown(of_sweep.describe_origin(record)),
             wr.H2(text="What comes next"),
-            _commands(of_sweep.list_next(findings)),
+            _commands(list_next(record)),
         ],
         width="fluid",
     )
 
 
-def build_model_card(entity: str, project: str, findings: SweepRecord, card: Card) -> wr.Report:
+def build_model_card(entity: str, project: str, record: SweepRecord, card: Card) -> wr.Report:
     """Build the card of a sweep's model: what it is for, how good it is, and where it fails."""
     facts = card.facts
     data = model_card.basename(facts.config.data)
-    out = storage.join(findings.sweep, "exported")
+    out = storage.join(record.out, "exported")
     export = ["python", "-m", "trainers", "export", "--run", card.run, "--out", out]
     return wr.Report(
         entity=entity,
         project=project,
-        title=panels.name_view(f"Model card: {findings.group}"),
+        title=panels.name_view(f"Model card: {record.config.group}"),
         description=model_card.title_of(facts),
         blocks=[
             _markdown([model_card.introduce(facts)]),

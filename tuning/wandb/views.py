@@ -13,7 +13,7 @@ from cluster.io import storage
 from cluster.io.errors import UserError
 from cluster.io.records import read_object
 from trainers.tracking import wandb_internals
-from tuning.record import SweepRecord, read_record_of_sweep
+from tuning.record import SweepRecord
 from tuning.wandb.card import read_card
 
 KNOWN = "wandb_views.json"
@@ -36,8 +36,8 @@ def save_views(sweep: str, *, project: str, entity: str | None) -> list[str]:
             no key, it is a wrong one, it may not write there, or the server is out of reach.
     """
     require_workspaces()
-    findings = read_record_of_sweep(sweep)
-    uri = storage.join(findings.sweep, KNOWN)
+    record = SweepRecord.read(sweep)
+    uri = storage.join(record.out, KNOWN)
     known: dict[str, Saved] = read_object(uri) if storage.exists(uri) else {}
     deleted = f"; where they were deleted in W&B, delete {uri}" if known else ""
     wandb.setup()  # resets the terminal's settings, so it comes first
@@ -47,12 +47,12 @@ def save_views(sweep: str, *, project: str, entity: str | None) -> list[str]:
         if entity is None:
             raise UserError("entity is None: this key has no user; name the team it writes to")
         urls = []
-        for view in build_views(entity, project, findings):
+        for view in build_views(entity, project, record):
             urls.append(save_view(view, known))
             storage.write_bytes(uri, json.dumps(known, indent=1).encode())
     except wandb_internals.VIEW_ERRORS as error:
         raise UserError(
-            f"project is {project!r}: W&B did not take the views of {findings.sweep} "
+            f"project is {project!r}: W&B did not take the views of {record.out} "
             f"({str(error).strip().rstrip('.')}); set WANDB_API_KEY, and WANDB_BASE_URL for a "
             f"server of your own, or leave out --wandb{deleted}"
         ) from error
@@ -72,20 +72,20 @@ def require_workspaces() -> None:
         )
 
 
-def build_views(entity: str, project: str, findings: SweepRecord) -> list[Any]:
+def build_views(entity: str, project: str, record: SweepRecord) -> list[Any]:
     """Build workspaces, and reports where there is something to report."""
     # An optional package, which takes a second to import.
     from tuning.wandb.reports import build_decision_report, build_model_card
     from tuning.wandb.workspaces import build_run_review, build_sweep_review
 
     views: list[Any] = [
-        build_run_review(entity, project, findings.group),
-        build_sweep_review(entity, project, findings.group, rungs=findings.rungs),
+        build_run_review(entity, project, record.config.group),
+        build_sweep_review(entity, project, record.config.group, rungs=record.config.rungs),
     ]
-    if findings.standings:
-        views.append(build_decision_report(entity, project, findings))
-    if (card := read_card(findings)) is not None:
-        views.append(build_model_card(entity, project, findings, card))
+    if record.status == "ended":
+        views.append(build_decision_report(entity, project, record))
+    if (card := read_card(record)) is not None:
+        views.append(build_model_card(entity, project, record, card))
     return views
 
 

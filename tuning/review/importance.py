@@ -17,7 +17,7 @@ TOP_SHARE = 0.25
 """Trials that count as the best."""
 
 
-def rank_axes(standings: Sequence[TrialResult]) -> dict[str, float]:
+def rank_axes(trials: Sequence[TrialResult]) -> dict[str, float]:
     """Return the share of each axis, the largest first; together they are 1.
 
     PED-ANOVA compares where the best quarter of the trials lies with where all lie: an axis matters
@@ -29,7 +29,7 @@ def rank_axes(standings: Sequence[TrialResult]) -> dict[str, float]:
         By dotted config path; nothing where fewer than 6 trials have a val/top1, or the worst is
         as good as the best quarter. An axis of one value has 0.
     """
-    measured = [row for row in standings if row.val_top1 is not None]
+    measured = [row for row in trials if row.val_top1 is not None]
     top1s = sorted((row.val_top1 or 0.0 for row in measured), reverse=True)
     if len(top1s) < MIN_TRIALS or top1s[ceil(TOP_SHARE * len(top1s)) - 1] == top1s[-1]:
         return {}

@@ -1,0 +1,110 @@
+"""The verdict on a sweep, and that terminal, page and W&B give the same one."""
+
+import html
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.io.statistics import fisher, mcnemar
+from tests.support.sweeps import write_sweep
+from tuning import run
+from tuning.record import SweepRecord
+from tuning.review.page import render_page
+from tuning.verdict import judge
+from tuning.wandb import sweep as wandb_sweep
+
+
+@pytest.mark.parametrize(
+    ("wins", "losses", "expected"),
+    [
+        # Twice P(X >= 10) of a binomial(12, 1/2): 2 * (66 + 12 + 1) / 4096.
+        (10, 2, 158 / 4096),
+        (2, 10, 158 / 4096),
+        (5, 0, 2 / 32),
+        (3, 3, 1.0),
+        (0, 0, 1.0),
+    ],
+)
+def test_mcnemar_by_hand(wins: int, losses: int, expected: float) -> None:
+    assert mcnemar(wins, losses) == pytest.approx(expected)
+
+
+def test_fisher_by_hand() -> None:
+    """3 of 3 against 0 of 3: two of the 20 ways to spread 3 right answers are that uneven."""
+    assert fisher(1.0, 0.0, 3) == pytest.approx(0.1)
+    assert fisher(0.5, 0.5, 10) == pytest.approx(1.0)
+
+
+def test_answer_names_depth_lead_and_certainty(tmp_path: Path) -> None:
+    sweep = SweepRecord.read(write_sweep(tmp_path / "sweep", lead=0.3))
+    verdict = judge(sweep)
+    assert verdict.headline == "Thaw from layer2 on."
+    assert verdict.best is not None and verdict.top1 is not None
+    assert verdict.best == sweep.trials[0]
+    assert verdict.top1.low < verdict.top1.mean < verdict.top1.high
+    found = verdict.comparison
+    assert found is not None and found.is_certain
+    assert sweep.depth_of(found.rival) != sweep.depth_of(verdict.best)
+    assert found.wins is not None and found.losses is not None
+    assert (found.wins - found.losses) / 320 == pytest.approx(found.lead)
+    assert "significant (p < 0.001)" in verdict.lead
+    assert "optimistic" in verdict.cautions[0]
+
+
+def test_answer_says_what_it_cannot_tell_apart(tmp_path: Path) -> None:
+    out = write_sweep(tmp_path / "sweep", lead=0.0, val_per_class=4, predictions=False)
+    verdict = judge(SweepRecord.read(out))
+    assert ", or t" in verdict.headline
+    assert "not significant on 32 validation images" in verdict.lead
+    assert verdict.comparison is not None and verdict.comparison.wins is None
+
+
+class FakeRun:
+    """A W&B run that keeps its summary and alerts."""
+
+    sync_command = None
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.summary: dict[str, Any] = {}
+        FakeRun.last = self
+
+    def summarize(self, values: dict[str, Any]) -> None:
+        self.summary |= values
+
+    def alert(self, title: str, text: str) -> None:
+        assert text == self.summary["sweep/answer"]
+
+    def log_table(self, *_: Any) -> None: ...
+
+    def try_to(self, *_: Any) -> None: ...
+
+    def finish(self, state: str) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lead": 0.3},
+        {"lead": 0.0, "val_per_class": 4, "predictions": False},
+        {"trials": 6, "kind": "chance"},
+    ],
+)
+def test_terminal_page_and_wandb_give_the_same_answer(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: dict[str, Any],
+) -> None:
+    record = SweepRecord.read(write_sweep(tmp_path / "sweep", **options))
+    answer = judge(record).text
+    monkeypatch.setattr(wandb_sweep, "WandbRun", FakeRun)
+
+    run._close(record)
+    wandb_sweep._log(record)
+    page = html.unescape(render_page(record).decode())
+
+    assert f"Answer:       {answer}\n" in capsys.readouterr().out
+    assert FakeRun.last.summary["sweep/answer"] == answer
+    assert judge(record).headline in page and judge(record).lead in page
+    assert judge(record).text == f"{judge(record).headline} {judge(record).lead}"
