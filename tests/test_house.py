@@ -1,8 +1,6 @@
-"""Structure of the repository: imports, sizes of folders, docstrings, commands in the docs."""
+"""Structure of the repository: imports, sizes of folders, docstrings of sub-packages."""
 
 import ast
-import re
-import shlex
 from pathlib import Path
 
 import pytest
@@ -76,31 +74,3 @@ def test_datasets_is_ours_in_a_ray_worker(ray_cluster: str) -> None:
     import ray
 
     assert ray.get(ray.remote(find_foreign_datasets).remote()) is None
-
-
-def commands() -> list[str]:
-    """Every `python -m ROOM ...` in README's code blocks, continuation lines joined; those that are
-    handed on to another command are commands of their own."""
-    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    text = "".join(blocks).replace("\\\n", " ")
-    parts = [part for line in text.splitlines() for part in line.split(" -- ")]
-    return [part for part in parts if "python -m " in part]
-
-
-@pytest.mark.parametrize("command", commands())
-def test_every_command_in_readme_parses(command: str) -> None:
-    """With the real command lines, which exit with 2 at a word they do not know."""
-    import cluster.__main__ as cluster_main
-    import datasets.__main__ as datasets_main
-    import trainers.__main__ as trainers_main
-    import tuning.__main__ as tuning_main
-
-    words = shlex.split(command, comments=True)
-    room, arguments = words[words.index("-m") + 1], words[words.index("-m") + 2 :]
-    parse = {
-        "cluster": cluster_main.parse,
-        "datasets": datasets_main.parse,
-        "trainers": trainers_main.parse,
-        "tuning": tuning_main.parse,
-    }[room]
-    assert parse(arguments) is not None
