@@ -470,7 +470,7 @@ def test_imagenet_weights_come_from_the_cache_of_torch_hub(
 def test_weights_nobody_publishes_are_named(name: str, init: Init, remedy: str):
     config = ModelConfig(backbone=name, init=init)
     message = (
-        rf"model\.init is '{init}': nobody publishes such weights of {name}; {remedy}, or give"
+        rf"model\.init is '{init}': no such weights of {name} are published; {remedy}, or give"
     )
     with pytest.raises(ValueError, match=message):
         pretrained_available(config)

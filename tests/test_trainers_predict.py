@@ -26,8 +26,8 @@ from trainers.evaluation.evaluate import evaluate
 from trainers.inference.config import PredictConfig
 from trainers.inference.inference import (
     IMAGENET_CLASSES,
-    Computer,
     Network,
+    NetworkActor,
     open_network,
     run_inference,
 )
@@ -223,7 +223,7 @@ def test_the_pretrained_head_is_kept(ray_cluster: str, tmp_path: Path) -> None:
     )
     network = open_network(config, keep_head=True)
     image_HWC = draw_image(0, 0, 64)[:, :64]
-    computer = Computer(
+    computer = NetworkActor(
         ray.put(network),
         partial(to_predictions, classes=network.classes, top_k=1000),
         worker_batch_size=1,

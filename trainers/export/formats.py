@@ -1,6 +1,6 @@
-"""What a network can be exported to: how each format is written, and run without the original.
+"""Writes each export format, and loads it back without the original.
 
-ONNX and torch.export take pixels as a camera gives them: normalization is part of the graph.
+ONNX and torch.export graphs take raw pixels: they include the normalization.
 
 B images, S size in pixels, H height, W width, C the channels red, green, blue, K classes.
 """
@@ -33,7 +33,7 @@ Run = Callable[[Tensor], Tensor]
 
 
 class Classifier(nn.Module):
-    """The network with what belongs before it: uint8 images_BHWC -> logits_BK."""
+    """Normalization and network: uint8 images_BHWC -> logits_BK."""
 
     mean_C: Tensor
     std_C: Tensor
@@ -42,7 +42,7 @@ class Classifier(nn.Module):
         """`mean` and `std` of the pixels are on a scale of 0 to 1."""
         super().__init__()
         self.network = network
-        # Buffers: tensors that are made while a graph is traced can't be exported.
+        # Buffers: tensors created while tracing can't be exported.
         self.register_buffer("mean_C", torch.tensor(mean))
         self.register_buffer("std_C", torch.tensor(std))
 
@@ -53,7 +53,7 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What is exported."""
+    """The network to export."""
 
     model: nn.Module
     config: FinetuneConfig
@@ -63,7 +63,7 @@ class Subject:
     dynamic_batch: bool
 
     def describe(self) -> dict[str, Any]:
-        """Return the network, its classes and its pixels: what config.json holds."""
+        """Return the content of config.json: network, classes and pixels."""
         return {
             "backbone": self.config.model.backbone,
             "classes": list(self.classes),
@@ -73,13 +73,13 @@ class Subject:
         }
 
     def metadata(self) -> dict[str, str]:
-        """Return the same for inside of each file: strings of JSON."""
+        """Return the same as strings of JSON, for the metadata of each file."""
         return {name: json.dumps(value) for name, value in self.describe().items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exporter:
-    """One format: how it is written, and how it is run without the original."""
+    """One format."""
 
     file: str
     write: Callable[[Subject], bytes]
@@ -104,7 +104,7 @@ def _load_safetensors(content: bytes) -> Run:
 
 def _trace(subject: Subject) -> torch.export.ExportedProgram:
     size_px = subject.config.ingest.size_px
-    # Two images, as a batch of one would be taken for a constant.
+    # Two images, as a batch size of one would become a constant.
     num_images = 2 if subject.dynamic_batch else 1
     images_BHWC = torch.zeros(num_images, size_px, size_px, 3, dtype=torch.uint8)
     batch = {0: torch.export.Dim("batch", min=1)} if subject.dynamic_batch else None
@@ -148,10 +148,10 @@ EXPORTERS: dict[str, Exporter] = {
 
 
 def require_onnx() -> None:
-    """Refuse in one sentence, before any work, where the optional packages are missing.
+    """Check, before any work, that the optional packages are installed.
 
     Raises:
-        UserError: with the command that installs them.
+        UserError: with the command that installs the missing ones.
     """
     missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:

@@ -1,4 +1,4 @@
-"""Options of `predict` and `features`: facts only, standard library alone."""
+"""Options of `predict` and `features`."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -20,7 +20,7 @@ class InferenceConfig:
     run: Annotated[str | None, URI] = None
     """Run folder of a training, whose best network is used. Else: --backbone."""
     backbone: str | None = None
-    """A pretrained network instead of a run: a name in trainers.backbones.BACKBONES."""
+    """A pretrained network instead of a run: a name of `python -m trainers zoo`."""
     init: Literal["imagenet", "imagenet_v1", "imagenet_v2", "file"] | None = None
     """Where the weights of --backbone come from; default imagenet, or file with --weights."""
     weights: Annotated[str | None, URI] = None
@@ -57,7 +57,7 @@ class InferenceConfig:
                 getattr(self, name),
                 "the run has its own: leave it out, or give --backbone instead of --run",
             )
-        require_between("size_px", self.size_px, 1, max(SIZES_PX))  # the network may want more
+        require_between("size_px", self.size_px, 1, max(SIZES_PX))  # the network may need more
         require_at_least("batch_size", self.batch_size, 1)
         require_at_least("num_workers", self.num_workers, 1)
 
@@ -74,7 +74,7 @@ class PredictConfig(InferenceConfig):
           --weights mobilenet_v2_imagenet.pth --normalization half --out s3://bucket/predicted
 
     OUT/predictions holds path, class, probability, top_classes and top_probabilities;
-    OUT/predictions_bad_images.parquet path and reason of each image that can't be looked at;
+    OUT/predictions_bad_images.parquet path and reason of each unreadable image;
     OUT/predictions_summary.json is written last.
     """
 
@@ -103,14 +103,14 @@ class FeaturesConfig(InferenceConfig):
     include_top=False is --stage block5 --pooling none for VGG, --stage conv3 for AlexNet.
 
     OUT/features holds path and features, a list of fixed size; OUT/features_bad_images.parquet path
-    and reason of each image that can't be looked at; OUT/features_summary.json is written last.
+    and reason of each unreadable image; OUT/features_summary.json is written last.
     """
 
     stage: str | None = None
     """Its name, or its number counted from 1 at the input; default the last, before the head (of
     VGG and AlexNet: the hidden dense layers, 4096 features)."""
     pooling: Pooling = "avg"
-    """What becomes of a feature map, as Keras' `pooling`: its average or maximum over places, or
+    """How a feature map is pooled, as Keras' `pooling`: its average or maximum over positions, or
     none: all of it, in the order channel, row, column."""
     half: bool = False
     """Write 16-bit floats: half the bytes, three digits."""

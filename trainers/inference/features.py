@@ -1,6 +1,6 @@
-"""What a stage of a network makes of photographs: feature vectors, as Parquet.
+"""Extracts the features of a network's stage from photographs, and writes them as Parquet.
 
-B images, C channels, H x W places of a feature map, D features.
+B images, C channels, H x W positions of a feature map, D features.
 """
 
 from dataclasses import replace
@@ -19,7 +19,7 @@ from trainers.networks.backbones import find
 
 
 class _Reached(Exception):
-    """Carries a stage's output out of the forward pass; what comes after is never computed."""
+    """Carries a stage's output out of the forward pass; later modules are not computed."""
 
     def __init__(self, output: Tensor) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class StageFeatures(nn.Module):
         super().__init__()
         self.network = network
         self.module = dict(find(backbone).stages)[stage][-1]
-        self.then = find(backbone).then.get(self.module, nn.Identity())
+        self.activation = find(backbone).activations.get(self.module, nn.Identity())
         self.pooling: Pooling = pooling
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ class StageFeatures(nn.Module):
         try:
             self.network(images_BCHW)
         except _Reached as reached:
-            return pool(self.then(reached.output), self.pooling)
+            return pool(self.activation(reached.output), self.pooling)
         finally:
             hook.remove()
         raise AssertionError(f"the forward pass calls {self.module}")
@@ -83,14 +83,14 @@ def find_stage(backbone_name: str, stage: str | None) -> str:
 
 
 def to_features(features_BD: Tensor, *, half: bool) -> dict[str, pa.Array]:
-    """Turn features into one column of lists of fixed size."""
+    """Return one column of lists of fixed size."""
     values = features_BD.numpy().astype(np.float16 if half else np.float32, copy=False).ravel()
     lists = pa.FixedSizeListArray.from_arrays(pa.array(values), features_BD.shape[1])
     return {"features": lists}
 
 
 def open_stage(config: FeaturesConfig) -> tuple[Network, str]:
-    """Load the network that `config` names up to its stage, and return that stage's name.
+    """Load a network up to its stage; also return the stage's name.
 
     Raises:
         UserError: as `open_network` and `find_stage`.
@@ -98,7 +98,7 @@ def open_stage(config: FeaturesConfig) -> tuple[Network, str]:
     network = open_network(config, keep_head=False)
     backbone = network.config.model.backbone
     stage = find_stage(backbone, config.stage)
-    # A class bears rounding, a distance between features needs its digits: no autocast on GPUs.
+    # Distances between features need all digits: no autocast on GPUs.
     compute = replace(network.config.compute, precision="fp32")
     staged = replace(
         network,
@@ -110,7 +110,7 @@ def open_stage(config: FeaturesConfig) -> tuple[Network, str]:
 
 
 def run_features(config: FeaturesConfig) -> None:
-    """Extract features, and print their size and where they are."""
+    """Extract features, and print their size and URI."""
     network, stage = open_stage(config)
     size_px = network.config.ingest.size_px
     with torch.inference_mode():

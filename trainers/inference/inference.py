@@ -1,4 +1,4 @@
-"""A network to look at images with: of a run, or as it was published; and its place in an actor.
+"""Runs a network of a run, or a published one, on any images in actors of Ray.
 
 B images, S size in pixels, H height, W width, C channels, K outputs.
 """
@@ -43,20 +43,20 @@ ToColumns = Callable[[Tensor], dict[str, pa.Array]]
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """A network in eval mode on the CPU, and what it was trained with."""
+    """A network in eval mode on the CPU, and its training config."""
 
     model: nn.Module
     config: FinetuneConfig
     classes: tuple[str, ...]
     origin: str
-    """Where it comes from, for people."""
+    """For messages."""
 
 
 def open_network(config: InferenceConfig, *, keep_head: bool) -> Network:
     """Load the network that `config` names.
 
     Args:
-        keep_head: whether pretrained weights must bring the head for ImageNet's classes.
+        keep_head: whether pretrained weights must include the head for ImageNet's classes.
 
     Raises:
         UserError: where there is no such run, or no such weights, or `size_px` is too small.
@@ -90,19 +90,19 @@ def _open_pretrained(config: InferenceConfig, *, keep_head: bool) -> Network:
     report = initialize(model, chosen, seed=0)
     needed = (*backbone.stages, ("head", (backbone.head,) if keep_head else ()))
     modules = tuple(f"{module}." for _, of_stage in needed for module in of_stage)
-    drawn = [
+    missing = [
         name
         for name in (*report.replaced, *report.missing)
-        # Files of torch before 0.4.1 lack the counters, which only training looks at.
+        # Files of torch before 0.4.1 lack these counters, which only training reads.
         if name.startswith(modules) and not name.endswith(".num_batches_tracked")
     ]
     require(
-        not drawn,
+        not missing,
         "weights",
         config.weights,
-        f"it has no {drawn[:1]} that fits {chosen.backbone} with ImageNet's "
-        f"{len(IMAGENET_CLASSES)} classes; give the published weights, or --run for what Thaw has "
-        "trained",
+        f"it has no {missing[:1]} that fits {chosen.backbone} with ImageNet's "
+        f"{len(IMAGENET_CLASSES)} classes; give the published weights, or --run for a network that "
+        "Thaw has trained",
     )
     return Network(
         model=model.eval(),
@@ -112,8 +112,8 @@ def _open_pretrained(config: InferenceConfig, *, keep_head: bool) -> Network:
     )
 
 
-class Computer:
-    """Turns pixels into columns on the device of its process, an actor's, a batch at a time."""
+class NetworkActor:
+    """Holds the network on the device of its actor, and turns images into columns in batches."""
 
     def __init__(
         self,
@@ -151,20 +151,20 @@ def run_inference(
     row_bytes: int,
     facts: dict[str, Any],
 ) -> Outcome:
-    """Send the images through the network into OUT/`name`, on the cluster; print how it went.
+    """Run the network on the images on the cluster; write OUT/`name` and print a summary.
 
     Args:
         row_bytes, facts: as of `infer`.
 
     Raises:
-        UserError: where there are no images, or the cluster lacks what was asked for.
+        UserError: where there are no images, or the cluster lacks the requested resources.
     """
     images, out = storage.absolute(config.images, "images"), storage.absolute(config.out, "out")
     require(
         not lies_in(out, images),
         "out",
         out,
-        f"it lies in the images {images!r}, where results would pass for images; write elsewhere",
+        f"it is in the images {images!r}, where results would be read as images; write elsewhere",
     )
     collection = list_images(images, split=config.split, image_column=config.image_column)
     resources = connect(config.address)
@@ -176,12 +176,12 @@ def run_inference(
         f"{network.origin}: {len(collection.references)} {collection.kind} at {images}, "
         f"{size_px} px -> {out}"
     )
-    held = ray.put(network)
+    network_ref = ray.put(network)
     outcome = infer(
         collection,
         partial(
-            Computer,
-            held,
+            NetworkActor,
+            network_ref,
             to_columns,
             worker_batch_size=config.batch_size,
             threads=plan.threads_per_worker,

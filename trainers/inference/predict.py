@@ -1,4 +1,4 @@
-"""What a network sees on photographs: the classes it holds likely, as Parquet."""
+"""Classifies photographs, and writes the likeliest classes as Parquet."""
 
 from functools import partial
 
@@ -18,7 +18,7 @@ _NUM_SHOWN = 5
 def to_predictions(
     logits_BK: Tensor, *, classes: tuple[str, ...], top_k: int
 ) -> dict[str, pa.Array]:
-    """Turn logits into columns: the likeliest class, its probability, and both for the `top_k`."""
+    """Return columns of the likeliest class, its probability, and both for the `top_k`."""
     k = min(top_k, len(classes))
     top_Bk = logits_BK.softmax(dim=1).topk(k)
     names_Bk = np.array(classes, object)[top_Bk.indices.numpy()]
@@ -34,7 +34,7 @@ def to_predictions(
 
 
 def run_predict(config: PredictConfig) -> None:
-    """Predict, and print the first predictions and the counts."""
+    """Predict, and print counts and the first predictions."""
     network = open_network(config, keep_head=True)
     outcome = run_inference(
         config,

@@ -1,4 +1,4 @@
-"""The frozen prefix of a training as a computation of its own, and its place in an actor.
+"""Computes the features behind a training's frozen stages, in actors of Ray.
 
 N images, S size in pixels.
 """
@@ -27,13 +27,13 @@ from trainers.step import StepSettings, to_inputs
 logger = logging.getLogger(__name__)
 
 CPU_BATCH_SIZE, GPU_BATCH_SIZE = 8, 128
-"""Images computed at once. A CPU's caches hold few: MobileNetV2 runs at 205 images/s in batches of
-8 on two cores, at 57 in batches of 64."""
+"""Images per forward pass. A CPU's caches hold few: on two cores MobileNetV2 runs at 205 images/s in
+batches of 8, at 57 in batches of 64."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenNetwork:
-    """A network at its start, in eval mode on the CPU."""
+    """A training's initial network, in eval mode on the CPU."""
 
     config: FinetuneConfig
     model: nn.Module
@@ -41,11 +41,11 @@ class FrozenNetwork:
     """Average the maps of each stage: features for linear probes, not for training on."""
 
     def tensors(self, depth: int) -> dict[str, Tensor]:
-        """What the first `depth` stages hold."""
+        """Return the tensors of the first `depth` stages."""
         return before(self.model.state_dict(), self.config.model.backbone, depth)
 
     def describe(self, depth: int, *, use_gpu: bool) -> dict[str, Any]:
-        """Return all that decides what the features behind a depth are, JSON-safe."""
+        """Return all that the features behind a depth depend on, JSON-safe."""
         settings = step_settings(self.config, torch.device("cuda" if use_gpu else "cpu"))
         stage, _ = find(self.config.model.backbone).stages[depth - 1]
         return {
@@ -89,13 +89,13 @@ def _fold(graph: fx.GraphModule) -> nn.Module:
     """Fold BatchNorm into the convolutions before it: MobileNetV2 is 1.6 times faster on a CPU."""
     try:
         return fuse(graph)
-    except Exception as error:  # some block's forward pass does what a symbol can't
+    except Exception as error:  # any error of a forward pass on symbols
         logger.info("BatchNorm is not folded: %s", error)
         return graph
 
 
-class PrefixComputer:
-    """Turns uint8 images_NSSC into float32 features of some depths, on its process' device."""
+class PrefixActor:
+    """Turns uint8 images_NSSC into float32 features of some depths on the device of its actor."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class PrefixComputer:
 
 
 def open_frozen(config: FinetuneConfig, num_classes: int, *, pooled: bool = False) -> FrozenNetwork:
-    """Load a training's network as it starts.
+    """Load a training's initial network.
 
     Raises:
         UserError: where its weights can't be read.

@@ -1,5 +1,5 @@
-"""The networks: LeNet-5, AlexNet, and every row of the Keras Applications table but NASNetMobile,
-which neither torchvision nor timm has. families.py tells how they divide into stages.
+"""The backbones: LeNet-5, AlexNet, and every row of the Keras Applications table but NASNetMobile,
+which neither torchvision nor timm has. families.py divides them into stages.
 """
 
 from functools import cache
@@ -112,7 +112,7 @@ BACKBONES: dict[str, Backbone] = {**_torchvision(), "lenet5": families.lenet5(),
 
 
 def find(name: str) -> Backbone:
-    """Look a backbone up.
+    """Return a backbone by its name.
 
     Raises:
         UserError: for an unknown name, with the names to choose from.
@@ -128,12 +128,12 @@ def build(name: str, num_classes: int) -> nn.Module:
     Raises:
         UserError: for an unknown name, or one of timm's where timm is not installed.
     """
-    with torch.random.fork_rng(devices=[]):  # libraries draw weights nobody will see
+    with torch.random.fork_rng(devices=[]):  # libraries draw weights that will be replaced
         return find(name).build(num_classes=num_classes)
 
 
 def on_meta(name: str, num_classes: int) -> nn.Module:
-    """Build a network in eval mode whose tensors have shapes, but neither memory nor work."""
+    """Build a network in eval mode on the meta device: shapes without memory or computation."""
     with torch.device("meta"):
         return build(name, num_classes).eval()
 
@@ -141,10 +141,10 @@ def on_meta(name: str, num_classes: int) -> nn.Module:
 def require_size(
     name: str, size_px: int, *, field: str = "size_px", training: bool = False
 ) -> None:
-    """Refuse images that shrink to nothing on their way through a network.
+    """Refuse images that are too small for a network.
 
     Args:
-        field: what the sentence blames.
+        field: its name in the error.
         training: whether an auxiliary head must take them as well.
 
     Raises:
@@ -170,5 +170,5 @@ def _takes_size(name: str, size_px: int, training: bool) -> bool:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the network itself where `model` is its DDP wrapper."""
+    """Return the network inside a DDP wrapper."""
     return model.module if isinstance(model, DistributedDataParallel) else model

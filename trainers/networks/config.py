@@ -1,4 +1,4 @@
-"""Options of `zoo`: facts only, standard library alone."""
+"""Options of `zoo`."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -20,7 +20,7 @@ class ZooConfig:
     classes: int = 1000
     """Outputs of the head, which counts in size and parameters."""
     names: tuple[str, ...] = ()
-    """Networks to tell about; default: all. Timing them all takes minutes."""
+    """Networks to list; default: all. Timing them all takes minutes."""
     time: bool = True
     """Time an inference step of each: on the CPU, and on the GPU where there is one."""
     batch_size: int = 1

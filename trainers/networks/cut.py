@@ -1,9 +1,9 @@
-"""A network cut in two: the frozen prefix, computed once, and what a trial trains on its features.
+"""Cuts a network into its frozen prefix, computed once, and the suffix that trials train.
 
-The cut lies as late as the stages allow: past pooling and flattening, where features are smallest,
-before the first layer that trains or draws random numbers. It is made in torch.fx's graph of the
-network's own forward pass, in which stages and heads are black boxes: what the rest still needs of
-the images shows in that graph, so a network that can't be cut there is refused, never cut wrongly.
+The cut is after the frozen stages' pooling and flattening, where features are smallest, and before
+the next layer that trains or draws random numbers. It is made in torch.fx's graph of the forward
+pass, whose leaf modules are the stages' modules. The graph shows whether the suffix needs anything
+but the prefix's output: such a network is refused.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from trainers.networks.backbones import Backbone, find
 
 
 class _StageTracer(fx.Tracer):
-    """Traces the forward pass of a network down to the modules its stages are made of."""
+    """Traces a forward pass down to the modules of the stages."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -30,21 +30,21 @@ class _StageTracer(fx.Tracer):
 
 
 class Suffix(nn.Module):
-    """What follows the cut: features_B... -> what the network returns for their images.
+    """The network after the cut: features_B... -> the network's output.
 
-    Shares its modules with the network, whose parameters train and whose mode it follows.
+    Shares its modules, parameters and train mode with the network.
     """
 
     def __init__(self, network: nn.Module, backbone_name: str, depth: int) -> None:
         """Cut `network` behind its first `depth` stages.
 
         Raises:
-            UserError: where the rest needs more of the images than the output of that stage.
+            UserError: where the suffix needs more than the output of that stage.
         """
         super().__init__()
         self.network = network
         was_training = network.training
-        # An auxiliary head is part of the forward pass in training alone.
+        # An auxiliary head is part of the forward pass only in train mode.
         self._graphs = {
             mode: _cut_suffix(network.train(mode), backbone_name, depth) for mode in (True, False)
         }
@@ -57,7 +57,7 @@ class Suffix(nn.Module):
 def build_prefix(network: nn.Module, backbone_name: str, depths: Sequence[int]) -> fx.GraphModule:
     """Return images_BCHW -> a tuple of the features behind each of `depths` stages, in one pass.
 
-    Call it in eval mode: frozen stages compute what they did in pretraining.
+    Call it in eval mode, as frozen stages are.
 
     Raises:
         UserError: where the network can't be cut.
@@ -86,7 +86,7 @@ def _cut_suffix(network: nn.Module, backbone_name: str, depth: int) -> fx.GraphM
 
 
 def _simplify(traced: fx.GraphModule) -> fx.GraphModule:
-    """Drop what the output does not need; modules that change themselves as well (BatchNorm)."""
+    """Remove nodes that the output does not need, modules with state (BatchNorm) included."""
     traced.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
     traced.recompile()
     return traced
@@ -95,17 +95,17 @@ def _simplify(traced: fx.GraphModule) -> fx.GraphModule:
 def _trace(
     network: nn.Module, backbone_name: str, depths: Sequence[int]
 ) -> tuple[fx.GraphModule, list[fx.Node]]:
-    """Return a network's forward pass as a graph, and the node that each depth's features are."""
+    """Return a network's forward pass as a graph, and the node of each depth's features."""
     backbone = find(backbone_name)
     try:
         traced = fx.GraphModule(network, _StageTracer(backbone).trace(network))
-    except Exception as error:  # whatever a forward pass does that a symbol can't
+    except Exception as error:  # any error of a forward pass on symbols
         raise UserError(f"{backbone_name} can't be cut: it can't be traced ({error})") from error
     return traced, [_find_cut(network, traced.graph, backbone, depth) for depth in depths]
 
 
 def _find_cut(network: nn.Module, graph: fx.Graph, backbone: Backbone, depth: int) -> fx.Node:
-    """Walk from the last module of a stage to where its features are smallest."""
+    """Follow the output of a stage's last module to where it is smallest."""
     last = backbone.stages[depth - 1][1][-1]
     node = next(n for n in graph.nodes if n.op == "call_module" and n.target == last)
     while len(node.users) == 1:
@@ -126,12 +126,12 @@ def _is_fixed(network: nn.Module, node: fx.Node) -> bool:
 
 
 def behind(tensors: dict[str, Tensor], backbone_name: str, depth: int) -> dict[str, Tensor]:
-    """Choose the tensors of a state dict that lie behind the first `depth` stages."""
+    """Return the tensors of a state dict after the first `depth` stages, heads included."""
     stage_of = find(backbone_name).stage_of
     return {name: tensor for name, tensor in tensors.items() if stage_of(name) >= depth}
 
 
 def before(tensors: dict[str, Tensor], backbone_name: str, depth: int) -> dict[str, Tensor]:
-    """Choose the tensors of a state dict that lie in the first `depth` stages."""
+    """Return the tensors of a state dict in the first `depth` stages."""
     stage_of = find(backbone_name).stage_of
     return {name: tensor for name, tensor in tensors.items() if stage_of(name) < depth}

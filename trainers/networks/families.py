@@ -1,9 +1,9 @@
-"""How each family of networks divides into stages, from the input to the features.
+"""The stages of each family of networks, from the input to the features.
 
-The rule: the stem is one stage, whatever it reduces; from there a new stage begins at each
-reduction of the resolution, and where the family's paper begins another group of blocks. Hidden
-dense layers (AlexNet, VGG) are a stage; the last layer alone is the head, with what normalizes the
-averaged features (ConvNeXt). Normalization of the last group's maps belongs to the last stage.
+The stem is one stage. From there a new stage begins at each reduction of the resolution, and where
+the family's paper begins another group of blocks. Hidden dense layers (AlexNet, VGG) are a stage.
+The head is the last layer and the normalization of averaged features (ConvNeXt); normalization of
+the last group's maps belongs to the last stage.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,21 +30,21 @@ class Backbone:
     build: Callable[..., nn.Module]
     """num_classes -> the network."""
     source: Literal["torchvision", "timm", "thaw"]
-    """Whose code it is."""
+    """The library that implements it."""
     stages: tuple[Stage, ...]
-    """From the input to the features; together with the heads they hold every tensor once."""
+    """From the input to the features; each tensor is in one stage or head."""
     head: str
     """The module that turns features into logits_BK; never frozen."""
     aux: str | None = None
     """An auxiliary head, never frozen. In train mode such a network returns torchvision's
     InceptionOutputs: logits_BK, and the auxiliary head's."""
-    then: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
-    """By the last module of a stage: what the network makes of its output before anything sees it,
-    where no module of the stage does."""
+    activations: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    """By the last module of a stage: the function, not a module, that the network applies to its
+    output."""
     published: Mapping[str, Published] = field(default_factory=dict)
-    """Its ImageNet weights by `model.init`; none where nobody offers any."""
+    """Its ImageNet weights by `model.init`; empty where none are published."""
     normalization: Normalization = "imagenet"
-    """A name in config.NORMALIZATIONS: what the published weights were trained with."""
+    """A name in config.NORMALIZATIONS: that of the published weights."""
     size_px: int = 224
     """Height and width of an image where the published accuracy was measured."""
 
@@ -52,7 +52,7 @@ class Backbone:
         """Return the stage index of a parameter or buffer, `len(stages)` for a head.
 
         Raises:
-            KeyError: for a name that lies in no stage.
+            KeyError: for a name in no stage.
         """
         heads = ("heads", (self.head, self.aux or self.head))
         for index, (_, modules) in enumerate((*self.stages, heads)):
@@ -78,7 +78,7 @@ def _from_torchvision(
     head: str,
     *,
     aux: str | None = None,
-    then: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+    activations: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
     normalization: Normalization | None = None,
     **options: Any,
 ) -> Backbone:
@@ -90,7 +90,7 @@ def _from_torchvision(
         stages=stages,
         head=head,
         aux=aux,
-        then=then or {},
+        activations=activations or {},
         published=from_torchvision(name),
         normalization=normalization or trained_with,
         size_px=recipe["crop_size"],
@@ -104,7 +104,7 @@ def lenet5() -> Backbone:
         source="thaw",
         stages=stages,
         head="head",
-        then=dict.fromkeys(("conv1", "conv2", "dense2"), torch.tanh),
+        activations=dict.fromkeys(("conv1", "conv2", "dense2"), torch.tanh),
         size_px=32,
     )
 
@@ -135,7 +135,8 @@ def densenet(name: str) -> Backbone:
         ("block3", ("features.transition2", "features.denseblock3")),
         ("block4", ("features.transition3", "features.denseblock4", "features.norm5")),
     )
-    return _from_torchvision(name, stages, "classifier", then={"features.norm5": F.relu})
+    activations = {"features.norm5": F.relu}
+    return _from_torchvision(name, stages, "classifier", activations=activations)
 
 
 def inception_v3() -> Backbone:
@@ -153,8 +154,7 @@ def inception_v3() -> Backbone:
         stages,
         "fc",
         aux="AuxLogits",
-        # Its ImageNet recipe goes through `transform_input`, which makes `half` of `imagenet`:
-        # that stays off here, so the pixels must come as the weights know them.
+        # torchvision converts `imagenet` to `half` in `transform_input`, which is off here.
         normalization="half",
         transform_input=False,
         init_weights=False,  # `initialize` draws them
@@ -229,6 +229,6 @@ def nasnet_large(**facts: Any) -> Backbone:
         ("cells2", ("reduction_cell_0", *cells[1])),
         ("cells3", ("reduction_cell_1", *cells[2], "act")),
     )
-    # Whatever reads a cell's output begins with ReLU.
-    then = dict.fromkeys(("cell_stem_1", "cell_5", "cell_11"), F.relu)
-    return _from_timm("nasnet_large", "nasnetalarge", stages, "last_linear", then=then, **facts)
+    # The next cell begins with ReLU.
+    facts["activations"] = dict.fromkeys(("cell_stem_1", "cell_5", "cell_11"), F.relu)
+    return _from_timm("nasnet_large", "nasnetalarge", stages, "last_linear", **facts)

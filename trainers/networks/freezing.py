@@ -1,4 +1,4 @@
-"""Freeze depth: how many stages, counted from the input, keep their weights and statistics."""
+"""Freeze depth: the number of frozen stages, counted from the input."""
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
@@ -28,19 +28,19 @@ def resolve_depth(backbone: str, depth: FreezeDepth) -> int:
 
 
 def count_frozen(config: ModelConfig) -> int:
-    """Return how many stages a network keeps frozen; raises as `resolve_depth`."""
+    """Return the number of frozen stages; raises as `resolve_depth`."""
     return resolve_depth(config.backbone, config.freeze_depth)
 
 
 def is_head_only(config: ModelConfig) -> bool:
-    """Tell whether every stage is frozen, so that only the head trains."""
+    """Whether every stage is frozen and only the head trains."""
     return count_frozen(config) == len(find(config.backbone).stages)
 
 
 def freeze(model: nn.Module, backbone_name: str, depth: int) -> None:
-    """Let exactly the stages from `depth` on, and the head, require gradients.
+    """Set `requires_grad` of the stages from `depth` on and the head, and unset all others.
 
-    Call it before DDP wraps the model: DDP looks at `requires_grad` once.
+    Call it before DDP wraps the model, which reads `requires_grad` once.
     """
     backbone = find(backbone_name)
     for name, parameter in model.named_parameters():
@@ -52,8 +52,8 @@ def train_mode(
 ) -> None:
     """Put the model in train mode and its first `depth` stages in eval mode.
 
-    A frozen stage computes what it did in pretraining: its BatchNorm uses and keeps its statistics,
-    its dropout is off. `freeze_batchnorm` keeps those of all stages.
+    BatchNorm of a frozen stage uses and keeps its statistics, and its dropout is off.
+    `freeze_batchnorm` keeps the statistics of all stages.
     """
     model.train()
     network = unwrap(model)
@@ -67,5 +67,5 @@ def train_mode(
 
 
 def has_live_batchnorm(model: nn.Module) -> bool:
-    """Tell whether a training step changes statistics, as `train_mode` has left the model."""
+    """Whether a training step changes BatchNorm statistics, after `train_mode`."""
     return any(isinstance(module, BatchNorm) and module.training for module in model.modules())

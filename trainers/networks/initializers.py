@@ -1,4 +1,4 @@
-"""Where weights start: ImageNet, a file, or a distribution drawn from a seed."""
+"""Initial weights: ImageNet's, a file's, or drawn from a seed."""
 
 import http.client
 import re
@@ -35,27 +35,24 @@ INITIALIZERS: dict[str, Callable[[Tensor], Any]] = {
     "orthogonal": nn.init.orthogonal_,
     "zeros": nn.init.zeros_,  # kept as a lesson: it does not learn
 }
-"""How the weights of convolutions and linear layers are drawn; their biases are zero, and what is
-neither, such as ConvNeXt's layer scale, keeps the start its network gives it."""
+"""Draw the weights of convolutions and linear layers; their biases are zero. Other tensors, such as
+ConvNeXt's layer scale, keep the network's own initial values."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadReport:
-    """What became of the tensors of a file; all empty for a random initialization.
-
-    `asdict` lists every one of them, `str` counts them and names the first.
-    """
+    """Result of loading a file, by tensor names; all empty for a random initialization."""
 
     loaded: tuple[str, ...] = ()
     replaced: tuple[str, ...] = ()
-    """The heads of another number of classes: left out, drawn anew."""
+    """Of heads of another number of classes: not loaded, initialized randomly."""
     missing: tuple[str, ...] = ()
-    """Tensors of the model the file lacks: drawn anew."""
+    """In the model, not in the file: initialized randomly."""
     unexpected: tuple[str, ...] = ()
-    """Tensors of the file the model lacks."""
+    """In the file, not in the model."""
 
     def __str__(self) -> str:
-        """Counts, and the first names of what did not simply load."""
+        """Return counts, and the first names of tensors that were not loaded."""
         return (
             f"{len(self.loaded)} tensors loaded; "
             f"{len(self.replaced)} of a head replaced{_first(self.replaced)}; "
@@ -71,15 +68,15 @@ def _first(names: tuple[str, ...]) -> str:
 
 
 def initialize(model: nn.Module, config: ModelConfig, *, seed: int) -> LoadReport:
-    """Give every tensor of a model on the CPU its start; the same seed gives the same tensors.
+    """Initialize a model on the CPU; the same seed gives the same tensors.
 
     A random initialization draws all convolutions and linear layers, the heads included, and resets
-    normalization (weight 1, bias 0). A pretrained one loads what fits; a head of another number
-    of classes, and any module the file lacks, gets torch's default initialization from the seed.
-    The global random state stays as it was.
+    normalization (weight 1, bias 0). A pretrained one loads tensors that fit; a head of another
+    number of classes, and modules that the file lacks, get torch's default initialization from the
+    seed. The global random state is unchanged.
 
     Raises:
-        UserError: for weights that cannot be read, or belong to another network.
+        UserError: for weights that can't be read, or belong to another network.
     """
     with _seeded(seed):
         if config.init in RANDOM:
@@ -92,7 +89,7 @@ def initialize(model: nn.Module, config: ModelConfig, *, seed: int) -> LoadRepor
 
 
 def head_tensors(model: nn.Module, backbone_name: str) -> dict[str, Tensor]:
-    """Return the tensors of a network's heads: what `model.head` can name a file of."""
+    """Return the tensors of a network's heads: the content of a file for `model.head`."""
     backbone = find(backbone_name)
     return {
         name: tensor.contiguous()
@@ -121,13 +118,12 @@ def _load_head(model: nn.Module, config: ModelConfig) -> None:
 
 
 def pretrained_available(config: ModelConfig) -> str | None:
-    """Return None where the weights of `config` can be had, else one sentence that says why not.
+    """Return None where the weights of `config` are available, else the reason in one sentence.
 
-    Looks for the given file, then the publisher's cache, then asks the server, and downloads
-    nothing.
+    Looks for the file, then in the cache, then asks the server; downloads nothing.
 
     Raises:
-        UserError: where nobody publishes what `config.init` names.
+        UserError: where no weights `config.init` are published.
     """
     if config.init in RANDOM:
         return None
@@ -144,7 +140,7 @@ def pretrained_available(config: ModelConfig) -> str | None:
         urllib.request.urlopen(request, timeout=CONNECT_TIMEOUT_S).close()
     except (OSError, http.client.HTTPException) as error:
         return (
-            f"ImageNet weights of {config.backbone} cannot be downloaded from {published.url} "
+            f"ImageNet weights of {config.backbone} can't be downloaded from {published.url} "
             f"({error})"
         )
     return None
@@ -168,18 +164,17 @@ def _draw(model: nn.Module, draw: Callable[[Tensor], Any]) -> None:
 
 
 def _reset(module: nn.Module) -> None:
-    """Give a layer torch's default initialization; containers have none of their own."""
+    """Give a layer torch's default initialization; containers have none."""
     if callable(reset := getattr(module, "reset_parameters", None)):
         reset()
 
 
 def _published(config: ModelConfig) -> Published:
-    """Return the weights that are published under `config.init`."""
     published = find(config.backbone).published
     if config.init not in published:
         remedy = f"use {' or '.join(published)}" if published else "use a random one such as he"
         raise UserError(
-            f"model.init is {config.init!r}: nobody publishes such weights of {config.backbone}; "
+            f"model.init is {config.init!r}: no such weights of {config.backbone} are published; "
             f"{remedy}, or give a file with --init file --weights URI"
         )
     return published[config.init]
@@ -191,7 +186,7 @@ def _read_pretrained(config: ModelConfig) -> dict[str, Tensor]:
 
 
 def _weights_file(uri: str) -> str:
-    """Return the file `uri` means: itself, or the weights of a checkpoint folder."""
+    """Return `uri`, or the weights in it where it is a checkpoint folder."""
     filesystem, path = storage.resolve(uri)
     with storage.explaining(uri):
         is_folder = filesystem.get_file_info(path).type == fs.FileType.Directory
@@ -199,7 +194,7 @@ def _weights_file(uri: str) -> str:
 
 
 def _read_state_dict(uri: str) -> dict[str, Tensor]:
-    """Read a file's tensors by name, without what training scripts wrap around them."""
+    """Read a file's tensors by name, unwrapped from what training scripts save them in."""
     file = _weights_file(uri)
     try:
         content = read_weights(file)
@@ -223,10 +218,10 @@ def _read_state_dict(uri: str) -> dict[str, Tensor]:
 
 
 def read_weights(uri: str) -> bytes:
-    """Read a file of weights, unless it is larger than those of any network.
+    """Read a file of weights.
 
     Raises:
-        FileNotFoundError: where there is none.
+        FileNotFoundError: where it does not exist.
         UserError: for a file of more than MAX_WEIGHTS_BYTES.
     """
     filesystem, path = storage.resolve(uri)

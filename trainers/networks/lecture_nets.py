@@ -1,4 +1,4 @@
-"""LeNet-5, the lecture's first network; torchvision has no copy of it."""
+"""LeNet-5, the lecture's first network, which torchvision lacks."""
 
 import torch
 import torch.nn.functional as F
@@ -8,9 +8,9 @@ from torch import Tensor, nn
 class LeNet5(nn.Module):
     """Two convolutions and three dense layers, tanh between them (LeCun et al., 1998).
 
-    The original reads one channel of 32x32 pixels; this one RGB of 32x32 or more, which an adaptive
-    pooling brings to the 5x5 that 32 pixels give. Its layers are fully connected, and its output is
-    linear where the original compares with drawn digits.
+    The original takes one channel of 32x32 pixels; this one takes RGB of 32x32 or more, pooled to
+    the 5x5 maps of 32 pixels. Its second convolution has all connections, and its output is linear
+    where the original compares with drawn digits.
     """
 
     def __init__(self, num_classes: int) -> None:

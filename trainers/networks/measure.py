@@ -1,4 +1,4 @@
-"""What a network weighs, how deep it is and how long a step takes; its weights don't matter.
+"""Parameters, bytes, depth and inference time of a network, whatever its weights.
 
 B images, H x W pixels, C channels.
 """
@@ -17,7 +17,7 @@ from trainers.networks.backbones import on_meta
 
 WEIGHTED = (F.conv1d, F.conv2d, F.conv3d, F.linear)
 NUM_WARMUPS, MIN_STEPS, MIN_S = 2, 5, 1.0
-"""Steps before the timed ones; at least how many are timed, and for how long."""
+"""Steps before the timed ones; minimum of timed steps, and of seconds timed."""
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -30,7 +30,7 @@ def count_bytes(model: nn.Module) -> int:
 
 
 class _Depth(TorchFunctionMode):
-    """Notes on each tensor how many weighted layers the longest way to it has passed."""
+    """Sets `depth` of each tensor: weighted layers on the longest path to it."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -45,9 +45,9 @@ class _Depth(TorchFunctionMode):
 
 
 def measure_depth(model: nn.Module, size_px: int) -> int:
-    """Count the convolutions and dense layers on the longest way from the image to the logits.
+    """Count the convolutions and dense layers on the longest path from the image to the logits.
 
-    The numbers in names count the same: 50 for ResNet50, 16 for VGG16, 121 for DenseNet121.
+    It is the number in the name: 50 for ResNet50, 16 for VGG16, 121 for DenseNet121.
 
     Args:
         model: in eval mode, on the meta device.
@@ -58,7 +58,7 @@ def measure_depth(model: nn.Module, size_px: int) -> int:
 
 
 def describe_devices() -> str:
-    """Name what `time_step` computes on."""
+    """Return the names of the devices of `time_step`."""
     devices = [f"{torch.get_num_threads()} CPU threads"]
     if torch.cuda.is_available():
         devices.append(torch.cuda.get_device_name())
@@ -68,11 +68,9 @@ def describe_devices() -> str:
 def time_step(
     name: str, num_classes: int, shape_BCHW: tuple[int, int, int, int]
 ) -> dict[str, float]:
-    """Return the median milliseconds of an inference step in float32 by device: cpu, and cuda
-    where there is one.
+    """Return the median milliseconds of a float32 inference step by device: cpu, and cuda if any.
 
-    All weights are zero: dense kernels take as long as with others, and no number is so small that
-    it would slow a CPU down.
+    All weights are zero: dense kernels take as long as with others, without slow denormal numbers.
     """
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     times_ms = {}

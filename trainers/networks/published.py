@@ -1,7 +1,4 @@
-"""ImageNet weights that somebody offers for download: torchvision's, and timm's.
-
-timm is an optional extra: what needs it imports it when it is called.
-"""
+"""Published ImageNet weights: torchvision's, and timm's. timm is optional, imported where used."""
 
 import importlib
 from collections.abc import Callable
@@ -19,7 +16,7 @@ from cluster.io.errors import UserError
 
 TIMM = "timm>=1.0.31,<2"  # as the extra `zoo` in pyproject.toml
 HUB_FILE = "model.safetensors"
-OFFERED = ("IMAGENET1K_V1", "IMAGENET1K_V2")
+VERSIONS = ("IMAGENET1K_V1", "IMAGENET1K_V2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,14 +24,14 @@ class Published:
     """One set of pretrained weights."""
 
     name: str
-    """What its publisher calls it."""
+    """As its publisher calls it."""
     url: str
     read: Callable[[], dict[str, Tensor]]
-    """Return the tensors by their names in the network: downloaded, or from the cache."""
+    """Return the tensors by their names in the network, downloaded or cached."""
     is_cached: Callable[[], bool]
-    """Whether reading needs no network."""
+    """Whether `read` downloads nothing."""
     top1: float | None
-    """Percent of ImageNet's validation images, as published; None where no number was found."""
+    """Percent of ImageNet's validation images, as published; None where unknown."""
     top5: float | None
 
 
@@ -54,14 +51,14 @@ def import_timm(backbone: str) -> Any:
 
 
 def from_torchvision(name: str) -> dict[str, Published]:
-    """Describe torchvision's weights by `model.init`; imagenet is the newest."""
+    """Return torchvision's weights by `model.init`; imagenet is the newest."""
     weights = models.get_model_weights(name)
-    offers = {"imagenet": weights["DEFAULT"]} | {
+    members = {"imagenet": weights["DEFAULT"]} | {
         member.name.replace("IMAGENET1K", "imagenet").lower(): member
         for member in weights
-        if member.name in OFFERED
+        if member.name in VERSIONS
     }
-    return {init: _describe(member) for init, member in offers.items()}
+    return {init: _describe(member) for init, member in members.items()}
 
 
 def _describe(member: models.WeightsEnum) -> Published:
@@ -79,9 +76,10 @@ def _describe(member: models.WeightsEnum) -> Published:
 def from_timm(
     architecture: str, tag: str, top1: float | None, top5: float | None, *, url: str | None = None
 ) -> Published:
-    """Describe weights that timm keeps on Hugging Face, or at `url`.
+    """Return timm's weights, on Hugging Face or at `url`.
 
-    Their accuracy is that of timm's results/results-imagenet.csv.
+    Args:
+        top1, top5: percent, as in timm's results/results-imagenet.csv.
     """
     name = f"{architecture}.{tag}"
     hub = f"timm/{name}"
@@ -96,7 +94,7 @@ def from_timm(
 
 
 def _read_timm(name: str) -> dict[str, Tensor]:
-    """timm renames old tensors while it builds; it too reads safetensors or `weights_only`."""
+    """Read through timm's model, which renames old tensors; timm reads no pickled code either."""
     return import_timm(name).create_model(name, pretrained=True).state_dict()
 
 

@@ -1,6 +1,4 @@
-"""Files of tensors, read without trusting them: nothing in them runs, and none takes more memory
-than its own size. What is refused is refused by name, in one sentence.
-"""
+"""Reads untrusted files of tensors: runs no code, and uses no more memory than a file's size."""
 
 import io
 import warnings
@@ -20,14 +18,14 @@ MAX_HEADER_BYTES = 2**23
 SAVE = "save the bare state dict, best as .safetensors"
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _GROWS = b"\nbytearray\n"
-"""torch.load lets a pickle call it: forty bytes would become as many gigabytes as they like."""
+"""A pickle that calls bytearray(n), which torch.load allows, allocates any amount of memory."""
 
 
 def parse_safetensors(content: bytes, origin: str) -> dict[str, Tensor]:
     """Parse a safetensors file.
 
     Args:
-        origin: begins the sentence of a refusal: the file, or the field that names it.
+        origin: begins the error: the file, or the field with its URI.
 
     Raises:
         UserError: where it is another kind of file, or damaged.
@@ -47,29 +45,29 @@ def parse_safetensors(content: bytes, origin: str) -> dict[str, Tensor]:
 
 
 def parse_pickle(content: bytes, origin: str) -> Any:
-    """Parse what torch.save wrote, tensors and plain values alone.
+    """Parse a file of torch.save that holds only tensors and plain values.
 
     Raises:
-        UserError: where it is another kind of file, is damaged, wants to run code, or would unpack
-            to more than it is.
+        UserError: where it is another kind of file, is damaged, would run code, or would unpack to
+            more than its size.
     """
     if _is_safetensors(content):
         raise UserError(f"{origin}: a safetensors file; let its name end in .safetensors")
     if content.startswith(_ZIP):
         _refuse_bomb(content, origin)
-    refused = f"{origin}: damaged, or a pickle that wants to run code, which is refused; {SAVE}"
+    refused = f"{origin}: damaged, or a pickle that would run code, which is refused; {SAVE}"
     if _GROWS in content:
         raise UserError(refused)
     try:
-        with warnings.catch_warnings():  # of what is refused anyway: odd protocols, sparse tensors
+        with warnings.catch_warnings():  # about files that are refused anyway
             warnings.simplefilter("ignore")
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes make torch.load raise a dozen kinds of them
+    except Exception as error:  # torch.load raises many kinds for damaged bytes
         raise UserError(refused) from error
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
-    """Load the tensors of a network, all of them and no other.
+    """Load exactly the tensors of a network.
 
     Raises:
         UserError: naming the first tensor that is missing, of another shape, or not finite.
@@ -79,27 +77,27 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -
         if names:
             raise UserError(
                 f"{origin} {kind} {min(names)[:200]!r}: it is not of this network; give the run of "
-                "one, or train it anew"
+                "one, or train it again"
             )
     for name, tensor in weights.items():
         if tensor.shape != wanted[name].shape:
             raise UserError(
                 f"{origin}: its {name} has shape {tuple(tensor.shape)}, this network's has "
-                f"{tuple(wanted[name].shape)}; give the run of one, or train it anew"
+                f"{tuple(wanted[name].shape)}; give the run of one, or train it again"
             )
     refuse_not_finite(weights, origin)
     model.load_state_dict(weights)
 
 
 def refuse_not_finite(tensors: Mapping[str, Tensor], origin: str) -> None:
-    """Refuse weights that no training could go on from.
+    """Refuse weights that can't be trained further.
 
     Raises:
         UserError: naming the tensor.
     """
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.device.type == "meta" or tensor.is_quantized:
-            raise UserError(f"{origin}: its {name} is no dense tensor; {SAVE}")
+            raise UserError(f"{origin}: its {name} is not a dense tensor; {SAVE}")
         if not torch.isfinite(tensor).all():
             raise UserError(
                 f"{origin}: its {name} has values that are NaN or infinite; give weights of a "
@@ -108,12 +106,12 @@ def refuse_not_finite(tensors: Mapping[str, Tensor], origin: str) -> None:
 
 
 def _is_safetensors(content: bytes) -> bool:
-    """Whether a JSON object begins behind 8 bytes that tell its length."""
+    """Whether 8 bytes of length are followed by a JSON object."""
     return content[8:9] == b"{" and int.from_bytes(content[:8], "little") <= len(content) - 8
 
 
 def _refuse_bomb(content: bytes, origin: str) -> None:
-    """torch.save compresses nothing: what would unpack to more than the file is another's."""
+    """Refuse a zip that unpacks to more than its size: torch.save does not compress."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             records = archive.infolist()
@@ -122,6 +120,6 @@ def _refuse_bomb(content: bytes, origin: str) -> None:
     unpacked = sum(record.file_size for record in records)
     if unpacked > len(content) or any(r.compress_type != zipfile.ZIP_STORED for r in records):
         raise UserError(
-            f"{origin}: it would unpack from {len(content)} to {unpacked} bytes, as nothing does "
-            f"that torch.save writes; {SAVE}"
+            f"{origin}: it would unpack from {len(content)} to {unpacked} bytes, so torch.save did "
+            f"not write it; {SAVE}"
         )

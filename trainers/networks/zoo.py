@@ -1,4 +1,4 @@
-"""The table of the networks, as Keras has one of its Applications, measured on this machine."""
+"""The table of the networks, as of Keras Applications, measured on this machine."""
 
 import csv
 import io
@@ -70,21 +70,21 @@ KERAS_TOP1 = {
 LEGEND = """\
 MiB: all tensors, in float32. top-1, top-5: percent of ImageNet's validation images, published for
 px x px: torchvision's of its newest weights, timm's from its results-imagenet.csv. keras: top-1 of
-Keras' own weights. depth: convolutions and dense layers on the longest way from image to logits.
+Keras' own weights. depth: convolutions and dense layers on the longest path from image to logits.
 ms: median inference step of {batch_size} x px x px, float32, on {device}.
 inception_v3 counts its auxiliary head. NASNetMobile, a row of Keras' table, is in neither
 torchvision nor timm, so it is missing."""
-TABLE_WIDTH = 120  # rows stay whole where the output is no terminal
+TABLE_WIDTH = 120  # where the output is not a terminal
 
 
 @dataclass(frozen=True, kw_only=True)
 class ZooRow:
-    """One network; accuracies in percent, None where nobody published any."""
+    """One network; accuracies in percent, None where none are published."""
 
     name: str
     source: str
     weights: str | None
-    """What the publisher calls them."""
+    """Their name at the publisher."""
     size_mib: float
     top1: float | None
     top5: float | None
@@ -98,7 +98,7 @@ class ZooRow:
 
 
 def describe(name: str, config: ZooConfig) -> ZooRow:
-    """Measure one network; its weights are never read, nor its tensors made unless it is timed.
+    """Measure one network; weights are not read, and memory is only used to time it.
 
     Raises:
         UserError: for an unknown name, or one of timm's where timm is not installed.
@@ -160,7 +160,7 @@ def write_csv(rows: list[ZooRow]) -> bytes:
 
 
 def table(rows: list[ZooRow]) -> Table:
-    """Lay the rows out for a terminal; columns nothing is known of are left out."""
+    """Lay the rows out for a terminal, without empty columns."""
     columns: dict[str, tuple[str, str]] = {
         "source": ("source", "{}"),
         "size_mib": ("MiB", "{:.0f}"),
@@ -175,11 +175,11 @@ def table(rows: list[ZooRow]) -> Table:
         "gpu_ms": ("GPU ms", "{:.1f}"),
     }
     values: list[dict[str, Any]] = [asdict(row) for row in rows]
-    known = [field for field in columns if any(row[field] is not None for row in values)]
+    shown = [field for field in columns if any(row[field] is not None for row in values)]
     grid = Table("name", box=None, pad_edge=False)
-    for field in known:
+    for field in shown:
         grid.add_column(columns[field][0], justify="left" if field == "source" else "right")
     for row in values:
-        cells = ["-" if row[f] is None else columns[f][1].format(row[f]) for f in known]
+        cells = ["-" if row[f] is None else columns[f][1].format(row[f]) for f in shown]
         grid.add_row(row["name"], *cells)
     return grid

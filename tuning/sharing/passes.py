@@ -12,7 +12,7 @@ from datasets.passes.feature_builder import Built, Entry, build_features
 from datasets.passes.features import hash_facts
 from datasets.passes.inference import Workers
 from datasets.shards import Manifest
-from trainers.inference.prefix import FrozenNetwork, PrefixComputer
+from trainers.inference.prefix import FrozenNetwork, PrefixActor
 
 
 def plan_entries(
@@ -74,7 +74,7 @@ def run_pass(
         ingest=config.ingest,
         seed=config.seed,
         load=partial(
-            PrefixComputer,
+            PrefixActor,
             ray.put(network),
             depths,
             threads=plan.threads_per_worker,
