@@ -27,8 +27,8 @@ from trainers.step import StepSettings, to_inputs
 logger = logging.getLogger(__name__)
 
 CPU_BATCH_SIZE, GPU_BATCH_SIZE = 8, 128
-"""Images per forward pass. A CPU's caches hold few: on two cores MobileNetV2 runs at 205 images/s in
-batches of 8, at 57 in batches of 64."""
+"""Images per forward pass. A CPU's caches hold few: on two cores MobileNetV2 computes 205 images/s
+in batches of 8, 57 in batches of 64."""
 
 
 @dataclass(frozen=True, kw_only=True)
