@@ -1,14 +1,24 @@
-# Two commands on a fresh machine with Python 3.11 and make: `make demo` and `make test`.
-PYTHON ?= python3.11
+# Two commands on a fresh machine with Python 3.11 to 3.13 and make: `make demo` and `make test`.
+PYTHONS := 3.13 3.12 3.11
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-extended fuzz check bench golden clean check-k8s chaos
+# The newest of PYTHONS that can make a virtual environment; PYTHON=/path/to/python takes another.
+IS_USABLE = import ensurepip, sys; sys.exit("%d.%d" % sys.version_info[:2] not in "$(PYTHONS)")
+PYTHON ?= $(shell for python in $(PYTHONS:%=python%) python3 python; do \
+	$$python -c '$(IS_USABLE)' 2> /dev/null && { command -v $$python; break; }; done)
+
+.PHONY: setup check-python demo test test-extended fuzz check bench golden clean check-k8s chaos
 
 setup: $(READY)  ## Make .venv with everything pyproject.toml lists
 
-$(READY): pyproject.toml
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "error: found no Python of $(PYTHONS) with venv: install one" \
+		"(Debian: python3 and python3-venv), or run make setup PYTHON=/path/to/python"; exit 2; }
 	$(PYTHON) -m venv .venv
+
+$(READY): pyproject.toml | $(BIN)/python
+	@echo "Installing into .venv, with $$($(BIN)/python --version)"
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $(READY)
 
@@ -31,6 +41,13 @@ check: $(READY) check-k8s  ## Formatting, lint, types, direction of imports, man
 	$(BIN)/ruff check .
 	$(BIN)/pyright --warnings
 	$(BIN)/lint-imports
+
+check-python: $(READY)  ## The dependencies resolve for each of PYTHONS; nothing is downloaded
+	@set -e; for version in $(PYTHONS); do \
+		$(BIN)/pip install --quiet --dry-run --ignore-installed --only-binary :all: \
+			--python-version $$version --target .venv/unused --report .venv/report.json '.[dev]'; \
+		$(BIN)/python -c "import json; found = json.load(open('.venv/report.json'))['install']; \
+			print('Python $$version:', len(found), 'packages, all as wheels')"; done
 
 check-k8s: $(READY)  ## Every overlay of k8s/ built and judged: schemas, CEL, the operator's rules, ours
 	$(BIN)/python -m tests.k8s
