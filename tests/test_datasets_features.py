@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 
@@ -47,6 +48,23 @@ def test_a_part_tells_all_about_itself(tmp_path: Path) -> None:
     assert read_part(uri) == part
     assert (part.first_row, part.row_groups, part.unreadable) == (16, (2, 3), ("gone",))
     assert part.num_bytes == Path(uri).stat().st_size
+
+
+def test_features_of_an_earlier_version_are_read(tmp_path: Path) -> None:
+    """`unreadable` was called `losses`."""
+    part = {"name": "part-0.parquet", "first_row": 0, "row_groups": [2], "num_bytes": 9}
+    view = tmp_path / "view-0000"
+    view.mkdir()
+    index = {"shape": [2, 3], "parts": [part | {"losses": ["a.jpg: gone"]}]}
+    (view / "index.json").write_text(json.dumps(index))
+    metadata = {b"thaw": json.dumps({"first_row": 4, "losses": ["b.jpg: gone"]})}
+    table = pa.table({"label": [1]}).replace_schema_metadata(metadata)
+    pq.write_table(table, view / "part-1.parquet")
+
+    read = read_view(str(tmp_path), 0)
+
+    assert read is not None and read.parts[0].unreadable == ("a.jpg: gone",)
+    assert read_part(str(view / "part-1.parquet")).unreadable == ("b.jpg: gone",)
 
 
 def test_every_fact_is_another_key() -> None:

@@ -27,7 +27,8 @@ import ray
 from ray.data.extensions import ArrowTensorArray
 
 from cluster.io import storage
-from cluster.io.fields import take_object
+from cluster.io.errors import UserError
+from cluster.io.fields import build, take_object
 from cluster.io.records import damaged, parse_json, read_object
 from datasets.plan import IGNORE_INDEX, Chunk
 from datasets.read import read_again, read_group, read_metadata
@@ -62,11 +63,15 @@ class Part:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Part":
         """Rebuild from JSON."""
-        lists = {name: tuple(values[name]) for name in ("row_groups", "losses")}
-        return cls(**{**values, **lists})
+        return build(cls, _with_new_names(values), "parts.")
 
 
-_INDEX = {"shape": tuple[int, ...], "parts": tuple[Part, ...]}
+def _with_new_names(values: dict[str, Any]) -> dict[str, Any]:
+    """`unreadable` was `losses` in earlier versions."""
+    return {"unreadable" if name == "losses" else name: part for name, part in values.items()}
+
+
+_INDEX = {"shape": tuple[int, ...], "parts": tuple[dict[str, Any], ...]}
 
 
 @dataclass(frozen=True)
@@ -134,11 +139,15 @@ def view_uri(entry: str, view: int) -> str:
 def read_view(entry: str, view: int) -> View | None:
     """Find a view of an entry; None where it is not whole."""
     uri = view_uri(entry, view)
+    file = storage.join(uri, INDEX)
     try:
-        index = read_object(storage.join(uri, INDEX), _INDEX)
+        index = read_object(file, _INDEX)
     except FileNotFoundError:
         return None
-    return View(uri, index["shape"], index["parts"])
+    try:
+        return View(uri, index["shape"], tuple(map(Part.from_dict, index["parts"])))
+    except UserError as error:
+        raise damaged(file, error) from None
 
 
 def write_view(view: View, facts: dict[str, Any]) -> None:
@@ -167,7 +176,7 @@ def write_part(
     )
     table = pa.table({"features": binary, "label": block["label"], "image_id": block["image_id"]})
     unreadable = block["loss"].drop_null().to_pylist()
-    facts = {"first_row": first_row, "losses": unreadable}
+    facts = {"first_row": first_row, "unreadable": unreadable}
     table = table.replace_schema_metadata({FACTS: json.dumps(facts)})
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(
@@ -190,12 +199,13 @@ def read_part(uri: str) -> Part:
     metadata = read_metadata(uri)
     facts = parse_json((metadata.metadata or {}).get(FACTS, b""), uri)
     try:
-        facts = take_object(facts, {"first_row": int, "losses": list[str]})
+        facts = take_object(facts, {})
+        facts = take_object(_with_new_names(facts), {"first_row": int, "unreadable": list[str]})
     except ValueError as error:
         raise damaged(uri, error) from None
     row_groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
     name = uri.rsplit("/", 1)[-1]
-    return Part(name, facts["first_row"], row_groups, num_bytes, tuple(facts["losses"]))
+    return Part(name, facts["first_row"], row_groups, num_bytes, tuple(facts["unreadable"]))
 
 
 def load_view(view: View) -> FeatureArrays:
