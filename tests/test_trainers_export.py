@@ -269,3 +269,14 @@ def test_the_extra_lists_what_onnx_needs() -> None:
     extras = project["project"]["optional-dependencies"]
 
     assert extras["export"] == list(formats.ONNX_PACKAGES.values())
+
+
+def test_the_card_of_a_job_names_the_commit_it_was_submitted_from(
+    run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job runs in a folder without .git; `cluster submit` gives it the commit."""
+    monkeypatch.setattr("trainers.export.export.ROOT", tmp_path)
+    monkeypatch.setenv("THAW_COMMIT", "0123456789abcdef")
+    export(ExportConfig(run=run, out=str(tmp_path / "out"), formats=("safetensors",)))
+
+    assert "| `0123456789abcdef` |" in (tmp_path / "out" / "README.md").read_text()

@@ -4,6 +4,7 @@ from typing import Any
 
 from cluster.io import terminal
 from cluster.io.errors import UserError
+from cluster.io.uris import name_of
 from cluster.runtime import connect
 from trainers import launch, metrics
 from trainers.config import FinetuneConfig
@@ -45,7 +46,7 @@ def follow_training(config: FinetuneConfig, *, job_type: str) -> tuple[dict[str,
         f"{num_images} images of {len(manifest.classes)} classes -> {config.out}"
     )
     terminal.report(f"Ingest: {ingest}")
-    name = config.out.rstrip("/").rsplit("/", 1)[-1]
+    name = name_of(config.out)
     mirror = RunMirror(config, name=name, group=config.track.group, job_type=job_type)
     meter = Meter(config, manifest)
 

@@ -14,6 +14,7 @@ from cluster.io.errors import (
 )
 from cluster.io.fields import build, check_fields
 from cluster.io.markers import RESUMABLE, URI
+from cluster.io.uris import name_of
 from trainers.config import FinetuneConfig, FreezeDepth, Init
 
 DEFAULT_TRIALS = 12
@@ -136,7 +137,7 @@ class TuningConfig:
     @property
     def group(self) -> str:
         """W&B group of the sweep and its trials."""
-        return self.base.track.group or self.out.rstrip("/").rsplit("/", 1)[-1]
+        return self.base.track.group or name_of(self.out)
 
     @property
     def rungs(self) -> list[int]:

@@ -1,7 +1,5 @@
 """The leaderboard: the trials of a sweep in order of validation accuracy."""
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +13,7 @@ from cluster.io.errors import UserError
 from cluster.io.fields import build
 from cluster.io.records import damaged, read_object
 from cluster.io.statistics import is_above_chance
+from cluster.io.tables import to_csv
 from trainers import metrics
 from trainers.run.rows import epoch_rows
 from tuning.sharing.reuse import read_origin
@@ -110,11 +109,8 @@ def find_winner(trials: Sequence[TrialResult]) -> TrialResult | None:
 def write_leaderboard(out: str, trials: Sequence[TrialResult], **facts: Any) -> None:
     """Write OUT/leaderboard.csv and, last, OUT/leaderboard.json with `facts` beside the trials."""
     rows = [row.to_dict() for row in trials]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    storage.write_bytes(storage.join(out, "leaderboard.csv"), text.getvalue().encode())
+    content = to_csv(rows[0], (row.values() for row in rows))
+    storage.write_bytes(storage.join(out, "leaderboard.csv"), content)
     storage.write_bytes(
         storage.join(out, "leaderboard.json"),
         json.dumps(facts | {"trials": rows}, indent=1).encode(),

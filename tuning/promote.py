@@ -18,6 +18,7 @@ from cluster.io import storage
 from cluster.io.errors import UserError, require
 from cluster.io.statistics import CONFIDENCE, Estimate, estimate
 from cluster.io.terminal import report
+from cluster.io.uris import name_of
 from cluster.runtime import connect
 from datasets.shards import Manifest, read_manifest
 from trainers import metrics
@@ -103,7 +104,7 @@ def plan_seeds(
             track=replace(
                 base.track,
                 wandb=config.wandb,
-                group=base.track.group or sweep.rstrip("/").rsplit("/", 1)[-1],
+                group=base.track.group or name_of(sweep),
             ),
             cluster=replace(
                 base.cluster,

@@ -96,4 +96,4 @@ def change_marked(config: T, marker: Marker, change: Callable[[Any, str], Any], 
             changes[name] = change_marked(value, marker, change, f"{at}{name}.")
         elif marker in own and value is not None:
             changes[name] = change(value, at + name)
-    return replace(config, **changes)  # pyright: ignore[reportType] as T is a dataclass
+    return replace(config, **changes)  # pyright: ignore[reportArgumentType] as T is a dataclass

@@ -30,6 +30,7 @@ from cluster.io import storage
 from cluster.io.errors import UserError
 from cluster.io.fields import build, take_object
 from cluster.io.records import damaged, parse_json, read_object
+from cluster.io.uris import name_of
 from datasets.plan import IGNORE_INDEX, Chunk
 from datasets.read import read_again, read_group, read_metadata
 
@@ -188,7 +189,7 @@ def write_part(
             start += num_images
     content = sink.getvalue()
     storage.write_bytes(uri, content.to_pybytes())
-    name = uri.rsplit("/", 1)[-1]
+    name = name_of(uri)
     return Part(name, first_row, row_groups, content.size, tuple(unreadable))
 
 
@@ -204,7 +205,7 @@ def read_part(uri: str) -> Part:
     except ValueError as error:
         raise damaged(uri, error) from None
     row_groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
-    name = uri.rsplit("/", 1)[-1]
+    name = name_of(uri)
     return Part(name, facts["first_row"], row_groups, num_bytes, tuple(facts["unreadable"]))
 
 

@@ -14,6 +14,7 @@ from pyarrow import fs
 
 from cluster.io import storage
 from cluster.io.errors import UserError, require
+from cluster.io.uris import name_of
 from datasets.config import PrepareConfig
 from datasets.images import BadImage
 from datasets.prepare.listing import SPLIT_OF_NAME, Listing, hash_files
@@ -152,7 +153,7 @@ def _list_files(field: str, root: str) -> list[fs.FileInfo]:
 def _split_of(root: str, path: str) -> str:
     """Take the split from the nearest of the file's name and the folders below the root."""
     for part in reversed(path.removeprefix(root).strip("/").split("/") if path != root else [path]):
-        word = re.match("[a-z]*", part.rsplit("/", 1)[-1])
+        word = re.match("[a-z]*", name_of(part))
         if word and word[0] in SPLIT_OF_NAME:
             return SPLIT_OF_NAME[word[0]]
     return "train"

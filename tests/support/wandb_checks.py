@@ -14,6 +14,7 @@ from math import isclose, isnan
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cluster.io.markers import flatten
 from cluster.io.records import read_object
 from cluster.secrets import known_secrets
 from tests.support.wandb_files import Json, Record, read_record
@@ -157,7 +158,7 @@ def check_config(evidence: Evidence) -> Iterator[str]:
     if record.num_configs > len(evidence.folder.sessions):
         yield f"its config was set {record.num_configs} times"
     if evidence.config is not None:
-        logged, truth = (dict(_flatten(config)) for config in (record.config, evidence.config))
+        logged, truth = (flatten(config) for config in (record.config, evidence.config))
         names = (truth | logged).keys() - NO_CONFIG
         differing = sorted(name for name in names if logged.get(name) != truth.get(name))
         if differing:
@@ -289,14 +290,6 @@ def _equal(value: Any, logged: Any) -> bool:
     return isclose(value, number, rel_tol=TOLERANCE, abs_tol=1e-6) or (
         isnan(value) and isnan(number)
     )
-
-
-def _flatten(values: Json, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _enumerate(steps: list[int]) -> str:

@@ -7,11 +7,9 @@
 With test-time augmentation SPLIT becomes SPLIT_tta. N images of the split.
 """
 
-import csv
-import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +19,7 @@ import torch
 
 from cluster.io import storage
 from cluster.io.errors import UserError
+from cluster.io.tables import to_csv
 from cluster.runtime import connect
 from datasets.shards import Manifest, read_manifest
 from trainers.config import FinetuneConfig
@@ -110,11 +109,11 @@ def evaluate(
         "confusion.png": pictures.draw_confusion(measures, manifest.classes),
         "confused_pairs.png": pictures.draw_confused_pairs(pairs),
         "reliability.png": pictures.draw_reliability(measures),
-        "confusion.csv": write_csv(
+        "confusion.csv": to_csv(
             ["true \\ predicted", *manifest.classes],
             zip(manifest.classes, *measures.confusion_KK.T.tolist(), strict=True),
         ),
-        "per_class.csv": write_csv(
+        "per_class.csv": to_csv(
             result["per_class"][0], (row.values() for row in result["per_class"])
         ),
     }
@@ -166,12 +165,6 @@ def find_pairs(
         )
         for (true, predicted), example_HWC in zip(pairs, examples, strict=True)
     ]
-
-
-def write_csv(header: Iterable[Any], rows: Iterable[Iterable[Any]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    return text.getvalue().encode()
 
 
 def show(result: dict[str, Any], split: str, folder: str) -> None:

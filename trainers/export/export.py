@@ -7,7 +7,6 @@ OUT/README.md           the model card, written last
 """
 
 import json
-import subprocess
 from dataclasses import replace
 
 import torch
@@ -16,6 +15,7 @@ from cluster.entry import ROOT
 from cluster.io import storage
 from cluster.io.errors import UserError, require
 from cluster.io.records import read_json
+from cluster.provenance import find_commit
 from trainers.export.config import ExportConfig
 from trainers.export.formats import EXPORTERS, Exporter, Run, Subject, require_onnx
 from trainers.export.model_card import CardFacts, FileFacts, write_card
@@ -63,7 +63,7 @@ def export(config: ExportConfig) -> dict[str, FileFacts]:
         evaluation=read_evaluation(
             run, "test", epoch=progress.epoch, fingerprint=progress.fingerprint
         ),
-        commit=_find_commit(),
+        commit=find_commit(ROOT),
     )
     storage.write_bytes(storage.join(out, CARD), write_card(facts).encode())
     return files
@@ -119,15 +119,6 @@ def compare(subject: Subject, run: Run) -> float:
     batches = images_BHWC.split(_NUM_COMPARED if subject.dynamic_batch else 1)
     logits_BK = torch.cat([run(images) for images in batches])
     return float((logits_BK - expected_BK).abs().max())
-
-
-def _find_commit() -> str | None:
-    """Return the commit of this Thaw; None in a copy without its history."""
-    if not (ROOT / ".git").exists():
-        return None
-    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
-    asked = subprocess.run(command, capture_output=True, text=True, check=False)
-    return asked.stdout.strip() or None
 
 
 def run_export(config: ExportConfig) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from cluster.io.markers import NOT_ON_CARD, ON_CARD, SET_BY_PHASES, URI, flatten, marked
+from cluster.io.uris import name_of
 from trainers.config import FinetuneConfig
 from trainers.networks.backbones import find
 from trainers.run.checkpoint import TrainingProgress
@@ -47,7 +48,7 @@ class CardFacts:
 
 def write_card(facts: CardFacts) -> str:
     """Return the text of README.md: YAML front matter, then Markdown."""
-    data, title = basename(facts.config.data), title_of(facts)
+    data, title = name_of(facts.config.data), title_of(facts)
     return "\n".join(
         [
             "---",
@@ -90,7 +91,7 @@ def write_card(facts: CardFacts) -> str:
 
 
 def title_of(facts: CardFacts) -> str:
-    num_classes, data = len(facts.progress.classes), basename(facts.config.data)
+    num_classes, data = len(facts.progress.classes), name_of(facts.config.data)
     return f"{facts.config.model.backbone} for {num_classes} classes of {data}"
 
 
@@ -144,7 +145,7 @@ def training_rows(facts: CardFacts, data: str) -> list[tuple[str, str]]:
         always, never = always - unused, never | unused
     for field, value in values.items():
         if field in always or (field not in never and value != defaults[field]):
-            rows.append((field, basename(value) if field in uris else str(value)))
+            rows.append((field, name_of(value) if field in uris else str(value)))
     mean, std = facts.preprocessing["mean"], facts.preprocessing["std"]
     rows += [
         ("input", f"{facts.config.ingest.size_px} px, mean {mean}, deviation {std}"),
@@ -240,8 +241,3 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 def _escape(cell: str) -> str:
     """Keep a cell in one piece: a class may have a bar in its name."""
     return cell.replace("|", "\\|")
-
-
-def basename(uri: str) -> str:
-    """The name of a data set, without the folders of whoever trained on it."""
-    return uri.rstrip("/").rsplit("/", 1)[-1]

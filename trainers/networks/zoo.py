@@ -1,7 +1,5 @@
 """The table of the networks, as of Keras Applications, measured on this machine."""
 
-import csv
-import io
 import json
 import os
 from dataclasses import asdict, dataclass, fields
@@ -13,6 +11,7 @@ from rich.progress import track
 from rich.table import Table
 
 from cluster.io import storage
+from cluster.io.tables import to_csv
 from cluster.io.terminal import is_quiet
 from trainers.networks.backbones import BACKBONES, find
 from trainers.networks.config import ZooConfig
@@ -141,22 +140,15 @@ def run_zoo(config: ZooConfig) -> None:
         describe(name, config)
         for name in track(names, "Measuring", console=aside, transient=True, disable=silent)
     ]
-    storage.write_bytes(storage.join(config.out, "zoo.csv"), write_csv(rows))
+    header = [field.name for field in fields(ZooRow)]
+    content = to_csv(header, (asdict(row).values() for row in rows))
+    storage.write_bytes(storage.join(config.out, "zoo.csv"), content)
     if config.json:
         print(json.dumps([asdict(row) for row in rows], indent=1))
         return
     Console(width=TABLE_WIDTH).print(table(rows))
     print(LEGEND.format(batch_size=config.batch_size, device=describe_devices()))
     print(f"Written: {config.out}/zoo.csv")
-
-
-def write_csv(rows: list[ZooRow]) -> bytes:
-    """Write a header and a line per network; what is None stays empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(ZooRow)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    return text.getvalue().encode()
 
 
 def table(rows: list[ZooRow]) -> Table:

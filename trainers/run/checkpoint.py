@@ -23,6 +23,7 @@ from torch import Tensor
 from cluster.io import fields, storage
 from cluster.io.errors import UserError
 from cluster.io.records import read_object
+from cluster.io.uris import parent_of
 from trainers.networks.tensors import parse_safetensors
 
 logger = logging.getLogger(__name__)
@@ -175,8 +176,7 @@ def load_best(run: str) -> tuple[TrainingProgress, dict[str, Tensor]]:
 
 def prefix_uri(run: str, name: str) -> str:
     """Where the frozen tensors of a trial lie."""
-    sweep = run.rstrip("/").rsplit("/", 2)[0]
-    return storage.join(sweep, "prefixes", name)
+    return storage.join(parent_of(parent_of(run)), "prefixes", name)
 
 
 def read_prefix(run: str, progress: TrainingProgress) -> dict[str, Tensor] | None:

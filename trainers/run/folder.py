@@ -10,6 +10,7 @@ from cluster.io import storage
 from cluster.io.errors import UserError, require
 from cluster.io.markers import RESUMABLE, RUN_RESUMABLE, flatten, marked
 from cluster.io.records import damaged, read_object
+from cluster.io.uris import name_of
 from datasets.shards import read_manifest
 from trainers import metrics
 from trainers.config import FinetuneConfig
@@ -153,7 +154,7 @@ def find_result(run: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     if (known := result["checkpoint"]) is not None:
-        step = checkpoint.step_of(known.rsplit("/", 1)[-1])
+        step = checkpoint.step_of(name_of(known))
         if step is None:
             raise damaged(storage.join(run, "result.json"), "its checkpoint is none of a run")
         result["checkpoint"] = checkpoint.folder(run, step)

@@ -11,6 +11,7 @@ from typing import Any
 import wandb
 
 from cluster.io import storage
+from cluster.io.uris import name_of
 from datasets.shards import Manifest
 from trainers.config import FinetuneConfig
 from trainers.run import checkpoint
@@ -21,7 +22,7 @@ from trainers.tracking.local_runs import find_id
 def data_artifact(data: str, manifest: Manifest) -> wandb.Artifact:
     """Return the artifact of a prepared data set."""
     artifact = wandb.Artifact(
-        _name(data.rstrip("/").rsplit("/", 1)[-1]),
+        _name(name_of(data)),
         type="dataset",
         metadata={
             "uri": data,

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from cluster.io import storage
+from cluster.io.uris import name_of
 from datasets.shards import read_manifest
 from trainers.run import checkpoint
 from trainers.run.evaluations import PREDICTIONS, folder_of
@@ -38,7 +39,7 @@ def track_evaluation(
 def _track(run: str, folder: str, split: str, result: dict[str, Any], tta: bool) -> str | None:
     config = read_config(run)
     manifest = read_manifest(result["data"])
-    name = run.rstrip("/").rsplit("/", 1)[-1]
+    name = name_of(run)
     tracked = WandbRun(
         folder,
         track=config.track,

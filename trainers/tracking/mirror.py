@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from cluster.entry import ROOT
+from cluster.io.uris import name_of
 from cluster.provenance import find_commit
 from datasets.shards import Manifest, read_manifest
 from trainers import metrics
@@ -162,7 +163,7 @@ class RunContent:
         for kind, text, is_error in alerts:
             if kind not in self._alerted:
                 self._alerted.add(kind)
-                name = self._config.out.rstrip("/").rsplit("/", 1)[-1]
+                name = name_of(self._config.out)
                 self._run.alert(f"{name}: {kind}", text, is_error=is_error)
 
 

@@ -18,6 +18,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from cluster.io.statistics import CONFIDENCE, wilson
+from cluster.io.uris import name_of
 from trainers import metrics
 from tuning.record import SweepRecord
 from tuning.review.charts import draw_cost, draw_depths, draw_importance
@@ -81,7 +82,7 @@ def render_page(
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     text = environment.get_template("review.html.j2").render(
         sweep=sweep,
-        name=sweep.out.rstrip("/").rsplit("/", 1)[-1],
+        name=name_of(sweep.out),
         made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         verdict=verdict,
         depth=None if verdict.best is None else sweep.depth_of(verdict.best),

@@ -14,6 +14,7 @@ from rich.table import Table
 from cluster.io import storage
 from cluster.io.errors import require
 from cluster.io.records import read_object
+from cluster.io.uris import parent_of
 from tuning.sharing.config import CacheConfig
 
 
@@ -35,8 +36,7 @@ def cache_uri(out: str, cache: str | None) -> str:
     """Where what is computed once is shared: beside the folder of a sweep, unless it is named."""
     if cache is not None:
         return storage.absolute(cache, "cache")
-    parent = out.rstrip("/").rpartition("/")[0]
-    return storage.join(parent, "cache")
+    return storage.join(parent_of(out), "cache")
 
 
 def list_entries(cache: str) -> list[CacheEntry]:

@@ -19,6 +19,7 @@ from cluster.io import storage
 from cluster.io.fields import check_text
 from cluster.io.markers import NOT_IN_KEY, leave_out, marked
 from cluster.io.records import read_record
+from cluster.io.uris import name_of
 from trainers.config import FinetuneConfig
 from trainers.networks.freezing import is_head_only
 from trainers.run import checkpoint
@@ -128,7 +129,7 @@ def copy_run(known: RecordedRun, config: FinetuneConfig) -> None:
         result = find_result(run)
         assert result is not None, "it is over"
         if (best := result["checkpoint"]) is not None:
-            result["checkpoint"] = storage.join(target, "checkpoints", best.rsplit("/", 1)[-1])
+            result["checkpoint"] = storage.join(target, "checkpoints", name_of(best))
         _write(target, "result.json", result)
     # The last file: without rows a trial has not begun, and is copied anew.
     copy_file(storage.join(run, "metrics.jsonl"), storage.join(target, "metrics.jsonl"))

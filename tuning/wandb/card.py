@@ -9,9 +9,10 @@ import torch
 
 from cluster.io.errors import UserError
 from cluster.io.statistics import CONFIDENCE, Estimate, wilson
+from cluster.io.uris import name_of
 from datasets.shards import read_manifest
 from trainers import metrics
-from trainers.export.model_card import CardFacts, basename, result_rows, table
+from trainers.export.model_card import CardFacts, result_rows, table
 from trainers.run import checkpoint
 from trainers.run.evaluations import folder_of, read_evaluation
 from trainers.run.folder import read_config
@@ -80,7 +81,7 @@ def describe_use(card: Card) -> str:
     """Say what the model is for."""
     return (
         "For photographs that show one of its classes and are like those of "
-        f"{basename(card.facts.config.data)}: to sort and search them, and as a start for "
+        f"{name_of(card.facts.config.data)}: to sort and search them, and as a start for "
         "training on others. Not for decisions that nobody checks."
     )
 
@@ -89,7 +90,7 @@ def describe_data(card: Card) -> list[str]:
     """Say what it was trained and measured on; of a data set that is gone, its name alone."""
     config, progress = card.facts.config, card.facts.progress
     lines = [
-        f"- {basename(config.data)}, fingerprint `{progress.fingerprint}`, "
+        f"- {name_of(config.data)}, fingerprint `{progress.fingerprint}`, "
         f"{len(progress.classes)} classes",
         "- Validation images train as well"
         if not config.validates

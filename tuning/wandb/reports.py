@@ -7,6 +7,7 @@ from typing import Any
 from wandb_workspaces.reports.v2 import interface as wr
 
 from cluster.io import storage
+from cluster.io.uris import name_of
 from trainers import metrics
 from trainers.export import model_card
 from trainers.metrics import EPOCH, GLOBAL_STEP
@@ -72,7 +73,7 @@ def build_decision_report(entity: str, project: str, record: SweepRecord) -> wr.
 def build_model_card(entity: str, project: str, record: SweepRecord, card: Card) -> wr.Report:
     """Build the card of a sweep's model: what it is for, how good it is, and where it fails."""
     facts = card.facts
-    data = model_card.basename(facts.config.data)
+    data = name_of(facts.config.data)
     out = storage.join(record.out, "exported")
     export = ["python", "-m", "trainers", "export", "--run", card.run, "--out", out]
     return wr.Report(

@@ -1,8 +1,9 @@
 """What W&B's reports say of a sweep, in Markdown."""
 
 from cluster.io import storage
+from cluster.io.uris import name_of
 from trainers import metrics
-from trainers.export.model_card import basename, table
+from trainers.export.model_card import table
 from tuning.leaderboard import COLUMNS, show_trial
 from tuning.record import SweepRecord
 from tuning.space import show
@@ -22,7 +23,7 @@ def ask(record: SweepRecord) -> str:
     )
     return (
         f"How much of a pretrained {record.base.model.backbone} should be thawed for the images of "
-        f"{basename(record.base.data)}? Compared: {tried}."
+        f"{name_of(record.base.data)}? Compared: {tried}."
     )
 
 
@@ -56,7 +57,7 @@ def describe_origin(record: SweepRecord) -> list[str]:
     """Name data and versions; return the lines of a list."""
     started = record.started or {}
     versions = ", ".join(f"{name} {of}" for name, of in started.get("versions", {}).items())
-    data = basename(record.base.data)
+    data = name_of(record.base.data)
     return [
         f"- Data set {data}, fingerprint `{record.fingerprint}`",
         f"- Started {started.get('started_at', 'at a time that was not recorded')}",
