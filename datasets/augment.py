@@ -1,9 +1,9 @@
-"""Augmentation policies: what happens to an image between its bytes and the network.
+"""Augmentation: encoded images -> random views.
 
-A view depends on (seed, epoch, image id) alone: the same pixels on 1 worker or 64, after a
-restart, in any order. Albumentations seeds itself per DataLoader worker, which means nothing inside
-a Ray task, so every image seeds the policy anew. The crop is drawn first, from the shape in a
-JPEG's header, so that no image is decoded larger than its view needs.
+A view depends only on (seed, epoch, image id): the same pixels on 1 worker or 64, after a restart,
+in any order. Albumentations seeds itself per DataLoader worker, which has no effect inside a Ray
+task, so the policy is seeded for every image. The crop is drawn first, from the shape in a JPEG's
+header, so that no image is decoded larger than its view needs.
 """
 
 import random
@@ -23,10 +23,10 @@ REDUCED_TOLERANCES = {2: 5.0, 4: 8.0, 8: 13.0}
 difference over photographs, in levels of 0 to 255. Reducing averages pixels that plain bilinear
 skips, and the crop's edges are rounded to reduced pixels."""
 
-# One process per core augments already: OpenCV's own threads would only get in each other's way.
+# There is one process per core already: OpenCV's own threads would only compete.
 cv2.setNumThreads(0)
 
-# What every transform draws from. To reseed it costs a tenth of Albumentations' `set_random_seed`,
+# Shared by all transforms. Reseeding them costs a tenth of Albumentations' `set_random_seed`,
 # which makes new generators for each transform.
 _random, _generator = random.Random(), np.random.Generator(np.random.PCG64())
 
@@ -41,7 +41,7 @@ def _build_steps(policy: Policy, size_px: int) -> tuple[Any, Sequence[Callable[.
 
 
 def reseed(seed: int, epoch: int, image_id: int) -> tuple[np.random.Generator, random.Random]:
-    """Set the state that policies draw from to where one view begins, and return it."""
+    """Seed the generators of the policies for one view, and return them."""
     # Every bit of the key spreads over the whole Mersenne Twister, and from there to PCG64.
     _random.seed(seed << 128 | epoch << 64 | image_id & (2**64 - 1))
     _generator.bit_generator.state = {
@@ -56,10 +56,10 @@ def reseed(seed: int, epoch: int, image_id: int) -> tuple[np.random.Generator, r
 def view(
     content: Content, policy: Policy, size_px: int, *, seed: int, epoch: int, image_id: int
 ) -> np.ndarray:
-    """Return one view of an encoded image as uint8 `[size_px, size_px, 3]`, at the least cost.
+    """Return one view of an encoded image as uint8 `[size_px, size_px, 3]`.
 
-    It is what `augment` makes of the decoded image: to the bit, or within REDUCED_TOLERANCES where
-    both sides of the crop are at least twice `size_px`.
+    It equals `augment` of the decoded image: bit by bit, or within REDUCED_TOLERANCES where both
+    sides of the crop are at least twice `size_px`.
 
     Raises:
         UserError: where the bytes hold no readable image.
@@ -80,7 +80,7 @@ def augment(
 ) -> np.ndarray:
     """Return one view of an RGB image as uint8 `[size_px, size_px, 3]`.
 
-    The image is never written to, but shares its memory with a view that changes no pixel.
+    The image is never written to; a view that changes no pixel shares its memory.
     """
     box = _draw_box(policy, size_px, image_HWC.shape, (seed, epoch, image_id))
     return _apply(policy, size_px, image_HWC, box)

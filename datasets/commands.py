@@ -1,4 +1,4 @@
-"""What the verbs of `python -m datasets` run; each imports what it alone needs."""
+"""The verbs of `python -m datasets`; each imports what it needs when it runs."""
 
 from rich.console import Console
 from rich.table import Table

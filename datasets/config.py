@@ -1,4 +1,4 @@
-"""What can be said about a data set and how it is read: facts only, standard library alone."""
+"""Configuration of `prepare`, ingest and the other commands (standard library only)."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -61,7 +61,7 @@ class PrepareConfig:
     root: Annotated[str | None, URI] = None
     """URI of the source's folder or Parquet files; not used by `synthetic`."""
     test_root: Annotated[str | None, URI] = None
-    """URI of the test images, where they lie apart from `root` (folder, parquet)."""
+    """URI of the test images, where they are not below `root` (folder, parquet)."""
     val_fraction: float = 0.15
     """Share of each class' training images set aside for validation, chosen by content hash."""
     short_side_px: Annotated[int, IN_FINGERPRINT] = 256
@@ -98,13 +98,13 @@ class PrepareConfig:
             self.source == "synthetic" or self.root is not None,
             "root",
             self.root,
-            f"source {self.source} reads images from somewhere: give --root URI",
+            f"source {self.source} needs the images: give --root URI",
         )
         require(
             self.source == "stanford" or not self.crop_to_box,
             "crop_to_box",
             self.crop_to_box,
-            "only `--source stanford` carries boxes",
+            "only `--source stanford` has boxes",
         )
 
 
@@ -118,20 +118,20 @@ class IngestConfig:
     """Augmentation of training images; evaluation always uses `none`."""
     views: int | None = None
     """Augmented views of each image: epoch e shows view e modulo this. Default: a new view in every
-    epoch. What is frozen has to see each view only once, in a sweep that shares it."""
+    epoch. A sweep computes the frozen stages once per view."""
     ingest: Ingest = "auto"
     """stream: every epoch reads and decodes. memory: images are decoded once and kept in the object
     store. auto: memory where the decoded images fit `memory_share` of it and no pixel changes."""
     memory_share: Annotated[float, RESUMABLE, NOT_IN_KEY] = 0.3
     """Share of the cluster's object store that decoded images may fill, over all trainings."""
     interleave: int = 8
-    """Row groups read side by side (lanes): every batch takes the same share of images from each of
-    so many places of the data set. More mix better and read more; with more workers than lanes,
-    workers share lanes and read images several times."""
+    """Row groups read side by side (lanes): every batch takes the same share of images from each
+    lane. More lanes mix better and read more; with more workers than lanes, workers share lanes and
+    read images several times."""
     task_images: Annotated[int, RESUMABLE, NOT_IN_KEY] = 256
     """About how many images one read task reads, decodes and augments."""
     max_bad_fraction: Annotated[float, RESUMABLE, NOT_IN_KEY] = 0.01
-    """Images of an epoch that may turn out unreadable; a run that meets more stops."""
+    """Share of an epoch's images that may be unreadable; with more, the run stops."""
 
     def __post_init__(self) -> None:
         require_between("ingest.size_px", self.size_px, *SIZES_PX)
@@ -142,7 +142,7 @@ class IngestConfig:
             0 < self.memory_share <= 0.6,
             "ingest.memory_share",
             self.memory_share,
-            "use a share up to 0.6: batches need room as well",
+            "use a share up to 0.6: batches need memory as well",
         )
         require_at_least("ingest.interleave", self.interleave, 1)
         require_at_least("ingest.task_images", self.task_images, 1)

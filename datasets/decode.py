@@ -1,8 +1,8 @@
-"""Encoded images -> RGB pixels, a JPEG at the least cost.
+"""Encoded images -> RGB pixels.
 
-simplejpeg beats OpenCV, gives the same pixels to the bit and refuses a truncated JPEG, which OpenCV
-fills with grey and says nothing. Its fast DCT and upsampling stay off: they would save 5 percent of
-a view or less, and no other decoder would give the same pixels.
+simplejpeg is faster than OpenCV, gives bit-identical pixels and refuses a truncated JPEG, which
+OpenCV silently fills with grey. Its fast DCT and upsampling stay off: they would save at most 5
+percent of a view, and no other decoder would give the same pixels.
 
 H height, W width, C the channels red, green, blue.
 """
@@ -19,16 +19,16 @@ from datasets.images import MAX_PIXELS, BadImage, is_too_thin, load_image
 Content = bytes | pa.Buffer
 
 REDUCTIONS = (8, 4, 2)
-"""By how much a JPEG can be reduced while it is decoded: it costs less than decoding it whole."""
+"""Scales 1/n at which a JPEG can be decoded, for less than at full size."""
 
-_HEAD_BYTES = 4096  # Exif stands at the start of a file, before its tables and pixels
+_HEAD_BYTES = 4096  # Exif is at the start of a file, before its tables and pixels
 
 
 def jpeg_shape(content: Content) -> tuple[int, int] | None:
-    """Return height and width of a JPEG whose pixels lie upright, without decoding them.
+    """Return height and width of a JPEG whose pixels are upright, without decoding them.
 
-    None stands for whatever `decode_jpeg` may not decode: other formats, CMYK, JPEGs with Exif,
-    whose pixels may lie on their side, what is too large or too thin, damaged headers.
+    Returns None for anything `decode_jpeg` must not decode: other formats, CMYK, JPEGs with Exif
+    (their pixels may be rotated), images too large or too thin, damaged headers.
     """
     encoded = np.frombuffer(content, np.uint8)
     try:

@@ -1,4 +1,4 @@
-"""One image: bytes of any common format are validated by decoding them, and become JPEG bytes.
+"""One image: bytes of any common format, validated by decoding them, as JPEG bytes.
 
 H height, W width, C the channels red, green, blue.
 """
@@ -19,16 +19,16 @@ MAX_PIXELS = 50_000_000
 JPEG_QUALITY = 95
 JPEG_SCAN = b"\xff\xda"
 MAX_SCANS = 100
-"""Of a progressive JPEG; ten are usual. Each takes a pass over all pixels, and may have 14 bytes: a
-megabyte of them would take hours."""
+"""Of a progressive JPEG; ten are usual. A scan may have 14 bytes but takes a pass over all pixels:
+a megabyte of scans would take hours."""
 MAX_JPEG_SIDE_PX = 65_500
 MAX_ASPECT = 100
-"""Long side by short side. No photograph comes near it, and of a thinner image the long side would
-take gigabytes where the short one grows to the size of a view."""
+"""Long side by short side. Enlarging the short side of a thinner image to the size of a view would
+take gigabytes."""
 
-# What Pillow may open. EPS and the like start other programs and are no photographs.
+# Formats that Pillow may open. EPS and the like start other programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-# What Pillow's decoders were seen to raise on damaged files.
+# Exceptions that Pillow's decoders raised on damaged files.
 _DECODE_ERRORS = (
     OSError,
     SyntaxError,
@@ -61,8 +61,8 @@ def load_image(content: bytes) -> np.ndarray:
     """Decode a whole image, upright, to `[H, W, 3]` uint8 RGB; transparency becomes white.
 
     Raises:
-        BadImage: for an empty, foreign, truncated or damaged file, and for more than 50 megapixels,
-            MAX_ASPECT or MAX_SCANS, which is found before anything is decoded.
+        BadImage: for an empty, foreign, truncated or damaged file, and, before it is decoded, for
+            one above 50 megapixels, MAX_ASPECT or MAX_SCANS.
     """
     return _load(content)[0]
 
@@ -76,8 +76,8 @@ def to_jpeg(
 ) -> bytes:
     """Validate an image and return it as a JPEG whose short side is at most `short_side_px`.
 
-    A baseline RGB JPEG that needs no change keeps its bytes: nothing is compressed twice. One that
-    Pillow forgives and the stream's stricter decoder would not, is encoded anew.
+    A baseline RGB JPEG that needs no change keeps its bytes. A JPEG that Pillow decodes and the
+    stricter decoder of the stream refuses is encoded again.
 
     Args:
         box: x1, y1, x2, y2 in pixels, to which the image is cropped.
@@ -114,11 +114,11 @@ def encode_jpeg(image_HWC: np.ndarray) -> bytes:
 
 
 def _load(content: bytes) -> tuple[np.ndarray, bool]:
-    """Return the pixels, and whether the content is a JPEG that any decoder shows the same way."""
+    """Return the pixels, and whether it is a JPEG that every decoder decodes alike."""
     if not content:
         raise BadImage("empty file")
     with warnings.catch_warnings():
-        # Pillow warns of odd metadata and of large images; neither changes the verdict here.
+        # Pillow warns of odd metadata and of large images; neither makes an image bad.
         warnings.simplefilter("ignore")
         try:
             image = Image.open(io.BytesIO(content), formats=_FORMATS)

@@ -1,14 +1,14 @@
-"""Which image stands where in an epoch, and which read task brings it.
+"""The order of the images in each epoch, and which read task reads which.
 
 The order of an epoch is a function of (seed, epoch): row groups are shuffled, then the rows within
 each, and the result is cut into a few lanes that are read side by side, as tf.data's `interleave`
 and MosaicML's canonical nodes do. Every global batch takes the same share of images from each lane,
-so it mixes row groups that lie far apart; a rank takes a range of every global batch, so it reads
-few lanes and not the whole data set.
+so it mixes distant row groups; a rank takes a range of every global batch, so it reads few lanes
+instead of the whole data set.
 
-The order is therefore the same on any number of workers, every rank takes equally many training
-steps, and a plan can start at any step. Training drops the tail that fills no global batch (other
-images every epoch); evaluation keeps the stored order, drops nothing and sees each image once.
+The order is therefore the same on any number of workers, every rank takes the same number of
+training steps, and a plan can start at any step. Training drops the incomplete last batch (other
+images in every epoch); evaluation keeps the stored order, drops nothing and sees each image once.
 
 Dimensions: N images of a chunk, B of a global batch.
 """
@@ -24,29 +24,29 @@ from datasets.config import IngestConfig
 from datasets.shards import Manifest, Split
 
 IGNORE_INDEX = -1
-"""The label of an unreadable image: it keeps its place in a batch and counts nowhere."""
+"""The label of an unreadable image: it stays in its batch and counts in no loss or metric."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowGroup:
     uri: str
     index: int
-    """Its place in the shard."""
+    """In the shard."""
     num_rows: int
     first_row: int
-    """Number of its first row among all of the split."""
+    """Index of its first row in the split."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """What one read task yields: some batches of an epoch, one after the other."""
+    """The images of one read task: consecutive batches of an epoch."""
 
     epoch: int
     row_groups: tuple[RowGroup, ...]
     group_N: np.ndarray
-    """For each image, which of `row_groups` it lies in."""
+    """For each image, the index of its row group in `row_groups`."""
     row_N: np.ndarray
-    """And its row there."""
+    """For each image, its row in the row group."""
 
     @property
     def num_images(self) -> int:
@@ -54,13 +54,13 @@ class Chunk:
 
     @property
     def rows_N(self) -> np.ndarray:
-        """For each image, its row among all of the split."""
+        """For each image, its row in the split."""
         first_rows = np.array([group.first_row for group in self.row_groups])
         return first_rows[self.group_N] + self.row_N
 
 
 class RowGroups:
-    """The row groups of a split as arrays: 20 bytes each, whatever they hold."""
+    """The row groups of a split as arrays: 20 bytes each, of any size."""
 
     def __init__(self, data: str, split: Split) -> None:
         self._uris = [storage.join(data, shard.path) for shard in split.shards]
@@ -84,7 +84,7 @@ class RowGroups:
 
 
 class EpochOrder:
-    """Where the positions of one epoch's order lie."""
+    """The order of one epoch: positions -> rows of row groups."""
 
     def __init__(self, row_groups: RowGroups, *, seed: int, epoch: int, shuffle: bool) -> None:
         self._row_groups, self._seed, self._epoch = row_groups, seed, epoch
@@ -95,12 +95,12 @@ class EpochOrder:
         self._ends = np.cumsum(row_groups.num_rows[self._order], dtype=np.int64)
 
     def chunk(self, positions_N: np.ndarray) -> Chunk:
-        """Gather what a read task has to know to yield these positions."""
-        places, group_N = np.unique(
+        """Return the chunk of the images at these positions."""
+        indices, group_N = np.unique(
             np.searchsorted(self._ends, positions_N, side="right"), return_inverse=True
         )
-        row_groups = [self._row_groups[int(self._order[place])] for place in places]
-        starts = self._ends[places] - [group.num_rows for group in row_groups]
+        row_groups = [self._row_groups[int(self._order[index])] for index in indices]
+        starts = self._ends[indices] - [group.num_rows for group in row_groups]
         row_N = positions_N - starts[group_N]
         if self._shuffle:
             for number, group in enumerate(row_groups):
@@ -118,10 +118,10 @@ class EpochOrder:
 def cut_lanes(
     num_images: int, global_batch_size: int, num_lanes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Give each slot of a global batch its lane, and each lane its part of the epoch's order.
+    """Assign each slot of a global batch a lane, and each lane a part of the epoch's order.
 
     Returns:
-        start_B and step_B: slot s of batch b lies at position `start_B[s] + b * step_B[s]`.
+        start_B and step_B: slot s of batch b is position `start_B[s] + b * step_B[s]`.
     """
     num_lanes = min(num_lanes, global_batch_size)
     edges = np.arange(num_lanes + 1) * global_batch_size // num_lanes
@@ -145,17 +145,17 @@ class Plan:
     batches_per_epoch: int
     worker_batch_size: int
     task_batches: int
-    """Batches of a read task, once it has grown to its full size."""
+    """Batches of a read task, after the smaller first ones."""
     start_B: np.ndarray
     """Position of each of this rank's slots in the first batch of an epoch."""
     step_B: np.ndarray
-    """And how far it moves from batch to batch."""
+    """Distance of each slot from batch to batch."""
     stop: int
-    """Positions from here on belong to another rank, or to no batch."""
+    """End of this rank's positions."""
 
     def chunks(self) -> Iterator[Chunk]:
-        """Yield the read tasks of all epochs in order, planning each epoch when it comes."""
-        batches = 1  # a small first task for a fast first batch, then twice as large each
+        """Yield the read tasks of all epochs in order, planning each epoch when it begins."""
+        batches = 1  # a small first task for a fast first batch; each next one is twice as large
         for epoch in self.epochs:
             order = EpochOrder(self.row_groups, seed=self.seed, epoch=epoch, shuffle=self.train)
             step = self.start_step if epoch == self.epochs.start else 0
@@ -184,15 +184,15 @@ def plan_epochs(
 ) -> Plan:
     """Plan a rank's share of every epoch from `start_epoch` on.
 
-    Costs 20 bytes per row group and a chunk at a time, in any number of images and epochs.
+    Takes 20 bytes per row group and one chunk, for any number of images and epochs.
 
     Args:
-        train: shuffled, augmented, equal steps on all ranks; else in stored order, each image
-            exactly once over the ranks, the last batches shorter.
-        start_step: steps of `start_epoch` that are done already.
+        train: shuffled, augmented, the same number of steps on all ranks; else in stored order,
+            each image exactly once over all ranks, the last batches shorter.
+        start_step: steps of `start_epoch` that are skipped.
 
     Raises:
-        UserError: where the split holds no global batch, or a batch has no image for some rank.
+        UserError: where the split or a rank's share of a global batch is too small.
     """
     row_groups = RowGroups(data, manifest.split(split))
     num_images = row_groups.num_images

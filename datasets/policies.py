@@ -15,8 +15,7 @@ import numpy as np
 
 from datasets.config import Policy
 
-# RGB -> YIQ: Y is a colour's grey; (I, Q) is what sets it apart from grey, longer the more
-# saturated it is, and turning with its hue.
+# RGB -> YIQ: Y is the luma; (I, Q) is the chroma, its length the saturation, its angle the hue.
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 
 
@@ -33,9 +32,8 @@ _MID_GREY = 127.5
 class JitterColour(A.ImageOnlyTransform):
     """Jitter saturation and hue, contrast about mid-grey, and brightness, all by one matrix.
 
-    It does in one pass what A.ColorJitter does in four, at a tenth of the cost. Saturation,
-    contrast and brightness are factors of up to that much above or below 1; hue is a part of a
-    turn to either side.
+    One pass where A.ColorJitter takes four, at a tenth of the cost. Saturation, contrast and
+    brightness are factors drawn from 1 - x to 1 + x; hue turns by up to that part of a full turn.
     """
 
     def __init__(
@@ -78,8 +76,8 @@ def _light(size_px: int) -> list[A.BasicTransform]:
 
 
 def _cars(size_px: int) -> list[A.BasicTransform]:
-    # No vertical flip or large rotation: cars stand on their wheels. Colour says little about a
-    # model, so it is jittered; hue a little, as lamps and plates do tell.
+    # No vertical flip or large rotation: cars are upright. Colour says little about a model, so it
+    # is jittered; hue only a little, as the colours of lamps and plates are informative.
     hole = (0.1, 0.3)
     return [
         A.RandomResizedCrop((size_px, size_px), scale=(0.5, 1.0), ratio=(0.75, 1.333)),
@@ -94,5 +92,5 @@ POLICIES = {"none": _none, "light": _light, "cars": _cars}
 
 
 def build_policy(policy: Policy, size_px: int) -> A.Compose:
-    """Build the policy as an Albumentations pipeline with a random state of its own."""
+    """Build the policy as an Albumentations pipeline with its own random state."""
     return A.Compose([*POLICIES[policy](size_px)])

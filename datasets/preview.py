@@ -1,4 +1,4 @@
-"""A contact sheet of a data set: one image of each class, and what augmentation makes of some."""
+"""A contact sheet of a data set: one image of each class, and augmented views of some."""
 
 import io
 import textwrap
@@ -24,11 +24,11 @@ _VIEWS_PER_POLICY, _VIEWS_SHOWN = 2, 4
 
 
 def preview(data_uri: str, out_png: str, *, num_classes: int = 32, seed: int = 0) -> None:
-    """Write a PNG: the first training image of up to `num_classes` classes, named, and below them
-    the first few again, as every augmentation policy shows them in the first epochs.
+    """Write a PNG: the first training image of up to `num_classes` classes, and below them views
+    of the first few by every augmentation policy in the first epochs.
 
     Raises:
-        UserError: where no data set lies at `data_uri`.
+        UserError: where there is no data set at `data_uri`.
     """
     manifest = read_manifest(data_uri)
     images = _pick_images(data_uri, manifest, num_classes)
@@ -43,19 +43,17 @@ def preview(data_uri: str, out_png: str, *, num_classes: int = 32, seed: int = 0
             ]
             cells += [(view_HWC, f"{policy}, epoch {epoch}") for view_HWC in views]
             cells += [(None, "")] * (COLUMNS - len(views))
-    png = io.BytesIO()
-    _lay_out(cells).save(png, "PNG")
-    storage.write_bytes(out_png, png.getvalue())
+    storage.write_bytes(out_png, _draw_sheet(cells))
 
 
 def draw_views(data_uri: str, ingest: IngestConfig, *, seed: int) -> bytes:
-    """Draw what a training sees of the first images of some classes, epoch by epoch.
+    """Draw the views of the first images of some classes that a training sees, epoch by epoch.
 
     Returns:
         A PNG: a column per image, a row per epoch.
 
     Raises:
-        UserError: where no data set lies at `data_uri`.
+        UserError: where there is no data set at `data_uri`.
     """
     manifest = read_manifest(data_uri)
     images = _pick_images(data_uri, manifest, COLUMNS)
@@ -72,9 +70,7 @@ def draw_views(data_uri: str, ingest: IngestConfig, *, seed: int) -> bytes:
             )
             cells.append((_fit(view_HWC), f"epoch {epoch + 1}: {manifest.classes[label]}"))
         cells += [(None, "")] * (COLUMNS - len(images))
-    png = io.BytesIO()
-    _lay_out(cells).save(png, "PNG")
-    return png.getvalue()
+    return _draw_sheet(cells)
 
 
 def _pick_images(
@@ -102,14 +98,15 @@ def _pick_images(
 
 
 def _fit(image_HWC: np.ndarray) -> np.ndarray:
-    """Reduce or enlarge a whole image into a cell."""
+    """Resize a whole image to fit into a cell."""
     scale = CELL_PX / max(image_HWC.shape[:2])
     height, width = (max(1, round(side * scale)) for side in image_HWC.shape[:2])
     interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     return cv2.resize(image_HWC, (width, height), interpolation=interpolation)
 
 
-def _lay_out(cells: Sequence[tuple[np.ndarray | None, str]]) -> Image.Image:
+def _draw_sheet(cells: Sequence[tuple[np.ndarray | None, str]]) -> bytes:
+    """Return a PNG of rows of COLUMNS images with captions."""
     across, down = CELL_PX + _GAP_PX, CELL_PX + _CAPTION_PX + _GAP_PX
     rows = len(cells) // COLUMNS
     sheet = Image.new("RGB", (COLUMNS * across + _GAP_PX, rows * down + _GAP_PX), "white")
@@ -124,4 +121,6 @@ def _lay_out(cells: Sequence[tuple[np.ndarray | None, str]]) -> Image.Image:
             sheet.paste(picture, corner)
         lines = textwrap.wrap(caption, width=28, max_lines=2, placeholder=" ...")
         draw.text((left, top + CELL_PX + 2), "\n".join(lines), fill="black", font=font, spacing=1)
-    return sheet
+    png = io.BytesIO()
+    sheet.save(png, "PNG")
+    return png.getvalue()

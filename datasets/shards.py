@@ -1,4 +1,4 @@
-"""What a prepared data set looks like on storage, and its manifest.
+"""The files of a prepared data set, and its manifest.
 
 OUT/manifest.json           written last: without it there is no data set
 OUT/{train,val,test}/part-00000-<id>.parquet
@@ -23,14 +23,14 @@ from cluster.io.records import damaged, parse_json
 SCHEMA_VERSION = 2
 SPLITS = ("train", "val", "test")
 TRAIN_AND_VAL = "train+val"
-"""Both as one split, for a training that validates nothing."""
+"""Both as one split, for a training without validation."""
 SHARD_SCHEMA = pa.schema(
     [
         ("image", pa.binary()),  # JPEG bytes
         ("label", pa.int32()),  # index into Manifest.classes
         ("image_id", pa.int64()),  # from the content's SHA-256: the same image anywhere
         ("crc32", pa.uint32()),  # `checksum` of the three above
-        ("path", pa.string()),  # where it came from
+        ("path", pa.string()),  # in the source
     ]
 )
 QUARANTINE_SCHEMA = pa.schema([("path", pa.string()), ("reason", pa.string())])
@@ -67,7 +67,7 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Everything a reader needs to plan, without listing or opening a shard."""
+    """Everything a reader needs to plan without opening a shard."""
 
     classes: tuple[str, ...]
     splits: dict[str, Split]
@@ -77,11 +77,11 @@ class Manifest:
     options: dict[str, Any] = field(default_factory=dict)
     """The PrepareConfig that made it."""
     source_version: str = ""
-    """Hash of the source's paths, sizes and modification times: tells whether it changed since."""
+    """Hash of the source's paths, sizes and modification times."""
     schema_version: int = SCHEMA_VERSION
 
     def split(self, name: str) -> Split:
-        """Return a split; TRAIN_AND_VAL is two as one, the second after the first.
+        """Return a split; TRAIN_AND_VAL is val after train.
 
         Raises:
             UserError: where the data set has none of that name.
@@ -126,21 +126,21 @@ def read_quarantine(uri: str) -> pa.Table:
 
 
 def checksum(jpeg: bytes | pa.Buffer, label: int, image_id: int) -> int:
-    """CRC-32 of all that a row is used for: a label that rots would be worse than a pixel."""
+    """CRC-32 of image, label and image id: damaged labels are found too."""
     return zlib.crc32(struct.pack("<iq", label, image_id), zlib.crc32(jpeg))
 
 
 def is_prepared(uri: str) -> bool:
-    """Whether a prepared data set lies at `uri`; other programs write a manifest.json as well.
+    """Whether `uri` is a prepared data set; other programs write a manifest.json as well.
 
     Raises:
-        UserError: where `uri` is out of reach.
+        UserError: where `uri` can't be reached.
     """
     return storage.exists(storage.join(uri, "manifest.json")) and _read_values(uri) is not None
 
 
 def _read_values(uri: str) -> dict[str, Any] | None:
-    """Read the JSON of a manifest of any version; None where it is none of Thaw's."""
+    """Read the JSON of a manifest of any version; None where it is not Thaw's."""
     content = storage.read_bytes(storage.join(uri, "manifest.json"))
     try:
         values = parse_json(content, uri)
@@ -150,15 +150,15 @@ def _read_values(uri: str) -> dict[str, Any] | None:
 
 
 def read_schema_version(uri: str) -> int:
-    """Read which version of Thaw's shards lies at `uri`, where a manifest.json is.
+    """Read the schema version of the manifest.json at `uri`.
 
     Raises:
-        UserError: where it is none of Thaw's.
+        UserError: where it is not Thaw's.
     """
     values = _read_values(uri)
     if values is None:
         raise UserError(
-            f"out is {uri!r}: another program's manifest.json stands there; use another folder"
+            f"out is {uri!r}: it has a manifest.json of another program; use another folder"
         )
     if not isinstance(values["schema_version"], int):
         raise damaged(storage.join(uri, "manifest.json"), "its schema_version is no number")
@@ -169,8 +169,8 @@ def read_manifest(uri: str) -> Manifest:
     """Read the manifest of a prepared data set.
 
     Raises:
-        UserError: where there is none of Thaw's, it was written by a newer Thaw, its values don't
-            fit each other, or it names files outside of the data set.
+        UserError: where there is none of Thaw's, it was written by another version of Thaw, its
+            values contradict each other, or it names files outside of the data set.
     """
     try:
         values = _read_values(uri)
@@ -183,8 +183,8 @@ def read_manifest(uri: str) -> Manifest:
         raise UserError(f"data is {uri!r}: it cannot be read ({error}); check the URI") from None
     if values is None:
         raise UserError(
-            f"data is {uri!r}: its manifest.json is another program's; give a data set that "
-            "`python -m datasets prepare` made"
+            f"data is {uri!r}: its manifest.json is another program's; give a data set made by "
+            "`python -m datasets prepare`"
         )
     version = values["schema_version"]
     if version != SCHEMA_VERSION:
@@ -202,7 +202,7 @@ def read_manifest(uri: str) -> Manifest:
 
 
 def _check_counts(manifest: Manifest) -> None:
-    """Readers plan by these numbers alone, without opening a shard."""
+    """Check the numbers that readers plan by without opening a shard."""
     for name, split in manifest.splits.items():
         if name not in SPLITS:
             raise UserError(f"splits.{name[:40]} is unknown: use {', '.join(SPLITS)}")
@@ -220,7 +220,7 @@ def _check_counts(manifest: Manifest) -> None:
 
 
 def _refuse_links_out(uri: str, manifest: Manifest) -> None:
-    """A data set may lie behind a link; none of its files does, or it would be of another folder.
+    """Refuse files that are links out of the data set; the data set itself may be a link.
 
     Raises:
         UserError: naming the link.
@@ -229,9 +229,9 @@ def _refuse_links_out(uri: str, manifest: Manifest) -> None:
     if not isinstance(filesystem, fs.LocalFileSystem):
         return
     files = [os.path.join(root, s.path) for split in manifest.splits.values() for s in split.shards]
-    for place in (*dict.fromkeys(map(os.path.dirname, files)), *files):
-        if os.path.islink(place) and storage.leaves(place, root):
+    for path in (*dict.fromkeys(map(os.path.dirname, files)), *files):
+        if os.path.islink(path) and storage.leaves(path, root):
             raise UserError(
-                f"data is {uri!r}: {place} is a link out of the data set, to "
-                f"{os.path.realpath(place)}; put the files themselves there"
+                f"data is {uri!r}: {path} is a link out of the data set, to "
+                f"{os.path.realpath(path)}; put the files themselves there"
             )

@@ -134,7 +134,7 @@ def test_a_manifest_of_others_makes_no_data_set(content: str, tmp_path: Path) ->
     assert len(list_images(str(tmp_path)).references) == 2
     with pytest.raises(ValueError, match=r"its manifest\.json is another program's"):
         shards.read_manifest(str(tmp_path))
-    with pytest.raises(ValueError, match=r"out is '.*': another program's manifest"):
+    with pytest.raises(ValueError, match=r"out is '.*': it has a manifest.json of another program"):
         shards.read_schema_version(str(tmp_path))
 
 

@@ -271,7 +271,7 @@ def test_nothing_good_left(ray_cluster, photos):
 
 
 def test_classes_must_be_there(photos):
-    with pytest.raises(ValueError, match=r"out is .*: it lies in the source"):
+    with pytest.raises(ValueError, match=r"out is .*: it is inside the source"):
         prepare(options(photos, out=str(photos / "data")))
     write(photos / "test/volvo/1.jpg", b"")
     with pytest.raises(ValueError, match="class 'volvo' has only test images"):
@@ -282,7 +282,7 @@ def test_classes_must_be_there(photos):
         prepare(options(photos))
     for name in ("volvo", "audi", "bmw"):
         shutil.rmtree(photos / "train" / name)
-    with pytest.raises(ValueError, match=r"it has 1 class, .* give two or more"):
+    with pytest.raises(ValueError, match=r"it has 1 class; give images of two classes or more"):
         prepare(options(photos))
 
 

@@ -241,9 +241,9 @@ def test_parquet_split_comes_from_the_nearest_name(tmp_path):
 
 
 def test_parquet_errors(tmp_path):
-    with pytest.raises(ValueError, match=r"root is '.*gone': nothing is there"):
+    with pytest.raises(ValueError, match=r"root is '.*gone': it does not exist"):
         list_source("parquet", tmp_path / "gone")
-    with pytest.raises(ValueError, match=r"no \.parquet file lies below"):
+    with pytest.raises(ValueError, match=r"it has no \.parquet file"):
         list_source("parquet", tmp_path)
     file = tmp_path / "train.parquet"
     write_parquet(file, [0, 5], names=["a", "b"])

@@ -1,4 +1,4 @@
-"""`python -m datasets prepare`: source images -> checked, resized, sharded Parquet.
+"""`python -m datasets prepare`: source images -> validated, resized Parquet shards.
 
 Imports `images`, `shards`, `config` and `synthetic`; no epochs, no augmentation.
 Enter at `prepare`; `sources` lists the kinds of input, `staging` has the Ray tasks.

@@ -1,4 +1,4 @@
-"""What already stands at OUT: a data set to reuse, or one to clear away."""
+"""The data set that is in OUT already: reused, or deleted."""
 
 import re
 from dataclasses import asdict
@@ -12,8 +12,8 @@ from datasets.shards import SCHEMA_VERSION, SPLITS, Manifest, read_manifest, rea
 _SHARD_NAME = re.compile(r"part-\d{5}-[0-9a-f]{12}\.parquet")
 
 
-def find_standing(config: PrepareConfig, source_version: str) -> Manifest | None:
-    """Return the manifest at `config.out` if it is what a run would write; else print what changed.
+def find_existing_output(config: PrepareConfig, source_version: str) -> Manifest | None:
+    """Return the manifest at `config.out` if a run would write the same; else print what changed.
 
     Raises:
         UserError: where a newer Thaw wrote it.
@@ -21,10 +21,10 @@ def find_standing(config: PrepareConfig, source_version: str) -> Manifest | None
     if not storage.exists(storage.join(config.out, "manifest.json")):
         return None
     if read_schema_version(config.out) < SCHEMA_VERSION:
-        print(f"{config.out}: prepared anew, its shards are those of an older Thaw")
+        print(f"{config.out}: prepared again, its shards are those of an older Thaw")
         return None
     manifest = read_manifest(config.out)
-    before, now = _options_that_matter(manifest.options), _options_that_matter(asdict(config))
+    before, now = _used_options(manifest.options), _used_options(asdict(config))
     changed = [
         f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
         for name in sorted(before | now)
@@ -35,15 +35,15 @@ def find_standing(config: PrepareConfig, source_version: str) -> Manifest | None
     if not changed and not _has_all_shards(config.out, manifest):
         changed = ["shards are missing"]
     if changed:
-        print(f"{config.out}: prepared anew, {'; '.join(changed)}")
+        print(f"{config.out}: prepared again, {'; '.join(changed)}")
         return None
     print(f"{config.out}: reused, it was made from the same source with the same options")
     return manifest
 
 
 def clear(out: str) -> None:
-    """Delete a data set or what a run that broke off left of one; other files stay."""
-    # First the manifest: from here on there is no data set, whatever happens next.
+    """Delete a data set, whole or left by an interrupted run; other files stay."""
+    # First the manifest: without it there is no data set, even if this is interrupted.
     storage.delete_file(storage.join(out, "manifest.json"))
     for split in SPLITS:
         folder = storage.join(out, split)
@@ -53,7 +53,7 @@ def clear(out: str) -> None:
     storage.delete_folder(storage.join(out, ".staging"))
 
 
-def _options_that_matter(options: dict[str, Any]) -> dict[str, Any]:
+def _used_options(options: dict[str, Any]) -> dict[str, Any]:
     unused = {"root": None, "test_root": None}
     if options["source"] != "synthetic":
         unused = {"synthetic": {}}

@@ -1,7 +1,7 @@
-"""What every source hands to `prepare`: its classes, and references to images nobody has opened.
+"""What every source returns to `prepare`: its classes, and references to unopened images.
 
 A reference is a row of `split` (train, val or test), `label` (an index into the classes; negative
-where the image has none), `path` (for people) and whatever the source's reader opens it by.
+where the image has none), `path` (for messages) and the columns the source's reader needs.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NoReturn
 
 import pyarrow as pa
 from pyarrow import fs
@@ -28,10 +29,10 @@ SPLIT_OF_NAME = {
     "validation": "val",
     "test": "test",
 }
-_READERS_PER_TASK = 8  # an object store answers slowly, but many at once
+_READERS_PER_TASK = 8  # an object store has high latency
 _IMAGES_IN_MEMORY = 32
 MAX_FILE_BYTES = 2**28
-"""Fifty megapixels, which is all we decode, take 150 MB uncompressed."""
+"""The largest image we decode, 50 megapixels, has 150 MB uncompressed."""
 TOO_LARGE = "too large: more than 256 MiB"
 
 
@@ -42,8 +43,8 @@ class Listing:
     classes: tuple[str, ...]
     references: pa.Table
     read: Reader
-    """Runs in the tasks: the contents of some references, in their order. What can't be read at
-    all comes as the BadImage that says why."""
+    """Runs in the tasks: yields the contents of references in order, or a BadImage with the
+    reason."""
     version: str
     """Changes with the paths, sizes and modification times of the source."""
 
@@ -52,8 +53,7 @@ def list_visible(field: str, uri: str) -> list[fs.FileInfo]:
     """Files and folders directly below `uri`, sorted, without hidden ones.
 
     Raises:
-        UserError: where there is no such folder, which the sentence blames on `field`, or it is
-            out of reach.
+        UserError: naming `field`, where there is no such folder or it can't be reached.
     """
     file_system, path = storage.resolve(uri)
     with storage.explaining(uri):
@@ -68,21 +68,25 @@ def list_visible(field: str, uri: str) -> list[fs.FileInfo]:
 
 
 def find_broken_links(folder: str, names: Iterable[str]) -> list[fs.FileInfo]:
-    """Links to nothing or to themselves: pyarrow leaves them out without a word."""
-    places = (os.path.join(folder, name) for name in names)
+    """Links to nothing or to themselves, which pyarrow leaves out silently."""
+    paths = (os.path.join(folder, name) for name in names)
     return [
-        fs.FileInfo(place, type=fs.FileType.NotFound)
-        for place in places
-        if not os.path.exists(place)
+        fs.FileInfo(path, type=fs.FileType.NotFound) for path in paths if not os.path.exists(path)
     ]
+
+
+def refuse_second_test_set(test_root: str, first: str) -> NoReturn:
+    raise UserError(
+        f"test_root is {test_root!r}: {first!r} holds test images as well; leave one of the two out"
+    )
 
 
 def is_folder(info: fs.FileInfo) -> bool:
     return info.type == fs.FileType.Directory
 
 
-def _judge(path: str) -> str | None:
-    """Say why a local file is not worth opening; None where it is."""
+def _find_problem(path: str) -> str | None:
+    """Return why a local file must not be opened; None where it may be."""
     facts = os.stat(path)
     if stat.S_ISDIR(facts.st_mode):
         return "a folder, not an image"
@@ -97,10 +101,10 @@ def hash_files(files: Iterable[fs.FileInfo]) -> str:
 
 
 def read_files(references: pa.Table) -> Iterator[bytes | BadImage]:
-    """Read files whole; `folder` tells the file system, `path` the place on it.
+    """Read whole files; `folder` gives the file system, `path` the path on it.
 
-    A pipe or device is never opened, as it may have no end; of a file that is too large for any
-    photograph no more is read than tells so.
+    A pipe or device is never opened, as it may have no end; of a larger file, MAX_FILE_BYTES are
+    read.
     """
     folders = references["folder"].to_pylist()
     file_systems = {folder: storage.resolve(folder)[0] for folder in set(folders)}
@@ -108,7 +112,7 @@ def read_files(references: pa.Table) -> Iterator[bytes | BadImage]:
     def read(folder: str, path: str) -> bytes | BadImage:
         file_system = file_systems[folder]
         try:
-            if isinstance(file_system, fs.LocalFileSystem) and (reason := _judge(path)):
+            if isinstance(file_system, fs.LocalFileSystem) and (reason := _find_problem(path)):
                 return BadImage(reason)
             with file_system.open_input_stream(path, compression=None) as stream:
                 content = stream.read(MAX_FILE_BYTES + 1)

@@ -17,21 +17,18 @@ from cluster.io.errors import UserError, require
 from cluster.io.uris import name_of
 from datasets.config import PrepareConfig
 from datasets.images import BadImage
-from datasets.prepare.listing import SPLIT_OF_NAME, Listing, hash_files
+from datasets.prepare.listing import SPLIT_OF_NAME, Listing, hash_files, refuse_second_test_set
 
 
 def list_parquet(config: PrepareConfig) -> Listing:
-    """List the rows of Parquet files; names such as `test-00000-of-00004` tell the split."""
+    """List the rows of Parquet files; names such as `test-00000-of-00004` give the split."""
     assert config.root is not None
     files = _list_files("root", config.root)
     splits = [_split_of(storage.resolve(config.root)[1], info.path) for info in files]
     folders = [config.root] * len(files)
     if config.test_root is not None:
         if "test" in splits:
-            raise UserError(
-                f"test_root is {config.test_root!r}: {files[splits.index('test')].path} holds test "
-                "images as well; leave one of the two out"
-            )
+            refuse_second_test_set(config.test_root, files[splits.index("test")].path)
         of_test = _list_files("test_root", config.test_root)
         files += of_test
         splits += ["test"] * len(of_test)
@@ -83,29 +80,29 @@ def open_parquet(field: str, folder: str, path: str) -> pq.ParquetFile:
     """Open a file on the file system of `folder`.
 
     Raises:
-        UserError: where it can't be read, which the sentence blames on `field`.
+        UserError: naming `field`, where it can't be read.
     """
     try:
         return pq.ParquetFile(storage.resolve(folder)[0].open_input_file(path))
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(
-            f"{field} is {folder!r}: {path} can't be read as Parquet ({error}); write it anew, or "
-            "take it away"
+            f"{field} is {folder!r}: {path} can't be read as Parquet ({error}); write it again, or "
+            "remove it"
         ) from error
 
 
 def check_image_column(schema: pa.Schema, path: str, name: str) -> None:
-    """Insist on a column of bytes, or of Hugging Face's struct of bytes and path."""
+    """Require a column of bytes, or of Hugging Face's struct of bytes and path."""
     _check_column(schema, path, "image_column", name)
-    held = schema.field(name).type
-    if pa.types.is_struct(held) and held.get_field_index("bytes") >= 0:
-        held = held.field("bytes").type
+    column_type = schema.field(name).type
+    if pa.types.is_struct(column_type) and column_type.get_field_index("bytes") >= 0:
+        column_type = column_type.field("bytes").type
     require(
-        pa.types.is_binary(held) or pa.types.is_large_binary(held),
+        pa.types.is_binary(column_type) or pa.types.is_large_binary(column_type),
         "image_column",
         name,
-        f"it holds {held} in {path}; give a column of bytes or of Hugging Face's struct of bytes "
-        "and path",
+        f"it holds {column_type} in {path}; give a column of bytes or of Hugging Face's struct of "
+        "bytes and path",
     )
 
 
@@ -116,10 +113,10 @@ def _check_column(schema: pa.Schema, path: str, field: str, name: str) -> None:
 def refer_to_rows(
     file: pq.ParquetFile, folder: str, path: str, names: list[str] | None = None
 ) -> pa.Table:
-    """Refer to every row of a Parquet file as `read_rows` takes it.
+    """Return a reference to every row of a Parquet file, for `read_rows`.
 
     Args:
-        names: what people call the rows; by default the file's path and the number of the row.
+        names: of the rows; by default the file's path and the row's number.
     """
     sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
     rows = np.arange(sum(sizes))
@@ -139,14 +136,14 @@ def _list_files(field: str, root: str) -> list[fs.FileInfo]:
     with storage.explaining(root):
         info = file_system.get_file_info(path)
     if info.type == fs.FileType.NotFound:
-        raise UserError(f"{field} is {root!r}: nothing is there; give the URI of Parquet files")
+        raise UserError(f"{field} is {root!r}: it does not exist; give the URI of Parquet files")
     if info.type == fs.FileType.File:
         return [info]
     with storage.explaining(root):
         below = file_system.get_file_info(fs.FileSelector(path, recursive=True))
     files = sorted(filter(is_parquet, below), key=lambda info: info.path)
     if not files:
-        raise UserError(f"{field} is {root!r}: no .parquet file lies below it")
+        raise UserError(f"{field} is {root!r}: it has no .parquet file; check the URI")
     return files
 
 
@@ -173,7 +170,7 @@ def _read_labels(file: pq.ParquetFile, path: str, config: PrepareConfig) -> list
 
 
 def _huggingface_names(schema: pa.Schema, label_column: str) -> list[str] | None:
-    """Class names as Hugging Face keeps them in the schema's metadata."""
+    """Class names that Hugging Face writes into the schema's metadata."""
     metadata = json.loads((schema.metadata or {}).get(b"huggingface", "{}"))
     return metadata.get("info", {}).get("features", {}).get(label_column, {}).get("names")
 
@@ -193,7 +190,7 @@ def _index_labels(
     if len({type(value) for value in given}) > 1:
         raise UserError(
             f"label_column is {config.label_column!r}: some files hold names, others numbers; "
-            "write the labels of all in one way"
+            "use one of the two in all files"
         )
     ordered = sorted(given)
     label_of = {value: label for label, value in enumerate(ordered)}

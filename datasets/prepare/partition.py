@@ -1,4 +1,4 @@
-"""Which image goes where, from content alone: splits, duplicates, shards. Pure functions."""
+"""Splits, duplicates and shards, decided by the images' contents only. Pure functions."""
 
 import hashlib
 import json
@@ -17,13 +17,12 @@ def identify(content: bytes) -> int:
 def assign_splits(
     splits: Sequence[str], labels: Sequence[int], image_ids: Sequence[int], val_fraction: float
 ) -> tuple[list[str], list[str | None]]:
-    """Return each image's final split, and why it is left out (None: it is not).
+    """Return each image's final split, and why it is left out (None: it is kept).
 
-    Neither order nor names of the images matter. The test split is never touched. An image stands
-    in one split only: in test rather than val, in val rather than train; and there only once. One
-    that val or train has under two classes tells nothing and is left out. Where the source has no
-    validation split, `num_validation` images of each class move from train to val, those of the
-    lowest ids.
+    The order and names of the images don't matter. The test split never changes. An image is kept
+    once, in one split: in test rather than val, in val rather than train. An image that val or
+    train has under two classes is left out. Where the source has no validation split,
+    `num_validation` images of each class, those of the lowest ids, move from train to val.
     """
     ids_of = {"train": set[int](), "val": set[int](), "test": set[int]()}
     labels_of = defaultdict[tuple[str, int], set[int]](set)
@@ -60,12 +59,12 @@ def assign_splits(
 
 
 def num_validation(num_images: int, val_fraction: float) -> int:
-    """Return how many images of a class validate: at least one of two or more, and never all."""
+    """Return how many images of a class go to val: at least one of two or more, and never all."""
     return max(0, min(max(1, round(val_fraction * num_images)), num_images - 1))
 
 
 def tally_reasons(reasons: Sequence[str]) -> str:
-    """Count why images were left out, in words, the most frequent first; detail is dropped."""
+    """Count the reasons, the most frequent first, as text; the detail after a colon is dropped."""
     kinds = Counter(reason.split(":")[0] for reason in reasons)
     return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
 
@@ -73,7 +72,7 @@ def tally_reasons(reasons: Sequence[str]) -> str:
 def cut_row_groups(
     num_images: int, num_bytes: int, *, row_group_size: int, shard_bytes: int
 ) -> list[tuple[int, ...]]:
-    """Return the row groups of each shard of a split; shards differ by one row group at most."""
+    """Return the row groups of each shard of a split; shards differ by at most one row group."""
     full, rest = divmod(num_images, row_group_size)
     groups = [row_group_size] * full + [rest] * (rest > 0)
     num_shards = max(1, min(len(groups), -(-num_bytes // shard_bytes)))
@@ -83,7 +82,7 @@ def cut_row_groups(
 def fingerprint(
     classes: Sequence[str], images: Sequence[tuple[str, int, int]], pixel_options: dict[str, Any]
 ) -> str:
-    """Hash what a model trained on the data can depend on.
+    """Hash everything that a training on the data depends on.
 
     Args:
         images: split, image id and label of every image, in any order.

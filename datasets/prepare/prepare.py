@@ -27,7 +27,7 @@ from cluster.io.markers import IN_FINGERPRINT, URI, change_marked, marked
 from cluster.io.progress import collect
 from cluster.io.terminal import count
 from datasets.config import PrepareConfig
-from datasets.prepare.existing import clear, find_standing
+from datasets.prepare.existing import clear, find_existing_output
 from datasets.prepare.listing import Listing
 from datasets.prepare.partition import assign_splits, cut_row_groups, fingerprint, tally_reasons
 from datasets.prepare.sources import SOURCES
@@ -39,18 +39,17 @@ _IDENTITY = ("split", "image_id", "label")
 
 
 def prepare(config: PrepareConfig) -> Manifest:
-    """Write the data set that `config` describes, or return the one which already stands there.
+    """Write the data set that `config` describes, or return the one that is there already.
 
     Raises:
         UserError: for a source without images, with one class, or with a class that has no
-            training image, at first or after bad images were left out.
+            training image, before or after bad images are left out.
     """
     config = _with_absolute_paths(config)
     listing = SOURCES[config.source](config)
     _check_classes(config, listing.classes, listing.references)
-    standing = find_standing(config, listing.version)
-    if standing is not None:
-        return standing
+    if (existing := find_existing_output(config, listing.version)) is not None:
+        return existing
     started_s = time.monotonic()
     clear(config.out)
     staging = storage.join(config.out, ".staging")
@@ -85,8 +84,8 @@ def _with_absolute_paths(config: PrepareConfig) -> PrepareConfig:
     for root in filter(None, (config.root, config.test_root)):
         if f"{config.out}/".startswith(f"{root.rstrip('/')}/"):
             raise UserError(
-                f"out is {config.out!r}: it lies in the source {root!r}, where shards would pass "
-                "for images; write elsewhere"
+                f"out is {config.out!r}: it is inside the source {root!r}, where shards would "
+                "count as images; use a folder outside of it"
             )
     return config
 
@@ -94,15 +93,14 @@ def _with_absolute_paths(config: PrepareConfig) -> PrepareConfig:
 def _check_classes(
     config: PrepareConfig, classes: tuple[str, ...], images: pa.Table, note: str = ""
 ) -> None:
-    """Insist on two classes with training images each; `note` tells what was left out."""
+    """Require two classes with training images each; `note` says what was left out."""
     source = "source is 'synthetic'" if config.root is None else f"root is {config.root!r}"
     if len(classes) < 2:
         raise UserError(
-            f"{source}: it has {len(classes)} class{note}, and there is nothing to tell apart; "
-            "give two or more"
+            f"{source}: it has {len(classes)} class{note}; give images of two classes or more"
         )
     if not len(images):
-        raise UserError(f"{source}: no image is left{note}; look at what the files are")
+        raise UserError(f"{source}: no image is left{note}; check the files")
     train, test = (
         set(images.filter(pc.field("split") == split)["label"].to_pylist())
         for split in ("train", "test")
@@ -111,13 +109,13 @@ def _check_classes(
         if label not in train:
             only = "only test images" if label in test else "no image"
             raise UserError(
-                f"{source}: class {name!r} has {only}{note}; add training images of it, or take "
-                "the class out"
+                f"{source}: class {name!r} has {only}{note}; add training images of it, or remove "
+                "the class"
             )
 
 
 def _stage(config: PrepareConfig, listing: Listing, staging: str) -> pa.Table:
-    """Run the first job; return split, label and path of every image beside STAGED_SCHEMA."""
+    """Run the first job; return STAGED_SCHEMA with split, label and path, a row per image."""
     num_images = len(listing.references)
     references = listing.references.append_column("position", pa.array(np.arange(num_images)))
     num_tasks = max(4 * int(ray.cluster_resources()["CPU"]), num_images // _MAX_TASK_IMAGES)

@@ -1,4 +1,4 @@
-"""Where images come from: SOURCES lists each kind in the driver and opens it in the tasks."""
+"""The kinds of sources: the driver lists each, tasks read its images."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,6 +17,7 @@ from datasets.prepare.listing import (
     is_folder,
     list_visible,
     read_files,
+    refuse_second_test_set,
 )
 from datasets.synthetic import synthetic
 
@@ -30,10 +31,7 @@ def list_folder(config: PrepareConfig) -> Listing:
         folders = {"train": config.root}
     if config.test_root is not None:
         if "test" in folders:
-            raise UserError(
-                f"test_root is {config.test_root!r}: {folders['test']!r} holds test images as "
-                "well; leave one of the two out"
-            )
+            refuse_second_test_set(config.test_root, folders["test"])
         folders["test"] = config.test_root
     files, names = [], set()
     for split, folder in folders.items():
@@ -44,8 +42,8 @@ def list_folder(config: PrepareConfig) -> Listing:
             names.add(name)
     if not files:
         raise UserError(
-            f"root is {config.root!r}: there are no images; put those of each class into a folder "
-            "of its own, such as train/Audi S6 Sedan 2011/1.jpg"
+            f"root is {config.root!r}: there are no images; use a folder for each class, such as "
+            "train/Audi S6 Sedan 2011/1.jpg"
         )
     classes = tuple(sorted(names))
     label_of = {name: label for label, name in enumerate(classes)}
@@ -62,7 +60,7 @@ def list_folder(config: PrepareConfig) -> Listing:
 
 
 def list_synthetic(config: PrepareConfig) -> Listing:
-    """List the photographs of a procedural fleet; the tasks render them."""
+    """List the images of procedural cars; the tasks render them."""
     options = config.synthetic
     rows = [
         {

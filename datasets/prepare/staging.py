@@ -19,7 +19,7 @@ from datasets.shards import SHARD_SCHEMA, checksum
 STAGED_ROW_GROUP_SIZE = 16
 STAGED_SCHEMA = pa.schema(
     [
-        ("position", pa.int64()),  # of the reference among all
+        ("position", pa.int64()),  # index of the reference
         ("staged", pa.string()),  # name of the staged file
         ("row", pa.int32()),  # in the staged file
         ("image_id", pa.int64()),
@@ -70,20 +70,20 @@ def _encode(reference: dict, content: bytes | BadImage, config: PrepareConfig) -
 
 
 def fill_shard(rows: pa.Table, *, out: str, staging: str, row_group_size: int) -> pa.Table:
-    """Write one shard from the staged files; `rows` names its images in the order they get."""
+    """Write one shard from the staged files; `rows` lists its images in their order."""
     names = np.asarray(rows["staged"].to_pylist())
     staged_rows = rows["row"].to_numpy()
     jpegs = np.empty(len(rows), dtype=object)
     for name in np.unique(names):
-        (places,) = np.nonzero(names == name)
-        wanted = staged_rows[places]
+        (indices,) = np.nonzero(names == name)
+        wanted = staged_rows[indices]
         groups = np.unique(wanted // STAGED_ROW_GROUP_SIZE)
         file_system, path = storage.resolve(storage.join(staging, str(name)))
         with file_system.open_input_file(path) as stream:
             images = pq.ParquetFile(stream).read_row_groups(groups.tolist()).column("image")
         before = np.searchsorted(groups, wanted // STAGED_ROW_GROUP_SIZE) * STAGED_ROW_GROUP_SIZE
-        for place, row in zip(places, before + wanted % STAGED_ROW_GROUP_SIZE, strict=True):
-            jpegs[place] = images[int(row)].as_py()
+        for index, row in zip(indices, before + wanted % STAGED_ROW_GROUP_SIZE, strict=True):
+            jpegs[index] = images[int(row)].as_py()
     rows = rows.append_column("image", pa.array(jpegs, pa.binary()))
     labels, image_ids = rows["label"].to_pylist(), rows["image_id"].to_pylist()
     sums = pa.array(map(checksum, jpegs, labels, image_ids), pa.uint32())

@@ -1,4 +1,4 @@
-"""Stanford Cars as it is downloaded: cars_train/, cars_test/ and devkit/*.mat."""
+"""Stanford Cars as downloaded: cars_train/, cars_test/ and devkit/*.mat."""
 
 import io
 from typing import Any
@@ -62,13 +62,13 @@ def _read_mat(folder: str, name: str) -> dict[str, Any]:
 def _read_test_annotations(root: str) -> np.ndarray:
     name = "cars_test_annos_withlabels.mat"
     devkit = storage.join(root, "devkit")
-    for folder in (devkit, root):  # it is a download of its own and often lies beside the devkit
+    for folder in (devkit, root):  # a separate download, often put beside the devkit
         if storage.exists(storage.join(folder, name)):
             return _read_mat(folder, name)["annotations"]
     annotations = _read_mat(devkit, "cars_test_annos.mat")["annotations"]
     if "class" not in (annotations.dtype.names or ()):
         raise UserError(
             f"root is {root!r}: cars_test_annos.mat has no labels; put {name} into devkit/, or "
-            "move cars_test/ away to prepare the training images alone"
+            "move cars_test/ away to prepare the training images only"
         )
     return annotations
