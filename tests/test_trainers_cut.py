@@ -52,7 +52,7 @@ def test_nasnet_needs_two_outputs_at_once_and_is_refused() -> None:
 
 
 def test_features_of_the_last_stage_are_pooled() -> None:
-    """33 MB for 8,144 images of ResNet50, not 1.6 GB: the cut lies behind the pooling."""
+    """33 MB for 8,144 images of ResNet50, not 1.6 GB: the cut is behind the pooling."""
     network = on_meta("resnet50", 3)
     images_BCHW = torch.zeros(1, 3, 224, 224, device="meta")
     shapes = [o.shape[1:] for o in build_prefix(network, "resnet50", [3, 4, 5])(images_BCHW)]

@@ -257,7 +257,7 @@ def test_memory_and_time_are_bounded(tmp_path: Path) -> None:
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         print(after - before, time.monotonic() - started)
     """
-    told = subprocess.run(
+    printed = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)],
         cwd=ROOT,
         capture_output=True,
@@ -266,7 +266,7 @@ def test_memory_and_time_are_bounded(tmp_path: Path) -> None:
         check=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (4 * GIB, 4 * GIB)),
     ).stdout.splitlines()
-    *sentences, last = told
+    *sentences, last = printed
     assert [sentence.split(":")[0] for sentence in sentences] == ["bomb", "grows", "header"]
     grown_kib, seconds = map(float, last.split())
     assert grown_kib < 100 * 1024 and seconds < 10

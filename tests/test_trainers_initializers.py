@@ -248,7 +248,7 @@ def test_equal_weights_stay_equal():
         nn.init.constant_(parameter, 0.01)
     generator = torch.Generator().manual_seed(5)
     images_BCHW = 0.3 * torch.randn(32, 3, 32, 32, generator=generator)
-    images_BCHW += 2 * labels_B[:, None, None, None] - 1  # dark or bright: one unit can tell
+    images_BCHW += 2 * labels_B[:, None, None, None] - 1  # dark or bright: one unit separates them
     assert fit(model, images_BCHW, labels_B) < 0.001
     for layer in ("conv1", "conv2", "dense1", "dense2"):
         weight = model.get_parameter(f"{layer}.weight")

@@ -1,4 +1,4 @@
-"""Predictions equal evaluation's, every image is told of, and a pretrained head names classes."""
+"""Predictions equal evaluation's, no image is missing, and a pretrained head names classes."""
 
 import json
 from collections.abc import Callable
@@ -94,8 +94,8 @@ def test_predictions_on_the_test_split_equal_evaluation(
 ) -> None:
     """Through the stream and through Ray Data's actors: the same numbers."""
     expected = evaluate(run)
-    told = predict(easy_data, run=run, top_k=3, batch_size=5, num_workers=2)
-    rows = {path: row for path, row in told["rows"].items() if path.startswith("test/")}
+    written = predict(easy_data, run=run, top_k=3, batch_size=5, num_workers=2)
+    rows = {path: row for path, row in written["rows"].items() if path.startswith("test/")}
     table = pq.read_table(f"{easy_data}/test")
     labels = dict(zip(table["path"].to_pylist(), table["label"].to_pylist(), strict=True))
     classes = [f"class {label}" for label in range(3)]
@@ -111,9 +111,10 @@ def test_predictions_on_the_test_split_equal_evaluation(
     assert -np.log(of_label).mean() == pytest.approx(expected["test/loss"], rel=1e-4)
     assert sum(own[0].values()) == pytest.approx(1, abs=1e-6)
     assert (
-        len(told["rows"]) == told["summary"]["num_good"] == 78 and told["summary"]["num_bad"] == 0
+        len(written["rows"]) == written["summary"]["num_good"] == 78
+        and written["summary"]["num_bad"] == 0
     )
-    assert told["bad"] == {}
+    assert written["bad"] == {}
 
 
 @pytest.mark.ray
@@ -133,41 +134,45 @@ def test_a_folder_of_any_depth_and_its_bad_images(
     (images / "manifest.json").write_text("[]")  # another program's
     upright = Image.fromarray(draw_image(1, 4))
     exif = Image.Exif()
-    exif[0x0112] = 6  # lies on its side
+    exif[0x0112] = 6  # turned by 90 degrees
     upright.rotate(90, expand=True).save(images / "turned.jpg", quality=95, exif=exif)
     upright.save(images / "upright.jpg", quality=95)
-    told = predict(images, run=run)
+    written = predict(images, run=run)
     _, _, model = load_best_model(run)
     expected_K = probabilities(model, open_view((images / "a.jpg").read_bytes(), 32))
-    row = told["rows"][str(images / "a.jpg")]
+    row = written["rows"][str(images / "a.jpg")]
 
-    assert {Path(path).name for path in told["rows"]} == {
+    assert {Path(path).name for path in written["rows"]} == {
         "a.jpg",
         "b.png",
         "turned.jpg",
         "upright.jpg",
     }
-    assert {Path(path).name: reason for path, reason in told["bad"].items()} == {
-        "cut.jpg": told["bad"][str(images / "deep/cut.jpg")],
+    assert {Path(path).name: reason for path, reason in written["bad"].items()} == {
+        "cut.jpg": written["bad"][str(images / "deep/cut.jpg")],
         "empty.jpg": "empty file",
         "notes.txt": "not an image",
         "manifest.json": "not an image",
         "gone.jpg": "missing file",
         "thin.png": "too thin: its sides differ more than 100 times",
     }
-    assert told["bad"][str(images / "deep/cut.jpg")].startswith("truncated")
+    assert written["bad"][str(images / "deep/cut.jpg")].startswith("truncated")
     assert row["class"] == f"class {int(expected_K.argmax())}"
     assert row["probability"] == pytest.approx(float(expected_K.max()), abs=PROBABILITY_TOLERANCE)
-    turned, straight = (told["rows"][str(images / f"{name}.jpg")] for name in ("turned", "upright"))
+    turned, straight = (
+        written["rows"][str(images / f"{name}.jpg")] for name in ("turned", "upright")
+    )
     assert turned["top_classes"] == straight["top_classes"]
-    assert told["summary"] | {"num_images": 10, "num_good": 4, "num_bad": 6} == told["summary"]
+    assert (
+        written["summary"] | {"num_images": 10, "num_good": 4, "num_bad": 6} == written["summary"]
+    )
 
 
 @pytest.mark.ray
 def test_results_are_whole_or_not_there(
     run: str, easy_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A call that breaks off leaves nothing of what stood there, but for what isn't its own."""
+    """A call that breaks off deletes earlier results, and no other files."""
     out = tmp_path / "out"
     theirs = {"features/part-000000000.parquet", "features_summary.json", "summary.json"}
     theirs |= {"features_bad_images.parquet", "predictions/mine.parquet"}
@@ -175,7 +180,7 @@ def test_results_are_whole_or_not_there(
     for name in theirs | ours:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_bytes(b"old")
-    monkeypatch.setattr(datasets.inference, "_execute", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(datasets.passes.inference, "_execute", lambda *arguments: 1 / 0)
 
     with pytest.raises(ZeroDivisionError):
         run_predict(PredictConfig(images=easy_data, out=str(out), run=run))
@@ -244,7 +249,7 @@ def test_the_pretrained_head_is_kept(ray_cluster: str, tmp_path: Path) -> None:
 @pytest.mark.shared
 @pytest.mark.ray
 def test_imagenet_knows_cars(ray_cluster: str, shared_dir: Path, predict: Predict) -> None:
-    told = predict(
+    written = predict(
         shared_dir / "cars" / "test" / "Audi S6 Sedan 2011",
         backbone="mobilenet_v2",
         weights=str(shared_dir / "weights" / "mobilenet_v2_imagenet.pth"),
@@ -254,7 +259,7 @@ def test_imagenet_knows_cars(ray_cluster: str, shared_dir: Path, predict: Predic
         *("sports car", "convertible", "minivan", "beach wagon", "cab", "limousine", "jeep"),
         *("racer", "pickup", "passenger car", "grille", "car wheel", "police van", "Model T"),
     }
-    seen = [row["class"] for row in told["rows"].values()]
+    seen = [row["class"] for row in written["rows"].values()]
 
     assert len(seen) >= 30
     assert np.mean([name in vehicles for name in seen]) > 0.9

@@ -48,7 +48,7 @@ class Run:
 
     @property
     def rows(self) -> list[Json]:
-        """What is told of each global_step; where it is told twice, the last word counts."""
+        """The rows by global_step; of two rows with one, later values count."""
         rows: dict[int, Json] = {}
         for row in self.history:
             rows[row["global_step"]] = rows.get(row["global_step"], {}) | row
@@ -60,7 +60,7 @@ class Run:
         return rows[-1] if rows else {}
 
     def count(self, name: str) -> int:
-        """Lines of a streamed file: where a resumed run goes on."""
+        """Lines of a streamed file: where a resumed run continues."""
         return 1 + max(self.lines.get(name, {}), default=-1)
 
     def _read(self, name: str) -> list[Json]:
@@ -176,9 +176,9 @@ def create_artifact(records: Records, sent: Json) -> Json:
     if wanted["runName"] and artifact not in (outputs := records.runs[wanted["runName"]].outputs):
         outputs.append(artifact)
     latest = {"id": before[-1].id} if before else None
-    told = {"id": artifact.id, "state": _state(artifact),
-            "artifactSequence": {"latestArtifact": latest}}  # fmt: skip
-    return {"createArtifact": {"artifact": told}}
+    created = {"id": artifact.id, "state": _state(artifact),
+               "artifactSequence": {"latestArtifact": latest}}  # fmt: skip
+    return {"createArtifact": {"artifact": created}}
 
 
 def create_manifest(records: Records, sent: Json) -> Json:

@@ -1,4 +1,4 @@
-"""Options of `export`: facts only, standard library alone."""
+"""Options of `export`."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
