@@ -3,6 +3,7 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -107,3 +108,21 @@ def test_prepare_prints_the_line_of_readme(
     printed = capsys.readouterr().out.strip().splitlines()[-1]
     pattern = re.sub(r"\d+", r"\\d+", re.escape(shown)).replace("runs/cars", re.escape(str(out)))
     assert re.fullmatch(pattern, printed), (shown, printed)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_python_of_the_docs_runs(
+    ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All code of docs/python-api.md, in one process, in the order of the page."""
+    code = "\n".join(blocks(ROOT / "docs" / "python-api.md", "python"))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(code, "docs/python-api.md", "exec"), names)
+
+    assert names["manifest"].split("test").num_images == 12
+    assert names["result"]["epochs"] == 2
+    assert len(names["predictions"]) == 12
+    assert {trial.state for trial in names["record"].trials} == {"finished"}
+    assert (tmp_path / "runs" / "sweep" / "review.html").stat().st_size > 1_000_000
