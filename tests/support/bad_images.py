@@ -1,6 +1,6 @@
-"""Every kind of file that people put among photographs, and what becomes of it.
+"""Kinds of files found among photographs, and the outcome of each.
 
-    python -m tests.support.bad_images      writes docs/bad_images.md anew
+    python -m tests.support.bad_images      rewrites docs/bad_images.md
 
 A kind is made by code from a photograph, so that each file is another image. `kept` kinds must come
 out with the pixels of that photograph, `left out` ones with their reason in quarantine.parquet.
@@ -22,7 +22,7 @@ PAGE = ROOT / "docs" / "bad_images.md"
 ORIENTATION = 0x0112
 
 Make = Callable[[Image.Image], bytes]
-WorkerContext = Callable[[Path, Image.Image], None]
+Put = Callable[[Path, Image.Image], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +30,11 @@ class Kind:
     """One kind of file."""
 
     about: str
-    """What it is, for people."""
+    """A remark for the page."""
     make: Make | None = None
     """A photograph -> the file's content."""
-    place: WorkerContext | None = None
-    """Instead: what puts it into a folder, where it is more than content."""
+    put: Put | None = None
+    """Instead of `make`: creates the file, if it is more than content."""
     name: str = "photo.jpg"
     reason: str | None = None
     """Why it is left out; None where it is kept."""
@@ -55,7 +55,7 @@ def jpeg(image: Image.Image, **options: object) -> bytes:
 
 
 def turned(image: Image.Image) -> bytes:
-    """Stored lying on its side, with the note that says so."""
+    """Stored rotated by 90 degrees, with the EXIF orientation."""
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     return jpeg(image.transpose(Image.Transpose.ROTATE_90), exif=exif)
@@ -67,7 +67,7 @@ def wide_grey(image: Image.Image) -> bytes:
 
 
 def transparent(image: Image.Image, mode: str = "RGBA") -> bytes:
-    """Opaque all over: what shines through is tested in test_datasets_images."""
+    """Opaque everywhere; test_datasets_images tests transparency."""
     return encode(image.convert(mode), "PNG")
 
 
@@ -102,7 +102,7 @@ def flip_in_scan(image: Image.Image) -> bytes:
 
 
 def wrong_crc(image: Image.Image, kind: bytes) -> bytes:
-    """A PNG with a chunk whose checksum is another's."""
+    """A PNG with a wrong checksum of one chunk."""
     content = encode(image, "PNG")
     start = content.index(kind)
     (length,) = struct.unpack(">I", content[start - 4 : start])
@@ -110,19 +110,19 @@ def wrong_crc(image: Image.Image, kind: bytes) -> bytes:
 
 
 def corrupt_zlib(image: Image.Image) -> bytes:
-    """Right CRCs, and a stream that unpacks to nonsense."""
+    """Right CRCs, and a stream that unpacks to random bytes."""
     return png(*image.size, b"\x78\x9c" + bytes(range(1, 200)))
 
 
 def bomb(image: Image.Image) -> bytes:
-    """10,000 x 10,000 pixels of one colour: a hundred megabytes out of a hundred kilobytes."""
+    """10,000 x 10,000 pixels of one colour: 100 MB from 100 kB."""
     row = zlib.compressobj(9)
     scan = b"".join(row.compress(bytes(10_001)) for _ in range(10_000)) + row.flush()
     return png(10_000, 10_000, scan)
 
 
 def many_scans(image: Image.Image) -> bytes:
-    """Its last scan over and over: each takes the decoder as long as the first."""
+    """Its last scan repeated; decoding each takes as long as the first."""
     content = jpeg(image, progressive=True)
     return content[:-2] + content[content.rindex(b"\xff\xda") : -2] * 1000 + content[-2:]
 
@@ -146,7 +146,7 @@ def size_in_header(width: int, height: int) -> Make:
     return make
 
 
-def link_to(target: str) -> WorkerContext:
+def link_to(target: str) -> Put:
     return lambda path, image: path.symlink_to(target)
 
 
@@ -187,15 +187,15 @@ KINDS: dict[str, Kind] = {
     "grey JPEG": Kind(about="", make=lambda i: jpeg(i.convert("L")), grey=True),
     "JPEG with junk behind it": Kind(about="", make=lambda i: jpeg(i) + b"\0junk" * 99),
     "JPEG with a flipped byte": Kind(
-        about="decodes, to other pixels: nothing but a hash could tell",
+        about="decodes to other pixels; only a hash could detect it",
         make=flip_in_scan,
         is_exact=False,
     ),
     "one pixel": Kind(about="", make=thin(1, 1), name="photo.png", is_exact=False),
-    "JPEG named .png": Kind(about="names count for nothing", make=jpeg, name="photo.png"),
+    "JPEG named .png": Kind(about="names are ignored", make=jpeg, name="photo.png"),
     "PNG": Kind(about="", make=lambda i: encode(i, "PNG"), name="photo.png"),
     "PNG whose pixels' CRC is wrong": Kind(
-        about="their zlib stream has a checksum of its own, which fits",
+        about="the zlib stream has its own checksum, which is right",
         make=lambda i: wrong_crc(i, b"IDAT"),
         name="photo.png",
     ),
@@ -206,7 +206,7 @@ KINDS: dict[str, Kind] = {
     ),
     "PNG of 16 bits": Kind(about="scaled, not clipped", make=wide_grey, grey=True),
     "GIF": Kind(about="", make=lambda i: encode(i.quantize(256), "GIF"), name="photo.gif"),
-    "animated GIF": Kind(about="its first picture", make=frames, name="photo.gif"),
+    "animated GIF": Kind(about="the first frame", make=frames, name="photo.gif"),
     "WebP": Kind(about="", make=lambda i: encode(i, "WEBP", lossless=True), name="photo.webp"),
     "AVIF": Kind(about="", make=lambda i: encode(i, "AVIF", quality=95), name="photo.avif"),
     "BMP": Kind(about="", make=lambda i: encode(i, "BMP"), name="photo.bmp"),
@@ -226,7 +226,7 @@ KINDS: dict[str, Kind] = {
     "empty file": Kind(about="", make=lambda i: b"", reason="empty file"),
     "text": Kind(about="", make=text("A car, {} {} {}.\n"), reason="not an image"),
     "HTML": Kind(
-        about="a download that failed",
+        about="a failed download",
         make=text("<!doctype html><title>404 {} {} {}</title>"),
         reason="not an image",
     ),
@@ -237,7 +237,7 @@ KINDS: dict[str, Kind] = {
         reason="not an image",
     ),
     "HEIC": Kind(
-        about="convert it before", make=lambda i: HEIC, name="photo.heic", reason="not an image"
+        about="convert it first", make=lambda i: HEIC, name="photo.heic", reason="not an image"
     ),
     "program named .jpg": Kind(
         about="", make=lambda i: b"\x7fELF\2\1\1" + i.tobytes()[:999], reason="not an image"
@@ -248,23 +248,23 @@ KINDS: dict[str, Kind] = {
         name="photo.eps",
         reason="not an image",
     ),
-    "zeros": Kind(about="a disk that lost it", make=lambda i: bytes(5000), reason="not an image"),
+    "zeros": Kind(about="a damaged disk", make=lambda i: bytes(5000), reason="not an image"),
     "PNG bomb": Kind(
         about="100 megapixels in 100 kB", make=bomb, name="photo.png", reason="decompression bomb"
     ),
     "PNG of 2,147,483,647 x 2,147,483,647": Kind(
-        about="says its header",
+        about="according to its header",
         make=lambda i: png(2**31 - 1, 2**31 - 1, zlib.compress(i.tobytes())),
         name="photo.png",
         reason="decompression bomb",
     ),
     "JPEG of 65,535 x 65,535": Kind(
-        about="says its header",
+        about="according to its header",
         make=size_in_header(65_535, 65_535),
         reason="decompression bomb",
     ),
     "JPEG of a thousand scans": Kind(
-        about="seconds of work in every kilobyte", make=many_scans, reason="decompression bomb"
+        about="seconds of decoding per kilobyte", make=many_scans, reason="decompression bomb"
     ),
     "PNG of no height": Kind(
         about="", make=lambda i: png(9, 0, zlib.compress(i.tobytes())), reason="not an image"
@@ -277,33 +277,33 @@ KINDS: dict[str, Kind] = {
         about="", make=lambda i: wrong_crc(i, b"IHDR"), name="photo.png", reason="not an image"
     ),
     "floating-point TIFF": Kind(
-        about="has no black and white",
+        about="black and white are not defined",
         make=lambda i: encode(i.convert("F"), "TIFF"),
         name="photo.tif",
         reason="floating-point pixels",
     ),
-    "folder named .jpg": Kind(about="", place=folder, reason="a folder, not an image"),
+    "folder named .jpg": Kind(about="", put=folder, reason="a folder, not an image"),
     "pipe named .jpg": Kind(
-        about="never opened", place=pipe, reason="a pipe or device, not an image"
+        about="never opened", put=pipe, reason="a pipe or device, not an image"
     ),
     "device named .jpg": Kind(
-        about="never opened", place=link_to("/dev/zero"), reason="a pipe or device, not an image"
+        about="never opened", put=link_to("/dev/zero"), reason="a pipe or device, not an image"
     ),
-    "link to nothing": Kind(about="", place=link_to("gone.jpg"), reason="missing file"),
-    "link to itself": Kind(about="", place=loop, reason="unreadable"),
+    "link to nothing": Kind(about="", put=link_to("gone.jpg"), reason="missing file"),
+    "link to itself": Kind(about="", put=loop, reason="unreadable"),
     "file that can't be read": Kind(
-        about="for want of rights, or a broken disk",
-        place=link_to("/proc/self/mem"),
+        about="permissions, or a broken disk",
+        put=link_to("/proc/self/mem"),
         reason="unreadable",
     ),
-    "file of a terabyte": Kind(about="never read", place=sparse, reason="too large"),
+    "file of a terabyte": Kind(about="never read", put=sparse, reason="too large"),
 }
 
 
 def put(kind: Kind, path: Path, image: Image.Image) -> None:
     """Put a file of a kind at `path`."""
-    if kind.place is not None:
-        kind.place(path, image)
+    if kind.put is not None:
+        kind.put(path, image)
     else:
         assert kind.make is not None
         path.write_bytes(kind.make(image))
@@ -319,12 +319,12 @@ def write_page() -> str:
     ]
     return "\n".join(
         [
-            "# What becomes of a file among photographs",
+            "# Files that are not photographs",
             "",
-            "`python -m datasets prepare` decodes every image once. What can't be, is in",
-            "`OUT/quarantine.parquet` with path and reason, and is counted by",
-            "`python -m datasets info`. Made by `python -m tests.support.bad_images`, held by",
-            "`tests/test_datasets_bad_images.py`.",
+            "For whoever finds images missing after `python -m datasets prepare`. It decodes every image",
+            "once. Files that cannot be decoded are in `OUT/quarantine.parquet` with path and reason;",
+            "`python -m datasets info` counts them. This page is written by",
+            "`python -m tests.support.bad_images` and checked by `tests/test_datasets_bad_images.py`.",
             "",
             "| file | outcome |",
             "|---|---|",
