@@ -25,14 +25,14 @@ $(READY): pyproject.toml | $(BIN)/python
 demo: $(READY)  ## A whole sweep on synthetic cars, end to end, into runs/demo
 	$(BIN)/python -m tuning demo
 
-test: $(READY)  ## All tests: on a real Ray cluster of three raylets, and beside it all others
+test: $(READY)  ## All tests, in two processes: one has a real Ray cluster of three raylets
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m "not extended"
 
-test-extended: $(READY)  ## The tests that take minutes each, such as nodes lost in an elastic run
+test-extended: $(READY)  ## Tests that take minutes each, such as lost nodes in an elastic run
 	$(BIN)/python -m pytest -m extended
 
 FUZZ_EXAMPLES ?= 2000
-fuzz: $(READY)  ## Minutes of random files for whatever is read back; tests try a few of them
+fuzz: $(READY)  ## Minutes of random content for every file that is read back
 	THAW_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/test_house_fuzz.py --timeout 3600
 	if $(BIN)/python -c "import atheris" 2> /dev/null; then $(BIN)/python -m tests.support.hostile_readers 60; fi
 
@@ -49,20 +49,20 @@ check-python: $(READY)  ## The dependencies resolve for each of PYTHONS; nothing
 		$(BIN)/python -c "import json; found = json.load(open('.venv/report.json'))['install']; \
 			print('Python $$version:', len(found), 'packages, all as wheels')"; done
 
-check-k8s: $(READY)  ## Every overlay of k8s/ built and judged: schemas, CEL, the operator's rules, ours
+check-k8s: $(READY)  ## Build and check every overlay of k8s/: schemas, CEL, rules of the operator and ours
 	$(BIN)/python -m tests.k8s
 	$(BIN)/hadolint k8s/Dockerfile
 
 chaos: $(READY)  ## Real runs under faults, into runs/chaos/chaos.md: CHAOS="--seed 1 --only worker"
 	$(BIN)/python -m tests.chaos $(CHAOS)
 
-bench: $(READY)  ## Ours against what people use, in one run each, into bench.json
+bench: $(READY)  ## Compare with the usual tools, one run each, into bench.json
 	$(BIN)/python -m tests.bench.ingest
 	$(BIN)/python -m tests.bench.training
 	$(BIN)/python -m tests.bench.sweep
 
-golden: $(READY)  ## Record the golden losses and W&B views anew; say why in the commit message
+golden: $(READY)  ## Record golden losses and W&B views again; the commit message says why
 	$(BIN)/python -m tests.support.golden
 
-clean:  ## Remove what make and the runs have made
+clean:  ## Remove .venv and runs
 	rm -rf .venv runs

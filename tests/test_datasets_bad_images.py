@@ -171,7 +171,7 @@ def test_two_ranks_train_the_same_on_both(prepared: tuple[Path, Path], tmp_path:
 def test_predict_lists_what_prepare_lists(tmp_path: Path) -> None:
     """Whatever lies there is told of: a pipe, a device and broken links as well."""
     for name, kind in KINDS.items():
-        if kind.place is not None and not (tmp_path / name).exists():
+        if kind.put is not None and not (tmp_path / name).exists():
             put(kind, tmp_path / name, photograph(0, 1))
     collection = list_images(str(tmp_path))
     read = dict(
@@ -182,7 +182,7 @@ def test_predict_lists_what_prepare_lists(tmp_path: Path) -> None:
         )
     )
     for name, kind in KINDS.items():
-        if kind.place is not None and name != "folder named .jpg":  # walked into
+        if kind.put is not None and name != "folder named .jpg":  # walked into
             content = read[str(tmp_path / name)]
             assert isinstance(content, BadImage), name
             assert content.reason.split(":")[0] == kind.reason
