@@ -32,7 +32,7 @@ from datasets.memory import Memory
 from datasets.passes.features import FeatureArrays, Features, read_features
 from datasets.plan import Chunk, Plan
 from datasets.read import read_chunk
-from datasets.share import give_share
+from datasets.share import ReadLimits, give_share
 
 # Ray Data looks for finished tasks every 0.1 s, twice before it starts the next one: a CPU would
 # rest a fifth of its time, and half of it with images in memory.
@@ -105,20 +105,14 @@ class PauseWhileAhead(ExecutionCallback):
 def stream(
     plan: Plan,
     ingest: IngestConfig,
+    limits: ReadLimits | None = None,
     *,
-    reader_cpus: float = 1.0,
-    stream_cpus: float | None = None,
-    store_bytes: float | None = None,
     memory: Memory | None = None,
     features: Features | None = None,
 ) -> Generator[Batch, None, None]:
     """Execute a plan as one Ray Data stream and yield its batches in order, through all epochs.
 
     Args:
-        reader_cpus: logical CPUs of a read task.
-        stream_cpus: logical CPUs of all its read tasks together, where `store_bytes` is given as
-            well; default: as Ray Data divides those of the cluster.
-        store_bytes: object store this stream may fill ahead of its reader.
         memory: of the split, to decode its images only once.
         features: of the split, to be read instead of images.
     """
@@ -134,9 +128,7 @@ def stream(
         execute_chunks,
         read=read,
         bytes_per_image=image_bytes + 16,
-        reader_cpus=reader_cpus,
-        stream_cpus=stream_cpus,
-        store_bytes=store_bytes,
+        limits=limits or ReadLimits(),
     )
     for block in join_executions(plan.chunks(), execute):
         images_N = block["image"].chunk(0).to_numpy(zero_copy_only=False)
@@ -176,9 +168,7 @@ def execute_chunks(
     *,
     read: Callable[[Chunk], Iterator[pa.Table]],
     bytes_per_image: int,
-    reader_cpus: float,
-    stream_cpus: float | None = None,
-    store_bytes: float | None,
+    limits: ReadLimits,
 ) -> Iterator[pa.Table]:
     """Yield one block per chunk, in order, by one Ray Data execution."""
     context = DataContext.get_current().copy()
@@ -187,16 +177,16 @@ def execute_chunks(
     context.custom_execution_callback_classes.append(PauseWhileAhead)
     context.execution_options = ExecutionOptions(
         preserve_order=True,
-        resource_limits=ExecutionResources.for_limits(object_store_memory=store_bytes),
+        resource_limits=ExecutionResources.for_limits(object_store_memory=limits.store_bytes),
     )
-    if stream_cpus is not None and store_bytes is not None:
-        give_share(context, max(stream_cpus, reader_cpus))
+    if limits.stream_cpus is not None and limits.store_bytes is not None:
+        give_share(context, max(limits.stream_cpus, limits.task_cpus))
     with DataContext.current(context):  # a data set keeps the context it was made in
         # As many blocks as tasks: with more, Ray splits every output into crumbs.
         dataset = ray.data.read_datasource(
             EpochsDatasource(chunks, read, bytes_per_image),
             override_num_blocks=len(chunks),
-            num_cpus=reader_cpus,
+            num_cpus=limits.task_cpus,
             # Blocks are made on the node that uses them, and elsewhere once it is busy.
             label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
             fallback_strategy=[{"label_selector": {}}],

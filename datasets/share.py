@@ -5,6 +5,7 @@ are, rounded down: with more streams than a node has CPUs, each has none and rea
 time. And it computes this anew for each stream that begins or ends.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 from ray.data import DataContext, ExecutionResources
@@ -14,6 +15,19 @@ from ray.data._internal.execution import streaming_executor
 SHARE = "thaw_share"
 UNLIMITED_BYTES = 2.0**60
 """Bytes; `resource_limits` says how many. Finite, as Ray Data subtracts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadLimits:
+    """What a stream of batches may use of the cluster."""
+
+    task_cpus: float = 1.0
+    """Logical CPUs of each of its read tasks."""
+    stream_cpus: float | None = None
+    """Logical CPUs of all its read tasks together, where `store_bytes` is given as well; default:
+    as Ray Data divides those of the cluster."""
+    store_bytes: float | None = None
+    """Object store that it may fill ahead of its reader."""
 
 
 class FixedResources(ClusterAutoscaler):

@@ -10,7 +10,7 @@ from tests.chaos.faults import FAULTS
 from tests.chaos.outcomes import Outcome, read_outcomes, write_outcomes
 from tests.chaos.sabotage import Plan, sabotaged, steps_taken, struck
 from tests.conftest import small_training
-from trainers import launch
+from tests.support.training import train_here
 from trainers.config import ClusterConfig, FinetuneConfig, ModelConfig, TrackConfig
 from trainers.run import checkpoint
 from trainers.run.rows import read_rows
@@ -88,9 +88,9 @@ def test_a_struck_training_goes_on_and_every_step_is_counted(
         with sabotaged(plan, config.out):
             if attempt == 0:
                 with pytest.raises(RuntimeError, match="chaos"):
-                    launch.fit_in_process(config)
+                    train_here(config)
             else:
-                launch.fit_in_process(config)
+                train_here(config)
 
     assert len(struck(tmp_path)) == 1
     assert [step for _, step, _ in steps_taken(tmp_path)] == [0, 1, 2, 3, 3, 4, 5]
@@ -106,11 +106,13 @@ def test_once_its_end_is_announced_a_run_keeps_a_checkpoint_with_every_row(
     monkeypatch.setattr(
         checkpoint, "save", lambda *args: (kept.append(args[2].global_step), save(*args))
     )
-    from trainers.launch import open_run, place_here
+    from trainers.launch import worker_here
     from trainers.loop import train
+    from trainers.prepare import prepare_run
 
     notices = iter([False, True, True, True])
-    open_run(config)
-    train(config, place_here(config), lambda row: None, preemption_pending=lambda: next(notices))
+    run = prepare_run(config, here=True)
+    worker = worker_here(run.config.cluster, run.workers)
+    train(run, worker, lambda row: None, preemption_pending=lambda: next(notices))
 
     assert kept == [2, 3, 4, 5, 6]

@@ -138,7 +138,8 @@ def test_the_good_ones_are_the_same_to_the_byte(prepared: tuple[Path, Path]) -> 
 def test_two_ranks_train_the_same_on_both(prepared: tuple[Path, Path], tmp_path: Path) -> None:
     from cluster.config import ClusterConfig
     from tests.conftest import small_training
-    from trainers import launch, metrics
+    from tests.support.training import train_in_workers
+    from trainers import metrics
     from trainers.config import ModelConfig, OptimConfig
     from trainers.evaluation.evaluate import evaluate
     from trainers.run.rows import read_rows
@@ -153,8 +154,7 @@ def test_two_ranks_train_the_same_on_both(prepared: tuple[Path, Path], tmp_path:
             optim=OptimConfig(learning_rate=3e-3),
             cluster=ClusterConfig(num_workers=2, device="cpu"),
         )
-        launch.check(config)
-        result = launch.fit(config)
+        result = train_in_workers(config)
         rows.append(read_rows(config.out))
         scores.append(evaluate(config.out)[metrics.TEST_TOP1])
         steps.append(result["global_step"])

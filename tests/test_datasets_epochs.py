@@ -19,9 +19,11 @@ from datasets.epochs import Batch, execute_chunks, stream
 from datasets.memory import Memory, open_memory
 from datasets.plan import Chunk, Plan, RowGroup, plan_epochs
 from datasets.shards import read_manifest
+from datasets.share import ReadLimits
 
 pytestmark = pytest.mark.ray
 INGEST = IngestConfig(size_px=32, policy="cars", interleave=2, task_images=16)
+LIMITS = ReadLimits(task_cpus=0.5)
 
 
 def plan(
@@ -43,7 +45,7 @@ def plan(
 
 
 def read(data: str, *, memory: Memory | None = None, **options: int) -> list[Batch]:
-    return list(stream(plan(data, **options), INGEST, reader_cpus=0.5, memory=memory))
+    return list(stream(plan(data, **options), INGEST, LIMITS, memory=memory))
 
 
 @pytest.fixture(scope="module")
@@ -104,11 +106,9 @@ def test_train_and_val_as_one_split_share_the_memory_of_both(easy_data: str) -> 
     both = partial(
         plan_epochs, easy_data, manifest, INGEST, split="train+val", global_batch_size=13, seed=7
     )
-    plain = list(stream(both(num_epochs=2, train=True), INGEST, reader_cpus=0.5))
+    plain = list(stream(both(num_epochs=2, train=True), INGEST, LIMITS))
     kept = list(
-        stream(
-            both(num_epochs=2, train=True), INGEST, reader_cpus=0.5, memory=memories["train+val"]
-        )
+        stream(both(num_epochs=2, train=True), INGEST, LIMITS, memory=memories["train+val"])
     )
     assert_same(plain, kept)
     ids = [batch["image_id"] for batch in kept[:5]]
@@ -231,8 +231,7 @@ def execute(num_blocks: int, *, mib: int = 1, seconds: float = 0.0) -> Iterator[
         chunks,
         read=partial(make_block, mib=mib, seconds=seconds),
         bytes_per_image=mib * 2**20,
-        reader_cpus=1.0,
-        store_bytes=256 * 2**20,
+        limits=ReadLimits(store_bytes=256 * 2**20),
     ):
         yield block["number"][0].as_py(), block["node"][0].as_py()
 
@@ -312,9 +311,7 @@ def test_a_stream_uses_the_share_it_was_given_and_asks_nobody_for_one(
         list(plan(easy_data, num_epochs=4).chunks()),
         read=sleep_and_tell,
         bytes_per_image=16,
-        reader_cpus=0.5,
-        stream_cpus=1.0,
-        store_bytes=2**26,
+        limits=ReadLimits(task_cpus=0.5, stream_cpus=1.0, store_bytes=2**26),
     )
     spans = [(block["began_s"][0].as_py(), block["ended_s"][0].as_py()) for block in blocks]
     at_once = [sum(began <= at < ended for began, ended in spans) for at, _ in spans]

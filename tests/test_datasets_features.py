@@ -27,9 +27,11 @@ from datasets.passes.features import (
 from datasets.passes.inference import Workers
 from datasets.plan import IGNORE_INDEX, plan_epochs
 from datasets.shards import read_manifest
+from datasets.share import ReadLimits
 from tests.conftest import flip_byte
 
 INGEST = IngestConfig(size_px=32, policy="light", views=2, interleave=2)
+LIMITS = ReadLimits(task_cpus=0.5)
 WORKERS = Workers(num_workers=2, cpus_per_worker=0.5, gpus_per_worker=0, reader_cpus=0.5)
 
 
@@ -149,9 +151,9 @@ def test_batches_of_features_are_those_of_the_images(
     entry = next(e for e in entries(built) if (e.split, e.output) == (split, output))
     views = tuple(view for n in entry.views if (view := read_view(entry.uri, n)) is not None)
     kept = Features(views=views, arrays=tuple(ray.put(load_view(view)) for view in views))
-    images = list(stream(plan(easy_data, split), INGEST, reader_cpus=0.5))
+    images = list(stream(plan(easy_data, split), INGEST, LIMITS))
     for features in (Features(views=views), kept):
-        batches = stream(plan(easy_data, split), INGEST, reader_cpus=0.5, features=features)
+        batches = stream(plan(easy_data, split), INGEST, LIMITS, features=features)
         for batch, expected in zip(batches, images, strict=True):
             np.testing.assert_array_equal(batch["label"], expected["label"])
             np.testing.assert_array_equal(batch["image_id"], expected["image_id"])

@@ -34,7 +34,7 @@ from datasets.shards import Manifest, read_manifest
 from tests.conftest import ROOT, draw_image
 from tests.support.s3_server import SECRET, Proxy, environment, serve_s3
 from trainers.config import FinetuneConfig
-from trainers.run.folder import open_run, read_config, read_result
+from trainers.run.folder import read_config, read_result, require_same_run
 from trainers.run.rows import read_rows
 
 LARGE = 24 * 2**20  # several parts of an upload
@@ -217,7 +217,8 @@ def test_a_bucket_that_is_not_there_is_named() -> None:
     with pytest.raises(ValueError) as prepared:
         prepare(PrepareConfig(source="synthetic", out="s3://elsewhere/cars"))
     with pytest.raises(ValueError) as trained:
-        open_run(FinetuneConfig(data="s3://thaw/cars", out="s3://elsewhere/cars"))
+        config = FinetuneConfig(data="s3://thaw/cars", out="s3://elsewhere/cars")
+        require_same_run(config, read_manifest(config.data), None)
     with pytest.raises(ValueError, match=r"NO_SUCH_BUCKET.*check the bucket"):
         storage.write_bytes("s3://elsewhere/cars/config.json", b"{}")
 

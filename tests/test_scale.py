@@ -117,7 +117,7 @@ def test_at_most_twenty_unreadable_images_are_named() -> None:
             )
 
     plan = paper_plan(MANIFEST, rank=0, world_size=1, worker_batch_size=8)
-    worker = WorkerContext(device=torch.device("cpu"), threads=1, reader_cpus=1)
+    worker = WorkerContext(device=torch.device("cpu"), threads=1)
     feed = Feed("train", plan, batches(), worker)  # pyright: ignore
     for _ in range(100):
         feed.next()
@@ -149,7 +149,8 @@ def test_a_trial_costs_the_driver_the_same_among_a_thousand(
         classes=("a", "b"), splits={"train": train}, num_quarantined=0, fingerprint="", options={}
     )
     display = SweepDisplay(config, manifest, num_trials=1000, num_concurrent=8)
-    driver = SweepProgress(config, Shared(), display, TrialStates(config.out, num_trials=1000))
+    shared = Shared(manifest=manifest)
+    driver = SweepProgress(config, shared, display, TrialStates(config.out, num_trials=1000))
     num_ended_at_start: list[int] = []
     monkeypatch.setattr(
         display, "start", lambda *a, num_ended, **k: num_ended_at_start.append(num_ended)

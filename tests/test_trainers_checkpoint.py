@@ -31,8 +31,8 @@ def save_epochs(run: str, val_top1s: Sequence[float | None]) -> TrainingProgress
 
 
 def restore_latest(run: Path) -> TrainingProgress | None:
-    step = checkpoint.find_latest(str(run))
-    return None if step is None else checkpoint.read(str(run), step)[0]
+    latest = checkpoint.read_latest(str(run))
+    return latest and latest.progress
 
 
 def kept(run: Path) -> list[str]:

@@ -15,7 +15,7 @@ from torch import nn
 from datasets.config import IngestConfig
 from datasets.shards import read_manifest
 from tests.conftest import WriteData, draw_image, flip_byte, hash_seed
-from trainers import launch
+from tests.support.training import train_here
 from trainers.__main__ import main
 from trainers.config import ClusterConfig, FinetuneConfig, ModelConfig, OptimConfig, TrackConfig
 from trainers.evaluation import pictures
@@ -46,7 +46,7 @@ def run(ray_cluster: str, easy_data: str, tmp_path_factory: pytest.TempPathFacto
         track=TrackConfig(wandb="off"),
         cluster=ClusterConfig(num_workers=0),
     )
-    launch.fit_in_process(config)
+    train_here(config)
     return config.out
 
 

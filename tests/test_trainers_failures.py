@@ -16,7 +16,7 @@ from ray.train.v2._internal.exceptions import (
 
 from cluster.config import ClusterConfig
 from tests.conftest import ROOT, small_training
-from trainers import launch
+from tests.support.training import train_here
 from trainers.config import ModelConfig
 from trainers.failures import HANG_VARS, Watchdog, explain_failure, noticing_hangs
 
@@ -106,7 +106,7 @@ def test_a_training_alone_is_watched_until_it_reports(
         model=ModelConfig(backbone="lenet5", init="he"),
         cluster=ClusterConfig(num_workers=0, hang_timeout_s=77.0),
     )
-    launch.fit_in_process(config, report=lambda row: told.append("report"))
+    train_here(config, report=lambda row: told.append("report"))
 
     reports = [at for at, what in enumerate(told) if what == "report"]
     assert len(reports) == 2 and all(told[at - 1] == "rest" for at in reports)

@@ -345,7 +345,7 @@ def test_a_progress_of_another_step_is_passed_over(
 ) -> None:
     content = safetensors.torch.save(weights)
     run = run_with(tmp_path, {"model.safetensors": content}, builds_toy, global_step=9)
-    assert checkpoint.latest_progress(run) is None and checkpoint.find_latest(run) is None
+    assert checkpoint.latest_progress(run) is None and checkpoint.read_latest(run) is None
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from ray.util.state import list_actors
 from cluster.io import storage
 from cluster.runtime import find_resources
 from tests.conftest import WriteData, flip_byte, living_workers, small_training
-from trainers import launch
+from tests.support.training import train_here, train_in_workers
 from trainers.config import (
     ClusterConfig,
     ComputeConfig,
@@ -28,6 +28,7 @@ from trainers.config import (
     ScheduleConfig,
 )
 from trainers.evaluation.evaluate import evaluate
+from trainers.prepare import plan_training, prepare_run
 from trainers.run import checkpoint
 from trainers.run.predictions import read_predictions
 from trainers.run.rows import read_rows
@@ -71,7 +72,7 @@ def straight(ray_cluster: str, easy_data: str, tmp_path_factory: pytest.TempPath
     """Run folder of two DDP workers, trained straight through."""
     folder = tmp_path_factory.mktemp("straight")
     run: FinetuneConfig = config.__wrapped__(ray_cluster, easy_data, folder)  # pyright: ignore
-    launch.fit(run)
+    train_in_workers(run)
     return run.out
 
 
@@ -80,7 +81,7 @@ def test_two_workers_equal_one_at_the_same_global_batch(
     straight: str, config: FinetuneConfig
 ) -> None:
     rows: list[dict[str, Any]] = []
-    result = launch.fit_in_process(config, report=rows.append)
+    result = train_here(config, report=rows.append)
 
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert result["global_step"] == 9
@@ -102,11 +103,11 @@ def test_a_run_does_not_go_on_with_another_data_set(
 ) -> None:
     data = write_data(train=32)
     run = replace(single, data=data, epochs=1)
-    launch.fit_in_process(run)
+    train_here(run)
     shutil.copytree(write_data(train=40), data, dirs_exist_ok=True)
 
     with pytest.raises(ValueError, match="prepared anew since the run"):
-        launch.fit_in_process(replace(run, epochs=2))
+        train_here(replace(run, epochs=2))
 
 
 def kill_a_worker_at(config: FinetuneConfig, step: int) -> threading.Thread:
@@ -137,10 +138,10 @@ def test_a_worker_killed_in_mid_epoch_changes_nothing_and_what_is_saved_was_meas
         schedule=ScheduleConfig(phases=(("all", 1, 1e-3), (6, 2, 1e-3))),
         compute=ComputeConfig(accumulation_steps=3, precision="fp32"),
     )
-    launch.fit(live)
+    train_in_workers(live)
     cut = replace(live, out=live.out + "-cut")
     killer = kill_a_worker_at(cut, step=3)
-    launch.fit(cut)
+    train_in_workers(cut)
     killer.join()
     progress = checkpoint.load_best(cut.out)[0]
     evaluated = evaluate(cut.out, split="val")
@@ -161,10 +162,10 @@ def test_a_worker_killed_in_mid_epoch_changes_nothing_and_what_is_saved_was_meas
 
 
 def test_a_resumed_run_equals_a_straight_one(single: FinetuneConfig) -> None:
-    launch.fit_in_process(single)
+    train_here(single)
     cut = replace(single, out=single.out + "-cut", epochs=1)
-    launch.fit_in_process(cut)
-    launch.fit_in_process(replace(cut, epochs=3))
+    train_here(cut)
+    train_here(replace(cut, epochs=3))
 
     assert losses(cut.out) == losses(single.out)
     for name, tensor in weights(cut.out).items():
@@ -175,19 +176,19 @@ def test_a_finished_run_returns_at_once_and_another_config_is_refused(
     single: FinetuneConfig,
 ) -> None:
     short = replace(single, epochs=1)
-    first = launch.fit_in_process(short)
+    first = train_here(short)
     rows: list[dict[str, Any]] = []
 
-    assert launch.fit_in_process(short, report=rows.append) == first and rows == []
+    assert train_here(short, report=rows.append) == first and rows == []
     other = replace(short, seed=1)
     with pytest.raises(ValueError, match=r"seed is 1: the run in .* was started with 0"):
-        launch.fit_in_process(other)
+        train_here(other)
 
 
 def test_zeros_do_not_learn(config: FinetuneConfig) -> None:
     """With every weight zero, features are zero and so is every gradient but the head's bias."""
     zeros = ModelConfig(backbone="resnet50", init="zeros")
-    launch.fit_in_process(replace(config, model=zeros))
+    train_here(replace(config, model=zeros))
 
     assert losses(config.out) == pytest.approx([log(3)] * 9, abs=0.05)
     tensors = weights(config.out)
@@ -217,7 +218,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoi
     single: FinetuneConfig,
 ) -> None:
     """Ended once, not tried again: the same seed would diverge at the same step."""
-    launch.fit_in_process(replace(single, epochs=1))
+    train_here(replace(single, epochs=1))
     run = replace(single, out=single.out + "-wild")
     shutil.copytree(single.out, run.out)
     for name in ("config.json", "result.json"):
@@ -229,7 +230,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoi
             ValueError,
             match=r"gradients are not finite from step [456] on \(epoch 2, .*: lower optim",
         ):
-            launch.fit_in_process(wild)
+            train_here(wild)
 
     assert checkpoint.load_best(run.out)[0].epoch == 1
     for name, tensor in checkpoint.load_best(run.out)[1].items():
@@ -240,11 +241,11 @@ def test_a_row_that_was_measured_but_not_tracked_comes_back_at_the_resume(
     single: FinetuneConfig,
 ) -> None:
     """As after a kill between the checkpoint and metrics.jsonl."""
-    launch.fit_in_process(replace(single, epochs=1))
+    train_here(replace(single, epochs=1))
     rows = Path(single.out) / "metrics.jsonl"
     whole = rows.read_text()
     rows.write_text("".join(whole.splitlines(keepends=True)[:-1]))
-    launch.fit_in_process(replace(single, epochs=2))
+    train_here(replace(single, epochs=2))
 
     assert rows.read_text().startswith(whole)
 
@@ -256,8 +257,8 @@ def test_workers_share_the_global_batch_also_where_their_number_is_not_set(
     free = replace(config, cluster=ClusterConfig())
     small = replace(free, global_batch_size=2)
 
-    assert launch.plan_training(free, find_resources()).num_workers == 3
-    assert launch.plan_training(small, find_resources()).num_workers == 2
+    assert plan_training(free, find_resources()).num_workers == 3
+    assert plan_training(small, find_resources()).num_workers == 2
 
 
 BAD = {
@@ -287,7 +288,7 @@ def test_a_users_error_is_found_before_anything_starts(
     bad = FinetuneConfig.from_dict(values)
 
     with pytest.raises(ValueError, match=message):
-        launch.check(bad)
+        prepare_run(bad)
     assert not Path(bad.out).exists()
 
 
@@ -295,7 +296,7 @@ def test_a_gpu_asked_where_none_is_is_the_users_error(config: FinetuneConfig) ->
     asked = replace(config, cluster=ClusterConfig(device="gpu"))
 
     with pytest.raises(ValueError, match=r"cluster\.device is 'gpu'"):
-        launch.fit(asked)
+        train_in_workers(asked)
 
 
 def test_lost_images_are_counted_named_and_survived(
@@ -306,7 +307,7 @@ def test_lost_images_are_counted_named_and_survived(
     flip_byte(Path(data, "val", "part-00000.parquet"), 3, at=300)
     rows: list[dict[str, Any]] = []
     lenient = replace(config.ingest, max_bad_fraction=0.1)
-    launch.fit_in_process(replace(config, data=data, ingest=lenient), report=rows.append)
+    train_here(replace(config, data=data, ingest=lenient), report=rows.append)
 
     assert [row["ingest/lost_images"] for row in rows] == [2, 2, 2]
     assert "train/part-00000.parquet row group 1 row 3" in rows[0]["ingest/lost_names"][0]
@@ -324,10 +325,10 @@ def test_a_run_on_rotten_data_stops_in_one_sentence_and_resumes_on_whole_data(
     config = replace(config, data=data)
 
     with pytest.raises(ValueError, match=r"max_bad_fraction is 0\.01: 1 of 48 train images"):
-        launch.fit(config)
+        train_in_workers(config)
 
     shard.write_bytes(whole)
-    assert launch.fit_in_process(config)["epochs"] == 3
+    assert train_here(config)["epochs"] == 3
 
 
 def test_a_run_of_more_workers_than_there_are_cpus_is_evaluated_here(
@@ -336,6 +337,6 @@ def test_a_run_of_more_workers_than_there_are_cpus_is_evaluated_here(
     """Evaluation takes one process, whatever the training took."""
     many = replace(config, cluster=ClusterConfig(num_workers=16))
     with pytest.raises(ValueError, match=r"num_workers is 16: the cluster has 6 CPUs"):
-        launch.plan_training(many, find_resources())
+        plan_training(many, find_resources())
 
-    assert launch.place_here(many).world_size == 1
+    assert prepare_run(many, here=True).workers.num_workers == 0

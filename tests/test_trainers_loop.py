@@ -14,7 +14,8 @@ import torch
 
 from datasets.shards import read_manifest
 from tests.conftest import WriteData, small_training
-from trainers import launch, loop, metrics
+from tests.support.training import train_here
+from trainers import loop, metrics
 from trainers.config import (
     ClusterConfig,
     ComputeConfig,
@@ -28,6 +29,7 @@ from trainers.config import (
 from trainers.feed import WorkerContext
 from trainers.networks.backbones import build
 from trainers.networks.initializers import initialize
+from trainers.prepare import check
 from trainers.run import checkpoint
 from trainers.run.checkpoint import TrainingProgress
 from trainers.run.recorder import Recorder
@@ -36,7 +38,7 @@ from trainers.settings import train_settings
 from trainers.state import TrainState
 
 pytestmark = pytest.mark.ray
-HERE = WorkerContext(device=torch.device("cpu"), threads=1, reader_cpus=0.5)
+HERE = WorkerContext(device=torch.device("cpu"), threads=1)
 
 
 @pytest.fixture
@@ -59,7 +61,7 @@ def straight(ray_cluster: str, easy_data: str, tmp_path_factory: pytest.TempPath
     """Run folder of `config`, trained straight through."""
     folder = tmp_path_factory.mktemp("straight")
     run: FinetuneConfig = config.__wrapped__(ray_cluster, easy_data, folder)  # pyright: ignore
-    launch.fit_in_process(run)
+    train_here(run)
     return run.out
 
 
@@ -102,9 +104,9 @@ def test_a_run_cut_in_mid_epoch_goes_on_at_its_checkpoint_and_ends_the_same(
     with monkeypatch.context() as patch:
         cut_at(patch, cut)
         with pytest.raises(PowerCut):
-            launch.fit_in_process(config)
+            train_here(config)
     taken = cut_at(monkeypatch, None)
-    result = launch.fit_in_process(config)
+    result = train_here(config)
 
     assert taken == [9 - resumed_at] and result["global_step"] == 9
     assert losses(config.out) == losses(straight)
@@ -115,8 +117,8 @@ def test_a_run_cut_in_mid_epoch_goes_on_at_its_checkpoint_and_ends_the_same(
 def test_two_runs_of_the_same_seed_have_the_same_losses(
     config: FinetuneConfig, straight: str
 ) -> None:
-    launch.fit_in_process(replace(config, seed=1, out=config.out + "-1"))
-    launch.fit_in_process(config)
+    train_here(replace(config, seed=1, out=config.out + "-1"))
+    train_here(config)
 
     assert losses(config.out) == losses(straight)
     assert losses(config.out + "-1") != losses(straight)
@@ -139,7 +141,7 @@ def test_an_average_is_evaluated_and_kept_and_training_goes_on_from_the_weights(
     config: FinetuneConfig,
 ) -> None:
     config = replace(config, optim=replace(config.optim, ema_decay=0.5), checkpoint_every_steps=500)
-    launch.fit_in_process(config)
+    train_here(config)
     kept = best_weights(config.out)
     _, contents = checkpoint.read(config.out, 9)
     raw = torch.load(io.BytesIO(contents["training.pt"]), weights_only=True)["model"]
@@ -163,7 +165,7 @@ def test_a_seed_gives_the_same_start_in_any_memory_format(config: FinetuneConfig
 def test_a_network_without_buffers_has_an_average_too(config: FinetuneConfig) -> None:
     model = ModelConfig(backbone="lenet5", init="he")
     plain = replace(config, epochs=1, model=model, schedule=ScheduleConfig())
-    launch.fit_in_process(plain)
+    train_here(plain)
 
     assert len(losses(plain.out)) == 3
 
@@ -189,7 +191,7 @@ def test_a_run_names_the_step_at_which_it_diverged(
         track=TrackConfig(log_every_steps=20),
     )
     with pytest.raises(ValueError, match=r"not finite from step 3 on \(epoch 1"):
-        launch.fit_in_process(wild)
+        train_here(wild)
     assert json.loads((Path(config.out) / "result.json").read_text())["checkpoint"] is None
 
 
@@ -204,7 +206,8 @@ def test_totals_of_an_epoch_may_go_on_on_another_number_of_ranks() -> None:
 def test_settings_that_phases_replace_are_warned_of(
     config: FinetuneConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    launch.check(replace(config, epochs=30, optim=replace(config.optim, learning_rate=1e-5)))
+    changed = replace(config, epochs=30, optim=replace(config.optim, learning_rate=1e-5))
+    check(changed, read_manifest(config.data))
 
     assert "epochs is not used: schedule.phases has its own" in caplog.text
     assert "optim.learning_rate is not used" in caplog.text
@@ -219,12 +222,12 @@ def test_early_stopping_ends_a_run_that_no_longer_improves(config: FinetuneConfi
         optim=OptimConfig(learning_rate=1e-12),
         schedule=ScheduleConfig(early_stopping_epochs=2),
     )
-    result = launch.fit_in_process(still)
+    result = train_here(still)
     assert (result["epochs"], result["best_epoch"]) == (3, 1)
-    assert launch.fit_in_process(still) == result  # it is over
+    assert train_here(still) == result  # it is over
 
     patient = replace(still, schedule=ScheduleConfig(early_stopping_epochs=3))
-    assert launch.fit_in_process(patient)["epochs"] == 4
+    assert train_here(patient)["epochs"] == 4
 
 
 def test_early_stopping_waits_for_the_last_phase(config: FinetuneConfig) -> None:
@@ -233,7 +236,7 @@ def test_early_stopping_waits_for_the_last_phase(config: FinetuneConfig) -> None
         optim=OptimConfig(),
         schedule=ScheduleConfig(phases=((0, 2, 1e-12), ("all", 3, 1e-12)), early_stopping_epochs=1),
     )
-    assert launch.fit_in_process(still)["epochs"] == 3
+    assert train_here(still)["epochs"] == 3
 
 
 def test_balanced_class_weights_make_classes_count_alike(
@@ -262,7 +265,7 @@ def test_a_run_in_bfloat16_stays_near_that_in_float32(
     config: FinetuneConfig, straight: str
 ) -> None:
     compute = replace(config.compute, precision="bf16")
-    launch.fit_in_process(replace(config, compute=compute))
+    train_here(replace(config, compute=compute))
 
     assert losses(config.out) != losses(straight)
     # Steps of Adam part further and further where gradients are about zero.
@@ -274,7 +277,7 @@ def test_a_run_in_float16_learns_although_its_first_steps_may_be_skipped(
     config: FinetuneConfig,
 ) -> None:
     compute = replace(config.compute, precision="fp16")
-    launch.fit_in_process(replace(config, compute=compute))
+    train_here(replace(config, compute=compute))
 
     assert losses(config.out)[-1] < 0.95 * losses(config.out)[0]
     _, contents = checkpoint.read(config.out, 9)
@@ -293,9 +296,9 @@ def test_a_compiled_network_trains_the_same(config: FinetuneConfig) -> None:
         model=ModelConfig(backbone="lenet5", init="he"),
         optim=OptimConfig(optimizer="sgd", learning_rate=1e-3),
     )
-    launch.fit_in_process(plain)
+    train_here(plain)
     compiled = replace(plain, out=plain.out + "-compiled", compute=ComputeConfig(compile=True))
-    launch.fit_in_process(compiled)
+    train_here(compiled)
 
     assert losses(compiled.out) == pytest.approx(losses(plain.out), rel=1e-4)
 
@@ -324,7 +327,8 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_no_row_runs_ahead_of
         gate.set()
 
     assert read_rows(str(tmp_path)) == [{"global_step": 1}]
-    assert checkpoint.find_latest(str(tmp_path)) == 1
+    latest = checkpoint.read_latest(str(tmp_path))
+    assert latest is not None and latest.progress.global_step == 1
 
 
 def test_what_cannot_be_written_ends_the_run(
@@ -335,7 +339,7 @@ def test_what_cannot_be_written_ends_the_run(
 
     monkeypatch.setattr(checkpoint, "save", full)
     with pytest.raises(OSError, match="No space left"):
-        launch.fit_in_process(config)
+        train_here(config)
     assert not (Path(config.out) / "result.json").exists()
 
 
@@ -355,7 +359,7 @@ def test_inception_v3_fine_tunes_with_its_auxiliary_head(
         loss=LossConfig(),
         schedule=ScheduleConfig(),
     )
-    launch.fit_in_process(plain)
+    train_here(plain)
     trained = checkpoint.load_best(plain.out)[1]
     start = build("inception_v3", 3)
     initialize(start, plain.model, seed=plain.seed)

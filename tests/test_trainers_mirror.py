@@ -44,7 +44,9 @@ def end_of_epoch(epoch: int, top1: float, **metrics: Any) -> dict[str, Any]:
 
 
 def open_mirror(config: FinetuneConfig) -> RunMirror:
-    return RunMirror(config, name="trial a", group="sweep", job_type="train")
+    return RunMirror(
+        config, read_manifest(config.data), name="trial a", group="sweep", job_type="train"
+    )
 
 
 def end(mirror: RunMirror, state: str = "finished") -> str | None:

@@ -19,8 +19,8 @@ from PIL import Image
 import datasets.passes.inference
 from datasets.passes.inference import open_view
 from tests.conftest import draw_image
+from tests.support.training import train_here
 from tests.test_datasets_collection import write_photograph
-from trainers import launch
 from trainers.config import ClusterConfig, FinetuneConfig, IngestConfig, ModelConfig, OptimConfig
 from trainers.evaluation.evaluate import evaluate
 from trainers.inference.config import PredictConfig
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def run(ray_cluster: str, easy_data: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Run folder of a MobileNetV2 on easy images of 32 pixels."""
     out = str(tmp_path_factory.mktemp("run") / "run")
-    launch.fit_in_process(
+    train_here(
         FinetuneConfig(
             data=easy_data,
             out=out,

@@ -16,6 +16,7 @@ import pytest
 import wandb
 
 from cluster.io import storage
+from datasets.shards import read_manifest
 from tests.conftest import ROOT, small_training
 from tests.support.wandb_checks import check_run
 from tests.support.wandb_files import read_record
@@ -75,7 +76,9 @@ def train(
         Seconds that the training took, and the command that uploads what W&B lacks.
     """
     storage.write_bytes(f"{config.out}/config.json", json.dumps(config.to_dict()).encode())
-    mirror = RunMirror(config, name="trial a", group="sweep", job_type="train")
+    mirror = RunMirror(
+        config, read_manifest(config.data), name="trial a", group="sweep", job_type="train"
+    )
     with follow(config.out, mirror, lambda row: None):
         meanwhile(0)
         rows = read_rows(config.out)

@@ -7,6 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from datasets.shards import read_manifest
 from tests.test_tuning_prefixes import build_all, open_store, sweep_of
 from trainers import metrics
 from trainers.config import ModelConfig
@@ -29,7 +30,10 @@ def test_deeper_trials_start_from_the_best_head(
     store = open_store(config)
     prefixes = build_all(config, store).prefixes
     shared = Shared(
-        prefixes=prefixes, results=str(tmp_path / "results"), starts=store.start_hashes()
+        manifest=read_manifest(easy_data),
+        prefixes=prefixes,
+        results=str(tmp_path / "results"),
+        starts=store.start_hashes(),
     )
     heads = train_heads(config, shared)
 

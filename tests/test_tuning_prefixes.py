@@ -14,7 +14,8 @@ from cluster.runtime import find_resources
 from datasets.config import IngestConfig
 from datasets.passes.features import DTYPE
 from datasets.shards import read_manifest
-from trainers import launch, metrics
+from tests.support.training import train_here
+from trainers import metrics
 from trainers.config import FinetuneConfig, ModelConfig, OptimConfig, TrackConfig
 from trainers.inference.prefix import hash_tensors
 from trainers.networks import backbones
@@ -113,8 +114,8 @@ def test_a_trial_on_features_has_the_losses_of_one_on_images(
         training = training_of(config.base, {INIT: "file", FREEZE_DEPTH: depth})
         images = replace(training, out=str(tmp_path / f"images-{depth}"))
         features = replace(training, out=f"{config.out}/trials/{depth}")
-        launch.fit_in_process(images)
-        launch.fit_in_process(features, prefix=built.prefixes["file", int(depth)])
+        train_here(images)
+        train_here(features, prefix=built.prefixes["file", int(depth)])
 
         for row, other in zip(epoch_rows(images.out), epoch_rows(features.out), strict=True):
             for name in (metrics.TRAIN_LOSS, metrics.VAL_LOSS, metrics.GRAD_NORM):

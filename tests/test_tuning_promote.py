@@ -13,7 +13,7 @@ import torch
 from cluster.config import ClusterConfig
 from datasets.shards import read_manifest, write_manifest
 from tests.conftest import small_training
-from trainers import launch
+from tests.support.training import train_here
 from trainers.config import FinetuneConfig, LossConfig, ModelConfig, OptimConfig, TrackConfig
 from trainers.run.rows import read_rows
 from trainers.tracking.mirror import RunMirror
@@ -87,7 +87,7 @@ def test_the_winner_is_trained_on_train_and_val_with_each_seed_and_tested_once(
     sweep = tmp_path / "sweep"
     won = trial(easy_data, sweep)
     write_sweep(sweep, won)
-    launch.fit_in_process(won)
+    train_here(won)
     before = evaluate_once(won.out)
     config = PromoteConfig(sweep=str(sweep), seeds=2, epochs=2, num_workers=0, wandb="off")
     capfd.readouterr()

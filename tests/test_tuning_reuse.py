@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tests.conftest import small_training
-from trainers import launch, metrics
+from tests.support.training import train_here
+from trainers import metrics
 from trainers.config import FinetuneConfig, ModelConfig, OptimConfig, TrackConfig
 from trainers.run import checkpoint
 from trainers.run.folder import load_best_model, read_result
@@ -75,7 +76,7 @@ def known(
         epochs=2,
         model=ModelConfig(backbone="lenet5", init="he"),
     )
-    launch.fit_in_process(config)
+    train_here(config)
     record(str(folder / "results"), config.out)
     return config, str(folder / "results")
 
@@ -98,7 +99,7 @@ def test_a_copy_is_the_run(known: tuple[FinetuneConfig, str], tmp_path: Path) ->
     assert read_result(looser.out)["checkpoint"].startswith(looser.out)
     kept, was = (load_best_model(run)[2].state_dict() for run in (looser.out, config.out))
     assert all(torch.equal(kept[name], was[name]) for name in was)
-    assert launch.fit_in_process(looser) == read_result(looser.out)  # it is over
+    assert train_here(looser) == read_result(looser.out)  # it is over
 
 
 @pytest.mark.ray
@@ -122,7 +123,7 @@ def test_a_run_that_was_stopped_early_is_gone_on_from(
     found = find_known(str(tmp_path / "results"), again)
     assert found is not None and found.num_epochs == 1
     copy_run(found, again)
-    launch.fit_in_process(again)
+    train_here(again)
     losses = [row[metrics.TRAIN_LOSS] for row in epoch_rows(again.out)]
     assert losses == [row[metrics.TRAIN_LOSS] for row in epoch_rows(config.out)]
 

@@ -132,8 +132,8 @@ def test_driver_keeps_states_current(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(progress, "RunMirror", lambda *_, **__: silent)
     config = cast(Any, SimpleNamespace(base=sweep.base, out=out, group="group", max_failures=1))
     display = SimpleNamespace(start=lambda *_, **__: None, end=lambda *_, **__: None)
-    states = TrialStates(out, num_trials=3)
-    told = progress.SweepProgress(config, Shared(), cast(Any, display), states)
+    states, shared = TrialStates(out, num_trials=3), Shared(manifest=read_manifest(sweep.base.data))
+    told = progress.SweepProgress(config, shared, cast(Any, display), states)
     trials: list[Any] = [
         SimpleNamespace(
             trial_id=row.trial_id,

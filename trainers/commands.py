@@ -5,10 +5,10 @@ from typing import Any
 from cluster.io import terminal
 from cluster.io.errors import UserError
 from cluster.io.uris import name_of
-from cluster.runtime import connect
 from trainers import launch, metrics
 from trainers.config import FinetuneConfig
 from trainers.meter import Meter
+from trainers.prepare import Run, prepare_run
 from trainers.tracking.mirror import RunMirror, follow
 
 
@@ -16,7 +16,7 @@ def run_training(config: FinetuneConfig) -> None:
     """Check, connect, train; print progress, the result and what to do next."""
     if not config.data:
         raise UserError("data is '': give --data URI of a prepared data set")
-    result, sync = follow_training(config, job_type="train")
+    result, sync = follow_training(prepare_run(config), job_type="train")
     if result["epochs"] < config.num_epochs:
         patience = config.schedule.early_stopping_epochs
         print(f"Stopped early: val/top1 was not higher for {patience} epochs")
@@ -28,26 +28,21 @@ def run_training(config: FinetuneConfig) -> None:
         print(f"W&B:      {sync}")
 
 
-def follow_training(config: FinetuneConfig, *, job_type: str) -> tuple[dict[str, Any], str | None]:
-    """Check, connect, train; print progress and mirror it in W&B.
+def follow_training(run: Run, *, job_type: str) -> tuple[dict[str, Any], str | None]:
+    """Train; print progress and mirror it in W&B.
 
     Returns:
         result.json, and the command that uploads an offline run.
     """
-    config = launch.with_absolute_paths(config)
-    manifest = launch.check(config)
-    resources = connect(config.cluster.address)
-    _, ingest = launch.plan_ingest(
-        config, manifest, resources, launch.plan_training(config, resources)
-    )
+    config, manifest = run.config, run.manifest
     num_images = manifest.split(config.train_on).num_images
     terminal.report(
         f"Training {config.model.backbone} ({config.model.init}, {describe_phases(config)}) on "
         f"{num_images} images of {len(manifest.classes)} classes -> {config.out}"
     )
-    terminal.report(f"Ingest: {ingest}")
+    terminal.report(f"Ingest: {run.ingest}")
     name = name_of(config.out)
-    mirror = RunMirror(config, name=name, group=config.track.group, job_type=job_type)
+    mirror = RunMirror(config, manifest, name=name, group=config.track.group, job_type=job_type)
     meter = Meter(config, manifest)
 
     def tell(row: dict[str, Any]) -> None:
@@ -55,7 +50,7 @@ def follow_training(config: FinetuneConfig, *, job_type: str) -> tuple[dict[str,
         show(row, config.num_epochs)
 
     with terminal.show(meter.draw), follow(config.out, mirror, tell):
-        result = launch.fit(config)
+        result = launch.fit(run)
     return result, mirror.close()
 
 

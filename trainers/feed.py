@@ -2,50 +2,25 @@
 
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import distributed
 
 from datasets.epochs import Batch, stream
-from datasets.memory import Memory
-from datasets.passes.features import Features
 from datasets.plan import Plan, plan_epochs
-from datasets.shards import Manifest
-from trainers.config import FinetuneConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrefixFeatures:
-    """The first stages of a network, computed already: features take the place of images."""
-
-    depth: int
-    """Stages behind which the network is cut; at most as many as are frozen."""
-    features: dict[str, Features]
-    """By split."""
-    tensors: str
-    """URI of a file with what these stages hold: a checkpoint has only the rest."""
+from trainers.prepare import Run
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerContext:
-    """Where this process stands among its peers, and what it may use."""
+    """This process among the workers of its training."""
 
     rank: int = 0
     world_size: int = 1
     device: torch.device
     threads: int
     """CPU threads to compute with."""
-    reader_cpus: float
-    """Logical CPUs of each read task."""
-    stream_cpus: float | None = None
-    """Logical CPUs of all read tasks of a stream together."""
-    store_bytes: float | None = None
-    """Object store that each of its streams may fill ahead."""
-    memory: dict[str, Memory] = field(default_factory=dict)
-    """By split, where decoded images are kept; empty to decode them every epoch."""
-    prefix: PrefixFeatures | None = None
-    """What trains on features; None trains on images."""
 
 
 MAX_NAMES = 20
@@ -60,7 +35,7 @@ class Feed:
         split: str,
         plan: Plan,
         batches: Generator[Batch, None, None],
-        place: WorkerContext,
+        worker: WorkerContext,
         on_batch: Callable[[], None] = lambda: None,
     ) -> None:
         self.split = split
@@ -70,7 +45,7 @@ class Feed:
         """Of this rank's share, where it is evaluated in stored order."""
         self.first_batch_s: float | None = None
         self.wait_s = 0.0
-        self._batches, self._place, self._on_batch = batches, place, on_batch
+        self._batches, self._worker, self._on_batch = batches, worker, on_batch
         self._unreadable: list[str] = []
 
     def next(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -84,7 +59,7 @@ class Feed:
             self.first_batch_s = waited_s
         if batch["unreadable"]:
             self._unreadable = [*self._unreadable, *batch["unreadable"]][:MAX_NAMES]
-        return to_device(batch, self._place.device)
+        return to_device(batch, self._worker.device)
 
     def close(self) -> None:
         """End the stream: left to the garbage collector, it would end in any thread."""
@@ -94,9 +69,9 @@ class Feed:
         """Name the first of the images that all ranks have lost since the last call: MAX_NAMES of a
         rank at most. All ranks must call."""
         unreadable, self._unreadable = self._unreadable, []
-        if self._place.world_size == 1:
+        if self._worker.world_size == 1:
             return unreadable
-        by_rank: list[list[str]] = [[]] * self._place.world_size
+        by_rank: list[list[str]] = [[]] * self._worker.world_size
         distributed.all_gather_object(by_rank, unreadable)
         return [loss for of_rank in by_rank for loss in of_rank]
 
@@ -111,12 +86,10 @@ def to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.T
 
 
 def open_feed(
-    config: FinetuneConfig,
-    manifest: Manifest,
-    place: WorkerContext,
-    *,
+    run: Run,
+    worker: WorkerContext,
     split: str,
-    num_epochs: int | None = None,
+    *,
     start_epoch: int = 0,
     start_step: int = 0,
     on_batch: Callable[[], None] = lambda: None,
@@ -127,28 +100,26 @@ def open_feed(
         start_step: steps of `start_epoch` that are done already.
         on_batch: called whenever a batch has come.
     """
-    train = split == config.train_on
+    config = run.config
     plan = plan_epochs(
         config.data,
-        manifest,
+        run.manifest,
         config.ingest,
         split=split,
-        num_epochs=num_epochs or config.num_epochs,
+        num_epochs=config.num_epochs,
         global_batch_size=config.global_batch_size,
         seed=config.seed,
-        train=train,
-        rank=place.rank,
-        world_size=place.world_size,
+        train=split == config.train_on,
+        rank=worker.rank,
+        world_size=worker.world_size,
         start_epoch=start_epoch,
         start_step=start_step,
     )
     batches = stream(
         plan,
         config.ingest,
-        reader_cpus=place.reader_cpus,
-        stream_cpus=place.stream_cpus,
-        store_bytes=place.store_bytes,
-        memory=place.memory.get(split),
-        features=place.prefix.features[split] if place.prefix else None,
+        run.limits,
+        memory=run.memory.get(split),
+        features=run.prefix.features[split] if run.prefix else None,
     )
-    return Feed(split, plan, batches, place, on_batch)
+    return Feed(split, plan, batches, worker, on_batch)

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import pyarrow as pa
+import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -16,12 +17,12 @@ from ray.train.collective import broadcast_from_rank_zero
 from torch import nn
 
 from cluster.io import storage
-from datasets.shards import Manifest, read_manifest
 from trainers import metrics
-from trainers.config import FinetuneConfig, Phase
+from trainers.config import Phase
 from trainers.failures import Watchdog
 from trainers.feed import MAX_NAMES, Feed, WorkerContext, open_feed
 from trainers.optim import learning_rate_at, set_learning_rate
+from trainers.prepare import Run
 from trainers.run import checkpoint
 from trainers.run.checkpoint import TrainingProgress
 from trainers.run.folder import is_done, write_result
@@ -44,16 +45,16 @@ Report = Callable[[dict[str, Any]], None]
 
 
 def train_loop_per_worker(arguments: dict[str, Any]) -> None:
-    """Run `train` as a Ray Train worker; `arguments` are what `launch.fit` sends."""
+    """Run `train` as a Ray Train worker; `launch.fit` gives `arguments`."""
     context = ray.train.get_context()
-    place = WorkerContext(
+    run: Run = ray.get(arguments["run"])
+    worker = WorkerContext(
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
         device=ray.train.torch.get_device(),
-        **arguments["place"],
+        threads=run.workers.threads_per_worker,
     )
-    config = FinetuneConfig.from_dict(arguments["config"])
-    train(config, place, ray.train.report, preemption_pending=preemption_pending)
+    train(run, worker, ray.train.report, preemption_pending=preemption_pending)
 
 
 def preemption_pending() -> bool:
@@ -62,8 +63,8 @@ def preemption_pending() -> bool:
 
 
 def train(
-    config: FinetuneConfig,
-    place: WorkerContext,
+    run: Run,
+    worker: WorkerContext,
     report: Report,
     *,
     report_written: bool = False,
@@ -81,13 +82,13 @@ def train(
         preemption_pending: whether the node is about to go; then each row of metrics comes with a
             checkpoint.
     """
-    torch.set_num_threads(place.threads)
-    problem = None
+    torch.set_num_threads(worker.threads)
+    config, problem = run.config, None
     # Ranks notice each other's hangs.
-    hang_timeout_s = config.cluster.hang_timeout_s if place.world_size == 1 else None
+    hang_timeout_s = config.cluster.hang_timeout_s if worker.world_size == 1 else None
     with (
         closing(Watchdog(hang_timeout_s)) as watchdog,
-        closing(Training(config, place, preemption_pending, watchdog.live)) as training,
+        closing(Training(run, worker, preemption_pending, watchdog.live)) as training,
         training.recorder or nullcontext(),
     ):
         try:
@@ -100,7 +101,7 @@ def train(
                 report(row)  # may wait for Tune's driver, which may stand still
         except TrainingStopped as stop:
             problem = stop
-    if place.rank == 0:
+    if worker.rank == 0:
         write_result(
             config.out,
             training.progress,
@@ -114,55 +115,59 @@ class Training:
 
     def __init__(
         self,
-        config: FinetuneConfig,
-        place: WorkerContext,
+        run: Run,
+        worker: WorkerContext,
         preemption_pending: Callable[[], bool],
         on_batch: Callable[[], None],
     ) -> None:
-        manifest = read_manifest(config.data)
-        self._config, self._place, self._is_doomed = config, place, preemption_pending
+        config, manifest = run.config, run.manifest
+        self._config, self._worker, self._preemption_pending = config, worker, preemption_pending
         self._steps_per_epoch = (
             manifest.split(config.train_on).num_images // config.global_batch_size
         )
-        self._state = TrainState(config, len(manifest.classes), place)
-        self.progress = self._start(manifest)
-        self._peak_norm = torch.tensor(self.progress.peak_norm, device=place.device)
-        self._settings = train_settings(config, manifest, place)
+        self._state = TrainState(
+            config,
+            len(manifest.classes),
+            worker,
+            cut_depth=run.prefix.depth if run.prefix else None,
+        )
+        self.progress = self._start(run)
+        self._peak_norm = torch.tensor(self.progress.peak_norm, device=worker.device)
+        self._settings = train_settings(config, manifest, worker)
         epoch = self.progress.epoch
         self._train_feed = open_feed(
-            config,
-            manifest,
-            place,
-            split=config.train_on,
+            run,
+            worker,
+            config.train_on,
             start_epoch=epoch,
             start_step=self.progress.global_step - epoch * self._steps_per_epoch,
             on_batch=on_batch,
         )
         self._val_feed = (
-            open_feed(config, manifest, place, split="val", start_epoch=epoch, on_batch=on_batch)
+            open_feed(run, worker, "val", start_epoch=epoch, on_batch=on_batch)
             if config.validates
             else None
         )
         self.recorder = (
-            Recorder(config.out, last_row=self.progress.row) if place.rank == 0 else None
+            Recorder(config.out, last_row=self.progress.row) if worker.rank == 0 else None
         )
 
-    def _start(self, manifest: Manifest) -> TrainingProgress:
-        """Go on from the latest checkpoint, or give the network its start."""
+    def _start(self, run: Run) -> TrainingProgress:
+        """Resume from the latest checkpoint, or initialize the network."""
         config, state = self._config, self._state
-        prefix = self._place.prefix.tensors if self._place.prefix else None
-        step = find_checkpoint(config.out, self._place)
-        if step is None:
+        prefix = run.prefix.tensors if run.prefix else None
+        found = read_latest(config.out, self._worker)
+        if found is None:
             report = state.initialize()
-            if self._place.rank == 0 and report.loaded:
+            if self._worker.rank == 0 and report.loaded:
                 text = json.dumps(asdict(report), indent=1).encode()
                 storage.write_bytes(storage.join(config.out, "weights.json"), text)
                 if report.missing or report.unexpected:
                     logger.warning("weights: %s; all in %s/weights.json", report, config.out)
             return TrainingProgress(
-                classes=manifest.classes, fingerprint=manifest.fingerprint, prefix=prefix
+                classes=run.manifest.classes, fingerprint=run.manifest.fingerprint, prefix=prefix
             )
-        progress, contents = checkpoint.read(config.out, step)
+        progress, contents = found
         state.enter(phase_at(config.phases, progress.trained_epoch))
         state.load(contents, checkpoint.read_prefix(config.out, progress))
         return replace(progress, prefix=prefix)
@@ -225,15 +230,15 @@ class Training:
         """
         config, state, progress = self._config, self._state, self.progress
         state.train_mode()
-        totals = metrics.rescale(progress.totals, self._place.world_size)  # of a resumed epoch
+        totals = metrics.rescale(progress.totals, self._worker.world_size)  # of a resumed epoch
         sums = metrics.Sums(
             metrics.TRAIN_SUMS,
-            self._place.device,
+            self._worker.device,
             parts={metrics.STAGE_CLIPPING: metrics.stage_metrics(state.stages)},
-            start=totals if self._place.rank == 0 else None,
+            start=totals if self._worker.rank == 0 else None,
         )
         unreadable = list(progress.unreadable)
-        finite = torch.ones((), dtype=torch.bool, device=self._place.device)
+        finite = torch.ones((), dtype=torch.bool, device=self._worker.device)
         step, last_step = progress.global_step, (progress.epoch + 1) * self._steps_per_epoch
         while True:
             rate, told = self._take_step(step, phase)
@@ -245,12 +250,12 @@ class Training:
             logs = step % config.track.log_every_steps == 0
             if step < last_step and not keeps and not logs:
                 continue
-            keeps = keeps or (step < last_step and self._is_doomed())
-            totals = sums.reduce(self._place.world_size)
+            keeps = keeps or (step < last_step and self._preemption_pending())
+            totals = sums.reduce(self._worker.world_size)
             row = training_row(totals, epoch=progress.epoch + 1, step=step, learning_rate=rate)
             row[metrics.PEAK_NORM] = float(self._peak_norm)  # the same on all ranks
             if totals["finite"] < totals["steps"]:
-                bad_step = find_bad_step(sums, step, self._place.world_size)
+                bad_step = find_bad_step(sums, step, self._worker.world_size)
                 raise TrainingStopped(diverged=describe_divergence(bad_step, row))
             feed = self._train_feed
             if (
@@ -269,7 +274,7 @@ class Training:
                     global_step=step,
                     total_s=progress.total_s + time.perf_counter() - started,
                     row=row,
-                    totals=metrics.rescale(totals, 1 / self._place.world_size),
+                    totals=metrics.rescale(totals, 1 / self._worker.world_size),
                     peak_norm=row[metrics.PEAK_NORM],
                     unreadable=tuple(unreadable),
                 )
@@ -286,12 +291,12 @@ class Training:
         """
         if self._val_feed is None:
             return {}, 0, [], None
-        val, answers = evaluate(self._state.evaluated, self._val_feed, self._settings, self._place)
+        val, answers = evaluate(self._state.evaluated, self._val_feed, self._settings, self._worker)
         unreadable = self._val_feed.take_unreadable() if val["lost"] else []
         num_unreadable = int(val["lost"])
         self._refuse_unreadable(self._val_feed, num_unreadable, unreadable)
         names = {metrics.VAL_LOSS: "loss", metrics.VAL_TOP1: "top1", metrics.VAL_TOP5: "top5"}
-        predictions = answers.reduce(self._place.world_size, self.progress.classes)
+        predictions = answers.reduce(self._worker.world_size, self.progress.classes)
         means = {metric: val[name] for metric, name in names.items()}
         return means, num_unreadable, unreadable, predictions
 
@@ -309,7 +314,7 @@ class Training:
         )
         set_learning_rate(state.optimizer, rate)
         # A seed of its own for every step and rank: a resumed step drops out the same units.
-        torch.manual_seed(hash((config.seed, step, self._place.rank)))
+        torch.manual_seed(hash((config.seed, step, self._worker.rank)))
         told = train_step(
             state.network,
             state.optimizer,
@@ -327,10 +332,13 @@ class Training:
             raise TrainingStopped(lost=problem)
 
 
-def find_checkpoint(run: str, place: WorkerContext) -> int | None:
-    """Return the step that all ranks resume from, as rank 0 sees it; None to start anew."""
-    step = checkpoint.find_latest(run) if place.rank == 0 else None
-    return broadcast_from_rank_zero(step) if place.world_size > 1 else step
+def read_latest(run: str, worker: WorkerContext) -> checkpoint.Checkpoint | None:
+    """Read the checkpoint that all ranks resume from, as rank 0 sees it; None for a new run."""
+    found = checkpoint.read_latest(run) if worker.rank == 0 else None
+    if worker.world_size == 1:
+        return found
+    step = broadcast_from_rank_zero(found.progress.global_step if found else None)
+    return found or (None if step is None else checkpoint.read(run, step))
 
 
 def phase_at(phases: tuple[Phase, ...], epoch: int) -> Phase:
@@ -355,7 +363,7 @@ def training_row(
 
 
 def evaluate(
-    model: nn.Module, feed: Feed, settings: StepSettings, place: WorkerContext
+    model: nn.Module, feed: Feed, settings: StepSettings, worker: WorkerContext
 ) -> tuple[dict[str, float], EpochPredictions]:
     """Measure the model on each image of the feed's split once, over all ranks.
 
@@ -364,10 +372,10 @@ def evaluate(
         rank's answers.
     """
     model.eval()
-    sums = metrics.Sums(metrics.EVAL_SUMS, place.device)
-    answers = EpochPredictions(feed.num_images, feed.first_row, place.device)
+    sums = metrics.Sums(metrics.EVAL_SUMS, worker.device)
+    answers = EpochPredictions(feed.num_images, feed.first_row, worker.device)
     for _ in range(feed.batches_per_epoch):
         told = eval_step(model, *feed.next(), settings=settings)
         sums.add(told)
         answers.add(told)
-    return metrics.means_of(sums.reduce(place.world_size)), answers
+    return metrics.means_of(sums.reduce(worker.world_size)), answers

@@ -29,16 +29,16 @@ def step_settings(config: FinetuneConfig, device: torch.device) -> StepSettings:
 
 
 def train_settings(
-    config: FinetuneConfig, manifest: Manifest, place: WorkerContext
+    config: FinetuneConfig, manifest: Manifest, worker: WorkerContext
 ) -> StepSettings:
     """Collect what a step of training needs to know besides."""
     weights_K = None
     if config.loss.class_weights == "balanced":
-        counts_K = torch.tensor(manifest.split(config.train_on).class_counts, device=place.device)
+        counts_K = torch.tensor(manifest.split(config.train_on).class_counts, device=worker.device)
         weights_K = counts_K.sum() / (len(counts_K) * counts_K.clamp(min=1))
     return replace(
-        step_settings(config, place.device),
-        images_per_rank=config.global_batch_size / place.world_size,
+        step_settings(config, worker.device),
+        images_per_rank=config.global_batch_size / worker.world_size,
         label_smoothing=config.loss.label_smoothing,
         class_weights_K=weights_K,
         mix=build_mix(config.loss, len(manifest.classes)),

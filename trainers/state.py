@@ -62,14 +62,22 @@ class TrainState:
     network: nn.Module
     """What a step calls: the model, or its DDP wrapper, compiled where asked."""
 
-    def __init__(self, config: FinetuneConfig, num_classes: int, place: WorkerContext) -> None:
-        self._config, self._place = config, place
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        num_classes: int,
+        worker: WorkerContext,
+        *,
+        cut_depth: int | None = None,
+    ) -> None:
+        """`cut_depth`: stages whose features come in place of images."""
+        self._config, self._worker, self._cut_depth = config, worker, cut_depth
         self._suffixes: dict[nn.Module, Suffix] = {}
         self.model = build(config.model.backbone, num_classes)
-        place_model(self.model, config.compute, place.device)
+        place_model(self.model, config.compute, worker.device)
         self.scaler = GradScaler(
-            place.device.type,
-            enabled=autocast_dtype(config.compute, place.device) is torch.float16,
+            worker.device.type,
+            enabled=autocast_dtype(config.compute, worker.device) is torch.float16,
         )
         decay = config.optim.ema_decay
         self.average = WeightAverage(self.model, decay) if decay is not None else None
@@ -96,7 +104,7 @@ class TrainState:
         # A seed gives the same tensors on any device and in any memory format: drawn before.
         place_model(self.model, ComputeConfig(channels_last=False), torch.device("cpu"))
         report = initialize(self.model, self._config.model, seed=self._config.seed)
-        place_model(self.model, self._config.compute, self._place.device)
+        place_model(self.model, self._config.compute, self._worker.device)
         if self.average:
             self.average.model.load_state_dict(self.model.state_dict())
         return report
@@ -115,23 +123,23 @@ class TrainState:
         self.phase, self.optimizer, self._depth = phase, optimizer, depth
         self.train_mode()
         self.network = self._behind_cut(self.model)
-        if self._place.world_size > 1:
+        if self._worker.world_size > 1:
             self.network = DistributedDataParallel(
                 self.network,
                 # No copy from bucket to gradient, but on CPUs what follows is slower on views.
-                gradient_as_bucket_view=self._place.device.type != "cpu",
+                gradient_as_bucket_view=self._worker.device.type != "cpu",
                 forward_sync_buffers=has_live_batchnorm(self.model),
             )
         if config.compute.compile:
             self.network.compile()
 
     def _behind_cut(self, model: nn.Module) -> nn.Module:
-        """Return what takes the batches of this place: images, or features of a prefix."""
-        if self._place.prefix is None:
+        """Return what takes the batches: the model, or its stages behind the cut."""
+        if self._cut_depth is None:
             return model
         if model not in self._suffixes:
-            depth = self._place.prefix.depth
-            self._suffixes[model] = Suffix(model, self._config.model.backbone, depth)
+            backbone = self._config.model.backbone
+            self._suffixes[model] = Suffix(model, backbone, self._cut_depth)
         return self._suffixes[model]
 
     def update_average(self) -> None:
@@ -140,7 +148,7 @@ class TrainState:
 
     def share_buffers(self) -> None:
         """Give all ranks the statistics of rank 0, which its checkpoint holds, to evaluate with."""
-        if self._place.world_size > 1:
+        if self._worker.world_size > 1:
             for buffer in self.kept.buffers():
                 distributed.broadcast(buffer, src=0)
 
@@ -172,11 +180,10 @@ class TrainState:
         }
 
     def _tensors(self, model: nn.Module) -> dict[str, Tensor]:
-        """A model's tensors, but for those of a prefix that this place does not compute."""
-        prefix = self._place.prefix
-        if prefix is None:
+        """Return a model's tensors, except those before the cut."""
+        if self._cut_depth is None:
             return model.state_dict()
-        return behind(model.state_dict(), self._config.model.backbone, prefix.depth)
+        return behind(model.state_dict(), self._config.model.backbone, self._cut_depth)
 
     def load(self, contents: dict[str, bytes], prefix: dict[str, Tensor] | None = None) -> None:
         """Go on from the files of a checkpoint, written in the phase that was entered.

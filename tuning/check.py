@@ -5,8 +5,8 @@ from typing import Any
 from cluster.io import storage
 from cluster.io.errors import UserError
 from cluster.io.markers import RESUMABLE, flatten, marked
-from datasets.shards import Manifest
-from trainers import launch
+from datasets.shards import Manifest, read_manifest
+from trainers import prepare
 from tuning.config import TuningConfig
 from tuning.record import read_sweep_config
 from tuning.space import models, training_of
@@ -14,7 +14,9 @@ from tuning.space import models, training_of
 
 def check(config: TuningConfig) -> Manifest:
     """Find the user's errors before anything starts, in every network of the space."""
-    manifest, *_ = [launch.check(training_of(config.base, model)) for model in models(config.space)]
+    manifest = read_manifest(config.base.data)
+    for model in models(config.space):
+        prepare.check(training_of(config.base, model), manifest)
     if storage.exists(storage.join(config.out, "config.json")):
         known = read_sweep_config(config.out)
         before = flatten(facts_of(*known)) if known else {}

@@ -15,7 +15,7 @@ from ray.tune.experiment import Trial
 
 from trainers import launch
 from trainers.config import FinetuneConfig
-from trainers.feed import PrefixFeatures
+from trainers.prepare import prepare_run
 from tuning.config import TuningConfig
 from tuning.search import SessionCallback, run_folder
 
@@ -29,14 +29,15 @@ class Fits:
     def __init__(self) -> None:
         self._running: dict[str, ray.ObjectRef] = {}
 
-    async def run(
-        self, config: FinetuneConfig, *, num_concurrent: int, prefix: PrefixFeatures | None
-    ) -> None:
-        """Train, or wait for the training in this run folder that a killed trial has begun."""
+    async def run(self, config: FinetuneConfig, options: dict[str, Any]) -> None:
+        """Train, or wait for the training in this run folder that a killed trial has begun.
+
+        Args:
+            options: of `prepare_run`.
+        """
         if config.out not in self._running:
-            fit = ray.remote(num_cpus=0, max_retries=0)(launch.fit)
-            options: dict[str, Any] = {"num_concurrent": num_concurrent, "prefix": prefix}
-            self._running[config.out] = fit.remote(config, **options)
+            fit = ray.remote(num_cpus=0, max_retries=0)(_fit)
+            self._running[config.out] = fit.remote(config, options)
         try:
             await self._running[config.out]
         finally:
@@ -51,6 +52,10 @@ class Fits:
         _, running = await asyncio.wait([ended], timeout=ABORT_TIMEOUT_S)
         if running:
             ray.cancel(fit, force=True)
+
+
+def _fit(config: FinetuneConfig, options: dict[str, Any]) -> None:
+    launch.fit(prepare_run(config, **options))
 
 
 def start_fits() -> ActorHandle:

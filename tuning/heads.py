@@ -5,7 +5,6 @@ SWEEP/heads/INIT.safetensors   the best of them
 """
 
 from dataclasses import replace
-from typing import Any
 
 import safetensors.torch
 
@@ -15,6 +14,7 @@ from trainers import launch, metrics
 from trainers.config import PRETRAINED, FinetuneConfig
 from trainers.networks.freezing import is_head_only
 from trainers.networks.initializers import head_tensors
+from trainers.prepare import prepare_run
 from trainers.run.folder import load_best_model
 from trainers.tracking.mirror import RunMirror, follow
 from tuning.config import TuningConfig
@@ -71,9 +71,14 @@ def _train(config: TuningConfig, shared: Shared, point: Point) -> tuple[Finetune
     name = f"{point[INIT]}-{show(point[LEARNING_RATE])}"
     training = replace(training_of(config.base, point), out=storage.join(config.out, "heads", name))
     training = replace(training, track=replace(training.track, group=config.group))
-    mirror = RunMirror(training, name=f"head {name}", group=config.group, job_type="head")
+    mirror = RunMirror(
+        training, shared.manifest, name=f"head {name}", group=config.group, job_type="head"
+    )
     with follow(training.out, mirror, lambda row: None):
-        result: dict[str, Any] = launch.fit_in_process(training, prefix=shared.prefix_of(training))
+        run = prepare_run(
+            training, manifest=shared.manifest, prefix=shared.prefix_of(training), here=True
+        )
+        result = launch.fit_in_process(run)
     if (folder := shared.results_of(training)) is not None:
         record(folder, training.out)
     top1 = result[metrics.VAL_BEST_TOP1]

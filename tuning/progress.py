@@ -50,6 +50,7 @@ class SweepProgress(SessionCallback):
         config = self._training(trial)
         self._mirrors[trial.trial_id] = RunMirror(
             config,
+            self._shared.manifest,
             name=f"{self._states.number_of(trial.trial_id)} {describe(point_of(trial.config))}",
             group=self._config.group,
             job_type=TRIAL,

@@ -24,9 +24,10 @@ from datasets.shards import Manifest, read_manifest
 from trainers import metrics
 from trainers.commands import follow_training
 from trainers.config import FinetuneConfig
+from trainers.prepare import prepare_run
 from trainers.run import checkpoint
 from trainers.run.evaluations import read_evaluation
-from trainers.run.folder import open_run, read_config, read_result
+from trainers.run.folder import read_config, read_result
 from trainers.tracking.local_runs import sync_command
 from tuning.config import PromoteConfig
 from tuning.leaderboard import TrialResult, find_winner, read_leaderboard
@@ -133,10 +134,11 @@ def _refuse_other_epochs(training: FinetuneConfig) -> None:
 
 def _train(training: FinetuneConfig) -> str | None:
     """Train a seed, unless that is done; return the command that uploads it to W&B."""
-    if open_run(training) is not None:
+    run = prepare_run(training)
+    if run.result is not None:
         report(f"{training.out} is trained: reusing it")
         return None
-    _, command = follow_training(training, job_type="promote")
+    _, command = follow_training(run, job_type="promote")
     return command
 
 

@@ -16,7 +16,7 @@ from cluster.provenance import find_provenance
 from cluster.runtime import Resources, connect
 from cluster.scaling import in_process, max_concurrent_trials, plan_workers
 from datasets.shards import Manifest
-from trainers import launch, metrics
+from trainers import metrics, prepare
 from trainers.networks.freezing import count_frozen, is_head_only
 from trainers.tracking.local_runs import sync_command
 from tuning.check import check, facts_of
@@ -61,7 +61,7 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
     Raises:
         UserError: where the config is wrong, or OUT holds another sweep.
     """
-    base = launch.with_absolute_paths(replace(config.base, out=config.out))
+    base = prepare.with_absolute_paths(replace(config.base, out=config.out))
     config = replace(config, base=base, out=base.out)
     manifest = check(config)
     known = read_leaderboard(config.out)
@@ -143,13 +143,12 @@ def _share(
     config: TuningConfig, manifest: Manifest, store: PrefixStore, built: BuiltPrefixes
 ) -> Shared:
     """Collect what trials have in common, and train the heads that deeper ones start from."""
-    shared = Shared(prefixes=dict(built.prefixes))
+    shared = Shared(manifest=manifest, prefixes=dict(built.prefixes))
     if config.share:
         shared = replace(
             shared,
             results=storage.join(cache_uri(config.out, config.cache), "results"),
             starts=store.start_hashes(),
-            fingerprint=manifest.fingerprint,
         )
     if config.head_first:
         shared = replace(shared, heads=train_heads(config, shared))
@@ -193,8 +192,8 @@ def _announce(
     """Say what will run; a plan that doesn't fit raises here, before any trial starts."""
     deeper = max_concurrent_trials(resources, config.base.cluster)
     num_deeper = min(num_concurrent, deeper)
-    plan = launch.plan_training(config.base, resources, num_concurrent=num_deeper)
-    _, ingest = launch.plan_ingest(
+    plan = prepare.plan_training(config.base, resources, num_concurrent=num_deeper)
+    _, ingest = prepare.plan_ingest(
         config.base, manifest, resources, plan, num_concurrent=num_deeper
     )
     space = config.space

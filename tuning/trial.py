@@ -12,10 +12,11 @@ from ray.actor import ActorHandle
 from cluster.io import storage
 from cluster.runtime import Resources
 from cluster.scaling import in_process, plan_workers
+from datasets.shards import Manifest
 from trainers import launch, metrics
 from trainers.config import FinetuneConfig
-from trainers.feed import PrefixFeatures
 from trainers.networks.freezing import count_frozen, is_head_only
+from trainers.prepare import PrefixFeatures, prepare_run
 from trainers.run.folder import is_over, read_result
 from trainers.run.rows import RowReader, epoch_rows
 from tuning.config import TuningConfig
@@ -32,8 +33,9 @@ LEAVE_TIMEOUT_S = "60"
 
 @dataclass(frozen=True, kw_only=True)
 class Shared:
-    """What the trials of a sweep have in common; empty where nothing is shared."""
+    """What the trials of a sweep have in common; all but the manifest is empty where nothing is."""
 
+    manifest: Manifest
     prefixes: dict[tuple[str, int], PrefixFeatures] = field(default_factory=dict)
     """Features by initialization and frozen stages."""
     heads: dict[str, str] = field(default_factory=dict)
@@ -42,8 +44,6 @@ class Shared:
     """URI of the folder of known results."""
     starts: dict[str, str] = field(default_factory=dict)
     """By initialization: the hash of the tensors it starts from."""
-    fingerprint: str = ""
-    """Of the data set."""
     fits: ActorHandle | None = None
     """The actor that trains in workers: see fits.py; None where every trial trains in process."""
 
@@ -56,7 +56,7 @@ class Shared:
         if self.results is None:
             return None
         start_hash = self.starts[config.model.init]
-        key = result_key(config, fingerprint=self.fingerprint, start_hash=start_hash)
+        key = result_key(config, fingerprint=self.manifest.fingerprint, start_hash=start_hash)
         return storage.join(self.results, key)
 
 
@@ -70,7 +70,7 @@ def config_of(
         out=run_folder(config, trial_id),
         track=replace(training.track, group=config.group),
     )
-    head = (shared or Shared()).heads.get(training.model.init)
+    head = shared.heads.get(training.model.init) if shared else None
     if head is None or is_head_only(training.model):
         return training
     return replace(training, model=replace(training.model, head=head))
@@ -118,14 +118,14 @@ def train_trial(config: FinetuneConfig, shared: Shared, *, num_concurrent: int) 
     if is_over(config.out):
         read_result(config.out)  # which raises where the trial diverged
         return
-    prefix = shared.prefix_of(config)
+    options = {"manifest": shared.manifest, "prefix": shared.prefix_of(config)}
+    options["num_concurrent"] = num_concurrent
     if trains_in_process(config):
-        launch.fit_in_process(
-            config, num_concurrent=num_concurrent, prefix=prefix, report=ray.tune.report
-        )
+        run = prepare_run(config, here=True, **options)
+        launch.fit_in_process(run, report=ray.tune.report)
     else:
         assert shared.fits is not None
-        _train_in_workers(config, shared.fits, prefix, num_concurrent=num_concurrent)
+        _train_in_workers(config, shared.fits, options)
 
 
 def _copy_known(config: FinetuneConfig, shared: Shared) -> None:
@@ -137,9 +137,7 @@ def _copy_known(config: FinetuneConfig, shared: Shared) -> None:
         copy_run(known, config)
 
 
-def _train_in_workers(
-    config: FinetuneConfig, fits: ActorHandle, prefix: PrefixFeatures | None, *, num_concurrent: int
-) -> None:
+def _train_in_workers(config: FinetuneConfig, fits: ActorHandle, options: dict[str, Any]) -> None:
     """Have it trained, passing on the epochs it writes.
 
     With `TuneReportCallback` the trial itself would wait for the fit and could not be told to stop:
@@ -147,7 +145,7 @@ def _train_in_workers(
     """
     reported = max((row[metrics.EPOCH] for row in epoch_rows(config.out)), default=0)
     rows = RowReader(config.out)
-    training = fits.run.remote(config, num_concurrent=num_concurrent, prefix=prefix)
+    training = fits.run.remote(config, options)
     while True:
         done, _ = ray.wait([training], timeout=POLL_S)
         for row in rows.read_new() if done else rows.poll_new():

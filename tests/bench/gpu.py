@@ -64,10 +64,10 @@ def product_rate(device: torch.device) -> float:
 
 def bench(name: str, config: FinetuneConfig, device: torch.device, limit: float) -> dict:
     """Return the row of a way to compute; `limit` in images/s."""
-    place = WorkerContext(device=device, threads=1, reader_cpus=1)
+    worker = WorkerContext(device=device, threads=1)
     images_BHWC, labels_B = (tensor.to(device) for tensor in random_batch(BATCH_SIZE, SIZE_PX, 0))
     steps = {
-        "ours": our_step(config, place),
+        "ours": our_step(config, worker),
         "plain": plain_step(config, device, all_reduce=False),
     }
     warmup_s = {

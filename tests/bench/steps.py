@@ -66,17 +66,17 @@ def plain_step(config: FinetuneConfig, device: torch.device, *, all_reduce: bool
     return step
 
 
-def our_step(config: FinetuneConfig, place: WorkerContext) -> Step:
+def our_step(config: FinetuneConfig, worker: WorkerContext) -> Step:
     """What `Training._train_epoch` does for a step, telemetry included."""
-    state = TrainState(config, NUM_CLASSES, place)
+    state = TrainState(config, NUM_CLASSES, worker)
     state.initialize()
     state.enter(config.phases[0])
     optimizer = state.optimizer
     assert optimizer is not None
-    settings = step_settings(config, place.device)
+    settings = step_settings(config, worker.device)
     sums = metrics.Sums(
         metrics.TRAIN_SUMS,
-        place.device,
+        worker.device,
         parts={metrics.STAGE_CLIPPING: metrics.stage_metrics(state.stages)},
     )
 

@@ -37,9 +37,9 @@ def measure(rank: int, folder: str, backbone: str, size_px: int, batch_size: int
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // WORLD_SIZE))
     device, config = torch.device("cpu"), training_of(backbone)
     images_BHWC, labels_B = random_batch(batch_size, size_px, seed=rank)
-    place = WorkerContext(rank=rank, world_size=WORLD_SIZE, device=device, threads=1, reader_cpus=1)
+    worker = WorkerContext(rank=rank, world_size=WORLD_SIZE, device=device, threads=1)
     steps = {
-        "ours": our_step(config, place),
+        "ours": our_step(config, worker),
         "plain": plain_step(config, device, all_reduce=True),
         "limit": plain_step(config, device, all_reduce=False),
     }

@@ -18,6 +18,7 @@ from tests.conftest import write_shards
 from trainers import launch
 from trainers.__main__ import parse
 from trainers.config import FinetuneConfig
+from trainers.prepare import prepare_run
 
 OPTIONS = """--backbone lenet5 --init he --freeze-depth 0 --size-px 32 --policy light
     --global-batch-size 8 --epochs 3 --log-every-steps 1 --wandb off"""
@@ -98,7 +99,7 @@ class Arena:
         """Train on the shared cluster, with a saboteur in its workers."""
         _ = self.nodes
         with patch.object(launch, "train_loop_per_worker", sabotaged_loop(plan)):
-            return launch.fit(config)
+            return launch.fit(prepare_run(config))
 
     def straight(self, workers: int = 2, *, shared: bool = True) -> str:
         """Run folder of the same training, undisturbed, on the shared cluster or one of its own:
@@ -109,8 +110,7 @@ class Arena:
         shutil.rmtree(folder, ignore_errors=True)
         if shared:
             _ = self.nodes
-            fit = launch.fit if workers else launch.fit_in_process
-            fit(self.config(folder, workers=workers))
+            launch.fit(prepare_run(self.config(folder, workers=workers)))
         else:
             beside = self.new_run(f"{folder.name}-journal")
             command = self.command(folder, workers=workers)

@@ -24,7 +24,7 @@ from tests.chaos.outcomes import Outcome
 from tests.chaos.processes import Driver
 from tests.chaos.sabotage import counting, plan_of, steps_taken
 from tests.support.s3_server import Proxy, environment, serve_s3
-from trainers import launch
+from tests.support.training import train_here
 from trainers.run import checkpoint
 
 NUM_TEARS = 20
@@ -50,7 +50,11 @@ def tear_checkpoints(arena: Arena, name: str) -> Outcome:
         with file.open("r+b") as content:
             content.truncate(offset)
         told.lines.clear()
-        ensure(checkpoint.find_latest(str(run)) == before, f"{file.name} cut at {offset}")
+        found = checkpoint.read_latest(str(run))
+        ensure(
+            found is not None and found.progress.global_step == before,
+            f"{file.name} cut at {offset}",
+        )
         ensure(any("is damaged" in line for line in told.lines), "it did not say so")
         resume(run, arena)
         ensure_same(run, straight)
@@ -80,12 +84,12 @@ def stop_after(run: Path, arena: Arena, num_steps: int) -> None:
     """Train in this process up to a step, as far as the run of all epochs would have come."""
     epochs = num_steps // STEPS_PER_EPOCH
     _ = arena.nodes
-    launch.fit_in_process(arena.config(run, "--epochs", str(epochs), workers=0))
+    train_here(arena.config(run, "--epochs", str(epochs), workers=0))
     (run / "result.json").unlink()
 
 
 def resume(run: Path, arena: Arena) -> None:
-    launch.fit_in_process(arena.config(run, workers=0))
+    train_here(arena.config(run, workers=0))
 
 
 def steps_kept(run: Path) -> list[int]:

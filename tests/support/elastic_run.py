@@ -19,7 +19,7 @@ from ray.cluster_utils import Cluster
 from cluster import runtime
 from cluster.config import ClusterConfig
 from tests.conftest import small_training
-from trainers import launch
+from tests.support.training import train_here, train_in_workers
 from trainers.config import FinetuneConfig, ModelConfig, OptimConfig, TrackConfig
 from trainers.evaluation.evaluate import evaluate
 from trainers.run.rows import read_rows
@@ -43,11 +43,11 @@ def main(data: str, out: str, alone: str) -> None:
 
     threading.Thread(target=lose_two_nodes, daemon=True).start()
     end = {
-        "global_step": launch.fit(config)["global_step"],
+        "global_step": train_in_workers(config)["global_step"],
         "nodes": sum(node["Alive"] for node in ray.nodes()),
         "evaluated": evaluate(out, split="val")["num_images"],  # here, whatever trained it
     }
-    launch.fit_in_process(replace(config, out=alone, cluster=ClusterConfig()))
+    train_here(replace(config, out=alone, cluster=ClusterConfig()))
     print(json.dumps(end), flush=True)
     os._exit(0)  # the cluster dies with this process
 

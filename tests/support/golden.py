@@ -13,7 +13,7 @@ from cluster.scaling import in_process
 from datasets.config import IngestConfig
 from tests.conftest import write_shards
 from tests.support import golden_views
-from trainers import launch
+from tests.support.training import train_here
 from trainers.config import FinetuneConfig, TrackConfig
 from trainers.recipes import RECIPES
 from trainers.run.rows import read_rows
@@ -41,7 +41,7 @@ def shrink(recipe: str, data: str, out: str) -> FinetuneConfig:
 
 def losses_of(recipe: str, data: str, out: str) -> list[float]:
     """Train a shrunk recipe in this process; return train/loss step by step."""
-    launch.fit_in_process(shrink(recipe, data, out))
+    train_here(shrink(recipe, data, out))
     return [row["train/loss"] for row in read_rows(out)]
 
 

@@ -154,7 +154,7 @@ def list_readers(scratch: Path) -> dict[str, Reader]:
         "rows": Reader("metrics.jsonl", (run / "metrics.jsonl").read_bytes(), rows.epoch_rows),
         "result": Reader("result.json", as_json(result), _read_result),
         "progress": Reader(step, as_json(asdict(progress)), checkpoint.latest_progress),
-        "checkpoint": Reader(step, as_json(asdict(progress)), checkpoint.find_latest),
+        "checkpoint": Reader(step, as_json(asdict(progress)), checkpoint.read_latest),
         "evaluation": Reader(
             "evaluation_test.json",
             (run / "evaluation_test.json").read_bytes(),

@@ -16,7 +16,7 @@ import trainers.__main__ as trainers_main
 import tuning.__main__ as tuning_main
 from cluster.config import ClusterConfig
 from tests.conftest import small_training
-from trainers import launch
+from tests.support.training import train_in_workers
 from trainers.config import ModelConfig
 
 SMALL = ("--policy", "light", "--size-px", "32", "--backbone", "lenet5", "--wandb", "offline",
@@ -45,7 +45,7 @@ def main(folder: str) -> None:
         cluster=ClusterConfig(num_workers=2, max_failures=0),
     )
     try:
-        launch.fit(crash)
+        train_in_workers(crash)
     except ValueError as error:
         traceback.print_exc()
         if not isinstance(error.__cause__, ray.train.TrainingFailedError):

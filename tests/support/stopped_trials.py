@@ -13,6 +13,7 @@ import ray.tune
 from ray.cluster_utils import Cluster
 
 from cluster import runtime
+from datasets.shards import read_manifest
 from tests.conftest import living_workers, small_training
 from trainers.config import ClusterConfig, ModelConfig, TrackConfig
 from trainers.run.rows import epoch_rows
@@ -42,7 +43,8 @@ def stop_trials(data: str, out: str, *rates: float) -> float:
     space = SpaceConfig(learning_rates=rates, clipnorms=(None,), inits=("he",))
     config = TuningConfig(base=base, space=space, out=out)
     fits = start_fits()
-    trial = build_trial(config, runtime.find_resources(), Shared(fits=fits), num_concurrent=1)
+    shared = Shared(manifest=read_manifest(data), fits=fits)
+    trial = build_trial(config, runtime.find_resources(), shared, num_concurrent=1)
     tuner = ray.tune.Tuner(
         trial,
         param_space={"point": ray.tune.grid_search(points(space, "grid", None, 0))},

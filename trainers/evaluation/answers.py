@@ -18,6 +18,7 @@ from datasets.epochs import stream
 from datasets.plan import IGNORE_INDEX, EpochOrder, RowGroups, plan_epochs
 from datasets.read import read_chunk
 from datasets.shards import Manifest, Split
+from datasets.share import ReadLimits
 from trainers.config import FinetuneConfig
 from trainers.evaluation.scores import Measures, Scores
 from trainers.feed import WorkerContext, to_device
@@ -32,6 +33,7 @@ def measure(
     config: FinetuneConfig,
     manifest: Manifest,
     place: WorkerContext,
+    limits: ReadLimits,
     *,
     split: str,
     tta: bool = False,
@@ -52,9 +54,7 @@ def measure(
         seed=config.seed,
         train=False,
     )
-    batches = stream(
-        plan, config.ingest, reader_cpus=place.reader_cpus, store_bytes=place.store_bytes
-    )
+    batches = stream(plan, config.ingest, limits)
     settings, answer = step_settings(config, place.device), predict_mirrored if tta else predict
     scores = Scores(len(manifest.classes), place.device)
     labels, image_ids, answers, unreadable = [], [], [], []

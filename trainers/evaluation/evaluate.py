@@ -20,14 +20,16 @@ import torch
 from cluster.io import storage
 from cluster.io.errors import UserError
 from cluster.io.tables import to_csv
-from cluster.runtime import connect
+from cluster.runtime import connect, find_resources
+from cluster.scaling import in_process
 from datasets.shards import Manifest, read_manifest
 from trainers.config import FinetuneConfig
 from trainers.evaluation import pictures
 from trainers.evaluation.answers import measure, read_views
 from trainers.evaluation.config import EvaluateConfig
 from trainers.evaluation.scores import Measures
-from trainers.launch import place_here
+from trainers.launch import worker_here
+from trainers.prepare import plan_limits, plan_training
 from trainers.run import folder as run_folder
 from trainers.run.evaluations import PREDICTIONS, folder_of
 from trainers.state import place_model
@@ -75,11 +77,15 @@ def evaluate(
     )
     manifest = read_manifest(config.data)
     check_classes(run, progress.classes, config.data, manifest)
-    place = place_here(config)
+    config = replace(config, cluster=in_process(config.cluster))
+    resources = find_resources()
+    workers = plan_training(config, resources)
+    place = worker_here(config.cluster, workers)
+    limits = replace(plan_limits(config, resources, workers), stream_cpus=None)
     torch.set_num_threads(place.threads)
     place_model(model, config.compute, place.device)
     measures, predictions, unreadable = measure(
-        model, config, manifest, place, split=split, tta=tta
+        model, config, manifest, place, limits, split=split, tta=tta
     )
     if too_many_unreadable(config, len(unreadable), manifest.split(split).num_images):
         raise UserError(

@@ -16,7 +16,7 @@ import math
 import re
 from dataclasses import asdict, dataclass, field, replace
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -109,6 +109,12 @@ class TrainingProgress:
         )
 
 
+class Checkpoint(NamedTuple):
+    progress: TrainingProgress
+    contents: dict[str, bytes]
+    """Of the files beside progress.json."""
+
+
 def folder(run: str, step: int) -> str:
     """URI of the checkpoint after `step` optimizer steps."""
     return storage.join(run, "checkpoints", f"step-{step:08d}")
@@ -133,12 +139,13 @@ def save(run: str, contents: dict[str, bytes], progress: TrainingProgress) -> No
             storage.delete_folder(folder(run, step))
 
 
-def find_latest(run: str) -> int | None:
-    """Return the step of the newest undamaged checkpoint; None where there is none."""
-    return next((step for step in reversed(_steps(run)) if _read(run, step)), None)
+def read_latest(run: str) -> Checkpoint | None:
+    """Read the newest undamaged checkpoint; None where there is none."""
+    found = (_read(run, step) for step in reversed(_steps(run)))
+    return next((checkpoint for checkpoint in found if checkpoint is not None), None)
 
 
-def read(run: str, step: int) -> tuple[TrainingProgress, dict[str, bytes]]:
+def read(run: str, step: int) -> Checkpoint:
     """Read the checkpoint after `step` steps.
 
     Raises:
@@ -216,7 +223,7 @@ def read_progress(run: str, step: int) -> TrainingProgress | None:
     return progress
 
 
-def _read(run: str, step: int) -> tuple[TrainingProgress, dict[str, bytes]] | None:
+def _read(run: str, step: int) -> Checkpoint | None:
     progress = read_progress(run, step)
     if progress is None:
         return None
@@ -229,7 +236,7 @@ def _read(run: str, step: int) -> tuple[TrainingProgress, dict[str, bytes]] | No
         if hashlib.sha256(contents[name]).hexdigest() != facts.get("sha256"):
             logger.warning("%s/%s is damaged: passed over", folder(run, step), name)
             return None
-    return progress, contents
+    return Checkpoint(progress, contents)
 
 
 def _steps(run: str) -> list[int]:

@@ -11,7 +11,7 @@ from cluster.io.errors import UserError, require
 from cluster.io.markers import RESUMABLE, RUN_RESUMABLE, flatten, marked
 from cluster.io.records import damaged, read_object
 from cluster.io.uris import name_of
-from datasets.shards import read_manifest
+from datasets.shards import Manifest
 from trainers import metrics
 from trainers.config import FinetuneConfig
 from trainers.networks.backbones import build
@@ -82,14 +82,18 @@ def load_best_model(run: str) -> tuple[FinetuneConfig, TrainingProgress, nn.Modu
     return config, progress, model.eval()
 
 
-def open_run(config: FinetuneConfig) -> dict[str, Any] | None:
-    """Write config.json; return result.json where the run is finished already.
+def require_same_run(
+    config: FinetuneConfig, manifest: Manifest, resume: TrainingProgress | None
+) -> None:
+    """Check that a run folder holds no run of another config or data set.
+
+    Args:
+        resume: of its latest checkpoint.
 
     Raises:
-        UserError: where the folder holds a run of another config.
+        UserError: naming the first field that differs.
     """
-    uri = storage.join(config.out, "config.json")
-    if storage.exists(uri):
+    if storage.exists(storage.join(config.out, "config.json")):
         before, now = _fixed_fields(read_config(config.out)), _fixed_fields(config)
         for field in before:
             require(
@@ -99,13 +103,24 @@ def open_run(config: FinetuneConfig) -> dict[str, Any] | None:
                 f"the run in {config.out} was started with {before[field]!r}; "
                 "use the same value to resume it, or another --out",
             )
-    progress, manifest = checkpoint.latest_progress(config.out), read_manifest(config.data)
-    if progress is not None and progress.fingerprint != manifest.fingerprint:
+    if resume is not None and resume.fingerprint != manifest.fingerprint:
         raise UserError(
             f"data is {config.data!r}: it was prepared anew since the run in {config.out} began, "
             "and is another data set now; use another --out"
         )
+
+
+def write_config(config: FinetuneConfig) -> None:
+    uri = storage.join(config.out, "config.json")
     storage.write_bytes(uri, json.dumps(config.to_dict(), indent=1).encode())
+
+
+def find_finished(config: FinetuneConfig) -> dict[str, Any] | None:
+    """Return result.json of a run that has all its epochs; None where it trains on.
+
+    Raises:
+        UserError: where its loss was no longer finite.
+    """
     if is_over(config.out):
         result = read_result(config.out)
         if is_done(config, result["epochs"], result["best_epoch"]):

@@ -12,7 +12,7 @@ from functools import partial
 from cluster.entry import ROOT
 from cluster.io.uris import name_of
 from cluster.provenance import find_commit
-from datasets.shards import Manifest, read_manifest
+from datasets.shards import Manifest
 from trainers import metrics
 from trainers.config import FinetuneConfig
 from trainers.run.folder import find_result
@@ -42,9 +42,15 @@ class RunMirror:
     """
 
     def __init__(
-        self, config: FinetuneConfig, *, name: str, group: str | None, job_type: str
+        self,
+        config: FinetuneConfig,
+        manifest: Manifest,
+        *,
+        name: str,
+        group: str | None,
+        job_type: str,
     ) -> None:
-        self._config, self._job_type = config, job_type
+        self._config, self._manifest, self._job_type = config, manifest, job_type
         self._options = {"name": name, "group": group, "job_type": job_type}
         self._state = "killed"
         self._ended = threading.Event()
@@ -66,8 +72,7 @@ class RunMirror:
         return self._thread.close(timeout_s=timeout_s) if self._thread else None
 
     def _mirror(self) -> str | None:
-        config = self._config
-        manifest = read_manifest(config.data)
+        config, manifest = self._config, self._manifest
         run = WandbRun(
             config.out,
             track=config.track,

@@ -13,8 +13,8 @@ from cluster.config import ClusterConfig
 from cluster.io import storage
 from cluster.runtime import connect
 from datasets.config import IngestConfig
-from datasets.shards import Manifest
-from trainers import launch
+from datasets.shards import Manifest, read_manifest
+from trainers import prepare
 from trainers.config import FinetuneConfig, ModelConfig
 from tuning.advice.advice import Advice, advice_uri
 from tuning.advice.config import AdviseConfig
@@ -31,7 +31,8 @@ def run_advise(config: AdviseConfig) -> dict[str, Any]:
         UserError: for what a training would refuse, or features that overflow half precision.
     """
     training = build_training(config)
-    manifest = launch.check(training)
+    manifest = read_manifest(training.data)
+    prepare.check(training, manifest)
     resources = connect(config.address)
     samples = collect(training, manifest, resources, cache_uri(training.out, config.cache))
     stages = probe_stages(config.backbone, samples, len(manifest.classes))
@@ -62,7 +63,7 @@ def run_advise(config: AdviseConfig) -> dict[str, Any]:
 
 def build_training(config: AdviseConfig) -> FinetuneConfig:
     """Return the training whose network is probed."""
-    return launch.with_absolute_paths(
+    return prepare.with_absolute_paths(
         FinetuneConfig(
             data=config.data,
             out=config.out,

@@ -16,8 +16,8 @@ from cluster.scaling import plan_workers
 from datasets.passes.feature_builder import Entry
 from datasets.passes.features import Features, load_view, read_view
 from datasets.shards import Manifest
-from trainers import feed
 from trainers.inference.prefix import FrozenNetwork, hash_tensors, open_frozen
+from trainers.prepare import PrefixFeatures
 from tuning.config import TuningConfig
 from tuning.sharing.cache import cache_uri, list_entries
 from tuning.sharing.passes import plan_entries, run_pass
@@ -32,7 +32,7 @@ Key = tuple[str, int]
 class BuiltPrefixes:
     """What trials train on instead of images, and what it took."""
 
-    prefixes: dict[Key, feed.PrefixFeatures] = field(default_factory=dict)
+    prefixes: dict[Key, PrefixFeatures] = field(default_factory=dict)
     num_images: int = 0
     """Views that went through a network now; the rest was there already."""
     seconds: float = 0.0
@@ -84,13 +84,11 @@ class PrefixStore:
             manifest=self._manifest,
             plan=self._plan,
         )
-        ready: dict[Key, feed.PrefixFeatures] = {}
+        ready: dict[Key, PrefixFeatures] = {}
         for depth, of_depth in entries.items():
             if (features := self._open(of_depth)) is not None:
                 name = self._keep_tensors(network, depth, of_depth[0].facts["weights_sha256"])
-                ready[init, depth] = feed.PrefixFeatures(
-                    depth=depth, features=features, tensors=name
-                )
+                ready[init, depth] = PrefixFeatures(depth=depth, features=features, tensors=name)
         return BuiltPrefixes(
             prefixes=ready,
             num_images=outcome.num_images,

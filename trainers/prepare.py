@@ -1,0 +1,233 @@
+"""Everything that a training needs to know, found once before it starts: `prepare_run`."""
+
+import logging
+from dataclasses import dataclass, field, replace
+from functools import cache
+from operator import attrgetter
+from typing import Any
+
+from cluster.io import storage
+from cluster.io.errors import UserError, require
+from cluster.io.markers import SET_BY_PHASES, URI, change_marked, marked
+from cluster.runtime import Resources, connect
+from cluster.scaling import WorkerPlan, in_process, plan_workers
+from datasets.memory import Memory, choose_ingest, open_memory
+from datasets.passes.features import Features
+from datasets.shards import Manifest, read_manifest
+from datasets.share import ReadLimits
+from trainers.config import RANDOM, FinetuneConfig, ModelConfig
+from trainers.networks.backbones import build, require_size
+from trainers.networks.freezing import resolve_depth
+from trainers.networks.initializers import initialize, pretrained_available
+from trainers.run import checkpoint
+from trainers.run.checkpoint import TrainingProgress
+from trainers.run.folder import find_finished, require_same_run
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixFeatures:
+    """The first stages of a network, computed already: features take the place of images."""
+
+    depth: int
+    """Stages behind which the network is cut; at most as many as are frozen."""
+    features: dict[str, Features]
+    """By split."""
+    tensors: str
+    """Name of a file with what these stages hold: a checkpoint has only the rest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A checked training; sent to its workers as it is."""
+
+    config: FinetuneConfig
+    """Its paths are absolute, `cluster.num_workers` is the number planned."""
+    manifest: Manifest
+    workers: WorkerPlan
+    limits: ReadLimits = field(default_factory=ReadLimits)
+    """Of each stream of batches."""
+    memory: dict[str, Memory] = field(default_factory=dict)
+    """By split, where decoded images are kept; empty to decode them every epoch."""
+    prefix: PrefixFeatures | None = None
+    """Features to train on instead of images."""
+    ingest: str = ""
+    """Whether images are streamed or kept in memory, and why."""
+    resume: TrainingProgress | None = None
+    """Of the latest checkpoint when the run was prepared; None for a new run."""
+    result: dict[str, Any] | None = None
+    """result.json of a run that has finished already."""
+
+
+def prepare_run(
+    config: FinetuneConfig,
+    resources: Resources | None = None,
+    *,
+    manifest: Manifest | None = None,
+    num_concurrent: int = 1,
+    prefix: PrefixFeatures | None = None,
+    here: bool = False,
+) -> Run:
+    """Check a training and find everything it needs: data, workers, ingest, where it resumes.
+
+    The run folder is read, not written. The user's errors are found before a cluster starts.
+
+    Args:
+        resources: of the connected cluster; by default connects to `cluster.address`.
+        manifest: of the data set, where `check` has passed already.
+        num_concurrent: trainings that share the cluster; this one takes its part.
+        prefix: features to train on instead of images.
+        here: train in this process, whatever `cluster.num_workers` says.
+
+    Raises:
+        UserError: naming the field, the value and the remedy.
+    """
+    config = with_absolute_paths(config)
+    if here:
+        config = replace(config, cluster=in_process(config.cluster))
+    resume = checkpoint.latest_progress(config.out)
+    if manifest is None:
+        manifest = read_manifest(config.data)
+        check(config, manifest, resumes=resume is not None)
+    resources = resources or connect(config.cluster.address)
+    workers = plan_training(config, resources, num_concurrent=num_concurrent)
+    config = replace(config, cluster=replace(config.cluster, num_workers=workers.num_workers))
+    require_same_run(config, manifest, resume)
+    result = find_finished(config)
+    remember, ingest = False, ""
+    if prefix is None:
+        remember, ingest = plan_ingest(
+            config, manifest, resources, workers, num_concurrent=num_concurrent
+        )
+    return Run(
+        config=config,
+        manifest=manifest,
+        workers=workers,
+        limits=plan_limits(
+            config, resources, workers, num_concurrent=num_concurrent, remember=remember
+        ),
+        memory=open_memory(manifest) if remember and result is None else {},
+        prefix=prefix,
+        ingest=ingest,
+        resume=resume,
+        result=result,
+    )
+
+
+def check(config: FinetuneConfig, manifest: Manifest, *, resumes: bool = False) -> None:
+    """Find the user's errors before anything starts: splits, network, freeze depth, weights.
+
+    Args:
+        resumes: it has weights of its own; those it started from are not needed.
+
+    Raises:
+        UserError: naming the field, the value and the remedy.
+    """
+    for split in ("train", "val"):
+        manifest.split(split)
+    num_images = manifest.split(config.train_on).num_images
+    require(
+        config.global_batch_size <= num_images,
+        "global_batch_size",
+        config.global_batch_size,
+        f"there are {num_images} training images; use at most as many",
+    )
+    for phase in config.phases:
+        resolve_depth(config.model.backbone, phase.freeze_depth)
+    require_size(
+        config.model.backbone, config.ingest.size_px, field="ingest.size_px", training=True
+    )
+    if config.model.init in RANDOM and config.model.weights is not None:
+        logger.warning("model.weights is not used: init %s draws random ones", config.model.init)
+    if config.schedule.phases:
+        defaults = FinetuneConfig(data="")
+        for name in sorted(marked(FinetuneConfig, SET_BY_PHASES)):
+            if attrgetter(name)(config) != attrgetter(name)(defaults):
+                logger.warning("%s is not used: schedule.phases has its own", name)
+    if not resumes:
+        _check_weights(replace(config.model, freeze_depth=0), len(manifest.classes))
+
+
+@cache
+def _check_weights(config: ModelConfig, num_classes: int) -> None:
+    """Load pretrained weights once, here, rather than fail in every worker."""
+    if config.init in RANDOM:
+        return
+    if (problem := pretrained_available(config)) is not None:
+        raise UserError(problem)
+    initialize(build(config.backbone, num_classes), config, seed=0)
+
+
+def plan_training(
+    config: FinetuneConfig, resources: Resources, *, num_concurrent: int = 1
+) -> WorkerPlan:
+    """Plan the workers; where their number is not set, as many as can share the global batch."""
+    plan = plan_workers(resources, config.cluster, num_concurrent=num_concurrent)
+    if config.cluster.num_workers is not None:
+        return plan
+    cluster = replace(config.cluster, num_workers=min(plan.num_workers, config.global_batch_size))
+    return plan_workers(resources, cluster, num_concurrent=num_concurrent)
+
+
+def plan_ingest(
+    config: FinetuneConfig,
+    manifest: Manifest,
+    resources: Resources,
+    workers: WorkerPlan,
+    *,
+    num_concurrent: int = 1,
+) -> tuple[bool, str]:
+    """Decide whether decoded images stay in memory of the planned workers, and say why.
+
+    Raises:
+        UserError: where `ingest` is memory and they don't fit.
+    """
+    store_bytes = _store_bytes(resources, workers, num_concurrent)
+    remember, why = choose_ingest(
+        config.ingest,
+        manifest,
+        num_epochs=config.num_epochs,
+        budget_bytes=config.ingest.memory_share * store_bytes,
+    )
+    if not remember and workers.num_workers > config.ingest.interleave:
+        why += (
+            f"; {workers.num_workers} workers share {config.ingest.interleave} lanes: less is read "
+            f"with --interleave {workers.num_workers}"
+        )
+    return remember, why
+
+
+def plan_limits(
+    config: FinetuneConfig,
+    resources: Resources,
+    workers: WorkerPlan,
+    *,
+    num_concurrent: int = 1,
+    remember: bool = False,
+) -> ReadLimits:
+    """Divide the CPUs and the object store of a training among the streams of its workers.
+
+    Args:
+        remember: decoded images stay in the object store.
+    """
+    processes = max(1, workers.num_workers)
+    free_share = 0.8 - config.ingest.memory_share if remember else 0.5
+    store_bytes = _store_bytes(resources, workers, num_concurrent)
+    return ReadLimits(
+        task_cpus=workers.reader_cpus,
+        # Both streams of a worker, of train and of val, may take them: they are read in turns.
+        stream_cpus=resources.num_cpus / num_concurrent / processes - workers.cpus_per_worker,
+        store_bytes=store_bytes * free_share / (2 * processes),
+    )
+
+
+def _store_bytes(resources: Resources, workers: WorkerPlan, num_concurrent: int) -> float:
+    """Object store of a training: of the nodes its workers are on, where blocks are made."""
+    nodes_share = min(1.0, max(1, workers.num_workers) / max(1, resources.num_nodes))
+    return resources.object_store_gib * 2**30 * nodes_share / num_concurrent
+
+
+def with_absolute_paths(config: FinetuneConfig) -> FinetuneConfig:
+    """Workers run in folders of their own: relative paths would mean something else there."""
+    return change_marked(config, URI, storage.absolute)
