@@ -18,6 +18,7 @@ from datasets.epochs import stream
 from datasets.plan import Chunk, Plan, plan_epochs
 from datasets.read import name_row, read_chunk, rows_of_shards
 from datasets.shards import read_manifest
+from datasets.sources import ShardSource
 
 GPU_RATES = (3000, 7000)
 """Images/s that a modern GPU trains ResNet50 at: in bfloat16, and with a mostly frozen network."""
@@ -100,7 +101,7 @@ def _time_chunk(chunk: Chunk, ingest: IngestConfig, seed: int) -> dict[str, floa
 def time_stream(plan: Plan, ingest: IngestConfig, seconds: float) -> tuple[float, float]:
     """Return images/s of the whole stream on this cluster, and seconds to its first batch."""
     start = time.perf_counter()
-    batches = stream(plan, ingest)
+    batches = stream(plan, ShardSource(ingest=ingest, seed=plan.seed, train=True))
     next(batches)
     first_batch_s = time.perf_counter() - start
     start, num_images = time.perf_counter(), 0

@@ -27,18 +27,18 @@ from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
-from datasets.config import IngestConfig
-from datasets.memory import Memory
-from datasets.passes.features import FeatureArrays, Features, read_features
 from datasets.plan import Chunk, Plan
-from datasets.read import read_chunk
 from datasets.share import ReadLimits, give_share
+from datasets.sources import BatchSource
 
 # Ray Data looks for finished tasks every 0.1 s, twice before it starts the next one: a CPU would
 # rest a fifth of its time, and half of it with images in memory.
 streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = 0.02
 PAUSE_SLICES, PAUSE_SLICE_S = 10, 0.01
 EXECUTION_TASKS, AHEAD_TASKS = 512, 32
+LABEL_BYTES = 16
+"""Of an image's label and image_id."""
+UNLIMITED = ReadLimits()
 
 
 class Batch(TypedDict):
@@ -55,14 +55,10 @@ class Batch(TypedDict):
 class EpochsDatasource(Datasource):
     """The chunks of a plan as Ray Data read tasks, one block each."""
 
-    def __init__(
-        self,
-        chunks: list[Chunk],
-        read: Callable[[Chunk], Iterator[pa.Table]],
-        bytes_per_image: int,
-    ) -> None:
+    def __init__(self, chunks: list[Chunk], source: BatchSource) -> None:
         super().__init__()
-        self._chunks, self._read, self._bytes_per_image = chunks, read, bytes_per_image
+        self._chunks, self._read = chunks, source.read
+        self._bytes_per_image = source.bytes_per_image + LABEL_BYTES
 
     def estimate_inmemory_data_size(self) -> int:
         return sum(chunk.num_images for chunk in self._chunks) * self._bytes_per_image
@@ -103,34 +99,15 @@ class PauseWhileAhead(ExecutionCallback):
 
 
 def stream(
-    plan: Plan,
-    ingest: IngestConfig,
-    limits: ReadLimits | None = None,
-    *,
-    memory: Memory | None = None,
-    features: Features | None = None,
+    plan: Plan, source: BatchSource, limits: ReadLimits = UNLIMITED
 ) -> Generator[Batch, None, None]:
-    """Execute a plan as one Ray Data stream and yield its batches in order, through all epochs.
-
-    Args:
-        memory: of the split, to decode its images only once.
-        features: of the split, to be read instead of images.
-    """
-    if features is not None and features.arrays:
-        yield from batches_of_arrays(plan, features)
-        return
-    if features is None:
-        read = partial(read_chunk, ingest=ingest, seed=plan.seed, train=plan.train, memory=memory)
-        image_bytes = 3 * ingest.size_px**2
+    """Read a plan from its source and yield its batches in order, through all epochs."""
+    if source.in_tasks:
+        execute = partial(execute_chunks, source=source, limits=limits)
+        blocks = join_executions(plan.chunks(), execute)
     else:
-        read, image_bytes = partial(read_features, features=features), features.image_bytes
-    execute = partial(
-        execute_chunks,
-        read=read,
-        bytes_per_image=image_bytes + 16,
-        limits=limits or ReadLimits(),
-    )
-    for block in join_executions(plan.chunks(), execute):
+        blocks = chain.from_iterable(map(source.read, plan.chunks()))
+    for block in blocks:
         images_N = block["image"].chunk(0).to_numpy(zero_copy_only=False)
         labels_N, image_ids_N = block["label"].to_numpy(), block["image_id"].to_numpy()
         for start in range(0, len(labels_N), plan.worker_batch_size):
@@ -143,32 +120,8 @@ def stream(
             )
 
 
-def batches_of_arrays(plan: Plan, features: Features) -> Iterator[Batch]:
-    """Yield a plan's batches of features in the object store: no process has to start."""
-    views: dict[int, FeatureArrays] = {}
-    for chunk in plan.chunks():
-        number = chunk.epoch % len(features.arrays)
-        if number not in views:
-            views[number] = ray.get(features.arrays[number])
-        view, rows_N = views[number], chunk.rows_N
-        for start in range(0, chunk.num_images, plan.worker_batch_size):
-            rows_B = rows_N[start : start + plan.worker_batch_size]
-            yield Batch(
-                image=view.features[rows_B],
-                label=view.labels_N[rows_B],
-                image_id=view.image_ids_N[rows_B],
-                unreadable=[
-                    view.unreadable[row] for row in rows_B.tolist() if row in view.unreadable
-                ],
-            )
-
-
 def execute_chunks(
-    chunks: list[Chunk],
-    *,
-    read: Callable[[Chunk], Iterator[pa.Table]],
-    bytes_per_image: int,
-    limits: ReadLimits,
+    chunks: list[Chunk], *, source: BatchSource, limits: ReadLimits
 ) -> Iterator[pa.Table]:
     """Yield one block per chunk, in order, by one Ray Data execution."""
     context = DataContext.get_current().copy()
@@ -184,7 +137,7 @@ def execute_chunks(
     with DataContext.current(context):  # a data set keeps the context it was made in
         # As many blocks as tasks: with more, Ray splits every output into crumbs.
         dataset = ray.data.read_datasource(
-            EpochsDatasource(chunks, read, bytes_per_image),
+            EpochsDatasource(chunks, source),
             override_num_blocks=len(chunks),
             num_cpus=limits.task_cpus,
             # Blocks are made on the node that uses them, and elsewhere once it is busy.

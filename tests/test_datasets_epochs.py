@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -20,6 +21,7 @@ from datasets.memory import Memory, open_memory
 from datasets.plan import Chunk, Plan, RowGroup, plan_epochs
 from datasets.shards import read_manifest
 from datasets.share import ReadLimits
+from datasets.sources import BatchSource, MemorySource, ShardSource
 
 pytestmark = pytest.mark.ray
 INGEST = IngestConfig(size_px=32, policy="cars", interleave=2, task_images=16)
@@ -44,8 +46,13 @@ def plan(
     )
 
 
+def source(planned: Plan, memory: Memory | None = None) -> BatchSource:
+    facts = {"ingest": INGEST, "seed": planned.seed, "train": planned.train}
+    return MemorySource(**facts, memory=memory) if memory else ShardSource(**facts)
+
+
 def read(data: str, *, memory: Memory | None = None, **options: int) -> list[Batch]:
-    return list(stream(plan(data, **options), INGEST, LIMITS, memory=memory))
+    return list(stream(planned := plan(data, **options), source(planned, memory), LIMITS))
 
 
 @pytest.fixture(scope="module")
@@ -106,10 +113,9 @@ def test_train_and_val_as_one_split_share_the_memory_of_both(easy_data: str) -> 
     both = partial(
         plan_epochs, easy_data, manifest, INGEST, split="train+val", global_batch_size=13, seed=7
     )
-    plain = list(stream(both(num_epochs=2, train=True), INGEST, LIMITS))
-    kept = list(
-        stream(both(num_epochs=2, train=True), INGEST, LIMITS, memory=memories["train+val"])
-    )
+    planned = both(num_epochs=2, train=True)
+    plain = list(stream(planned, source(planned), LIMITS))
+    kept = list(stream(planned, source(planned, memories["train+val"]), LIMITS))
     assert_same(plain, kept)
     ids = [batch["image_id"] for batch in kept[:5]]
     assert len(set(np.concatenate(ids))) == 48 + 17
@@ -208,12 +214,25 @@ def test_blocks_are_uint8_and_labels_follow_their_images(alone: list[Batch]) -> 
     assert rows[0].argmax() < rows[1].argmax() < rows[2].argmax()
 
 
-def make_block(chunk: Chunk, *, mib: int, seconds: float) -> Iterator[pa.Table]:
-    """Stand in for `read_chunk`, with nothing to read: says where it was made."""
-    time.sleep(seconds)
-    node = ray.get_runtime_context().get_node_id()
-    number = chunk.row_groups[0].first_row
-    yield pa.table({"node": [node], "number": [number], "pixels": [bytes(mib * 2**20)]})
+@dataclass
+class MadeBlocks:
+    """Has nothing to read: says where a block was made."""
+
+    mib: int
+    seconds: float
+    in_tasks = True
+
+    @property
+    def bytes_per_image(self) -> int:
+        return self.mib * 2**20
+
+    def read(self, chunk: Chunk) -> Iterator[pa.Table]:
+        time.sleep(self.seconds)
+        node = ray.get_runtime_context().get_node_id()
+        number = chunk.row_groups[0].first_row
+        yield pa.table(
+            {"node": [node], "number": [number], "pixels": [bytes(self.bytes_per_image)]}
+        )
 
 
 def execute(num_blocks: int, *, mib: int = 1, seconds: float = 0.0) -> Iterator[tuple[int, str]]:
@@ -229,8 +248,7 @@ def execute(num_blocks: int, *, mib: int = 1, seconds: float = 0.0) -> Iterator[
     ]
     for block in execute_chunks(
         chunks,
-        read=partial(make_block, mib=mib, seconds=seconds),
-        bytes_per_image=mib * 2**20,
+        source=MadeBlocks(mib, seconds),
         limits=ReadLimits(store_bytes=256 * 2**20),
     ):
         yield block["number"][0].as_py(), block["node"][0].as_py()
@@ -290,12 +308,18 @@ def test_the_store_stays_bounded_at_many_times_its_size(ray_cluster: str) -> Non
     assert max(used) < 512 * 2**20
 
 
-def sleep_and_tell(chunk: Chunk) -> Iterator[pa.Table]:
-    began_s = time.time()
-    time.sleep(0.3)
-    yield pa.table(
-        {"began_s": [began_s] * chunk.num_images, "ended_s": [time.time()] * len(chunk.row_N)}
-    )
+class TimedBlocks:
+    """Says when each block was made, in 0.3 s."""
+
+    bytes_per_image = 0
+    in_tasks = True
+
+    def read(self, chunk: Chunk) -> Iterator[pa.Table]:
+        began_s = time.time()
+        time.sleep(0.3)
+        yield pa.table(
+            {"began_s": [began_s] * chunk.num_images, "ended_s": [time.time()] * len(chunk.row_N)}
+        )
 
 
 def test_a_stream_uses_the_share_it_was_given_and_asks_nobody_for_one(
@@ -309,8 +333,7 @@ def test_a_stream_uses_the_share_it_was_given_and_asks_nobody_for_one(
     monkeypatch.setattr(share, "create_cluster_autoscaler", refuse)
     blocks = execute_chunks(
         list(plan(easy_data, num_epochs=4).chunks()),
-        read=sleep_and_tell,
-        bytes_per_image=16,
+        source=TimedBlocks(),
         limits=ReadLimits(task_cpus=0.5, stream_cpus=1.0, store_bytes=2**26),
     )
     spans = [(block["began_s"][0].as_py(), block["ended_s"][0].as_py()) for block in blocks]

@@ -17,7 +17,8 @@ from datasets.epochs import stream
 from datasets.passes.feature_builder import Built, Entry, build_features
 from datasets.passes.features import (
     DTYPE,
-    Features,
+    ArraySource,
+    FeatureSource,
     hash_facts,
     load_view,
     read_part,
@@ -28,6 +29,7 @@ from datasets.passes.inference import Workers
 from datasets.plan import IGNORE_INDEX, plan_epochs
 from datasets.shards import read_manifest
 from datasets.share import ReadLimits
+from datasets.sources import ShardSource
 from tests.conftest import flip_byte
 
 INGEST = IngestConfig(size_px=32, policy="light", views=2, interleave=2)
@@ -150,10 +152,13 @@ def test_batches_of_features_are_those_of_the_images(
     """From memory and from files, over epochs that take two views in turn."""
     entry = next(e for e in entries(built) if (e.split, e.output) == (split, output))
     views = tuple(view for n in entry.views if (view := read_view(entry.uri, n)) is not None)
-    kept = Features(views=views, arrays=tuple(ray.put(load_view(view)) for view in views))
-    images = list(stream(plan(easy_data, split), INGEST, LIMITS))
-    for features in (Features(views=views), kept):
-        batches = stream(plan(easy_data, split), INGEST, LIMITS, features=features)
+    files = FeatureSource(views=views)
+    arrays = tuple(ray.put(load_view(view)) for view in views)
+    kept = ArraySource(arrays=arrays, bytes_per_image=files.bytes_per_image)
+    shards = ShardSource(ingest=INGEST, seed=3, train=split == "train")
+    images = list(stream(plan(easy_data, split), shards, LIMITS))
+    for source in (files, kept):
+        batches = stream(plan(easy_data, split), source, LIMITS)
         for batch, expected in zip(batches, images, strict=True):
             np.testing.assert_array_equal(batch["label"], expected["label"])
             np.testing.assert_array_equal(batch["image_id"], expected["image_id"])
@@ -223,8 +228,7 @@ def test_lost_images_are_named_and_looked_for_again(
             data, read_manifest(data), INGEST, split="val", num_epochs=1, global_batch_size=8,
             seed=3, train=False,
         ),
-        INGEST,
-        features=Features(views=(view,), arrays=(ray.put(arrays),)),
+        ArraySource(arrays=(ray.put(arrays),), bytes_per_image=6),
     )  # fmt: skip
     assert batch["unreadable"] == [arrays.unreadable[5]] and batch["label"][5] == IGNORE_INDEX
 

@@ -115,11 +115,5 @@ def open_feed(
         start_epoch=start_epoch,
         start_step=start_step,
     )
-    batches = stream(
-        plan,
-        config.ingest,
-        run.limits,
-        memory=run.memory.get(split),
-        features=run.prefix.features[split] if run.prefix else None,
-    )
+    batches = stream(plan, run.source(split), run.limits)
     return Feed(split, plan, batches, worker, on_batch)

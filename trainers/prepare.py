@@ -12,9 +12,9 @@ from cluster.io.markers import SET_BY_PHASES, URI, change_marked, marked
 from cluster.runtime import Resources, connect
 from cluster.scaling import WorkerPlan, in_process, plan_workers
 from datasets.memory import Memory, choose_ingest, open_memory
-from datasets.passes.features import Features
 from datasets.shards import Manifest, read_manifest
 from datasets.share import ReadLimits
+from datasets.sources import BatchSource, MemorySource, ShardSource
 from trainers.config import RANDOM, FinetuneConfig, ModelConfig
 from trainers.networks.backbones import build, require_size
 from trainers.networks.freezing import resolve_depth
@@ -32,7 +32,7 @@ class PrefixFeatures:
 
     depth: int
     """Stages behind which the network is cut; at most as many as are frozen."""
-    features: dict[str, Features]
+    sources: dict[str, BatchSource]
     """By split."""
     tensors: str
     """Name of a file with what these stages hold: a checkpoint has only the rest."""
@@ -58,6 +58,19 @@ class Run:
     """Of the latest checkpoint when the run was prepared; None for a new run."""
     result: dict[str, Any] | None = None
     """result.json of a run that has finished already."""
+
+    def source(self, split: str) -> BatchSource:
+        """Return where the batches of a split come from."""
+        if self.prefix is not None:
+            return self.prefix.sources[split]
+        facts = {
+            "ingest": self.config.ingest,
+            "seed": self.config.seed,
+            "train": split == self.config.train_on,
+        }
+        if split in self.memory:
+            return MemorySource(**facts, memory=self.memory[split])
+        return ShardSource(**facts)
 
 
 def prepare_run(

@@ -10,14 +10,12 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
-from ray.data.block import Block
 
 from cluster.io import storage
 from cluster.io.progress import collect
@@ -38,6 +36,7 @@ from datasets.passes.inference import Workers, choose_block_images
 from datasets.plan import Chunk, RowGroup, RowGroups
 from datasets.read import read_chunk
 from datasets.shards import Manifest
+from datasets.sources import ShardSource
 
 Compute = Callable[[np.ndarray], list[np.ndarray]]
 """uint8 images_NSSC -> for each depth, float32 features `[N, *shape]`."""
@@ -212,9 +211,7 @@ def _execute(
     if not tasks:
         return {}, 0
     dataset = ray.data.read_datasource(
-        EpochsDatasource(
-            list(tasks), partial(read_task, ingest=ingest, seed=seed), 3 * ingest.size_px**2 + 16
-        ),
+        EpochsDatasource(list(tasks), ViewSource(ingest=ingest, seed=seed)),
         override_num_blocks=len(tasks),
         num_cpus=workers.reader_cpus,
     ).map_batches(
@@ -240,11 +237,14 @@ def _execute(
     return parts, num_images
 
 
-def read_task(task: Chunk, *, ingest: IngestConfig, seed: int) -> Iterator[Block]:
-    """Read a part's views into one block that says which part it is. Runs in a Ray task."""
-    assert isinstance(task, Task)
-    (block,) = read_chunk(task, ingest=ingest, seed=seed, train=task.split == "train")
-    yield block.append_column("task", pa.array([task.number] * len(block)))
+class ViewSource(ShardSource):
+    """Reads a part's views into one block that says which part it is."""
+
+    def read(self, chunk: Chunk) -> Iterator[pa.Table]:
+        assert isinstance(chunk, Task)
+        train = chunk.split == "train"
+        (block,) = read_chunk(chunk, ingest=self.ingest, seed=self.seed, train=train)
+        yield block.append_column("task", pa.array([chunk.number] * len(block)))
 
 
 class FeatureWriter:

@@ -104,22 +104,38 @@ class FeatureArrays(NamedTuple):
     """Row -> which image was lost, and why."""
 
 
-@dataclass(frozen=True)
-class Features:
-    """What a split's batches are read from, instead of images."""
+@dataclass(frozen=True, kw_only=True)
+class FeatureSource:
+    """Features of a split, read from storage; a `BatchSource`."""
 
     views: tuple[View, ...]
     """Epoch e shows view e % len(views)."""
-    arrays: tuple[ray.ObjectRef, ...] = ()
-    """Each view's FeatureArrays in the object store; empty to read them from storage."""
+    in_tasks = True
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        return self.views[0].shape
+    def bytes_per_image(self) -> int:
+        return count_bytes(self.views[0].shape)
 
-    @property
-    def image_bytes(self) -> int:
-        return count_bytes(self.shape)
+    def read(self, chunk: Chunk) -> Iterator[pa.Table]:
+        return read_features(chunk, self.views[chunk.epoch % len(self.views)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArraySource:
+    """Features of a split in the object store, where no process has to start; a `BatchSource`."""
+
+    arrays: tuple[ray.ObjectRef, ...]
+    """FeatureArrays of each view; epoch e shows view e % len(arrays)."""
+    bytes_per_image: int
+    in_tasks = False
+
+    def read(self, chunk: Chunk) -> Iterator[pa.Table]:
+        view: FeatureArrays = ray.get(self.arrays[chunk.epoch % len(self.arrays)])
+        rows_N = chunk.rows_N
+        losses = [view.unreadable.get(row) for row in rows_N.tolist()]
+        yield _to_block(
+            view.features[rows_N], view.labels_N[rows_N], view.image_ids_N[rows_N], losses
+        )
 
 
 def count_bytes(shape: tuple[int, ...]) -> int:
@@ -230,9 +246,8 @@ def load_view(view: View) -> FeatureArrays:
     )
 
 
-def read_features(chunk: Chunk, *, features: Features) -> Iterator[pa.Table]:
+def read_features(chunk: Chunk, view: View) -> Iterator[pa.Table]:
     """Read the features of one chunk into one block, laid out as `read_chunk` does."""
-    view = features.views[chunk.epoch % len(features.views)]
     output = np.zeros((chunk.num_images, *view.shape), DTYPE)
     labels_N = np.full(chunk.num_images, IGNORE_INDEX, np.int64)
     image_ids_N = np.zeros(chunk.num_images, np.int64)
@@ -256,9 +271,15 @@ def read_features(chunk: Chunk, *, features: Features) -> Iterator[pa.Table]:
         losses_N[places[labels_N[places] == IGNORE_INDEX]] = (
             f"{view.uri}/{part.name}: its image was lost"
         )
-    yield pa.table(
+    yield _to_block(output, labels_N, image_ids_N, losses_N)
+
+
+def _to_block(
+    features: np.ndarray, labels_N: np.ndarray, image_ids_N: np.ndarray, losses_N: Any
+) -> pa.Table:
+    return pa.table(
         {
-            "image": ArrowTensorArray.from_numpy(output),
+            "image": ArrowTensorArray.from_numpy(features),
             "label": labels_N,
             "image_id": image_ids_N,
             "loss": pa.array(losses_N, pa.string()),

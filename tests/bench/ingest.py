@@ -24,6 +24,7 @@ from datasets.memory import open_memory
 from datasets.plan import plan_epochs
 from datasets.prepare.prepare import prepare
 from datasets.shards import read_manifest
+from datasets.sources import MemorySource, ShardSource
 from tests.bench.peers import (
     BATCH_SIZE,
     POLICY,
@@ -75,7 +76,9 @@ def run_stream(data: str, *, remember: bool, seed: int, pace_s: float = 0.0) -> 
     plan = plan_epochs(data, manifest, ingest, split="train", num_epochs=NUM_EPOCHS,
                        global_batch_size=BATCH_SIZE, seed=seed, train=True)  # fmt: skip
     waits, asked = [], time.perf_counter()
-    for _batch in stream(plan, ingest, memory=memory):
+    facts = {"ingest": ingest, "seed": seed, "train": True}
+    source = MemorySource(**facts, memory=memory) if memory else ShardSource(**facts)
+    for _batch in stream(plan, source):
         waits.append(time.perf_counter() - asked)
         time.sleep(pace_s)
         asked = time.perf_counter()

@@ -19,6 +19,7 @@ from datasets.plan import IGNORE_INDEX, EpochOrder, RowGroups, plan_epochs
 from datasets.read import read_chunk
 from datasets.shards import Manifest, Split
 from datasets.share import ReadLimits
+from datasets.sources import ShardSource
 from trainers.config import FinetuneConfig
 from trainers.evaluation.scores import Measures, Scores
 from trainers.feed import WorkerContext, to_device
@@ -54,7 +55,7 @@ def measure(
         seed=config.seed,
         train=False,
     )
-    batches = stream(plan, config.ingest, limits)
+    batches = stream(plan, ShardSource(ingest=config.ingest), limits)
     settings, answer = step_settings(config, place.device), predict_mirrored if tta else predict
     scores = Scores(len(manifest.classes), place.device)
     labels, image_ids, answers, unreadable = [], [], [], []

@@ -14,8 +14,15 @@ from cluster.io import storage
 from cluster.runtime import Resources
 from cluster.scaling import plan_workers
 from datasets.passes.feature_builder import Entry
-from datasets.passes.features import Features, load_view, read_view
+from datasets.passes.features import (
+    ArraySource,
+    FeatureSource,
+    count_bytes,
+    load_view,
+    read_view,
+)
 from datasets.shards import Manifest
+from datasets.sources import BatchSource
 from trainers.inference.prefix import FrozenNetwork, hash_tensors, open_frozen
 from trainers.prepare import PrefixFeatures
 from tuning.config import TuningConfig
@@ -86,9 +93,9 @@ class PrefixStore:
         )
         ready: dict[Key, PrefixFeatures] = {}
         for depth, of_depth in entries.items():
-            if (features := self._open(of_depth)) is not None:
+            if (sources := self._open(of_depth)) is not None:
                 name = self._keep_tensors(network, depth, of_depth[0].facts["weights_sha256"])
-                ready[init, depth] = PrefixFeatures(depth=depth, features=features, tensors=name)
+                ready[init, depth] = PrefixFeatures(depth=depth, sources=sources, tensors=name)
         return BuiltPrefixes(
             prefixes=ready,
             num_images=outcome.num_images,
@@ -96,7 +103,7 @@ class PrefixStore:
             problems=outcome.problems,
         )
 
-    def _open(self, entries: list[Entry]) -> dict[str, Features] | None:
+    def _open(self, entries: list[Entry]) -> dict[str, BatchSource] | None:
         """Return the features of each split, in the object store where they fit; None where some
         could not be built."""
         views = {e.split: [read_view(e.uri, view) for view in e.views] for e in entries}
@@ -106,10 +113,12 @@ class PrefixStore:
         num_bytes = sum(view.num_bytes for of_split in whole.values() for view in of_split)
         store_bytes = self._resources.object_store_gib * 2**30 / self._resources.num_nodes
         fits = num_bytes <= self._config.base.ingest.memory_share * store_bytes
+        if not fits:
+            return {split: FeatureSource(views=of_split) for split, of_split in whole.items()}
         return {
-            split: Features(
-                views=of_split,
-                arrays=tuple(ray.put(load_view(view)) for view in of_split) if fits else (),
+            split: ArraySource(
+                arrays=tuple(ray.put(load_view(view)) for view in of_split),
+                bytes_per_image=count_bytes(of_split[0].shape),
             )
             for split, of_split in whole.items()
         }
