@@ -60,7 +60,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 def test_the_command_reads_manifest_and_checkpoint_once_and_plans_ingest_once(
     config: FinetuneConfig, calls: Counter[str]
 ) -> None:
-    from trainers.__main__ import run_training
+    from trainers.commands import run_training
 
     run_training(replace(config, epochs=1))
     assert (calls["manifest.json"], calls["ingest"]) == (1, 1)
