@@ -1,6 +1,7 @@
 """Logs an evaluation to W&B as a run in the group of its training."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -52,6 +53,7 @@ def _track(run: str, folder: str, split: str, result: dict[str, Any], tta: bool)
     progress, _ = checkpoint.load_best(run)
     predictions = storage.read_parquet(storage.join(folder, PREDICTIONS))
     data = result["data"]
+    measured = replace(config, data=data)
     tracked.log(
         {name: value for name, value in result.items() if name.startswith(f"{split}/")}
         | {"epoch": result["epoch"]}
@@ -63,7 +65,7 @@ def _track(run: str, folder: str, split: str, result: dict[str, Any], tta: bool)
             {f"{split}/confusion": confusion(predictions, manifest.classes)}
         ),
         "mistakes": lambda: tracked.log(
-            {f"{split}/mistakes": mistakes_table(config, predictions, data=data, split=split)}
+            {f"{split}/mistakes": mistakes_table(measured, manifest, predictions, split=split)}
         ),
     }
     for name in LISTED:

@@ -6,7 +6,6 @@ N validation images, K classes.
 import io
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -16,7 +15,7 @@ from PIL import Image
 
 from datasets.config import IngestConfig
 from datasets.preview import draw_views
-from datasets.shards import read_manifest
+from datasets.shards import Manifest
 from trainers.config import FinetuneConfig
 from trainers.evaluation.answers import read_views
 from trainers.run.predictions import pick_sample
@@ -39,12 +38,12 @@ def predictions_table(predictions: pa.Table) -> wandb.Table:
 
 
 def mistakes_table(
-    config: FinetuneConfig, predictions: pa.Table, *, data: str, split: str
+    config: FinetuneConfig, manifest: Manifest, predictions: pa.Table, *, split: str
 ) -> wandb.Table:
     """Return the mistakes with the highest confidence, with the images as the network saw them.
 
     Args:
-        data: URI of the data set.
+        config: with `data` the data set of the predictions.
 
     Raises:
         ValueError or OSError: where the data set was deleted.
@@ -55,7 +54,6 @@ def mistakes_table(
     rows = wrong.sort_by([("confidence", "descending")]).slice(0, NUM_MISTAKES).to_pylist()
     table = wandb.Table(columns=["image", *columns])
     if rows:
-        config, manifest = replace(config, data=data), read_manifest(data)
         views = read_views(config, manifest, split, [row["row"] for row in rows])
         for view_HWC, row in zip(views, rows, strict=True):
             thumbnail = Image.fromarray(view_HWC)

@@ -154,7 +154,7 @@ class RunContent:
             run.try_to(
                 lambda: run.log({"val/confusion": confusion(predictions, classes)}), "confusion"
             )
-            mistakes = partial(mistakes_table, config, predictions, data=config.data, split="val")
+            mistakes = partial(mistakes_table, config, self._manifest, predictions, split="val")
             run.try_to(lambda: run.log({"val/mistakes": mistakes()}), "mistakes")
         for artifact, aliases in checkpoint_artifacts(config):
             run.try_to(partial(run.log_artifact, artifact, aliases=aliases), "a checkpoint")
