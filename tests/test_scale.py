@@ -25,7 +25,7 @@ from tests.conftest import ROOT
 from tests.support.paper_plans import count_reads, paper_manifest, paper_plan
 from trainers.config import FinetuneConfig, TrackConfig
 from trainers.feed import MAX_NAMES, Feed, WorkerContext
-from trainers.launch import plan_ingest
+from trainers.prepare import plan_ingest
 from tuning import progress, states
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.leaderboard import FINISHED, RUNNING
