@@ -14,7 +14,7 @@ from datasets.sources import MemorySource
 from tests.conftest import small_training
 from tests.support.training import train_here
 from trainers import prepare
-from trainers.config import ClusterConfig, FinetuneConfig, ModelConfig
+from trainers.config import ClusterConfig, FinetuneConfig, ModelConfig, TrackConfig
 from trainers.prepare import prepare_run
 from trainers.run import checkpoint
 
@@ -28,6 +28,7 @@ def config(ray_cluster: str, easy_data: str, tmp_path: Path) -> FinetuneConfig:
         str(tmp_path / "run"),
         epochs=2,
         model=ModelConfig(backbone="lenet5", init="he"),
+        track=TrackConfig(wandb="off"),  # its picture of the data set reads the manifest again
         cluster=ClusterConfig(num_workers=0, address=ray_cluster),
     )
 
