@@ -53,7 +53,7 @@ class WandbRun:
         config: dict[str, Any],
         tags: Sequence[str] = (),
     ) -> None:
-        wandb_internals.check_version()
+        wandb_internals.check_versions()
         self._uri = folder
         self._folder = folder if "://" not in folder else os.path.abspath("runs")
         os.makedirs(self._folder, exist_ok=True)

@@ -1,4 +1,4 @@
-"""wandb's private names, and the layout of its local files. After an upgrade of wandb, check each.
+"""Private names of wandb and wandb-workspaces, and the layout of W&B's local files.
 
 FOLDER/wandb/run-DATE_TIME-ID           one session of a run that was online
 FOLDER/wandb/offline-run-DATE_TIME-ID   one session of a run that was offline
@@ -7,6 +7,7 @@ FOLDER/wandb/offline-run-DATE_TIME-ID   one session of a run that was offline
 
 import logging
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from wandb.sdk.mailbox import HandleAbandonedError
 
 logger = logging.getLogger(__name__)
 
-TESTED_VERSION = "0.31"
+TESTED_VERSIONS = {"wandb": "0.31", "wandb-workspaces": "0.4"}
 FINISH_ERRORS = (TimeoutError, HandleAbandonedError)
 """Raised by `Run.finish`: the server took too long; wandb's own process is gone."""
 VIEW_ERRORS = (wandb.Error, WandbApiFailedError)
@@ -27,17 +28,23 @@ PRIVATE_SETTINGS: dict[str, Any] = {"x_transaction_log_flush_interval": 1}
 
 
 @cache
-def check_version() -> None:
-    """Warn, once, where wandb is not the version that this module was tested with."""
-    if not wandb.__version__.startswith(f"{TESTED_VERSION}."):
-        logger.warning(
-            "wandb is %s, and Thaw was tested with %s: run tests/test_trainers_mirror.py, "
-            "test_trainers_killed.py, test_trainers_track.py, test_trainers_wandb_server.py and "
-            "test_tuning_wandb_views.py, then set TESTED_VERSION in %s",
-            wandb.__version__,
-            TESTED_VERSION,
-            __name__,
-        )
+def check_versions() -> None:
+    """Warn, once, where a package is not of the version that this module was tested with."""
+    for package, tested in TESTED_VERSIONS.items():
+        try:
+            found = version(package)
+        except PackageNotFoundError:
+            continue
+        if not found.startswith(f"{tested}."):
+            logger.warning(
+                "%s is %s, and Thaw was tested with %s: run tests/test_trainers_mirror.py, "
+                "test_trainers_killed.py, test_trainers_track.py, test_trainers_wandb_server.py "
+                "and test_tuning_wandb_views.py, then set TESTED_VERSIONS in %s",
+                package,
+                found,
+                tested,
+                __name__,
+            )
 
 
 def use_artifact(run: wandb.Run, artifact: wandb.Artifact) -> None:
@@ -79,6 +86,7 @@ def set_view_id(view: Any, saved: dict[str, str]) -> None:
 
     Loading the old one to change it would keep panels that are no longer built.
     """
+    check_versions()
     view._internal_id, view._internal_name = saved.get("id", ""), saved.get("name", "")
 
 
