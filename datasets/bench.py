@@ -69,10 +69,10 @@ def _time_chunk(chunk: Chunk, ingest: IngestConfig, seed: int) -> dict[str, floa
     rows = list(rows_of_shards(chunk))
     read_s = time.perf_counter() - start
     for row in rows:
-        if row.loss:
+        if row.read_error:
             raise UserError(
-                f"data has images that can't be read, such as {name_row(chunk, row.place)}: "
-                f"{row.loss}; prepare it again before it is timed"
+                f"data has images that can't be read, such as {name_row(chunk, row.index)}: "
+                f"{row.read_error}; prepare it again before it is timed"
             )
 
     def time_views(draw: Callable[..., np.ndarray], images: list[Any]) -> float:

@@ -116,7 +116,7 @@ def stream(
                 image=images_N[rows],
                 label=labels_N[rows],
                 image_id=image_ids_N[rows],
-                unreadable=block["loss"][rows].drop_null().to_pylist(),
+                unreadable=block["read_error"][rows].drop_null().to_pylist(),
             )
 
 

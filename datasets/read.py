@@ -1,8 +1,8 @@
 """One read task: the images of a chunk, read, decoded and augmented into one block.
 
-An image that can't be read is not a reason to stop: it keeps its place, so that every batch has its
-size and every rank its steps; its label is IGNORE_INDEX, which counts in no loss and no score, and
-the block says which image it was, and why.
+An unreadable image does not stop the task: it stays in its batch, so that batch sizes and steps are
+the same on every rank. Its label is IGNORE_INDEX, which counts in no loss or metric, and the block
+has its name and the reason.
 
 Dimensions: N images, S size in pixels, H height, W width, C the channels red, green, blue.
 """
@@ -30,15 +30,15 @@ COLUMNS = ["image", "label", "image_id", "crc32"]
 
 
 class Row(NamedTuple):
-    """An image on its way into a block: encoded, as pixels, or lost."""
+    """An image of a chunk: encoded, as pixels, or unreadable."""
 
-    place: int
-    """Its place in the chunk."""
+    index: int
+    """In the chunk."""
     label: int = IGNORE_INDEX
     image_id: int = 0
     jpeg: pa.Buffer | None = None
     pixels_HWC: np.ndarray | None = None
-    loss: str = ""
+    read_error: str = ""
     """Why it can't be read."""
 
 
@@ -48,70 +48,71 @@ def read_chunk(
     """Read, decode and augment one chunk into one block. Runs in a Ray task.
 
     Args:
-        memory: where to take decoded images from, and to keep them.
+        memory: decoded images are taken from it, and added to it.
     """
     size_px = ingest.size_px
     policy = ingest.policy if train else "none"
     images_NSSC = np.zeros((chunk.num_images, size_px, size_px, 3), np.uint8)
     labels_N = np.full(chunk.num_images, IGNORE_INDEX, np.int64)
     image_ids_N = np.zeros(chunk.num_images, np.int64)
-    losses_N = np.full(chunk.num_images, None, object)
+    read_errors_N = np.full(chunk.num_images, None, object)
     rows = rows_of_shards(chunk) if memory is None else rows_of_memory(chunk, memory)
     for row in rows:
-        where = {"seed": seed, "epoch": ingest.view_of(chunk.epoch), "image_id": row.image_id}
-        loss = row.loss
+        key = {"seed": seed, "epoch": ingest.view_of(chunk.epoch), "image_id": row.image_id}
+        read_error = row.read_error
         try:
             if row.pixels_HWC is not None:
-                images_NSSC[row.place] = augment(row.pixels_HWC, policy, size_px, **where)
+                images_NSSC[row.index] = augment(row.pixels_HWC, policy, size_px, **key)
             elif row.jpeg is not None:
-                images_NSSC[row.place] = view(row.jpeg, policy, size_px, **where)
+                images_NSSC[row.index] = view(row.jpeg, policy, size_px, **key)
         except ValueError as error:
-            loss = str(error)
-        if loss:
-            losses_N[row.place] = f"{name_row(chunk, row.place)}: {loss}"
+            read_error = str(error)
+        if read_error:
+            read_errors_N[row.index] = f"{name_row(chunk, row.index)}: {read_error}"
         else:
-            labels_N[row.place], image_ids_N[row.place] = row.label, row.image_id
+            labels_N[row.index], image_ids_N[row.index] = row.label, row.image_id
     fill_unreadable(images_NSSC, labels_N == IGNORE_INDEX)
     yield pa.table(
         {
             "image": ArrowTensorArray.from_numpy(images_NSSC),
             "label": labels_N,
             "image_id": image_ids_N,
-            "loss": pa.array(losses_N, pa.string()),
+            "read_error": pa.array(read_errors_N, pa.string()),
         }
     )
 
 
-def rows_of_shards(chunk: Chunk, places: np.ndarray | None = None) -> Iterator[Row]:
-    """Read the encoded images of some places of a chunk, all by default, a row group at a time."""
-    places = np.arange(chunk.num_images) if places is None else places
+def rows_of_shards(chunk: Chunk, indices: np.ndarray | None = None) -> Iterator[Row]:
+    """Read encoded images of a chunk, by default all, one row group at a time."""
+    indices = np.arange(chunk.num_images) if indices is None else indices
     for number, group in enumerate(chunk.row_groups):
-        of_group = places[chunk.group_N[places] == number]
+        of_group = indices[chunk.group_N[indices] == number]
         if not len(of_group):
             continue
         try:
             table = read_row_group(group)
         except (OSError, ValueError, IndexError, pa.ArrowException) as error:
-            for place in of_group:
-                yield Row(int(place), loss=f"its row group can't be read ({error})")
+            for index in of_group:
+                yield Row(int(index), read_error=f"its row group can't be read ({error})")
             continue
         labels, image_ids, sums = (table[name].to_numpy() for name in COLUMNS[1:])
-        for place in of_group:
-            at = chunk.row_N[place]
-            jpeg = table["image"][at].as_buffer()
-            label, image_id = int(labels[at]), int(image_ids[at])
-            if checksum(jpeg, label, image_id) != sums[at]:
-                yield Row(int(place), loss="its bytes changed after it was prepared (checksum)")
+        for index in of_group:
+            row = chunk.row_N[index]
+            jpeg = table["image"][row].as_buffer()
+            label, image_id = int(labels[row]), int(image_ids[row])
+            if checksum(jpeg, label, image_id) != sums[row]:
+                changed = "its bytes changed after it was prepared (checksum)"
+                yield Row(int(index), read_error=changed)
             else:
-                yield Row(int(place), label, image_id, jpeg)
+                yield Row(int(index), label, image_id, jpeg)
 
 
 def rows_of_memory(chunk: Chunk, memory: Memory) -> Iterator[Row]:
-    """Take decoded images from memory; decode those that are not there, and keep them."""
+    """Take decoded images from memory; decode the missing ones, and add them to it."""
     rows_N = chunk.rows_N
     found = memory.find(rows_N)
-    for place, (label, image_id, pixels_HWC) in found.items():
-        yield Row(place, label, image_id, pixels_HWC=pixels_HWC)
+    for index, (label, image_id, pixels_HWC) in found.items():
+        yield Row(index, label, image_id, pixels_HWC=pixels_HWC)
     kept_rows: list[int] = []
     images: list[Decoded] = []
     for row in rows_of_shards(chunk, np.setdiff1d(np.arange(len(rows_N)), list(found))):
@@ -119,10 +120,10 @@ def rows_of_memory(chunk: Chunk, memory: Memory) -> Iterator[Row]:
             try:
                 pixels_HWC = decode(row.jpeg)
             except ValueError as error:
-                row = Row(row.place, loss=str(error))
+                row = Row(row.index, read_error=str(error))
             else:
                 row = row._replace(jpeg=None, pixels_HWC=pixels_HWC)
-                kept_rows.append(rows_N[row.place])
+                kept_rows.append(rows_N[row.index])
                 images.append((row.label, row.image_id, pixels_HWC))
         yield row
     if images:
@@ -135,7 +136,7 @@ def read_row_group(group: RowGroup) -> pa.Table:
 
 
 def read_group(uri: str, index: int, columns: list[str]) -> pa.Table:
-    """Read some columns of one row group of a Parquet file that never changes."""
+    """Read columns of one row group of a Parquet file that never changes."""
     filesystem, path = storage.resolve(uri)
     with filesystem.open_input_file(path) as file:
         known = footer_of(uri)
@@ -145,10 +146,10 @@ def read_group(uri: str, index: int, columns: list[str]) -> pa.Table:
 
 
 def read_again(read: Callable[[], pa.Table]) -> pa.Table:
-    """Read, and again where storage fails for a moment.
+    """Read, with retries where storage fails temporarily.
 
     Raises:
-        OSError, ValueError, pa.ArrowException: where it can't be reached or read, or is damaged.
+        OSError, ValueError, pa.ArrowException: where it can't be read, or is damaged.
     """
     for attempt in range(READ_ATTEMPTS):
         try:
@@ -171,18 +172,18 @@ def read_metadata(uri: str) -> pq.FileMetaData:
 
 @lru_cache(maxsize=256)
 def footer_of(uri: str) -> list[pq.FileMetaData]:
-    """Where a file's footer is kept once it was read: its name says what is in it, so it never
-    changes. Read from the file that is open anyway, as opening one asks an object store."""
+    """Cache of a file's footer; file names hold a hash, so files never change. The footer is read
+    from the file that is open anyway: opening another one is a request to an object store."""
     return []
 
 
-def fill_unreadable(images_NSSC: np.ndarray, lost_N: np.ndarray) -> None:
-    """Give lost places the pixels of good ones: batch statistics see photographs, not black."""
-    if lost_N.any() and not lost_N.all():
-        good = np.flatnonzero(~lost_N)
-        images_NSSC[lost_N] = images_NSSC[good[np.arange(lost_N.sum()) % len(good)]]
+def fill_unreadable(images_NSSC: np.ndarray, unreadable_N: np.ndarray) -> None:
+    """Copy pixels of readable images: batch statistics must not include black images."""
+    if unreadable_N.any() and not unreadable_N.all():
+        good = np.flatnonzero(~unreadable_N)
+        images_NSSC[unreadable_N] = images_NSSC[good[np.arange(unreadable_N.sum()) % len(good)]]
 
 
-def name_row(chunk: Chunk, place: int) -> str:
-    group = chunk.row_groups[chunk.group_N[place]]
-    return f"{group.uri} row group {group.index} row {chunk.row_N[place]}"
+def name_row(chunk: Chunk, index: int) -> str:
+    group = chunk.row_groups[chunk.group_N[index]]
+    return f"{group.uri} row group {group.index} row {chunk.row_N[index]}"

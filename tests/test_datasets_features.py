@@ -44,7 +44,7 @@ def test_a_part_tells_all_about_itself(tmp_path: Path) -> None:
         {
             "label": [0, 1, IGNORE_INDEX, 2, 0],
             "image_id": range(5),
-            "loss": [None, None, "gone", None, None],
+            "read_error": [None, None, "gone", None, None],
         }
     )
     part = write_part(uri, features, block, (2, 3), first_row=16)

@@ -54,7 +54,7 @@ def shard_of(data: str) -> Path:
 def test_a_whole_data_set_loses_nothing(data: str) -> None:
     block = read_block(chunk_of(data))
 
-    assert block["loss"].null_count == len(block) == 48
+    assert block["read_error"].null_count == len(block) == 48
     assert IGNORE_INDEX not in block["label"].to_pylist()
 
 
@@ -67,7 +67,7 @@ def test_a_jpeg_that_rots_is_lost_alone_and_named(data: str, at: int) -> None:
     after = read_block(chunk)
 
     (place,) = np.flatnonzero(np.array(after["label"]) == IGNORE_INDEX)
-    assert after["loss"][place].as_py() == (
+    assert after["read_error"][place].as_py() == (
         f"{shard_of(data)} row group 1 row 3: its bytes changed after it was prepared (checksum)"
     )
     others = np.delete(np.arange(48), place)
@@ -96,9 +96,9 @@ def test_a_label_that_rots_is_lost_and_not_trained_on(data: str) -> None:
     rows[5]["label"] += 1
     write_images(str(shard), pa.Table.from_pylist(rows, schema=table.schema), 8)
 
-    (loss,) = read_block(chunk_of(data))["loss"].drop_null().to_pylist()
+    (read_error,) = read_block(chunk_of(data))["read_error"].drop_null().to_pylist()
 
-    assert "row group 0 row 5" in loss
+    assert "row group 0 row 5" in read_error
 
 
 def test_a_jpeg_with_a_right_checksum_that_does_not_decode_is_lost_alone(data: str) -> None:
@@ -110,10 +110,10 @@ def test_a_jpeg_with_a_right_checksum_that_does_not_decode_is_lost_alone(data: s
     write_images(str(shard), pa.Table.from_pylist(rows, schema=table.schema), 8)
     read.footer_of.cache_clear()
 
-    losses = read_block(chunk_of(data))["loss"].drop_null().to_pylist()
+    read_errors = read_block(chunk_of(data))["read_error"].drop_null().to_pylist()
 
-    assert len(losses) == 1
-    assert "row group 0 row 5" in losses[0]
+    assert len(read_errors) == 1
+    assert "row group 0 row 5" in read_errors[0]
 
 
 def test_a_row_group_that_cannot_be_read_is_lost_and_the_others_are_not(data: str) -> None:
@@ -125,10 +125,10 @@ def test_a_row_group_that_cannot_be_read_is_lost_and_the_others_are_not(data: st
     content[start : start + 16] = os.urandom(16)  # the header of its page of images
     shard.write_bytes(content)
 
-    losses = read_block(chunk_of(data))["loss"].drop_null().to_pylist()
+    read_errors = read_block(chunk_of(data))["read_error"].drop_null().to_pylist()
 
-    assert len(losses) == 8
-    assert all("row group 2" in loss and "can't be read" in loss for loss in losses)
+    assert len(read_errors) == 8
+    assert all("row group 2" in error and "can't be read" in error for error in read_errors)
 
 
 def test_a_shard_that_is_gone_is_lost_whole(data: str) -> None:
@@ -137,7 +137,7 @@ def test_a_shard_that_is_gone_is_lost_whole(data: str) -> None:
 
     block = read_block(chunk_of(data))
 
-    assert block["loss"].null_count == 0
+    assert block["read_error"].null_count == 0
     assert set(block["label"].to_pylist()) == {IGNORE_INDEX}
 
 
@@ -154,5 +154,5 @@ def test_storage_that_fails_for_a_moment_loses_nothing(
 
     monkeypatch.setattr(pq, "ParquetFile", fail_twice)
 
-    assert read_block(chunk_of(data))["loss"].null_count == 48
+    assert read_block(chunk_of(data))["read_error"].null_count == 48
     assert next(failures, None) is None

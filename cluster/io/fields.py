@@ -1,8 +1,8 @@
-"""What a field may hold, by its annotation: one gate for the command line and for files.
+"""Checks of values against the annotations of dataclasses, for the command line and for files.
 
-`check_fields` looks at a config that was built: its types fit already where the command line made
-it, but a number may be infinite or absurd and a path may hold a NUL. `build` makes a dataclass of
-what JSON gave, which may be anything at all. Both name the dotted field. Standard library alone.
+`check_fields` checks a config, however it was built: numbers must be finite and in range, text
+without control characters. `build` makes a dataclass from JSON of any content. Errors name the
+dotted field. Standard library only.
 """
 
 import math
@@ -15,12 +15,12 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from cluster.io.errors import MAX_TEXT, UserError, holds_credentials, show
 
 MAX_COUNT = 2**31 - 1
-"""Of a config: more epochs, images or workers than anybody has; a seed up to here."""
+"""Upper bound of integers in a config: epochs, images, workers, seeds."""
 MAX_FLOAT = 3.4e38
-"""Of a config: beyond it a float32 is infinite."""
+"""Upper bound of floats in a config: a float32 is infinite beyond it."""
 MAX_STORED = 2**63 - 1
-"""Of a file: what an int64 holds."""
-_CONTROL = ("Cc", "Cs", "Zl", "Zp")  # what a path or name has no use for, and a log obeys
+"""Upper bound of integers in a file: int64."""
+_CONTROL = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories that would break a path or a log
 
 T = TypeVar("T")
 
@@ -29,23 +29,23 @@ def check_fields(config: Any, section: str = "") -> None:
     """Check every value of a config, and of the configs in it, by its annotation.
 
     Raises:
-        UserError: for a value of another type, a number that is not finite or beyond all use, and
-            text with control characters or with credentials.
+        UserError: for a value of another type, a number that is not finite or out of range, and
+            text with control characters or credentials.
     """
     for name, hint in _hints(type(config)).items():
         _check(getattr(config, name), hint, f"{section}{name}")
 
 
 def build(cls: type[T], values: object, section: str = "") -> T:
-    """Build a dataclass from JSON: lists become tuples, objects the dataclasses that fields name.
+    """Build a dataclass from JSON: lists become tuples, objects nested dataclasses.
 
-    A field that is missing has its default: an older Thaw did not know it.
+    A missing field has its default: an older Thaw did not have the field.
 
     Raises:
         UserError: for an unknown or missing key, or a value of another type.
     """
     if not isinstance(values, dict):
-        raise _misfit(section.rstrip(".") or "it", values, "an object")
+        raise _mismatch(section.rstrip(".") or "it", values, "an object")
     hints = _hints(cls)
     for key in values:
         if key not in hints:
@@ -59,16 +59,16 @@ def build(cls: type[T], values: object, section: str = "") -> T:
 
 
 def take_object(values: object, hints: dict[str, Any], section: str = "") -> dict[str, Any]:
-    """Check the keys of a JSON object that `hints` names, where it stays one; others may be there.
+    """Check the keys of a JSON object that are in `hints`; other keys are kept unchecked.
 
-    A key whose annotation allows None may be missing, and is None then. Besides annotations there
-    may be hints of an object in it, and a list of one hint, for a list of such values.
+    A key whose annotation allows None may be missing and becomes None. A hint is an annotation, a
+    dict of hints for a nested object, or a list of one hint for a list of such values.
 
     Raises:
         UserError: for a missing key, or a value of another type.
     """
     if not isinstance(values, dict):
-        raise _misfit(section.rstrip(".") or "it", values, "an object")
+        raise _mismatch(section.rstrip(".") or "it", values, "an object")
     taken = {}
     for key, hint in hints.items():
         if key not in values and type(None) not in get_args(hint):
@@ -81,7 +81,7 @@ def check_text(value: str, name: str) -> None:
     """Check a path, URI or name.
 
     Raises:
-        UserError: naming the field, and without showing a secret.
+        UserError: naming the field, without showing a secret.
     """
     if len(value) > MAX_TEXT:
         raise UserError(f"{name} is {show(value)}: use {MAX_TEXT} characters or fewer")
@@ -89,8 +89,8 @@ def check_text(value: str, name: str) -> None:
         raise UserError(f"{name} is {show(value)}: use text without control characters")
     if holds_credentials(value):
         raise UserError(
-            f"{name} holds credentials, which it would carry into configs and logs; use a URI such "
-            "as s3://BUCKET/PATH, and give them in the environment"
+            f"{name} holds credentials, which would be written to configs and logs; use a URI such "
+            "as s3://BUCKET/PATH, and set the credentials in the environment"
         )
 
 
@@ -101,7 +101,7 @@ def _hints(cls: type[Any]) -> dict[str, Any]:
 
 
 def _take(value: Any, hint: Any, name: str) -> Any:
-    """Return a value of JSON as the annotation wants it."""
+    """Convert a value of JSON to the type of the annotation."""
     if hint is Any or hint is object:
         return value
     if is_dataclass(hint):
@@ -111,7 +111,7 @@ def _take(value: Any, hint: Any, name: str) -> Any:
         return take_object(value, hint, f"{name}.")
     if isinstance(hint, list):
         if not isinstance(value, list):
-            raise _misfit(name, value, "a list")
+            raise _mismatch(name, value, "a list")
         return [_take(part, hint[0], name) for part in value]
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
@@ -120,15 +120,15 @@ def _take(value: Any, hint: Any, name: str) -> Any:
         fits = any(value == choice and type(value) is type(choice) for choice in arguments)
     elif origin in (tuple, list):
         if not isinstance(value, list | tuple):
-            raise _misfit(name, value, describe(hint))
+            raise _mismatch(name, value, describe(hint))
         if origin is list or arguments[-1:] == (...,):
             arguments = arguments[:1] * len(value)
         if len(arguments) != len(value):
-            raise _misfit(name, value, describe(hint))
+            raise _mismatch(name, value, describe(hint))
         return origin(_take(part, of, name) for part, of in zip(value, arguments, strict=True))
     elif origin is dict:
         if not isinstance(value, dict):
-            raise _misfit(name, value, describe(hint))
+            raise _mismatch(name, value, describe(hint))
         return {
             _key(key, name): _take(part, arguments[1], f"{name}.{key}")
             for key, part in value.items()
@@ -141,7 +141,7 @@ def _take(value: Any, hint: Any, name: str) -> Any:
     else:
         fits = value is None if hint is types.NoneType else isinstance(value, hint)
     if not fits:
-        raise _misfit(name, value, describe(hint))
+        raise _mismatch(name, value, describe(hint))
     return value
 
 
@@ -152,8 +152,8 @@ def _take_any(value: Any, options: tuple[Any, ...], whole: Any, name: str) -> An
             return _take(value, option, name)
         except ValueError as error:
             if is_dataclass(option) and isinstance(value, dict):
-                inside = error  # it says more than that none fits
-    raise inside or _misfit(name, value, describe(whole))
+                inside = error  # more specific than the message below
+    raise inside or _mismatch(name, value, describe(whole))
 
 
 def _check(value: Any, hint: Any, name: str) -> None:
@@ -177,7 +177,7 @@ def _check(value: Any, hint: Any, name: str) -> None:
 
 def _key(key: Any, name: str) -> str:
     if not isinstance(key, str):
-        raise _misfit(name, key, "text for a key")
+        raise _mismatch(name, key, "text for a key")
     return key
 
 
@@ -185,12 +185,12 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _misfit(name: str, value: object, wanted: str) -> UserError:
-    return UserError(f"{name} is {show(value)}: use {wanted}")
+def _mismatch(name: str, value: object, expected: str) -> UserError:
+    return UserError(f"{name} is {show(value)}: use {expected}")
 
 
 def describe(hint: Any) -> str:
-    """Say in words what an annotation allows."""
+    """Describe the values that an annotation allows."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return " or ".join(map(describe, arguments))

@@ -1,7 +1,6 @@
-"""JSON files that are read back, whatever somebody has put there: a valid value, or one sentence.
+"""JSON files: reading them back gives a valid value, or a UserError that names the file.
 
-A ValueError names the file and what is wrong with it; FileNotFoundError and an OSError of storage
-travel, as a caller may know what they mean.
+FileNotFoundError and the OSErrors of storage are not caught.
 """
 
 import json
@@ -12,7 +11,7 @@ from cluster.io.errors import UserError
 from cluster.io.fields import build, take_object
 
 MAX_DEPTH = 50
-"""Of lists and objects in each other; ours have a tenth of it."""
+"""Nesting of lists and objects that is read; our files have a tenth of it."""
 
 T = TypeVar("T")
 
@@ -27,7 +26,7 @@ def read_record(uri: str, cls: type[T]) -> T:
 
 
 def read_object(uri: str, hints: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Read a JSON object whose keys in `hints` have values that fit; others may be anything."""
+    """Read a JSON object and check its keys that are in `hints`, as `take_object` does."""
     values = read_json(uri)
     try:
         return take_object(values, hints or {})
@@ -40,19 +39,19 @@ def read_json(uri: str) -> Any:
     return parse_json(storage.read_bytes(uri), uri)
 
 
-def parse_json(content: bytes | str, place: str) -> Any:
-    """Parse JSON that stands at `place`."""
+def parse_json(content: bytes | str, source: str) -> Any:
+    """Parse JSON; errors name `source`, a file or a line in one."""
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise damaged(place, error) from None
+        raise damaged(source, error) from None
     if _depth(value) > MAX_DEPTH:
-        raise damaged(place, f"more than {MAX_DEPTH} lists and objects in each other")
+        raise damaged(source, f"more than {MAX_DEPTH} nested lists and objects")
     return value
 
 
 def _depth(value: Any) -> int:
-    """Count how deep lists and objects lie in each other, without recursion."""
+    """Count the levels of nested lists and objects, without recursion."""
     depth, level = 0, [value] if isinstance(value, dict | list) else []
     while level:
         depth += 1
@@ -61,8 +60,8 @@ def _depth(value: Any) -> int:
     return depth
 
 
-def damaged(place: str, why: object) -> UserError:
+def damaged(source: str, reason: object) -> UserError:
     return UserError(
-        f"{place} is damaged, or another program's ({why}); bring it back from a copy, or delete "
+        f"{source} is damaged or another program's ({reason}); restore it from a copy, or delete "
         "it and run its command again"
     )

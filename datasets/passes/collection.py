@@ -1,7 +1,4 @@
-"""Images to look at, wherever they lie: a folder of any depth, Parquet files, a prepared data set.
-
-Like a source of `prepare`, but nobody has to say what is on them.
-"""
+"""Images without labels: a folder of any depth, Parquet files, a prepared data set."""
 
 import os
 from collections.abc import Iterator
@@ -28,38 +25,38 @@ from datasets.read import rows_of_shards
 from datasets.shards import SPLITS, is_prepared, read_manifest
 
 _BESIDE_PARQUET = (".md", ".txt", ".json", ".jsonl", ".csv", ".yaml", ".yml", "_success", "license")
-"""What data sets of Parquet files bring along, and is no image."""
+"""Endings of other files that data sets of Parquet files contain."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Collection:
-    """A reference to each of some images nobody has opened."""
+    """References to images that are not opened yet."""
 
     kind: str
-    """What they lie in, for people."""
+    """Of the images, for messages."""
     references: pa.Table
-    """`path` (for people) and whatever `read` opens it by."""
+    """`path` (for messages) and the columns that `read` needs."""
     read: Reader
-    """Runs in the tasks: the contents of some references, in their order."""
+    """Runs in the tasks: yields the contents of references in order."""
 
 
 def lies_in(uri: str, folder: str) -> bool:
-    """Whether `uri` is `folder` or below it, in whatever way the two are written."""
+    """Whether `uri` is `folder` or below it, however the two are written."""
     (file_system, path), (other, root) = storage.resolve(uri), storage.resolve(folder)
     return file_system == other and f"{path.rstrip('/')}/".startswith(f"{root.rstrip('/')}/")
 
 
 def list_images(uri: str, *, split: str | None = None, image_column: str = "image") -> Collection:
-    """List every image at `uri`, which is a file, a folder, Parquet or a prepared data set.
+    """List every image at `uri`: a file, a folder, Parquet or a prepared data set.
 
-    Every visible file of a folder counts as an image: one that is none is told of as such.
+    Every visible file of a folder counts as an image; files that are not images are reported.
 
     Args:
         split: of a prepared data set; all of them by default.
         image_column: of Parquet files: bytes, or Hugging Face's struct.
 
     Raises:
-        UserError: where there is no image, or the arguments don't fit what is there.
+        UserError: where there is no image, or the arguments don't fit the kind of images.
     """
     collection = _list(uri, split, image_column)
     require(len(collection.references) > 0, "images", uri, "it holds no image; give another")
@@ -89,7 +86,7 @@ def _list(uri: str, split: str | None, image_column: str) -> Collection:
 
 
 def _list_files(uri: str) -> list[fs.FileInfo]:
-    """Visible files at or below `uri`, sorted by path; links to nothing are among them."""
+    """List visible files at or below `uri`, sorted by path, broken links included."""
     file_system, path = storage.resolve(uri)
     with storage.explaining(uri):
         info = file_system.get_file_info(path)
@@ -106,7 +103,7 @@ def _list_files(uri: str) -> list[fs.FileInfo]:
         if info.type != fs.FileType.Directory
         and not any(part.startswith(".") for part in info.path[len(path) :].split("/"))
     ]
-    require(bool(files), "images", uri, "no file lies there; check the path")
+    require(bool(files), "images", uri, "there is no file; check the path")
     return files
 
 
@@ -130,10 +127,10 @@ def _list_prepared(uri: str, split: str | None) -> Collection:
     require(bool(shards), "images", uri, "it holds no image; prepare it again")
     tables = []
     for shard in shards:
-        place = storage.join(uri, shard.path)
-        file = open_parquet("images", uri, storage.resolve(place)[1])
+        shard_uri = storage.join(uri, shard.path)
+        file = open_parquet("images", uri, storage.resolve(shard_uri)[1])
         paths = file.read(["path"])["path"].to_pylist()
-        tables.append(refer_to_rows(file, uri, place, paths))
+        tables.append(refer_to_rows(file, uri, shard_uri, paths))
     return Collection(
         kind=f"images of {split or 'all splits'}",
         references=pa.concat_tables(tables),
@@ -142,7 +139,7 @@ def _list_prepared(uri: str, split: str | None) -> Collection:
 
 
 def _split_by_row_group(references: pa.Table) -> Iterator[pa.Table]:
-    """Cut references where the next row group begins."""
+    """Split references into those of each row group."""
     keys = list(
         zip(references["file"].to_pylist(), references["row_group"].to_pylist(), strict=True)
     )
@@ -154,7 +151,7 @@ def _split_by_row_group(references: pa.Table) -> Iterator[pa.Table]:
 
 
 def _read_parquet(references: pa.Table, *, image_column: str) -> Iterator[bytes | BadImage]:
-    """Read rows; what is left of a row group that can't be read is bad, each image of it."""
+    """Read rows; the rest of a row group that can't be read comes as bad images."""
     for group in _split_by_row_group(references):
         num_read = 0
         try:
@@ -167,7 +164,7 @@ def _read_parquet(references: pa.Table, *, image_column: str) -> Iterator[bytes 
 
 
 def _read_prepared(references: pa.Table) -> Iterator[bytes | BadImage]:
-    """Read rows of shards as a training does: again where storage fails, and by their checksums."""
+    """Read rows of shards as a training does: with retries, and checked by their checksums."""
     groups = list(_split_by_row_group(references))
     chunk = Chunk(
         epoch=0,
@@ -184,4 +181,4 @@ def _read_prepared(references: pa.Table) -> Iterator[bytes | BadImage]:
         row_N=references["row"].to_numpy(),
     )
     for row in rows_of_shards(chunk):
-        yield BadImage(row.loss) if row.jpeg is None else row.jpeg.to_pybytes()
+        yield BadImage(row.read_error) if row.jpeg is None else row.jpeg.to_pybytes()

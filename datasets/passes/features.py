@@ -192,7 +192,7 @@ def write_part(
         pa.binary(rows.shape[1] * DTYPE.itemsize), len(rows), [None, pa.py_buffer(rows)]
     )
     table = pa.table({"features": binary, "label": block["label"], "image_id": block["image_id"]})
-    unreadable = block["loss"].drop_null().to_pylist()
+    unreadable = block["read_error"].drop_null().to_pylist()
     facts = {"first_row": first_row, "unreadable": unreadable}
     table = table.replace_schema_metadata({FACTS: json.dumps(facts)})
     sink = pa.BufferOutputStream()
@@ -251,7 +251,7 @@ def read_features(chunk: Chunk, view: View) -> Iterator[pa.Table]:
     output = np.zeros((chunk.num_images, *view.shape), DTYPE)
     labels_N = np.full(chunk.num_images, IGNORE_INDEX, np.int64)
     image_ids_N = np.zeros(chunk.num_images, np.int64)
-    losses_N = np.full(chunk.num_images, None, object)
+    read_errors_N = np.full(chunk.num_images, None, object)
     starts = [part.first_row for part in view.parts]
     for number, group in enumerate(chunk.row_groups):
         part = view.parts[bisect_right(starts, group.first_row) - 1]
@@ -262,13 +262,13 @@ def read_features(chunk: Chunk, view: View) -> Iterator[pa.Table]:
             uri = storage.join(view.uri, part.name)
             table = read_again(partial(read_group, uri, index, COLUMNS))
         except (OSError, ValueError, pa.ArrowException) as error:
-            losses_N[places] = f"{view.uri}/{part.name}: its features can't be read ({error})"
+            read_errors_N[places] = f"{view.uri}/{part.name}: its features can't be read ({error})"
             continue
         rows = chunk.row_N[places]
         output[places] = _to_array(table, view.shape)[rows]
         labels_N[places] = table["label"].to_numpy()[rows]
         image_ids_N[places] = table["image_id"].to_numpy()[rows]
-        losses_N[places[labels_N[places] == IGNORE_INDEX]] = (
+        read_errors_N[places[labels_N[places] == IGNORE_INDEX]] = (
             f"{view.uri}/{part.name}: its image was lost"
         )
     yield _to_block(output, labels_N, image_ids_N, losses_N)
@@ -282,7 +282,7 @@ def _to_block(
             "image": ArrowTensorArray.from_numpy(features),
             "label": labels_N,
             "image_id": image_ids_N,
-            "loss": pa.array(losses_N, pa.string()),
+            "read_error": pa.array(read_errors_N, pa.string()),
         }
     )
 

@@ -1,13 +1,13 @@
-"""Images through a network: one Ray Data stream from files to Parquet that gives account of each.
+"""Images through a network: one Ray Data stream from files to Parquet.
 
-OUT/NAME/part-000000000.parquet   named by the place of its first image in the listing
-OUT/NAME_bad_images.parquet       path and reason of every image that can't be looked at
-OUT/NAME_summary.json             written last: without it the results are not whole
+OUT/NAME/part-000000000.parquet   named by the index of its first image
+OUT/NAME_bad_images.parquet       path and reason of every image that can't be read
+OUT/NAME_summary.json             written last: without it the results are incomplete
 
 NAME is `predictions` or `features`: both may lie in one OUT.
 
 Tasks read, decode and crop; actors, each with the network loaded once, compute and write one part
-per block. Only facts come back to the driver, never a pixel.
+per block. No pixels return to the driver.
 
 Dimensions: N images, S size in pixels, H height, W width, C the channels red, green, blue.
 """
@@ -28,6 +28,7 @@ import ray.data
 from ray.data.extensions import ArrowTensorArray
 
 from cluster.io import storage
+from cluster.io.errors import UserError
 from cluster.io.progress import collect
 from datasets.augment import augment, view
 from datasets.images import BadImage, load_image
@@ -44,7 +45,7 @@ _MIN_BLOCK_IMAGES, _MAX_BLOCK_IMAGES, _MAX_BLOCK_BYTES = 16, 256, 64 * 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Workers:
-    """The actors that hold the network, and what tasks and actors reserve."""
+    """The actors that hold the network, and the resources of tasks and actors."""
 
     num_workers: int
     cpus_per_worker: float
@@ -52,7 +53,7 @@ class Workers:
     reader_cpus: float
 
     def actors(self, num_blocks: int) -> dict[str, Any]:
-        """Options of a `map_batches` by these actors, no more of them than there are blocks."""
+        """Options of a `map_batches` by these actors, at most one per block."""
         return {
             "compute": ray.data.ActorPoolStrategy(size=min(self.num_workers, num_blocks)),
             "num_cpus": self.cpus_per_worker,
@@ -62,13 +63,13 @@ class Workers:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of the images."""
+    """Results of a pass over images."""
 
     num_images: int
     bad: pa.Table
     """QUARANTINE_SCHEMA."""
     bad_images: str
-    """URI of the same as Parquet."""
+    """URI of `bad` as Parquet."""
     parts: tuple[str, ...]
     """URIs, in the order of the listing."""
     seconds: float
@@ -89,13 +90,13 @@ def infer(
     workers: Workers,
     facts: dict[str, Any],
 ) -> Outcome:
-    """Compute columns for every image, as evaluation sees it, and write them to OUT/`name`.
+    """Compute columns for every image, preprocessed as for evaluation; write them to OUT/`name`.
 
-    What an earlier call left there is cleared away first.
+    Results of an earlier call are deleted first.
 
     Args:
-        build: makes the computation, once in every actor.
-        row_bytes: about what an image's results take.
+        build: returns the computation; called once in every actor.
+        row_bytes: approximate size of an image's results.
         facts: JSON-safe; kept in the summary.
 
     Raises:
@@ -105,7 +106,7 @@ def infer(
     folder = storage.join(out, name)
     bad_images, summary = f"{folder}_bad_images.parquet", f"{folder}_summary.json"
     _clear(folder, summary)
-    # Empty at first, so that an OUT nobody may write to is found before the work.
+    # Written empty first, so that an OUT without write permission is found before the work.
     storage.write_parquet(bad_images, QUARANTINE_SCHEMA.empty_table())
     done = _execute(images, build, folder, size_px, row_bytes, workers, f"Computing {name}")
     done = done.sort_by("position")
@@ -133,8 +134,8 @@ def infer(
 
 
 def _clear(folder: str, summary: str) -> None:
-    """Delete results, or what a run that broke off left of them; other files stay."""
-    # First the summary: from here on there are no results, whatever happens next.
+    """Delete results, whole or left by an interrupted run; other files stay."""
+    # First the summary: without it there are no results, even if this is interrupted.
     storage.delete_file(summary)
     for part in filter(_PART_NAME.fullmatch, storage.list_names(folder)):
         storage.delete_file(storage.join(folder, part))
@@ -147,9 +148,9 @@ def _execute(
     size_px: int,
     row_bytes: int,
     workers: Workers,
-    what: str,
+    title: str,
 ) -> pa.Table:
-    """Run the stream, telling its progress; return position, path, reason, part of each image."""
+    """Run the stream with a progress bar; return position, path, reason, part of each image."""
     num_images = len(images.references)
     references = images.references.append_column("position", pa.array(np.arange(num_images)))
     num_cpus = int(ray.cluster_resources()["CPU"])
@@ -173,45 +174,44 @@ def _execute(
     )
     dataset.context.enable_progress_bars = False
     dataset.context.target_max_block_size = None  # a block becomes a part: never cut it
-    told = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
-    return collect(told, num_images, what)
+    return collect(dataset.iter_batches(batch_size=None, batch_format="pyarrow"), num_images, title)
 
 
 def choose_block_images(num_images: int, image_bytes: int, num_cpus: int) -> int:
-    """Four blocks a CPU where there are enough images; `image_bytes` bound them in memory."""
+    """Return the images per block: four blocks per CPU, within bounds of images and bytes."""
     at_most = min(_MAX_BLOCK_IMAGES, max(1, _MAX_BLOCK_BYTES // image_bytes))
     wanted = -(-num_images // (4 * num_cpus))
     return min(at_most, max(_MIN_BLOCK_IMAGES, wanted))
 
 
 def load_views(references: pa.Table, *, read: Reader, size_px: int) -> pa.Table:
-    """Read and decode some images; bad ones have a reason, and black pixels nobody looks at."""
+    """Read and decode images; bad ones have a reason, and black pixels that are not used."""
     images_NSSC = np.zeros((len(references), size_px, size_px, 3), np.uint8)
     reasons_N = np.full(len(references), None, object)
-    for place, content in zip(range(len(references)), read(references), strict=True):
+    for index, content in zip(range(len(references)), read(references), strict=True):
         try:
-            images_NSSC[place] = open_view(content, size_px)
+            images_NSSC[index] = open_view(content, size_px)
         except BadImage as bad:
-            reasons_N[place] = bad.reason
+            reasons_N[index] = bad.reason
     table = references.select(["position", "path"])
     table = table.append_column("reason", pa.array(reasons_N, pa.string()))
     return table.append_column("image", ArrowTensorArray.from_numpy(images_NSSC))
 
 
 def open_view(content: bytes | BadImage, size_px: int) -> np.ndarray:
-    """Return an image as evaluation sees it: upright, its middle, uint8 `[size_px, size_px, 3]`.
+    """Return an image preprocessed as for evaluation: upright, cropped, uint8 `[S, S, 3]`.
 
     Raises:
-        BadImage: for what `prepare` would have left out.
+        BadImage: for an image that `prepare` would have left out.
     """
     if isinstance(content, BadImage):
         raise content
-    where = {"seed": 0, "epoch": 0, "image_id": 0}  # nothing is drawn
+    key = {"seed": 0, "epoch": 0, "image_id": 0}  # not used: `none` has no random step
     try:
-        return view(content, "none", size_px, **where)
-    except ValueError:
-        # A JPEG which only Pillow forgives, that `prepare` would have encoded anew; or bad indeed.
-        return augment(load_image(content), "none", size_px, **where)
+        return view(content, "none", size_px, **key)
+    except UserError:
+        # Pillow may decode it: `prepare` would have encoded such a JPEG again.
+        return augment(load_image(content), "none", size_px, **key)
 
 
 class PartWriter:
@@ -223,11 +223,11 @@ class PartWriter:
     def __call__(self, views: pa.Table) -> pa.Table:
         """Return position, path, reason and part of each image, without pixels."""
         part = f"part-{views['position'][0].as_py():09d}.parquet"
-        told = views.select(["position", "path", "reason"])
+        facts = views.select(["position", "path", "reason"])
         good_N = views["reason"].is_null().to_numpy()
         if good_N.any():
             images_NSSC = views["image"].chunk(0).to_numpy(zero_copy_only=False)[good_N]
-            paths = told["path"].filter(pa.array(good_N))
+            paths = facts["path"].filter(pa.array(good_N))
             results = pa.table({"path": paths, **self._compute(images_NSSC)})
             storage.write_parquet(storage.join(self._folder, part), results)
-        return told.append_column("part", pa.array([part] * len(told)))
+        return facts.append_column("part", pa.array([part] * len(facts)))
