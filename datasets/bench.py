@@ -1,4 +1,4 @@
-"""A user's own numbers: what each stage of ingest costs, and how many cores feed a GPU."""
+"""`python -m datasets bench`: the cost of each stage of ingest, and the cores that feed a GPU."""
 
 import time
 from collections.abc import Callable
@@ -21,10 +21,10 @@ from datasets.shards import read_manifest
 from datasets.sources import ShardSource
 
 GPU_RATES = (3000, 7000)
-"""Images/s that a modern GPU trains ResNet50 at: in bfloat16, and with a mostly frozen network."""
+"""Images/s of ResNet50 on a modern GPU: trained in bfloat16, and mostly frozen."""
 BATCH_SIZE = 64
 REMEDIES = {
-    "read": "move the data nearer, or prepare it with a smaller --short-side-px",
+    "read": "use faster storage, or prepare with a smaller --short-side-px",
     "decode": "use --ingest memory, or prepare with a smaller --short-side-px",
     "augment": "use --policy light",
     "transport": "use a smaller --size-px",
@@ -35,7 +35,7 @@ def bench(data: str, *, policy: Policy, size_px: int, seconds: float) -> dict[st
     """Print and return seconds per image and core of each stage, and `stream`, images/s of all.
 
     Raises:
-        UserError: where there is no data set, or images of it are lost.
+        UserError: where there is no data set, or it has unreadable images.
     """
     ingest = IngestConfig(policy=policy, size_px=size_px)
     manifest = read_manifest(data)
@@ -72,7 +72,7 @@ def _time_chunk(chunk: Chunk, ingest: IngestConfig, seed: int) -> dict[str, floa
         if row.read_error:
             raise UserError(
                 f"data has images that can't be read, such as {name_row(chunk, row.index)}: "
-                f"{row.read_error}; prepare it again before it is timed"
+                f"{row.read_error}; prepare it again"
             )
 
     def time_views(draw: Callable[..., np.ndarray], images: list[Any]) -> float:
@@ -109,7 +109,7 @@ def time_stream(plan: Plan, ingest: IngestConfig, seconds: float) -> tuple[float
         num_images += len(batch["label"])
         if (passed := time.perf_counter() - start) >= seconds:
             return num_images / passed, first_batch_s
-    raise AssertionError("the plan is longer than anyone waits")
+    raise AssertionError("the plan has 10,000 epochs")
 
 
 def _show(costs: dict[str, float], rate: float, first_batch_s: float) -> None:

@@ -1,10 +1,10 @@
 """All epochs of a run as one Ray Data stream per rank.
 
-One read task reads, decodes and augments, and yields one uint8 block that holds whole batches; one
-execution streams all epochs, so no epoch starts cold. A long run is cut into executions of
-EXECUTION_TASKS, each started while the last blocks of the one before are read: what Ray Data holds
-stays the same however many images and epochs there are. Normalization and the change to
-channels-first belong to the device.
+A read task reads, decodes and augments, and yields one uint8 block of whole batches; one execution
+streams all epochs, so no epoch starts cold. A long run is divided into executions of
+EXECUTION_TASKS, each started while the last blocks of the previous one are read: the memory of Ray
+Data does not grow with images and epochs. Normalization and the change to channels-first are done
+on the device.
 
 Dimensions: N images of a batch, S size in pixels.
 """
@@ -31,8 +31,8 @@ from datasets.plan import Chunk, Plan
 from datasets.share import ReadLimits, give_share
 from datasets.sources import BatchSource
 
-# Ray Data looks for finished tasks every 0.1 s, twice before it starts the next one: a CPU would
-# rest a fifth of its time, and half of it with images in memory.
+# Ray Data polls for finished tasks every 0.1 s, twice before it starts the next one: a CPU would be
+# idle for a fifth of its time, and for half of it with images in memory.
 streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = 0.02
 PAUSE_SLICES, PAUSE_SLICE_S = 10, 0.01
 EXECUTION_TASKS, AHEAD_TASKS = 512, 32
@@ -43,13 +43,13 @@ UNLIMITED = ReadLimits()
 
 class Batch(TypedDict):
     image: np.ndarray
-    """uint8 `[N, S, S, 3]`, RGB; or float16 `[N, *shape]`: features in its place."""
+    """uint8 `[N, S, S, 3]`, RGB; or features, float16 `[N, *shape]`."""
     label: np.ndarray
     """int64 `[N]`; IGNORE_INDEX where the image could not be read."""
     image_id: np.ndarray
     """int64 `[N]`."""
     unreadable: list[str]
-    """Names of the lost images, with the reason."""
+    """Names of the unreadable images, with the reason."""
 
 
 class EpochsDatasource(Datasource):
@@ -85,10 +85,10 @@ class EpochsDatasource(Datasource):
 
 
 class PauseWhileAhead(ExecutionCallback):
-    """Let the streaming executor's thread rest while blocks wait to be taken.
+    """Let the thread of the streaming executor sleep while blocks wait for the reader.
 
-    Without tasks to wait for it spins: a core, and the interpreter lock of a training worker, from
-    the last task to the last batch. A reader that has taken them all ends the rest.
+    Without running tasks it spins from the last task to the last batch, and takes a core and the
+    interpreter lock of the training worker. It wakes up when the reader has taken all blocks.
     """
 
     def on_execution_step(self, executor: StreamingExecutor) -> None:
@@ -135,12 +135,12 @@ def execute_chunks(
     if limits.stream_cpus is not None and limits.store_bytes is not None:
         give_share(context, max(limits.stream_cpus, limits.task_cpus))
     with DataContext.current(context):  # a data set keeps the context it was made in
-        # As many blocks as tasks: with more, Ray splits every output into crumbs.
+        # As many blocks as tasks: with more, Ray splits every output.
         dataset = ray.data.read_datasource(
             EpochsDatasource(chunks, source),
             override_num_blocks=len(chunks),
             num_cpus=limits.task_cpus,
-            # Blocks are made on the node that uses them, and elsewhere once it is busy.
+            # Blocks are made on the node that uses them, or elsewhere while it is busy.
             label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
             fallback_strategy=[{"label_selector": {}}],
         )
@@ -150,7 +150,7 @@ def execute_chunks(
 def join_executions(
     chunks: Iterable[Chunk], execute: Callable[[list[Chunk]], Iterator[pa.Table]]
 ) -> Iterator[pa.Table]:
-    """Execute chunks some at a time, each execution begun while the one before still yields."""
+    """Divide chunks into executions, each started while the previous one still yields."""
     chunks = iter(chunks)
     with ThreadPoolExecutor(1) as pool:
 
@@ -173,6 +173,6 @@ def join_executions(
 
 
 def start_execution(blocks: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """Wait for the first block, which begins the execution."""
+    """Start the execution, and wait for its first block."""
     first = next(blocks)
     return chain([first], blocks)

@@ -1,9 +1,8 @@
-"""Decode once: the decoded images of a split, kept as uint8 in Ray's object store.
+"""The decoded images of a split, kept as uint8 in Ray's object store.
 
-The first epoch decodes as ever and keeps its images in pieces, one object per read task, owned by
-the process that made it and known to an index. Later epochs find them there. What is missing (the
-tail of an epoch, a piece lost with its node) is decoded when it is needed, so memory is never a
-reason for an epoch to fail.
+The first epoch decodes its images and keeps them in pieces, one object per read task, owned by the
+process that made it; an actor indexes the pieces. Later epochs read them. Missing images (the
+incomplete last batch of an epoch, a piece lost with its node) are decoded when they are needed.
 
 Dimensions: N images, H height, W width, C the channels red, green, blue.
 """
@@ -25,7 +24,7 @@ Decoded = tuple[int, int, np.ndarray]
 
 @dataclass(frozen=True)
 class Piece:
-    """Some decoded images, end to end."""
+    """Decoded images, concatenated."""
 
     labels_N: np.ndarray
     image_ids_N: np.ndarray
@@ -42,7 +41,7 @@ class Piece:
 
 @ray.remote(num_cpus=0, max_restarts=-1)
 class PieceIndex:
-    """Which image lies in which piece; as long as it lives, so do the pieces."""
+    """Actor that maps images to pieces, and keeps the pieces alive."""
 
     def __init__(self, num_images: int) -> None:
         self._piece_of_image = np.full(num_images, -1, np.int32)
@@ -51,14 +50,14 @@ class PieceIndex:
         self._num_images: list[int] = []
 
     def find(self, images_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[int, ray.ObjectRef]]:
-        """Return piece (-1: none) and slot of each image, and the pieces."""
+        """Return the number of the piece (-1: none) and the slot of each image, and the pieces."""
         piece_N = self._piece_of_image[images_N]
         refs = {int(number): self._pieces[number] for number in np.unique(piece_N) if number >= 0}
         return piece_N, self._slot_of_image[images_N], refs
 
     def add(self, images_N: np.ndarray, piece: list[ray.ObjectRef]) -> None:
-        """Add a piece that holds these images; wrapped in a list, it stays where it was made."""
-        # Images kept before were lost, or missed by two tasks at a time; their last place counts.
+        """Add a piece with these images; a reference in a list is not fetched to this node."""
+        # Images may be kept twice, after a loss or by two tasks at once: the last piece counts.
         before_N = self._piece_of_image[images_N]
         for number, count in zip(
             *np.unique(before_N[before_N >= 0], return_counts=True), strict=True
@@ -78,15 +77,15 @@ class Memory:
 
     index: ActorProxy
     first_image: int
-    """Number of the split's first image in the index, which several splits share."""
+    """Number of the split's first image in the index, which all splits share."""
 
     def find(self, rows_N: np.ndarray) -> dict[int, Decoded]:
-        """Return place -> image of those `rows_N` that are kept; pixels are read-only views."""
-        # A task that waits in ray.get gives its CPU away, and Ray starts another process for it.
-        asked = self.index.find.remote(self.first_image + rows_N).future()
+        """Return position in `rows_N` -> image, where kept; pixels are read-only views."""
+        # ray.get would release this task's CPU, and Ray would start another process for it.
+        reply = self.index.find.remote(self.first_image + rows_N).future()
         try:
-            piece_N, slot_N, refs = asked.result()
-        except RayError:  # it died with its node; the restarted one is empty, and fills again
+            piece_N, slot_N, refs = reply.result()
+        except RayError:  # it died with its node; the restarted one is empty
             return {}
         found: dict[int, Decoded] = {}
         for number, ref in refs.items():
@@ -94,8 +93,8 @@ class Memory:
                 piece: Piece = ray.get(ref)
             except RayError:  # the piece was lost with a node
                 continue
-            for place in np.flatnonzero(piece_N == number):
-                found[int(place)] = piece[slot_N[place]]
+            for index in np.flatnonzero(piece_N == number):
+                found[int(index)] = piece[slot_N[index]]
         return found
 
     def keep(self, rows_N: np.ndarray, images: list[Decoded]) -> None:
@@ -113,9 +112,9 @@ class Memory:
 
 
 def open_memory(manifest: Manifest) -> dict[str, Memory]:
-    """Return an empty memory for each split; they share one index, which ends with its handles.
+    """Return an empty memory for each split, with one index for all.
 
-    Splits lie in it in the order of SPLITS, so TRAIN_AND_VAL is a range of it too.
+    The index has the splits in the order of SPLITS, so TRAIN_AND_VAL is a range of it too.
     """
     names = [name for name in SPLITS if name in manifest.splits]
     sizes = [manifest.splits[name].num_images for name in names]
@@ -128,13 +127,13 @@ def open_memory(manifest: Manifest) -> dict[str, Memory]:
 def choose_ingest(
     ingest: IngestConfig, manifest: Manifest, *, num_epochs: int, budget_bytes: float
 ) -> tuple[bool, str]:
-    """Decide whether a training keeps decoded images in memory, and say why in a few words.
+    """Decide whether a training keeps decoded images in memory; return the decision and why.
 
     Args:
-        budget_bytes: what this training may fill of the object store.
+        budget_bytes: of the object store, for this training.
 
     Raises:
-        UserError: where memory is asked for and does not hold the images.
+        UserError: where ingest is `memory` and the images don't fit.
     """
     needed = 3 * sum(manifest.split(split).num_pixels for split in ("train", "val"))
     sizes = f"{needed / 2**30:.2f} GiB decoded, {budget_bytes / 2**30:.2f} GiB to keep them in"
@@ -152,6 +151,6 @@ def choose_ingest(
     if needed > budget_bytes:
         return False, f"stream: {sizes}"
     if manifest.options["short_side_px"] >= 2 * ingest.size_px:
-        # The stream then decodes at reduced scale, and memory would show other pixels.
+        # The stream then decodes at reduced scale, and memory would give other pixels.
         return False, f"stream: images of twice {ingest.size_px} px decode at reduced scale"
     return True, f"memory: {sizes}"

@@ -1,8 +1,8 @@
-"""The CPUs a stream may read with: its training's share, not what Ray Data finds for it.
+"""A fixed share of the CPUs for each stream, instead of Ray Data's division.
 
-Ray Data asks an actor of the cluster, which divides the CPUs of every node among all streams there
-are, rounded down: with more streams than a node has CPUs, each has none and reads one task at a
-time. And it computes this anew for each stream that begins or ends.
+Ray Data divides the CPUs of every node among all streams, rounded down: with more streams than CPUs
+on a node, each gets none and reads one task at a time. The shares also change whenever a stream
+begins or ends.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from ray.data._internal.execution import streaming_executor
 
 SHARE = "thaw_share"
 UNLIMITED_BYTES = 2.0**60
-"""Bytes; `resource_limits` says how many. Finite, as Ray Data subtracts."""
+"""No limit here: `resource_limits` sets it. Finite, as Ray Data subtracts from it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class ReadLimits:
 
 
 class FixedResources(ClusterAutoscaler):
-    """What stands where Ray Data would ask."""
+    """Reports a fixed share as the resources of the cluster."""
 
     def __init__(self, share: ExecutionResources) -> None:
         self._share = share
@@ -40,14 +40,14 @@ class FixedResources(ClusterAutoscaler):
         return self._share
 
     def try_trigger_scaling(self) -> None:
-        """Ask for no more nodes: those of the workers are there."""
+        """Request no nodes: the workers' are there."""
 
     def on_executor_shutdown(self) -> None:
-        """Leave nothing behind."""
+        """Nothing to clean up."""
 
 
 def give_share(context: DataContext, cpus: float) -> None:
-    """Have the data sets made in this context read with so many logical CPUs."""
+    """Limit the data sets made in this context to a number of logical CPUs."""
     share = ExecutionResources(
         cpu=cpus, object_store_memory=UNLIMITED_BYTES, memory=UNLIMITED_BYTES
     )
@@ -55,12 +55,12 @@ def give_share(context: DataContext, cpus: float) -> None:
 
 
 def choose_autoscaler(topology: Any, resources: Any, context: DataContext, **named: Any) -> Any:
-    """Take the place of Ray Data's own choice where a share was given."""
+    """Return FixedResources where a share was given, else Ray Data's own autoscaler."""
     share: ExecutionResources | None = context.get_config(SHARE)
     if share is None:
         return create_cluster_autoscaler(topology, resources, context, **named)
     return FixedResources(share)
 
 
-# Ray is pinned, and test_datasets_epochs holds this.
+# Ray is pinned, and test_datasets_epochs tests this.
 streaming_executor.create_cluster_autoscaler = choose_autoscaler  # pyright: ignore[reportPrivateImportUsage]

@@ -1,4 +1,4 @@
-"""Where the batches of a split come from: shards, or decoded images in memory.
+"""Sources of the batches of a split: shards, or decoded images in memory.
 
 Features of a frozen prefix are read by `passes.features`.
 """
@@ -27,7 +27,7 @@ class BatchSource(Protocol):
         ...
 
     def read(self, chunk: Chunk) -> Iterator[pa.Table]:
-        """Yield one block of image, label, image_id and loss."""
+        """Yield one block of image, label, image_id and read_error."""
         ...
 
 

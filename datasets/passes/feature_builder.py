@@ -1,7 +1,7 @@
 """The Ray Data job that computes features: images -> views -> a network's prefix -> parts.
 
 Tasks read, decode and augment as for training; actors, each with the network loaded once, compute
-several depths in one pass and write a part for each. Only facts come back to the driver.
+several depths in one pass and write a part for each. No features return to the driver.
 
 Dimensions: N images, S size in pixels.
 """
@@ -18,7 +18,6 @@ import ray
 import ray.data
 
 from cluster.io import storage
-from cluster.io.progress import collect
 from datasets.config import IngestConfig
 from datasets.epochs import EpochsDatasource
 from datasets.passes.features import (
@@ -32,7 +31,7 @@ from datasets.passes.features import (
     write_part,
     write_view,
 )
-from datasets.passes.inference import Workers, choose_block_images
+from datasets.passes.inference import Workers, choose_block_images, collect_blocks
 from datasets.plan import Chunk, RowGroup, RowGroups
 from datasets.read import read_chunk
 from datasets.shards import Manifest
@@ -44,17 +43,17 @@ Compute = Callable[[np.ndarray], list[np.ndarray]]
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """Features of a split behind one depth: where its views lie, and what they are."""
+    """The features of a split at one depth."""
 
     uri: str
     facts: dict[str, Any]
-    """Written beside the views, for people; the URI holds their hash."""
+    """Written beside the views, for readers; the URI has their hash."""
     shape: tuple[int, ...]
     split: str
     views: tuple[int, ...]
-    """Wanted."""
+    """Numbers of the views that are needed."""
     output: int
-    """Which of the network's outputs."""
+    """Index of the output of the network."""
 
     @property
     def image_bytes(self) -> int:
@@ -63,28 +62,28 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Task(Chunk):
-    """A part's rows of one view, and who lacks them."""
+    """The rows of a part in one view, and the entries without it."""
 
     number: int
     split: str
     entries: tuple[int, ...]
-    """Places in the list of entries."""
+    """Indices in the list of entries."""
 
     @property
     def part_name(self) -> str:
-        """What a file of these rows is called: two that cut the rows differently differ."""
+        """File name of these rows; other divisions of the rows have other names."""
         return f"part-{self.row_groups[0].first_row:09d}-{self.num_images:06d}.parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """What a pass has done."""
+    """Result of a pass."""
 
     num_images: int = 0
     """Views of images that went through the network."""
     seconds: float = 0.0
     problems: tuple[str, ...] = ()
-    """Why entries could not be built: a sentence each."""
+    """Why entries could not be built, one sentence each."""
 
 
 def build_features(
@@ -97,10 +96,10 @@ def build_features(
     load: Callable[[], Compute],
     workers: Workers,
 ) -> Built:
-    """Compute the views that are not whole yet, all depths in one pass, and declare them whole.
+    """Compute the missing views, all depths in one pass.
 
     Args:
-        load: makes the computation, once in every actor.
+        load: returns the computation; called once in every actor.
     """
     started_s = time.monotonic()
     for entry in entries:
@@ -116,12 +115,12 @@ def build_features(
         return Built()
     tasks = list(plan_tasks(entries, missing, data, manifest, ingest))
     found, left = _find_parts(entries, tasks)
-    told, num_images = _execute(entries, left, ingest, seed, load, workers)
+    written, num_images = _execute(entries, left, ingest, seed, load, workers)
     problems: list[str] = []
     for at, view in missing:
         entry = entries[at]
         needed = [t for t in tasks if at in t.entries and t.epoch == view]
-        parts = [found.get((at, t.number)) or told.get((at, t.number)) for t in needed]
+        parts = [found.get((at, t.number)) or written.get((at, t.number)) for t in needed]
         if None in parts:
             problems.append(f"{entry.uri}: its features overflow half precision")
             continue
@@ -141,10 +140,10 @@ def plan_tasks(
     manifest: Manifest,
     ingest: IngestConfig,
 ) -> Iterator[Task]:
-    """Cut every view that somebody lacks into parts of whole row groups.
+    """Divide every missing view into parts of whole row groups.
 
     Args:
-        missing: place of an entry, and the view it lacks.
+        missing: index of an entry, and the missing view.
     """
     wanted: dict[tuple[str, int], list[int]] = {}
     for at, view in missing:
@@ -169,7 +168,7 @@ def plan_tasks(
 
 
 def _gather(row_groups: RowGroups, num_images: int) -> Iterator[tuple[RowGroup, ...]]:
-    """Put row groups together until they hold about `num_images`."""
+    """Group consecutive row groups of about `num_images` in total."""
     groups: list[RowGroup] = []
     for number in range(len(row_groups)):
         groups.append(row_groups[number])
@@ -183,7 +182,7 @@ def _gather(row_groups: RowGroups, num_images: int) -> Iterator[tuple[RowGroup, 
 def _find_parts(
     entries: Sequence[Entry], tasks: Sequence[Task]
 ) -> tuple[dict[tuple[int, int], Part], list[Task]]:
-    """Find whole parts that an earlier builder left, and the tasks that are left to do."""
+    """Find parts of an earlier builder, and the tasks that remain."""
     found: dict[tuple[int, int], Part] = {}
     known: dict[str, set[str]] = {}
     for task in tasks:
@@ -193,7 +192,7 @@ def _find_parts(
                 known[folder] = set(storage.list_names(folder))
             if task.part_name in known[folder]:
                 part = read_part(storage.join(folder, task.part_name))
-                if not part.unreadable:  # what was lost may be there by now
+                if not part.unreadable:  # an unreadable image may be readable now
                     found[at, task.number] = part
     return found, [t for t in tasks if any((at, t.number) not in found for at in t.entries)]
 
@@ -206,7 +205,7 @@ def _execute(
     load: Callable[[], Compute],
     workers: Workers,
 ) -> tuple[dict[tuple[int, int], Part], int]:
-    """Run the job; return the parts it wrote by entry and task, and how many images it saw."""
+    """Run the job; return its parts by entry and task, and the number of images."""
     num_images = sum(task.num_images for task in tasks)
     if not tasks:
         return {}, 0
@@ -225,12 +224,9 @@ def _execute(
             "tasks": {task.number: task for task in tasks},
         },
     )
-    dataset.context.enable_progress_bars = False
-    dataset.context.target_max_block_size = None  # a block becomes a part: never cut it
-    told = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
-    done = collect(told, num_images, "Computing features")
+    done = collect_blocks(dataset, num_images, "Computing features")
     parts: dict[tuple[int, int], Part] = {}
-    for text in done["told"].drop_null().to_pylist():
+    for text in done["parts"].drop_null().to_pylist():
         number, of_entries = json.loads(text)
         for at, part in of_entries:
             parts[at, number] = Part.from_dict(part)
@@ -238,7 +234,7 @@ def _execute(
 
 
 class ViewSource(ShardSource):
-    """Reads a part's views into one block that says which part it is."""
+    """Reads a part's views into one block with the number of its task."""
 
     def read(self, chunk: Chunk) -> Iterator[pa.Table]:
         assert isinstance(chunk, Task)
@@ -248,7 +244,7 @@ class ViewSource(ShardSource):
 
 
 class FeatureWriter:
-    """Computes and writes a part for each entry that lacks it. Runs in an actor."""
+    """Computes and writes a part for each entry without it. Runs in an actor."""
 
     def __init__(
         self, *, load: Callable[[], Compute], entries: list[Entry], tasks: dict[int, Task]
@@ -256,7 +252,7 @@ class FeatureWriter:
         self._compute, self._entries, self._tasks = load(), entries, tasks
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Return a row per image; the first one tells of the parts, as JSON."""
+        """Return a row per image; the first one has the parts, as JSON."""
         task = self._tasks[block["task"][0].as_py()]
         outputs = self._compute(block["image"].chunk(0).to_numpy(zero_copy_only=False))
         parts: list[tuple[int, dict[str, Any]]] = []
@@ -265,7 +261,7 @@ class FeatureWriter:
             with np.errstate(over="ignore"):
                 features = outputs[entry.output].astype(DTYPE)
             if not np.isfinite(features).all():
-                continue  # the driver misses the part, and says so
+                continue  # the driver reports the missing part
             part = write_part(
                 storage.join(view_uri(entry.uri, task.epoch), task.part_name),
                 features,
@@ -274,5 +270,5 @@ class FeatureWriter:
                 first_row=task.row_groups[0].first_row,
             )
             parts.append((at, asdict(part)))
-        told = [json.dumps([task.number, parts]), *[None] * (len(block) - 1)]
-        return pa.table({"task": block["task"], "told": pa.array(told, pa.string())})
+        facts = [json.dumps([task.number, parts]), *[None] * (len(block) - 1)]
+        return pa.table({"task": block["task"], "parts": pa.array(facts, pa.string())})

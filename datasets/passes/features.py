@@ -1,13 +1,12 @@
-"""Features: what a frozen prefix makes of every view of every image, computed once and kept.
+"""Features: the outputs of a frozen prefix for every view of every image, computed once.
 
-CACHE/features/KEY/facts.json                         what KEY is the hash of
+CACHE/features/KEY/facts.json                         the facts that KEY hashes
 CACHE/features/KEY/view-0003/part-000000064.parquet   named by its first row in the split; its row
                                                       groups are those of the data set
-CACHE/features/KEY/view-0003/index.json               written last: without it the view is not whole
+CACHE/features/KEY/view-0003/index.json               written last, when the view is complete
 
-A view lies there whole or not at all, whoever builds it and how often: parts are written under
-names that say what is in them, so two builders write the same file twice, and one that was killed
-left parts that the next one need not compute again.
+A view is complete or not there, also with concurrent builders: the names of parts say what is in
+them, so two builders write the same file, and parts of a killed builder are used by the next one.
 
 Dimensions: N images, S size in pixels, and the shape of an image's features.
 """
@@ -35,7 +34,7 @@ from datasets.plan import IGNORE_INDEX, Chunk
 from datasets.read import read_again, read_group, read_metadata
 
 FORMAT_VERSION = 1
-"""Of the files, and of what the key leaves unsaid: another number is another key."""
+"""Of the files; part of the key, so that another format has other keys."""
 DTYPE = np.dtype(np.float16)
 COLUMNS = ["features", "label", "image_id"]
 INDEX, FACTS = "index.json", b"thaw"
@@ -43,11 +42,11 @@ INDEX, FACTS = "index.json", b"thaw"
 
 @dataclass(frozen=True)
 class Part:
-    """Some row groups of the data set, one after the other, as one file."""
+    """Features of consecutive row groups of the data set: one file."""
 
     name: str
     first_row: int
-    """Of all rows of the split."""
+    """In the split."""
     row_groups: tuple[int, ...]
     """Images in each."""
     num_bytes: int
@@ -101,7 +100,7 @@ class FeatureArrays(NamedTuple):
     """int64; IGNORE_INDEX where the image could not be read."""
     image_ids_N: np.ndarray
     unreadable: dict[int, str]
-    """Row -> which image was lost, and why."""
+    """Row -> name of the unreadable image, and the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,9 +131,9 @@ class ArraySource:
     def read(self, chunk: Chunk) -> Iterator[pa.Table]:
         view: FeatureArrays = ray.get(self.arrays[chunk.epoch % len(self.arrays)])
         rows_N = chunk.rows_N
-        losses = [view.unreadable.get(row) for row in rows_N.tolist()]
+        read_errors = [view.unreadable.get(row) for row in rows_N.tolist()]
         yield _to_block(
-            view.features[rows_N], view.labels_N[rows_N], view.image_ids_N[rows_N], losses
+            view.features[rows_N], view.labels_N[rows_N], view.image_ids_N[rows_N], read_errors
         )
 
 
@@ -144,7 +143,7 @@ def count_bytes(shape: tuple[int, ...]) -> int:
 
 
 def hash_facts(facts: dict[str, Any]) -> str:
-    """Return the key of features: everything that matters is in `facts`, JSON-safe."""
+    """Return the key of features; `facts` (JSON-safe) must hold all that decides their values."""
     text = json.dumps({**facts, "format": FORMAT_VERSION}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
@@ -154,7 +153,7 @@ def view_uri(entry: str, view: int) -> str:
 
 
 def read_view(entry: str, view: int) -> View | None:
-    """Find a view of an entry; None where it is not whole."""
+    """Read the index of a view; None where the view is incomplete."""
     uri = view_uri(entry, view)
     file = storage.join(uri, INDEX)
     try:
@@ -168,7 +167,7 @@ def read_view(entry: str, view: int) -> View | None:
 
 
 def write_view(view: View, facts: dict[str, Any]) -> None:
-    """Declare a view whole: its parts are there."""
+    """Write the index of a view, after its parts."""
     index = facts | {"shape": view.shape, "parts": [asdict(part) for part in view.parts]}
     storage.write_bytes(storage.join(view.uri, INDEX), json.dumps(index, indent=1).encode())
 
@@ -181,11 +180,11 @@ def write_part(
     *,
     first_row: int,
 ) -> Part:
-    """Write the features of some rows, whole.
+    """Write the features of consecutive row groups.
 
     Args:
         features: float16 `[N, *shape]`.
-        block: label, image_id and loss of the rows.
+        block: label, image_id and read_error of the rows.
     """
     rows = np.ascontiguousarray(features.reshape(len(features), -1))
     binary = pa.FixedSizeBinaryArray.from_buffers(
@@ -210,7 +209,7 @@ def write_part(
 
 
 def read_part(uri: str) -> Part:
-    """Read what a part's own footer says of it."""
+    """Read the facts of a part from its footer."""
     filesystem, path = storage.resolve(uri)
     num_bytes = filesystem.get_file_info(path).size
     metadata = read_metadata(uri)
@@ -239,15 +238,15 @@ def load_view(view: View) -> FeatureArrays:
         rows = slice(part.first_row, part.first_row + part.num_images)
         features[rows] = _to_array(table, view.shape)
         labels_N[rows], image_ids_N[rows] = table["label"].to_numpy(), table["image_id"].to_numpy()
-    unreadable = [loss for part in view.parts for loss in part.unreadable]
-    lost_rows = np.flatnonzero(labels_N == IGNORE_INDEX).tolist()
+    unreadable = [name for part in view.parts for name in part.unreadable]
+    unreadable_rows = np.flatnonzero(labels_N == IGNORE_INDEX).tolist()
     return FeatureArrays(
-        features, labels_N, image_ids_N, dict(zip(lost_rows, unreadable, strict=True))
+        features, labels_N, image_ids_N, dict(zip(unreadable_rows, unreadable, strict=True))
     )
 
 
 def read_features(chunk: Chunk, view: View) -> Iterator[pa.Table]:
-    """Read the features of one chunk into one block, laid out as `read_chunk` does."""
+    """Read the features of one chunk into one block, with the columns of `read_chunk`."""
     output = np.zeros((chunk.num_images, *view.shape), DTYPE)
     labels_N = np.full(chunk.num_images, IGNORE_INDEX, np.int64)
     image_ids_N = np.zeros(chunk.num_images, np.int64)
@@ -257,25 +256,25 @@ def read_features(chunk: Chunk, view: View) -> Iterator[pa.Table]:
         part = view.parts[bisect_right(starts, group.first_row) - 1]
         ends = np.cumsum([part.first_row, *part.row_groups])
         index = int(np.searchsorted(ends, group.first_row))
-        places = np.flatnonzero(chunk.group_N == number)
+        indices = np.flatnonzero(chunk.group_N == number)
         try:
             uri = storage.join(view.uri, part.name)
             table = read_again(partial(read_group, uri, index, COLUMNS))
         except (OSError, ValueError, pa.ArrowException) as error:
-            read_errors_N[places] = f"{view.uri}/{part.name}: its features can't be read ({error})"
+            read_errors_N[indices] = f"{view.uri}/{part.name}: its features can't be read ({error})"
             continue
-        rows = chunk.row_N[places]
-        output[places] = _to_array(table, view.shape)[rows]
-        labels_N[places] = table["label"].to_numpy()[rows]
-        image_ids_N[places] = table["image_id"].to_numpy()[rows]
-        read_errors_N[places[labels_N[places] == IGNORE_INDEX]] = (
-            f"{view.uri}/{part.name}: its image was lost"
+        rows = chunk.row_N[indices]
+        output[indices] = _to_array(table, view.shape)[rows]
+        labels_N[indices] = table["label"].to_numpy()[rows]
+        image_ids_N[indices] = table["image_id"].to_numpy()[rows]
+        read_errors_N[indices[labels_N[indices] == IGNORE_INDEX]] = (
+            f"{view.uri}/{part.name}: its image could not be read"
         )
-    yield _to_block(output, labels_N, image_ids_N, losses_N)
+    yield _to_block(output, labels_N, image_ids_N, read_errors_N)
 
 
 def _to_block(
-    features: np.ndarray, labels_N: np.ndarray, image_ids_N: np.ndarray, losses_N: Any
+    features: np.ndarray, labels_N: np.ndarray, image_ids_N: np.ndarray, read_errors_N: Any
 ) -> pa.Table:
     return pa.table(
         {

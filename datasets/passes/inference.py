@@ -172,9 +172,15 @@ def _execute(
             fn_constructor_kwargs={"build": build, "folder": folder},
         )
     )
+    return collect_blocks(dataset, num_images, title)
+
+
+def collect_blocks(dataset: ray.data.Dataset, num_images: int, title: str) -> pa.Table:
+    """Execute a pass with a progress bar; return its blocks as one table."""
     dataset.context.enable_progress_bars = False
     dataset.context.target_max_block_size = None  # a block becomes a part: never cut it
-    return collect(dataset.iter_batches(batch_size=None, batch_format="pyarrow"), num_images, title)
+    blocks = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+    return collect(blocks, num_images, title)
 
 
 def choose_block_images(num_images: int, image_bytes: int, num_cpus: int) -> int:
