@@ -5,7 +5,9 @@ import shlex
 import optuna
 import pytest
 
+from cluster.io.markers import flatten
 from trainers.config import PRETRAINED, FinetuneConfig, ModelConfig, OptimConfig
+from trainers.recipes import RECIPES
 from tuning.__main__ import parse
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.demo import NUM_TRIALS, SPACE, SWEEP_SEED
@@ -181,3 +183,22 @@ def test_command_line() -> None:
     assert config.base.optim.global_clipnorm is None, "clipnorm takes its place"
     keep = parse(["--data", "d", "--clipnorms", "none"])
     assert keep.base.optim.global_clipnorm == 1.0
+
+
+def test_options_set_the_fields_they_are_derived_from() -> None:
+    line = "--data d --out o --trials 5 --seed 3 --epochs 1 --size-px 64 --policy none --views 2 "
+    line += "--backbone lenet5 --clipnorms none 0.5 --num-workers 2 --wandb off --no-share"
+    config = parse(line.split())
+    found = flatten(config.to_dict())
+
+    assert found["base.data"] == "d" and found["out"] == "o" and found["trials"] == 5
+    assert found["seed"] == found["base.seed"] == 3
+    assert (found["base.epochs"], found["base.schedule.warmup_epochs"]) == (1, 0.5)
+    assert (found["base.ingest.size_px"], found["base.ingest.policy"]) == (64, "none")
+    assert (found["base.ingest.views"], found["base.model.backbone"]) == (2, "lenet5")
+    assert found["space.clipnorms"] == [None, 0.5]
+    assert found["base.optim.global_clipnorm"] is None, "the space clips per tensor"
+    assert found["base.loss.mixup_alpha"] == found["base.loss.cutmix_alpha"] == 0
+    assert found["base.optim.weight_decay"] == RECIPES["finetune"].optim.weight_decay
+    assert (found["base.cluster.num_workers"], found["base.track.wandb"]) == (2, "off")
+    assert not found["share"]

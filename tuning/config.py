@@ -25,15 +25,15 @@ class SpaceConfig:
     """The four axes: how deep to freeze, learning rate, clipping, initialization."""
 
     freeze_depths: tuple[FreezeDepth, ...] = ("all", 4, 3, 0)
-    """Freeze depths tried with pretrained weights; random ones are always trained whole."""
+    """Stages that stay frozen with pretrained weights, 0 (nothing) to `all` (head only)."""
     learning_rates: tuple[float, ...] = (3e-3, 1e-3, 3e-4)
     """Learning rates to choose from."""
     learning_rate_range: tuple[float, float] | None = None
-    """Draw learning rates log-uniformly between these two instead (not with grid)."""
+    """Draw learning rates log-uniformly between these two instead; not with a grid."""
     clipnorms: tuple[float | None, ...] = (None, 1.0)
     """Keras' clipnorm per tensor; none does not clip."""
     inits: tuple[Init, ...] = ("imagenet", "he")
-    """Initializations."""
+    """Initializations; random ones always train the whole network."""
 
     def __post_init__(self) -> None:
         for name in ("freeze_depths", "learning_rates", "clipnorms", "inits"):
@@ -67,20 +67,20 @@ class TuningConfig:
     """The training every trial starts from; a point of the space changes some of its fields."""
     space: SpaceConfig = field(default_factory=SpaceConfig)
     out: Annotated[str, URI, RESUMABLE] = "runs/sweep"
-    """URI of the sweep's folder. The same folder resumes; read it from a place you trust, since
-    Tune keeps its own state there as pickles."""
+    """URI of the sweep's folder; the same folder resumes. It must be trusted, as Tune keeps its
+    state there as pickles."""
     trials: int | None = None
     """Trials to run. Default: 12, or every point of a grid."""
     search: Literal["random", "grid", "optuna"] = "random"
-    """random: distinct points. grid: all of them. optuna: seeded TPE, which learns from results."""
+    """random: distinct points. grid: all of them. optuna: TPE, which learns from results."""
     seed: int = 0
     """Seed of the search."""
     grace_epochs: int = 1
     """No trial is stopped before this many epochs."""
     reduction_factor: int = 3
-    """ASHA: of this many trials at a rung, one goes on."""
+    """ASHA: of this many trials at a rung, one continues."""
     share: Annotated[bool, RESUMABLE] = True
-    """Compute frozen prefixes once, for all trials and sweeps, and copy results that are known."""
+    """Compute frozen stages once for all trials and sweeps, and copy results that are known."""
     head_first: bool = False
     """Let deeper trials start from the best head on the frozen network of their initialization
     (LP-FT: Kumar et al. 2022, https://arxiv.org/abs/2202.10054)."""
@@ -91,7 +91,8 @@ class TuningConfig:
     advice: Annotated[str | None, URI, RESUMABLE] = None
     """URI of the folder of the advice that the space comes from; the end of the sweep scores it."""
     max_failures: Annotated[int, RESUMABLE] = 1
-    """Times a failed trial is tried again, from its latest checkpoint, in all sittings together."""
+    """Times a failed trial is tried again, from its latest checkpoint, across restarts. Run
+    the same command again to retry one that failed for good."""
     evaluate_winner: Annotated[bool, RESUMABLE] = True
     """Evaluate the winner on the test split, once."""
 

@@ -97,3 +97,18 @@ def change_marked(config: T, marker: Marker, change: Callable[[Any, str], Any], 
         elif marker in own and value is not None:
             changes[name] = change(value, at + name)
     return replace(config, **changes)  # pyright: ignore[reportArgumentType] as T is a dataclass
+
+
+def replace_at(config: T, changes: Mapping[str, Any]) -> T:
+    """Return a config with the values at dotted paths replaced, all of a section at once."""
+    own: dict[str, Any] = {}
+    of_sections: dict[str, dict[str, Any]] = {}
+    for path, value in changes.items():
+        name, _, inside = path.partition(".")
+        if inside:
+            of_sections.setdefault(name, {})[inside] = value
+        else:
+            own[name] = value
+    for name, values in of_sections.items():
+        own[name] = replace_at(getattr(config, name), values)
+    return replace(config, **own)  # pyright: ignore[reportArgumentType] as T is a dataclass
