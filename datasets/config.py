@@ -1,7 +1,7 @@
 """Configuration of `prepare`, ingest and the other commands (standard library only)."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from cluster.io.errors import (
     require,
@@ -12,9 +12,6 @@ from cluster.io.errors import (
 )
 from cluster.io.markers import IN_FINGERPRINT, NOT_IN_KEY, ON_CARD, RESUMABLE, URI
 
-SOURCES = ("folder", "stanford", "parquet", "synthetic")
-POLICIES = ("none", "light", "cars")
-INGESTS = ("auto", "stream", "memory")
 SIZES_PX = (16, 1024)
 """Of images that a network sees."""
 
@@ -22,6 +19,7 @@ Source = Literal["folder", "stanford", "parquet", "synthetic"]
 Policy = Literal["none", "light", "cars"]
 Ingest = Literal["auto", "stream", "memory"]
 LabelBy = Literal["model", "body"]
+POLICIES: tuple[Policy, ...] = get_args(Policy)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +135,7 @@ class IngestConfig:
         require_between("ingest.size_px", self.size_px, *SIZES_PX)
         require_choice("ingest.policy", self.policy, POLICIES)
         require_at_least("ingest.views", self.views, 1)
-        require_choice("ingest", self.ingest, INGESTS)
+        require_choice("ingest", self.ingest, get_args(Ingest))
         require(
             0 < self.memory_share <= 0.6,
             "ingest.memory_share",

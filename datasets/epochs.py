@@ -9,7 +9,6 @@ on the device.
 Dimensions: N images of a batch, S size in pixels.
 """
 
-import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -21,20 +20,13 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.data import DataContext, Datasource, ExecutionOptions, ExecutionResources
-from ray.data._internal.execution import streaming_executor_state
-from ray.data._internal.execution.execution_callback import ExecutionCallback
-from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
 from datasets.plan import Chunk, Plan
-from datasets.share import ReadLimits, give_share
-from datasets.sources import BatchSource
+from datasets.ray_internals import give_share, pause_while_ahead
+from datasets.sources import BatchSource, ReadLimits
 
-# Ray Data polls for finished tasks every 0.1 s, twice before it starts the next one: a CPU would be
-# idle for a fifth of its time, and for half of it with images in memory.
-streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = 0.02
-PAUSE_SLICES, PAUSE_SLICE_S = 10, 0.01
 EXECUTION_TASKS, AHEAD_TASKS = 512, 32
 LABEL_BYTES = 16
 """Of an image's label and image_id."""
@@ -84,20 +76,6 @@ class EpochsDatasource(Datasource):
         ]
 
 
-class PauseWhileAhead(ExecutionCallback):
-    """Let the thread of the streaming executor sleep while blocks wait for the reader.
-
-    Without running tasks it spins from the last task to the last batch, and takes a core and the
-    interpreter lock of the training worker. It wakes up when the reader has taken all blocks.
-    """
-
-    def on_execution_step(self, executor: StreamingExecutor) -> None:
-        for _ in range(PAUSE_SLICES):
-            if executor._consumer_idling():
-                return
-            time.sleep(PAUSE_SLICE_S)
-
-
 def stream(
     plan: Plan, source: BatchSource, limits: ReadLimits = UNLIMITED
 ) -> Generator[Batch, None, None]:
@@ -127,7 +105,7 @@ def execute_chunks(
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.target_max_block_size = None  # a block holds whole batches: never cut it
-    context.custom_execution_callback_classes.append(PauseWhileAhead)
+    pause_while_ahead(context)
     context.execution_options = ExecutionOptions(
         preserve_order=True,
         resource_limits=ExecutionResources.for_limits(object_store_memory=limits.store_bytes),

@@ -10,7 +10,7 @@ Dimensions: N images, S size in pixels, H height, W width, C the channels red, g
 import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -72,9 +72,16 @@ def read_chunk(
         else:
             labels_N[row.index], image_ids_N[row.index] = row.label, row.image_id
     fill_unreadable(images_NSSC, labels_N == IGNORE_INDEX)
-    yield pa.table(
+    yield make_block(images_NSSC, labels_N, image_ids_N, read_errors_N)
+
+
+def make_block(
+    images: np.ndarray, labels_N: np.ndarray, image_ids_N: np.ndarray, read_errors_N: Any
+) -> pa.Table:
+    """Return the block of a chunk: pixels or features, label, image_id and read_error."""
+    return pa.table(
         {
-            "image": ArrowTensorArray.from_numpy(images_NSSC),
+            "image": ArrowTensorArray.from_numpy(images),
             "label": labels_N,
             "image_id": image_ids_N,
             "read_error": pa.array(read_errors_N, pa.string()),

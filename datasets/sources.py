@@ -15,6 +15,19 @@ from datasets.plan import Chunk
 from datasets.read import read_chunk
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReadLimits:
+    """Resources that a stream of batches may use."""
+
+    task_cpus: float = 1.0
+    """Logical CPUs of each of its read tasks."""
+    stream_cpus: float | None = None
+    """Logical CPUs of all its read tasks, used with `store_bytes`; default: as Ray Data divides the
+    cluster's."""
+    store_bytes: float | None = None
+    """Bytes of the object store for blocks ahead of the reader."""
+
+
 class BatchSource(Protocol):
     """Reads the chunks of a plan."""
 

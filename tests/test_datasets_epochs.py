@@ -14,14 +14,13 @@ from ray._private.node import Node
 from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from datasets import epochs, share
+from datasets import epochs, ray_internals
 from datasets.config import IngestConfig
 from datasets.epochs import Batch, execute_chunks, stream
 from datasets.memory import Memory, open_memory
 from datasets.plan import Chunk, Plan, RowGroup, plan_epochs
 from datasets.shards import read_manifest
-from datasets.share import ReadLimits
-from datasets.sources import BatchSource, MemorySource, ShardSource
+from datasets.sources import BatchSource, MemorySource, ReadLimits, ShardSource
 
 pytestmark = pytest.mark.ray
 INGEST = IngestConfig(size_px=32, policy="cars", interleave=2, task_images=16)
@@ -330,7 +329,7 @@ def test_a_stream_uses_the_share_it_was_given_and_asks_nobody_for_one(
     def refuse(*arguments: object, **named: object) -> None:
         raise AssertionError("Ray Data's coordinator was asked")
 
-    monkeypatch.setattr(share, "create_cluster_autoscaler", refuse)
+    monkeypatch.setattr(ray_internals, "create_cluster_autoscaler", refuse)
     blocks = execute_chunks(
         list(plan(easy_data, num_epochs=4).chunks()),
         source=TimedBlocks(),
@@ -341,3 +340,15 @@ def test_a_stream_uses_the_share_it_was_given_and_asks_nobody_for_one(
 
     assert len(spans) == 13
     assert max(at_once) == 2
+
+
+def test_another_version_of_ray_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ray Data's private names may have changed."""
+    monkeypatch.setattr(ray, "__version__", "2.61.0")
+    ray_internals.check_version.cache_clear()
+
+    ray_internals.check_version()
+
+    assert "ray is 2.61.0, and Thaw was tested with 2.60" in caplog.text

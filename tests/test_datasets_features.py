@@ -28,8 +28,7 @@ from datasets.passes.features import (
 from datasets.passes.inference import Workers
 from datasets.plan import IGNORE_INDEX, plan_epochs
 from datasets.shards import read_manifest
-from datasets.share import ReadLimits
-from datasets.sources import ShardSource
+from datasets.sources import ReadLimits, ShardSource
 from tests.conftest import flip_byte
 
 INGEST = IngestConfig(size_px=32, policy="light", views=2, interleave=2)

@@ -202,7 +202,7 @@ def test_trials_json_is_written_for_a_tenth_of_the_time_at_most(
 
 @pytest.mark.parametrize(("workers", "cpus"), [(8, 6.0), (64, 0.0)])
 def test_ray_data_gives_no_cpu_to_more_streams_than_a_node_has(workers: int, cpus: float) -> None:
-    """Why `datasets/share.py` is there: once this fails, it may go."""
+    """Why `datasets/ray_internals.py` is there: once this fails, it may go."""
     nodes = [
         {"Alive": True, "NodeID": f"n{number}", "Resources": {"CPU": 96.0, "memory": 1e12}}
         for number in range(workers // 8)

@@ -13,8 +13,7 @@ from cluster.runtime import Resources, connect
 from cluster.scaling import WorkerPlan, in_process, plan_workers
 from datasets.memory import Memory, choose_ingest, open_memory
 from datasets.shards import Manifest, read_manifest
-from datasets.share import ReadLimits
-from datasets.sources import BatchSource, MemorySource, ShardSource
+from datasets.sources import BatchSource, MemorySource, ReadLimits, ShardSource
 from trainers.config import RANDOM, FinetuneConfig, ModelConfig
 from trainers.networks.backbones import build, require_size
 from trainers.networks.freezing import resolve_depth

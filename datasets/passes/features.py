@@ -23,7 +23,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-from ray.data.extensions import ArrowTensorArray
 
 from cluster.io import storage
 from cluster.io.errors import UserError
@@ -31,7 +30,7 @@ from cluster.io.fields import build, take_object
 from cluster.io.records import damaged, parse_json, read_object
 from cluster.io.uris import name_of
 from datasets.plan import IGNORE_INDEX, Chunk
-from datasets.read import read_again, read_group, read_metadata
+from datasets.read import make_block, read_again, read_group, read_metadata
 
 FORMAT_VERSION = 1
 """Of the files; part of the key, so that another format has other keys."""
@@ -132,7 +131,7 @@ class ArraySource:
         view: FeatureArrays = ray.get(self.arrays[chunk.epoch % len(self.arrays)])
         rows_N = chunk.rows_N
         read_errors = [view.unreadable.get(row) for row in rows_N.tolist()]
-        yield _to_block(
+        yield make_block(
             view.features[rows_N], view.labels_N[rows_N], view.image_ids_N[rows_N], read_errors
         )
 
@@ -270,20 +269,7 @@ def read_features(chunk: Chunk, view: View) -> Iterator[pa.Table]:
         read_errors_N[indices[labels_N[indices] == IGNORE_INDEX]] = (
             f"{view.uri}/{part.name}: its image could not be read"
         )
-    yield _to_block(output, labels_N, image_ids_N, read_errors_N)
-
-
-def _to_block(
-    features: np.ndarray, labels_N: np.ndarray, image_ids_N: np.ndarray, read_errors_N: Any
-) -> pa.Table:
-    return pa.table(
-        {
-            "image": ArrowTensorArray.from_numpy(features),
-            "label": labels_N,
-            "image_id": image_ids_N,
-            "read_error": pa.array(read_errors_N, pa.string()),
-        }
-    )
+    yield make_block(output, labels_N, image_ids_N, read_errors_N)
 
 
 def _to_array(table: pa.Table, shape: tuple[int, ...]) -> np.ndarray:

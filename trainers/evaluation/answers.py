@@ -18,8 +18,7 @@ from datasets.epochs import stream
 from datasets.plan import IGNORE_INDEX, EpochOrder, RowGroups, plan_epochs
 from datasets.read import read_chunk
 from datasets.shards import Manifest, Split
-from datasets.share import ReadLimits
-from datasets.sources import ShardSource
+from datasets.sources import ReadLimits, ShardSource
 from trainers.config import FinetuneConfig
 from trainers.evaluation.scores import Measures, Scores
 from trainers.feed import WorkerContext, to_device
