@@ -15,6 +15,7 @@ from ray.train.v2._internal.exceptions import (
 )
 
 from cluster.config import ClusterConfig
+from cluster.io.errors import StorageError
 from tests.conftest import ROOT, small_training
 from tests.support.training import train_here
 from trainers.config import ModelConfig
@@ -23,7 +24,7 @@ from trainers.failures import HANG_VARS, Watchdog, explain_failure, noticing_han
 TWO = ClusterConfig(num_workers=2, max_failures=2)
 GLOO = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]")
 DIED = WorkerHealthCheckFailedError("it failed", ray.exceptions.ActorDiedError())
-ENDS = "cluster.max_failures is 2, and this was failure 3); the same command goes on"
+ENDS = "cluster.max_failures is 2, and this was failure 3); run the same command again to resume"
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,10 @@ ENDS = "cluster.max_failures is 2, and this was failure 3); the same command goe
         ({0: GLOO, 1: DIED}, "a worker died: it was killed, .* (worker 1 of the run in s3://b/run"),
         ({0: GLOO, 1: WorkerHealthCheckTimeoutError("")}, "a worker hangs"),
         ({0: GLOO, 1: GLOO}, "a worker lost its peers"),
-        ({0: ValueError("URI 'x' is out of reach"), 1: GLOO}, "URI 'x' is out of reach (worker 0"),
+        (
+            {0: StorageError("URI 'x' is out of reach"), 1: GLOO},
+            "URI 'x' is out of reach (worker 0",
+        ),
     ],
 )
 def test_the_failure_that_caused_the_others_is_told(
@@ -56,9 +60,10 @@ def test_workers_that_could_not_start_are_no_bug() -> None:
     "error",
     [
         ray.train.WorkerGroupError("", {0: TypeError("a bug"), 1: GLOO}),
+        ray.train.WorkerGroupError("", {0: ValueError("not enough values to unpack")}),
         ray.train.ControllerError(KeyError("a bug")),
     ],
-    ids=["worker", "controller"],
+    ids=["worker", "a ValueError in a worker", "controller"],
 )
 def test_a_bug_keeps_its_traceback(error: ray.train.TrainingFailedError) -> None:
     assert explain_failure(error, TWO, "run") is None

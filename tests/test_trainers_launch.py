@@ -106,7 +106,7 @@ def test_a_run_does_not_go_on_with_another_data_set(
     train_here(run)
     shutil.copytree(write_data(train=40), data, dirs_exist_ok=True)
 
-    with pytest.raises(ValueError, match="prepared anew since the run"):
+    with pytest.raises(ValueError, match="prepared again since the run"):
         train_here(replace(run, epochs=2))
 
 

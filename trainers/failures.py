@@ -1,7 +1,6 @@
-"""Why a training in workers gave up, in one sentence; a bug keeps its traceback instead.
+"""Hangs and failures of workers, explained in one sentence; a bug keeps its traceback.
 
-Ray Train sends an error without the line that raised it, so a ValueError of a library is told as
-one of ours; THAW_TRACEBACK=1 shows where it was raised.
+Ray Train sends an error without the line that raised it; THAW_TRACEBACK=1 shows that line.
 """
 
 import faulthandler
@@ -16,17 +15,18 @@ import ray.exceptions
 import ray.train
 
 from cluster.config import ClusterConfig
+from cluster.io.errors import StorageError, UserError
 
 HANG_VARS = ("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "RAY_TRAIN_COLLECTIVE_TIMEOUT_S")
-"""Read by Ray Train: how long a worker may not answer, and not come to a barrier of Ray's."""
+"""Read by Ray Train: timeouts of a worker's health check, and of a barrier of Ray's."""
 STDERR = 2
-LOST_PEER = "Gloo", "gloo", "NCCL", "Connection closed by peer", "Connection reset by peer"
-"""What a rank says whose peer is gone: not why it is."""
+PEER_ERRORS = "Gloo", "gloo", "NCCL", "Connection closed by peer", "Connection reset by peer"
+"""In the error of a rank whose peer died: not the cause."""
 
 
 @contextmanager
 def noticing_hangs(timeout_s: float) -> Iterator[None]:
-    """Have Ray Train give up on a worker that hangs; what the user set, wins."""
+    """Have Ray Train fail a worker that hangs; the user's own settings win."""
     ours = [name for name in HANG_VARS if name not in environ]
     environ.update(dict.fromkeys(ours, str(timeout_s)))
     try:
@@ -37,10 +37,10 @@ def noticing_hangs(timeout_s: float) -> Iterator[None]:
 
 
 class Watchdog:
-    """Ends this process where no sign of life comes for `timeout_s`: with exit code 1 and the
-    traceback of every thread on stderr. Armed from its start; None never ends anything.
+    """Ends this process with exit code 1, and every thread's traceback on stderr, once `timeout_s`
+    have passed since the last call of `live`. None never ends it.
 
-    Python's own watchdog, as it needs no lock that a hang may hold.
+    Uses Python's faulthandler, which needs no lock that a hang may hold.
     """
 
     def __init__(self, timeout_s: float | None) -> None:
@@ -49,14 +49,14 @@ class Watchdog:
         self.live()
 
     def live(self) -> None:
-        """Give a sign of life."""
+        """Start the timeout again."""
         now = time.monotonic()
         if self._timeout_s and now - self._armed_at > self._timeout_s / 100:  # each starts a thread
             faulthandler.dump_traceback_later(self._timeout_s, exit=True, file=STDERR)
             self._armed_at = now
 
     def rest(self) -> None:
-        """Wait for nothing until the next sign of life."""
+        """Stop the timeout until the next call of `live`."""
         faulthandler.cancel_dump_traceback_later()
         self._armed_at = -math.inf
 
@@ -66,41 +66,41 @@ class Watchdog:
 def explain_failure(
     error: ray.train.TrainingFailedError, cluster: ClusterConfig, run: str
 ) -> str | None:
-    """Say why workers failed more often than they may; None where the reason is a bug."""
+    """Return why workers failed more than `max_failures` times; None where a bug is the cause."""
     if isinstance(error, ray.train.ControllerError):
         if not type(error.controller_failure).__name__.startswith("WorkerGroupStartup"):
             return None
         return (
             f"cluster.num_workers is {cluster.num_workers}: the cluster did not start so many in "
-            "time; look at `ray status`, ask for fewer, or let it begin with --min-workers; "
-            "the same command goes on"
+            "time; look at `ray status`, ask for fewer, or start with fewer by --min-workers; "
+            "run the same command again to resume"
         )
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
-    told = {rank: _tell(failure) for rank, failure in failures.items()}
-    if not told or any(reason is None for reason in told.values()):
+    reasons = {rank: _explain(failure) for rank, failure in failures.items()}
+    if not reasons or None in reasons.values():
         return None
-    # A peer's "connection closed" comes with the death that closed it, and tells less.
-    rank, reason = min(told.items(), key=lambda item: (_tells_of_peer(failures[item[0]]), item[0]))
+    # A peer's "connection closed" is a consequence of the failure that explains more.
+    rank = min(reasons, key=lambda rank: (_is_peer_error(failures[rank]), rank))
     return (
-        f"{reason} (worker {rank} of the run in {run}; cluster.max_failures is "
+        f"{reasons[rank]} (worker {rank} of the run in {run}; cluster.max_failures is "
         f"{cluster.max_failures}, and this was failure {cluster.max_failures + 1}); "
-        "the same command goes on from the latest checkpoint"
+        "run the same command again to resume from the latest checkpoint"
     )
 
 
-def _tell(failure: Exception) -> str | None:
+def _explain(failure: Exception) -> str | None:
     died = getattr(failure, "health_check_failure", failure)
     if isinstance(died, ray.exceptions.RayActorError):
         return (
             "a worker died: it was killed, ran out of memory, hung for cluster.hang_timeout_s, or "
-            "its node is gone"
+            "its node died"
         )
     if type(failure).__name__.endswith("TimeoutError"):
-        return "a worker hangs: it answers no more"
-    if _tells_of_peer(failure):
+        return "a worker hangs: it no longer responds"
+    if _is_peer_error(failure):
         return "a worker lost its peers"
-    return str(failure) if isinstance(failure, ValueError | OSError) else None
+    return str(failure) if isinstance(failure, UserError | StorageError) else None
 
 
-def _tells_of_peer(failure: Exception) -> bool:
-    return isinstance(failure, RuntimeError) and any(word in str(failure) for word in LOST_PEER)
+def _is_peer_error(failure: Exception) -> bool:
+    return isinstance(failure, RuntimeError) and any(word in str(failure) for word in PEER_ERRORS)

@@ -33,8 +33,8 @@ from trainers.state import TrainState
 from trainers.step import StepSettings, eval_step, train_step
 from trainers.stops import (
     TrainingStopped,
+    check_unreadable,
     describe_divergence,
-    describe_unreadable,
     find_bad_step,
     too_many_unreadable,
 )
@@ -106,7 +106,7 @@ def train(
             config.out,
             training.progress,
             diverged=problem.diverged if problem else None,
-            lost=problem.lost if problem else None,
+            lost=problem.unreadable if problem else None,
         )
 
 
@@ -265,7 +265,7 @@ class Training:
             ):
                 if totals["lost"]:
                     unreadable = [*unreadable, *feed.take_unreadable()][:MAX_NAMES]
-                self._refuse_unreadable(feed, int(totals["lost"]), unreadable)
+                check_unreadable(config, feed, int(totals["lost"]), unreadable)
             if step == last_step:
                 return row, unreadable
             if self.recorder and keeps:
@@ -294,7 +294,7 @@ class Training:
         val, answers = evaluate(self._state.evaluated, self._val_feed, self._settings, self._worker)
         unreadable = self._val_feed.take_unreadable() if val["lost"] else []
         num_unreadable = int(val["lost"])
-        self._refuse_unreadable(self._val_feed, num_unreadable, unreadable)
+        check_unreadable(self._config, self._val_feed, num_unreadable, unreadable)
         names = {metrics.VAL_LOSS: "loss", metrics.VAL_TOP1: "top1", metrics.VAL_TOP5: "top5"}
         predictions = answers.reduce(self._worker.world_size, self.progress.classes)
         means = {metric: val[name] for metric, name in names.items()}
@@ -324,12 +324,6 @@ class Training:
         )
         state.update_average()
         return rate, told
-
-    def _refuse_unreadable(self, feed: Feed, num_unreadable: int, unreadable: list[str]) -> None:
-        if (
-            problem := describe_unreadable(self._config, feed, num_unreadable, unreadable)
-        ) is not None:
-            raise TrainingStopped(lost=problem)
 
 
 def read_latest(run: str, worker: WorkerContext) -> checkpoint.Checkpoint | None:

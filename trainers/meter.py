@@ -1,4 +1,4 @@
-"""How far a run is, read off the rows of its metrics.jsonl."""
+"""Progress of a run, computed from the rows of its metrics.jsonl."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from trainers.config import FinetuneConfig
 
 
 class Meter:
-    """The latest of one run: epoch, step, rate, time left, val/top1."""
+    """Epoch, step, rate, time left and val/top1 of a run."""
 
     def __init__(self, config: FinetuneConfig, manifest: Manifest) -> None:
         steps_per_epoch = manifest.split(config.train_on).num_images // config.global_batch_size
@@ -23,19 +23,19 @@ class Meter:
         self._known: dict[str, Any] = {}
 
     def update(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Take in rows, oldest first; what the newest does not tell stays as it was."""
+        """Take new rows, oldest first; a value they do not have stays as it was."""
         if not rows:
             return
         for row in rows:
             self._known = self._known | row  # another thread may be reading
         step = rows[-1][metrics.GLOBAL_STEP]
-        if self._pace is None:  # the time to start workers and load weights says nothing
+        if self._pace is None:  # without the time to start workers and load weights
             self._pace = Pace(self._num_steps, done=step)
         elif step > self._pace.done:
             self._pace.reach(step)
 
     def describe(self) -> list[str]:
-        """Write epoch, step, images/s and val/top1; what is not known yet is empty."""
+        """Return epoch, step, images/s and val/top1; empty where not known yet."""
         known = self._known
         if not known:
             return ["starting", "", "", ""]
@@ -48,20 +48,20 @@ class Meter:
         ]
 
     def draw(self) -> Table:
-        """Lay out one line for a terminal: a bar, the above, time left, best val/top1."""
+        """Return one line for a terminal: a bar, step, images/s, time left, best val/top1."""
         epoch, step, rate, _ = self.describe()
         done, left_s = (self._pace.done, self._pace.left_s()) if self._pace else (0, None)
         best = self._known.get(metrics.VAL_BEST_TOP1)
-        told = [
+        cells = [
             step,
             rate,
             "" if left_s is None else f"{describe_s(left_s)} left",
             "" if best is None else f"best {best:.3f}",
         ]
-        return draw_bar(epoch, done, self._num_steps, [cell for cell in told if cell])
+        return draw_bar(epoch, done, self._num_steps, [cell for cell in cells if cell])
 
     def _images_per_s(self) -> float | None:
-        """Of the last epoch, which has its own measure; before it ends, of the steps seen."""
+        """Return the rate of the last finished epoch; before there is one, of the steps seen."""
         if metrics.IMAGES_PER_S in self._known:
             return self._known[metrics.IMAGES_PER_S]
         steps_per_s = self._pace.rate() if self._pace else None

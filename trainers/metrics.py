@@ -1,6 +1,6 @@
-"""Every metric of a run, named `phase/quantity_unit`, and how totals become them.
+"""Every metric of a run, named `phase/quantity_unit`, and its computation from sums.
 
-N counts the totals kept. Top-1 and top-5 are shares from 0 to 1, losses are nats per image.
+N sums. Top-1 and top-5 are shares from 0 to 1, losses are nats per image.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,7 +46,7 @@ SUMMARIES = {
     TRAIN_LOSS: (GLOBAL_STEP, "min"),
     TRAIN_TOP1: (GLOBAL_STEP, "max"),
 }
-"""Metrics whose best value sums a run up, the axis they are drawn over, and which is best."""
+"""Metric -> the axis it is drawn over, and whether its best value is the maximum or minimum."""
 
 TRAIN_SUMS = (
     "count",
@@ -71,14 +71,13 @@ def stage_metrics(stages: Sequence[str]) -> list[str]:
 
 
 class Sums:
-    """Totals of a phase, kept on the device: adding waits for nothing.
+    """Sums over the steps of a phase, kept on the device: `add` never waits for it.
 
-    The names are given, not learned from what is added: a rank without a single image must reduce
-    the same vector as its peers.
+    The names are given in advance: a rank without images must reduce the same vector as its peers.
 
     Args:
-        names: of what is added, each a 0-dim tensor, or a vector whose parts `parts` names.
-        start: totals of all ranks to go on from, on one rank of them.
+        names: of the values added, each a 0-dim tensor, or a vector whose parts `parts` names.
+        start: sums over all ranks to continue from, given to one rank.
     """
 
     def __init__(
@@ -114,9 +113,9 @@ class Sums:
 
 
 def rescale(totals: Mapping[str, float], factor: float) -> dict[str, float]:
-    """Scale what counts every step once a rank; sums over images stay.
+    """Scale the totals that every rank adds to in each step; sums over images stay.
 
-    Totals are kept as those of one rank, so that an epoch may end on another number of ranks.
+    Checkpoints hold those of one rank, so that an epoch may resume on another number of ranks.
     """
     of_images = ("count", "lost")
     return {
@@ -128,10 +127,9 @@ def rescale(totals: Mapping[str, float], factor: float) -> dict[str, float]:
 def means_of(totals: Mapping[str, float]) -> dict[str, float]:
     """Turn totals into means.
 
-    `loss_sum` becomes `loss`, the mean over images, and so on; what isn't a sum over images is the
-    mean over steps. `count` stays the number of images, `lost` that of those that could not be read
-    (a phase that lost all has means of 0), `steps` that of steps over all ranks, `finite` that of
-    steps whose gradient was finite.
+    `loss_sum` becomes `loss`, its mean over images; `clip/*` becomes its mean over steps. The
+    numbers `count` (images), `lost` (unreadable images), `steps` (over all ranks) and `finite`
+    (steps with a finite gradient) stay. Means over no readable image are 0.
     """
     assert totals["steps"] > 0, "a phase without a single step has no mean"
     means: dict[str, float] = {}

@@ -1,7 +1,7 @@
-"""What ends a run before its time, and how it is told: lost images, gradients that diverge."""
+"""Why a run stops early: too many unreadable images, or gradients that are not finite."""
 
 import logging
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import distributed
@@ -9,42 +9,45 @@ from torch import distributed
 from trainers import metrics
 from trainers.config import FinetuneConfig
 from trainers.feed import Feed
+from trainers.run.rows import Row
 
 logger = logging.getLogger(__name__)
 
 
 class TrainingStopped(Exception):
-    """Ends a run, on all ranks at the same step, and says why in one sentence."""
+    """Ends a run, on all ranks at the same step, with the reason in one sentence."""
 
-    def __init__(self, *, diverged: str | None = None, lost: str | None = None) -> None:
-        super().__init__(diverged or lost)
-        self.diverged, self.lost = diverged, lost
+    def __init__(self, *, diverged: str | None = None, unreadable: str | None = None) -> None:
+        super().__init__(diverged or unreadable)
+        self.diverged, self.unreadable = diverged, unreadable
 
 
 def too_many_unreadable(config: FinetuneConfig, num_unreadable: float, num_images: int) -> bool:
     return num_unreadable > config.ingest.max_bad_fraction * num_images
 
 
-def describe_unreadable(
-    config: FinetuneConfig, feed: Feed, num_unreadable: int, names: list[str]
-) -> str | None:
-    """Warn of the images lost in an epoch; return why the run stops where they are too many.
+def check_unreadable(
+    config: FinetuneConfig, feed: Feed, num_unreadable: int, names: Sequence[str]
+) -> None:
+    """Warn of an epoch's unreadable images.
 
     Args:
         names: of the first of them.
+
+    Raises:
+        TrainingStopped: where they are more than `ingest.max_bad_fraction`.
     """
     if not num_unreadable:
-        return None
-    told = (
+        return
+    problem = (
         f"{num_unreadable} of {feed.num_images} {feed.split} images could not be read: {names[0]}"
     )
     if too_many_unreadable(config, num_unreadable, feed.num_images):
-        return (
-            f"ingest.max_bad_fraction is {config.ingest.max_bad_fraction}: {told} ...; repair or "
-            "prepare the data again, or allow more with --max-bad-fraction"
+        raise TrainingStopped(
+            unreadable=f"ingest.max_bad_fraction is {config.ingest.max_bad_fraction}: {problem} "
+            "...; repair or prepare the data again, or allow more with --max-bad-fraction"
         )
-    logger.warning("%s%s", told, " ..." if num_unreadable > 1 else "")
-    return None
+    logger.warning("%s%s", problem, " ..." if num_unreadable > 1 else "")
 
 
 def find_bad_step(sums: metrics.Sums, step: int, world_size: int) -> int:
@@ -57,9 +60,9 @@ def find_bad_step(sums: metrics.Sums, step: int, world_size: int) -> int:
     return int(first)
 
 
-def describe_divergence(bad_step: int, row: dict[str, Any]) -> str:
+def describe_divergence(bad_step: int, row: Row) -> str:
     return (
         f"gradients are not finite from step {bad_step} on (epoch {row[metrics.EPOCH]}, train/loss "
         f"{row[metrics.TRAIN_LOSS]}): lower optim.learning_rate or clip gradients, with another "
-        "--out; the checkpoints before it stay"
+        "--out; earlier checkpoints are kept"
     )

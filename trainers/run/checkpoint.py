@@ -1,12 +1,12 @@
-"""Checkpoints: everything a resume needs, whole or not there.
+"""Checkpoints: everything a resume needs, whole or absent.
 
     RUN/checkpoints/step-00000063/model.safetensors   the weights to use
-                                  training.pt         what only a resume needs
+                                  training.pt         what else a resume needs
                                   progress.json       written last, with size and SHA-256 of them
 
-A folder without a fitting progress.json is not a checkpoint; a damaged one is passed over for the
-one before it, with a warning. Ours rather than Ray Train's, so that trials inside a Tune process
-and DDP runs share one format and one rule: the run folder alone resumes, under any driver.
+A folder without a valid progress.json is not a checkpoint. A damaged checkpoint is skipped with a
+warning, and the one before it is used. Not Ray Train's format, so that trials inside a Tune process
+and DDP runs share one: a resume needs only the run folder, under any driver.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ MODEL, PROGRESS = "model.safetensors", "progress.json"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingProgress:
-    """How far a run has come, and what it found."""
+    """How far a run has come."""
 
     epoch: int = 0
     """Epochs finished."""
@@ -46,21 +46,21 @@ class TrainingProgress:
     best_step: int = 0
     """global_step at the end of that epoch."""
     total_s: float = 0.0
-    """Seconds of training, over all sittings."""
+    """Seconds of training, across restarts."""
     classes: tuple[str, ...] = ()
     fingerprint: str = ""
-    """Of the data set it was trained on."""
+    """Of the data set."""
     row: dict[str, Any] = field(default_factory=dict)
-    """The last row of metrics, in case the process dies before it is tracked."""
+    """The last row of metrics, in case the process dies before it is written."""
     totals: dict[str, float] = field(default_factory=dict)
-    """What the epoch in progress has summed up over all ranks; empty between epochs."""
+    """Sums of the epoch in progress over all ranks; empty between epochs."""
     peak_norm: float = 0.0
     """Largest norm of a tensor's gradient so far."""
     unreadable: tuple[str, ...] = ()
-    """Names of the first images that the epoch in progress has lost; `totals` counts them all."""
+    """Names of the first unreadable images of the epoch in progress; `totals` counts them all."""
     prefix: str | None = None
-    """Name of the file with the frozen tensors that the files beside this one lack, kept once for
-    all trials of a sweep: SWEEP/prefixes/NAME, where the run is SWEEP/trials/RUN."""
+    """Name of the file with the frozen tensors, which all trials of a sweep share: it is
+    SWEEP/prefixes/NAME where the run is SWEEP/trials/RUN. None where model.safetensors has all."""
     files: dict[str, dict[str, str | int]] = field(default_factory=dict)
     """Size and SHA-256 of the files beside it."""
 
@@ -70,7 +70,7 @@ class TrainingProgress:
 
     @property
     def is_between_epochs(self) -> bool:
-        """Whether val/top1 is that of these very weights."""
+        """Whether val/top1 was measured with these weights."""
         return not self.totals
 
     @property
@@ -84,14 +84,14 @@ class TrainingProgress:
 
     @property
     def sort_key(self) -> tuple[float, int]:
-        """The larger, the better: the higher val/top1, and the earlier of two that are equal;
-        where nothing is validated, the later."""
+        """Larger is better: the higher val/top1, then the earlier epoch; the later epoch where
+        nothing is validated."""
         return self.val_top1, -self.epoch if self.validated else self.epoch
 
     def after_epoch(
         self, *, global_step: int, val_top1: float | None, total_s: float, peak_norm: float
     ) -> "TrainingProgress":
-        """Return the progress after one more epoch; without a val/top1 it is the best so far."""
+        """Return the progress after one more epoch; an epoch without a val/top1 is the best."""
         epoch, better = self.epoch + 1, val_top1 is None or val_top1 > self.best_val_top1
         val_top1 = self.val_top1 if val_top1 is None else val_top1
         return replace(
@@ -121,7 +121,7 @@ def folder(run: str, step: int) -> str:
 
 
 def save(run: str, contents: dict[str, bytes], progress: TrainingProgress) -> None:
-    """Write a checkpoint's files, then drop all but it, the one before and the best."""
+    """Write a checkpoint, then delete all others but the one before and the best."""
     files = {
         name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         for name, content in contents.items()
@@ -149,23 +149,26 @@ def read(run: str, step: int) -> Checkpoint:
     """Read the checkpoint after `step` steps.
 
     Raises:
-        FileNotFoundError: where this process doesn't see it whole.
+        UserError: where this process can't read all of it.
     """
     found = _read(run, step)
     if found is None:
-        raise FileNotFoundError(f"{folder(run, step)} is not whole as seen from this node")
+        raise UserError(
+            f"out is {run!r}: {folder(run, step)} is incomplete as seen from this node; use "
+            "storage that all nodes share"
+        )
     return found
 
 
 def latest_progress(run: str) -> TrainingProgress | None:
-    """How far the newest checkpoint had come, without loading it; None where there is none."""
+    """Read the newest checkpoint's progress, not its weights; None where there is none."""
     known = (read_progress(run, step) for step in reversed(_steps(run)))
     return next((progress for progress in known if progress is not None), None)
 
 
 def load_best(run: str) -> tuple[TrainingProgress, dict[str, Tensor]]:
-    """Return progress and weights of the checkpoint with the highest val/top1, or of the latest
-    where nothing was validated.
+    """Read progress and weights of the checkpoint with the highest val/top1; of the latest where
+    nothing was validated.
 
     Raises:
         UserError: where the run has no undamaged checkpoint.
@@ -182,15 +185,15 @@ def load_best(run: str) -> tuple[TrainingProgress, dict[str, Tensor]]:
 
 
 def prefix_uri(run: str, name: str) -> str:
-    """Where the frozen tensors of a trial lie."""
+    """Return the URI of a trial's frozen tensors."""
     return storage.join(parent_of(parent_of(run)), "prefixes", name)
 
 
 def read_prefix(run: str, progress: TrainingProgress) -> dict[str, Tensor] | None:
-    """Read the frozen tensors that a checkpoint lacks; None where it lacks none.
+    """Read the frozen tensors that are not in a checkpoint; None where all are.
 
     Raises:
-        UserError: where they are gone.
+        UserError: where the file was deleted.
     """
     if progress.prefix is None:
         return None
@@ -199,26 +202,26 @@ def read_prefix(run: str, progress: TrainingProgress) -> dict[str, Tensor] | Non
         return parse_safetensors(storage.read_bytes(uri), uri)
     except FileNotFoundError:
         raise UserError(
-            f"run is {run!r}: its frozen tensors are missing; they lie in {uri}, shared by the "
-            "trials of a sweep: move a sweep as a whole, or `python -m trainers export` a trial"
+            f"run is {run!r}: {uri} is missing, which holds the frozen tensors of the sweep's "
+            "trials; move a sweep as a whole, or `python -m trainers export` a trial"
         ) from None
 
 
 def read_progress(run: str, step: int) -> TrainingProgress | None:
-    """Read how far a checkpoint had come; None where its folder is not a whole checkpoint."""
+    """Read a checkpoint's progress; None where the folder is incomplete or damaged."""
     try:
         values = read_object(storage.join(folder(run, step), PROGRESS))
-        unknown = {"peak_norm": math.inf}  # in a checkpoint of an older Thaw: nobody looked
+        unknown = {"peak_norm": math.inf}  # not measured by an older Thaw
         if "losses" in values:  # its name in an older Thaw
             values["unreadable"] = values.pop("losses")
         progress = fields.build(TrainingProgress, unknown | values)
     except FileNotFoundError:
-        return None  # the process was killed while it wrote this folder
+        return None  # the process was killed while writing the folder
     except ValueError as error:
-        logger.warning("%s is damaged (%s): passed over", folder(run, step), error)
+        logger.warning("%s is damaged (%s): skipped", folder(run, step), error)
         return None
     if progress.global_step != step:
-        logger.warning("%s is that of step %d: passed over", folder(run, step), step)
+        logger.warning("%s is that of step %d: skipped", folder(run, step), step)
         return None
     return progress
 
@@ -234,7 +237,7 @@ def _read(run: str, step: int) -> Checkpoint | None:
         except FileNotFoundError:
             contents[name] = b""
         if hashlib.sha256(contents[name]).hexdigest() != facts.get("sha256"):
-            logger.warning("%s/%s is damaged: passed over", folder(run, step), name)
+            logger.warning("%s/%s is damaged: skipped", folder(run, step), name)
             return None
     return Checkpoint(progress, contents)
 

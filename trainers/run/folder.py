@@ -1,4 +1,4 @@
-"""The run folder: config.json at its start, result.json at its end, and what may resume it."""
+"""The run folder: config.json at its start, result.json at its end, and which run may resume."""
 
 import json
 from textwrap import shorten
@@ -33,15 +33,15 @@ _RESULT: dict[str, Any] = {
 
 
 def read_result(run: str) -> dict[str, Any]:
-    """Read how a run ended.
+    """Read the result of a run that has ended.
 
     Raises:
-        UserError: where it has not ended, its loss was no longer finite, or too many of its images
-            were lost.
+        UserError: where it has not ended, or stopped because gradients were not finite or too many
+            images could not be read.
     """
     result = find_result(run)
     if result is None:
-        raise UserError(f"run is {run!r}: it has not ended; the same command goes on with it")
+        raise UserError(f"run is {run!r}: it has not ended; run the same command again to resume")
     if (problem := result["diverged"] or result["lost"]) is not None:
         raise UserError(shorten(problem, 1000))
     return result
@@ -68,9 +68,10 @@ def read_config(run: str) -> FinetuneConfig:
 
 
 def load_best_model(run: str) -> tuple[FinetuneConfig, TrainingProgress, nn.Module]:
-    """Return a run's config and its network, in eval mode on the CPU, as it was when val/top1 was
-    highest, or at its end where nothing was validated; `TrainingProgress.classes` names its
-    outputs.
+    """Return a run's config, its best checkpoint's progress and network, in eval mode on the CPU.
+
+    The best checkpoint has the highest val/top1; where nothing was validated, it is the latest.
+    `TrainingProgress.classes` names the outputs.
 
     Raises:
         UserError: where there is no run, or it has no undamaged checkpoint.
@@ -105,8 +106,8 @@ def require_same_run(
             )
     if resume is not None and resume.fingerprint != manifest.fingerprint:
         raise UserError(
-            f"data is {config.data!r}: it was prepared anew since the run in {config.out} began, "
-            "and is another data set now; use another --out"
+            f"data is {config.data!r}: it was prepared again since the run in {config.out} "
+            "started, and is another data set now; use another --out"
         )
 
 
@@ -116,10 +117,10 @@ def write_config(config: FinetuneConfig) -> None:
 
 
 def find_finished(config: FinetuneConfig) -> dict[str, Any] | None:
-    """Return result.json of a run that has all its epochs; None where it trains on.
+    """Return result.json of a run that has all its epochs; None where epochs are left.
 
     Raises:
-        UserError: where its loss was no longer finite.
+        UserError: where its gradients were not finite.
     """
     if is_over(config.out):
         result = read_result(config.out)
@@ -138,7 +139,7 @@ def is_done(config: FinetuneConfig, epoch: int, best_epoch: int) -> bool:
 def write_result(
     run: str, progress: TrainingProgress, *, diverged: str | None = None, lost: str | None = None
 ) -> None:
-    """Write result.json: the run is over, why if it failed, and where its best weights lie."""
+    """Write result.json: how far the run came, its best checkpoint, and why it stopped early."""
     result = {
         "epochs": progress.epoch,
         "global_step": progress.global_step,
@@ -154,15 +155,15 @@ def write_result(
 
 
 def is_over(run: str) -> bool:
-    """Whether a run ended; one that lost too many images goes on: its data may be whole again."""
+    """Whether a run has ended; one that stopped for unreadable images resumes on repaired data."""
     result = find_result(run)
     return result is not None and not result["lost"]
 
 
 def find_result(run: str) -> dict[str, Any] | None:
-    """Read result.json, whatever it says; None where the run has not ended.
+    """Read result.json; None where the run has not ended.
 
-    Its checkpoint is the one in this folder, wherever the run lay when it ended.
+    Its checkpoint is the one in this folder, even if the folder was moved.
     """
     try:
         result = read_object(storage.join(run, "result.json"), _RESULT)
@@ -171,7 +172,7 @@ def find_result(run: str) -> dict[str, Any] | None:
     if (known := result["checkpoint"]) is not None:
         step = checkpoint.step_of(name_of(known))
         if step is None:
-            raise damaged(storage.join(run, "result.json"), "its checkpoint is none of a run")
+            raise damaged(storage.join(run, "result.json"), "its checkpoint is not that of a run")
         result["checkpoint"] = checkpoint.folder(run, step)
     return result
 

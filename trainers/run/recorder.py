@@ -1,4 +1,4 @@
-"""What rank 0 writes of a run, in order and beside the training: rows, predictions, checkpoints."""
+"""Writes rows, predictions and checkpoints of a run in a background thread."""
 
 import logging
 from collections import deque
@@ -18,14 +18,14 @@ logger = logging.getLogger(__name__)
 
 
 class Recorder:
-    """Write in one thread of its own, so that no step waits for storage.
+    """Writes from one background thread of rank 0, so that no step waits for storage.
 
-    Things are written in the order they are given: a row of metrics.jsonl never tells of an epoch
-    whose checkpoint is not whole. Leaving the `with` block waits for all of them; what goes wrong
-    is raised by the next call, at the latest there (or logged, where an error leaves the block).
+    Writes keep their order: a row of an epoch follows its complete checkpoint. Leaving the `with`
+    block waits for all writes. A failed write is raised by the next call, at the latest on leaving
+    the block; it is logged where the block ends with another error.
 
     Args:
-        last_row: what a resumed run measured at its checkpoint.
+        last_row: of the checkpoint that the run resumes from.
     """
 
     def __init__(self, run: str, *, last_row: Row | None = None) -> None:
@@ -41,15 +41,15 @@ class Recorder:
         self._pending.append(self._pool.submit(self._tracker.log, row))
 
     def save(self, serialize: Callable[[], dict[str, bytes]], progress: TrainingProgress) -> None:
-        """Write a checkpoint of the state as it is now.
+        """Write a checkpoint of the current state.
 
-        Waits until the one before is written: memory holds one at a time.
+        Waits for the previous one, so that memory holds one at a time.
         """
         self.wait()
         self._pending.append(self._pool.submit(self._save, serialize(), progress))
 
     def _save(self, contents: dict[str, bytes], progress: TrainingProgress) -> None:
-        self._tracker.flush()  # a resume finds the rows before its checkpoint in the file
+        self._tracker.flush()  # a resume needs the rows before its checkpoint
         checkpoint.save(self._run, contents, progress)
 
     def keep_predictions(self, epoch: int, predictions: pa.Table) -> None:
@@ -57,7 +57,7 @@ class Recorder:
         self._pending.append(self._pool.submit(write_predictions, self._run, epoch, predictions))
 
     def wait(self) -> None:
-        """Return once everything given is written."""
+        """Wait for all writes."""
         while self._pending:
             self._pending.popleft().result()
 
@@ -76,4 +76,4 @@ class Recorder:
             self.wait()
         for job in self._pending:
             if (failure := job.exception()) is not None:
-                logger.error("%s: not all could be written: %s", self._run, failure)
+                logger.error("%s: a write failed: %s", self._run, failure)

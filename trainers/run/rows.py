@@ -1,6 +1,6 @@
-"""How a run is recorded: rows of metrics in RUN/metrics.jsonl, and whether W&B mirrors them.
+"""Rows of metrics in RUN/metrics.jsonl: written by rank 0, read here alone.
 
-Rank 0 writes them, after reduction; `mirror.py` copies them to W&B.
+`read_rows` and `epoch_rows` read a run so far, `RowReader` follows one that trains.
 """
 
 import json
@@ -17,19 +17,18 @@ from trainers.config import TrackConfig
 Row = dict[str, Any]
 
 WRITING_SHARE = 0.1
-"""At most this part of the time goes into rows of a file that has to be written whole."""
+"""Largest share of the time spent on writing a file that can't be appended to."""
 
 
 class JsonlTracker:
-    """Write rows to RUN/metrics.jsonl; each has its own, larger global_step.
+    """Writes rows to RUN/metrics.jsonl, in order of global_step.
 
-    A row costs what it weighs, however many there are before it: a local file grows. An object
-    store takes whole objects alone, so there rows wait until all of them are worth writing;
-    `flush` writes those that wait, and so does the row that ends an epoch.
+    A local file is appended to. An object store only takes whole objects: there rows wait until
+    WRITING_SHARE allows another write, until the end of an epoch, or until `flush`.
 
     Args:
-        last_row: what a resumed run measured at its checkpoint. Rows beyond it, of a sitting that
-            died later, are dropped; it is added where that sitting died before tracking it.
+        last_row: of the checkpoint that the run resumes from. Later rows are dropped; it is added
+            where the process died before writing it.
     """
 
     def __init__(self, run: str, *, last_row: Row | None = None) -> None:
@@ -38,13 +37,13 @@ class JsonlTracker:
         if last_row:
             before = (row for row in read_rows(run) if row["global_step"] < last_row["global_step"])
             rows = [*before, last_row]
-        self._grows = storage.can_append(self._uri)
-        self._content = bytearray(b"".join(map(_line, rows)))  # of a file that can't grow
+        self._can_append = storage.can_append(self._uri)
+        self._content = bytearray(b"".join(map(_line, rows)))  # of a file that can't be appended to
         self._waits, self._took_s, self._written_s = False, 0.0, 0.0
         self._write()
 
     def log(self, row: Row) -> None:
-        if self._grows:
+        if self._can_append:
             storage.append_bytes(self._uri, _line(row))
             return
         self._content += _line(row)
@@ -54,7 +53,7 @@ class JsonlTracker:
             self._write()
 
     def flush(self) -> None:
-        """Write the rows that wait."""
+        """Write the waiting rows."""
         if self._waits:
             self._write()
 
@@ -70,37 +69,37 @@ def _line(row: Row) -> bytes:
 
 
 class RowReader:
-    """Read the rows of a run while they are written, each of them once. Where nothing is new, only
-    the size of the file is asked for.
+    """Follows the rows of a run while they are written, each of them once.
 
-    A worker that restarts writes the file anew, without the rows beyond its checkpoint: where the
-    last line that was read no longer stands in its place, all are read again.
+    Costs one request for the file's size where nothing is new. A restarted worker rewrites the
+    file, without the rows after its checkpoint: once the last line read has changed, all rows are
+    read again.
     """
 
     def __init__(self, run: str) -> None:
         self._uri = storage.join(run, "metrics.jsonl")
-        self._place, self._last_line, self._num_lines = 0, b"", 0
+        self._offset, self._last_line, self._num_lines = 0, b"", 0
 
     def poll_new(self) -> list[Row]:
-        """Return what `read_new` does; nothing while storage is out of reach. That ends who writes
-        there, who says so; who only looks may look again."""
+        """Return what `read_new` does, or nothing while storage is out of reach, which the writer
+        of the run reports."""
         try:
             return self.read_new()
         except OSError:
             return []
 
     def read_new(self) -> list[Row]:
-        """Return the rows since the last call, or all where the file was written anew.
+        """Return the rows since the last call, or all where the file was rewritten.
 
         Raises:
-            UserError: for a line that is no row, which it counts from 1.
+            UserError: for a line that is not a row, counted from 1.
         """
         try:
-            if storage.size_of(self._uri) == self._place + len(self._last_line):
+            if storage.size_of(self._uri) == self._offset + len(self._last_line):
                 return []
-            content = storage.read_bytes(self._uri, start=self._place)
+            content = storage.read_bytes(self._uri, start=self._offset)
             if not content.startswith(self._last_line):
-                self._place, self._last_line, self._num_lines = 0, b"", 0
+                self._offset, self._last_line, self._num_lines = 0, b"", 0
                 content = storage.read_bytes(self._uri)
         except FileNotFoundError:
             return []
@@ -109,7 +108,7 @@ class RowReader:
             return []
         new = lines[1:] if self._last_line else lines
         first = self._num_lines + 1
-        self._place += sum(map(len, lines[:-1]))
+        self._offset += sum(map(len, lines[:-1]))
         self._last_line, self._num_lines = lines[-1], self._num_lines + len(new)
         return [
             _read_row(line, f"{self._uri} line {number}")
@@ -119,22 +118,22 @@ class RowReader:
 
 
 def read_rows(run: str) -> list[Row]:
-    """Rows of a run so far; none where it has not begun.
+    """Read the rows of a run so far; none where it has not started.
 
     Raises:
-        UserError: for a line that is no row, which it counts from 1.
+        UserError: for a line that is not a row, counted from 1.
     """
     return RowReader(run).read_new()
 
 
 def _whole_lines(content: bytes) -> list[bytes]:
-    """Cut a file into lines, but for one that is still being written."""
+    """Split into lines, without one that is still being written."""
     return content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
 
 
-def _read_row(line: bytes, place: str) -> Row:
-    """A row names its step, lost images, and where it ends an epoch that; all else is numbers."""
-    row = parse_json(line, place)
+def _read_row(line: bytes, source: str) -> Row:
+    """Parse a row: its step, names of unreadable images, epoch where it ends one; else numbers."""
+    row = parse_json(line, source)
     named = row if isinstance(row, dict) else {}
     hints: dict[str, Any] = dict.fromkeys(named, int | float | None)
     if metrics.UNREADABLE_NAMES in named:
@@ -144,16 +143,16 @@ def _read_row(line: bytes, place: str) -> Row:
     try:
         return take_object(row, hints | {metrics.GLOBAL_STEP: int})
     except ValueError as error:
-        raise damaged(place, error) from None
+        raise damaged(source, error) from None
 
 
 def epoch_rows(run: str) -> list[Row]:
-    """Rows of a run that end an epoch and tell its val/top1."""
+    """Read the rows of a run that end an epoch and have its val/top1."""
     return [row for row in read_rows(run) if metrics.VAL_TOP1 in row]
 
 
 def find_mode(track: TrackConfig) -> str:
-    """online, offline or off: as configured, else by WANDB_MODE, else online where a key is set."""
+    """Return online, offline or off: as configured, else WANDB_MODE, else online with a key."""
     if track.wandb != "auto":
         return track.wandb
     by_key = "online" if os.environ.get("WANDB_API_KEY") else "offline"
