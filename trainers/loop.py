@@ -19,6 +19,7 @@ from torch import nn
 from cluster.io import storage
 from trainers import metrics
 from trainers.config import Phase
+from trainers.epoch_sums import EpochSums
 from trainers.failures import Watchdog
 from trainers.feed import MAX_NAMES, Feed, WorkerContext, open_feed
 from trainers.optim import learning_rate_at, set_learning_rate
@@ -28,20 +29,15 @@ from trainers.run.checkpoint import TrainingProgress
 from trainers.run.folder import is_done, write_result
 from trainers.run.predictions import EpochPredictions
 from trainers.run.recorder import Recorder
+from trainers.run.rows import Row
 from trainers.settings import train_settings
 from trainers.state import TrainState
 from trainers.step import StepSettings, eval_step, train_step
-from trainers.stops import (
-    TrainingStopped,
-    check_unreadable,
-    describe_divergence,
-    find_bad_step,
-    too_many_unreadable,
-)
+from trainers.stops import TrainingStopped, check_unreadable, too_many_unreadable
 
 logger = logging.getLogger(__name__)
 
-Report = Callable[[dict[str, Any]], None]
+Report = Callable[[Row], None]
 
 
 def train_loop_per_worker(arguments: dict[str, Any]) -> None:
@@ -58,7 +54,7 @@ def train_loop_per_worker(arguments: dict[str, Any]) -> None:
 
 
 def preemption_pending() -> bool:
-    """Whether a node of this run is about to be taken away. All ranks must call."""
+    """Whether a node of this run is about to be preempted. All ranks must call."""
     return ray.train.get_preemption_info() is not None
 
 
@@ -70,21 +66,20 @@ def train(
     report_written: bool = False,
     preemption_pending: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Train through all phases, from the run folder's latest checkpoint where it has one.
+    """Train through all phases, from the latest checkpoint where the run folder has one.
 
-    After each epoch: evaluate, checkpoint, log, report. The last act of rank 0 is result.json,
-    which also says why a run stopped early: a gradient that was no longer finite, or more images
-    lost than `ingest.max_bad_fraction`; the last good checkpoint then stays.
+    After each epoch: evaluate, checkpoint, log, report. At the end rank 0 writes result.json, with
+    the reason where the run stopped early: a gradient that was not finite, or more unreadable
+    images than `ingest.max_bad_fraction`. The last good checkpoint then stays.
 
     Args:
-        report_written: report an epoch once its row and checkpoint are written, for listeners that
-            read the run folder.
-        preemption_pending: whether the node is about to go; then each row of metrics comes with a
-            checkpoint.
+        report_written: report an epoch only once its row and checkpoint are written.
+        preemption_pending: whether the node is about to be preempted; then each row of metrics
+            comes with a checkpoint.
     """
     torch.set_num_threads(worker.threads)
     config, problem = run.config, None
-    # Ranks notice each other's hangs.
+    # Among several ranks, the collectives time out.
     hang_timeout_s = config.cluster.hang_timeout_s if worker.world_size == 1 else None
     with (
         closing(Watchdog(hang_timeout_s)) as watchdog,
@@ -98,7 +93,7 @@ def train(
                 if training.recorder and report_written:
                     training.recorder.wait()
                 watchdog.rest()
-                report(row)  # may wait for Tune's driver, which may stand still
+                report(row)  # may wait for Tune's driver
         except TrainingStopped as stop:
             problem = stop
     if worker.rank == 0:
@@ -111,7 +106,7 @@ def train(
 
 
 class Training:
-    """One rank's share of a run: resumed or initialized, its feeds opened."""
+    """A rank's network and batches, resumed or initialized; trains epoch by epoch."""
 
     def __init__(
         self,
@@ -132,7 +127,6 @@ class Training:
             cut_depth=run.prefix.depth if run.prefix else None,
         )
         self.progress = self._start(run)
-        self._peak_norm = torch.tensor(self.progress.peak_norm, device=worker.device)
         self._settings = train_settings(config, manifest, worker)
         epoch = self.progress.epoch
         self._train_feed = open_feed(
@@ -178,11 +172,11 @@ class Training:
             if feed is not None:
                 feed.close()
 
-    def run_epoch(self) -> dict[str, Any]:
+    def run_epoch(self) -> Row:
         """Train one epoch, or the rest of one; evaluate, checkpoint, log and return its row.
 
         Raises:
-            TrainingStopped: where the run can't go on.
+            TrainingStopped: where gradients are not finite, or too many images unreadable.
         """
         started, waited_s, first_step = (
             time.perf_counter(),
@@ -222,53 +216,36 @@ class Training:
             self.recorder.log(row)
         return row
 
-    def _train_epoch(self, phase: Phase, started: float) -> tuple[dict[str, Any], list[str]]:
-        """Train to the end of the epoch, logging and checkpointing on the way.
+    def _train_epoch(self, phase: Phase, started: float) -> tuple[Row, list[str]]:
+        """Train to the end of the epoch, with rows and checkpoints on the way.
 
         Returns:
-            Its training metrics over all ranks, and names of the images lost.
+            Its training metrics over all ranks, and names of unreadable images.
         """
-        config, state, progress = self._config, self._state, self.progress
-        state.train_mode()
-        totals = metrics.rescale(progress.totals, self._worker.world_size)  # of a resumed epoch
-        sums = metrics.Sums(
-            metrics.TRAIN_SUMS,
-            self._worker.device,
-            parts={metrics.STAGE_CLIPPING: metrics.stage_metrics(state.stages)},
-            start=totals if self._worker.rank == 0 else None,
-        )
+        config, progress = self._config, self.progress
+        self._state.train_mode()
+        sums = EpochSums(progress, self._state.stages, self._worker)
         unreadable = list(progress.unreadable)
-        finite = torch.ones((), dtype=torch.bool, device=self._worker.device)
         step, last_step = progress.global_step, (progress.epoch + 1) * self._steps_per_epoch
         while True:
-            rate, told = self._take_step(step, phase)
-            finite &= told["finite"]  # once false it stays so: the count names the first step
-            sums.add({**told, "finite": finite})
-            torch.maximum(self._peak_norm, told[metrics.PEAK_NORM], out=self._peak_norm)
+            learning_rate, step_metrics = self._take_step(step, phase)
+            sums.add(step_metrics)
             step += 1
-            keeps = step % config.checkpoint_every_steps == 0
+            saves = step % config.checkpoint_every_steps == 0
             logs = step % config.track.log_every_steps == 0
-            if step < last_step and not keeps and not logs:
+            if step < last_step and not saves and not logs:
                 continue
-            keeps = keeps or (step < last_step and self._preemption_pending())
-            totals = sums.reduce(self._worker.world_size)
-            row = training_row(totals, epoch=progress.epoch + 1, step=step, learning_rate=rate)
-            row[metrics.PEAK_NORM] = float(self._peak_norm)  # the same on all ranks
-            if totals["finite"] < totals["steps"]:
-                bad_step = find_bad_step(sums, step, self._worker.world_size)
-                raise TrainingStopped(diverged=describe_divergence(bad_step, row))
-            feed = self._train_feed
-            if (
-                step == last_step
-                or keeps
-                or too_many_unreadable(config, totals["lost"], feed.num_images)
-            ):
-                if totals["lost"]:
+            saves = saves or (step < last_step and self._preemption_pending())
+            totals, row = sums.reduce(step, learning_rate)
+            num_unreadable, feed = int(totals["lost"]), self._train_feed
+            stops = too_many_unreadable(config, num_unreadable, feed.num_images)
+            if step == last_step or saves or stops:
+                if num_unreadable:
                     unreadable = [*unreadable, *feed.take_unreadable()][:MAX_NAMES]
-                check_unreadable(config, feed, int(totals["lost"]), unreadable)
+                check_unreadable(config, feed, num_unreadable, unreadable)
             if step == last_step:
                 return row, unreadable
-            if self.recorder and keeps:
+            if self.recorder and saves:
                 middle = replace(
                     progress,
                     global_step=step,
@@ -278,7 +255,7 @@ class Training:
                     peak_norm=row[metrics.PEAK_NORM],
                     unreadable=tuple(unreadable),
                 )
-                self.recorder.save(state.serialize, middle)
+                self.recorder.save(self._state.serialize, middle)
             if self.recorder:
                 self.recorder.log(row)
 
@@ -301,10 +278,10 @@ class Training:
         return means, num_unreadable, unreadable, predictions
 
     def _take_step(self, step: int, phase: Phase) -> tuple[float, dict[str, torch.Tensor]]:
-        """Take an optimizer step; return its learning rate and what `train_step` tells."""
+        """Take an optimizer step; return its learning rate and the metrics of `train_step`."""
         config, state = self._config, self._state
         assert state.optimizer is not None
-        rate = learning_rate_at(
+        learning_rate = learning_rate_at(
             step - phase.start_epoch * self._steps_per_epoch,
             phase.learning_rate,
             config.optim,
@@ -312,10 +289,10 @@ class Training:
             steps_per_epoch=self._steps_per_epoch,
             num_epochs=phase.num_epochs,
         )
-        set_learning_rate(state.optimizer, rate)
-        # A seed of its own for every step and rank: a resumed step drops out the same units.
+        set_learning_rate(state.optimizer, learning_rate)
+        # One seed for each step and rank: a resumed step drops out the same units.
         torch.manual_seed(hash((config.seed, step, self._worker.rank)))
-        told = train_step(
+        step_metrics = train_step(
             state.network,
             state.optimizer,
             *self._train_feed.next(),
@@ -323,7 +300,7 @@ class Training:
             scaler=state.scaler,
         )
         state.update_average()
-        return rate, told
+        return learning_rate, step_metrics
 
 
 def read_latest(run: str, worker: WorkerContext) -> checkpoint.Checkpoint | None:
@@ -338,22 +315,6 @@ def read_latest(run: str, worker: WorkerContext) -> checkpoint.Checkpoint | None
 def phase_at(phases: tuple[Phase, ...], epoch: int) -> Phase:
     """Return the phase that trains an epoch, counted from 0; the last one beyond the end."""
     return next((phase for phase in phases if epoch < phase.end_epoch), phases[-1])
-
-
-def training_row(
-    totals: dict[str, float], *, epoch: int, step: int, learning_rate: float
-) -> dict[str, Any]:
-    """Return the metrics of an epoch so far, from the totals of all ranks."""
-    means = metrics.means_of(totals)
-    return {
-        metrics.EPOCH: epoch,
-        metrics.GLOBAL_STEP: step,
-        metrics.TRAIN_LOSS: means["loss"],
-        metrics.TRAIN_TOP1: means["top1"],
-        metrics.LEARNING_RATE: learning_rate,
-        metrics.UNREADABLE_IMAGES: int(means["lost"]),
-        **{name: mean for name, mean in means.items() if name.startswith("clip/")},
-    }
 
 
 def evaluate(
