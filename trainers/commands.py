@@ -13,7 +13,7 @@ from trainers.tracking.mirror import RunMirror, follow
 
 
 def run_training(config: FinetuneConfig) -> None:
-    """Check, connect, train; print progress, the result and what to do next."""
+    """Check, connect, train; print progress, the result and the next command."""
     if not config.data:
         raise UserError("data is '': give --data URI of a prepared data set")
     result, sync = follow_training(prepare_run(config), job_type="train")
@@ -45,11 +45,11 @@ def follow_training(run: Run, *, job_type: str) -> tuple[dict[str, Any], str | N
     mirror = RunMirror(config, manifest, name=name, group=config.track.group, job_type=job_type)
     meter = Meter(config, manifest)
 
-    def tell(row: dict[str, Any]) -> None:
+    def show_row(row: dict[str, Any]) -> None:
         meter.update([row])
         show(row, config.num_epochs)
 
-    with terminal.show(meter.draw), follow(config.out, mirror, tell):
+    with terminal.show(meter.draw), follow(config.out, mirror, show_row):
         result = launch.fit(run)
     return result, mirror.close()
 
@@ -59,9 +59,9 @@ def describe_phases(config: FinetuneConfig) -> str:
     first, *later = config.phases
     if not later:
         return f"freeze depth {first.freeze_depth}"
-    told = [f"freeze depth {first.freeze_depth} for {first.num_epochs} epochs"]
-    told += [f"{phase.freeze_depth} for {phase.num_epochs}" for phase in later]
-    return ", then ".join(told)
+    parts = [f"freeze depth {first.freeze_depth} for {first.num_epochs} epochs"]
+    parts += [f"{phase.freeze_depth} for {phase.num_epochs}" for phase in later]
+    return ", then ".join(parts)
 
 
 def show(row: dict[str, Any], num_epochs: int) -> None:

@@ -1,6 +1,6 @@
-"""What can be said about one training: facts only, standard library alone.
+"""Training configuration (standard library only).
 
-Each config is frozen, checks itself and travels as `asdict`; workers rebuild it by `from_dict`.
+Each config is frozen, checks itself and is sent as `asdict`; `from_dict` rebuilds it.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -51,7 +51,7 @@ Init = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The network, where its weights start, and how much of it stays frozen."""
+    """The network, its initial weights, and how much of it stays frozen."""
 
     backbone: Annotated[str, NOT_ON_CARD] = "resnet50"
     """A name in trainers.backbones.BACKBONES."""
@@ -59,8 +59,8 @@ class ModelConfig:
     """Initialization: imagenet (newest), imagenet_v1, imagenet_v2, file, or xavier, he, normal,
     orthogonal, zeros."""
     weights: Annotated[str | None, URI, NOT_IN_KEY] = None
-    """URI of a .pth or .safetensors state dict, for `init file`; also stands in for a download
-    when given with `init imagenet`."""
+    """URI of a .pth or .safetensors state dict, for `init file`; with `init
+    imagenet`, used in place of the download."""
     head: Annotated[str | None, URI] = None
     """URI of a .safetensors file with the tensors of a head to start from (LP-FT: Kumar et al.
     2022); default: drawn from the seed. A sweep with --head-first writes such files."""
@@ -142,7 +142,7 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """What is minimized: cross-entropy, and what changes its targets."""
+    """Cross-entropy loss and its targets."""
 
     label_smoothing: float = 0.0
     """Share of the target spread evenly over the classes."""
@@ -258,15 +258,15 @@ class TrackConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """One training, whole."""
+    """One training."""
 
     data: Annotated[str, URI, NOT_ON_CARD]
     """URI of a prepared data set (`python -m datasets prepare`)."""
     out: Annotated[str, URI, RESUMABLE, NOT_IN_KEY, NOT_ON_CARD] = "runs/latest"
     """URI of the run folder: config, metrics, checkpoints, result. The same folder resumes."""
     train_on: Literal["train", "train+val"] = "train"
-    """train+val: validation images train as well. Nothing is validated then, and the weights of the
-    last epoch are the ones kept."""
+    """train+val: validation images train as well. Nothing is validated then, and the last epoch's
+    weights are kept."""
     epochs: Annotated[int, RUN_RESUMABLE, ON_CARD, SET_BY_PHASES] = 10
     """Passes over the training images."""
     global_batch_size: Annotated[int, ON_CARD] = 32
@@ -274,8 +274,8 @@ class FinetuneConfig:
     seed: Annotated[int, ON_CARD] = 0
     """Seed of initialization, order and augmentation."""
     checkpoint_every_steps: Annotated[int, RUN_RESUMABLE, NOT_IN_KEY, NOT_ON_CARD] = 500
-    """Besides after each epoch, a checkpoint is kept every so many steps: what a killed run loses
-    at most."""
+    """Steps between checkpoints, besides the one after each epoch: a killed run repeats at most as
+    many."""
     ingest: Annotated[IngestConfig, NOT_ON_CARD] = field(default_factory=IngestConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -297,7 +297,7 @@ class FinetuneConfig:
             self.validates or self.schedule.early_stopping_epochs is None,
             "schedule.early_stopping_epochs",
             self.schedule.early_stopping_epochs,
-            "train_on train+val validates nothing to stop by: unset one of the two",
+            "train_on train+val validates nothing: unset one of the two",
         )
         workers = self.cluster.num_workers or 1
         require(
@@ -341,7 +341,7 @@ class FinetuneConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "FinetuneConfig":
-        """Rebuild from `to_dict`, or what JSON made of it.
+        """Rebuild from `to_dict`, or from its JSON.
 
         Raises:
             UserError: for an unknown key, and values that don't fit their fields.

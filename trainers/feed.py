@@ -24,11 +24,11 @@ class WorkerContext:
 
 
 MAX_NAMES = 20
-"""Lost images that are named; metrics count them all."""
+"""Unreadable images that are named; metrics count them all."""
 
 
 class Feed:
-    """The batches of one split through all epochs of a run, and how long the loop waited."""
+    """The batches of one split through all epochs of a run; measures how long the loop waits."""
 
     def __init__(
         self,
@@ -42,14 +42,14 @@ class Feed:
         self.num_images = plan.row_groups.num_images
         self.batches_per_epoch = plan.batches_per_epoch
         self.first_row = int(plan.start_B[0])
-        """Of this rank's share, where it is evaluated in stored order."""
+        """First row of this rank's share of a split that is evaluated in stored order."""
         self.first_batch_s: float | None = None
         self.wait_s = 0.0
         self._batches, self._worker, self._on_batch = batches, worker, on_batch
         self._unreadable: list[str] = []
 
     def next(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return images_BHWC (uint8) or features, and labels_B, on their way to the device."""
+        """Return images_BHWC (uint8) or features, and labels_B, being copied to the device."""
         start = time.perf_counter()
         batch = next(self._batches)
         waited_s = time.perf_counter() - start
@@ -62,22 +62,22 @@ class Feed:
         return to_device(batch, self._worker.device)
 
     def close(self) -> None:
-        """End the stream: left to the garbage collector, it would end in any thread."""
+        """End the stream in this thread; the garbage collector would end it in any."""
         self._batches.close()
 
     def take_unreadable(self) -> list[str]:
-        """Name the first of the images that all ranks have lost since the last call: MAX_NAMES of a
-        rank at most. All ranks must call."""
+        """Return names of images unreadable on any rank since the last call, at most MAX_NAMES of
+        each rank. All ranks must call."""
         unreadable, self._unreadable = self._unreadable, []
         if self._worker.world_size == 1:
             return unreadable
         by_rank: list[list[str]] = [[]] * self._worker.world_size
         distributed.all_gather_object(by_rank, unreadable)
-        return [loss for of_rank in by_rank for loss in of_rank]
+        return [name for of_rank in by_rank for name in of_rank]
 
 
 def to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Send images_BHWC (uint8), or their features, and labels_B on their way to the device."""
+    """Start copying images_BHWC (uint8) or features, and labels_B, to the device."""
     # A copy, as Ray's blocks are read-only.
     images_B, labels_B = torch.tensor(batch["image"]), torch.tensor(batch["label"])
     if device.type == "cuda":
@@ -94,11 +94,11 @@ def open_feed(
     start_step: int = 0,
     on_batch: Callable[[], None] = lambda: None,
 ) -> Feed:
-    """Open a split's stream of batches; what trains is shuffled and augmented, the others are not.
+    """Open a split's stream of batches, shuffled and augmented where it trains.
 
     Args:
         start_step: steps of `start_epoch` that are done already.
-        on_batch: called whenever a batch has come.
+        on_batch: called after each batch.
     """
     config = run.config
     plan = plan_epochs(

@@ -18,8 +18,8 @@ def build_mix(
 ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
     """Return (images_BCHW, labels_B) -> (images_BCHW, targets_BK); None where nothing is blended.
 
-    The share is drawn from torch's global random state, one for the images given; an image is
-    blended with its neighbour among them. Label smoothing comes first, then the blend.
+    One share for all images of a call, from torch's global random state; each image is blended
+    with its neighbour. Labels are smoothed before they are blended.
     """
     blends = [
         blend(alpha=alpha, num_classes=num_classes)
@@ -37,7 +37,7 @@ def build_mix(
 
 
 def smooth_targets(labels_B: Tensor, num_classes: int, label_smoothing: float) -> Tensor:
-    """Return float32 targets_BK; a IGNORE_INDEX image has none, and lends its neighbours none."""
+    """Return float32 targets_BK; zeros for a label of IGNORE_INDEX."""
     targets_BK = F.one_hot(labels_B.clamp(min=0), num_classes).float()
     targets_BK = targets_BK * (1 - label_smoothing) + label_smoothing / num_classes
     return targets_BK * (labels_B != IGNORE_INDEX)[:, None]

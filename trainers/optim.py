@@ -47,8 +47,8 @@ class KerasAdam(Adam):
 def build_optimizer(model: nn.Module, backbone_name: str, config: OptimConfig) -> Optimizer:
     """Build the optimizer of the parameters that require gradients.
 
-    Two groups a stage: weights, and what weight decay spares (biases, normalization). A group knows
-    its `stage`, counted as `Backbone.stage_of` does, and the `rate_scale` of its learning rate.
+    Two groups a stage: weights, and parameters without weight decay (biases, normalization). A
+    group has its `stage`, as `Backbone.stage_of` counts, and the `rate_scale` of its learning rate.
     """
     backbone = find(backbone_name)
     parameters: dict[tuple[int, bool], list[nn.Parameter]] = {}
@@ -74,9 +74,9 @@ def build_optimizer(model: nn.Module, backbone_name: str, config: OptimConfig) -
 
 
 def carry_state(before: Optimizer, after: Optimizer) -> None:
-    """Hand on the state (Adam's moments and steps, SGD's momentum) of parameters that both train.
+    """Copy the state (Adam's moments and steps, SGD's momentum) of parameters that both train.
 
-    A stage thaws or freezes whole, so its groups survive whole and the new ones start from zero.
+    A stage thaws or freezes as a whole, so each group is copied as a whole or starts from zero.
     """
     known = {(group["stage"], group["is_weight"]): group for group in before.param_groups}
     for group in after.param_groups:
@@ -101,8 +101,8 @@ def learning_rate_at(
 ) -> float:
     """Return the learning rate of a step of a phase, whose peak is `learning_rate`.
 
-    Steps count from 0, as Keras' iterations do. Warm-up rises by equal parts to the peak, which its
-    last step has; cosine falls from there and would reach zero one step after the phase's last.
+    Steps count from 0, as Keras' iterations do. Warm-up rises linearly and reaches the peak at its
+    last step; cosine falls from there and would reach zero one step after the phase's last.
     Keras' decay then divides by 1 + decay * step.
     """
     warmup_steps = schedule.warmup_epochs * steps_per_epoch
@@ -117,16 +117,16 @@ def learning_rate_at(
 
 
 def set_learning_rate(optimizer: Optimizer, value: float) -> None:
-    """Set the rate of the head, and of each stage what `layer_decay` leaves of it."""
+    """Set the learning rate of the head; a stage's is scaled by `layer_decay`."""
     for group in optimizer.param_groups:
         group["lr"] = value * group["rate_scale"]
 
 
 def clip_gradients(optimizer: Optimizer, config: OptimConfig) -> dict[str, Tensor]:
-    """Clip the gradients of an optimizer's parameters in place, and say how much.
+    """Clip the gradients of an optimizer's parameters in place.
 
     `clipnorm` clips each tensor's gradient to that norm, `global_clipnorm` the norm of all
-    together: g * c / max(norm, c). Call it after the all-reduce of DDP; it waits for no device.
+    together: g * c / max(norm, c). Call it after DDP's all-reduce; it waits for no device.
 
     Returns:
         0-dim tensors: the global norm before and after clipping, the share of tensors clipped
@@ -149,9 +149,9 @@ def clip_gradients(optimizer: Optimizer, config: OptimConfig) -> dict[str, Tenso
         scale = config.global_clipnorm / global_norm.clamp(min=config.global_clipnorm)
         _foreach_mul_(gradients, scale)
         scales_T = scales_T * scale
-    told_T3 = torch.stack([norms_T**2, (norms_T * scales_T) ** 2, (scales_T < 1).to(norms_T)], 1)
+    parts_T3 = torch.stack([norms_T**2, (norms_T * scales_T) ** 2, (scales_T < 1).to(norms_T)], 1)
     members_ST = _members(tuple(stages_T), norms_T.device)
-    sums_S3 = torch.where(members_ST[..., None], told_T3, 0.0).sum(dim=1)  # not @: 0 * inf is NaN
+    sums_S3 = torch.where(members_ST[..., None], parts_T3, 0.0).sum(dim=1)  # not @: 0 * inf is NaN
     before_S, after_S, clipped_S = sums_S3.unbind(1)
     counts_S = members_ST.sum(dim=1)
     return {
@@ -167,6 +167,6 @@ def clip_gradients(optimizer: Optimizer, config: OptimConfig) -> dict[str, Tenso
 
 @cache
 def _members(stages_T: tuple[int, ...], device: torch.device) -> Tensor:
-    """Which tensors belong to which stage, bool [S, T]; kept, as a copy to the device waits."""
+    """Return which tensors belong to which stage, bool [S, T]; cached on the device."""
     stages = sorted(set(stages_T))
     return torch.tensor([[of == stage for of in stages_T] for stage in stages], device=device)

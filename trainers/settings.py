@@ -1,4 +1,4 @@
-"""What stays the same from step to step, out of a config."""
+"""The settings of a step, which are the same in every step of a run."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ from trainers.step import StepSettings
 
 
 def step_settings(config: FinetuneConfig, device: torch.device) -> StepSettings:
-    """Collect what a step of evaluation needs to know."""
+    """Return the settings of evaluation."""
     of_model = config.model.normalization
     if of_model == "auto":
         of_model = find(config.model.backbone).normalization
@@ -31,7 +31,7 @@ def step_settings(config: FinetuneConfig, device: torch.device) -> StepSettings:
 def train_settings(
     config: FinetuneConfig, manifest: Manifest, worker: WorkerContext
 ) -> StepSettings:
-    """Collect what a step of training needs to know besides."""
+    """Return the settings of training."""
     weights_K = None
     if config.loss.class_weights == "balanced":
         counts_K = torch.tensor(manifest.split(config.train_on).class_counts, device=worker.device)

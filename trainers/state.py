@@ -1,4 +1,4 @@
-"""A network in training, and all that a step changes in it: what a checkpoint has to hold."""
+"""A network in training and everything that a step changes: the content of a checkpoint."""
 
 import copy
 import io
@@ -34,8 +34,8 @@ class WeightAverage:
     """The exponential moving average of a model's weights; its buffers are the model's.
 
     The decay of update n is min(decay, (1 + n) / (10 + n)), as in TensorFlow's
-    ExponentialMovingAverage, so that a short run does not keep its start. Not torch's
-    AveragedModel: it sends its counter to the device in every step.
+    ExponentialMovingAverage, so that a short run forgets its initial weights. Not torch's
+    AveragedModel, which copies its counter to the device in every step.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -60,7 +60,7 @@ class TrainState:
     phase: Phase | None = None
     optimizer: Optimizer | None = None
     network: nn.Module
-    """What a step calls: the model, or its DDP wrapper, compiled where asked."""
+    """Called by a step: the model or its DDP wrapper, compiled where configured."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class TrainState:
 
     @property
     def evaluated(self) -> nn.Module:
-        """What evaluation calls: the model to keep, or what follows the cut in it."""
+        """Called by evaluation: the model to keep, or its stages behind the cut."""
         return self._behind_cut(self.kept)
 
     @property
@@ -100,8 +100,8 @@ class TrainState:
         return [names[stage] for stage in sorted({g["stage"] for g in self.optimizer.param_groups})]
 
     def initialize(self) -> LoadReport:
-        """Give every tensor its start, the same on all ranks."""
-        # A seed gives the same tensors on any device and in any memory format: drawn before.
+        """Initialize every tensor, the same on all ranks."""
+        # Drawn on the CPU, so that a seed gives the same tensors on any device and memory format.
         place_model(self.model, ComputeConfig(channels_last=False), torch.device("cpu"))
         report = initialize(self.model, self._config.model, seed=self._config.seed)
         place_model(self.model, self._config.compute, self._worker.device)
@@ -110,9 +110,9 @@ class TrainState:
         return report
 
     def enter(self, phase: Phase) -> None:
-        """Freeze what the phase freezes, and build its optimizer and DDP.
+        """Freeze the phase's stages, and build its optimizer and DDP.
 
-        Parameters that trained before and go on keep their state.
+        Parameters that trained in the phase before keep their optimizer state.
         """
         config = self._config
         depth = resolve_depth(config.model.backbone, phase.freeze_depth)
@@ -126,7 +126,7 @@ class TrainState:
         if self._worker.world_size > 1:
             self.network = DistributedDataParallel(
                 self.network,
-                # No copy from bucket to gradient, but on CPUs what follows is slower on views.
+                # Saves a copy from bucket to gradient; on CPUs, clipping is slower on views.
                 gradient_as_bucket_view=self._worker.device.type != "cpu",
                 forward_sync_buffers=has_live_batchnorm(self.model),
             )
@@ -147,20 +147,20 @@ class TrainState:
             self.average.update(self.model)
 
     def share_buffers(self) -> None:
-        """Give all ranks the statistics of rank 0, which its checkpoint holds, to evaluate with."""
+        """Copy rank 0's BatchNorm statistics, which the checkpoint has, to all ranks."""
         if self._worker.world_size > 1:
             for buffer in self.kept.buffers():
                 distributed.broadcast(buffer, src=0)
 
     def train_mode(self) -> None:
-        """Put the network in the mode of its phase; evaluation has left it in another."""
+        """Put the network in the training mode of its phase."""
         config = self._config.model
         train_mode(
             self.model, config.backbone, self._depth, freeze_batchnorm=config.freeze_batchnorm
         )
 
     def serialize(self) -> dict[str, bytes]:
-        """Return the files of a checkpoint: the model to use, and what only a resume needs."""
+        """Return the files of a checkpoint: the model to use, and what else a resume needs."""
         assert self.optimizer is not None
         training: dict[str, Any] = {
             "optimizer": self.optimizer.state_dict(),
@@ -186,10 +186,10 @@ class TrainState:
         return behind(model.state_dict(), self._config.model.backbone, self._cut_depth)
 
     def load(self, contents: dict[str, bytes], prefix: dict[str, Tensor] | None = None) -> None:
-        """Go on from the files of a checkpoint, written in the phase that was entered.
+        """Load the files of a checkpoint, written in the phase that was entered.
 
         Args:
-            prefix: the tensors that they lack.
+            prefix: the frozen tensors that are not in them.
         """
         assert self.optimizer is not None
         weights = parse_safetensors(contents["model.safetensors"], "model.safetensors")
@@ -206,7 +206,7 @@ class TrainState:
 
 
 def autocast_dtype(config: ComputeConfig, device: torch.device) -> torch.dtype | None:
-    """Return the type autocast computes in; None for float32."""
+    """Return the dtype of autocast; None for float32."""
     if config.precision == "auto":
         return torch.bfloat16 if device.type == "cuda" else None
     return AUTOCAST_DTYPES[config.precision]

@@ -57,21 +57,21 @@ class StepSettings:
 
 @cache
 def _on_device(values: RGB, device: torch.device) -> Tensor:
-    """Keep a constant where it is used: a copy to a device waits for it."""
+    """Copy a constant to a device once: each copy waits for the device."""
     return torch.tensor(values, device=device)
 
 
 def normalize(images_BHWC: Tensor, mean: RGB, std: RGB) -> Tensor:
     """Turn uint8 pixels into float32 images_BCHW of about zero mean and unit variance.
 
-    The result is laid out in memory as torch.channels_last, which is how the pixels came.
+    The result has the memory format torch.channels_last, as the pixels do.
     """
     mean_C, std_C = (_on_device(values, images_BHWC.device) for values in (mean, std))
     return (images_BHWC.float() / 255).sub_(mean_C).div_(std_C).permute(0, 3, 1, 2)
 
 
 def to_inputs(images: Tensor, settings: StepSettings) -> Tensor:
-    """Turn a batch into what a network takes: pixels are normalized, features become float32.
+    """Turn a batch into inputs of a network: pixels are normalized, features become float32.
 
     Args:
         images: uint8 images_BHWC, or float16 features `[B, ...]` of a prefix.
@@ -102,7 +102,7 @@ def train_step(
 ) -> dict[str, Tensor]:
     """Update the network, put in its mode by `freezing.train_mode`, with one batch.
 
-    Images labelled IGNORE_INDEX pass through, so that every batch has its size, and count nowhere.
+    Images labelled IGNORE_INDEX are computed, so that batches keep their size, but not counted.
     Random numbers (dropout, mixing) come from torch's global state.
 
     Args:
@@ -124,16 +124,14 @@ def train_step(
     sums: dict[str, Tensor] = {}
     for number, part in enumerate(parts, start=1):
         with _all_reduce(network, now=number == len(parts)):
-            loss_sum, told = _loss(network, *part, settings)
+            loss_sum, part_sums = _loss(network, *part, settings)
             scaler.scale(loss_sum / divisor).backward()  # pyright: ignore[reportUnknownMemberType] torch leaves it half typed
-        sums = {name: sums[name] + value if sums else value for name, value in told.items()}
+        sums = {name: sums[name] + value if sums else value for name, value in part_sums.items()}
     scaler.unscale_(optimizer)
     clipping = clip_gradients(optimizer, settings.optim)
     scaler.step(optimizer)
     scaler.update()
-    if (
-        scaler.is_enabled()
-    ):  # it skips steps that overflow, which some do, but not one after another
+    if scaler.is_enabled():  # it skips steps that overflow: some do, but not many in a row
         finite = sums["loss_sum"].isfinite() & (scaler.get_scale() >= MIN_LOSS_SCALE)
         clipping = {name: torch.nan_to_num(v, 0.0, 0.0, 0.0) for name, v in clipping.items()}
     else:

@@ -1,4 +1,4 @@
-"""Rows of metrics in RUN/metrics.jsonl: written by rank 0, read here alone.
+"""Rows of metrics in RUN/metrics.jsonl: written by rank 0; the only reader.
 
 `read_rows` and `epoch_rows` read a run so far, `RowReader` follows one that trains.
 """
