@@ -1,4 +1,4 @@
-"""Advice: the rules of the four quadrants, what becomes of it in a sweep, and one real run."""
+"""Advice: the rules of the four quadrants, its use in a sweep, and one real run."""
 
 import json
 import shutil
@@ -20,7 +20,14 @@ from tuning.advice import stages
 from tuning.advice.advice import Advice, advice_uri, read_advice, score_advice
 from tuning.advice.advise import run_advise
 from tuning.advice.config import AdviseConfig
-from tuning.advice.quadrants import QUADRANTS, Stage, Verdict, judge, recommend, with_neighbours
+from tuning.advice.quadrants import (
+    QUADRANTS,
+    Quadrant,
+    Stage,
+    find_quadrant,
+    recommend,
+    with_neighbours,
+)
 from tuning.config import TuningConfig
 from tuning.leaderboard import LEARNS, LEARNS_NOT, TrialResult
 from tuning.record import SweepRecord
@@ -41,14 +48,15 @@ def probed(*top1s: float, p_better: tuple[float, ...] = ()) -> tuple[Stage, ...]
             low=top1 - 0.1,
             high=top1 + 0.1,
             p_better=dict(enumerate(p_better, start=1)).get(depth, 1.0),
-            logme=top1,
         )
         for depth, top1 in enumerate(top1s, start=1)
     )
 
 
-def judged(stages_: tuple[Stage, ...], images_per_class: float = 20) -> Verdict:
-    return judge(stages_, chance=CHANCE, images_per_class=images_per_class, little_per_class=100)
+def judged(stages_: tuple[Stage, ...], images_per_class: float = 20) -> Quadrant:
+    return find_quadrant(
+        stages_, chance=CHANCE, images_per_class=images_per_class, little_per_class=100
+    )
 
 
 def test_a_task_is_similar_where_the_last_stage_closes_half_of_the_gap_and_none_is_better() -> None:
@@ -69,7 +77,7 @@ def test_data_is_little_below_the_bound() -> None:
     assert not judged(probed(0.9), images_per_class=100).is_little
 
 
-def test_better_is_told_by_the_images_on_which_two_classifiers_differ() -> None:
+def test_two_classifiers_are_compared_on_the_images_where_they_differ() -> None:
     """Five images that only one has right: a chance of 1 in 32. One each way: 3 in 4."""
     none, five = np.zeros(9, bool), np.arange(9) < 5
     assert mcnemar(*count_discordant(five, none), "greater") == pytest.approx(1 / 32)
@@ -134,11 +142,13 @@ def standing(rank: int, depth: object, top1: float | None, **changes: Any) -> Tr
     [
         (
             [standing(1, 5, 0.960), standing(2, "all", 0.855), standing(3, 7, 0.7)],
-            " (best there 0.855); the winner has 5 (0.960): deeper thawing gained 0.105",
+            " (its best trial: 0.855); the winner has 5 (0.960): "
+            "freezing fewer stages gained 0.105",
         ),
         (
             [standing(1, -2, 0.960), standing(2, "all", 0.855, state="pruned")],
-            " (best there 0.855, pruned); the winner has 5 (0.960): deeper thawing gained 0.105",
+            " (its best trial: 0.855, pruned); the winner has 5 (0.960): "
+            "freezing fewer stages gained 0.105",
         ),
         ([standing(1, "all", 0.9), standing(2, 5, 0.8)], "; the winner has it (0.900)"),
         (
@@ -155,7 +165,7 @@ def test_the_end_of_a_sweep_scores_the_advice(standings: list[TrialResult], sent
 
 def test_freezing_more_may_gain_too() -> None:
     scored = score_advice(3, "mobilenet_v2", [standing(1, 7, 0.9), standing(2, 3, 0.8)])
-    assert scored.endswith("the winner has 7 (0.900): freezing more gained 0.100")
+    assert scored.endswith("the winner has 7 (0.900): freezing more stages gained 0.100")
 
 
 @pytest.fixture
@@ -179,12 +189,15 @@ def advice(easy_data: str, tmp_path: Path) -> Advice:
 
 def test_advice_comes_back_as_it_was_written(advice: Advice, tmp_path: Path) -> None:
     assert read_advice(str(tmp_path / "advice")) == advice
-    assert advice.to_dict()["quadrant"] == ["little data", "similar task"]
+    values = advice.to_dict()
+    assert values["quadrant"] == ["little data", "similar task"]
+    older = values | {"stages": [stage | {"logme": 0.5} for stage in values["stages"]]}
+    assert Advice.from_dict(older) == advice
     with pytest.raises(ValueError, match=r"from_advice is .*: no advice there \(advice\.json is"):
         read_advice(str(tmp_path))
 
 
-def test_a_sweep_takes_from_advice_what_the_command_line_does_not_say(
+def test_advice_sets_the_options_that_the_command_line_leaves_out(
     advice: Advice, tmp_path: Path
 ) -> None:
     out = str(tmp_path / "advice")
@@ -210,7 +223,7 @@ def test_a_sweep_takes_from_advice_what_the_command_line_does_not_say(
 def test_advice_about_other_data_is_refused(advice: Advice, tmp_path: Path) -> None:
     other = str(shutil.copytree(advice.data, tmp_path / "other"))
     write_manifest(other, replace(read_manifest(other), fingerprint="new"))
-    with pytest.raises(ValueError, match="other': it is another data set than the advice is about"):
+    with pytest.raises(ValueError, match="other': the advice was measured on another data set"):
         parse(["--from-advice", str(tmp_path / "advice"), "--data", other])
 
 

@@ -29,7 +29,7 @@ from trainers.run import folder as run_folder
 from trainers.run.checkpoint import TrainingProgress
 from tuning import leaderboard, record, states, winner
 from tuning.advice import advice
-from tuning.advice.quadrants import Stage, Verdict
+from tuning.advice.quadrants import Quadrant, Stage
 from tuning.sharing import cache, reuse
 from tuning.verdict import judge
 
@@ -85,7 +85,7 @@ def list_readers(scratch: Path) -> dict[str, Reader]:
         "diverged": None,
         "lost": None,
     }
-    verdict = Verdict(
+    quadrant = Quadrant(
         images_per_class=3.0,
         little_per_class=100,
         chance=0.5,
@@ -102,7 +102,6 @@ def list_readers(scratch: Path) -> dict[str, Reader]:
         low=0.1,
         high=0.9,
         p_better=0.5,
-        logme=0.2,
     )
     advised = advice.Advice(
         data=str(data),
@@ -112,7 +111,7 @@ def list_readers(scratch: Path) -> dict[str, Reader]:
         weights=None,
         normalization="auto",
         size_px=32,
-        verdict=verdict,
+        verdict=quadrant,
         stages=(stage,),
     )
     part = features.Part("part-0.parquet", 0, (3,), 10)

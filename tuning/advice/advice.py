@@ -1,4 +1,4 @@
-"""Advice on storage: what was measured of which data and network, and how a sweep scores it."""
+"""The advice file (advice.json), and its score at the end of a sweep."""
 
 import json
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from cluster.io.records import damaged, read_object
 from datasets.shards import read_manifest
 from trainers.config import Init
 from trainers.networks.freezing import resolve_depth
-from tuning.advice.quadrants import Stage, Verdict
+from tuning.advice.quadrants import Quadrant, Stage
 from tuning.leaderboard import TrialResult, find_winner
 from tuning.space import FREEZE_DEPTH
 
@@ -29,7 +29,7 @@ class Advice:
     weights: str | None
     normalization: str
     size_px: int
-    verdict: Verdict
+    verdict: Quadrant
     stages: tuple[Stage, ...]
 
     @property
@@ -37,16 +37,16 @@ class Advice:
         return self.verdict.freeze_depths[0]
 
     def to_dict(self) -> dict[str, Any]:
-        """The advice as JSON would give it back, with what follows from the verdict."""
+        """Return JSON values, with the quadrant in words."""
         verdict = self.verdict
-        says = {
+        words = {
             "quadrant": [
                 "little data" if verdict.is_little else "much data",
                 "similar task" if verdict.is_similar else "different task",
             ],
             "advice": verdict.advice,
         }
-        return json.loads(json.dumps(says | asdict(self)))
+        return json.loads(json.dumps(words | asdict(self)))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Advice":
@@ -55,13 +55,16 @@ class Advice:
         Raises:
             UserError: for values that don't fit.
         """
-        advice = build(cls, {k: v for k, v in values.items() if k in cls.__dataclass_fields__})
+        known = {k: v for k, v in values.items() if k in cls.__dataclass_fields__}
+        if isinstance(stages := known.get("stages"), list):
+            known["stages"] = [_without_logme(stage) for stage in stages]
+        advice = build(cls, known)
         if not advice.verdict.freeze_depths:
             raise UserError("verdict.freeze_depths is empty")
         return advice
 
     def options(self) -> dict[str, Any]:
-        """Fields of a sweep's command that are taken from the advice."""
+        """Return the fields of a sweep's command that come from the advice."""
         return {
             "data": self.data,
             "backbone": self.backbone,
@@ -73,18 +76,25 @@ class Advice:
         }
 
     def require_same_data(self, data: str) -> None:
-        """Refuse data that the advice is not about.
+        """Refuse another data set than the advice was measured on.
 
         Raises:
-            UserError: where the fingerprints differ, or there is no data set.
+            UserError: also if there is no data set.
         """
         require(
             read_manifest(data).fingerprint == self.fingerprint,
             "data",
             data,
-            "it is another data set than the advice is about, or was prepared anew since; measure "
-            "it again with `python -m tuning advise`",
+            "the advice was measured on another data set, or before this one was prepared again; "
+            "run `python -m tuning advise` again",
         )
+
+
+def _without_logme(stage: Any) -> Any:
+    """Drop a key that older files have."""
+    if not isinstance(stage, dict):
+        return stage
+    return {key: value for key, value in stage.items() if key != "logme"}
 
 
 def advice_uri(out: str) -> str:
@@ -95,7 +105,7 @@ def read_advice(out: str) -> Advice:
     """Read the advice in a folder.
 
     Raises:
-        UserError: where there is none.
+        UserError: if there is none.
     """
     try:
         values = read_object(advice_uri(out))
@@ -106,29 +116,31 @@ def read_advice(out: str) -> Advice:
         ) from None
     try:
         return Advice.from_dict(values)
-    except ValueError as error:
+    except UserError as error:
         raise damaged(advice_uri(out), error) from None
 
 
-def score_advice(recommended: int, backbone: str, standings: Sequence[TrialResult]) -> str:
+def score_advice(recommended: int, backbone: str, results: Sequence[TrialResult]) -> str:
     """Say in one sentence how the recommended freeze depth did in a sweep.
 
     Args:
-        standings: of all trials, in order of rank.
+        results: of all trials, in order of rank.
     """
     start = f"recommended freeze depth {recommended}"
-    winner = find_winner(standings)
+    winner = find_winner(results)
     if winner is None or winner.val_top1 is None:
         return f"{start}; no trial of this sweep learned"
     depth = _depth(winner, backbone)
     if depth == recommended:
         return f"{start}; the winner has it ({winner.val_top1:.3f})"
     won = f"the winner has {depth} ({winner.val_top1:.3f})"
-    for row in standings:
+    for row in results:
         if _depth(row, backbone) == recommended and row.val_top1 is not None:
-            best = f"best there {row.val_top1:.3f}{', pruned' if row.state == 'pruned' else ''}"
-            way = "deeper thawing" if depth < recommended else "freezing more"
-            return f"{start} ({best}); {won}: {way} gained {winner.val_top1 - row.val_top1:.3f}"
+            best = (
+                f"its best trial: {row.val_top1:.3f}{', pruned' if row.state == 'pruned' else ''}"
+            )
+            change = "freezing fewer stages" if depth < recommended else "freezing more stages"
+            return f"{start} ({best}); {won}: {change} gained {winner.val_top1 - row.val_top1:.3f}"
     return f"{start}, with which no trial of this sweep finished an epoch; {won}"
 
 

@@ -1,7 +1,7 @@
-"""The lecture's four quadrants, measured on your data: how deep to thaw, before any sweep.
+"""Measure the lecture's four quadrants on a data set and recommend freeze depths for a sweep.
 
-OUT/advice.png    the probes, and the quadrant
-OUT/advice.json   written last; `python -m tuning --from-advice OUT` sweeps what it recommends
+OUT/advice.png    the linear classifiers and the quadrant
+OUT/advice.json   written last; `python -m tuning --from-advice OUT` starts the sweep
 """
 
 import json
@@ -19,16 +19,17 @@ from trainers.config import FinetuneConfig, ModelConfig
 from tuning.advice.advice import Advice, advice_uri
 from tuning.advice.config import AdviseConfig
 from tuning.advice.picture import draw_advice
-from tuning.advice.quadrants import judge
+from tuning.advice.quadrants import find_quadrant
 from tuning.advice.stages import collect, probe_stages
 from tuning.sharing.cache import cache_uri
 
 
 def run_advise(config: AdviseConfig) -> dict[str, Any]:
-    """Probe every stage; print and write the advice, and return what advice.json holds.
+    """Probe every stage; print and write the advice, and return the content of advice.json.
 
     Raises:
-        UserError: for what a training would refuse, or features that overflow half precision.
+        UserError: for a configuration that a training would refuse, or features that overflow half
+            precision.
     """
     training = build_training(config)
     manifest = read_manifest(training.data)
@@ -37,7 +38,7 @@ def run_advise(config: AdviseConfig) -> dict[str, Any]:
     samples = collect(training, manifest, resources, cache_uri(training.out, config.cache))
     stages = probe_stages(config.backbone, samples, len(manifest.classes))
     val_counts = manifest.split("val").class_counts
-    verdict = judge(
+    quadrant = find_quadrant(
         stages,
         chance=max(val_counts) / sum(val_counts),
         images_per_class=median(manifest.split("train").class_counts),
@@ -51,7 +52,7 @@ def run_advise(config: AdviseConfig) -> dict[str, Any]:
         weights=training.model.weights,
         normalization=config.normalization,
         size_px=config.size_px,
-        verdict=verdict,
+        verdict=quadrant,
         stages=stages,
     )
     storage.write_bytes(storage.join(training.out, "advice.png"), draw_advice(advice))
@@ -81,18 +82,18 @@ def build_training(config: AdviseConfig) -> FinetuneConfig:
 
 
 def print_advice(advice: Advice, manifest: Manifest, out: str) -> None:
-    """Print a row for each stage, the quadrant, and what follows from it.
+    """Print a row per stage, the quadrant and the recommendation.
 
     Args:
-        out: where it lies.
+        out: URI of the folder with the advice.
     """
     num_train, num_val = (manifest.split(split).num_images for split in ("train", "val"))
     print(
         f"\nLinear classifiers on the frozen stages of {advice.backbone} ({advice.init}), trained "
         f"on {num_train} and validated on {num_val} images of {len(manifest.classes)} classes\n"
     )
-    verdict = advice.verdict
-    _print_row("stage", "depth", "features", "val/top1", "95 percent", "LogME")
+    quadrant = advice.verdict
+    _print_row("stage", "depth", "features", "val/top1", "95 percent")
     for stage in advice.stages:
         _print_row(
             stage.name,
@@ -100,23 +101,22 @@ def print_advice(advice: Advice, manifest: Manifest, out: str) -> None:
             str(stage.num_features),
             f"{stage.top1:.3f}",
             f"{stage.low:.3f}-{stage.high:.3f}",
-            f"{stage.logme:.3f}",
         )
-    _print_row("chance", "", "", f"{verdict.chance:.3f}")
-    data, task = verdict.describe()
-    first, *others = verdict.freeze_depths
+    _print_row("chance", "", "", f"{quadrant.chance:.3f}")
+    data, task = quadrant.describe()
+    first, *others = quadrant.freeze_depths
     name = advice.stages[first - 1].name if first else "nothing"
     print(f"\nData:     {data}")
     print(f"Task:     {task}")
     print(
-        f"Advice:   {verdict.advice}: freeze depth {first} of {len(advice.stages)} (up to {name})"
+        f"Advice:   {quadrant.advice}: freeze depth {first} of {len(advice.stages)} (up to {name})"
     )
-    print(f"Compare:  freeze depths {' and '.join(map(str, others))}, which may prove it wrong")
+    print(f"Compare:  freeze depths {' and '.join(map(str, others))}; the sweep tests the advice")
     print(f"Written:  {out}/advice.json, advice.png")
     print(f"Sweep it: {shlex.join(['python', '-m', 'tuning', '--from-advice', out])}")
 
 
 def _print_row(stage: str, *cells: str) -> None:
-    widths = (7, 10, 10, 13, 7)
+    widths = (7, 10, 10, 13)
     line = "".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=False))
     print(f"{stage:<10}{line}".rstrip())

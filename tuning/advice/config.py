@@ -1,4 +1,4 @@
-"""Options of `advise`: facts only, standard library alone."""
+"""Options of `advise` (standard library only)."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -12,12 +12,11 @@ from trainers.config import ModelConfig
 
 @dataclass(frozen=True, kw_only=True)
 class AdviseConfig:
-    """Measure how much data you have and how similar your task is to what the network was trained
-    on, and recommend how deep to thaw it.
+    """Recommend how many stages of a pretrained network to freeze for your images.
 
-    One pass collects what every stage of the frozen network makes of the training and validation
-    images; on each stage a linear classifier is trained and validated. Little or much data, similar
-    or different task: the quadrant says which stages to freeze, and the sweep may prove it wrong.
+    One pass computes the features of every stage of the frozen network; a linear classifier is
+    trained and validated on each. Two measures (little or much data, similar or different task)
+    give one of the lecture's four quadrants, and the quadrant gives the freeze depths to sweep.
 
       python -m tuning advise --data runs/cars
 
@@ -36,17 +35,17 @@ class AdviseConfig:
     init: Literal["imagenet", "imagenet_v1", "imagenet_v2", "file"] = "imagenet"
     """Pretrained weights."""
     weights: Annotated[str | None, URI] = None
-    """URI of a state dict, for `file`; also stands in for the download of `imagenet`."""
+    """URI of a state dict, for `file`; with `imagenet`, used instead of the download."""
     normalization: Literal["auto", "imagenet", "half"] = ModelConfig.normalization
     """Pixel mean and standard deviation the weights were trained with."""
     size_px: int = IngestConfig.size_px
-    """Height and width of the images the network sees."""
+    """Height and width of the network's input images."""
     little_per_class: int = 100
-    """Fewer training images than this in the median class are little data."""
+    """Little data: fewer training images than this in the median class."""
     cache: Annotated[str | None, URI] = None
-    """URI of the folder that features are kept in. Default: `cache` beside OUT."""
+    """URI of the feature cache. Default: `cache` beside OUT."""
     device: Device = "auto"
-    """`auto` uses GPUs where the cluster has them."""
+    """`auto` uses GPUs if the cluster has any."""
     address: str | None = None
     """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
 

@@ -1,4 +1,4 @@
-"""Advice as a picture: what linear classifiers reach stage by stage, and the quadrant."""
+"""Advice as a picture: the accuracy of each stage's linear classifier, and the quadrant."""
 
 import io
 from math import log10
@@ -11,19 +11,15 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter
 
 from tuning.advice.advice import Advice
-from tuning.advice.quadrants import MIN_GAP_CLOSED, QUADRANTS, Verdict
+from tuning.advice.quadrants import MIN_GAP_CLOSED, QUADRANTS, Quadrant
 
 INK, ACCENT, SHADE, GRAY = "#333333", "#c0392b", "#fbeae7", "#e4e4e4"
 DECADES = 1.5
-"""What the axis of data shows on each side of where much begins, at least."""
+"""Minimum length of the data axis on each side of the threshold."""
 
 
 def draw_advice(advice: Advice) -> bytes:
-    """Draw the validation accuracy of each stage's classifier, and the place among the quadrants.
-
-    Returns:
-        A PNG.
-    """
+    """Return a PNG."""
     figure = Figure(figsize=(11, 4.6), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
@@ -35,48 +31,48 @@ def draw_advice(advice: Advice) -> bytes:
 
 
 def _draw_probes(axes: Axes, advice: Advice) -> None:
-    stages, verdict = advice.stages, advice.verdict
-    places = [stage.depth for stage in stages]
+    stages, quadrant = advice.stages, advice.verdict
+    depths = [stage.depth for stage in stages]
     top1s = [stage.top1 for stage in stages]
     low = [stage.top1 - stage.low for stage in stages]
     high = [stage.high - stage.top1 for stage in stages]
     recommended = advice.recommended
     axes.axvspan(recommended - 0.4, recommended + 0.4, color=SHADE, zorder=0)
     axes.errorbar(
-        places, top1s, yerr=[low, high], fmt="o-", color=INK, capsize=3, lw=1, elinewidth=1.2
+        depths, top1s, yerr=[low, high], fmt="o-", color=INK, capsize=3, lw=1, elinewidth=1.2
     )
-    axes.axhline(verdict.chance, color=INK, lw=0.8, ls=":")
-    axes.text(0.5, verdict.chance + 0.012, "chance", fontsize=8, color=INK)
+    axes.axhline(quadrant.chance, color=INK, lw=0.8, ls=":")
+    axes.text(0.5, quadrant.chance + 0.012, "chance", fontsize=8, color=INK)
     axes.text(
         recommended, 1.02, f"freeze\nup to {recommended}", ha="center", fontsize=8, color=ACCENT
     )
     axes.set_xlim(0.4, len(stages) + 0.6)
     axes.set_ylim(0, 1)
-    axes.set_xticks(places, [f"{stage.depth}\n{stage.name}" for stage in stages], fontsize=8)
+    axes.set_xticks(depths, [f"{stage.depth}\n{stage.name}" for stage in stages], fontsize=8)
     axes.set_ylabel("validation top-1, with 95 percent intervals")
     axes.set_xlabel("linear classifier on the frozen stages up to")
     _clean(axes)
     axes.grid(axis="y", color=GRAY)
 
 
-def _draw_quadrants(axes: Axes, verdict: Verdict) -> None:
-    """Place the point by its data and the gap that the last stage closes.
+def _draw_quadrants(axes: Axes, quadrant: Quadrant) -> None:
+    """Draw the point at (images per class, gap closed), and shade its quadrant.
 
-    Where an earlier stage is better, the task is different however much the last one closes: the
-    shaded quadrant tells then, and says so.
+    An earlier stage that is better makes the task different whatever the gap: the shaded quadrant
+    then differs from the point's position, and an annotation says why.
     """
-    middle = log10(verdict.little_per_class)
-    place = log10(max(1.0, verdict.images_per_class))
-    reach = max(DECADES, abs(place - middle) + 0.3)
+    middle = log10(quadrant.little_per_class)
+    position = log10(max(1.0, quadrant.images_per_class))
+    reach = max(DECADES, abs(position - middle) + 0.3)
     left, right = 10 ** (middle - reach), 10 ** (middle + reach)
-    edges = {True: (left, verdict.little_per_class), False: (verdict.little_per_class, right)}
+    edges = {True: (left, quadrant.little_per_class), False: (quadrant.little_per_class, right)}
     heights = {True: (MIN_GAP_CLOSED, 1.0), False: (0.0, MIN_GAP_CLOSED)}
     axes.set_xscale("log")
     axes.set_xlim(left, right)
     axes.set_ylim(0, 1)
     for (is_little, is_similar), words in QUADRANTS.items():
         (x0, x1), (y0, y1) = edges[is_little], heights[is_similar]
-        chosen = (is_little, is_similar) == (verdict.is_little, verdict.is_similar)
+        chosen = (is_little, is_similar) == (quadrant.is_little, quadrant.is_similar)
         if chosen:
             axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, color=SHADE, zorder=0))
         axes.text(
@@ -89,14 +85,14 @@ def _draw_quadrants(axes: Axes, verdict: Verdict) -> None:
             color=ACCENT if chosen else INK,
             weight="bold" if chosen else "normal",
         )
-    axes.axvline(verdict.little_per_class, color=INK, lw=0.8)
+    axes.axvline(quadrant.little_per_class, color=INK, lw=0.8)
     axes.axhline(MIN_GAP_CLOSED, color=INK, lw=0.8)
-    gap = min(max(verdict.gap_closed, 0.0), 1.0)
-    axes.plot(10**place, gap, "o", ms=10, color=ACCENT, clip_on=False, zorder=3)
-    if verdict.rival is not None:
+    gap = min(max(quadrant.gap_closed, 0.0), 1.0)
+    axes.plot(10**position, gap, "o", ms=10, color=ACCENT, clip_on=False, zorder=3)
+    if quadrant.rival is not None:
         axes.annotate(
-            f"but {verdict.rival} is better",
-            (10**place, gap),
+            f"but {quadrant.rival} is better",
+            (10**position, gap),
             (0, -9),
             textcoords="offset points",
             ha="center",

@@ -4,9 +4,8 @@
     little data  a linear classifier on the last layer   linear classifiers at several stages
     much data    fine-tune a few of the last stages      fine-tune many stages
 
-A task is similar to what the network was trained on where what its last stage has learned serves
-it: a linear classifier there closes at least half of the gap between chance and 1, and none at an
-earlier stage is significantly better. Both are measured on validation images.
+A task is similar if a linear classifier on the last stage closes at least half of the gap between
+chance and 1, and no earlier stage is significantly better. Both are measured on validation images.
 """
 
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ QUADRANTS = {
     (False, True): "fine-tune a few of the last stages",
     (False, False): "fine-tune many stages",
 }
-"""What the lecture says where data is little, and the task similar."""
+"""The lecture's advice, by (little data, similar task)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +31,9 @@ class Stage:
 
     name: str
     depth: int
-    """Stages up to this one, itself included: the freeze depth that keeps it."""
+    """The freeze depth that keeps this stage and those before it."""
     num_features: int
-    """Of an image, averaged over places."""
+    """Per image, averaged over positions."""
     strength: float
     """C of the classifier's regularization."""
     top1: float
@@ -43,26 +42,23 @@ class Stage:
     high: float
     """Wilson's 95 percent interval."""
     p_better: float
-    """How likely it would beat the last stage's by so many images if it were no better: McNemar's
-    exact test, one-sided."""
-    logme: float
-    """On training images: see logme.py."""
+    """P value that this classifier is better than the last stage's (McNemar, exact, one-sided)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """The place of a data set and a network among the quadrants, and what follows."""
+class Quadrant:
+    """The measures of a data set and a network, and the quadrant that follows."""
 
     images_per_class: float
     """Training images of the median class."""
     little_per_class: int
     """Fewer are little data."""
     chance: float
-    """What always answering the commonest class reaches on validation images."""
+    """Validation accuracy of always predicting the commonest class."""
     gap_closed: float
     """By the last stage: 0 is chance, 1 is perfect."""
     rival: str | None
-    """The earlier stage that is significantly better than the last; the best one, of several."""
+    """The best earlier stage that is significantly better than the last."""
     freeze_depths: tuple[int, ...]
     """The recommended one, then its neighbours."""
 
@@ -79,7 +75,7 @@ class Verdict:
         return QUADRANTS[self.is_little, self.is_similar]
 
     def describe(self) -> list[str]:
-        """Say in two lines what was measured, and what follows from it."""
+        """Return a line about the data and a line about the task."""
         size, bound = ("little", "below") if self.is_little else ("much", "not below")
         enough = "at least" if self.gap_closed >= MIN_GAP_CLOSED else "less than"
         return [
@@ -91,19 +87,19 @@ class Verdict:
         ]
 
 
-def judge(
+def find_quadrant(
     stages: Sequence[Stage], *, chance: float, images_per_class: float, little_per_class: int
-) -> Verdict:
-    """Find the quadrant by its two rules, and the freeze depths that follow.
+) -> Quadrant:
+    """Apply the two rules, and recommend freeze depths.
 
     Args:
-        stages: from the input on.
+        stages: in the order of the network.
     """
     *earlier, last = stages
     # Bonferroni: SIGNIFICANCE of all comparisons with the last stage together.
     rivals = [stage for stage in earlier if stage.p_better < SIGNIFICANCE / len(earlier)]
     rival = max(rivals, key=lambda stage: stage.top1, default=None)
-    verdict = Verdict(
+    quadrant = Quadrant(
         images_per_class=images_per_class,
         little_per_class=little_per_class,
         chance=chance,
@@ -111,22 +107,20 @@ def judge(
         rival=rival and rival.name,
         freeze_depths=(),
     )
-    best = max(stages, key=lambda stage: (stage.top1, stage.depth))
     depth = recommend(
         len(stages),
-        is_little=verdict.is_little,
-        is_similar=verdict.is_similar,
-        best_depth=best.depth,
+        is_little=quadrant.is_little,
+        is_similar=quadrant.is_similar,
+        best_depth=max(stages, key=lambda stage: (stage.top1, stage.depth)).depth,
     )
-    return replace(verdict, freeze_depths=with_neighbours(depth, len(stages)))
+    return replace(quadrant, freeze_depths=with_neighbours(depth, len(stages)))
 
 
 def recommend(num_stages: int, *, is_little: bool, is_similar: bool, best_depth: int) -> int:
     """Return the freeze depth of a quadrant.
 
-    Little data can't train much: keep what serves best, all stages, or those up to the one with the
-    best linear classifier. Much data trains what the task has use for: the last third of the
-    stages, or the last two thirds.
+    Little data: freeze all stages, or those up to the one with the best linear classifier.
+    Much data: train the last third of the stages, or the last two thirds.
     """
     if is_little:
         return num_stages if is_similar else best_depth
@@ -134,6 +128,6 @@ def recommend(num_stages: int, *, is_little: bool, is_similar: bool, best_depth:
 
 
 def with_neighbours(depth: int, num_stages: int) -> tuple[int, ...]:
-    """Return a freeze depth and the two nearest, that which thaws more first."""
+    """Return a freeze depth and the two nearest, the smaller of equals first."""
     nearest = sorted(range(num_stages + 1), key=lambda other: (abs(other - depth), other))
     return tuple(nearest[:3])

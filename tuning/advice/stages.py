@@ -1,4 +1,4 @@
-"""Every stage of a frozen network, probed: one pass of all images, then a linear classifier each.
+"""Probe every stage of a frozen network: one pass over all images, then a linear classifier each.
 
 N images, D features.
 """
@@ -20,7 +20,6 @@ from datasets.shards import Manifest
 from trainers.config import FinetuneConfig
 from trainers.inference.prefix import open_frozen
 from trainers.networks.backbones import find
-from tuning.advice.logme import measure_logme
 from tuning.advice.probe import fit_probe
 from tuning.advice.quadrants import Stage
 from tuning.sharing.passes import plan_entries, run_pass
@@ -29,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class Samples(NamedTuple):
-    """What a stage makes of a split; images that could not be read are left out."""
+    """A stage's features of a split, without unreadable images."""
 
     features_ND: np.ndarray
     labels_N: np.ndarray
@@ -38,12 +37,12 @@ class Samples(NamedTuple):
 def collect(
     training: FinetuneConfig, manifest: Manifest, resources: Resources, cache: str
 ) -> list[dict[str, Samples]]:
-    """Return what each stage makes of the training and validation images, by split.
+    """Return each stage's features of the training and validation images, by split.
 
-    One pass computes what the cache lacks; maps are averaged over places.
+    One pass computes those that the cache lacks; feature maps are averaged over positions.
 
     Raises:
-        UserError: where features overflow half precision.
+        UserError: if features overflow half precision.
     """
     plan = plan_workers(resources, training.cluster)
     network = open_frozen(training, len(manifest.classes), pooled=True)
@@ -61,8 +60,8 @@ def collect(
         )
         for depth, shape in zip(depths, network.shapes(depths), strict=True)
     ]
-    of_all = [entry for of_depth in entries for entry in of_depth]
-    built = run_pass(network, depths, of_all, manifest=manifest, plan=plan)
+    flat = [entry for of_depth in entries for entry in of_depth]
+    built = run_pass(network, depths, flat, manifest=manifest, plan=plan)
     if built.problems:
         raise UserError(
             f"model.weights is {training.model.weights!r}: {built.problems[0]}; use other weights"
@@ -71,7 +70,7 @@ def collect(
         rate = built.num_images / built.seconds
         report(f"{built.num_images} images through all stages: {rate:.0f} images/s -> {cache}")
     else:
-        report(f"Features of all stages were there: {cache}")
+        report(f"Features of all stages are in the cache: {cache}")
     return [
         {entry.split: _load(entry.uri, entry.split) for entry in of_depth} for of_depth in entries
     ]
@@ -81,7 +80,7 @@ def _load(uri: str, split: str) -> Samples:
     view = read_view(uri, 0)
     assert view is not None, "a pass without problems leaves whole views"
     arrays = load_view(view)
-    there_N = arrays.labels_N != IGNORE_INDEX
+    readable_N = arrays.labels_N != IGNORE_INDEX
     if arrays.unreadable:
         logger.warning(
             "%d %s images could not be read and are left out, such as %s",
@@ -89,13 +88,13 @@ def _load(uri: str, split: str) -> Samples:
             split,
             next(iter(arrays.unreadable.values())),
         )
-    return Samples(arrays.features[there_N], arrays.labels_N[there_N])
+    return Samples(arrays.features[readable_N], arrays.labels_N[readable_N])
 
 
 def probe_stages(
     backbone: str, samples: Sequence[dict[str, Samples]], num_classes: int
 ) -> tuple[Stage, ...]:
-    """Train a linear classifier on each stage, and measure it on validation images."""
+    """Train a linear classifier on each stage and measure it on validation images."""
     probes: list[tuple[float, np.ndarray]] = []
     with count("Probing stages", len(samples), "stages") as advance:
         for of_stage in samples:
@@ -119,7 +118,6 @@ def probe_stages(
                 low=top1.low,
                 high=top1.high,
                 p_better=mcnemar(*count_discordant(correct_N, last_N), "greater"),
-                logme=measure_logme(*of_stage["train"]),
             )
         )
     return tuple(stages)

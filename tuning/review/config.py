@@ -1,4 +1,4 @@
-"""Options of `review`: facts only, standard library alone."""
+"""Options of `review` (standard library only)."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -8,10 +8,10 @@ from cluster.io.markers import URI
 
 @dataclass(frozen=True, kw_only=True)
 class ReviewConfig:
-    """Write OUT/review.html: a sweep on one page that opens anywhere, without network.
+    """Write OUT/review.html: a sweep on one page that needs no network.
 
-    The answer first, then the leaderboard and charts, where the winner errs, and how to reproduce
-    it. A sweep may still be running; --watch writes the page anew until it has ended:
+    The page has the answer, the leaderboard, charts, the winner's mistakes, and the commands that
+    reproduce the sweep. The sweep may still be running; --watch updates the page until it ends:
 
     python -m tuning review --out runs/sweep
 
@@ -23,11 +23,11 @@ class ReviewConfig:
     out: Annotated[str, URI] = "runs/sweep"
     """URI of a sweep's folder."""
     watch: bool = False
-    """Write the page every few seconds while the sweep runs; an open page follows by itself."""
+    """Update the page every few seconds while the sweep runs; an open page reloads itself."""
     pictures: bool = True
     """Show images and Grad-CAM of the winner, which needs the data set and its checkpoint."""
     wandb: bool = False
-    """Also save workspaces and reports in W&B: run review, sweep review, how deep to thaw, model
-    card. Needs a key, and the package wandb-workspaces."""
+    """Also save two workspaces (run review, sweep review) and a report with the answer in W&B.
+    Needs a key and the package wandb-workspaces."""
     entity: str | None = None
     """User or team in W&B. Default: the key's."""
