@@ -1,4 +1,4 @@
-"""The sweep's own run in W&B, read back from its offline file, and told to a server that dies."""
+"""The sweep's own run in W&B, read back from its offline files, and sent to a dying server."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def read_table(run: Path, key: str) -> dict[str, list[Any]]:
 
 
 def test_a_leaderboard_of_all_depths_is_a_table(easy_data: str, tmp_path: Path) -> None:
-    """`all` stands beside numbers there: W&B refuses a column of both."""
+    """A column of numbers and `all` becomes one of strings: W&B refuses a mixed one."""
     out = write_sweep(tmp_path / "sweep", trials=24, epochs=9, data=easy_data, backbone="lenet5")
 
     assert log(out, "offline") == sync_command(out)
@@ -45,11 +45,23 @@ def test_a_leaderboard_of_all_depths_is_a_table(easy_data: str, tmp_path: Path) 
     assert {str(depth) for depth in depths} > {"all"}
     assert table["model.freeze_depth"] == [str(depth) for depth in depths]
     clipnorms = [row.point["optim.clipnorm"] for row in SweepRecord.read(out).trials]
-    assert table["optim.clipnorm"] == clipnorms, "numbers, and none, stay what they are"
+    assert table["optim.clipnorm"] == clipnorms, "numbers and null stay"
     assert set(read_table(run, "sweep/importance")) == {"axis", "importance"}
     state = json.loads(inspect(run, "--summary"))
     assert state["summary"]["state"] == "finished" and state["summary"]["winner/point"]
     assert state["summary"]["sweep/answer"] == judge(SweepRecord.read(out)).text
+
+
+def test_the_review_page_is_in_the_files_of_the_run(easy_data: str, tmp_path: Path) -> None:
+    out = write_sweep(tmp_path / "sweep", trials=3, epochs=2, data=easy_data, backbone="lenet5")
+    log(out, "offline")
+    (run,) = Path(out, "wandb").glob("offline-run-*")
+    logged = json.loads(inspect(run, "--summary"))["summary"]["sweep/review"]
+    page = (run / "files" / logged["path"]).read_text()
+    assert logged["_type"] == "html-file"
+    assert page.startswith("<!doctype html>") and page.rstrip().endswith("</html>")
+    assert judge(SweepRecord.read(out)).headline in page
+    assert page.count("<link") == 1, "no stylesheet of W&B: its policy would refuse it"
 
 
 DRIVER = """
@@ -73,7 +85,7 @@ print(log(sys.argv[1], "online"))
 
 @pytest.mark.extended
 def test_a_server_that_dies_ends_no_sweep(easy_data: str, tmp_path: Path) -> None:
-    """Its tables would wait for ever."""
+    """Its tables would wait forever."""
     out = write_sweep(tmp_path / "sweep", trials=3, epochs=2, data=easy_data, backbone="lenet5")
     with WandbServer() as server:
         driver = subprocess.Popen(

@@ -79,7 +79,7 @@ def test_views_are_saved_and_saved_again_in_their_place(
     assert urls[0] == f"{base}?nw={views.saved[0]['name'].split('-')[1]}"
     assert urls[2] == f"{base}/reports/How-deep-to-thaw:-sweep--View3"
     types = [view["type"] for view in views.saved]
-    assert types == ["project-view", "project-view", "runs", "runs"]
+    assert types == ["project-view", "project-view", "runs"]
     sent = [json.loads(view["spec"]) for view in views.saved]
     assert [section["name"] for section in sent[1]["section"]["panelBankConfig"]["sections"]] == [
         "What decides",
@@ -91,13 +91,13 @@ def test_views_are_saved_and_saved_again_in_their_place(
 
     assert save_views(sweep, project="cars", entity=ENTITY) == urls
     ids = [view.get("id") for view in views.saved]
-    assert ids == [None] * 4 + ["View1", "View2", "View3", "View4"]
+    assert ids == [None] * 3 + ["View1", "View2", "View3"]
     names = [view["name"] for view in views.saved]
-    assert names[:2] == names[4:6]
+    assert names[:2] == names[3:5]
 
     other = save_views(sweep, project="lorries", entity="team")
     assert not set(other) & set(urls)
-    assert [view.get("id") for view in views.saved[8:]] == [None] * 4
+    assert [view.get("id") for view in views.saved[6:]] == [None] * 3
 
 
 def give_wrong_key(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +134,7 @@ def test_a_refusal_is_one_sentence_with_a_remedy(
     with pytest.raises(SystemExit, match="2"):
         run_room(lambda _: print(save_views(sweep, project="cars", entity=None)))
     out, error = capfd.readouterr()
-    assert error.startswith("error: project is 'cars': W&B did not take the views") and not out
+    assert error.startswith("error: project is 'cars': W&B refused the views") and not out
     assert reason in error and "set WANDB_API_KEY" in error and error.count("\n") == 1
     assert KEY not in error and KEY[::-1] not in error
     assert not views.saved and not Path(sweep, "wandb_views.json").exists()

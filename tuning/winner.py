@@ -96,13 +96,18 @@ def reproduce(record: SweepRecord) -> list[str]:
     return [*checkout, record.started["command"]]
 
 
-def list_next(record: SweepRecord) -> list[str]:
-    """Return the commands that follow."""
-    winner, sweep = record.winner, shlex.quote(record.out)
-    if winner is None:
-        return ["# none: no trial learned; search another space"]
-    if record.promoted is not None:
-        run = record.promoted["run"]
+def list_next(record: SweepRecord) -> list[tuple[str, str]]:
+    """Return the next steps after a sweep: titles and commands."""
+    winner, promoted = record.winner, record.promoted
+    if winner is None or record.status != "ended":
+        return []
+    promote = ["python", "-m", "tuning", "promote", "--sweep", record.out]
+    steps = [
+        ("Train the winner longer", train_longer(winner, record.out)),
+        ("Promote the winner", shlex.join(promote)),
+    ]
+    if promoted is not None:
         out = storage.join(record.out, "exported")
-        return [shlex.join(["python", "-m", "trainers", "export", "--run", run, "--out", out])]
-    return [f"python -m tuning promote --sweep {sweep}", train_longer(winner, record.out)]
+        export = ["python", "-m", "trainers", "export", "--run", promoted["run"], "--out", out]
+        steps.append(("Export the promoted model", shlex.join(export)))
+    return steps

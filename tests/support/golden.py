@@ -1,6 +1,6 @@
-"""Golden loss lists of the recipes, and golden models of W&B's workspaces and reports.
+"""Golden loss lists of the recipes, and golden models of W&B's workspaces and report.
 
-python -m tests.support.golden, or `make golden`, records them anew.
+python -m tests.support.golden, or `make golden`, records them again.
 """
 
 import json

@@ -1,16 +1,12 @@
-"""Golden models of W&B's workspaces and reports, of an example sweep whose numbers are made up."""
+"""Golden models of W&B's workspaces and report, of an example sweep with invented numbers."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cluster.io import storage
 from datasets.shards import Manifest, Shard, Split, write_manifest
-from trainers.config import FinetuneConfig, ModelConfig, OptimConfig
-from trainers.run import checkpoint
-from trainers.run.checkpoint import TrainingProgress
-from trainers.run.evaluations import folder_of
+from trainers.config import FinetuneConfig, ModelConfig
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.leaderboard import LEARNS, LEARNS_NOT, TrialResult, write_leaderboard
 from tuning.record import SweepRecord
@@ -19,13 +15,13 @@ from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
 from tuning.wandb.views import build_views
 
 GOLDEN = Path(__file__).parent / "golden_wandb"
-NAMES = ("run_review", "sweep_review", "decision_report", "model_card")
+NAMES = ("run_review", "sweep_review", "report")
 CLASSES = ("Audi S6", "BMW M3", "smart | fortwo")
 FINGERPRINT = "0123abcd"
 
 
-def write_sweep(folder: Path, *, promoted: bool = True) -> str:
-    """Write what a sweep leaves, and what its promotion does, without any training."""
+def write_sweep(folder: Path) -> str:
+    """Write the files of a sweep, without any training."""
     data, sweep = str(folder / "cars"), str(folder / "sweep")
     write_manifest(data, example_manifest())
     base = FinetuneConfig(data=data, out=sweep, epochs=10, model=ModelConfig(backbone="lenet5"))
@@ -48,17 +44,6 @@ def write_sweep(folder: Path, *, promoted: bool = True) -> str:
     ]
     savings = Savings(num_on_features=2, num_passes=900, num_computed=90, computed_s=3.0)
     write_leaderboard(sweep, standings, sync=[], sharing=savings.to_dict())
-    trial = replace(
-        base,
-        out=standings[0].run,
-        model=replace(base.model, init="file", weights="/home/alice/lenet5.pth", freeze_depth=1),
-        optim=OptimConfig(learning_rate=1e-3, clipnorm=1.0),
-    )
-    write_run(trial, TrainingProgress(epoch=8, val_top1=0.95, best_epoch=8), top1=0.9375)
-    if promoted:
-        seed = replace(trial, out=f"{sweep}/promoted/seed-0", epochs=30, train_on="train+val")
-        write_run(seed, TrainingProgress(epoch=30, best_epoch=30), top1=0.96875)
-        write_json(f"{sweep}/promoted", "promoted.json", example_promotion(seed.out))
     return sweep
 
 
@@ -97,46 +82,6 @@ def standing(
     )
 
 
-def write_run(config: FinetuneConfig, progress: TrainingProgress, *, top1: float) -> None:
-    write_json(config.out, "config.json", config.to_dict())
-    progress = replace(progress, classes=CLASSES, fingerprint=FINGERPRINT, total_s=12.3)
-    checkpoint.save(config.out, {checkpoint.MODEL: b""}, progress)
-    evaluation = {
-        "test/top1": top1,
-        "test/top5": 1.0,
-        "num_images": 32,
-        "epoch": progress.epoch,
-        "fingerprint": FINGERPRINT,
-        "per_class": [
-            {"class": CLASSES[0], "f1": 1.0, "precision": 1.0, "recall": 1.0, "images": 11},
-            {"class": CLASSES[1], "f1": 0.0, "precision": None, "recall": 0.0, "images": 1},
-            {"class": CLASSES[2], "f1": 0.0, "precision": None, "recall": None, "images": 0},
-        ],
-        "most_confused": [
-            {"true": CLASSES[1], "predicted": CLASSES[2], "count": 1, "share": 1.0, "example": 3}
-        ],
-    }
-    write_json(config.out, "evaluation_test.json", evaluation)
-    for folder in (config.out, folder_of(config.out, "test")):
-        storage.write_bytes(f"{folder}/wandb_id", f"of {Path(folder).name}".encode())
-
-
-def example_promotion(run: str) -> dict[str, Any]:
-    """What promoted.json holds."""
-    shares = {"test/top1": 0.96875, "test/top5": 1.0}
-    intervals = {name: {"mean": mean, "low": 0.8, "high": 1.0} for name, mean in shares.items()}
-    return {
-        "run": run,
-        "epochs": 30,
-        "num_images": 32,
-        "confidence": 0.95,
-        "interval": "t over 2 seeds",
-        "winner": {"test/top1": 0.9375, "test/top5": 1.0},
-        "seeds": [{"seed": seed, **shares} for seed in (0, 1)],
-        **intervals,
-    }
-
-
 def write_json(folder: str, name: str, values: dict[str, Any]) -> None:
     storage.write_bytes(storage.join(folder, name), json.dumps(values).encode())
 
@@ -166,6 +111,6 @@ def _without_ids(value: Any) -> Any:
 
 
 def record(folder: Path) -> None:
-    """Write the golden models anew."""
+    """Write the golden models."""
     for name, model in models_of(write_sweep(folder)).items():
         (GOLDEN / f"{name}.json").write_text(json.dumps(model, indent=1, ensure_ascii=False) + "\n")

@@ -128,6 +128,10 @@ class WandbRun:
         data: list[Any] = [list(row) for row in zip(*values, strict=True)]
         self._run.log({key: wandb.Table(columns=list(columns), data=data)})
 
+    def log_html(self, key: str, page: bytes) -> None:
+        """Log a page as it is: `inject` would add a stylesheet that it would have to download."""
+        self._run.log({key: wandb.Html(page.decode(), inject=False, data_is_not_path=True)})
+
     def summarize(self, values: dict[str, Any]) -> None:
         """Add to the run's summary."""
         self._run.summary.update(values)

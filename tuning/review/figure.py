@@ -1,13 +1,15 @@
-"""What all charts of a review have in common: their form, colours and words.
+"""What the charts of a review share: their form, template, colours and labels.
 
-Colours are CSS, such as `var(--thaw)`: the page resolves them in the reader's light or dark theme.
-What Plotly would read as markup is escaped.
+Colours are CSS variables, which the page resolves for the reader's light or dark theme. Text is
+escaped: Plotly would read it as markup.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
+
+import plotly.graph_objects as go
 
 from trainers import metrics
 from tuning.leaderboard import TrialResult
@@ -30,88 +32,99 @@ SYMBOLS = (
     "star",
     "hexagon",
 )
-Figure = dict[str, Any]
-"""`data` and `layout` of Plotly."""
+NUM_SHADES, NUM_BLENDS = 8, 20
+"""Steps of the colour scales `--shade-N` (val/top1) and `--blend-N` (0: thawed, last: frozen)."""
+HOVER_TEXT = "%{text}<extra></extra>"
+_AXIS = {
+    "gridcolor": "var(--rule)",
+    "zeroline": False,
+    "automargin": True,
+    "tickfont": {"color": "var(--quiet)"},
+    "title": {"standoff": 12, "font": {"color": "var(--quiet)", "size": 13}},
+}
+TEMPLATE = go.layout.Template(
+    layout={
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"size": 13, "color": "var(--ink)"},
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        "hoverlabel": {
+            "bgcolor": "var(--surface)",
+            "bordercolor": "var(--faint)",
+            "font": {"color": "var(--ink)"},
+            "align": "left",
+        },
+        "hovermode": "closest",
+        "margin": {"l": 56, "r": 12, "t": 16, "b": 44},
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A chart, and what it says to those who can't see it."""
+    """A chart, with its text alternative."""
 
     name: str
     """Its id in the page."""
     title: str
     label: str
     """Text alternative with the key numbers."""
-    figures: dict[str, Figure]
-    """By the choice the reader has; a single one has none."""
+    figures: dict[str, go.Figure]
+    """By the reader's choice; the key of an only one is empty."""
     header: Sequence[str]
     table: Sequence[Sequence[Any]]
     """Its data."""
     is_wide: bool = False
-    """Whether it scrolls in its box on a phone."""
+    """Whether it scrolls sideways on a phone."""
 
 
-def single(figure: Figure) -> dict[str, Figure]:
-    return {"": figure}
+def new_figure(**layout: Any) -> go.Figure:
+    return go.Figure(layout={"template": TEMPLATE, **layout})
 
 
-def measured(sweep: SweepRecord) -> list[TrialResult]:
+def measured(record: SweepRecord) -> list[TrialResult]:
     """Trials with a val/top1, in order of rank."""
-    return [row for row in sweep.trials if row.val_top1 is not None]
+    return [row for row in record.trials if row.val_top1 is not None]
 
 
-def mark_level(level: float, name: str) -> Figure:
-    """A dotted line over the whole width, with its name."""
-    return {
-        "shapes": [
-            {
-                "type": "line",
-                "xref": "paper",
-                "x0": 0,
-                "x1": 1,
-                "y0": level,
-                "y1": level,
-                "line": {"color": "var(--quiet)", "width": 1, "dash": "dot"},
-            }
-        ],
-        "annotations": [
-            {
-                "xref": "paper",
-                "x": 1,
-                "y": level,
-                "text": f"{name} {level:.3f}",
-                "xanchor": "right",
-                "yanchor": "bottom",
-                "showarrow": False,
-                "bgcolor": "var(--veil)",
-                "font": {"size": 12, "color": "var(--quiet)"},
-            }
-        ],
-    }
+def mark_chance(figure: go.Figure, record: SweepRecord) -> None:
+    """Draw a dotted line at the accuracy of always predicting one class."""
+    if record.chance is None:
+        return
+    figure.add_hline(
+        y=record.chance,
+        line={"color": "var(--quiet)", "width": 1, "dash": "dot"},
+        annotation={
+            "text": f"one class always {record.chance:.3f}",
+            "bgcolor": "var(--veil)",
+            "font": {"size": 12, "color": "var(--quiet)"},
+        },
+    )
 
 
-def depth_colour(sweep: SweepRecord, depth: int) -> str:
-    """From the colour of what is thawed to that of what is frozen."""
-    return mix("var(--frost)", "var(--thaw)", depth / len(sweep.stages))
+def depth_colour(record: SweepRecord, depth: int) -> str:
+    """From the colour of a thawed network to that of a frozen one."""
+    return blend(depth / len(record.stages))
 
 
-def mix(first: str, second: str, share: float) -> str:
-    return f"color-mix(in oklch, {first} {100 * share:.0f}%, {second})"
+def blend(frozen: float) -> str:
+    return f"var(--blend-{round(NUM_BLENDS * frozen)})"
 
 
 def plain(text: str) -> str:
-    """Keep Plotly from reading tags and entities in a text."""
+    """Escape tags and entities, which Plotly would interpret."""
     return escape(text, quote=False)
 
 
-def tell_trial(row: TrialResult) -> str:
+def describe_trial(row: TrialResult) -> str:
     top1 = "" if row.val_top1 is None else f" val/top1 {row.val_top1:.3f}, {row.state}"
     return f"#{row.rank} {plain(row.trial_id)}<br>{plain(describe(row.point))}<br>{top1}"
 
 
-def short_depth(sweep: SweepRecord, depth: int) -> str:
-    return {0: "0 frozen", len(sweep.stages): "all frozen"}.get(depth, f"{depth} frozen")
+def short_depth(record: SweepRecord, depth: int) -> str:
+    return {0: "0 frozen", len(record.stages): "all frozen"}.get(depth, f"{depth} frozen")
 
 
 def top1_of(rows: Sequence[dict[str, Any]]) -> tuple[list[int], list[float]]:

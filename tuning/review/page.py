@@ -23,7 +23,7 @@ from trainers import metrics
 from tuning.record import SweepRecord
 from tuning.review.charts import draw_cost, draw_depths, draw_importance
 from tuning.review.curves import draw_clipping, draw_curves
-from tuning.review.figure import Chart
+from tuning.review.figure import NUM_BLENDS, NUM_SHADES, Chart
 from tuning.review.parallel import draw_parallel
 from tuning.review.pictures import look_at_answers
 from tuning.review.tables import (
@@ -97,7 +97,7 @@ def render_page(
         figures=collect_figures(charts.values()),
         facts=list_facts(sweep),
         commands=list_commands(sweep),
-        style=Markup((HERE / "review.css").read_text()),
+        style=Markup((HERE / "review.css").read_text() + write_scales()),
         scripts=scripts,
         policy=write_policy(scripts),
         refresh_s=refresh_s,
@@ -107,8 +107,26 @@ def render_page(
 
 
 def collect_figures(charts: Sequence[Chart | None] | Any) -> dict[str, Any]:
-    """Return what the page's script draws, by chart."""
-    return {chart.name: chart.figures for chart in charts if chart is not None}
+    """Return the figures of each chart as JSON values, by the reader's choice."""
+    return {
+        chart.name: {choice: figure.to_plotly_json() for choice, figure in chart.figures.items()}
+        for chart in charts
+        if chart is not None
+    }
+
+
+def write_scales() -> str:
+    """Write the colour scales of the charts as CSS: Plotly's Python takes variables only."""
+    blends = {
+        f"--blend-{step}": f"color-mix(in oklch, var(--frost) {step / NUM_BLENDS:.0%}, var(--thaw))"
+        for step in range(NUM_BLENDS + 1)
+    }
+    shades = {
+        f"--shade-{step}": "color-mix(in oklch, var(--deep) "
+        f"{0.15 + 0.85 * step / (NUM_SHADES - 1):.0%}, var(--pale))"
+        for step in range(NUM_SHADES)
+    }
+    return f":root {{{''.join(f'{name}:{css};' for name, css in (blends | shades).items())}}}"
 
 
 def write_policy(scripts: Sequence[str]) -> str:

@@ -19,12 +19,11 @@ from trainers.evaluation.pictures import Explained
 from trainers.run import folder as run_folder
 from tuning.leaderboard import TrialResult
 from tuning.record import SweepRecord
-from tuning.review.figure import Chart, plain, single
+from tuning.review.confusion import draw_confusion
+from tuning.review.figure import Chart
 
 NUM_PAIRS, NUM_MISTAKES, NUM_RIGHT = 8, 8, 4
 THUMB_PX, QUALITY = 168, 82
-MAX_COUNTED = 24
-"""Up to so many classes have counts in their cells."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +101,7 @@ def look_at_answers(sweep: SweepRecord, *, pictures: bool) -> WinnerPredictions 
         split="test" if split == "test" else "validation",
         num_images=len(rows),
         num_correct=int(confusion_KK.trace()),
-        confusion=_draw_confusion(confusion_KK, classes),
+        confusion=draw_confusion(confusion_KK, classes),
         pairs=[
             ConfusedPair(
                 true=classes[a],
@@ -198,81 +197,3 @@ def _find_pairs(confusion_KK: np.ndarray) -> list[tuple[int, int]]:
     true, predicted = np.nonzero(mistakes_KK)
     order_N = np.lexsort((confusion_KK.sum(1)[true], -mistakes_KK[true, predicted]))
     return [(int(true[at]), int(predicted[at])) for at in order_N[:NUM_PAIRS]]
-
-
-def _draw_confusion(confusion_KK: np.ndarray, classes: Sequence[str]) -> Chart:
-    num_classes = len(classes)
-    shares_KK = confusion_KK / np.maximum(1, confusion_KK.sum(1, keepdims=True))
-    names = [plain(name if len(name) <= 30 else f"{name[:28]}…") for name in classes]
-    ticks = [f"{at + 1} {name}" for at, name in enumerate(names)]
-    data = []
-    for is_right, colour in ((False, "var(--thaw)"), (True, "var(--frost)")):
-        shown_KK = (np.eye(num_classes, dtype=bool) == is_right) & (confusion_KK > 0)
-        trace: dict[str, Any] = {
-            "type": "heatmap",
-            # Roots: one mistake in a hundred images has to be seen.
-            "z": _where(shown_KK, np.sqrt(shares_KK).round(3)),
-            "customdata": _where(shown_KK, confusion_KK),
-            "x": list(range(num_classes)),
-            "y": list(range(num_classes)),
-            "zmin": 0,
-            "zmax": 1,
-            "colorscale": [[0, "var(--surface)"], [1, colour]],
-            "showscale": False,
-            "hoverongaps": False,
-            "xgap": 1 if num_classes <= MAX_COUNTED else 0,
-            "ygap": 1 if num_classes <= MAX_COUNTED else 0,
-            "hovertemplate": "true: %{y}<br>predicted: %{x}<br>%{customdata} images<extra></extra>",
-        }
-        if num_classes <= MAX_COUNTED:
-            trace["text"] = _where(shown_KK, confusion_KK, otherwise="")
-            trace["texttemplate"] = "%{text}"
-        data.append(trace)
-    step = -(-num_classes // 40)
-    places = list(range(0, num_classes, step))
-    worst = np.argsort(np.where(confusion_KK.sum(1) > 0, shares_KK.diagonal(), 2))[:50]
-    return Chart(
-        name="confusion",
-        title="Confusion matrix",
-        label=f"{confusion_KK.trace()} of {confusion_KK.sum()} images are on the diagonal. "
-        f"Lowest recall: {classes[worst[0]]}, {shares_KK[worst[0], worst[0]]:.0%}.",
-        figures=single(
-            {
-                "data": data,
-                "layout": {
-                    "height": int(min(900, max(420, 170 + 30 * num_classes))),
-                    "margin": {"l": 190, "t": 8, "b": 50, "r": 8},
-                    "xaxis": {
-                        "tickvals": places,
-                        "ticktext": [str(at + 1) for at in places],
-                        "title": {"text": "predicted class, by number"},
-                        "showgrid": False,
-                        "ticks": "",
-                        "constrain": "domain",
-                    },
-                    "yaxis": {
-                        "tickvals": places,
-                        "ticktext": [ticks[at] for at in places],
-                        "autorange": "reversed",
-                        "showgrid": False,
-                        "ticks": "",
-                        "ticksuffix": " ",
-                    },
-                },
-            }
-        ),
-        header=("class", "images", "recall"),
-        table=[
-            [classes[at], int(confusion_KK[at].sum()), f"{shares_KK[at, at]:.0%}"]
-            for at in worst
-            if confusion_KK[at].sum()
-        ],
-        is_wide=True,
-    )
-
-
-def _where(shown_KK: np.ndarray, values_KK: np.ndarray, otherwise: Any = None) -> list[list[Any]]:
-    return [
-        [value if is_shown else otherwise for is_shown, value in zip(*line, strict=True)]
-        for line in zip(shown_KK.tolist(), values_KK.tolist(), strict=True)
-    ]

@@ -1,5 +1,5 @@
-// Draws the charts in the reader's colours, sorts and filters the leaderboard, and while the sweep
-// runs loads the page anew without losing the reader's place.
+// Draws the charts in the colours of the theme, sorts and filters the leaderboard, and reloads the
+// page of a running sweep without changing what the reader sees.
 "use strict";
 (() => {
   const figures = JSON.parse(document.getElementById("figures").textContent);
@@ -8,13 +8,13 @@
   const touch = matchMedia("(pointer: coarse)");
   const PRINT_PX = 680;
 
-  // What the reader chose, kept over a reload.
+  // The reader's choices, kept across reloads.
   const key = `thaw-review:${location.pathname}`;
   const kept = (() => {
     try {
       return JSON.parse(sessionStorage.getItem(key)) || {};
     } catch {
-      return {}; // the browser keeps nothing for files
+      return {}; // this browser has no storage for files
     }
   })();
   const keep = (changes) => {
@@ -22,7 +22,7 @@
     try {
       sessionStorage.setItem(key, JSON.stringify(kept));
     } catch {
-      // as above: the page works without
+      // as above: the page works without storage
     }
   };
 
@@ -38,7 +38,7 @@
     }
     return known.get(css);
   };
-  // Plotly knows no oklab(): a pixel of a canvas does.
+  // Plotly can't parse oklab(); a canvas can.
   const brush = Object.assign(document.createElement("canvas"), { width: 1, height: 1 })
     .getContext("2d", { willReadFrequently: true });
   const toRgb = (css) => {
@@ -49,38 +49,20 @@
     return `rgba(${red},${green},${blue},${(alpha / 255).toFixed(2)})`;
   };
   const paint = (value) => {
-    if (typeof value === "string") return /^(var|color-mix)\(/.test(value) ? colour(value) : value;
+    if (typeof value === "string") return value.startsWith("var(") ? colour(value) : value;
     if (Array.isArray(value)) return value.map(paint);
     if (value === null || typeof value !== "object") return value;
     return Object.fromEntries(Object.entries(value).map(([name, part]) => [name, paint(part)]));
   };
-  const axis = (given = {}) => ({
-    gridcolor: "var(--rule)",
-    zeroline: false,
-    automargin: true,
-    fixedrange: touch.matches,
-    ...given,
-    title: { standoff: 12, font: { color: "var(--quiet)", size: 13 }, ...given.title },
-    tickfont: { color: "var(--quiet)", ...given.tickfont },
-  });
+  // The template of all charts, adapted to this reader's font and device.
   const layoutOf = ({ layout }, width) => {
-    const axes = Object.entries(layout).filter(([name]) => /^[xy]axis/.test(name));
-    return paint({
-      paper_bgcolor: "rgba(0,0,0,0)",
-      plot_bgcolor: "rgba(0,0,0,0)",
-      font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: "var(--ink)" },
-      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" },
-      hoverlabel: {
-        bgcolor: "var(--surface)", bordercolor: "var(--faint)", font: { color: "var(--ink)" },
-        align: "left",
-      },
-      hovermode: "closest",
-      dragmode: touch.matches ? false : "zoom",
-      ...layout,
-      ...Object.fromEntries(axes.map(([name, given]) => [name, axis(given)])),
-      margin: { l: narrow.matches ? 40 : 56, r: 12, t: 16, b: 44, ...layout.margin },
-      ...(width ? { width } : { autosize: true }),
-    });
+    const painted = paint(layout);
+    const shared = painted.template.layout;
+    shared.font.family = getComputedStyle(document.body).fontFamily;
+    shared.dragmode = touch.matches ? false : "zoom";
+    shared.xaxis.fixedrange = shared.yaxis.fixedrange = touch.matches;
+    if (narrow.matches) shared.margin.l = 40;
+    return { ...painted, ...(width ? { width } : { autosize: true }) };
   };
   const draw = (name, width) => {
     const box = document.getElementById(`chart-${name}`);

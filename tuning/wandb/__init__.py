@@ -1,5 +1,5 @@
-"""A sweep in W&B: its run, and the saved workspaces.
+"""A sweep in W&B: its run with the review page, two workspaces, and a report with the answer.
 
-Imports `sharing` and the root of `tuning`; with trainers/tracking, the only use of wandb.
-Enter at `sweep` (the run) and `views` (workspaces).
+Imports `review` and the root of `tuning`; with `trainers.tracking`, the only user of wandb.
+Enter at `sweep` (the run) and `views` (workspaces and report).
 """

@@ -1,12 +1,11 @@
-"""W&B's panels on a training and on a sweep, for workspaces and reports alike.
+"""W&B panels on trainings and sweeps.
 
-Nested config is addressed by its dotted path, as in `config.to_dict()`. What sums a run up is
-`val/best_top1`, its highest val/top1 so far: a plain number in every summary.
+Nested config is addressed by its dotted path, as in `config.to_dict()`. Runs are ranked by
+`val/best_top1`, their highest val/top1 so far.
 """
 
 import unicodedata
 from collections.abc import Sequence
-from typing import Any
 
 from wandb_workspaces.reports.v2 import interface as wr
 
@@ -15,44 +14,26 @@ from tuning.space import AXES, LEARNING_RATE
 
 BEST = metrics.VAL_BEST_TOP1
 MAX_CURVES = 100
-"""Runs that a panel draws at once; W&B's own default is 10."""
-SWEEP = "sweep"
-"""Job type of the run that sums a sweep up."""
-GRID_COLUMNS = 24
-"""Of a report."""
+"""Runs per panel; W&B's default is 10."""
 
 
 def where(group: str, *job_types: str) -> str:
-    """Write W&B's filter for a group's runs; without job types, for all of them."""
+    """Write W&B's filter for the runs of a group, of the given job types or of all."""
     of_group = f'Metric("Group") == {_quote(group)}'
     if not job_types:
         return of_group
     return f'{of_group} and Metric("JobType") in [{", ".join(map(_quote, job_types))}]'
 
 
-def where_id(run_id: str) -> str:
-    """Write W&B's filter for one run."""
-    return f'Metric("ID") == {_quote(run_id)}'
-
-
 def _quote(text: str) -> str:
-    # wandb-workspaces rewrites = < > wherever they stand in a filter, and escapes no quotes.
+    # wandb-workspaces rewrites = < > anywhere in a filter, and escapes no quotes.
     return '"' + "".join(c if c.isalnum() else f"\\U{ord(c):08x}" for c in text) + '"'
 
 
 def name_view(text: str) -> str:
-    """Make a text fit to be a name: W&B takes no symbols in it, and at most 128 characters."""
+    """Turn a text into a valid name: W&B allows no symbols, and at most 128 characters."""
     plain = (" " if unicodedata.category(char).startswith("S") else char for char in text)
     return "".join(plain)[:128]
-
-
-def arrange(*rows: Sequence[Any], height: int = 9) -> list[Any]:
-    """Lay rows of panels out on a report's grid, each row as wide as the grid."""
-    for number, row in enumerate(rows):
-        width = GRID_COLUMNS // len(row)
-        for place, panel in enumerate(row):
-            panel.layout = wr.Layout(x=place * width, y=number * height, w=width, h=height)
-    return [panel for row in rows for panel in row]
 
 
 def curves(*names: str, axis: str) -> wr.LinePlot:
@@ -61,7 +42,7 @@ def curves(*names: str, axis: str) -> wr.LinePlot:
 
 
 def stage_curves(name: str) -> wr.LinePlot:
-    """Draw a metric of clipping for each stage that trains, as `metrics.stage_metrics` names it."""
+    """Draw a clipping metric of each trained stage (`metrics.stage_metrics`)."""
     return wr.LinePlot(
         title=f"{name}, stage by stage",
         x=metrics.GLOBAL_STEP,
@@ -71,12 +52,12 @@ def stage_curves(name: str) -> wr.LinePlot:
 
 
 def table(name: str) -> wr.WeavePanelSummaryTable:
-    """Show a table that runs have logged."""
+    """Show a table of the runs."""
     return wr.WeavePanelSummaryTable(table_name=name)
 
 
 def confusion_matrix(split: str) -> wr.CustomChart:
-    """Draw what `wandb.plot.confusion_matrix` left as `SPLIT/confusion`."""
+    """Draw the matrix that `wandb.plot.confusion_matrix` logged as `SPLIT/confusion`."""
     return wr.CustomChart(
         query={"summaryTable": {"tableKey": f"{split}/confusion_table"}},
         chart_name="wandb/confusion_matrix/v1",
@@ -86,7 +67,7 @@ def confusion_matrix(split: str) -> wr.CustomChart:
 
 
 def parallel_coordinates() -> wr.ParallelCoordinatesPlot:
-    """Draw each trial as a line through its point in the space and its accuracy."""
+    """Draw each trial as a line over the axes of the space and its accuracy."""
     columns = [
         wr.ParallelCoordinatesPlotColumn(
             metric=wr.Config(axis), display_name=name, log=axis == LEARNING_RATE or None
@@ -98,12 +79,12 @@ def parallel_coordinates() -> wr.ParallelCoordinatesPlot:
 
 
 def importance() -> wr.ParameterImportancePlot:
-    """Draw how much each field of the config decides, as W&B finds it."""
+    """Draw the importance of each config field, as W&B computes it."""
     return wr.ParameterImportancePlot(with_respect_to=BEST)
 
 
 def best_by(axis: str) -> wr.BarPlot:
-    """Draw the best accuracy at each value of an axis, and how far its trials spread."""
+    """Draw the best accuracy and the range of the trials at each value of an axis."""
     return wr.BarPlot(
         title=f"Best val/top1 by {axis}",
         metrics=[BEST],
@@ -119,7 +100,7 @@ def best_of_all() -> wr.ScalarChart:
 
 
 def accuracy_curves(rungs: Sequence[int]) -> wr.LinePlot:
-    """Draw the accuracy of trials over epochs: a line that ends at a rung was pruned there."""
+    """Draw the accuracy of trials over epochs: a line that ends at a rung is a pruned trial."""
     return wr.LinePlot(
         title=f"val/top1; {describe_rungs(rungs)}",
         x=metrics.EPOCH,
@@ -130,7 +111,7 @@ def accuracy_curves(rungs: Sequence[int]) -> wr.LinePlot:
 
 
 def ends(rungs: Sequence[int]) -> wr.ScatterPlot:
-    """Draw how far each trial came, and how good it was: the rungs are columns of points."""
+    """Draw the accuracy of each trial over its last epoch: the rungs are columns of points."""
     return wr.ScatterPlot(
         title=f"Where trials ended; {describe_rungs(rungs)}",
         x=wr.SummaryMetric(metrics.EPOCH),
@@ -141,4 +122,4 @@ def ends(rungs: Sequence[int]) -> wr.ScatterPlot:
 def describe_rungs(rungs: Sequence[int]) -> str:
     if not rungs:
         return "no trial is pruned"
-    return f"the weak are pruned after epoch {', '.join(map(str, rungs))}"
+    return f"trials may be pruned after epoch {', '.join(map(str, rungs))}"

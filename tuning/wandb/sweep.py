@@ -1,4 +1,4 @@
-"""The sweep itself as a run in W&B, in the group of its trials."""
+"""The sweep itself as a run in W&B, in the group of its trials, with its review page."""
 
 from collections import Counter
 from functools import partial
@@ -12,22 +12,30 @@ from trainers.tracking.run import WandbRun
 from trainers.tracking.thread import WandbThread
 from tuning.record import SweepRecord
 from tuning.review.importance import rank_axes
+from tuning.review.page import render_page
 from tuning.space import describe
 from tuning.verdict import judge
 
+SWEEP = "sweep"
+"""Job type of the run."""
+REVIEW = "sweep/review"
+"""Key of the review page."""
+
 
 def log_sweep(record: SweepRecord) -> str | None:
-    """Log the answer, the leaderboard, the importance of each axis, and what was shared.
+    """Log the review page, the answer, the leaderboard, the importance of each axis and the work
+    shared.
 
     Returns:
-        The command that uploads what W&B does not have; None where it has all.
+        The command that uploads the data that W&B does not have; None if it has all.
     """
     if find_mode(record.base.track) == "off":
         return None
-    return WandbThread(record.out, partial(_log, record)).close()
+    page = render_page(record)  # not in the thread, whose time to finish is limited
+    return WandbThread(record.out, partial(_log, record, page)).close()
 
 
-def _log(record: SweepRecord) -> str | None:
+def _log(record: SweepRecord, page: bytes) -> str | None:
     config, manifest = record.config, record.manifest
     assert manifest is not None, "a sweep that has just ended has its data set"
     run = WandbRun(
@@ -35,7 +43,7 @@ def _log(record: SweepRecord) -> str | None:
         track=config.base.track,
         name=f"sweep {config.group}",
         group=config.group,
-        job_type="sweep",
+        job_type=SWEEP,
         config=config.to_dict(),
         tags=find_tags(config.base, manifest),
     )
@@ -50,6 +58,7 @@ def _log(record: SweepRecord) -> str | None:
     run.try_to(
         lambda: run.log({"data/augmentation": augmentation_image(config.base)}), "augmentation"
     )
+    run.try_to(lambda: run.log_html(REVIEW, page), "the review page")
     for key, (columns, values) in tables.items():
         run.try_to(partial(run.log_table, key, columns, values), key)
     winner, answer = record.winner, judge(record).text

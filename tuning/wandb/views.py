@@ -1,6 +1,6 @@
-"""Save a sweep's workspaces and reports in W&B; saved again, they change in their place.
+"""Save a sweep's workspaces and report in W&B; saving again updates them.
 
-SWEEP/wandb_views.json    what W&B calls them, by entity, project and title
+SWEEP/wandb_views.json    their ids in W&B, by entity, project and title
 """
 
 import importlib.util
@@ -14,15 +14,14 @@ from cluster.io.errors import UserError
 from cluster.io.records import read_object
 from trainers.tracking import wandb_internals
 from tuning.record import SweepRecord
-from tuning.wandb.card import read_card
 
 KNOWN = "wandb_views.json"
 Saved = dict[str, str]
-"""What W&B calls a view: its id, and the name of a workspace."""
+"""A view's id in W&B, and the name of a workspace."""
 
 
 def save_views(sweep: str, *, project: str, entity: str | None) -> list[str]:
-    """Save the workspaces of a sweep, and the reports where it has ended.
+    """Save the workspaces of a sweep, and the report if it has ended.
 
     Args:
         sweep: URI of the sweep's folder.
@@ -32,50 +31,46 @@ def save_views(sweep: str, *, project: str, entity: str | None) -> list[str]:
         Their URLs.
 
     Raises:
-        UserError: where no sweep is there, wandb-workspaces is missing, or W&B refuses: there is
-            no key, it is a wrong one, it may not write there, or the server is out of reach.
+        UserError: if there is no sweep, wandb-workspaces is missing, or W&B refuses: no key, a
+            wrong key, no write access, or an unreachable server.
     """
     require_workspaces()
     record = SweepRecord.read(sweep)
     uri = storage.join(record.out, KNOWN)
     known: dict[str, Saved] = read_object(uri) if storage.exists(uri) else {}
-    deleted = f"; where they were deleted in W&B, delete {uri}" if known else ""
-    wandb.setup()  # resets the terminal's settings, so it comes first
-    wandb.termsetup(wandb.Settings(silent=True), None)  # the URLs are the caller's to print
+    deleted = f"; if they were deleted in W&B, delete {uri}" if known else ""
+    wandb.setup()  # first, as it resets the terminal's settings
+    wandb.termsetup(wandb.Settings(silent=True), None)  # the caller prints the URLs
     try:
         entity = entity or wandb.Api().default_entity
         if entity is None:
-            raise UserError("entity is None: this key has no user; name the team it writes to")
+            raise UserError("entity is None, and the API key has no user; give --entity TEAM")
         urls = []
         for view in build_views(entity, project, record):
             urls.append(save_view(view, known))
             storage.write_bytes(uri, json.dumps(known, indent=1).encode())
     except wandb_internals.VIEW_ERRORS as error:
         raise UserError(
-            f"project is {project!r}: W&B did not take the views of {record.out} "
+            f"project is {project!r}: W&B refused the views of {record.out} "
             f"({str(error).strip().rstrip('.')}); set WANDB_API_KEY, and WANDB_BASE_URL for a "
-            f"server of your own, or leave out --wandb{deleted}"
+            f"self-hosted server, or leave out --wandb{deleted}"
         ) from error
     return urls
 
 
 def require_workspaces() -> None:
-    """Refuse in one sentence where the optional package is missing.
-
-    Raises:
-        UserError: with the command that installs it.
-    """
+    """Refuse a missing optional package with the command that installs it."""
     if importlib.util.find_spec("wandb_workspaces") is None:
         raise UserError(
-            "wandb needs the package wandb-workspaces to save workspaces and reports: "
+            "wandb needs the package wandb-workspaces to save workspaces and a report: "
             "pip install -e '.[workspaces]', or leave out --wandb"
         )
 
 
 def build_views(entity: str, project: str, record: SweepRecord) -> list[Any]:
-    """Build workspaces, and reports where there is something to report."""
+    """Build two workspaces, and a report if the sweep has ended."""
     # An optional package, which takes a second to import.
-    from tuning.wandb.reports import build_decision_report, build_model_card
+    from tuning.wandb.report import build_report
     from tuning.wandb.workspaces import build_run_review, build_sweep_review
 
     views: list[Any] = [
@@ -83,20 +78,15 @@ def build_views(entity: str, project: str, record: SweepRecord) -> list[Any]:
         build_sweep_review(entity, project, record.config.group, rungs=record.config.rungs),
     ]
     if record.status == "ended":
-        views.append(build_decision_report(entity, project, record))
-    if (card := read_card(record)) is not None:
-        views.append(build_model_card(entity, project, record, card))
+        views.append(build_report(entity, project, record))
     return views
 
 
 def save_view(view: Any, known: dict[str, Saved]) -> str:
-    """Save a workspace or report, in the place of the one known by its title.
+    """Save a workspace or report, replacing the known one of the same title, and return its URL.
 
     Args:
-        known: what was saved before; the view joins it.
-
-    Returns:
-        Its URL.
+        known: the views saved before; this one is added.
     """
     is_report = hasattr(view, "title")
     title = f"{view.entity}/{view.project}: {view.title if is_report else view.name}"

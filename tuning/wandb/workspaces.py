@@ -1,7 +1,6 @@
-"""W&B workspaces of a sweep: one for its runs, one for what they say together.
+"""W&B workspaces of a sweep: one for its runs, one for the comparison of its trials.
 
-A workspace is a view of the whole project, so each is filtered to the group of the sweep, and named
-by it.
+A workspace shows a whole project, so each is filtered to the group of the sweep and named by it.
 """
 
 from collections.abc import Sequence
@@ -15,10 +14,11 @@ from trainers.metrics import EPOCH, GLOBAL_STEP
 from trainers.tracking.mirror import TRIAL
 from tuning.space import AXES, FREEZE_DEPTH, INIT
 from tuning.wandb import panels
+from tuning.wandb.sweep import SWEEP
 
 
 def build_run_review(entity: str, project: str, group: str) -> ws.Workspace:
-    """Build the workspace for the runs of a group one by one; look for one by its name."""
+    """Build the workspace with the curves, data and predictions of a group's runs."""
     clipping = (metrics.GRAD_NORM, metrics.GRAD_NORM_AFTER, metrics.CLIPPED_SHARE)
     return ws.Workspace(
         entity=entity,
@@ -57,7 +57,7 @@ def build_run_review(entity: str, project: str, group: str) -> ws.Workspace:
                 panels.table("val/predictions"),
                 panels.table("val/mistakes"),
                 panels.confusion_matrix("val"),
-                panels.table("val/confusion"),  # in its place where there are many classes
+                panels.table("val/confusion"),  # instead of the matrix where there are many classes
                 columns=2,
             ),
         ],
@@ -69,7 +69,7 @@ def build_run_review(entity: str, project: str, group: str) -> ws.Workspace:
 def build_sweep_review(
     entity: str, project: str, group: str, *, rungs: Sequence[int]
 ) -> ws.Workspace:
-    """Build the workspace for the trials of a sweep together, beside the tables of its own run.
+    """Build the workspace that compares the trials of a sweep, with the tables of its own run.
 
     Args:
         rungs: epochs after which trials are pruned.
@@ -96,7 +96,7 @@ def build_sweep_review(
             ),
         ],
         settings=ws.WorkspaceSettings(x_axis=EPOCH, max_runs=panels.MAX_CURVES),
-        runset_settings=_runs(panels.where(group, TRIAL, panels.SWEEP)),
+        runset_settings=_runs(panels.where(group, TRIAL, SWEEP)),
     )
 
 
@@ -110,7 +110,7 @@ def _section(name: str, *shown: Any, columns: int = 3) -> ws.Section:
 
 
 def _runs(filters: str) -> ws.RunsetSettings:
-    """The best run first; how it ended and its point stand beside its name."""
+    """Sort the best run first, and show its point and state as columns."""
     sections = [axis.split(".", 1) for axis in AXES]
     return ws.RunsetSettings(
         filters=filters,
