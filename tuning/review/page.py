@@ -36,7 +36,7 @@ from tuning.review.tables import (
 )
 from tuning.space import show
 from tuning.verdict import SweepVerdict, depth_name, judge, show_p
-from tuning.winner import reproduce, train_longer
+from tuning.winner import list_next, reproduce
 
 HERE = Path(__file__).parent
 
@@ -200,18 +200,15 @@ def list_facts(sweep: SweepRecord) -> list[tuple[str, str]]:
     ]
 
 
-def list_commands(sweep: SweepRecord) -> list[tuple[str, str]]:
-    """Return the commands that made the results, and those that come next."""
+def list_commands(record: SweepRecord) -> list[tuple[str, str]]:
+    """Return titles and commands: to reproduce the results, and the next steps."""
     commands: list[tuple[str, str]] = []
-    if sweep.started is not None:
-        commands.append(("Run it again", "\n".join(reproduce(sweep))))
-    if sweep.winner is not None and sweep.status == "ended":
-        commands.append(("Train the winner longer", train_longer(sweep.winner, sweep.out)))
-        promote = ["python", "-m", "tuning", "promote", "--sweep", sweep.out]
-        commands.append(("Promote the winner", shlex.join(promote)))
-    commands += [("Send the runs to W&B", command) for command in sweep.sync]
-    again = ["python", "-m", "tuning", "review", "--out", sweep.out]
-    return [*commands, ("Make this page anew", shlex.join(again))]
+    if record.started is not None:
+        commands.append(("Run it again", "\n".join(reproduce(record))))
+    commands += list_next(record)
+    commands += [("Upload the runs to W&B", command) for command in record.sync]
+    again = ["python", "-m", "tuning", "review", "--out", record.out]
+    return [*commands, ("Update this page", shlex.join(again))]
 
 
 def _range(low: float, high: float) -> str:
