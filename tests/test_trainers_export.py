@@ -186,7 +186,7 @@ def test_the_card_as_hugging_face_reads_it(exported: Path) -> None:
     assert "| test (16) | top-1 | 0.8750 |" in content
     assert "| validation | top-1 | 0.7500 |" in content
     assert "fingerprint `0123abcd`" in content and "| optim.learning_rate | 0.001 |" in content
-    assert "alice" not in content  # nobody's folders are published
+    assert "alice" not in content  # no local folders are published
     for line in content.splitlines():
         assert not line.startswith("|") or line.count("|") in (3, 4)
 
@@ -204,6 +204,37 @@ def test_the_card_of_a_run_without_validation_says_so() -> None:
 
     assert "| validation | top-1 | not measured: they train too |" in write_card(facts)
     assert "| train_on | train+val |" in write_card(facts)
+
+
+def test_hostile_class_names_are_text(run: str) -> None:
+    training, progress, _ = load_best_model(run)
+    classes = ("<script>", "{{ 7 * 7 }}", "a|b\n## c", "[x](http://y)", "---")
+    card = write_card(
+        CardFacts(
+            config=training,
+            progress=replace(progress, classes=classes),
+            files={},
+            preprocessing={"mean": 0.5, "std": 0.5},
+            dynamic_batch=True,
+            evaluation=None,
+            commit=None,
+        )
+    )
+
+    names = r"\<script\>, {{ 7 \* 7 }}, a\|b ## c, \[x\](http://y), ---"
+    assert f"An image classifier of 5 classes ({names}; all in" in card
+    assert "\n## c" not in card and ModelCard(card).data.to_dict()["datasets"] == ["cars"]
+
+
+def test_the_card_names_the_commit_of_an_image_without_a_repository(
+    staged_run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainers.export.export.ROOT", tmp_path)
+    monkeypatch.setenv("THAW_COMMIT", "0123456789abcdef")
+    export(ExportConfig(run=staged_run, out=str(tmp_path / "out"), formats=("safetensors",)))
+
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| exported by Thaw at commit | `0123456789abcdef` |" in card
 
 
 def test_a_single_image_at_a_time_by_default_and_what_stood_there_goes(
@@ -241,11 +272,13 @@ def test_a_file_that_computes_something_else_is_removed(
     assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
 
 
-def test_what_others_wrote_stays(run: str, tmp_path: Path) -> None:
+def test_files_of_others_are_kept(run: str, tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("mine")
 
     for out in (str(tmp_path), run):
-        with pytest.raises(ValueError, match=r"stands there that no export wrote"):
+        with pytest.raises(
+            ValueError, match=r"it has a README\.md or config\.json that no export wrote"
+        ):
             export(ExportConfig(run=run, out=out, formats=("safetensors",)))
     assert (tmp_path / "README.md").read_text() == "mine"
     assert "model" in json.loads((Path(run) / "config.json").read_text())
@@ -269,14 +302,3 @@ def test_the_extra_lists_what_onnx_needs() -> None:
     extras = project["project"]["optional-dependencies"]
 
     assert extras["export"] == list(formats.ONNX_PACKAGES.values())
-
-
-def test_the_card_of_a_job_names_the_commit_it_was_submitted_from(
-    run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A job runs in a folder without .git; `cluster submit` gives it the commit."""
-    monkeypatch.setattr("trainers.export.export.ROOT", tmp_path)
-    monkeypatch.setenv("THAW_COMMIT", "0123456789abcdef")
-    export(ExportConfig(run=run, out=str(tmp_path / "out"), formats=("safetensors",)))
-
-    assert "| `0123456789abcdef` |" in (tmp_path / "out" / "README.md").read_text()

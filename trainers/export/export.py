@@ -1,7 +1,7 @@
-"""A run's best network for use without Thaw; each format is loaded back and compared with it.
+"""Exports a run's best network; each file is loaded back and compared with the original.
 
-OUT/model.safetensors   tensors; OUT/config.json says of which network, its classes and pixels
-OUT/model.onnx          for onnxruntime and whatever else reads ONNX
+OUT/model.safetensors   tensors; OUT/config.json has the network's name, classes and pixels
+OUT/model.onnx          for onnxruntime and other readers of ONNX
 OUT/model.pt2           for torch.export.load
 OUT/README.md           the model card, written last
 """
@@ -31,11 +31,11 @@ _NUM_COMPARED = 4
 
 
 def export(config: ExportConfig) -> dict[str, FileFacts]:
-    """Write a run's best network to `config.out`; return what was written and measured by format.
+    """Write a run's best network to `config.out`; return the facts of each file by format.
 
     Raises:
-        UserError: where there is no such run, a package is missing, or what was written doesn't
-            compute what the original does; that file is removed then.
+        UserError: where there is no such run, a package is missing, or a file, then deleted,
+            computes other logits than the original.
     """
     if "onnx" in config.formats:
         require_onnx()
@@ -73,7 +73,7 @@ def _clear(out: str) -> None:
     """Delete an earlier export; other files stay.
 
     Raises:
-        UserError: where another's README.md or config.json stands, be it that of a run.
+        UserError: where a README.md or config.json is not of an export.
     """
     try:
         config = read_json(storage.join(out, CONFIG))
@@ -86,9 +86,9 @@ def _clear(out: str) -> None:
         ours,
         "out",
         out,
-        f"a {CARD} or {CONFIG} stands there that no export wrote; use another folder",
+        f"it has a {CARD} or {CONFIG} that no export wrote; use another folder",
     )
-    # First the card: from here on there is no export, whatever happens next.
+    # First the card: from here on there is no whole export.
     for file in (CARD, *(exporter.file for exporter in EXPORTERS.values())):
         storage.delete_file(storage.join(out, file))
 
@@ -122,7 +122,7 @@ def compare(subject: Subject, run: Run) -> float:
 
 
 def run_export(config: ExportConfig) -> None:
-    """Export, and print what was written and how near it is."""
+    """Export, and print each file and its largest difference."""
     for name, facts in export(config).items():
         print(
             f"{name:<13} {storage.join(config.out, facts.file)}, {facts.num_bytes / 2**20:.1f} "
