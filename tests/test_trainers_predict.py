@@ -332,7 +332,7 @@ def test_results_do_not_go_among_the_images(images: str, out: str) -> None:
     )
     config = PredictConfig(images=images, out=out, run="none")
 
-    with pytest.raises(ValueError, match="where results would pass for images"):
+    with pytest.raises(ValueError, match="where results would be read as images"):
         run_inference(
             config, network, lambda outputs: {}, name="predictions", row_bytes=0, facts={}
         )
