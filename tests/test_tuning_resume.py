@@ -140,7 +140,7 @@ def test_a_killed_driver_head_or_worker_loses_no_trial_and_repeats_none(
     copied = [row for row in answer["trials"] if row["copied_from"]]
     assert len(copied) == 3, "no gradient reaches a clipnorm of a million: twins are one training"
     assert answer["sharing"]["num_copied"] == len(copied)
-    assert f"{len(copied)} trials copied from a training that was known" in printed
+    assert f"{len(copied)} trials copied from a recorded training" in printed
 
     undisturbed = arguments(easy_data, tmp_path, "alone", "--no-share", num_workers=0)
     alone = tune_sweep(parse(undisturbed))

@@ -133,7 +133,7 @@ def test_driver_keeps_states_current(tmp_path: Path, monkeypatch: pytest.MonkeyP
     config = cast(Any, SimpleNamespace(base=sweep.base, out=out, group="group", max_failures=1))
     display = SimpleNamespace(start=lambda *_, **__: None, end=lambda *_, **__: None)
     states, shared = TrialStates(out, num_trials=3), Shared(manifest=read_manifest(sweep.base.data))
-    told = progress.SweepProgress(config, shared, cast(Any, display), states)
+    callback = progress.SweepProgress(config, shared, cast(Any, display), states)
     trials: list[Any] = [
         SimpleNamespace(
             trial_id=row.trial_id,
@@ -145,10 +145,10 @@ def test_driver_keeps_states_current(tmp_path: Path, monkeypatch: pytest.MonkeyP
         for row, epochs in zip(sweep.trials, (9, 1, 9), strict=True)
     ]
     for trial in trials:
-        told.on_trial_start(0, trials, trial)
-    told.on_trial_complete(0, trials, trials[0])
-    told.on_trial_complete(0, trials, trials[1])
-    told.on_experiment_end(trials)
+        callback.on_trial_start(0, trials, trial)
+    callback.on_trial_complete(0, trials, trials[0])
+    callback.on_trial_complete(0, trials, trials[1])
+    callback.on_experiment_end(trials)
     held = read_trials(out)
     assert held is not None
     assert [trial.state for trial in held.trials] == ["finished", "pruned", "killed"]

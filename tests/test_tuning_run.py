@@ -121,7 +121,7 @@ class Mirror:
 def mirrors(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     Mirror.ended = []
     monkeypatch.setattr(progress, "RunMirror", Mirror)
-    monkeypatch.setattr(run, "start_fits", lambda: None)
+    monkeypatch.setattr(run, "start_runner", lambda: None)
     yield
 
 
@@ -233,7 +233,7 @@ def test_stopped_sweep_goes_on(
     with pytest.raises(SystemExit) as end:
         tune_sweep(sweep)
     assert end.value.code == 130
-    assert "of 6 trials done; the same command goes on" in capfd.readouterr().out
+    assert "of 6 trials done; run the same command again to resume" in capfd.readouterr().out
     assert "killed" in Mirror.ended
     assert not Path(sweep.out, "leaderboard.json").exists()
     before_resume = starts(sweep)

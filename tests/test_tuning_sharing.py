@@ -145,6 +145,6 @@ def test_savings_are_told_from_what_was_measured() -> None:
     assert savings.describe() == [
         "4 trials trained on features: 1000 passes through frozen stages in place of 4000; 10 s, "
         "which saved about 30 s",
-        "2 trials copied from a training that was known, 33 s of work",
+        "2 trials copied from a recorded training, 33 s of work",
     ]
     assert replace(savings, num_on_features=0, num_copied=0).describe() == []

@@ -1,1 +1,5 @@
-"""Many trainings -> one answer. Knows Ray Tune."""
+"""Sweeps: many trainings that answer how much of a network to thaw.
+
+Imports `trainers`, `datasets` and `cluster`; the only room that knows Ray Tune.
+Enter at `run` (a sweep), `record` (what its folder says) and `verdict` (its answer).
+"""

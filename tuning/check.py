@@ -22,7 +22,7 @@ def check(config: TuningConfig) -> Manifest:
         before = flatten(facts_of(*known)) if known else {}
         if before.get("data_fingerprint") != manifest.fingerprint:
             raise UserError(
-                f"data is {config.base.data!r}: it was prepared anew since the sweep in "
+                f"data is {config.base.data!r}: it was prepared again since the sweep in "
                 f"{config.out} began, and is another data set now; use another --out"
             )
         for field, value in flatten(facts_of(config, manifest.fingerprint)).items():

@@ -1,4 +1,4 @@
-"""What can be said about one sweep: facts only, standard library alone."""
+"""Configuration of a sweep and of the commands around it (standard library only)."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -61,7 +61,7 @@ class SpaceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TuningConfig:
-    """One sweep, whole."""
+    """A whole sweep."""
 
     base: FinetuneConfig
     """The training every trial starts from; a point of the space changes some of its fields."""
@@ -151,7 +151,7 @@ class TuningConfig:
         return rungs
 
     def to_dict(self) -> dict[str, Any]:
-        """The config as JSON would give it back: nested dicts, lists for tuples."""
+        """Return the config as JSON: nested dicts, lists for tuples."""
         return json.loads(json.dumps(asdict(self)))
 
     @classmethod
@@ -172,8 +172,8 @@ class PromoteConfig:
     once.
 
     Ends with the mean on the test split and its 95 percent interval: of t over the seeds, which
-    tells how far the mean hangs on them, or with one seed Wilson's over the test images. The same
-    command again goes on, and what is finished is reused:
+    measures how the mean varies with them, or with one seed Wilson's over the test images. Run the
+    same command again to resume; what is finished is reused:
 
     python -m tuning promote --sweep runs/sweep
 

@@ -1,4 +1,4 @@
-"""The demo: Thaw from nothing to an answer, on synthetic cars, in minutes on two cores."""
+"""The demo: a whole sweep on synthetic cars, in minutes on two cores."""
 
 from dataclasses import replace
 from typing import Any
@@ -28,7 +28,7 @@ from tuning.run import tune_sweep
 SIZE_PX = 64
 BATCH_SIZE = 32
 TARGET = SyntheticConfig(num_classes=10, train_per_class=40, test_per_class=20, render_px=96)
-"""Ten car models to tell apart."""
+"""Ten car models, which are the classes."""
 TARGET_EPOCHS = 4
 RANDOM_INITS: tuple[Init, ...] = ("he", "zeros")
 SPACE = SpaceConfig(
@@ -43,17 +43,17 @@ SWEEP_SEED = 228
 SOURCE = SyntheticConfig(
     num_classes=60, train_per_class=36, test_per_class=2, render_px=96, label_by="body", seed=1
 )
-"""What stands in for ImageNet offline: the body types of sixty other cars."""
+"""Replaces ImageNet offline: the body types of sixty other cars."""
 SOURCE_EPOCHS = 3
 SOURCE_LEARNING_RATE = 1e-3
 DEMO_GROUP = "demo"
 
 
 def run_demo(config: DemoConfig) -> dict[str, Any]:
-    """Prepare, pretrain where ImageNet weights are out of reach, sweep; returns the sweep's answer.
+    """Prepare, pretrain where ImageNet weights are not available, and sweep; return the answer.
 
     Raises:
-        UserError: where the weights that were given are not there.
+        UserError: where the given weights are missing.
     """
     connect(config.address)
     out = storage.absolute(config.out, "out")
@@ -88,7 +88,7 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
 
 
 def _prepare(cars: SyntheticConfig, uri: str) -> str:
-    """Render a data set, unless it stands already; returns its URI."""
+    """Render a data set, unless it exists; return its URI."""
     if not storage.exists(storage.join(uri, "manifest.json")):
         report(f"Rendering {cars.num_classes} car models into {uri}")
     prepare(
@@ -98,7 +98,7 @@ def _prepare(cars: SyntheticConfig, uri: str) -> str:
 
 
 def _pretrain(base: FinetuneConfig, out: str) -> str:
-    """Train ResNet50 on the source task, unless that is done; returns its weights' URI."""
+    """Train ResNet50 on the source task, unless that is done; return its weights' URI."""
     config = replace(
         base,
         out=storage.join(out, "pretrained"),

@@ -1,4 +1,4 @@
-"""The head first, then deeper: heads on the frozen network, trained once for all deeper trials.
+"""LP-FT: heads trained on the frozen network, once, for all deeper trials to start from.
 
 SWEEP/heads/INIT-RATE/         a head-only run for each learning rate of the space
 SWEEP/heads/INIT.safetensors   the best of them

@@ -23,7 +23,7 @@ RUNNING, FINISHED, PRUNED, FAILED, KILLED = "running", "finished", "pruned", "fa
 LEARNS = "learns"
 LEARNS_NOT = "does not learn"
 COLUMNS = ("rank", *AXES.values(), "val/top1", "epoch", "state", "time", "verdict")
-"""Of a table for people."""
+"""Headings of the printed table."""
 
 
 @dataclass(frozen=True, kw_only=True)

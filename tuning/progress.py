@@ -1,6 +1,6 @@
-"""What the driver does while trials run: their display, and every trial's mirror in W&B.
+"""Tune callback of the driver: the display, trials.json and each trial's mirror in W&B.
 
-The driver outlives pruned and killed workers, so it alone knows how a trial ended.
+The driver outlives pruned and killed workers, so it records how each trial ended.
 """
 
 import time
@@ -25,7 +25,7 @@ from tuning.trial import Shared, config_of
 
 
 class SweepProgress(SessionCallback):
-    """Tell the display of the trials, keep their mirrors and trials.json."""
+    """Update the display, the mirrors and trials.json."""
 
     def __init__(
         self, config: TuningConfig, shared: Shared, display: SweepDisplay, states: TrialStates
@@ -36,17 +36,17 @@ class SweepProgress(SessionCallback):
         self._ended_mirrors: list[RunMirror] = []
         self._num_ended: int | None = None
         self.trial_ids: list[str] = []
-        """Of all trials of the sweep, in the order of Tune's results; known at the end."""
+        """Of all trials, in the order of Tune's results; set at the end."""
         self.num_cut = 0
         """Trials that were running when the sweep was stopped."""
 
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        if trial.trial_id in self._mirrors:  # a retry goes on in the same run
+        if trial.trial_id in self._mirrors:  # a retry continues the same run
             return
         self._note(trial, RUNNING)
-        trial.max_failures = self._config.max_failures  # the sitting before may have had another
+        trial.max_failures = self._config.max_failures  # an earlier session may have had another
         config = self._training(trial)
         self._mirrors[trial.trial_id] = RunMirror(
             config,
@@ -55,7 +55,7 @@ class SweepProgress(SessionCallback):
             group=self._config.group,
             job_type=TRIAL,
         )
-        if self._num_ended is None:  # counted once: the others end before our eyes
+        if self._num_ended is None:  # counted once: the others end in this session
             self._num_ended = sum(other.is_finished() for other in trials)
         self._display.start(
             trial.trial_id,
@@ -106,7 +106,7 @@ class SweepProgress(SessionCallback):
         self._states.end()
 
     def close(self) -> bool:
-        """End what is still running as killed, and return whether W&B has all, once it has."""
+        """Mark running trials as killed, wait for W&B, and return whether it has everything."""
         for trial_id in list(self._mirrors):
             self._finish(trial_id, "killed")
         deadline_s = time.monotonic() + CLOSE_TIMEOUT_S  # one for all of them
@@ -131,6 +131,6 @@ class SweepProgress(SessionCallback):
 
 
 def _last_line(error_file: str | None) -> str:
-    """The line of a traceback that says what went wrong."""
+    """Return the last line of a traceback."""
     lines = Path(error_file).read_text().splitlines() if error_file else []
     return next((line for line in reversed(lines) if line.strip()), "no traceback was kept")

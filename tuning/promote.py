@@ -1,10 +1,10 @@
-"""The winner of a sweep as the model to use: trained long, on validation images too, several times.
+"""Train a sweep's winner as the model to use: longer, on validation images too, with several seeds.
 
     OUT/seed-0, seed-1, ...   a run folder each
     OUT/promoted.json         written last
 
-The sweep has chosen, so nothing is left to validate; and the test split chooses nothing either: the
-weights to use are those of the first seed, not of the one that happens to be the best there.
+The sweep has chosen the config, so validation images may train. The test split chooses nothing: the
+weights to use are those of the first seed, not of the seed with the best test accuracy.
 """
 
 import json
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 def run_promote(config: PromoteConfig) -> dict[str, Any]:
-    """Train and test what isn't yet; write and print the summary, and return it.
+    """Train and test the seeds that are missing; write, print and return the summary.
 
     Raises:
         UserError: where no sweep has finished there, none of its trials learned, its data set has
@@ -120,7 +120,7 @@ def plan_seeds(
 
 
 def _refuse_other_epochs(training: FinetuneConfig) -> None:
-    """Refuse to make a seed longer: its learning rate would fall, and rise again for the rest."""
+    """Refuse other epochs for a started seed: its learning rate would fall and rise again."""
     if checkpoint.latest_progress(training.out) is not None:
         before = read_config(training.out).epochs
         require(
@@ -176,7 +176,7 @@ def _summarize(
 
 
 def summarize(tests: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return an estimate of each measure, and what its interval is one of.
+    """Return an estimate of each measure, and the kind of its interval.
 
     Args:
         tests: what `evaluation.evaluate.evaluate` returned for each seed, on the same images.
@@ -192,7 +192,7 @@ def summarize(tests: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def print_seeds(summary: dict[str, Any]) -> None:
-    """Print a row for each seed, the mean, its interval, and what the sweep's winner had."""
+    """Print a row for each seed, the mean, its interval, and the sweep's winner."""
     estimates = [Estimate(**summary[name]) for name in MEASURES]
     print()
     _print_row("seed", list(MEASURES.values()), "time")

@@ -21,7 +21,6 @@ from trainers.networks.freezing import count_frozen, is_head_only
 from trainers.tracking.local_runs import sync_command
 from tuning.check import check, facts_of
 from tuning.config import TuningConfig
-from tuning.fits import AbortFits, start_fits
 from tuning.heads import train_heads
 from tuning.leaderboard import (
     FAILED,
@@ -34,6 +33,7 @@ from tuning.leaderboard import (
 )
 from tuning.progress import SweepProgress
 from tuning.record import SweepRecord
+from tuning.runner import AbortTrainings, start_runner
 from tuning.search import STATE_FOLDER, build_tuner, count_trials, point_of, run_folder
 from tuning.sharing.cache import cache_uri
 from tuning.sharing.plan import SharingPlan, plan_sharing
@@ -52,14 +52,14 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
     """Run, resume or reuse the sweep in `config.out`; print and return its answer.
 
     Args:
-        explain: only say what would run, and what sharing would save.
+        explain: only print what would run, and what sharing would save.
 
     Returns:
         out, answer (the verdict's text), winner (its row of the leaderboard, or None where no trial
         learned), test (its measures on the test split), sharing, trials.
 
     Raises:
-        UserError: where the config is wrong, or OUT holds another sweep.
+        UserError: where the config is wrong, or OUT has another sweep.
     """
     base = prepare.with_absolute_paths(replace(config.base, out=config.out))
     config = replace(config, base=base, out=base.out)
@@ -67,7 +67,7 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
     known = read_leaderboard(config.out)
     if known is not None and all(row.state != FAILED for row in known[0]):
         terminal.report(
-            f"{config.out} holds this sweep of {len(known[0])} trials, finished: reusing it"
+            f"{config.out} has this sweep of {len(known[0])} trials, finished: reusing it"
         )
         connect(config.base.cluster.address, quiet=True)
         return _close(_read_record(config))
@@ -87,10 +87,10 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
     storage.write_bytes(storage.join(config.out, "config.json"), text)
     started = json.dumps(find_provenance().to_dict(), indent=1).encode()
     storage.write_bytes(storage.join(config.out, "started.json"), started)
-    # Run folders hold the metrics; Tune need not write them a second time.
+    # Run folders have the metrics; Tune need not write them again.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # a table of its own, even at verbose=0
-    # Our own lines say how trials end; tracebacks lie in their error.txt.
+    # Our own lines say how trials end; tracebacks are in their error.txt.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     built = store.build(plan)
     for problem in built.problems:
@@ -101,11 +101,11 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
     progress = SweepProgress(config, shared, display, states)
     trial = build_trial(config, resources, shared, num_concurrent=num_concurrent)
     callbacks: list[tune.Callback] = [progress]
-    if shared.fits is not None:
-        callbacks.append(AbortFits(config, shared.fits))
+    if shared.runner is not None:
+        callbacks.append(AbortTrainings(config, shared.runner))
     tuner = build_tuner(config, trial, callbacks, num_concurrent=num_concurrent)
     with terminal.show(display.draw), warnings.catch_warnings():
-        # Optuna keeps the first of two results of a step: right for a trial that goes on.
+        # Optuna keeps the first of two results of a step: right for a trial that is resumed.
         warnings.filterwarnings("ignore", "The reported value is ignored", UserWarning)
         try:
             results = tuner.fit()
@@ -113,7 +113,10 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
             is_synced = progress.close()
     num_ended = results.num_terminated + results.num_errors - progress.num_cut
     if num_ended < num_trials:
-        print(f"Stopped with {num_ended} of {num_trials} trials done; the same command goes on")
+        print(
+            f"Stopped with {num_ended} of {num_trials} trials done; run the same command again to "
+            "resume"
+        )
         raise SystemExit(130)
     trials = rank(
         _ended(config, results, progress.trial_ids),
@@ -142,7 +145,7 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
 def _share(
     config: TuningConfig, manifest: Manifest, store: PrefixStore, built: BuiltPrefixes
 ) -> Shared:
-    """Collect what trials have in common, and train the heads that deeper ones start from."""
+    """Collect the work that trials share, and train the heads that deeper ones start from."""
     shared = Shared(manifest=manifest, prefixes=dict(built.prefixes))
     if config.share:
         shared = replace(
@@ -154,12 +157,12 @@ def _share(
         shared = replace(shared, heads=train_heads(config, shared))
     trainings = [training_of(config.base, model) for model in models(config.space)]
     if not all(map(trains_in_process, trainings)):
-        shared = replace(shared, fits=start_fits())
+        shared = replace(shared, runner=start_runner())
     return shared
 
 
 def without_lone_workers(config: TuningConfig, resources: Resources) -> TuningConfig:
-    """Let trials whose DDP group would have one worker train in their own process, which is up."""
+    """Let trials whose DDP group would have one worker train in the trial's process."""
     cluster = config.base.cluster
     num_concurrent = max_concurrent_trials(resources, cluster)
     plan = plan_workers(resources, cluster, num_concurrent=num_concurrent)
@@ -189,7 +192,7 @@ def _announce(
     num_concurrent: int,
     say: Callable[[str], None],
 ) -> None:
-    """Say what will run; a plan that doesn't fit raises here, before any trial starts."""
+    """Print what will run; a plan that doesn't fit raises here, before any trial starts."""
     deeper = max_concurrent_trials(resources, config.base.cluster)
     num_deeper = min(num_concurrent, deeper)
     plan = prepare.plan_training(config.base, resources, num_concurrent=num_deeper)
@@ -220,7 +223,7 @@ def _announce(
     for line in sharing.describe():
         say(f"  {line}")
     if tune.Tuner.can_restore(storage.join(config.out, STATE_FOLDER)):
-        say("  resuming: trials that have ended are reused, the others go on")
+        say("  resuming: trials that have ended are reused, the others continue")
 
 
 def _ended(

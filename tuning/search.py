@@ -18,14 +18,14 @@ from tuning.config import DEFAULT_TRIALS, TuningConfig
 from tuning.space import Point, points, suggest
 
 STATE_FOLDER = "tune"
-"""Below the sweep's folder: what Tune needs to resume."""
+"""Below the sweep's folder: Tune's own state, for resumption."""
 
 
 class SessionCallback(tune.Callback):
-    """A callback of this sitting alone.
+    """A callback that lives as long as the driver.
 
-    Tune pickles callbacks into a sweep's state; the actors and threads of a driver that died can't
-    be revived, and `build_tuner` gives the next sitting callbacks of its own.
+    Tune pickles callbacks into a sweep's state. The actors and threads of a driver that died can't
+    be restored, so a resumed sweep has new callbacks, from `build_tuner`.
     """
 
     def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
@@ -47,7 +47,7 @@ def count_trials(config: TuningConfig) -> int:
 
 
 def point_of(params: dict[str, Any]) -> Point:
-    """Return the point in what Tune calls a trial's config."""
+    """Return the point in a Tune trial's config."""
     return params.get("point", params)
 
 
@@ -58,7 +58,7 @@ def build_tuner(
     *,
     num_concurrent: int,
 ) -> tune.Tuner:
-    """Build the Tuner, or restore it where the sweep's folder holds a part of this sweep."""
+    """Build the Tuner, or restore it where the sweep's folder has Tune's state."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # Tune copies AWS keys into the runtime_env of trials, which Ray's log and dashboard show.
     # Trials find keys in their own environment, as all our processes do. The set is a private name:
@@ -67,7 +67,7 @@ def build_tuner(
     path = storage.join(config.out, STATE_FOLDER)
     if tune.Tuner.can_restore(path):
         tuner = tune.Tuner.restore(path, trainable, resume_unfinished=True, resume_errored=True)
-        # `restore` revives the callbacks and the concurrency of the sitting before, and has no
+        # `restore` revives the callbacks and the concurrency of the session before, and has no
         # argument for them; Ray is pinned, and test_tuning_run holds this.
         restored: Any = tuner._local_tuner
         restored._run_config.callbacks = callbacks
@@ -113,7 +113,7 @@ def build_search(config: TuningConfig) -> tuple[dict[str, Any], OptunaSearch | N
 
 
 def build_scheduler(config: TuningConfig) -> TrialScheduler:
-    """ASHA with rungs below the last epoch: a trial that gets there ends by itself.
+    """Return ASHA with rungs below the last epoch, which a trial ends by itself.
 
     Stopped by the scheduler at its last epoch instead, its workers would be killed while they write
     the result.
@@ -131,7 +131,7 @@ def build_scheduler(config: TuningConfig) -> TrialScheduler:
 
 
 def remember(scheduler: TrialScheduler, config: TuningConfig) -> TrialScheduler:
-    """Fill ASHA's rungs with what the trials of earlier sittings reached: Tune forgets it."""
+    """Fill ASHA's rungs with the results of trials from before a restart, which Tune forgets."""
     if isinstance(scheduler, ASHAScheduler):
         (bracket,) = scheduler._brackets
         for trial_id in storage.list_names(storage.join(config.out, "trials")):

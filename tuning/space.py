@@ -1,4 +1,4 @@
-"""The space of a sweep: points, each a dict of dotted config paths and their values.
+"""The search space of a sweep: points, which are dicts of dotted config paths and values.
 
 Freezing layers that were drawn at random is degenerate: nothing in them was learned. So a random
 initialization is only ever paired with freeze depth 0.
@@ -26,7 +26,7 @@ POINT = {
     LEARNING_RATE: float,
     CLIPNORM: float | None,
 }
-"""What a file may say of a point."""
+"""Types of a point in a file."""
 AXES = {FREEZE_DEPTH: "freeze", LEARNING_RATE: "lr", CLIPNORM: "clip", INIT: "init"}
 """The axes and their short names."""
 
@@ -47,8 +47,8 @@ def apply(config: FinetuneConfig, point: Point) -> FinetuneConfig:
     fields_of: dict[str, dict[str, Any]] = {"": {}}  # by section; "" is the config itself
     for path, value in point.items():
         section, _, name = path.rpartition(".")
-        place = getattr(config, section, None) if section else config
-        if not hasattr(place, name):
+        owner = getattr(config, section, None) if section else config
+        if not hasattr(owner, name):
             raise UserError(f"point has {path!r}: the config has no such field")
         fields_of.setdefault(section, {})[name] = value
     changes: dict[str, Any] = fields_of.pop("")
@@ -70,7 +70,7 @@ def points(space: SpaceConfig, search: str, trials: int | None, seed: int) -> li
 
     A random search of a space with fewer points than `trials` has only those. Where learning
     rates are drawn from a range, the other axes are visited evenly. The tighter a point clips, the
-    later it comes: a training that no threshold touches is known by then.
+    later it comes: by then the same training without clipping may be recorded.
     """
     return sorted(
         _draw(space, search, trials, seed), key=lambda point: -order_clipnorm(point[CLIPNORM])
@@ -120,7 +120,7 @@ def models(space: SpaceConfig) -> list[Point]:
 
 
 def left_out(space: SpaceConfig) -> str | None:
-    """Say in one line which pairs the space leaves out; None where there are none."""
+    """Name the pairs that the space leaves out in one line; None where there are none."""
     random_inits = [init for init in space.inits if init not in PRETRAINED]
     frozen = [depth for depth in space.freeze_depths if depth != 0]
     if not random_inits or not frozen:

@@ -1,4 +1,4 @@
-"""OUT/trials.json: which trials a sweep has, and how far each is, kept while it runs."""
+"""OUT/trials.json: the trials of a sweep and the state of each, kept while it runs."""
 
 import json
 import time
@@ -13,18 +13,18 @@ from tuning.leaderboard import KILLED, RUNNING, TrialResult
 from tuning.space import POINT, Point
 
 WRITE_EVERY_S, WRITING_SHARE = 1.0, 0.1
-"""The file is written not more than once a second, and at most for this part of the time: it holds
-all trials, and Tune waits."""
+"""The file is written at most once a second and for this share of the time: it has all trials, and
+Tune waits for it."""
 _KEYS = ("trial_id", "number", "point", "run", "state", "reason")
 """Of a trial in the file; its metrics are in its run folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trials:
-    """What trials.json holds."""
+    """The content of trials.json."""
 
     num_trials: int
-    """Those that will run, in all."""
+    """Trials that the whole sweep has."""
     updated_at: str
     """UTC, ISO 8601."""
     trials: tuple[TrialResult, ...]
@@ -35,7 +35,7 @@ class Trials:
 
 
 class TrialStates:
-    """Keep trials.json current; a sweep that is resumed goes on with what the file says."""
+    """Keep trials.json current; a resumed sweep starts from the file."""
 
     def __init__(self, out: str, *, num_trials: int) -> None:
         self._out, self._num_trials = out, num_trials
@@ -44,13 +44,13 @@ class TrialStates:
         self._written_s, self._rest_s, self._changed = 0.0, WRITE_EVERY_S, True
 
     def number_of(self, trial_id: str) -> int:
-        """Return a trial's number. It keeps it when a sweep is resumed, unlike its place among
+        """Return a trial's number, which stays when the sweep is resumed, unlike its index among
         Tune's trials."""
         known = self._trials.get(trial_id)
         return known.number if known else 1 + len(self._trials)
 
     def note(self, trial_id: str, *, point: Point, state: str, reason: str | None = None) -> None:
-        """Note how a trial is now; `flush` writes it."""
+        """Set a trial's state; `flush` writes it."""
         self._trials[trial_id] = TrialResult(
             trial_id=trial_id,
             number=self.number_of(trial_id),
@@ -62,7 +62,7 @@ class TrialStates:
         self._changed = True
 
     def end(self) -> None:
-        """Write that no trial runs any more: those that did were killed."""
+        """Mark the trials that still run as killed, and write the file."""
         for trial in self._trials.values():
             if trial.state == RUNNING:
                 self._trials[trial.trial_id] = replace(trial, state=KILLED)
@@ -70,7 +70,7 @@ class TrialStates:
         self.flush(at_once=True)
 
     def flush(self, *, at_once: bool = False) -> None:
-        """Write what has changed, whole; unless `at_once`, not sooner than WRITE_EVERY_S says."""
+        """Write the file if a trial has changed, not sooner than WRITE_EVERY_S unless `at_once`."""
         began_s = time.monotonic()
         if not self._changed or not (at_once or began_s - self._written_s >= self._rest_s):
             return

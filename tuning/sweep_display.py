@@ -1,4 +1,4 @@
-"""How far a sweep is, in the terminal: a line per event, and below them all that is going on.
+"""The progress of a sweep in the terminal: a line per event, and a block of what is running.
 
 Sweep  ━━━━━━━━━━╺━━━━━━━━━  7 of 24 trials  3:12  about 6 min left
 Best   val/top1 0.846 after epoch 4/6 of trial 3: freeze=0 lr=0.001 clip=none init=file
@@ -23,15 +23,15 @@ from tuning.config import TuningConfig
 from tuning.space import Point, describe
 
 MAX_SHOWN = 20
-"""Trials that have a line; the files of the others are not read."""
+"""Trials with a line; the files of the others are not read."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Running:
+class RunningTrial:
     """A trial that trains."""
 
     number: int
-    """From 1, in the order Tune made them."""
+    """From 1, in the order of the starts."""
     name: str
     rows: RowReader
     meter: Meter
@@ -39,7 +39,7 @@ class Running:
 
 
 class SweepDisplay:
-    """What the driver knows of a sweep's trials. `draw` is called by another thread."""
+    """Display of a sweep's trials. `draw` is called by another thread."""
 
     def __init__(
         self, config: TuningConfig, manifest: Manifest, *, num_trials: int, num_concurrent: int
@@ -47,18 +47,18 @@ class SweepDisplay:
         self._base, self._manifest = config.base, manifest
         self._num_trials, self._num_concurrent = num_trials, num_concurrent
         self._started_s = time.monotonic()
-        self._running: dict[str, Running] = {}
+        self._running: dict[str, RunningTrial] = {}
         self._num_ended = 0
         self._durations_s: list[float] = []
         self._best_top1, self._best_of = 0.0, ""
 
     def start(self, trial_id: str, number: int, point: Point, run: str, *, num_ended: int) -> None:
-        """Tell that a trial starts.
+        """Report that a trial starts.
 
         Args:
-            num_ended: trials of the sweep that have ended, those of earlier sittings too.
+            num_ended: trials of the sweep that have ended, those of earlier sessions too.
         """
-        trial = Running(
+        trial = RunningTrial(
             number=number,
             name=describe(point),
             rows=RowReader(run),
@@ -66,23 +66,23 @@ class SweepDisplay:
             started_s=time.monotonic(),
         )
         self._running[trial_id], self._num_ended = trial, num_ended
-        self._tell(trial, "started")
+        self._report(trial, "started")
 
     def report(self, trial_id: str, row: dict[str, Any]) -> None:
-        """Tell of an epoch."""
+        """Report an epoch."""
         trial, top1 = self._running[trial_id], row[metrics.VAL_TOP1]
         epoch = f"epoch {row[metrics.EPOCH]}/{self._base.epochs}"
         if top1 > self._best_top1:
             self._best_top1 = top1
             self._best_of = f"after {epoch} of trial {trial.number}: {trial.name}"
-        self._tell(trial, f"{epoch}  val/top1 {top1:.3f}  (best {self._best_top1:.3f})")
+        self._report(trial, f"{epoch}  val/top1 {top1:.3f}  (best {self._best_top1:.3f})")
 
-    def end(self, trial_id: str, news: str, *, failed: bool = False) -> None:
-        """Tell how a trial ended."""
+    def end(self, trial_id: str, event: str, *, failed: bool = False) -> None:
+        """Report how a trial ended."""
         trial = self._running.pop(trial_id)
         self._num_ended += 1
         self._durations_s.append(time.monotonic() - trial.started_s)
-        self._tell(trial, news, warning=failed)
+        self._report(trial, event, warning=failed)
 
     def draw(self) -> Group:
         """Lay out the block of a terminal; reads the rows of the trials that train."""
@@ -94,10 +94,10 @@ class SweepDisplay:
             running_s=[now_s - trial.started_s for trial in running],
             num_concurrent=self._num_concurrent,
         )
-        told = [f"{self._num_ended} of {self._num_trials} trials", self._clock()]
+        facts = [f"{self._num_ended} of {self._num_trials} trials", self._clock()]
         if left_s is not None:
-            told.append(f"about {terminal.describe_s(left_s)} left")
-        lines = [terminal.draw_bar("Sweep", self._num_ended, self._num_trials, told)]
+            facts.append(f"about {terminal.describe_s(left_s)} left")
+        lines = [terminal.draw_bar("Sweep", self._num_ended, self._num_trials, facts)]
         if self._best_of:
             best = f"val/top1 {self._best_top1:.3f} {self._best_of}"
             lines.append(terminal.draw_rows([["Best ", best]], shrinks=1))
@@ -110,9 +110,9 @@ class SweepDisplay:
             cells.append([f"and {len(running) - len(shown)} more"])
         return Group("", *lines, terminal.draw_rows(cells, shrinks=1))
 
-    def _tell(self, trial: Running, news: str, *, warning: bool = False) -> None:
+    def _report(self, trial: RunningTrial, event: str, *, warning: bool = False) -> None:
         number = f"trial {trial.number}/{self._num_trials}"
-        terminal.report(f"[{self._clock()}] {number} {trial.name}  {news}", warning=warning)
+        terminal.report(f"[{self._clock()}] {number} {trial.name}  {event}", warning=warning)
 
     def _clock(self) -> str:
         minutes, seconds = divmod(int(time.monotonic() - self._started_s), 60)
@@ -126,13 +126,13 @@ def estimate_left_s(
     running_s: Sequence[float],
     num_concurrent: int,
 ) -> float | None:
-    """Return about how long a sweep still takes, were the rest like the trials that have ended;
-    None where nothing can be said.
+    """Return the seconds that a sweep still takes if the other trials are like those that have
+    ended; None before the first has.
 
     Args:
         num_left: trials that have not ended.
         durations_s: of those that have.
-        running_s: how long the others train already.
+        running_s: time the others have trained.
     """
     if not durations_s:
         return None

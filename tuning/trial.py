@@ -1,4 +1,4 @@
-"""One trial: a point of the space, trained, or copied where its result is known."""
+"""A trial: a point of the space, trained, or copied where the same training is recorded."""
 
 import os
 from collections.abc import Callable
@@ -26,33 +26,33 @@ from tuning.space import Point, training_of
 
 POLL_S = 0.5
 DRIVER_CPUS = 0.01
-"""A trial that trains in workers only waits for them."""
+"""Of a trial whose workers have reserved their own."""
 LEAVE_TIMEOUT_S = "60"
-"""How long Tune waits for a pruned trial to leave its process before it starts another process."""
+"""Time for a pruned trial to leave its process before Tune starts another process."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shared:
-    """What the trials of a sweep have in common; all but the manifest is empty where nothing is."""
+    """Work that the trials of a sweep share; empty but for the manifest where nothing is shared."""
 
     manifest: Manifest
     prefixes: dict[tuple[str, int], PrefixFeatures] = field(default_factory=dict)
     """Features by initialization and frozen stages."""
     heads: dict[str, str] = field(default_factory=dict)
-    """By initialization: the head that its deeper trials start from."""
+    """URI of the head that deeper trials start from, by initialization."""
     results: str | None = None
-    """URI of the folder of known results."""
+    """URI of the folder of recorded results."""
     starts: dict[str, str] = field(default_factory=dict)
-    """By initialization: the hash of the tensors it starts from."""
-    fits: ActorHandle | None = None
-    """The actor that trains in workers: see fits.py; None where every trial trains in process."""
+    """Hash of the tensors a training starts from, by initialization."""
+    runner: ActorHandle | None = None
+    """Actor of a TrainingRunner; None where every trial trains in its own process."""
 
     def prefix_of(self, config: FinetuneConfig) -> PrefixFeatures | None:
         """Return the features that a training can use instead of images."""
         return self.prefixes.get((config.model.init, count_frozen(config.model)))
 
     def results_of(self, config: FinetuneConfig) -> str | None:
-        """URI of the folder of known results that differ from a training's in a clipnorm alone."""
+        """Return the URI of the recorded results of a training, whatever their clipnorm."""
         if self.results is None:
             return None
         start_hash = self.starts[config.model.init]
@@ -79,7 +79,7 @@ def config_of(
 def build_trial(
     config: TuningConfig, resources: Resources, shared: Shared, *, num_concurrent: int
 ) -> Callable[[dict[str, Any]], None]:
-    """Return the function Tune runs for every trial, with what each reserves.
+    """Return the trainable of Tune, with the resources that each trial reserves.
 
     Head-only trials train in the trial's own process, which the next trial takes over, and reserve
     a worker's share for it. The others reserve next to nothing, as their workers reserve it.
@@ -113,7 +113,7 @@ def train_trial(config: FinetuneConfig, shared: Shared, *, num_concurrent: int) 
     A pruned trial leaves through `ray.tune.report`, which then raises SystemExit.
     """
     _copy_known(config, shared)
-    for row in epoch_rows(config.out):  # of a copy, or of a sitting that was cut
+    for row in epoch_rows(config.out):  # of a copy, or of an interrupted session
         ray.tune.report(row)
     if is_over(config.out):
         read_result(config.out)  # which raises where the trial diverged
@@ -124,12 +124,12 @@ def train_trial(config: FinetuneConfig, shared: Shared, *, num_concurrent: int) 
         run = prepare_run(config, here=True, **options)
         launch.fit_in_process(run, report=ray.tune.report)
     else:
-        assert shared.fits is not None
-        _train_in_workers(config, shared.fits, options)
+        assert shared.runner is not None
+        _train_in_workers(config, shared.runner, options)
 
 
 def _copy_known(config: FinetuneConfig, shared: Shared) -> None:
-    """Begin a trial that has not begun with what is known of its training."""
+    """Start a trial from the recorded result of the same training, where there is one."""
     folder = shared.results_of(config)
     if folder is None or epoch_rows(config.out):
         return
@@ -137,15 +137,15 @@ def _copy_known(config: FinetuneConfig, shared: Shared) -> None:
         copy_run(known, config)
 
 
-def _train_in_workers(config: FinetuneConfig, fits: ActorHandle, options: dict[str, Any]) -> None:
-    """Have it trained, passing on the epochs it writes.
+def _train_in_workers(config: FinetuneConfig, runner: ActorHandle, options: dict[str, Any]) -> None:
+    """Train in the runner's workers, and report the epochs they write.
 
-    With `TuneReportCallback` the trial itself would wait for the fit and could not be told to stop:
-    its process is kept for the next trial, and the workers of the pruned one train on.
+    With `TuneReportCallback` the trial would block in `fit` and could not be stopped: its process
+    is kept for the next trial, and the workers of the pruned one would continue.
     """
     reported = max((row[metrics.EPOCH] for row in epoch_rows(config.out)), default=0)
     rows = RowReader(config.out)
-    training = fits.run.remote(config, options)
+    training = runner.run.remote(config, options)
     while True:
         done, _ = ray.wait([training], timeout=POLL_S)
         for row in rows.read_new() if done else rows.poll_new():

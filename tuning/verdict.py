@@ -114,7 +114,7 @@ def thawing(record: SweepRecord, depth: int) -> str:
     if depth == 0:
         return "thaw the whole network"
     if depth == len(record.stages):
-        return "train the head alone"
+        return "train only the head"
     return f"thaw from {record.stages[depth]} on"
 
 

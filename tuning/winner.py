@@ -1,4 +1,4 @@
-"""What follows from a sweep: the winner's one look at the test split, and the next commands."""
+"""After a sweep: the winner's evaluation on the test split, and the next commands."""
 
 import shlex
 from dataclasses import replace
@@ -17,12 +17,11 @@ from tuning.leaderboard import TrialResult
 from tuning.record import SweepRecord
 
 LONGER = 3
-"""The winner is worth this many times the epochs of a trial."""
+"""Times the epochs of a trial that the winner is trained for."""
 
 
 def evaluate_once(run: str) -> dict[str, Any]:
-    """Return the measures of a run's best weights on the test split, which are taken only once, and
-    told to W&B.
+    """Return the measures of a run's best weights on the test split; evaluate once and log to W&B.
 
     Raises:
         UserError: as `trainers.evaluation.evaluate.evaluate` does.

@@ -18,7 +18,7 @@ from tests.conftest import living_workers, small_training
 from trainers.config import ClusterConfig, ModelConfig, TrackConfig
 from trainers.run.rows import epoch_rows
 from tuning.config import SpaceConfig, TuningConfig
-from tuning.fits import AbortFits, start_fits
+from tuning.runner import AbortTrainings, start_runner
 from tuning.search import run_folder
 from tuning.space import points
 from tuning.trial import Shared, build_trial
@@ -42,8 +42,8 @@ def stop_trials(data: str, out: str, *rates: float) -> float:
     )
     space = SpaceConfig(learning_rates=rates, clipnorms=(None,), inits=("he",))
     config = TuningConfig(base=base, space=space, out=out)
-    fits = start_fits()
-    shared = Shared(manifest=read_manifest(data), fits=fits)
+    runner = start_runner()
+    shared = Shared(manifest=read_manifest(data), runner=runner)
     trial = build_trial(config, runtime.find_resources(), shared, num_concurrent=1)
     tuner = ray.tune.Tuner(
         trial,
@@ -54,7 +54,7 @@ def stop_trials(data: str, out: str, *rates: float) -> float:
             stop={"epoch": 1},
             verbose=0,
             name="tune",
-            callbacks=[AbortFits(config, fits)],
+            callbacks=[AbortTrainings(config, runner)],
         ),
     )
     results = [result.metrics for result in tuner.fit() if result.metrics]

@@ -1,5 +1,5 @@
-"""Computes work that several trials share once: frozen prefixes, copied trials.
+"""Work shared by several trials is computed once: frozen prefixes, copied trials.
 
-Imports `space`, `search`, `leaderboard` and `config` of `tuning`.
-Enter at `plan` (what is worth sharing) and `prefixes` (builds it).
+Imports `config`, `space`, `search` and `leaderboard` of `tuning`, and the rooms below.
+Enter at `plan` (what is worth sharing), `prefixes` (builds it) and `reuse` (copies trials).
 """

@@ -1,7 +1,7 @@
-"""The cache: features and results that sweeps share, and what to throw away when it is full.
+"""The cache: features and results that sweeps share, and which entries to evict.
 
 CACHE/features/KEY/view-0003/   features of one view of a split
-CACHE/results/KEY/ID.json       where a training's result lies
+CACHE/results/KEY/ID.json       where the result of a training is
 """
 
 from dataclasses import dataclass
@@ -25,15 +25,15 @@ class CacheEntry:
     key: str
     uri: str
     facts: dict[str, Any]
-    """What they are features of; empty where a builder was killed before it said so."""
+    """Describes the features; empty where a builder was killed before it wrote them."""
     num_bytes: int
-    """Of all files, those of views that are not whole included."""
+    """Of all files, incomplete views included."""
     used_s: float
     """When it was last written or opened by a sweep, in seconds since 1970."""
 
 
 def cache_uri(out: str, cache: str | None) -> str:
-    """Where what is computed once is shared: beside the folder of a sweep, unless it is named."""
+    """Return the URI of a sweep's cache: `cache` beside its folder, unless one is named."""
     if cache is not None:
         return storage.absolute(cache, "cache")
     return storage.join(parent_of(out), "cache")
@@ -48,24 +48,24 @@ def list_entries(cache: str) -> list[CacheEntry]:
 def evict(cache: str, keep_bytes: float) -> list[CacheEntry]:
     """Delete the entries that were used longest ago, and return them."""
     entries = list_entries(cache)
-    left, gone = sum(entry.num_bytes for entry in entries), []
+    left, evicted = sum(entry.num_bytes for entry in entries), []
     for entry in entries:
         if left <= keep_bytes:
             break
         storage.delete_folder(entry.uri)
         left -= entry.num_bytes
-        gone.append(entry)
-    return gone
+        evicted.append(entry)
+    return evicted
 
 
 def run_cache(config: CacheConfig) -> None:
-    """Print the entries, after deleting what should go."""
+    """Evict down to --keep-gib and print the entries."""
     cache = storage.absolute(config.cache, "cache")
     require(
         storage.exists(cache), "cache", cache, "no folder there; give the folder `cache` of a sweep"
     )
-    gone = evict(cache, config.keep_gib * 2**30) if config.keep_gib is not None else []
-    for entry in gone:
+    evicted = evict(cache, config.keep_gib * 2**30) if config.keep_gib is not None else []
+    for entry in evicted:
         print(f"deleted {entry.key}, {entry.num_bytes / 2**30:.3f} GiB")
     entries = list_entries(cache)
     table = Table("key", "backbone", "up to", "split", "policy", "px", "GiB")
@@ -93,7 +93,7 @@ def _read_entry(cache: str, key: str) -> CacheEntry:
         facts = read_object(storage.join(uri, "facts.json"))
     except FileNotFoundError:
         facts = {}
-    # A sweep writes facts.json anew when it opens an entry.
+    # A sweep writes facts.json again when it opens an entry.
     times = [info.mtime.timestamp() for info in files if info.mtime is not None]
     return CacheEntry(
         key=key,

@@ -1,4 +1,4 @@
-"""Options of `cache`: facts only, standard library alone."""
+"""Options of `cache` (standard library only)."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -15,7 +15,7 @@ class CacheConfig:
       python -m tuning cache --cache runs/cache --keep-gib 5
       python -m tuning cache --cache runs/cache --keep-gib 0
 
-    Delete while no sweep runs that uses them: its trials would have to start anew, on images.
+    Delete while no sweep runs that uses them: its trials would have to restart, on images.
     """
 
     cache: Annotated[str, URI] = "runs/cache"

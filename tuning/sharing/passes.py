@@ -1,4 +1,4 @@
-"""A pass of all images through a frozen network, whose features stay in the cache."""
+"""A pass of all images through a frozen network, which leaves features in the cache."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -26,10 +26,10 @@ def plan_entries(
     cache: str,
     use_gpu: bool,
 ) -> list[Entry]:
-    """Say where the features behind a depth lie: those of training images, of validation images.
+    """Return the cache entries of a depth's features: of training and of validation images.
 
     Args:
-        output: which of the pass' depths it is.
+        output: index of the depth in the pass.
         shape: of an image's features.
         num_views: of a training image; a validation image has one.
     """
@@ -65,7 +65,7 @@ def run_pass(
     manifest: Manifest,
     plan: WorkerPlan,
 ) -> Built:
-    """Compute what the cache lacks of the entries, all depths at once."""
+    """Compute the entries that the cache lacks, all depths in one pass."""
     config = network.config
     return build_features(
         entries,

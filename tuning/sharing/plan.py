@@ -1,4 +1,4 @@
-"""Which frozen prefixes a sweep computes once, and what that saves.
+"""Which frozen prefixes a sweep computes once, and how many FLOPs that saves.
 
 Computation is counted in multiply-adds x 2 (FLOPs) of the network's forward pass; a backward pass
 costs two forward passes of what trains. Without sharing, a trial of E epochs over N images costs
@@ -25,12 +25,12 @@ from tuning.search import count_trials
 from tuning.space import FREEZE_DEPTH, INIT, Point, models, points, training_of
 
 MIN_SAVING = 0.02
-"""Of the sweep's computation: less is not worth a prefix's place on disk."""
+"""Share of the sweep's computation; a prefix that saves less is not worth its disk space."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixPlan:
-    """A frozen prefix that some trials have in common."""
+    """A frozen prefix that some trials share."""
 
     init: str
     depth: int
@@ -50,7 +50,7 @@ class PrefixPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class SharingPlan:
-    """The prefixes of a sweep, and what computing them once is worth."""
+    """The prefixes of a sweep, and the FLOPs with and without sharing."""
 
     prefixes: tuple[PrefixPlan, ...] = ()
     without: float = 0.0
@@ -100,8 +100,8 @@ def plan_sharing(
     """Choose the prefixes that are worth building.
 
     Args:
-        free_bytes: what the cache has room for.
-        missing_bytes: what it lacks of a prefix' features.
+        free_bytes: free space of the cache.
+        missing_bytes: bytes of a prefix's features that are not in the cache.
     """
     base = config.base
     if not config.share:
@@ -166,15 +166,15 @@ def _choose(
     missing_bytes: Callable[[PrefixPlan], float],
     min_saving: float,
 ) -> tuple[dict[tuple[str, int], str], float]:
-    """Take prefixes in order of what they save, while they fit.
+    """Choose prefixes in the order of their savings, while they fit.
 
     One pass through the deepest prefix of an initialization serves the shallower ones as well.
 
     Returns:
-        Why the others are not taken, and the FLOPs saved.
+        Why the others are not chosen, and the FLOPs saved.
     """
     saving = 0.0
-    computed: dict[str, float] = {}  # FLOPs that an image's pass costs already
+    computed: dict[str, float] = {}  # FLOPs of an image's pass so far
     problems: dict[tuple[str, int], str] = {}
     for prefix in sorted(prefixes, key=lambda p: -gains[p.init, p.depth]):
         key = prefix.init, prefix.depth
@@ -235,7 +235,7 @@ def _depths(config: TuningConfig) -> list[int]:
 
 
 def _count_trials(config: TuningConfig) -> dict[tuple[str, int], float]:
-    """Count the trials of each initialization and depth, or expect them where they are drawn."""
+    """Count the trials of each initialization and depth; the expectation where they are drawn."""
 
     def key(point: Point) -> tuple[str, int]:
         model = training_of(config.base, point).model
@@ -250,7 +250,7 @@ def _count_trials(config: TuningConfig) -> dict[tuple[str, int], float]:
 
 
 def expected_epochs(config: TuningConfig) -> float:
-    """Epochs of a trial under ASHA: at each rung one of `reduction_factor` goes on."""
+    """Return a trial's mean epochs under ASHA: at each rung one of `reduction_factor` continues."""
     epochs, share, rung = 0.0, 1.0, config.grace_epochs
     if rung >= config.base.epochs:
         return float(config.base.epochs)

@@ -1,6 +1,6 @@
 """The frozen prefixes of a sweep, built once: features in the cache, tensors beside the trials.
 
-SWEEP/prefixes/NAME.safetensors   the frozen tensors, which the trials' checkpoints lack
+SWEEP/prefixes/NAME.safetensors   the frozen tensors, which trials leave out of checkpoints
 CACHE/features/KEY/               as datasets/passes/features.py lays them out
 """
 
@@ -37,17 +37,17 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltPrefixes:
-    """What trials train on instead of images, and what it took."""
+    """Features that trials train on instead of images, and the cost of building them."""
 
     prefixes: dict[Key, PrefixFeatures] = field(default_factory=dict)
     num_images: int = 0
-    """Views that went through a network now; the rest was there already."""
+    """Images that went through a network; the others were in the cache."""
     seconds: float = 0.0
     problems: tuple[str, ...] = ()
 
 
 class PrefixStore:
-    """The networks of a sweep's initializations, and where their features lie."""
+    """The networks of a sweep's initializations, and the URIs of their features."""
 
     def __init__(self, config: TuningConfig, manifest: Manifest, resources: Resources) -> None:
         self._config, self._manifest, self._resources = config, manifest, resources
@@ -57,7 +57,7 @@ class PrefixStore:
         self._known_entries: dict[Key, list[Entry]] = {}
 
     def missing_bytes(self, prefix: PrefixPlan) -> float:
-        """What the cache lacks of a prefix' features."""
+        """Return the bytes of a prefix's features that are not in the cache."""
         missing = 0.0
         for entry in self._entries(prefix, output=0):
             num_images = self._manifest.split(entry.split).num_images
@@ -124,7 +124,7 @@ class PrefixStore:
         }
 
     def _keep_tensors(self, network: FrozenNetwork, depth: int, sha256: str) -> str:
-        """Write the frozen tensors that the checkpoints of trials will lack; returns their name."""
+        """Write the frozen tensors that trials leave out of their checkpoints; return the name."""
         name = f"{sha256[:24]}.safetensors"
         uri = storage.join(self._config.out, "prefixes", name)
         if not storage.exists(uri):
@@ -139,18 +139,18 @@ class PrefixStore:
         return self._networks[init]
 
     def start_hashes(self) -> dict[str, str]:
-        """SHA-256 of all tensors that trainings start from, by initialization."""
+        """Return the SHA-256 of all tensors that trainings start from, by initialization."""
         inits = self._config.space.inits
         return {init: hash_tensors(self._network(init).model.state_dict()) for init in inits}
 
     def free_bytes(self) -> float:
-        """What the cache has room for."""
+        """Return the free space of the cache."""
         known = list_entries(self._cache)
         used = sum(entry.num_bytes for entry in known)
         return self._config.feature_cache_gib * 2**30 - used
 
     def _entries(self, prefix: PrefixPlan, *, output: int) -> list[Entry]:
-        """Return where a prefix' features lie; known once, as its weights have to be hashed."""
+        """Return the entries of a prefix's features; kept, as its weights have to be hashed."""
         key = prefix.init, prefix.depth
         if key not in self._known_entries:
             self._known_entries[key] = plan_entries(

@@ -1,12 +1,12 @@
-"""Results that are known: a trial is copied where the same training has run before.
+"""Recorded results: a trial is copied where the same training has run before.
 
-CACHE/results/KEY/ID.json   a run and how far it came; KEY hashes all that decides its losses,
-                            but for the clipnorm
+CACHE/results/KEY/ID.json   a run and its epochs; KEY hashes all that decides its losses but
+                            for the clipnorm
 
-Two trials that differ in a clipnorm alone are the same training as long as no gradient reaches
-either threshold: `clip/peak_norm`, the largest norm of a tensor's gradient so far, tells. A copy
-has the rows, checkpoints, predictions and result of its origin, says so (`copied_from.json`), and
-goes on from there where its origin was stopped early.
+Two trials that differ only in the clipnorm are the same training as long as `clip/peak_norm`, the
+largest norm of a tensor's gradient so far, is below either threshold. A copy has the rows,
+checkpoints, predictions and result of its origin, names it in `copied_from.json`, and continues
+from there where its origin was stopped early.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ class RecordedRun:
     peak_norm: float
     """Largest norm of a tensor's gradient, before clipping."""
     sha256: str
-    """Of the weights it had: another run may lie in its folder by now."""
+    """Of its weights: another run may have replaced it in its folder."""
 
     def __post_init__(self) -> None:
         check_text(self.run, "run")
@@ -71,7 +71,7 @@ def result_key(config: FinetuneConfig, *, fingerprint: str, start_hash: str) -> 
 
 
 def record(folder: str, run: str) -> None:
-    """Remember a run, whole or stopped early, below CACHE/results/KEY."""
+    """Record a run, finished or stopped early, below CACHE/results/KEY."""
     progress = checkpoint.latest_progress(run)
     if progress is None or not progress.epoch:
         return
@@ -88,16 +88,16 @@ def record(folder: str, run: str) -> None:
 
 
 def find_known(folder: str, config: FinetuneConfig) -> RecordedRun | None:
-    """Return the recorded run that came furthest on the very way of a training; None without one.
+    """Return the longest recorded run of the same training; None without one.
 
-    A run that has been deleted or changed since is passed over.
+    A run that has been deleted or changed since is skipped.
     """
     known: list[RecordedRun] = []
     for name in storage.list_names(folder):
         try:
             candidate = read_record(storage.join(folder, name), RecordedRun)
         except ValueError as error:
-            logger.warning("%s: passed over", error)
+            logger.warning("%s: skipped", error)
             continue
         if candidate.run != config.out and candidate.equals(config.optim.clipnorm):
             known.append(candidate)
@@ -113,7 +113,7 @@ def _weights_hash(progress: TrainingProgress) -> str:
 
 
 def copy_run(known: RecordedRun, config: FinetuneConfig) -> None:
-    """Make a run folder of `config` out of a known run."""
+    """Copy a recorded run into the run folder of `config`."""
     run, target = known.run, config.out
     folders = [f"checkpoints/{name}" for name in storage.list_names(f"{run}/checkpoints")]
     for folder in (*folders, val_predictions.FOLDER):
@@ -131,12 +131,12 @@ def copy_run(known: RecordedRun, config: FinetuneConfig) -> None:
         if (best := result["checkpoint"]) is not None:
             result["checkpoint"] = storage.join(target, "checkpoints", name_of(best))
         _write(target, "result.json", result)
-    # The last file: without rows a trial has not begun, and is copied anew.
+    # Last: a trial without rows has not begun, and is copied again.
     copy_file(storage.join(run, "metrics.jsonl"), storage.join(target, "metrics.jsonl"))
 
 
 def read_origin(run: str) -> RecordedRun | None:
-    """Where a trial was copied from; None for one that was trained."""
+    """Return the run that a trial was copied from; None for one that was trained."""
     try:
         return read_record(storage.join(run, COPIED), RecordedRun)
     except FileNotFoundError:

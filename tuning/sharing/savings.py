@@ -1,4 +1,4 @@
-"""What sharing saved, measured: told at the end of a sweep and kept beside its leaderboard."""
+"""Measured savings of sharing: printed at the end of a sweep, kept in leaderboard.json."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,21 +12,21 @@ from tuning.sharing.prefixes import BuiltPrefixes
 
 @dataclass(frozen=True, kw_only=True)
 class Savings:
-    """Passes of images through frozen stages that trials did not have to compute, and copies."""
+    """Passes of images through frozen stages that trials did not compute, and copied trials."""
 
     expected: float = 1.0
-    """How many times fewer FLOPs the plan promised."""
+    """FLOPs without sharing / FLOPs with it, by the plan."""
     num_on_features: int = 0
     """Trials that trained on features."""
     num_passes: int = 0
-    """Passes through frozen stages that they would have computed."""
+    """Passes through frozen stages that these trials would have computed."""
     num_computed: int = 0
     """Passes that were computed instead, once for all."""
     computed_s: float = 0.0
     num_copied: int = 0
-    """Trials whose training was known."""
+    """Trials copied from a recorded training."""
     copied_s: float = 0.0
-    """What their origins had taken."""
+    """Training time of their origins."""
 
     def describe(self) -> list[str]:
         """Write the savings in lines; none where nothing was shared."""
@@ -43,14 +43,14 @@ class Savings:
             lines.append(line)
         if self.num_copied:
             lines.append(
-                f"{self.num_copied} trials copied from a training that was known, "
+                f"{self.num_copied} trials copied from a recorded training, "
                 f"{self.copied_s:.0f} s of work"
             )
         return lines
 
     @classmethod
     def from_facts(cls, facts: dict[str, Any]) -> "Savings":
-        """Read them from what a leaderboard says; that of an older Thaw says nothing.
+        """Read them from leaderboard.json; one of an older Thaw has none.
 
         Raises:
             UserError: where they are damaged.
@@ -69,7 +69,7 @@ def measure_savings(
     on_features: Sequence[str],
     images_per_epoch: int,
 ) -> Savings:
-    """Count what the trials of a sweep shared.
+    """Count the work that the trials of a sweep shared.
 
     Args:
         on_features: ids of the trials that could train on features.

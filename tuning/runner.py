@@ -1,9 +1,9 @@
-"""The DDP trainings of a sweep, owned by one actor: the trials that ask for them come and go.
+"""The DDP trainings of a sweep, owned by one actor that outlives the trials.
 
-Ray Train gives back the CPUs of a training's workers when the training ends, or is interrupted.
-Where its owner dies, the workers die too, but what they had reserved stays reserved until Ray has
-asked the dashboard who lives: without a dashboard, to the end of the sweep. Tune ends the process
-of a trial that was pruned without waiting for it, and any process may be killed.
+Ray Train releases the CPUs of a training's workers when the training ends or is interrupted. Where
+the owner of a training dies, its workers die too, but their CPUs stay reserved until Ray has asked
+the dashboard which actors are alive: without a dashboard, until the sweep ends. Tune ends the
+process of a pruned trial without waiting for it, and any process may be killed.
 """
 
 import asyncio
@@ -20,17 +20,17 @@ from tuning.config import TuningConfig
 from tuning.search import SessionCallback, run_folder
 
 ABORT_TIMEOUT_S = 20.0
-"""How long a training may take to end its workers before it is killed."""
+"""Time for a training to end its workers before it is killed."""
 
 
-class Fits:
-    """What the actor runs."""
+class TrainingRunner:
+    """Actor that runs the DDP trainings of a sweep."""
 
     def __init__(self) -> None:
         self._running: dict[str, ray.ObjectRef] = {}
 
     async def run(self, config: FinetuneConfig, options: dict[str, Any]) -> None:
-        """Train, or wait for the training in this run folder that a killed trial has begun.
+        """Train, or wait for the training in this run folder that a killed trial has started.
 
         Args:
             options: of `prepare_run`.
@@ -44,7 +44,7 @@ class Fits:
             self._running.pop(config.out, None)
 
     async def abort(self, run: str) -> None:
-        """End the training in a run folder, if it runs, and return once it is over."""
+        """Interrupt the training in a run folder, if there is one, and wait until it has ended."""
         if (fit := self._running.get(run)) is None:
             return
         ray.cancel(fit)  # an interrupt, as by Ctrl-C
@@ -58,23 +58,23 @@ def _fit(config: FinetuneConfig, options: dict[str, Any]) -> None:
     launch.fit(prepare_run(config, **options))
 
 
-def start_fits() -> ActorHandle:
+def start_runner() -> ActorHandle:
     """Start the actor; it lives as long as this process holds its handle."""
-    actor: Any = ray.remote(num_cpus=0)(Fits).remote()
+    actor: Any = ray.remote(num_cpus=0)(TrainingRunner).remote()
     return actor
 
 
-class AbortFits(SessionCallback):
-    """Abort what a trial leaves behind: of a pruned one, Tune ends the process alone."""
+class AbortTrainings(SessionCallback):
+    """Abort the training of a trial that has ended: Tune only ends the trial's process."""
 
-    def __init__(self, config: TuningConfig, fits: ActorHandle) -> None:
-        self._config, self._fits = config, fits
+    def __init__(self, config: TuningConfig, runner: ActorHandle) -> None:
+        self._config, self._runner = config, runner
         self._aborts: list[ray.ObjectRef] = []
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        self._aborts.append(self._fits.abort.remote(run_folder(self._config, trial.trial_id)))
+        self._aborts.append(self._runner.abort.remote(run_folder(self._config, trial.trial_id)))
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
