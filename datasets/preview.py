@@ -17,33 +17,34 @@ from datasets.decode import decode
 from datasets.shards import Manifest, read_manifest
 
 COLUMNS = 8
+MAX_CLASSES = 32
 CELL_PX = 160
 _GAP_PX = 6
 _CAPTION_PX = 30
 _VIEWS_PER_POLICY, _VIEWS_SHOWN = 2, 4
 
+Cell = tuple[np.ndarray, str]
+"""A picture and its caption."""
 
-def preview(data_uri: str, out_png: str, *, num_classes: int = 32, seed: int = 0) -> None:
-    """Write a PNG: the first training image of up to `num_classes` classes, and below them views
-    of the first few by every augmentation policy in the first epochs.
+
+def preview(data_uri: str, out_png: str) -> None:
+    """Write a PNG: the first training image of up to MAX_CLASSES classes, and below them views of
+    the first few by every augmentation policy in the first epochs.
 
     Raises:
         UserError: where there is no data set at `data_uri`.
     """
     manifest = read_manifest(data_uri)
-    images = _pick_images(data_uri, manifest, num_classes)
+    images = _pick_images(data_uri, manifest, MAX_CLASSES)
     cells = [(_fit(image_HWC), manifest.classes[label]) for label, (_, image_HWC) in images.items()]
-    cells += [(None, "")] * (-len(cells) % COLUMNS)
+    rows = [cells[start : start + COLUMNS] for start in range(0, len(cells), COLUMNS)]
     shown = list(images.values())[:COLUMNS]
     for policy in POLICIES:
         for epoch in range(_VIEWS_PER_POLICY):
-            views = [
-                augment(image_HWC, policy, CELL_PX, seed=seed, epoch=epoch, image_id=image_id)
-                for image_id, image_HWC in shown
-            ]
-            cells += [(view_HWC, f"{policy}, epoch {epoch}") for view_HWC in views]
-            cells += [(None, "")] * (COLUMNS - len(views))
-    storage.write_bytes(out_png, _draw_sheet(cells))
+            key = {"seed": 0, "epoch": epoch}
+            views = [augment(image, policy, CELL_PX, image_id=id_, **key) for id_, image in shown]
+            rows.append([(view_HWC, f"{policy}, epoch {epoch}") for view_HWC in views])
+    storage.write_bytes(out_png, _draw_sheet(rows))
 
 
 def draw_views(data_uri: str, ingest: IngestConfig, *, seed: int) -> bytes:
@@ -57,20 +58,14 @@ def draw_views(data_uri: str, ingest: IngestConfig, *, seed: int) -> bytes:
     """
     manifest = read_manifest(data_uri)
     images = _pick_images(data_uri, manifest, COLUMNS)
-    cells: list[tuple[np.ndarray | None, str]] = []
+    rows: list[list[Cell]] = []
     for epoch in range(_VIEWS_SHOWN):
-        for label, (image_id, image_HWC) in images.items():
-            view_HWC = augment(
-                image_HWC,
-                ingest.policy,
-                ingest.size_px,
-                seed=seed,
-                epoch=ingest.view_of(epoch),
-                image_id=image_id,
-            )
-            cells.append((_fit(view_HWC), f"epoch {epoch + 1}: {manifest.classes[label]}"))
-        cells += [(None, "")] * (COLUMNS - len(images))
-    return _draw_sheet(cells)
+        key = {"seed": seed, "epoch": ingest.view_of(epoch)}
+        rows.append([])
+        for label, (image_id, image) in images.items():
+            view_HWC = augment(image, ingest.policy, ingest.size_px, image_id=image_id, **key)
+            rows[-1].append((_fit(view_HWC), f"epoch {epoch + 1}: {manifest.classes[label]}"))
+    return _draw_sheet(rows)
 
 
 def _pick_images(
@@ -105,22 +100,20 @@ def _fit(image_HWC: np.ndarray) -> np.ndarray:
     return cv2.resize(image_HWC, (width, height), interpolation=interpolation)
 
 
-def _draw_sheet(cells: Sequence[tuple[np.ndarray | None, str]]) -> bytes:
-    """Return a PNG of rows of COLUMNS images with captions."""
+def _draw_sheet(rows: Sequence[Sequence[Cell]]) -> bytes:
+    """Return a PNG of rows of up to COLUMNS images with captions."""
     across, down = CELL_PX + _GAP_PX, CELL_PX + _CAPTION_PX + _GAP_PX
-    rows = len(cells) // COLUMNS
-    sheet = Image.new("RGB", (COLUMNS * across + _GAP_PX, rows * down + _GAP_PX), "white")
+    sheet = Image.new("RGB", (COLUMNS * across + _GAP_PX, len(rows) * down + _GAP_PX), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(11)
-    for number, (image_HWC, caption) in enumerate(cells):
-        row, column = divmod(number, COLUMNS)
-        left, top = column * across + _GAP_PX, row * down + _GAP_PX
-        if image_HWC is not None:
+    for row, cells in enumerate(rows):
+        for column, (image_HWC, caption) in enumerate(cells):
+            left, top = column * across + _GAP_PX, row * down + _GAP_PX
             picture = Image.fromarray(image_HWC)
             corner = (left + (CELL_PX - picture.width) // 2, top + CELL_PX - picture.height)
             sheet.paste(picture, corner)
-        lines = textwrap.wrap(caption, width=28, max_lines=2, placeholder=" ...")
-        draw.text((left, top + CELL_PX + 2), "\n".join(lines), fill="black", font=font, spacing=1)
+            lines = "\n".join(textwrap.wrap(caption, width=28, max_lines=2, placeholder=" ..."))
+            draw.text((left, top + CELL_PX + 2), lines, fill="black", font=font, spacing=1)
     png = io.BytesIO()
     sheet.save(png, "PNG")
     return png.getvalue()

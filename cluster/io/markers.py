@@ -1,7 +1,7 @@
 """Properties of a config's fields, said where the field is: `data: Annotated[str, URI]`.
 
 Lists of fields are computed from these, by dotted path; what a section is marked with holds for
-every field in it. Standard library alone.
+every field in it. Standard library only.
 """
 
 from collections.abc import Callable, Collection, Mapping

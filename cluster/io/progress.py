@@ -1,4 +1,4 @@
-"""What long jobs tell while they run."""
+"""Progress of long jobs."""
 
 from collections.abc import Iterable
 
@@ -7,14 +7,10 @@ import pyarrow as pa
 from cluster.io.terminal import count
 
 
-def collect(tables: Iterable[pa.Table], num_images: int, what: str) -> pa.Table:
-    """Join tables of a row per image as they come, telling how far they are.
-
-    Args:
-        what: is done, such as `Preparing images`.
-    """
+def collect(tables: Iterable[pa.Table], num_images: int, title: str) -> pa.Table:
+    """Join tables of a row per image as they arrive, with a progress bar."""
     done: list[pa.Table] = []
-    with count(what, num_images, "images") as advance:
+    with count(title, num_images, "images") as advance:
         for table in tables:
             done.append(table)
             advance(len(table))

@@ -4,7 +4,7 @@ OUT/NAME/part-000000000.parquet   named by the index of its first image
 OUT/NAME_bad_images.parquet       path and reason of every image that can't be read
 OUT/NAME_summary.json             written last: without it the results are incomplete
 
-NAME is `predictions` or `features`: both may lie in one OUT.
+NAME is `predictions` or `features`; an OUT may have both.
 
 Tasks read, decode and crop; actors, each with the network loaded once, compute and write one part
 per block. No pixels return to the driver.

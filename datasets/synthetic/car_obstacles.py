@@ -1,4 +1,4 @@
-"""What stands between the camera and a car: a pole, a passer-by, a bush, the end of another car.
+"""Obstacles between the camera and a car: a pole, a passer-by, a bush, the end of another car.
 
 Pictures are uint8 [H, W, 3] RGB and are drawn upon in place.
 """

@@ -149,7 +149,7 @@ def _body(picture: np.ndarray, camera: Camera, light: Light, shape: Shape, paint
 
 @lru_cache(maxsize=256)
 def _trimmings(shape: Shape) -> list[Part]:
-    """Mirror and spoiler: what stands off the body."""
+    """Mirror and spoiler."""
     design = shape.design
     base = shape.on_side(
         shape.cowl + 0.3 * design.windshield + 0.12, shape.shoulder(shape.cowl) + 0.1

@@ -1,4 +1,4 @@
-"""What is drawn upon a body: windows, doors, lamps, grille, wheels, as outlines on its surface.
+"""Parts of a body: windows, doors, lamps, grille, wheels, as outlines on its surface.
 
 Parts depend on the design alone, so they are built once for a model and only projected for each
 photograph. Outlines are [N, 3] in the frame of the car (see `car_shapes`).

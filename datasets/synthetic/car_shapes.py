@@ -24,7 +24,7 @@ PLAN_POWER = 2.5
 """How suddenly nose and tail narrow, seen from above."""
 NOSE_ZONE, TAIL_ZONE = 0.7, 0.5
 
-# The least and the most of every measure, by body. `belt` is a share of the height; `hood` and
+# The minimum and maximum of every measure, by body. `belt` is a share of the height; `hood` and
 # `roof_end` are shares of the length; `panes` and `cladding` are choices, the last one excluded.
 _BODY_SPANS: dict[str, tuple[tuple[float, float], ...]] = {
     "length": ((4.5, 5.1), (4.15, 4.65), (4.3, 4.95), (4.5, 5.5), (5.0, 5.7), (3.6, 4.2)),
@@ -72,7 +72,7 @@ _CHOICES = ("panes", "cladding", "rim", "lamp", "tail", "grille", "roof_style", 
 
 @dataclass(frozen=True, kw_only=True)
 class Design:
-    """What makes a model the same in every photograph; measures in metres unless said otherwise."""
+    """Properties of a model that are the same in every photograph; in metres unless noted."""
 
     body: str
     length: float
@@ -122,7 +122,7 @@ def body_of(model: int) -> str:
 
 
 def design_of(seed: int, model: int) -> Design:
-    """Draw the design of one model; it depends on nothing but (seed, model)."""
+    """Draw the design of one model; it depends only on (seed, model)."""
     body = body_of(model)
     column = BODIES.index(body)
     spans = {name: by_body[column] for name, by_body in _BODY_SPANS.items()} | _SPANS
@@ -288,5 +288,5 @@ def _rounded(curve_D: np.ndarray, share: float) -> np.ndarray:
 
 @lru_cache(maxsize=256)
 def shape_of(seed: int, model: int) -> Shape:
-    """Build a model's shape; kept, because a worker renders many photographs of it."""
+    """Build a model's shape; cached, as a worker renders many photographs of it."""
     return Shape(design_of(seed, model))

@@ -113,7 +113,7 @@ class Light:
     sun_rgb: np.ndarray
     sky_rgb: np.ndarray
     ground_rgb: np.ndarray
-    """What the underside and the doors reflect."""
+    """Colour that the underside and the doors reflect."""
 
     @property
     def level(self) -> float:
@@ -133,7 +133,7 @@ class Light:
         diffuse = 0.85 * (up * self.sky_rgb + (1 - up) * 0.6 * self.ground_rgb) + direct
         facing = np.sum(normals * to_eye, 1, keepdims=True)
         mirror = 2 * facing * normals - to_eye
-        # The horizon in the paint is what makes sheet metal look like sheet metal.
+        # The reflected horizon makes the surface look like sheet metal.
         sky = 1 / (1 + np.exp(-9 * (mirror[:, 2:] - 0.06)))
         world = (
             sky * self.sky_rgb * (1.15 - 0.4 * mirror[:, 2:]) + (1 - sky) * 0.45 * self.ground_rgb

@@ -145,7 +145,7 @@ def _choose_paint(rng: np.random.Generator) -> Colour:
 
 @lru_cache(maxsize=4)
 def _noise(length: int) -> np.ndarray:
-    """A strip of noise to cut from: drawing it anew would cost more than the car."""
+    """Noise that images take slices of: new noise would cost more than the car."""
     return np.random.default_rng(0).standard_normal(length, np.float32)
 
 
