@@ -3,16 +3,16 @@
 import re
 from dataclasses import dataclass
 from math import inf
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from cluster.io.errors import UserError
+from cluster.io.errors import UserError, require, require_at_least, require_choice, require_positive
 from cluster.io.markers import NOT_IN_KEY, URI
 
 Device = Literal["auto", "cpu", "gpu"]
 MAX_WORKERS = 100_000
 
 SERVER_MAX_MIB = 512
-"""What Ray's job server takes of a packed folder."""
+"""The largest package that Ray's job server accepts."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 
@@ -27,7 +27,7 @@ class ClusterConfig:
     """DDP workers of a training. Default: one per GPU, or one per node without GPUs.
     0 trains in the calling process."""
     min_workers: Annotated[int | None, NOT_IN_KEY] = None
-    """Elastic training: begin, and go on, with as few workers as this while nodes are missing.
+    """Elastic training: start, and continue, with as few workers as this while nodes are missing.
     Default: all of them."""
     device: Device = "auto"
     """`auto` uses GPUs where the cluster has them."""
@@ -35,33 +35,36 @@ class ClusterConfig:
     """Worker failures a training survives before it gives up. Nodes that are taken away with a
     notice (preemption) are not counted."""
     hang_timeout_s: Annotated[float, NOT_IN_KEY] = 600.0
-    """A worker that neither answers nor joins its peers for so long has failed, as has a process
-    that trains alone and gets no batch: more than a step, a first batch, or two writes of a
-    checkpoint take."""
+    """Seconds after which a worker has failed that answers no health check and joins no collective,
+    and a process without workers that gets no batch. Use more than a step, a first batch, or two
+    writes of a checkpoint take."""
 
     def __post_init__(self) -> None:
-        if self.num_workers is not None and not 0 <= self.num_workers <= MAX_WORKERS:
-            raise UserError(
-                f"cluster.num_workers is {self.num_workers!r}: use 0 (in process) to {MAX_WORKERS}"
-            )
-        if self.min_workers is not None and not 1 <= self.min_workers <= (self.num_workers or 0):
-            raise UserError(
-                f"cluster.min_workers is {self.min_workers!r}: use 1 up to cluster.num_workers "
-                f"({self.num_workers!r})"
-            )
-        if self.device not in ("auto", "cpu", "gpu"):
-            raise UserError(f"cluster.device is {self.device!r}: choose from auto, cpu, gpu")
-        if self.max_failures < 0:
-            raise UserError(f"cluster.max_failures is {self.max_failures!r}: use 0 or more")
-        if not 1 <= self.hang_timeout_s < inf:
-            raise UserError(
-                f"cluster.hang_timeout_s is {self.hang_timeout_s!r}: use 1 second or more"
-            )
+        require(
+            self.num_workers is None or 0 <= self.num_workers <= MAX_WORKERS,
+            "cluster.num_workers",
+            self.num_workers,
+            f"use 0 (in process) to {MAX_WORKERS}",
+        )
+        require(
+            self.min_workers is None or 1 <= self.min_workers <= (self.num_workers or 0),
+            "cluster.min_workers",
+            self.min_workers,
+            f"use 1 up to cluster.num_workers ({self.num_workers!r})",
+        )
+        require_choice("cluster.device", self.device, get_args(Device))
+        require_at_least("cluster.max_failures", self.max_failures, 0)
+        require(
+            1 <= self.hang_timeout_s < inf,
+            "cluster.hang_timeout_s",
+            self.hang_timeout_s,
+            "use 1 second or more",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorConfig:
-    """What `python -m cluster doctor` looks at."""
+    """Options of `python -m cluster doctor`."""
 
     address: str | None = None
     """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster started on this machine."""
@@ -75,12 +78,12 @@ class DoctorConfig:
     """Seconds a check may take on a node; what takes longer has failed."""
 
     def __post_init__(self) -> None:
-        require_seconds("timeout_s", self.timeout_s)
+        require_positive("timeout_s", self.timeout_s)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SubmitConfig:
-    """How a command is handed to a cluster's job server."""
+    """Options of `python -m cluster submit`."""
 
     address: str | None = None
     """URL of the job server. Default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265."""
@@ -88,24 +91,25 @@ class SubmitConfig:
     """Name of the job. The same name and command again is the same job: it is followed, not run a
     second time. Default: a new one."""
     wait: bool = True
-    """Follow the job's log to its end, and exit as it did; --no-wait only submits."""
+    """Follow the job's log to its end, and exit with its code; --no-wait only submits."""
     env: tuple[str, ...] = ()
-    """NAME=VALUE for every process of the job. Anyone who may look at the cluster sees them:
-    secrets are refused."""
+    """NAME=VALUE for every process of the job. They are visible on the dashboard, so secrets are
+    refused."""
     check_versions: bool = True
-    """Ask the head which versions it has, and refuse where they aren't those of this machine."""
+    """Compare the versions of the head with those of this machine, and refuse where they differ."""
     max_mib: float = 64.0
     """Refuse to ship a folder larger than this, packed. The job server takes 512 MiB at most."""
     reconnect_s: float = 300.0
     """Seconds to try again when the job server doesn't answer, before the log is given up."""
 
     def __post_init__(self) -> None:
-        require_seconds("reconnect_s", self.reconnect_s)
-        if not 0 < self.max_mib < SERVER_MAX_MIB:
-            raise UserError(
-                f"max_mib is {self.max_mib!r}: use more than 0 and less than {SERVER_MAX_MIB}, "
-                "which the job server takes"
-            )
+        require_positive("reconnect_s", self.reconnect_s)
+        require(
+            0 < self.max_mib < SERVER_MAX_MIB,
+            "max_mib",
+            self.max_mib,
+            f"use more than 0 and less than {SERVER_MAX_MIB}, the limit of the job server",
+        )
         if self.submission_id is not None and not _NAME.fullmatch(self.submission_id):
             shown = "a URI" if "://" in self.submission_id else repr(self.submission_id)
             raise UserError(f"submission_id is {shown}: use letters, digits, - and _")
@@ -114,8 +118,3 @@ class SubmitConfig:
                 raise UserError(
                     f"env: word {number} is not NAME=VALUE; write one as WANDB_PROJECT=thaw"
                 )
-
-
-def require_seconds(field: str, value: float) -> None:
-    if not 0 < value < inf:
-        raise UserError(f"{field} is {value!r}: use a finite number above zero")

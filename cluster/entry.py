@@ -38,7 +38,8 @@ def run_room(main: Callable[[Sequence[str]], None]) -> None:
     except (UserError, StorageError) as error:
         if os.environ.get("THAW_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        # Ray raises a task's error as one of its own class, whose text is a traceback.
+        print(f"error: {getattr(error, 'cause', error)}", file=sys.stderr)
         raise SystemExit(2) from None
     except SystemExit:
         if leaving:  # raised within `ray.get`, it has come out with code 1

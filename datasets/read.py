@@ -7,7 +7,6 @@ has its name and the reason.
 Dimensions: N images, S size in pixels, H height, W width, C the channels red, green, blue.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 from ray.data.extensions import ArrowTensorArray
 
 from cluster.io import storage
+from cluster.io.retry import doubling, retry
 from datasets.augment import augment, view
 from datasets.config import IngestConfig
 from datasets.decode import decode
@@ -25,7 +25,7 @@ from datasets.memory import Decoded, Memory
 from datasets.plan import IGNORE_INDEX, Chunk, RowGroup
 from datasets.shards import checksum
 
-READ_ATTEMPTS, FIRST_RETRY_S = 3, 0.2
+NUM_RETRIES, FIRST_RETRY_S = 2, 0.2
 COLUMNS = ["image", "label", "image_id", "crc32"]
 
 
@@ -158,16 +158,13 @@ def read_again(read: Callable[[], pa.Table]) -> pa.Table:
     Raises:
         OSError, ValueError, pa.ArrowException: where it can't be read, or is damaged.
     """
-    for attempt in range(READ_ATTEMPTS):
-        try:
-            return read()
-        except (FileNotFoundError, pa.ArrowInvalid):
-            raise  # gone, or damaged
-        except (OSError, ValueError):
-            if attempt + 1 == READ_ATTEMPTS:
-                raise
-            time.sleep(FIRST_RETRY_S * 2**attempt)
-    raise AssertionError("the last attempt returns or raises")
+    return retry(read, _may_pass, doubling(FIRST_RETRY_S, times=NUM_RETRIES))
+
+
+def _may_pass(error: Exception) -> bool:
+    """Neither a file that is gone nor one that is damaged is another time there or whole."""
+    gone = isinstance(error, FileNotFoundError | pa.ArrowInvalid)
+    return isinstance(error, OSError | ValueError) and not gone
 
 
 def read_metadata(uri: str) -> pq.FileMetaData:

@@ -18,9 +18,11 @@ import datasets.__main__ as datasets_main
 import trainers.__main__ as trainers_main
 import tuning.__main__ as tuning_main
 from cluster.entry import run_room
+from cluster.io import storage
+from cluster.io.errors import MissingFileError, UserError
 from datasets.shards import SCHEMA_VERSION
 from tests.conftest import ROOT, WriteData
-from trainers.config import FinetuneConfig, ModelConfig
+from trainers.config import FinetuneConfig, ModelConfig, ScheduleConfig
 from trainers.run import checkpoint
 from trainers.run.checkpoint import TrainingProgress
 
@@ -72,6 +74,70 @@ def test_a_reader_who_leaves_a_pipe_ends_a_command_silently() -> None:
     )  # fmt: skip
     os.close(write_end)
     assert (run.returncode, run.stderr) == (128 + signal.SIGPIPE, "")
+
+
+@pytest.mark.parametrize("planted", [ValueError, FileNotFoundError, OSError])
+def test_a_bug_of_ours_keeps_its_traceback(
+    planted: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where one of Thaw's own lines raises what a user's error is made of."""
+    monkeypatch.setattr(sys, "argv", ["datasets", "info", "--data", "cars"])
+
+    def read_manifest(uri: str) -> None:
+        raise planted("not enough values to unpack (expected 3, got 2)")
+
+    monkeypatch.setattr("datasets.commands.read_manifest", read_manifest)
+    with pytest.raises(planted) as caught:
+        run_room(datasets_main.main)
+
+    assert caught.traceback[-1].name == "read_manifest"
+
+
+def test_a_bug_ends_with_its_traceback_and_another_code() -> None:
+    script = """
+import sys
+from cluster.entry import run_room
+from cluster.io import storage
+from cluster.io.errors import MissingFileError, UserError
+def main(arguments):
+    freeze_depth, epochs, learning_rate = ("all", 4)
+sys.argv = ["trainers"]
+run_room(main)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 1
+    assert "Traceback" in run.stderr and "expected 3, got 2" in run.stderr
+
+
+def test_a_phase_of_two_values_is_refused_in_one_sentence() -> None:
+    with pytest.raises(UserError, match=r"phases is \('all', 4\): give each phase FREEZE"):
+        ScheduleConfig(phases=(("all", 4),))  # type: ignore[arg-type]
+
+
+def test_the_error_of_a_task_is_said_without_the_traceback_that_ray_makes_its_text(
+    fails: Fails, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    def run_info(config: object) -> None:
+        def refuse() -> None:
+            raise UserError("data is 'cars': no prepared data set there")
+
+        ray.get(ray.remote(refuse).remote())  # pyright: ignore
+
+    monkeypatch.setattr("datasets.commands.run_info", run_info)
+    sentence = fails("datasets", "info", "--data", "cars")
+
+    assert sentence == "error: data is 'cars': no prepared data set there "
+
+
+def test_a_file_that_is_gone_is_named(fails: Fails, tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match=r"none' does not exist; check the path"):
+        storage.read_bytes(str(tmp_path / "none"))
+    sentence = fails("trainers", "evaluate", "--run", tmp_path / "none")
+    assert "no run folder there" in sentence
 
 
 def test_prepare_names_what_is_wrong_with_the_source(fails: Fails, tmp_path: Path) -> None:

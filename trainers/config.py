@@ -218,7 +218,14 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         require_not_negative("schedule.warmup_epochs", self.warmup_epochs)
-        for _, num_epochs, learning_rate in self.phases:
+        for phase in self.phases:
+            require(
+                len(phase) == 3,
+                "schedule.phases",
+                phase,
+                "give each phase FREEZE_DEPTH EPOCHS LEARNING_RATE, such as all 4 1e-3",
+            )
+            _, num_epochs, learning_rate = phase
             require(num_epochs >= 1, "schedule.phases", num_epochs, "give a phase 1 epoch or more")
             require_positive("schedule.phases", learning_rate)
         require(

@@ -22,6 +22,10 @@ class StorageError(OSError):
     """Storage that does not answer: nothing is known about the file. Reported as a UserError is."""
 
 
+class MissingFileError(StorageError, FileNotFoundError):
+    """A file that does not exist, of which storage is sure."""
+
+
 def require(condition: bool, field: str, value: object, remedy: str) -> None:
     """Raise the user's error: one sentence naming the field, the value and the remedy."""
     if not condition:

@@ -12,7 +12,6 @@ the server stands, come from the environment of each process alone:
 import errno
 import os
 import textwrap
-import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,8 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from cluster.io.errors import StorageError, UserError
+from cluster.io.errors import MissingFileError, StorageError, UserError
 from cluster.io.fields import check_text
+from cluster.io.retry import doubling, retry
 
 MAX_NAME_BYTES = 255
 JOB_ENV_VAR = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
@@ -47,8 +47,8 @@ REMEDIES = {
 
 # pyarrow asks a busy S3 server again for 6 s by itself, except where the words of a 503 don't fit
 # into the memory it has ready for a small object: that it reports as a failure of its own.
-UNTOLD = "INTERNAL_FAILURE during GetObject"
-READ_ATTEMPTS, FIRST_RETRY_S = 6, 0.2
+BUSY = "INTERNAL_FAILURE during GetObject"
+NUM_RETRIES, FIRST_RETRY_S = 5, 0.2
 LOCAL_REMEDIES = {
     errno.ENOSPC: "free some space there",
     errno.EDQUOT: "free some space there, or have the quota raised",
@@ -109,13 +109,15 @@ def explaining(uri: str) -> Iterator[None]:
     """Turn what a file system says about `uri` into the user's sentence.
 
     Raises:
-        UserError: for any OSError but FileNotFoundError, which travels, and for names that are
-            not UTF-8.
+        MissingFileError: for a FileNotFoundError.
+        UserError: for any other OSError, and for names that are not UTF-8.
     """
     try:
         yield
-    except FileNotFoundError:
+    except StorageError:
         raise
+    except FileNotFoundError as error:
+        raise _missing(uri) from error
     except OSError as error:
         raise UserError(_explain(uri, error)) from error
     except UnicodeDecodeError as error:
@@ -129,6 +131,10 @@ def _explain(uri: str, error: OSError) -> str:
         error.errno or 0, "check the path and who may use it"
     )
     return f"URI {uri!r} is out of reach ({textwrap.shorten(str(error), 240)}); {remedy}"
+
+
+def _missing(uri: str) -> MissingFileError:
+    return MissingFileError(f"URI {uri!r} does not exist; check the path, or bring the file back")
 
 
 def _refuse_missing_bucket(uri: str, filesystem: fs.FileSystem, path: str) -> None:
@@ -213,34 +219,38 @@ def read_bytes(uri: str, *, start: int = 0) -> bytes:
     """Read a file, whole or from its byte `start` on; nothing where it is shorter.
 
     Raises:
-        FileNotFoundError: where there is none.
+        MissingFileError: where there is none.
         UserError: where not even its bucket is there.
         StorageError: where it is out of reach: nothing is known about the file then.
     """
     filesystem, path = resolve(uri)
-    for attempt in range(READ_ATTEMPTS):
-        try:
-            if start:
-                with filesystem.open_input_file(path) as file:
-                    return file.read_at(max(0, file.size() - start), start)
-            # Without `compression`, a name that ends in .gz would be unpacked.
-            with filesystem.open_input_stream(path, compression=None) as stream:
-                return stream.read()
-        except FileNotFoundError:
-            _refuse_missing_bucket(uri, filesystem, path)
-            raise
-        except OSError as error:
-            if UNTOLD not in str(error) or attempt + 1 == READ_ATTEMPTS:
-                raise StorageError(_explain(uri, error)) from error
-            time.sleep(FIRST_RETRY_S * 2**attempt)
-    raise AssertionError("the last attempt returns or raises")
+
+    def read() -> bytes:
+        if start:
+            with filesystem.open_input_file(path) as file:
+                return file.read_at(max(0, file.size() - start), start)
+        # Without `compression`, a name that ends in .gz would be unpacked.
+        with filesystem.open_input_stream(path, compression=None) as stream:
+            return stream.read()
+
+    try:
+        return retry(read, _is_busy, doubling(FIRST_RETRY_S, times=NUM_RETRIES))
+    except FileNotFoundError:
+        _refuse_missing_bucket(uri, filesystem, path)
+        raise _missing(uri) from None
+    except OSError as error:
+        raise StorageError(_explain(uri, error)) from error
+
+
+def _is_busy(error: Exception) -> bool:
+    return isinstance(error, OSError) and BUSY in str(error)
 
 
 def size_of(uri: str) -> int:
     """Bytes of a file, for one request of an object store.
 
     Raises:
-        FileNotFoundError: where there is none.
+        MissingFileError: where there is none.
         UserError: where not even its bucket is there.
         StorageError: where it is out of reach: nothing is known about the file then.
     """
@@ -251,7 +261,7 @@ def size_of(uri: str) -> int:
         raise StorageError(_explain(uri, error)) from error
     if found.type != fs.FileType.File:
         _refuse_missing_bucket(uri, filesystem, path)
-        raise FileNotFoundError(uri)
+        raise _missing(uri)
     return found.size
 
 
@@ -321,7 +331,7 @@ def read_parquet(uri: str) -> pa.Table:
     """Read a whole table.
 
     Raises:
-        FileNotFoundError: where there is none.
+        MissingFileError: where there is none.
         UserError: where it is no Parquet file, or a damaged one.
     """
     content = read_bytes(uri)

@@ -2,9 +2,9 @@
 
 import logging
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import requests
@@ -12,18 +12,22 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobType
 
 from cluster.io.errors import UserError
+from cluster.io.retry import doubling, retry
+
+T = TypeVar("T")
 
 ADDRESS_VARS = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 """Ray's client prefers these to the address it is given."""
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 REQUEST_TIMEOUT_S = 30.0
+MAX_PAUSE_S = 10.0
 _NO_JOB_SERVER = (
     "address is {!r}: what answers there is no job server of Ray's; use the dashboard's URL, such "
     "as http://HOST:8265"
 )
 
 
-class OutOfReach(OSError):
+class OutOfReach(UserError):
     """Nothing is known about what was asked: the job server doesn't answer."""
 
 
@@ -125,6 +129,19 @@ class JobServer:
                 yield text
         except (aiohttp.ClientError, OSError, RuntimeError, TimeoutError) as error:
             raise Lost(str(error) or type(error).__name__) from error
+
+    def retry(self, ask: Callable[[], T], within_s: float, write: Callable[[str], None]) -> T:
+        """Ask again until the server answers.
+
+        Raises:
+            OutOfReach: where it doesn't for `within_s`.
+        """
+        return retry(
+            ask,
+            lambda error: isinstance(error, OutOfReach),
+            doubling(1.0, max_s=MAX_PAUSE_S, within_s=within_s),
+            note=lambda: write("The job server doesn't answer; trying again"),
+        )
 
     @property
     def option(self) -> str:

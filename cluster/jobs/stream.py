@@ -4,15 +4,15 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 from ray.job_submission import JobDetails
 
-from cluster.jobs.job_server import JobServer, Lost, OutOfReach, has_ended
+from cluster.jobs.job_server import MAX_PAUSE_S, JobServer, Lost, OutOfReach, has_ended
 
 IDLE_S = 60.0
 """Silence after which the server is asked whether there is news: a stream may be dead, and not say
 so, where a proxy between has forgotten it."""
-MAX_PAUSE_S = 10.0
 
 
 class Follower:
@@ -45,7 +45,7 @@ class Follower:
                 self._write_end()
                 return details
             pause_s = 1.0 if self._num_written > before else min(2 * pause_s, MAX_PAUSE_S)
-            _tell(f"The log's connection was lost ({reason}); resuming")
+            _warn(f"The log's connection was lost ({reason}); resuming")
             time.sleep(pause_s)
 
     async def _read_stream(self) -> None:
@@ -75,7 +75,7 @@ class Follower:
         try:
             self._write_from(self._server.read_log(self._job), 0)
         except OutOfReach as error:
-            _tell(f"The end of the log may be missing: {error}")
+            _warn(f"The end of the log may be missing: {error}")
 
     def _write_from(self, text: str, place: int) -> None:
         """Write of a text that stands at `place` of the log what was not yet written."""
@@ -86,21 +86,16 @@ class Follower:
 
     def _ask_again(self) -> JobDetails:
         """Ask how the job is until the server answers."""
-        began_s, pause_s = time.monotonic(), 1.0
-        while True:
-            try:
-                return self._server.get(self._job)
-            except OutOfReach as error:
-                if time.monotonic() - began_s > self._reconnect_s:
-                    raise OutOfReach(
-                        f"{error}; after {self._reconnect_s:g} s the log is given up, the job may "
-                        f"go on: `python -m cluster logs {self._job} --follow"
-                        f"{self._server.option}` follows it again"
-                    ) from error
-                _tell("The job server doesn't answer; trying again")
-                time.sleep(pause_s)
-                pause_s = min(2 * pause_s, MAX_PAUSE_S)
+        ask = partial(self._server.get, self._job)
+        try:
+            return self._server.retry(ask, self._reconnect_s, _warn)
+        except OutOfReach as error:
+            raise OutOfReach(
+                f"{error}; no answer for {self._reconnect_s:g} s, so the log ends here, and the "
+                f"job may continue: `python -m cluster logs {self._job} --follow"
+                f"{self._server.option}` follows it again"
+            ) from error
 
 
-def _tell(line: str) -> None:
+def _warn(line: str) -> None:
     print(line, file=sys.stderr, flush=True)

@@ -20,7 +20,7 @@ from cluster.io.errors import UserError
 from cluster.io.terminal import report
 from cluster.jobs.config import Submission
 from cluster.jobs.entrypoint import check_command
-from cluster.jobs.job_server import JobServer, OutOfReach, has_ended
+from cluster.jobs.job_server import JobServer, has_ended
 from cluster.jobs.jobs import STOP_WAIT_S, follow_to_end, write
 from cluster.jobs.package import list_files, pack
 from cluster.provenance import COMMIT_VAR, PACKAGES, find_commit
@@ -29,7 +29,6 @@ from cluster.secrets import refuse_secrets_in_files, refuse_secrets_in_words
 VERSIONS_TIMEOUT_S = 120.0
 """Of the small job that asks the head for its versions: its first process may have to come up."""
 ASK_EVERY_S = 0.3
-MAX_PAUSE_S = 10.0
 FIND_VERSIONS = (
     "import json, platform; from importlib.metadata import version; "
     "print(json.dumps({'python': platform.python_version()} | "
@@ -155,21 +154,18 @@ def hand_in(server: JobServer, request: dict[str, Any], reconnect_s: float) -> N
         UserError: where it refuses the job.
     """
     job = request["submission_id"]
-    began_s, pause_s = time.monotonic(), 1.0
-    while True:
+
+    def submit() -> None:
         try:
-            return server.submit(**request)
+            server.submit(**request)
         except RuntimeError as error:
-            if server.find(job) is not None:  # an earlier try arrived, and its answer was lost
-                return None
-            reason = " ".join(str(error).split())[-300:]
-            raise UserError(f"job is {job!r}: {server.address} refuses it ({reason})") from error
-        except OutOfReach:
-            if time.monotonic() - began_s > reconnect_s:
-                raise
-            report("The job server doesn't answer; trying again")
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, MAX_PAUSE_S)
+            if server.find(job) is None:  # else an earlier try arrived, and its reply was lost
+                reason = " ".join(str(error).split())[-300:]
+                raise UserError(
+                    f"job is {job!r}: {server.address} refuses it ({reason})"
+                ) from error
+
+    server.retry(submit, reconnect_s, report)
 
 
 def _refuse_other_command(known: JobDetails, request: Mapping[str, Any]) -> None:

@@ -1,11 +1,13 @@
 """Stanford Cars as downloaded: cars_train/, cars_test/ and devkit/*.mat."""
 
 import io
+import zlib
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
 
 from cluster.io import storage
 from cluster.io.errors import UserError
@@ -55,7 +57,14 @@ def _read_mat(folder: str, name: str) -> dict[str, Any]:
             f"root is {folder.removesuffix('/devkit')!r}: {uri} is missing; unpack the devkit of "
             "Stanford Cars (car_devkit.tgz) there"
         )
-    matrices = loadmat(io.BytesIO(storage.read_bytes(uri)), squeeze_me=True)
+    content = storage.read_bytes(uri)
+    try:
+        matrices = loadmat(io.BytesIO(content), squeeze_me=True)
+    except (ValueError, TypeError, NotImplementedError, MatReadError, zlib.error) as error:
+        raise UserError(
+            f"root is {folder.removesuffix('/devkit')!r}: {uri} is damaged, or no MATLAB file "
+            f"({error}); unpack the devkit of Stanford Cars (car_devkit.tgz) again"
+        ) from None
     return {key: np.atleast_1d(value) for key, value in matrices.items() if key[0] != "_"}
 
 
