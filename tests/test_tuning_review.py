@@ -160,8 +160,8 @@ def test_sweep_of_an_older_thaw_is_told_by_its_leaderboard(tmp_path: Path) -> No
     for name in ("trials.json", "started.json"):
         (tmp_path / "sweep" / name).unlink()
     page = render_page(SweepRecord.read(out)).decode()
-    assert "made by a Thaw that did not note it" in page
-    assert "Its answers to single images were not kept" in page
+    assert "an older Thaw did not record it" in page
+    assert "Its predictions were not kept" in page
 
 
 def test_data_set_that_is_gone_is_said(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 """`python -m tuning review`: a sweep as one HTML page.
 
-Imports `advice`, `wandb` and the root of `tuning`.
-Enter at `review`; `data` reads the sweep, `page` renders it.
+Imports `wandb` and the root of `tuning`; `wandb` imports `page` and `importance`.
+Enter at `review` (the command) and `page` (the page of a `SweepRecord`).
 """

@@ -201,7 +201,7 @@ def draw_importance(record: SweepRecord) -> Chart | None:
     )
     return Chart(
         name="importance",
-        title="Which axis matters most",
+        title="Importance of the axes",
         label="Share of each axis: "
         + ", ".join(f"{name} {value:.0%}" for name, value in zip(names, values, strict=True)),
         figures={"": figure},

@@ -1,4 +1,4 @@
-"""How much each axis of a sweep decides whether a trial is among the best."""
+"""Importance of each axis of a sweep."""
 
 from collections.abc import Sequence
 from math import ceil
@@ -12,7 +12,7 @@ from tuning.leaderboard import TrialResult
 from tuning.space import AXES, LEARNING_RATE
 
 MIN_TRIALS = 6
-"""With fewer, which are best says nothing about the axes."""
+"""With fewer, the best trials say nothing about the axes."""
 TOP_SHARE = 0.25
 """Trials that count as the best."""
 
@@ -20,14 +20,14 @@ TOP_SHARE = 0.25
 def rank_axes(trials: Sequence[TrialResult]) -> dict[str, float]:
     """Return the share of each axis, the largest first; together they are 1.
 
-    PED-ANOVA compares where the best quarter of the trials lies with where all lie: an axis matters
-    where the best are concentrated on some of its values.
+    PED-ANOVA compares the distribution of the best quarter of the trials with that of all: an axis
+    matters if the best are concentrated on some of its values.
 
     Source: Watanabe et al. 2023, https://arxiv.org/abs/2304.10255.
 
     Returns:
-        By dotted config path; nothing where fewer than 6 trials have a val/top1, or the worst is
-        as good as the best quarter. An axis of one value has 0.
+        By dotted config path; empty if fewer than 6 trials have a val/top1, or the worst is as good
+        as the best quarter. An axis of one value has 0.
     """
     measured = [row for row in trials if row.val_top1 is not None]
     top1s = sorted((row.val_top1 or 0.0 for row in measured), reverse=True)

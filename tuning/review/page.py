@@ -1,7 +1,7 @@
-"""The review as one HTML file: template, style and scripts in one, forbidden to ask the network.
+"""The review as one HTML file with its style and scripts, which needs no network.
 
-What comes from the sweep (class names, paths, errors) is escaped by Jinja2. Besides, the page's
-policy lets only its own scripts run, by their hashes, and nothing load from elsewhere.
+Jinja2 escapes all text of the sweep (class names, paths, errors). The page's policy also allows
+only its own scripts, by their hashes, and no downloads.
 """
 
 import base64
@@ -43,7 +43,7 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """A number of the answer."""
+    """A key number."""
 
     name: str
     value: str
@@ -51,24 +51,24 @@ class Tile:
 
 
 def render_page(
-    sweep: SweepRecord, *, pictures: bool = True, refresh_s: int | None = None
+    record: SweepRecord, *, pictures: bool = True, refresh_s: int | None = None
 ) -> bytes:
     """Return the page.
 
     Args:
-        pictures: whether to show images and heat maps, which needs the data set and the winner's
+        pictures: whether to show images and heat maps, which need the data set and the winner's
             checkpoint.
-        refresh_s: the page loads itself anew every so many seconds.
+        refresh_s: the page reloads itself after this many seconds.
     """
-    verdict = judge(sweep)
-    answers = look_at_answers(sweep, pictures=pictures)
+    verdict = judge(record)
+    answers = look_at_answers(record, pictures=pictures)
     charts = {
-        "depths": draw_depths(sweep),
-        "parallel": draw_parallel(sweep),
-        "curves": draw_curves(sweep),
-        "clipping": draw_clipping(sweep),
-        "cost": draw_cost(sweep),
-        "importance": draw_importance(sweep),
+        "depths": draw_depths(record),
+        "parallel": draw_parallel(record),
+        "curves": draw_curves(record),
+        "clipping": draw_clipping(record),
+        "cost": draw_cost(record),
+        "importance": draw_importance(record),
         "confusion": answers and answers.confusion,
     }
     scripts = [Markup(get_plotlyjs()), Markup((HERE / "review.js").read_text())]
@@ -81,22 +81,22 @@ def render_page(
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     text = environment.get_template("review.html.j2").render(
-        sweep=sweep,
-        name=name_of(sweep.out),
+        sweep=record,
+        name=name_of(record.out),
         made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         verdict=verdict,
-        depth=None if verdict.best is None else sweep.depth_of(verdict.best),
+        depth=None if verdict.best is None else record.depth_of(verdict.best),
         point=show_point(verdict.best) if verdict.best else [],
-        tiles=list_tiles(sweep, verdict),
-        lines=list_trials(sweep),
-        choices=list_choices(sweep),
-        heat_maps=map_heat(sweep),
-        work=list_work(sweep),
+        tiles=list_tiles(record, verdict),
+        lines=list_trials(record),
+        choices=list_choices(record),
+        heat_maps=map_heat(record),
+        work=list_work(record),
         answers=answers,
         charts=charts,
         figures=collect_figures(charts.values()),
-        facts=list_facts(sweep),
-        commands=list_commands(sweep),
+        facts=list_facts(record),
+        commands=list_commands(record),
         style=Markup((HERE / "review.css").read_text() + write_scales()),
         scripts=scripts,
         policy=write_policy(scripts),
@@ -141,60 +141,64 @@ def write_policy(scripts: Sequence[str]) -> str:
     )
 
 
-def list_tiles(sweep: SweepRecord, verdict: SweepVerdict) -> list[Tile]:
-    """Return the answer's numbers."""
+def list_tiles(record: SweepRecord, verdict: SweepVerdict) -> list[Tile]:
+    """Return the key numbers."""
     tiles = []
     if verdict.best is not None:
         note = "on validation images"
         if verdict.top1 is not None:
-            note = f"{_range(verdict.top1.low, verdict.top1.high)} on {sweep.num_val_images} images"
+            note = (
+                f"{_range(verdict.top1.low, verdict.top1.high)} on {record.num_val_images} images"
+            )
         tiles.append(Tile(name="val/top1", value=f"{verdict.best.val_top1:.3f}", note=note))
     if (found := verdict.comparison) is not None:
-        note = f"over {depth_name(sweep, sweep.depth_of(found.rival))}"
+        note = f"over {depth_name(record, record.depth_of(found.rival))}"
         if found.wins is not None:
-            note += f"; alone right on {found.wins} images, alone wrong on {found.losses}"
+            note += (
+                f"; right on {found.wins} images where the other is wrong, {found.losses} reversed"
+            )
             test = "McNemar's exact test"
         else:
             test = "Fisher's exact test, unpaired"
         if found.p_value is not None:
             note += f". {test}: {show_p(found.p_value)}"
         tiles.append(Tile(name="Lead", value=f"{found.lead:+.3f}", note=note))
-    if sweep.test is not None:
-        top1, num_images = sweep.test[metrics.TEST_TOP1], sweep.test["num_images"]
+    if record.test is not None:
+        top1, num_images = record.test[metrics.TEST_TOP1], record.test["num_images"]
         bounds = wilson(top1, num_images)
-        note = f"{_range(bounds.low, bounds.high)} on {num_images} images, looked at once"
+        note = f"{_range(bounds.low, bounds.high)} on {num_images} images, evaluated once"
         tiles.append(Tile(name="test/top1", value=f"{top1:.3f}", note=note))
-    if (promoted := sweep.promoted) is not None:
+    if (promoted := record.promoted) is not None:
         top1 = promoted[metrics.TEST_TOP1]
         note = (
             f"test/top1 after {promoted['epochs']} epochs on {promoted['train_on']}; "
             f"{_range(top1['low'], top1['high'])}, {promoted['interval']}"
         )
         tiles.append(Tile(name="Promoted", value=f"{top1['mean']:.3f}", note=note))
-    states = [row.state for row in sweep.trials]
+    states = [row.state for row in record.trials]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    seconds = sum(row.seconds for row in sweep.trials if row.copied_from is None)
-    of_all = f" of {sweep.num_trials}" if sweep.num_trials > len(states) else ""
+    seconds = sum(row.seconds for row in record.trials if row.copied_from is None)
+    of_all = f" of {record.num_trials}" if record.num_trials > len(states) else ""
     note = f"{counts or 'none'}; {format_seconds(seconds)} of training"
     tiles.append(Tile(name="Trials", value=f"{len(states)}{of_all}", note=note))
     return tiles
 
 
-def list_facts(sweep: SweepRecord) -> list[tuple[str, str]]:
-    """Return where the results come from."""
+def list_facts(record: SweepRecord) -> list[tuple[str, str]]:
+    """Return the network, the data and the code of the results."""
     facts = [
-        ("Network", f"{sweep.base.model.backbone}, stages {', '.join(sweep.stages)}"),
-        ("Data set", sweep.base.data),
-        ("Data fingerprint", sweep.fingerprint),
-        ("Sweep", sweep.out),
-        ("Search", f"{sweep.config.search}, seed {sweep.config.seed}"),
+        ("Network", f"{record.base.model.backbone}, stages {', '.join(record.stages)}"),
+        ("Data set", record.base.data),
+        ("Data fingerprint", record.fingerprint),
+        ("Sweep", record.out),
+        ("Search", f"{record.config.search}, seed {record.config.seed}"),
     ]
-    if (started := sweep.started) is None:
-        return [*facts, ("Commit", "unknown: made by a Thaw that did not note it")]
+    if (started := record.started) is None:
+        return [*facts, ("Commit", "unknown: an older Thaw did not record it")]
     versions = ", ".join(f"{name} {of}" for name, of in started["versions"].items())
     return [
         *facts,
-        ("Commit", started["commit"] or "unknown: the code lay in no repository"),
+        ("Commit", started["commit"] or "unknown: the code was in no Git repository"),
         ("Versions", versions),
         ("Started", started["started_at"]),
     ]

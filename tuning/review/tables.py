@@ -13,7 +13,7 @@ from tuning.space import AXES, CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE, orde
 from tuning.verdict import depth_name
 
 MAX_RATES = 7
-"""Rows of a heat map; more learning rates are gathered into as many ranges."""
+"""Rows of a heat map; more learning rates are binned into this many ranges."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +31,12 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """The best trial of a learning rate and a clipnorm; without a trial there is no value."""
+    """The best trial of a learning rate and a clipnorm."""
 
     top1: float | None
+    """None without a trial."""
     percent: int
-    """Of the way from the worst to the best trial of the sweep: how strong its colour is."""
+    """Strength of the colour: 0 is the worst trial of the record, 100 the best."""
     num_trials: int
 
 
@@ -46,12 +47,12 @@ class HeatMap:
     name: str
     clipnorms: Sequence[str]
     lines: Sequence[tuple[str, Sequence[Cell]]]
-    """A learning rate, or a range of them, and a cell per clipnorm."""
+    """A learning rate or a range of them, and a cell per clipnorm."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """A bar of what was computed, against what would have been."""
+    """A bar: the work done, as a share of the work without sharing."""
 
     name: str
     done: str
@@ -59,13 +60,13 @@ class Work:
     percent: float
 
 
-def list_trials(sweep: SweepRecord) -> list[Line]:
+def list_trials(record: SweepRecord) -> list[Line]:
     """Return the leaderboard's rows."""
-    num_images = sweep.num_val_images
+    num_images = record.num_val_images
     return [
         Line(
             row=row,
-            depth=sweep.depth_of(row),
+            depth=record.depth_of(row),
             interval=wilson(row.val_top1, num_images)
             if num_images and row.val_top1 is not None
             else None,
@@ -74,25 +75,25 @@ def list_trials(sweep: SweepRecord) -> list[Line]:
             reason=row.reason,
             learns=row.verdict == LEARNS,
         )
-        for row in sweep.trials
+        for row in record.trials
     ]
 
 
-def list_choices(sweep: SweepRecord) -> list[tuple[str, str, list[tuple[str, str]]]]:
-    """Return what the leaderboard can be filtered by: a key, its name, and values with names."""
-    depths = sorted({sweep.depth_of(row) for row in sweep.trials})
-    inits = list(dict.fromkeys(str(row.point[INIT]) for row in sweep.trials))
-    states = list(dict.fromkeys(row.state for row in sweep.trials))
+def list_choices(record: SweepRecord) -> list[tuple[str, str, list[tuple[str, str]]]]:
+    """Return the filters of the leaderboard: key, title, and values with titles."""
+    depths = sorted({record.depth_of(row) for row in record.trials})
+    inits = list(dict.fromkeys(str(row.point[INIT]) for row in record.trials))
+    states = list(dict.fromkeys(row.state for row in record.trials))
     return [
-        ("depth", AXIS_NAMES[FREEZE_DEPTH], [(str(d), depth_name(sweep, d)) for d in depths]),
+        ("depth", AXIS_NAMES[FREEZE_DEPTH], [(str(d), depth_name(record, d)) for d in depths]),
         ("init", AXIS_NAMES[INIT], [(init, init) for init in inits]),
         ("state", "state", [(state, state) for state in states]),
     ]
 
 
-def map_heat(sweep: SweepRecord) -> list[HeatMap]:
+def map_heat(record: SweepRecord) -> list[HeatMap]:
     """Return a heat map per freeze depth, over all initializations."""
-    rows = measured(sweep)
+    rows = measured(record)
     if not rows:
         return []
     clipnorms = sorted({row.point[CLIPNORM] for row in rows}, key=order_clipnorm)
@@ -104,7 +105,7 @@ def map_heat(sweep: SweepRecord) -> list[HeatMap]:
         found = [
             row.val_top1 or 0.0
             for row in rows
-            if sweep.depth_of(row) == depth
+            if record.depth_of(row) == depth
             and band[0] <= _rate(row) <= band[1]
             and row.point[CLIPNORM] == clipnorm
         ]
@@ -114,7 +115,7 @@ def map_heat(sweep: SweepRecord) -> list[HeatMap]:
 
     return [
         HeatMap(
-            name=depth_name(sweep, depth),
+            name=depth_name(record, depth),
             clipnorms=[show(clipnorm) for clipnorm in clipnorms],
             lines=[
                 (
@@ -124,7 +125,7 @@ def map_heat(sweep: SweepRecord) -> list[HeatMap]:
                 for band in reversed(bands)
             ],
         )
-        for depth in sorted({sweep.depth_of(row) for row in rows})
+        for depth in sorted({record.depth_of(row) for row in rows})
     ]
 
 
@@ -133,20 +134,20 @@ def _rate(row: TrialResult) -> float:
 
 
 def _bands(rates: list[float]) -> list[tuple[float, float]]:
-    """Return each rate as a range of its own, or where they are many, ranges of equal ratio."""
+    """Return each rate as a range, or if they are many, ranges of equal ratio."""
     if len(rates) <= MAX_RATES:
         return [(rate, rate) for rate in rates]
     low, high = log10(rates[0]), log10(rates[-1])
     groups: dict[int, list[float]] = {}
     for rate in rates:
-        place = int((log10(rate) - low) / (high - low) * MAX_RATES)
-        groups.setdefault(min(MAX_RATES - 1, place), []).append(rate)
+        index = int((log10(rate) - low) / (high - low) * MAX_RATES)
+        groups.setdefault(min(MAX_RATES - 1, index), []).append(rate)
     return [(group[0], group[-1]) for group in groups.values()]
 
 
-def list_work(sweep: SweepRecord) -> list[Work]:
-    """Return what sharing saved: expected, measured, and trials that were copied."""
-    sharing, bars = sweep.savings, []
+def list_work(record: SweepRecord) -> list[Work]:
+    """Return the savings of sharing: expected, measured, and trials copied."""
+    sharing, bars = record.savings, []
     if sharing.expected > 1:
         bars.append(
             Work(
@@ -166,20 +167,20 @@ def list_work(sweep: SweepRecord) -> list[Work]:
             )
         )
     if sharing.num_copied:
-        trained = len(sweep.trials) - sharing.num_copied
+        trained = len(record.trials) - sharing.num_copied
         bars.append(
             Work(
                 name="Trials trained, the others copied from an equal training",
                 done=str(trained),
-                without=f"of {len(sweep.trials)}",
-                percent=100 * trained / len(sweep.trials),
+                without=f"of {len(record.trials)}",
+                percent=100 * trained / len(record.trials),
             )
         )
     return bars
 
 
 def format_seconds(seconds: float) -> str:
-    """Write a duration as people say it: `0.17 s`, `54 s`, `4 min`, `2.5 h`."""
+    """Write a duration: `0.17 s`, `54 s`, `4 min`, `2.5 h`."""
     if seconds < 120:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
