@@ -36,7 +36,7 @@ class Cell:
     top1: float | None
     """None without a trial."""
     percent: int
-    """Strength of the colour: 0 is the worst trial of the record, 100 the best."""
+    """Strength of the colour: 0 is the worst trial of the sweep, 100 the best."""
     num_trials: int
 
 
