@@ -101,8 +101,9 @@ def test_terminal_page_and_wandb_give_the_same_answer(
     monkeypatch.setattr(wandb_sweep, "WandbRun", FakeRun)
 
     run._close(record)
-    wandb_sweep._log(record)
-    page = html.unescape(render_page(record).decode())
+    content = render_page(record)
+    wandb_sweep._log(record, content)
+    page = html.unescape(content.decode())
 
     assert f"Answer:       {answer}\n" in capsys.readouterr().out
     assert FakeRun.last.summary["sweep/answer"] == answer

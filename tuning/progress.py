@@ -15,7 +15,7 @@ from trainers.config import FinetuneConfig
 from trainers.tracking.mirror import TRIAL, RunMirror
 from trainers.tracking.thread import CLOSE_TIMEOUT_S
 from tuning.config import TuningConfig
-from tuning.leaderboard import FAILED, FINISHED, PRUNED, RUNNING
+from tuning.leaderboard import FAILED, FINISHED, KILLED, PRUNED, RUNNING
 from tuning.search import STATE_FOLDER, SessionCallback, point_of
 from tuning.sharing.reuse import read_origin, record
 from tuning.space import describe
@@ -81,24 +81,18 @@ class SweepProgress(SessionCallback):
             record(folder, training.out)
         num_epochs = (trial.last_result or {}).get(metrics.EPOCH, self._config.base.epochs)
         if num_epochs < self._config.base.epochs:
-            self._display.end(trial.trial_id, f"pruned after epoch {num_epochs}")
-            self._finish(trial.trial_id, "pruned")
-            self._note(trial, PRUNED)
-        else:
-            origin = read_origin(training.out)
-            known = f", copied: {origin.run} is the same training" if origin else ""
-            self._display.end(trial.trial_id, f"finished{known}")
-            self._finish(trial.trial_id, "finished")
-            self._note(trial, FINISHED)
+            self._end(trial, PRUNED, f"pruned after epoch {num_epochs}")
+            return
+        origin = read_origin(training.out)
+        copied = f", copied: {origin.run} is the same training" if origin else ""
+        self._end(trial, FINISHED, f"finished{copied}")
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         where = storage.join(self._config.out, STATE_FOLDER, trial.trial_id, "error.txt")
         reason = _last_line(trial.error_file)
-        self._display.end(trial.trial_id, f"failed: {reason}, see {where}", failed=True)
-        self._finish(trial.trial_id, "failed")
-        self._note(trial, FAILED, reason)
+        self._end(trial, FAILED, f"failed: {reason}, see {where}", reason)
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         self.trial_ids = [trial.trial_id for trial in trials]
@@ -108,7 +102,7 @@ class SweepProgress(SessionCallback):
     def close(self) -> bool:
         """Mark running trials as killed, wait for W&B, and return whether it has everything."""
         for trial_id in list(self._mirrors):
-            self._finish(trial_id, "killed")
+            self._finish(trial_id, KILLED)
         deadline_s = time.monotonic() + CLOSE_TIMEOUT_S  # one for all of them
         commands = [
             mirror.close(timeout_s=max(0.0, deadline_s - time.monotonic()))
@@ -118,6 +112,11 @@ class SweepProgress(SessionCallback):
 
     def _training(self, trial: Trial) -> FinetuneConfig:
         return config_of(self._config, point_of(trial.config), trial.trial_id, self._shared)
+
+    def _end(self, trial: Trial, state: str, event: str, reason: str | None = None) -> None:
+        self._display.end(trial.trial_id, event, failed=state == FAILED)
+        self._finish(trial.trial_id, state)
+        self._note(trial, state, reason)
 
     def _finish(self, trial_id: str, state: str) -> None:
         mirror = self._mirrors.pop(trial_id)

@@ -41,7 +41,7 @@ from tuning.leaderboard import (
 )
 from tuning.sharing.savings import Savings
 from tuning.space import AXES, FREEZE_DEPTH
-from tuning.states import Trials, read_trials
+from tuning.states import read_trials
 
 MEASURES = {metrics.TEST_TOP1: "top-1", metrics.TEST_TOP5: "top-5"}
 """The measures that a promotion averages over its seeds, and their headings."""
@@ -108,12 +108,13 @@ class SweepRecord:
         config, fingerprint = known
         manifest = _find_manifest(config.base.data, fingerprint)
         states, leaderboard = read_trials(out), read_leaderboard(out)
-        status = _find_status(states, ended=leaderboard is not None)
+        started = states.by_id if states else {}
+        status = _find_status(started, ended=leaderboard is not None)
         if leaderboard is not None and status == "ended":
             trials, facts = leaderboard
-            trials = _add_states(trials, states)
+            trials = _add_states(trials, started)
         else:
-            trials, facts = _rank_started(out, config.base, states, manifest), {}
+            trials, facts = _rank_started(out, config.base, started, manifest), {}
         return cls(
             out=out,
             config=config,
@@ -232,8 +233,8 @@ def _find_manifest(data: str, fingerprint: str | None) -> Manifest | None:
     return manifest if manifest.fingerprint == fingerprint else None
 
 
-def _find_status(states: Trials | None, *, ended: bool) -> Status:
-    known = {trial.state for trial in states.trials} if states else set()
+def _find_status(started: dict[str, TrialResult], *, ended: bool) -> Status:
+    known = {trial.state for trial in started.values()}
     if RUNNING in known:
         return "running"
     if ended:
@@ -241,19 +242,20 @@ def _find_status(states: Trials | None, *, ended: bool) -> Status:
     return "stopped" if KILLED in known else "running"
 
 
-def _add_states(trials: Sequence[TrialResult], states: Trials | None) -> list[TrialResult]:
+def _add_states(
+    trials: Sequence[TrialResult], started: dict[str, TrialResult]
+) -> list[TrialResult]:
     """Add what only trials.json has to the trials of a leaderboard."""
-    known = {trial.trial_id: trial for trial in states.trials} if states else {}
     return [
         replace(trial, number=state.number, reason=state.reason)
-        if (state := known.get(trial.trial_id))
+        if (state := started.get(trial.trial_id))
         else trial
         for trial in trials
     ]
 
 
 def _rank_started(
-    out: str, base: FinetuneConfig, states: Trials | None, manifest: Manifest | None
+    out: str, base: FinetuneConfig, known: dict[str, TrialResult], manifest: Manifest | None
 ) -> list[TrialResult]:
     """Rank the trials of a sweep that has not ended by what is in their run folders."""
     if manifest is None:
@@ -261,14 +263,13 @@ def _rank_started(
             f"data is {base.data!r}: the data set of this sweep, which has not ended, is missing; "
             "restore it"
         )
-    known = {trial.trial_id: trial for trial in states.trials} if states else {}
-    started: list[TrialResult] = []
+    trials: list[TrialResult] = []
     for trial_id in storage.list_names(storage.join(out, "trials")):
         run = storage.join(out, "trials", trial_id)  # the sweep may have been moved
         if (trial := known.get(trial_id)) is not None:
-            started.append(replace(trial, run=run))
+            trials.append(replace(trial, run=run))
         elif storage.exists(storage.join(run, "config.json")):
             config = read_config(run)
             point = {axis: attrgetter(axis)(config) for axis in AXES}
-            started.append(TrialResult(trial_id=trial_id, point=point, run=run, state=FINISHED))
-    return rank(started, epochs=base.epochs, class_counts=manifest.split("val").class_counts)
+            trials.append(TrialResult(trial_id=trial_id, point=point, run=run, state=FINISHED))
+    return rank(trials, epochs=base.epochs, class_counts=manifest.split("val").class_counts)

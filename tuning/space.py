@@ -11,6 +11,7 @@ from math import exp, inf, log
 from typing import Any, Protocol
 
 from cluster.io.errors import UserError
+from cluster.io.markers import flatten, replace_at
 from trainers.config import PRETRAINED, FinetuneConfig, FreezeDepth, Init
 from tuning.config import DEFAULT_TRIALS, SpaceConfig
 
@@ -44,17 +45,11 @@ def apply(config: FinetuneConfig, point: Point) -> FinetuneConfig:
     Raises:
         UserError: for a path that the config lacks, or values that don't go together.
     """
-    fields_of: dict[str, dict[str, Any]] = {"": {}}  # by section; "" is the config itself
-    for path, value in point.items():
-        section, _, name = path.rpartition(".")
-        owner = getattr(config, section, None) if section else config
-        if not hasattr(owner, name):
+    known = flatten(config.to_dict())
+    for path in point:
+        if path not in known:
             raise UserError(f"point has {path!r}: the config has no such field")
-        fields_of.setdefault(section, {})[name] = value
-    changes: dict[str, Any] = fields_of.pop("")
-    for section, values in fields_of.items():
-        changes[section] = replace(getattr(config, section), **values)
-    return replace(config, **changes)
+    return replace_at(config, point)
 
 
 def training_of(base: FinetuneConfig, point: Point) -> FinetuneConfig:

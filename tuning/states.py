@@ -29,6 +29,10 @@ class Trials:
     """UTC, ISO 8601."""
     trials: tuple[TrialResult, ...]
 
+    @property
+    def by_id(self) -> dict[str, TrialResult]:
+        return {trial.trial_id: trial for trial in self.trials}
+
     def to_dict(self) -> dict[str, Any]:
         trials = [{key: getattr(trial, key) for key in _KEYS} for trial in self.trials]
         return vars(self) | {"trials": trials}
@@ -40,7 +44,7 @@ class TrialStates:
     def __init__(self, out: str, *, num_trials: int) -> None:
         self._out, self._num_trials = out, num_trials
         known = read_trials(out)
-        self._trials = {trial.trial_id: trial for trial in known.trials} if known else {}
+        self._trials = known.by_id if known else {}
         self._written_s, self._rest_s, self._changed = 0.0, WRITE_EVERY_S, True
 
     def number_of(self, trial_id: str) -> int:
