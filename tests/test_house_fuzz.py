@@ -1,4 +1,4 @@
-"""Whatever lies in a file that is read back: a value, or one sentence of ours that names it.
+"""Any content of a file that is read back gives a value, or one sentence that names the file.
 
 `make fuzz` looks longer: THAW_FUZZ_EXAMPLES examples a reader, other ones each time.
 """
@@ -66,7 +66,7 @@ def paths_of(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 def change(value: Any, path: tuple[Any, ...], other: Any, *, drop: bool) -> Any:
-    """Replace what stands at a place, or take it out; the whole by the empty path."""
+    """Replace or remove the value at a path; the empty path is the whole."""
     if not path:
         return other
     parent = value

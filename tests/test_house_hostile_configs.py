@@ -114,15 +114,15 @@ def test_the_command_line_refuses_what_no_field_can_mean(
             with pytest.raises((ValueError, SystemExit)) as caught:
                 option = [] if name in POSITIONAL else [f"--{name.replace('_', '-')}"]
                 door.parse([*door.arguments, *option, *words])
-            told = capsys.readouterr().err
+            message = capsys.readouterr().err
             if isinstance(caught.value, SystemExit):
                 assert caught.value.code == 2, (path, words)
             else:
-                told = str(caught.value)
-                assert "\n" not in told, (path, words)
-            told = re.sub(r"[│\s]+", " ", told).replace("-", "_")
-            assert name in told, (path, words, told)
-            assert SECRET.replace("-", "_") not in told, (path, words)
+                message = str(caught.value)
+                assert "\n" not in message, (path, words)
+            message = re.sub(r"[│\s]+", " ", message).replace("-", "_")
+            assert name in message, (path, words, message)
+            assert SECRET.replace("-", "_") not in message, (path, words)
             num_refused += 1
     assert num_refused > 0 or not any(kinds(h) - {bool} for _, h in leaves(door.config))
 

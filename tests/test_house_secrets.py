@@ -91,8 +91,8 @@ def test_tune_copies_no_key_into_the_metadata_of_trials(
     build_tuner(config, lambda point: None, [], num_concurrent=1)
     actor = _ActorClassCache().get(type("Trial", (), {}))
     assert actor._default_options["runtime_env"]["env_vars"]["PL_DISABLE_FORK"] == "1"
-    told = repr(actor._default_options)
-    assert [name for name, value in CANARIES.items() if value in told or name in told] == []
+    shown = repr(actor._default_options)
+    assert [name for name, value in CANARIES.items() if value in shown or name in shown] == []
 
 
 @pytest.mark.ray
@@ -105,17 +105,17 @@ def test_no_secret_is_found_after_a_day_of_work(tmp_path: Path) -> None:
     home.mkdir()
     with TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as ray_folder:
         paths = {"HOME": str(home), "RAY_TMPDIR": ray_folder, "WANDB_DIR": str(work)}
-        told = subprocess.run(
+        run = subprocess.run(
             [sys.executable, "-m", "tests.support.secrets_run", str(work)],
             cwd=ROOT,
             env=os.environ | CANARIES | paths,
             capture_output=True,
             timeout=400,
         )
-        (work / "stdout.txt").write_bytes(told.stdout)
-        (work / "stderr.txt").write_bytes(told.stderr)
-        assert told.returncode == 0, told.stderr.decode()[-3000:]
-        assert b"crashed as it should" in told.stderr and b"Traceback" in told.stderr
+        (work / "stdout.txt").write_bytes(run.stdout)
+        (work / "stderr.txt").write_bytes(run.stderr)
+        assert run.returncode == 0, run.stderr.decode()[-3000:]
+        assert b"crashed as it should" in run.stderr and b"Traceback" in run.stderr
         leaks, num_files = find_leaks(work, home, Path(ray_folder))
     assert leaks == []
     names = {path.name for path in work.rglob("*")}
@@ -127,7 +127,7 @@ def test_no_secret_is_found_after_a_day_of_work(tmp_path: Path) -> None:
 
 def test_a_command_with_a_secret_ends_before_anything_is_written(tmp_path: Path) -> None:
     key, secret = CANARIES["AWS_ACCESS_KEY_ID"], CANARIES["AWS_SECRET_ACCESS_KEY"]
-    told = subprocess.run(
+    run = subprocess.run(
         [sys.executable, "-m", "datasets", "info", "--data", f"s3://{key}:{secret}@bucket/cars"],
         cwd=ROOT,
         env=os.environ | {"HOME": str(tmp_path), "THAW_TRACEBACK": ""},
@@ -135,8 +135,8 @@ def test_a_command_with_a_secret_ends_before_anything_is_written(tmp_path: Path)
         text=True,
         timeout=120,
     )
-    assert told.returncode == 2
-    assert "data holds credentials" in told.stderr
-    assert secret not in told.stdout + told.stderr and "Traceback" not in told.stderr
+    assert run.returncode == 2
+    assert "data holds credentials" in run.stderr
+    assert secret not in run.stdout + run.stderr and "Traceback" not in run.stderr
     leaks, _ = find_leaks(tmp_path)
     assert leaks == []

@@ -35,7 +35,9 @@ def test_jobs_of_cpu_smoke_run_one_after_the_other(tmp_path: Path) -> None:
             started = time.monotonic()
             printed[name] = server.submit(entrypoint, name, timeout_s=400)
             print(f"{name}: {time.monotonic() - started:.0f} s\n{printed[name]}")
-        states = {job["submission_id"]: job["status"] for job in told(ask(server, "/api/jobs/"))}
+        states = {
+            job["submission_id"]: job["status"] for job in parse_jobs(ask(server, "/api/jobs/"))
+        }
 
     assert states == dict.fromkeys(ORDER, "SUCCEEDED")
     prepare, train, sweep = (config_of(jobs[name], str(tmp_path)) for name in ORDER)
@@ -56,6 +58,6 @@ def read_json(folder: str, name: str) -> Any:
     return json.loads(Path(folder, name).read_text())
 
 
-def told(answer: str) -> list[dict[str, str]]:
+def parse_jobs(answer: str) -> list[dict[str, str]]:
     """Jobs of this server that were submitted; others are drivers."""
     return [job for job in json.loads(answer) if job["type"] == "SUBMISSION"]

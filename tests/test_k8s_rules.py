@@ -220,7 +220,7 @@ def test_selector_means_labels(selector: dict[str, Any], is_meant: bool) -> None
     ],
 )
 def test_policy_lets_out_what_it_says(rule: dict[str, Any], port: int, gets_through: bool) -> None:
-    pod = Peer(told="a pod", namespace="thaw")
+    pod = Peer(label="a pod", namespace="thaw")
     policy = {
         "kind": "NetworkPolicy",
         "metadata": {"name": "out", "namespace": "thaw"},
@@ -259,7 +259,7 @@ def test_door_prints_findings_and_fails(
 def test_door_says_what_it_leaves_out(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Without ../shared a developer is told; CI must not go on."""
+    """Without ../shared a developer gets a line; CI must fail."""
     monkeypatch.setattr(crds, "CRD_FOLDER", tmp_path / "none")
     monkeypatch.delenv("THAW_REQUIRE_SHARED", raising=False)
     monkeypatch.setattr(door, "list_overlays", lambda: ["base"])

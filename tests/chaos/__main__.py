@@ -2,7 +2,7 @@
 
 usage: python -m tests.chaos [--seed N] [--only NAME ...] [--out DIR]
 
-A NAME stands for all faults that begin with it. Outcomes are kept in DIR from run to run, so a run
+A NAME selects all faults that begin with it. Outcomes are kept in DIR from run to run, so a run
 of some renews their rows. Exit code 1: not all faults of this run were survived.
 """
 
@@ -79,12 +79,12 @@ def main(config: ChaosConfig) -> int:
             print(f"[{number}/{len(names)}] {name} ...", flush=True)
             outcomes.append(inject(arena, name))
             write_outcomes(out, outcomes[-1:], list(FAULTS))
-            told = outcomes[-1]
-            word = "survived" if told.survived else f"NOT SURVIVED: {told.seen}"
+            outcome = outcomes[-1]
+            word = "survived" if outcome.survived else f"NOT SURVIVED: {outcome.seen}"
             spent_s = time.monotonic() - began_s
             left_s = spent_s / number * (len(names) - number)
             print(
-                f"    {word}; work lost: {told.lost}; {told.seconds:.0f} s, "
+                f"    {word}; work lost: {outcome.lost}; {outcome.seconds:.0f} s, "
                 f"about {terminal.describe_s(left_s)} left",
                 flush=True,
             )

@@ -25,7 +25,7 @@ OPTIONS = """--backbone lenet5 --init he --freeze-depth 0 --size-px 32 --policy 
 
 
 class Arena:
-    """One sitting: a seed, a folder, and what is shared by its faults."""
+    """One session: a seed, a folder, and what is shared by its faults."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder, self.seed = folder, seed
@@ -104,7 +104,7 @@ class Arena:
     def straight(self, workers: int = 2, *, shared: bool = True) -> str:
         """Run folder of the same training, undisturbed, on the shared cluster or one of its own:
         there, workers compute with another number of threads."""
-        folder = self.folder / f"straight-{workers}{'' if shared else '-alone'}"
+        folder = self.folder / f"straight-{workers}{'' if shared else '-own'}"
         if (folder / "result.json").exists():
             return str(folder)
         shutil.rmtree(folder, ignore_errors=True)

@@ -31,7 +31,7 @@ def end_driver(arena: Arena, name: str, by: signal.Signals) -> Outcome:
     command = [*arena.command(run), "--wandb", "offline"]
     first = arena.start(command, plan, log=folder / "first.log")
     first.wait_until(lambda: len(steps_taken(plan.journal)) >= step, f"step {step}")
-    told = [row["global_step"] for row in read_rows(str(run))]
+    known_steps = [row["global_step"] for row in read_rows(str(run))]
     first.process.send_signal(by)
     code = first.wait()
     seen = ""
@@ -41,9 +41,9 @@ def end_driver(arena: Arena, name: str, by: signal.Signals) -> Outcome:
         records = [json.loads(line) for line in inspect(offline).splitlines()]
         items = [record["history"]["item"] for record in records if record["type"] == "history"]
         kept = [item["global_step"] for item in items if "train/loss" in item]
-        # Workers train on while the driver leaves; the next sitting tells W&B of that.
-        ensure(kept[: len(told)] == told, f"W&B has {kept} of rows {told}")
-        seen = f"exit code {code}; W&B has all {len(told)} rows that were there"
+        # Workers train on while the driver leaves; the next session logs that to W&B.
+        ensure(kept[: len(known_steps)] == known_steps, f"W&B has {kept} of rows {known_steps}")
+        seen = f"exit code {code}; W&B has all {len(known_steps)} rows that were there"
     arena.start(command, counting(plan), log=folder / "second.log").succeed()
     ensure_same(run, arena.straight())
     lost = count_lost(folder / "journal", at_most=2 * INTERVAL)

@@ -32,7 +32,7 @@ WORKERS_TOLERANCE = 1e-3
 """Two workers add up their gradients in another order than one does."""
 
 
-def find_doomed(arena: Arena) -> Any:
+def find_node_to_remove(arena: Arena) -> Any:
     """Return a node that is not the head and has a worker of the training."""
     from ray._private.state import actors
 
@@ -41,9 +41,9 @@ def find_doomed(arena: Arena) -> Any:
         for actor in actors(actor_state_name="ALIVE").values()
         if "TrainWorker" in actor["ActorClassName"]
     }
-    doomed = [node for node in arena.nodes.worker_nodes if node.node_id in hosts]
-    ensure(doomed, "both workers are on the head")
-    return doomed[0]
+    chosen = [node for node in arena.nodes.worker_nodes if node.node_id in hosts]
+    ensure(chosen, "both workers are on the head")
+    return chosen[0]
 
 
 def kill_raylet(arena: Arena, name: str) -> Outcome:
@@ -53,7 +53,7 @@ def kill_raylet(arena: Arena, name: str) -> Outcome:
 
     def kill() -> None:
         wait_until(lambda: len(steps_taken(plan.journal)) >= step, f"step {step}")
-        arena.nodes.remove_node(find_doomed(arena), allow_graceful=False)
+        arena.nodes.remove_node(find_node_to_remove(arena), allow_graceful=False)
 
     with meanwhile(kill):
         arena.fit(arena.config(folder / "run", "--max-failures", "1"), plan)
@@ -72,18 +72,18 @@ def preempt(arena: Arena, name: str) -> Outcome:
 
     def announce_and_kill() -> None:
         wait_until(lambda: len(steps_taken(plan.journal)) >= step, f"step {step}")
-        doomed = find_doomed(arena)
+        chosen = find_node_to_remove(arena)
         client = ray._raylet.GcsClient(address=arena.nodes.address)
         deadline_ms = int((time.time() + NOTICE_S) * 1000)
         accepted, refusal = client.drain_node(
-            doomed.node_id,
+            chosen.node_id,
             DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),
             "chaos",
             deadline_ms,
         )
         ensure(accepted, f"the notice was refused: {refusal}")
         time.sleep(NOTICE_S + POLL_S)
-        arena.nodes.remove_node(doomed, allow_graceful=False)
+        arena.nodes.remove_node(chosen, allow_graceful=False)
 
     config = arena.config(folder / "run", "--max-failures", "0")
     config = replace(config, checkpoint_every_steps=500)
@@ -98,7 +98,7 @@ def preempt(arena: Arena, name: str) -> Outcome:
     return Outcome(
         fault=name,
         injected=f"drain with reason PREEMPTION after step {step}, {NOTICE_S} s ahead; then the "
-        "node is killed; checkpoints else after epochs alone",
+        "node is killed; other checkpoints after epochs only",
         survived=True,
         lost=lost,
         seen="max_failures = 0 was not touched",
@@ -118,7 +118,7 @@ def shrink_and_grow(arena: Arena, name: str) -> Outcome:
 
     def lose_and_add() -> None:
         wait_until(lambda: len(steps_taken(plan.journal)) >= 3, "step 3")
-        arena.nodes.remove_node(find_doomed(arena), allow_graceful=False)
+        arena.nodes.remove_node(find_node_to_remove(arena), allow_graceful=False)
         wait_until(lambda: sizes()[-1] == 1, "a step of one worker")
         arena.add_node()
 

@@ -47,7 +47,7 @@ def plan_of(folder: Path, **values: Any) -> Plan:
 
 
 def counting(plan: Plan) -> Plan:
-    """The same plan without a fault, for the second sitting."""
+    """The same plan without a fault, for the second session."""
     return replace(plan, act="", pause_s=0.0)
 
 
@@ -65,7 +65,7 @@ def struck(journal: str | Path) -> list[int]:
 
 
 def sabotaged_loop(plan: Plan) -> Callable[[dict[str, Any]], None]:
-    """Return what stands in for `train_loop_per_worker` of trainers.launch."""
+    """Return a replacement of `train_loop_per_worker` of trainers.launch."""
 
     def train_loop_per_worker(arguments: dict[str, Any]) -> None:
         import ray.train
@@ -82,7 +82,7 @@ def sabotaged_loop(plan: Plan) -> Callable[[dict[str, Any]], None]:
 
 
 def sabotaged_trial(plan: Plan) -> Callable[..., None]:
-    """Return what stands in for `train_trial` of tuning.trial."""
+    """Return a replacement of `train_trial` of tuning.trial."""
 
     def train_trial(config: Any, *arguments: Any, **options: Any) -> None:
         from tests.chaos.sabotage import only_for, sabotaged
@@ -95,7 +95,7 @@ def sabotaged_trial(plan: Plan) -> Callable[..., None]:
 
 
 def only_for(plan: Plan, config: Any) -> Plan:
-    """Return a plan that strikes the trial it names alone; of the others it counts the steps."""
+    """Return a plan that strikes only the trial it names; it counts the steps of the others."""
     named = plan.point == (config.optim.learning_rate, config.optim.clipnorm)
     return plan if named else replace(plan, act="")
 
@@ -115,12 +115,12 @@ def sabotaged(plan: Plan, run: str, rank: int = 0, world_size: int = 1) -> Itera
     def take_step_and_note(self: Any, step: int, phase: Any) -> Any:
         if plan.moment == "step" and step == plan.step:
             strike(self)
-        told = take_step(self, step, phase)
+        metrics = take_step(self, step, phase)
         if rank == 0:
             with (Path(plan.journal) / "steps").open("a") as steps:
                 steps.write(f"{run} {step} {world_size}\n")
         time.sleep(plan.pause_s)
-        return told
+        return metrics
 
     def next_batch_and_strike(self: Any) -> Any:
         batch = next_batch(self)

@@ -39,8 +39,8 @@ def tear_checkpoints(arena: Arena, name: str) -> Outcome:
     cut = folder / "cut"
     stop_after(cut, arena, 2 * STEPS_PER_EPOCH)
     before, latest = steps_kept(cut)[-2:]
-    told = Warnings()
-    logging.getLogger("trainers.run.checkpoint").addHandler(told)
+    warnings = Warnings()
+    logging.getLogger("trainers.run.checkpoint").addHandler(warnings)
     lost = 0
     for number in range(NUM_TEARS):
         run = shutil.copytree(cut, folder / f"run-{number}")
@@ -49,23 +49,23 @@ def tear_checkpoints(arena: Arena, name: str) -> Outcome:
         offset = dice.randrange(file.stat().st_size)
         with file.open("r+b") as content:
             content.truncate(offset)
-        told.lines.clear()
+        warnings.lines.clear()
         found = checkpoint.read_latest(str(run))
         ensure(
             found is not None and found.progress.global_step == before,
             f"{file.name} cut at {offset}",
         )
-        ensure(any("is damaged" in line for line in told.lines), "it did not say so")
+        ensure(any("is damaged" in line for line in warnings.lines), "it did not say so")
         resume(run, arena)
         ensure_same(run, straight)
         lost += latest - before
-    logging.getLogger("trainers.run.checkpoint").removeHandler(told)
+    logging.getLogger("trainers.run.checkpoint").removeHandler(warnings)
     return Outcome(
         fault=name,
         injected=f"the latest of {len(steps_kept(cut))} checkpoints cut at {NUM_TEARS} offsets",
         survived=True,
         lost=f"{lost // NUM_TEARS} of {NUM_STEPS} steps each",
-        seen=told.lines[-1],
+        seen=warnings.lines[-1],
     )
 
 

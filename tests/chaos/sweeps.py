@@ -125,7 +125,7 @@ def let_trial_raise(arena: Arena, name: str) -> Outcome:
 
     def check(row: dict[str, Any], printed: str) -> str:
         ensure(row["state"] == "failed", f"it is {row['state']}")
-        ensure("chaos: this trial raises" in printed, "its reason is not told")
+        ensure("chaos: this trial raises" in printed, "its reason is not printed")
         return "failed with its reason, 7 right"
 
     return strike_trial(arena, name, "raise", check, times=9)
@@ -134,7 +134,7 @@ def let_trial_raise(arena: Arena, name: str) -> Outcome:
 def let_trial_diverge(arena: Arena, name: str) -> Outcome:
     def check(row: dict[str, Any], printed: str) -> str:
         ensure(row["state"] == "failed", f"it is {row['state']}")
-        ensure("gradients are not finite from step" in printed, "its reason is not told")
+        ensure("gradients are not finite from step" in printed, "its reason is not printed")
         return "failed with the step named, 7 right"
 
     return strike_trial(arena, name, "nan", check)

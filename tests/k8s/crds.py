@@ -153,7 +153,7 @@ def crd_cel(part: Part) -> Iterator[Problem]:
 
 
 def path_of(error: ValidationError) -> str:
-    """Where an error stands, written as rules write paths."""
+    """Path of an error, in the form of the rules' paths."""
     path = ""
     for step in error.absolute_path:
         path = join(path, f"[{step}]" if isinstance(step, int) else str(step))

@@ -1,4 +1,4 @@
-"""A stand-in for KubeRay's operator: a Ray cluster of one job on this machine, its job server with
+"""Replaces KubeRay's operator: a Ray cluster of one job on this machine, its job server with
 token authentication, and a submitter that runs the line which the operator writes."""
 
 import os

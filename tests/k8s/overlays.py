@@ -56,7 +56,7 @@ def build(name: str, root: Path = K8S) -> Overlay:
     if yaml.safe_load((folder / KUSTOMIZATION).read_text()).get("kind") != "Component":
         return Overlay(name=name, objects=tuple(parse(run_kustomize(folder))))
     with TemporaryDirectory() as scratch:
-        # Kustomize takes relative paths alone.
+        # Kustomize accepts relative paths only.
         base, component = (os.path.relpath(path, scratch) for path in (root / "base", folder))
         text = yaml.safe_dump({"resources": [base], "components": [component]})
         (Path(scratch) / KUSTOMIZATION).write_text(text)

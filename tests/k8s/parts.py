@@ -32,7 +32,7 @@ RAY_CONTAINER = 0
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A piece of an object, and where it stands."""
+    """A piece of an object, and its path."""
 
     overlay: Overlay
     owner: Object
@@ -43,7 +43,7 @@ class Part:
     within: "Part | None" = field(default=None, repr=False)
 
     def at(self, path: str, *, role: str = "", value: dict[str, Any] | None = None) -> "Part":
-        """The part below this one: what stands there, or `value` in its place."""
+        """The part below this one, with the value there or `value`."""
         found = dig(self.value, path) if value is None else value
         return Part(
             overlay=self.overlay,
@@ -64,7 +64,7 @@ class Part:
 
 
 def dig(value: Any, path: str, default: Any = None) -> Any:
-    """What stands at a dotted path, or `default` where a step is missing or null."""
+    """The value at a dotted path, or `default` if a step is missing or null."""
     for step in path.split(".") if path else ():
         if not isinstance(value, dict) or value.get(step) is None:
             return default

@@ -23,7 +23,7 @@ FOREIGN = {
     "monitoring.coreos.com": ("PodMonitor", "PrometheusRule", "ServiceMonitor"),
     "scheduling.volcano.sh": ("Queue",),
 }
-"""Kinds of other operators, whose schemas are not at hand: their names are checked alone."""
+"""Kinds of other operators, without schemas here: only their names are checked."""
 
 
 @cache

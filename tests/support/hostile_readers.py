@@ -194,7 +194,7 @@ def _read_result(run: str) -> Any:
 
 
 def _review(sweep: Path, file: str) -> Callable[[str], Any]:
-    """Read the whole sweep, as its page does, with one file that lies elsewhere."""
+    """Read the whole sweep, as its page does, with one file from another path."""
     good = (sweep / file).read_bytes() if (sweep / file).exists() else None
 
     def read(folder: str) -> Any:

@@ -166,7 +166,7 @@ def start_token_cluster(folder: Path) -> Iterator[TokenCluster]:
 
 
 class Proxy:
-    """Passes connections on to a port, until told to lose them."""
+    """Passes connections on to a port, until it is set to lose them."""
 
     def __init__(self, url: str) -> None:
         self._target = ("127.0.0.1", int(url.rpartition(":")[2]))

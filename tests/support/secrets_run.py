@@ -52,7 +52,7 @@ def main(folder: str) -> None:
             raise  # it came to no worker, whose traceback is to be looked through
         print("crashed as it should", file=sys.stderr)
     else:
-        raise AssertionError("a network that nobody knows trained")
+        raise AssertionError("an unknown network trained")
     with open(Path(folder, "gcs.bin"), "wb") as file:
         for namespace in (None, b"job", b"fun", b"package", b"dashboard", b"cluster", b"session"):
             for key in internal_kv._internal_kv_list(b"", namespace=namespace):

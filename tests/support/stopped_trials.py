@@ -24,7 +24,7 @@ from tuning.space import points
 from tuning.trial import Shared, build_trial
 
 NUM_EPOCHS = 500
-"""Left alone, a training takes minutes."""
+"""Without a stop, a training takes minutes."""
 FREED_S = 20
 """Within so many seconds of the sweep's end no worker lives, and every CPU is free."""
 

@@ -1,4 +1,4 @@
-"""A stand-in W&B server on loopback: wandb's own client talks to it, and tests read what arrived.
+"""A fake W&B server on loopback: wandb's own client talks to it, and tests read what arrived.
 
     with WandbServer() as server:
         environment = server.environment  # WANDB_BASE_URL and the one key it takes

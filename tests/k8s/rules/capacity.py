@@ -135,10 +135,10 @@ def find_storage_problems(cluster: Part, path: str) -> Iterator[str]:
         name = group.value.get("groupName", "the head")
         claims[name] = find_claim(group, path)
         if claims[name] is None:
-            yield f"lies on no PersistentVolumeClaim in {name}"
+            yield f"is on no PersistentVolumeClaim in {name}"
     if len({claim for claim in claims.values() if claim}) > 1:
-        told = ", ".join(f"{claim} in {name}" for name, claim in claims.items())
-        yield f"lies on different claims: {told}"
+        listed = ", ".join(f"{claim} in {name}" for name, claim in claims.items())
+        yield f"is on different claims: {listed}"
 
 
 def find_claim(group: Part, path: str) -> str | None:
@@ -162,7 +162,7 @@ def find_claim(group: Part, path: str) -> str | None:
 
 @rule(ray_clusters)
 def claim_for_many_nodes(part: Part) -> Iterator[Problem]:
-    """A volume that one node alone may mount keeps the second worker waiting for ever."""
+    """With a volume that only one node may mount, the second worker waits forever."""
     nodes = sum(
         1 if group.role == "head" else int(group.value.get("maxReplicas") or 0)
         for group in groups_of(part)

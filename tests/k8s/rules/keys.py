@@ -31,7 +31,7 @@ PLACEHOLDER = re.compile(r"|.*(replace|change|your|example|placeholder|<.*>).*",
 
 
 def strings(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Every text of an object, and where it stands."""
+    """Every string of an object, and its path."""
     if isinstance(value, dict):
         for key, item in value.items():
             yield from strings(item, join(path, str(key)))

@@ -18,7 +18,7 @@ LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 def object_name(part: Part) -> Iterator[Problem]:
     name, kind = name_of(part.owner), part.owner["kind"]
     if len(name) > 253 or not SUBDOMAIN.fullmatch(name):
-        yield "metadata.name", f"{name!r} is no name: a-z, 0-9, - and . alone"
+        yield "metadata.name", f"{name!r} is no name: a-z, 0-9, - and . only"
     same = [item for item in part.overlay.objects if identity(item) == identity(part.owner)]
     if same[0] is part.owner and len(same) > 1:
         yield "metadata.name", f"{len(same)} objects are the {kind} {name}"
@@ -55,6 +55,6 @@ def container_name(part: Part) -> Iterator[Problem]:
     ]
     for name, count in Counter(names).items():
         if len(name) > 63 or not LABEL.fullmatch(name):
-            yield "spec.containers", f"{name!r} is no name: a-z, 0-9 and - alone"
+            yield "spec.containers", f"{name!r} is no name: a-z, 0-9 and - only"
         if count > 1:
             yield "spec.containers", f"{count} containers are called {name}"

@@ -19,7 +19,7 @@ RAY_PORTS = (6379, 10002, 40000)
 class Peer:
     """One end of a connection: a pod, or an address outside the cluster."""
 
-    told: str
+    label: str
     namespace: str = ""
     labels: dict[str, str] = field(default_factory=dict)
     address: str | None = None
@@ -30,15 +30,15 @@ class Peer:
 
 
 OPERATOR = Peer(
-    told="the operator",
+    label="the operator",
     namespace="kuberay-operator",
     labels={"app.kubernetes.io/component": "kuberay-operator"},
 )
 """With the label that its Helm chart and its Kustomize manifests have in common."""
-PROMETHEUS = Peer(told="Prometheus", namespace="monitoring", labels={"app": "prometheus"})
-DNS = Peer(told="the cluster's DNS", namespace="kube-system", labels={"k8s-app": "kube-dns"})
-STRANGER = Peer(told="a pod of another team", namespace="others", labels={"app": "web"})
-WEB = Peer(told="the web", address="203.0.113.7")
+PROMETHEUS = Peer(label="Prometheus", namespace="monitoring", labels={"app": "prometheus"})
+DNS = Peer(label="the cluster's DNS", namespace="kube-system", labels={"k8s-app": "kube-dns"})
+STRANGER = Peer(label="a pod of another team", namespace="others", labels={"app": "web"})
+WEB = Peer(label="the web", address="203.0.113.7")
 
 
 def ray_pods(overlay: Overlay, namespace: str) -> Iterator[Peer]:
@@ -51,8 +51,8 @@ def ray_pods(overlay: Overlay, namespace: str) -> Iterator[Peer]:
         labels = dict(dig(pod.value, "metadata.labels", {}))
         if role != "submitter":
             labels |= {"ray.io/cluster": owner, "ray.io/node-type": role}
-        told = f"the {role} of {owner}"
-        yield Peer(told=told, namespace=namespace, labels=labels, role=role, owner=owner)
+        label = f"the {role} of {owner}"
+        yield Peer(label=label, namespace=namespace, labels=labels, role=role, owner=owner)
 
 
 def allows(overlay: Overlay, source: Peer, target: Peer, port: int, protocol: str = "TCP") -> bool:
@@ -136,7 +136,7 @@ def needed_traffic_flows(part: Part) -> Iterator[Problem]:
         if not allows(part.overlay, source, target, port, protocol):
             yield (
                 "metadata.name",
-                f"no NetworkPolicy lets {source.told} reach {target.told} at {protocol} {port}",
+                f"no NetworkPolicy lets {source.label} reach {target.label} at {protocol} {port}",
             )
 
 
@@ -166,4 +166,4 @@ def other_traffic_stops(part: Part) -> Iterator[Problem]:
         unwanted += [(PROMETHEUS, peer, 8265), (peer, STRANGER, 80), (peer, WEB, 25)]
         for source, target, port in unwanted:
             if allows(part.overlay, source, target, port):
-                yield "metadata.name", f"{source.told} reaches {target.told} at TCP {port}"
+                yield "metadata.name", f"{source.label} reaches {target.label} at TCP {port}"

@@ -47,7 +47,7 @@ def tag_of(image: str) -> str:
 @rule(containers)
 def image_matches_ray_version(part: Part) -> Iterator[Problem]:
     """Driver, workers, submitter and autoscaler must speak the same Ray; `images:` of Kustomize
-    changes the image alone."""
+    changes only the image."""
     pod = part.up("pod")
     if runs_ray(part) and (cluster := cluster_of(pod)) is not None:
         version, tag = str(cluster.value.get("rayVersion", "")), tag_of(part.value.get("image", ""))

@@ -51,7 +51,7 @@ SELINUX_TYPES = {"", "container_t", "container_init_t", "container_kvm_t", "cont
 
 
 def own(container: Part, field: str) -> Any:
-    """A field that containers alone have."""
+    """A field that only containers have."""
     return dig(container.value, f"securityContext.{field}")
 
 
@@ -126,7 +126,7 @@ def volume_types(part: Part) -> Iterator[Problem]:
 
 @rule(objects(), STANDARD)
 def namespace_restricted(part: Part) -> Iterator[Problem]:
-    """Every object lies in a namespace of the overlay, which enforces the standard."""
+    """Every object is in a namespace of the overlay, which enforces the standard."""
     if part.owner["kind"] == "Namespace":
         level = dig(part.value, "metadata.labels", {}).get(ENFORCE)
         if level != "restricted":
@@ -135,6 +135,6 @@ def namespace_restricted(part: Part) -> Iterator[Problem]:
     namespace = dig(part.value, "metadata.namespace")
     if part.owner["kind"] in CLUSTER_WIDE:
         if namespace is not None:
-            yield "metadata.namespace", f"is {namespace}: a {part.owner['kind']} lies in none"
+            yield "metadata.namespace", f"is {namespace}: a {part.owner['kind']} has none"
     elif namespace not in part.overlay.named("Namespace"):
         yield "metadata.namespace", f"is {namespace}, which the overlay does not make"
