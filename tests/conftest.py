@@ -209,15 +209,15 @@ def write_data(tmp_path_factory: pytest.TempPathFactory) -> WriteData:
     return write
 
 
-def join_gloo(rank: int, folder: str) -> None:
-    """Meet the other of two processes in a folder."""
+def join_gloo(rank: int, folder: str, world_size: int = 2) -> None:
+    """Meet the other processes in a folder."""
     from torch import distributed
 
     distributed.init_process_group(
         "gloo",
         init_method=f"file://{folder}/meet",
         rank=rank,
-        world_size=2,
+        world_size=world_size,
         timeout=timedelta(seconds=60),
     )
 

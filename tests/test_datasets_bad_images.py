@@ -141,7 +141,7 @@ def test_two_ranks_train_the_same_on_both(prepared: tuple[Path, Path], tmp_path:
     from tests.support.training import train_in_workers
     from trainers import metrics
     from trainers.config import ModelConfig, OptimConfig
-    from trainers.evaluation.evaluate import evaluate
+    from trainers.evaluation.evaluate import write_evaluation
     from trainers.run.rows import read_rows
 
     rows, scores, steps = [], [], []
@@ -156,7 +156,7 @@ def test_two_ranks_train_the_same_on_both(prepared: tuple[Path, Path], tmp_path:
         )
         result = train_in_workers(config)
         rows.append(read_rows(config.out))
-        scores.append(evaluate(config.out)[metrics.TEST_TOP1])
+        scores.append(write_evaluation(config.out)[metrics.TEST_TOP1])
         steps.append(result["global_step"])
         images = read_manifest(config.data).split("train").num_images
         assert result["global_step"] == 2 * (images // config.global_batch_size)

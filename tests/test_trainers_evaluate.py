@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -10,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from datasets.config import IngestConfig
 from datasets.shards import read_manifest
@@ -19,12 +20,14 @@ from tests.support.training import train_here
 from trainers.__main__ import main
 from trainers.config import ClusterConfig, FinetuneConfig, ModelConfig, OptimConfig, TrackConfig
 from trainers.evaluation import pictures
-from trainers.evaluation.answers import predict_mirrored, read_views
-from trainers.evaluation.evaluate import evaluate
-from trainers.evaluation.scores import Scores
+from trainers.evaluation import split as split_module
+from trainers.evaluation.evaluate import evaluate, write_evaluation
+from trainers.evaluation.measures import confusion_matrix, find_confused_pairs, measure
+from trainers.evaluation.split import predict_mirrored, read_views
 from trainers.run import folder as run_folder
+from trainers.run.predictions import COLUMNS, Predictions, build_predictions
 from trainers.run.rows import read_rows
-from trainers.step import StepSettings, predict
+from trainers.step import StepSettings, eval_step, predict
 
 FILES = {
     *("confusion.png", "confused_pairs.png", "reliability.png"),
@@ -50,6 +53,12 @@ def run(ray_cluster: str, easy_data: str, tmp_path_factory: pytest.TempPathFacto
     return config.out
 
 
+def predictions_of(logits_NK: Tensor, labels_N: Tensor, classes: Sequence[str]) -> Predictions:
+    settings = StepSettings(mean=(0.0,) * 3, std=(1.0,) * 3, optim=OptimConfig())
+    columns_5N = eval_step(nn.Identity(), logits_NK, labels_N, settings=settings).numpy()
+    return build_predictions(dict(zip(COLUMNS, columns_5N, strict=True)), classes)
+
+
 def rows_of(file: Path) -> list[list[str]]:
     return list(csv.reader(io.StringIO(file.read_text())))
 
@@ -63,7 +72,7 @@ def is_drawn(png: bytes) -> bool:
 
 @pytest.mark.ray
 def test_what_an_evaluation_writes_agrees_with_itself(run: str) -> None:
-    result = evaluate(run)
+    result = write_evaluation(run)
     folder = Path(run, "evaluation_test")
     confusion_KK = np.array([row[1:] for row in rows_of(folder / "confusion.csv")[1:]], int)
     predictions = pq.read_table(folder / "predictions.parquet").to_pylist()
@@ -86,7 +95,7 @@ def test_what_an_evaluation_writes_agrees_with_itself(run: str) -> None:
 
 @pytest.mark.ray
 def test_the_validation_split_measures_as_it_did_in_training(run: str) -> None:
-    row, result = read_rows(run)[-1], evaluate(run, split="val")
+    row, result = read_rows(run)[-1], write_evaluation(run, split="val")
 
     assert result["val/loss"] == pytest.approx(row["val/loss"], rel=1e-5)
     assert result["val/top1"] == pytest.approx(row["val/top1"])
@@ -94,7 +103,7 @@ def test_the_validation_split_measures_as_it_did_in_training(run: str) -> None:
 
 @pytest.mark.ray
 def test_training_images_are_evaluated_once_each_and_not_augmented(run: str) -> None:
-    first, again = evaluate(run, split="train"), evaluate(run, split="train")
+    first, again = write_evaluation(run, split="train"), write_evaluation(run, split="train")
 
     assert first["num_images"] == 48 and first == again
     predictions = pq.read_table(f"{run}/evaluation_train/predictions.parquet")
@@ -102,24 +111,24 @@ def test_training_images_are_evaluated_once_each_and_not_augmented(run: str) -> 
 
 
 @pytest.mark.ray
-def test_lost_images_have_no_prediction(run: str, write_data: WriteData) -> None:
+def test_unreadable_images_have_no_prediction(run: str, write_data: WriteData) -> None:
     data = write_data(test=39)
     flip_byte(Path(data, "test", "part-00000.parquet"), 11, at=300)
     whole = write_data(test=39)
     with pytest.raises(ValueError, match=r"ingest\.max_bad_fraction is .* 1 test images could"):
-        evaluate(run, data=data)
+        write_evaluation(run, data=data)
     config = Path(run, "config.json")
     text = config.read_text()
     lenient = json.loads(text)
     lenient["ingest"]["max_bad_fraction"] = 0.1
     config.write_text(json.dumps(lenient))
-    result = evaluate(run, data=data)
+    result = write_evaluation(run, data=data)
     predictions = pq.read_table(f"{run}/evaluation_test/predictions.parquet").to_pylist()
     config.write_text(text)
 
     assert result["num_images"] == 38 and len(result["lost"]) == 1
     assert [row["row"] for row in predictions] == [n for n in range(39) if n != 11]
-    assert evaluate(run, data=whole)["num_images"] == 39
+    assert write_evaluation(run, data=whole)["num_images"] == 39
 
 
 @pytest.mark.ray
@@ -140,6 +149,22 @@ def test_the_command_lines_print_a_table_json_alone_and_draw_a_sheet(
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize("tta", [False, True])
+def test_actors_predict_the_same_as_one_process(
+    run: str, tta: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = evaluate(run, split="train", tta=tta)
+    monkeypatch.setattr(split_module, "SMALL_SPLIT", 0)
+    on_actors = evaluate(run, split="train", tta=tta)
+
+    assert here.table["row"].to_pylist() == list(range(48))
+    for name in ("row", "image_id", "path", "label", "predicted", "top5"):
+        assert on_actors.table[name].to_pylist() == here.table[name].to_pylist(), name
+    for name in ("confidence", "loss"):
+        assert on_actors.numbers(name) == pytest.approx(here.numbers(name), rel=1e-6), name
+
+
+@pytest.mark.ray
 def test_a_sheet_evaluates_once_and_again_for_another_checkpoint(
     run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,11 +173,11 @@ def test_a_sheet_evaluates_once_and_again_for_another_checkpoint(
 
     def count(run: str, *, split: str) -> None:
         evaluated.append(split)
-        evaluate(run, split=split)
+        write_evaluation(run, split=split)
 
-    monkeypatch.setattr("trainers.evaluation.explain.evaluate", count)
+    monkeypatch.setattr("trainers.evaluation.explain.write_evaluation", count)
     written = Path(run, "evaluation_val.json")
-    evaluate(run, split="val")
+    write_evaluation(run, split="val")
     main([*sheet, "--out", str(tmp_path / "cam.png")])
     assert evaluated == []
     written.write_text(json.dumps(json.loads(written.read_text()) | {"epoch": 7}))
@@ -161,15 +186,15 @@ def test_a_sheet_evaluates_once_and_again_for_another_checkpoint(
 
 
 @pytest.mark.ray
-def test_answers_that_are_not_finite_are_refused(
+def test_outputs_that_are_not_finite_are_refused(
     run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, progress, model = run_folder.load_best_model(run)
     nn.init.constant_(next(model.parameters()), float("nan"))
     monkeypatch.setattr(run_folder, "load_best_model", lambda run: (config, progress, model))
 
-    with pytest.raises(ValueError, match="answers of its network are not finite"):
-        evaluate(str(tmp_path))
+    with pytest.raises(ValueError, match="outputs of its network are not finite"):
+        write_evaluation(str(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -183,7 +208,7 @@ def test_views_come_in_the_order_they_are_asked_for(easy_data: str) -> None:
         assert np.abs(view_HWC.astype(int) - drawn_HWC).mean() < 12  # JPEG
 
 
-def test_a_mirrored_answer_is_the_mean_probability_of_both_views() -> None:
+def test_a_mirrored_prediction_is_the_mean_probability_of_both_views() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4)).eval()
     settings = StepSettings(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), optim=OptimConfig())
@@ -204,20 +229,19 @@ def test_a_mirrored_answer_is_the_mean_probability_of_both_views() -> None:
 def test_pictures_can_be_drawn_of_any_number_of_classes(num_classes: int) -> None:
     """With a class without images, names full of signs, and no warning from matplotlib."""
     classes = [f"$class_{number}^ {'very ' * 9}long" for number in range(num_classes)]
-    scores = Scores(num_classes, "cpu")
-    labels_B = torch.arange(4 * num_classes) % (num_classes - 1)
-    scores.add(torch.randn(len(labels_B), num_classes), labels_B)
-    measures = scores.reduce()
+    labels_N = torch.arange(4 * num_classes) % (num_classes - 1)
+    predictions = predictions_of(torch.randn(len(labels_N), num_classes), labels_N, classes)
+    measures, confusion_KK = measure(predictions), confusion_matrix(predictions)
 
-    for png in (pictures.draw_confusion(measures, classes), pictures.draw_reliability(measures)):
-        assert is_drawn(png)
+    assert is_drawn(pictures.draw_confusion(confusion_KK, measures, classes))
+    assert is_drawn(pictures.draw_reliability(measures))
 
 
 def test_a_split_without_a_mistake_has_a_picture_as_well() -> None:
-    scores = Scores(2, "cpu")
-    scores.add(torch.tensor([[5.0, 0.0], [0.0, 5.0]]), torch.tensor([0, 1]))
-    measures = scores.reduce()
+    logits_NK = torch.tensor([[5.0, 0.0], [0.0, 5.0]])
+    predictions = predictions_of(logits_NK, torch.tensor([0, 1]), "ab")
+    confusion_KK = confusion_matrix(predictions)
 
-    assert measures.most_confused(5) == []
-    assert pictures.draw_confused_pairs([]).startswith(b"\x89PNG")
-    assert pictures.draw_confusion(measures, ["a", "b"]).startswith(b"\x89PNG")
+    assert find_confused_pairs(predictions, 5) == []
+    assert pictures.draw_confused_pairs([], []).startswith(b"\x89PNG")
+    assert pictures.draw_confusion(confusion_KK, measure(predictions), "ab").startswith(b"\x89PNG")

@@ -27,7 +27,7 @@ from trainers.config import (
     OptimConfig,
     ScheduleConfig,
 )
-from trainers.evaluation.evaluate import evaluate
+from trainers.evaluation.evaluate import write_evaluation
 from trainers.prepare import plan_training, prepare_run
 from trainers.run import checkpoint
 from trainers.run.predictions import read_predictions
@@ -144,7 +144,7 @@ def test_a_worker_killed_in_mid_epoch_changes_nothing_and_what_is_saved_was_meas
     train_in_workers(cut)
     killer.join()
     progress = checkpoint.load_best(cut.out)[0]
-    evaluated = evaluate(cut.out, split="val")
+    evaluated = write_evaluation(cut.out, split="val")
 
     assert losses(cut.out) == losses(live.out) and len(losses(cut.out)) == 6
     for name, tensor in weights(cut.out, step=6).items():
@@ -155,8 +155,8 @@ def test_a_worker_killed_in_mid_epoch_changes_nothing_and_what_is_saved_was_meas
     once = storage.read_parquet(f"{cut.out}/evaluation_val/predictions.parquet")
     assert predictions is not None
     for column in ("row", "label", "predicted"):
-        assert predictions[column].to_pylist() == once[column].to_pylist()
-    assert predictions["confidence"].to_pylist() == pytest.approx(
+        assert predictions.table[column].to_pylist() == once[column].to_pylist()
+    assert predictions.table["confidence"].to_pylist() == pytest.approx(
         once["confidence"].to_pylist(), rel=1e-4
     )
 
@@ -198,14 +198,14 @@ def test_zeros_do_not_learn(config: FinetuneConfig) -> None:
 def test_evaluation_counts_each_test_image_once(
     straight: str, write_data: WriteData, tmp_path: Path
 ) -> None:
-    result = evaluate(straight)
+    result = write_evaluation(straight)
 
     assert result["num_images"] == 13
     assert result["test/top1"] * 13 == pytest.approx(round(result["test/top1"] * 13))
     assert result["test/top5"] == 1.0  # of three classes
     assert (Path(straight) / "evaluation_test.json").is_file()
-    with pytest.raises(ValueError, match=r"its checkpoint knows 3 classes .* has 4"):
-        evaluate(straight, data=write_data(classes=4))
+    with pytest.raises(ValueError, match=r"its checkpoint has 3 classes .* has 4"):
+        write_evaluation(straight, data=write_data(classes=4))
 
 
 def test_best_weights_survive_when_the_folder_moves(straight: str, tmp_path: Path) -> None:
@@ -312,7 +312,7 @@ def test_lost_images_are_counted_named_and_survived(
     assert [row["ingest/lost_images"] for row in rows] == [2, 2, 2]
     assert "train/part-00000.parquet row group 1 row 3" in rows[0]["ingest/lost_names"][0]
     assert "val/part-00000.parquet row group 0 row 3" in rows[0]["ingest/lost_names"][1]
-    assert evaluate(config.out, split="val")["num_images"] == 16
+    assert write_evaluation(config.out, split="val")["num_images"] == 16
 
 
 def test_a_run_on_rotten_data_stops_in_one_sentence_and_resumes_on_whole_data(

@@ -16,7 +16,7 @@ from trainers.config import FinetuneConfig, ModelConfig, TrackConfig
 from trainers.run import checkpoint
 from trainers.run import folder as run_folder
 from trainers.run.checkpoint import TrainingProgress
-from trainers.run.predictions import write_predictions
+from trainers.run.predictions import from_table, write_predictions
 from trainers.run.rows import JsonlTracker
 from trainers.tracking.local_runs import find_id
 from trainers.tracking.mirror import RunMirror, follow
@@ -115,7 +115,8 @@ def test_predictions_mistakes_and_confusion_are_logged(config: FinetuneConfig) -
     for epoch in (1, 2):
         table = {"row": np.arange(17, dtype=np.int32), "label": names, "predicted": wrong}
         confidence = np.linspace(0.4, 0.9, 17, dtype=np.float32)
-        write_predictions(config.out, epoch, pa.table({**table, "confidence": confidence}))
+        predictions = from_table(pa.table({**table, "confidence": confidence}))
+        write_predictions(config.out, epoch, predictions)
         tracker.log(end_of_epoch(epoch, 0.35))
     write_progress(config, best_epoch=2)
     end(open_mirror(config))

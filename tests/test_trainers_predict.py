@@ -22,7 +22,7 @@ from tests.conftest import draw_image
 from tests.support.training import train_here
 from tests.test_datasets_collection import write_photograph
 from trainers.config import ClusterConfig, FinetuneConfig, IngestConfig, ModelConfig, OptimConfig
-from trainers.evaluation.evaluate import evaluate
+from trainers.evaluation.evaluate import write_evaluation
 from trainers.inference.config import PredictConfig
 from trainers.inference.inference import (
     IMAGENET_CLASSES,
@@ -93,7 +93,7 @@ def test_predictions_on_the_test_split_equal_evaluation(
     run: str, easy_data: str, predict: Predict
 ) -> None:
     """Through the stream and through Ray Data's actors: the same numbers."""
-    expected = evaluate(run)
+    expected = write_evaluation(run)
     written = predict(easy_data, run=run, top_k=3, batch_size=5, num_workers=2)
     rows = {path: row for path, row in written["rows"].items() if path.startswith("test/")}
     table = pq.read_table(f"{easy_data}/test")

@@ -12,7 +12,6 @@ from datasets.plan import IGNORE_INDEX
 from tests.conftest import with_head
 from trainers.config import NORMALIZATIONS, LossConfig, OptimConfig
 from trainers.metrics import (
-    EVAL_SUMS,
     GRAD_NORM,
     PEAK_NORM,
     TRAIN_SUMS,
@@ -23,6 +22,7 @@ from trainers.mixing import build_mix
 from trainers.networks.backbones import build
 from trainers.networks.freezing import train_mode
 from trainers.optim import build_optimizer
+from trainers.run.predictions import COLUMNS
 from trainers.state import WeightAverage
 from trainers.step import StepSettings, eval_step, normalize, train_step
 
@@ -169,7 +169,7 @@ def test_label_smoothing_counts_in_training_and_not_in_evaluation():
     trained = train_step(
         model, build_optimizer(model, "toy", optim), images_BHWC, labels_B, settings=settings
     )
-    assert evaluated["loss_sum"].item() == pytest.approx(log_z - 1, rel=1e-6)
+    assert evaluated[COLUMNS.index("loss"), 0].item() == pytest.approx(log_z - 1, rel=1e-6)
     assert trained["loss_sum"].item() == pytest.approx(log_z - 0.8, rel=1e-6)
 
 
@@ -178,21 +178,26 @@ def test_evaluation_counts_top1_and_top5():
     model = Constant([falling] * 4)
     images_BHWC, _ = random_batch(4)
     labels_B = torch.tensor([0, 4, 5, 6])
-    sums = eval_step(model.eval(), images_BHWC, labels_B, settings=settings_of(OptimConfig()))
-    assert set(sums) == {*EVAL_SUMS, "labels_B", "predicted_B", "confidence_B"}
-    assert sums["predicted_B"].tolist() == [0, 0, 0, 0]
-    assert sums["confidence_B"][0].item() == pytest.approx(
-        torch.tensor(falling).softmax(0)[0].item()
-    )
-    assert [sums[name].item() for name in ("top1_sum", "top5_sum", "count")] == [1, 2, 4]
-    assert not sums["loss_sum"].requires_grad
+    columns_5B = eval_step(model.eval(), images_BHWC, labels_B, settings=settings_of(OptimConfig()))
+    columns = dict(zip(COLUMNS, columns_5B.tolist(), strict=True))
+    log_probabilities = torch.tensor(falling).log_softmax(0)
+    assert columns["label"] == [0, 4, 5, 6] and columns["predicted"] == [0, 0, 0, 0]
+    assert columns["confidence"] == pytest.approx([log_probabilities[0].exp().item()] * 4)
+    assert columns["top5"] == [1, 1, 0, 0]
+    assert columns["loss"] == pytest.approx((-log_probabilities[labels_B]).tolist())
+    assert not columns_5B.requires_grad
 
 
 def test_top5_of_three_classes_is_everything():
     model = Constant([[0.0, 1.0, 2.0]])
     images_BHWC, labels_B = random_batch(1)
-    sums = eval_step(model.eval(), images_BHWC, labels_B, settings=settings_of(OptimConfig()))
-    assert (sums["top1_sum"].item(), sums["top5_sum"].item()) == (0, 1)
+    columns_5B = eval_step(model.eval(), images_BHWC, labels_B, settings=settings_of(OptimConfig()))
+    columns = dict(zip(COLUMNS, columns_5B.tolist(), strict=True))
+    assert (columns["label"], columns["predicted"], columns["top5"]) == (
+        [labels_B.item()],
+        [2],
+        [1],
+    )
 
 
 def test_evaluation_changes_nothing():

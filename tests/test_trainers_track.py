@@ -26,7 +26,7 @@ from tests.test_trainers_mirror import (
 )
 from trainers.__main__ import main
 from trainers.config import FinetuneConfig, ModelConfig
-from trainers.run.predictions import write_predictions
+from trainers.run.predictions import from_table, write_predictions
 from trainers.run.rows import JsonlTracker, read_rows
 from trainers.tracking.run import WandbRun
 from trainers.tracking.wandb_internals import TESTED_VERSIONS, check_versions
@@ -43,7 +43,8 @@ def train(config: FinetuneConfig) -> None:
     for epoch, top1 in ((1, 0.75), (2, 0.5)):
         columns = {"row": np.arange(17, dtype=np.int32), "label": labels, "predicted": labels}
         confidence = np.linspace(0.4, 0.9, 17, dtype=np.float32)
-        write_predictions(config.out, epoch, pa.table({**columns, "confidence": confidence}))
+        predictions = from_table(pa.table({**columns, "confidence": confidence}))
+        write_predictions(config.out, epoch, predictions)
         write_progress(config, best_epoch=1, epoch=epoch)
         tracker.log(end_of_epoch(epoch, top1))
     write_result(config, diverged=None)

@@ -125,13 +125,13 @@ def test_the_winner_is_trained_on_train_and_val_with_each_seed_and_tested_once(
 
     # Again: nothing is trained or tested twice, but the one test that is missing.
     Path(runs[1], "evaluation_test.json").unlink()
-    evaluated, evaluate = [], winner.evaluate
+    evaluated, write_evaluation = [], winner.write_evaluation
 
     def counted(run: str, **options: Any) -> dict[str, Any]:
         evaluated.append(run)
-        return evaluate(run, **options)
+        return write_evaluation(run, **options)
 
-    monkeypatch.setattr(winner, "evaluate", counted)
+    monkeypatch.setattr(winner, "write_evaluation", counted)
     monkeypatch.setattr(promote, "follow_training", pytest.fail)
     assert run_promote(config) == summary
     assert evaluated == [runs[1]]

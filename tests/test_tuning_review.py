@@ -24,7 +24,7 @@ from tuning.review.charts import pareto_front
 from tuning.review.config import ReviewConfig
 from tuning.review.importance import rank_axes
 from tuning.review.page import render_page
-from tuning.review.pictures import look_at_answers
+from tuning.review.pictures import show_predictions
 from tuning.review.review import run_review
 from tuning.space import AXES, CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
 from tuning.states import TrialStates, read_trials
@@ -181,7 +181,7 @@ def test_pictures_of_a_real_network(tmp_path: Path, easy_data: str) -> None:
     out = write_sweep(tmp_path / "sweep", trials=4, data=easy_data, backbone="lenet5")
     winner, manifest = SweepRecord.read(out).winner, read_manifest(easy_data)
     assert winner is not None and winner.best_epoch is not None
-    missing = look_at_answers(SweepRecord.read(out), pictures=True)
+    missing = show_predictions(SweepRecord.read(out), pictures=True)
     assert missing is not None and missing.missing is not None and "No heat maps" in missing.missing
     assert missing.right[0].image is not None
     network = backbones.build("lenet5", 3)
@@ -199,12 +199,13 @@ def test_pictures_of_a_real_network(tmp_path: Path, easy_data: str) -> None:
     counts = manifest.split("test").class_counts
     name = "evaluation_test/predictions.parquet"
     write_predictions(Path(winner.run), manifest.classes, counts, 0.6, seed=0, name=name)
-    answers = look_at_answers(SweepRecord.read(out), pictures=True)
-    assert answers is not None and answers.missing is None
-    assert (answers.split, answers.num_images, answers.num_correct) == ("test", 13, 8)
-    assert all(pair.image for pair in answers.pairs)
-    assert [len(shown.heats) for shown in answers.mistakes] == [2] * len(answers.mistakes)
-    assert answers.mistakes[0].heats[0][2].startswith("data:image/webp;base64,")
+    predictions = show_predictions(SweepRecord.read(out), pictures=True)
+    assert predictions is not None and predictions.missing is None
+    found = (predictions.split, predictions.num_images, predictions.num_correct)
+    assert found == ("test", 13, 8)
+    assert all(image for _, image in predictions.pairs)
+    assert [len(shown.heats) for shown in predictions.mistakes] == [2] * len(predictions.mistakes)
+    assert predictions.mistakes[0].heats[0][2].startswith("data:image/webp;base64,")
     assert "test/top1" in render_page(SweepRecord.read(out)).decode()
 
 

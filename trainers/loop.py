@@ -3,23 +3,23 @@
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from typing import Any
 
-import pyarrow as pa
 import ray
 import ray.train
 import ray.train.torch
 import torch
 from ray.train.collective import broadcast_from_rank_zero
-from torch import nn
+from torch import distributed, nn
 
 from cluster.io import storage
 from trainers import metrics
 from trainers.config import Phase
 from trainers.epoch_sums import EpochSums
+from trainers.evaluation.measures import measure
 from trainers.failures import Watchdog
 from trainers.feed import MAX_NAMES, Feed, WorkerContext, open_feed
 from trainers.optim import learning_rate_at, set_learning_rate
@@ -27,7 +27,7 @@ from trainers.prepare import Run
 from trainers.run import checkpoint
 from trainers.run.checkpoint import TrainingProgress
 from trainers.run.folder import is_done, write_result
-from trainers.run.predictions import EpochPredictions
+from trainers.run.predictions import COLUMNS, Predictions, build_predictions
 from trainers.run.recorder import Recorder
 from trainers.run.rows import Row
 from trainers.settings import train_settings
@@ -189,7 +189,12 @@ class Training:
         row, unreadable = self._train_epoch(phase, started)
         train_s = time.perf_counter() - started
         self._state.share_buffers()
-        val, num_unreadable, unreadable_val, predictions = self._validate()
+        predictions = self._validate()
+        val: dict[str, float] = {}
+        if predictions is not None:
+            val = val_metrics(predictions)
+            row[metrics.UNREADABLE_IMAGES] += predictions.num_unreadable
+            unreadable = [*unreadable, *predictions.unreadable][:MAX_NAMES]
         step, epoch_s = row[metrics.GLOBAL_STEP], time.perf_counter() - started
         self.progress = self.progress.after_epoch(
             global_step=step,
@@ -205,8 +210,7 @@ class Training:
             metrics.TOTAL_S: self.progress.total_s,
             metrics.FIRST_BATCH_S: self._train_feed.first_batch_s,
             metrics.WAIT_S: self._train_feed.wait_s - waited_s,
-            metrics.UNREADABLE_IMAGES: row[metrics.UNREADABLE_IMAGES] + num_unreadable,
-            metrics.UNREADABLE_NAMES: [*unreadable, *unreadable_val][:MAX_NAMES],
+            metrics.UNREADABLE_NAMES: unreadable,
             metrics.IMAGES_PER_S: (step - first_step) * self._config.global_batch_size / train_s,
         }
         if self.recorder:
@@ -259,23 +263,20 @@ class Training:
             if self.recorder:
                 self.recorder.log(row)
 
-    def _validate(self) -> tuple[dict[str, float], int, list[str], pa.Table | None]:
-        """Measure the epoch on the validation images, unless they train.
-
-        Returns:
-            Its validation metrics over all ranks, how many images were lost, names of them, and the
-            answers to the others.
-        """
+    def _validate(self) -> Predictions | None:
+        """Return the predictions for the validation images, unless they train."""
         if self._val_feed is None:
-            return {}, 0, [], None
-        val, answers = evaluate(self._state.evaluated, self._val_feed, self._settings, self._worker)
-        unreadable = self._val_feed.take_unreadable() if val["lost"] else []
-        num_unreadable = int(val["lost"])
+            return None
+        predictions = predict_feed(
+            self._state.evaluated,
+            self._val_feed,
+            self._settings,
+            self._worker,
+            classes=self.progress.classes,
+        )
+        num_unreadable, unreadable = predictions.num_unreadable, list(predictions.unreadable)
         check_unreadable(self._config, self._val_feed, num_unreadable, unreadable)
-        names = {metrics.VAL_LOSS: "loss", metrics.VAL_TOP1: "top1", metrics.VAL_TOP5: "top5"}
-        predictions = answers.reduce(self._worker.world_size, self.progress.classes)
-        means = {metric: val[name] for metric, name in names.items()}
-        return means, num_unreadable, unreadable, predictions
+        return predictions
 
     def _take_step(self, step: int, phase: Phase) -> tuple[float, dict[str, torch.Tensor]]:
         """Take an optimizer step; return its learning rate and the metrics of `train_step`."""
@@ -317,20 +318,36 @@ def phase_at(phases: tuple[Phase, ...], epoch: int) -> Phase:
     return next((phase for phase in phases if epoch < phase.end_epoch), phases[-1])
 
 
-def evaluate(
-    model: nn.Module, feed: Feed, settings: StepSettings, worker: WorkerContext
-) -> tuple[dict[str, float], EpochPredictions]:
-    """Measure the model on each image of the feed's split once, over all ranks.
+def val_metrics(predictions: Predictions) -> dict[str, float]:
+    """Return the metrics of an epoch's predictions for the validation images."""
+    measures = measure(predictions)
+    return {
+        metrics.VAL_LOSS: measures.loss,
+        metrics.VAL_TOP1: measures.top1,
+        metrics.VAL_TOP5: measures.top5,
+    }
 
-    Returns:
-        Means `loss` (nats), `top1`, `top5`, the `count` of images and of those `lost`; and this
-        rank's answers.
-    """
+
+def predict_feed(
+    model: nn.Module,
+    feed: Feed,
+    settings: StepSettings,
+    worker: WorkerContext,
+    *,
+    classes: Sequence[str],
+) -> Predictions:
+    """Predict each image of the feed's split once, over all ranks. All ranks must call."""
     model.eval()
-    sums = metrics.Sums(metrics.EVAL_SUMS, worker.device)
-    answers = EpochPredictions(feed.num_images, feed.first_row, worker.device)
+    columns_5N = torch.zeros(len(COLUMNS), feed.num_images, device=worker.device)
+    row = feed.first_row
     for _ in range(feed.batches_per_epoch):
-        told = eval_step(model, *feed.next(), settings=settings)
-        sums.add(told)
-        answers.add(told)
-    return metrics.means_of(sums.reduce(worker.world_size)), answers
+        columns_5B = eval_step(model, *feed.next(), settings=settings)
+        columns_5N[:, row : row + columns_5B.shape[1]] = columns_5B
+        row += columns_5B.shape[1]
+    if worker.world_size > 1:
+        distributed.all_reduce(columns_5N)  # each rank has zeros in place of the others' images
+    columns = dict(zip(COLUMNS, columns_5N.cpu().numpy(), strict=True))
+    predictions = build_predictions(columns, classes)
+    if not predictions.num_unreadable:
+        return predictions
+    return replace(predictions, unreadable=tuple(feed.take_unreadable()))

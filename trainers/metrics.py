@@ -60,8 +60,6 @@ TRAIN_SUMS = (
     STAGE_CLIPPING,
 )
 """What `step.train_step` returns: sums over the images of a batch, and clipping of the step."""
-EVAL_SUMS = ("count", "lost", "loss_sum", "top1_sum", "top5_sum")
-"""What `step.eval_step` returns."""
 
 
 def stage_metrics(stages: Sequence[str]) -> list[str]:

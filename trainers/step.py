@@ -141,33 +141,31 @@ def train_step(
 
 @torch.no_grad()
 def eval_step(
-    model: nn.Module, images: Tensor, labels_B: Tensor, *, settings: StepSettings
-) -> dict[str, Tensor]:
-    """Measure the model, in eval mode, on one batch; the loss is plain cross-entropy.
+    model: nn.Module,
+    images: Tensor,
+    labels_B: Tensor,
+    *,
+    settings: StepSettings,
+    forward: Callable[[nn.Module, Tensor, StepSettings], Tensor] = predict,
+) -> Tensor:
+    """Predict a batch with the model in eval mode; the loss is plain cross-entropy.
 
-    DDP is stepped around: its forward broadcasts buffers, and would wait forever for a rank that
-    has fewer batches.
+    DDP is bypassed: its forward broadcasts buffers, and would wait forever for a rank that has
+    fewer batches.
 
     Returns:
-        `metrics.EVAL_SUMS` as 0-dim tensors on the device, and labels_B, predicted_B and
-        confidence_B, the probability of that class.
+        float32 `[5, B]` on the device: `run.predictions.COLUMNS` of each image.
     """
     labels_B = labels_B.long()
-    logits_BK = predict(unwrap(model), images, settings)
-    count = (labels_B != IGNORE_INDEX).sum()
-    confidence_B, predicted_B = logits_BK.softmax(dim=1).max(dim=1)
-    return {
-        "count": count,
-        "lost": len(labels_B) - count,
-        "loss_sum": F.cross_entropy(
-            logits_BK, labels_B, ignore_index=IGNORE_INDEX, reduction="sum"
-        ),
-        "top1_sum": _top_k_sum(logits_BK, labels_B, 1),
-        "top5_sum": _top_k_sum(logits_BK, labels_B, 5),
-        "labels_B": labels_B,
-        "predicted_B": predicted_B,
-        "confidence_B": confidence_B,
-    }
+    logits_BK = forward(unwrap(model), images, settings)
+    predicted_B = logits_BK.topk(1).indices[:, 0]
+    top_Bk = logits_BK.topk(min(5, logits_BK.shape[1])).indices
+    # Of equal logits, the two calls may choose other classes.
+    top5_B = (top_Bk == labels_B[:, None]).any(1) | (predicted_B == labels_B)
+    confidence_B = logits_BK.softmax(dim=1).amax(1)
+    loss_B = F.cross_entropy(logits_BK, labels_B, ignore_index=IGNORE_INDEX, reduction="none")
+    columns = (labels_B, predicted_B, confidence_B, loss_B, top5_B)
+    return torch.stack([column.float() for column in columns])
 
 
 def _forward(network: nn.Module, inputs: Tensor, settings: StepSettings) -> tuple[Tensor, ...]:
@@ -186,17 +184,17 @@ def _loss(
     """Return the sum of the images' losses, and what `train_step` tells of a batch."""
     inputs = to_inputs(images, settings)
     count = (labels_B != IGNORE_INDEX).sum()
-    targets, answers_B = labels_B, labels_B
+    targets, hard_targets_B = labels_B, labels_B
     if settings.mix is not None:
         inputs, targets = settings.mix(inputs, labels_B)
-        answers_B = torch.where(labels_B != IGNORE_INDEX, targets.argmax(dim=1), IGNORE_INDEX)
+        hard_targets_B = torch.where(labels_B != IGNORE_INDEX, targets.argmax(1), IGNORE_INDEX)
     logits_BK, *aux_logits = _forward(network, inputs, settings)
     loss_sum = _cross_entropy_sum(logits_BK, targets, settings)
     told = {
         "count": count,
         "lost": len(labels_B) - count,
         "loss_sum": loss_sum.detach(),
-        "top1_sum": _top_k_sum(logits_BK, answers_B, 1),
+        "top1_sum": (logits_BK.topk(1).indices[:, 0] == hard_targets_B).sum(),
     }
     for aux_logits_BK in aux_logits:
         loss_sum = loss_sum + AUX_WEIGHT * _cross_entropy_sum(aux_logits_BK, targets, settings)
@@ -221,9 +219,3 @@ def _all_reduce(network: nn.Module, *, now: bool) -> AbstractContextManager[None
     if now or not isinstance(network, DistributedDataParallel):
         return nullcontext()
     return network.no_sync()
-
-
-def _top_k_sum(logits_BK: Tensor, labels_B: Tensor, k: int) -> Tensor:
-    """Count the images whose label is among the k largest logits, or among all K if fewer."""
-    top_Bk = logits_BK.topk(min(k, logits_BK.shape[1])).indices
-    return (top_Bk == labels_B[:, None]).sum()

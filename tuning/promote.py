@@ -179,7 +179,7 @@ def summarize(tests: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return an estimate of each measure, and the kind of its interval.
 
     Args:
-        tests: what `evaluation.evaluate.evaluate` returned for each seed, on the same images.
+        tests: what `evaluate_once` returned for each seed, on the same images.
     """
     num_images = tests[0]["num_images"]
     estimates = {name: estimate([test[name] for test in tests], num_images) for name in MEASURES}

@@ -14,8 +14,6 @@ from functools import cached_property
 from operator import attrgetter
 from typing import Any, Literal
 
-import pyarrow as pa
-
 from cluster.io import storage
 from cluster.io.errors import UserError
 from cluster.io.records import damaged, read_object
@@ -24,9 +22,9 @@ from trainers import metrics
 from trainers.config import FinetuneConfig
 from trainers.networks.backbones import find
 from trainers.networks.freezing import resolve_depth
-from trainers.run.evaluations import PREDICTIONS, folder_of, read_evaluation
+from trainers.run.evaluations import predictions_uri, read_evaluation
 from trainers.run.folder import read_config
-from trainers.run.predictions import read_predictions
+from trainers.run.predictions import Predictions, read_predictions, read_table
 from trainers.run.rows import Row, read_rows
 from tuning.advice.advice import read_advice, score_advice
 from tuning.config import TuningConfig
@@ -175,7 +173,7 @@ class SweepRecord:
         if self.manifest is not None:
             return self.manifest.split("val").num_images
         predictions = self.predictions_of(self.winner, "val") if self.winner else None
-        return predictions.num_rows if predictions is not None else None
+        return len(predictions.table) if predictions is not None else None
 
     @property
     def chance(self) -> float | None:
@@ -190,14 +188,14 @@ class SweepRecord:
         depth: Any = trial.point[FREEZE_DEPTH]
         return resolve_depth(self.base.model.backbone, depth)
 
-    def predictions_of(self, trial: TrialResult, split: str) -> pa.Table | None:
+    def predictions_of(self, trial: TrialResult, split: str) -> Predictions | None:
         """Return the predictions of a trial's best weights for the validation or test images; None
         where none were kept."""
         if split == "val":
             return read_predictions(trial.run, trial.best_epoch)
         if self.test is None or trial != self.winner:
             return None
-        return storage.read_parquet(storage.join(folder_of(trial.run, split), PREDICTIONS))
+        return read_table(predictions_uri(trial.run, split))
 
 
 def read_sweep_config(out: str) -> tuple[TuningConfig, str | None] | None:

@@ -8,8 +8,6 @@ treats them as predictions for different images and is the more conservative.
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from cluster.io.statistics import (
     SIGNIFICANCE,
     Estimate,
@@ -96,12 +94,8 @@ def compare_depths(record: SweepRecord, best: TrialResult) -> Comparison | None:
     assert best.val_top1 is not None and rival.val_top1 is not None
     lead = best.val_top1 - rival.val_top1
     first, second = (record.predictions_of(trial, "val") for trial in (best, rival))
-    if first is not None and second is not None and first["row"].equals(second["row"]):
-        first_N, second_N = (
-            np.equal(*(table[name].cast("string").to_numpy() for name in ("label", "predicted")))
-            for table in (first, second)
-        )
-        wins, losses = count_discordant(first_N, second_N)
+    if first is not None and second is not None and first.table["row"].equals(second.table["row"]):
+        wins, losses = count_discordant(first.is_correct_N, second.is_correct_N)
         p_value = mcnemar(wins, losses)
         return Comparison(rival=rival, lead=lead, p_value=p_value, wins=wins, losses=losses)
     num_images = record.num_val_images

@@ -7,7 +7,7 @@ from typing import Any
 from cluster.io import storage
 from cluster.io.markers import flatten
 from trainers.config import FinetuneConfig
-from trainers.evaluation.evaluate import evaluate
+from trainers.evaluation.evaluate import write_evaluation
 from trainers.recipes import RECIPES
 from trainers.run import checkpoint
 from trainers.run.evaluations import read_evaluation
@@ -21,7 +21,8 @@ LONGER = 3
 
 
 def evaluate_once(run: str) -> dict[str, Any]:
-    """Return the measures of a run's best weights on the test split; evaluate once and log to W&B.
+    """Return the measures of a run's best weights on the test split; evaluate once, on all workers
+    of the cluster, and log to W&B.
 
     Raises:
         UserError: as `trainers.evaluation.evaluate.evaluate` does.
@@ -32,7 +33,7 @@ def evaluate_once(run: str) -> dict[str, Any]:
     )
     if known:
         return known
-    result = evaluate(run, split="test")
+    result = write_evaluation(run, split="test")
     track_evaluation(run, "test", result)
     return result
 

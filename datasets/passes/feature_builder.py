@@ -15,11 +15,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
-import ray.data
 
 from cluster.io import storage
 from datasets.config import IngestConfig
-from datasets.epochs import EpochsDatasource
 from datasets.passes.features import (
     DTYPE,
     Part,
@@ -31,7 +29,7 @@ from datasets.passes.features import (
     write_part,
     write_view,
 )
-from datasets.passes.inference import Workers, choose_block_images, collect_blocks
+from datasets.passes.inference import Workers, choose_block_images, run_chunks
 from datasets.plan import Chunk, RowGroup, RowGroups
 from datasets.read import read_chunk
 from datasets.shards import Manifest
@@ -209,22 +207,18 @@ def _execute(
     num_images = sum(task.num_images for task in tasks)
     if not tasks:
         return {}, 0
-    dataset = ray.data.read_datasource(
-        EpochsDatasource(list(tasks), ViewSource(ingest=ingest, seed=seed)),
-        override_num_blocks=len(tasks),
-        num_cpus=workers.reader_cpus,
-    ).map_batches(
+    done = run_chunks(
+        tasks,
+        ViewSource(ingest=ingest, seed=seed),
         FeatureWriter,
-        batch_size=None,
-        batch_format="pyarrow",
-        **workers.actors(len(tasks)),
-        fn_constructor_kwargs={
+        {
             "load": load,
             "entries": list(entries),
             "tasks": {task.number: task for task in tasks},
         },
+        workers,
+        "Computing features",
     )
-    done = collect_blocks(dataset, num_images, "Computing features")
     parts: dict[tuple[int, int], Part] = {}
     for text in done["parts"].drop_null().to_pylist():
         number, of_entries = json.loads(text)

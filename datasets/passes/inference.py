@@ -15,7 +15,7 @@ Dimensions: N images, S size in pixels, H height, W width, C the channels red, g
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -31,10 +31,13 @@ from cluster.io import storage
 from cluster.io.errors import UserError
 from cluster.io.progress import collect
 from datasets.augment import augment, view
+from datasets.epochs import EpochsDatasource
 from datasets.images import BadImage, load_image
 from datasets.passes.collection import Collection
+from datasets.plan import Chunk
 from datasets.prepare.listing import Reader
 from datasets.shards import QUARANTINE_SCHEMA
+from datasets.sources import BatchSource
 
 Compute = Callable[[np.ndarray], dict[str, pa.Array]]
 """uint8 images_NSSC, N >= 1 -> columns of N rows."""
@@ -51,14 +54,6 @@ class Workers:
     cpus_per_worker: float
     gpus_per_worker: int
     reader_cpus: float
-
-    def actors(self, num_blocks: int) -> dict[str, Any]:
-        """Options of a `map_batches` by these actors, at most one per block."""
-        return {
-            "compute": ray.data.ActorPoolStrategy(size=min(self.num_workers, num_blocks)),
-            "num_cpus": self.cpus_per_worker,
-            "num_gpus": self.gpus_per_worker,
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,29 +151,62 @@ def _execute(
     num_cpus = int(ray.cluster_resources()["CPU"])
     block_images = choose_block_images(num_images, max(3 * size_px**2, row_bytes), num_cpus)
     blocks = [references.slice(i, block_images) for i in range(0, num_images, block_images)]
-    dataset = (
-        ray.data.from_arrow(blocks)
-        .map_batches(
-            partial(load_views, read=images.read, size_px=size_px),
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=workers.reader_cpus,
-        )
-        .map_batches(
-            PartWriter,
-            batch_size=None,
-            batch_format="pyarrow",
-            **workers.actors(len(blocks)),
-            fn_constructor_kwargs={"build": build, "folder": folder},
-        )
+    dataset = ray.data.from_arrow(blocks).map_batches(
+        partial(load_views, read=images.read, size_px=size_px),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=workers.reader_cpus,
     )
-    return collect_blocks(dataset, num_images, title)
+    actor = {"build": build, "folder": folder}
+    return run_actors(dataset, PartWriter, actor, workers, len(blocks), num_images, title)
 
 
-def collect_blocks(dataset: ray.data.Dataset, num_images: int, title: str) -> pa.Table:
-    """Execute a pass with a progress bar; return its blocks as one table."""
+def run_chunks(
+    chunks: Sequence[Chunk],
+    source: BatchSource,
+    actor: type,
+    arguments: dict[str, Any],
+    workers: Workers,
+    title: str,
+) -> pa.Table:
+    """Read each chunk of a prepared data set as one block, and send it through `run_actors`."""
+    dataset = ray.data.read_datasource(
+        EpochsDatasource(list(chunks), source),
+        override_num_blocks=len(chunks),
+        num_cpus=workers.reader_cpus,
+    )
+    num_images = sum(chunk.num_images for chunk in chunks)
+    return run_actors(dataset, actor, arguments, workers, len(chunks), num_images, title)
+
+
+def run_actors(
+    dataset: ray.data.Dataset,
+    actor: type,
+    arguments: dict[str, Any],
+    workers: Workers,
+    num_blocks: int,
+    num_images: int,
+    title: str,
+) -> pa.Table:
+    """Send each block of images through one of the actors, reporting progress.
+
+    Args:
+        actor: constructed with `arguments`; called with a block, it returns a row per image.
+
+    Returns:
+        These rows, in any order.
+    """
+    dataset = dataset.map_batches(
+        actor,
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=min(workers.num_workers, num_blocks)),
+        num_cpus=workers.cpus_per_worker,
+        num_gpus=workers.gpus_per_worker,
+        fn_constructor_kwargs=arguments,
+    )
     dataset.context.enable_progress_bars = False
-    dataset.context.target_max_block_size = None  # a block becomes a part: never cut it
+    dataset.context.target_max_block_size = None  # an actor gets whole blocks
     blocks = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
     return collect(blocks, num_images, title)
 

@@ -21,7 +21,7 @@ from cluster.config import ClusterConfig
 from tests.conftest import small_training
 from tests.support.training import train_here, train_in_workers
 from trainers.config import FinetuneConfig, ModelConfig, OptimConfig, TrackConfig
-from trainers.evaluation.evaluate import evaluate
+from trainers.evaluation.evaluate import write_evaluation
 from trainers.run.rows import read_rows
 
 
@@ -45,7 +45,7 @@ def main(data: str, out: str, alone: str) -> None:
     end = {
         "global_step": train_in_workers(config)["global_step"],
         "nodes": sum(node["Alive"] for node in ray.nodes()),
-        "evaluated": evaluate(out, split="val")["num_images"],  # here, whatever trained it
+        "evaluated": write_evaluation(out, split="val")["num_images"],  # here, whatever trained it
     }
     train_here(replace(config, out=alone, cluster=ClusterConfig()))
     print(json.dumps(end), flush=True)

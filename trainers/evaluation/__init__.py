@@ -1,5 +1,5 @@
-"""Evaluates a checkpoint on a split: scores, pictures and Grad-CAM.
+"""Evaluates a trained network: predictions for a split, measures, pictures and Grad-CAM.
 
-Imports `run`, `networks`, `tracking` and the root of `trainers`.
-Enter at `evaluate`; `scores` computes the measures, `explain` draws Grad-CAM.
+Imports `run`, `networks`, `inference`, `tracking` and the root of `trainers`.
+Enter at `evaluate`; `split` predicts, `measures` computes, `explain` draws Grad-CAM.
 """

@@ -1,4 +1,4 @@
-"""Options of `evaluate` and `explain`: facts only, standard library alone."""
+"""Options of `evaluate` and `explain` (standard library only)."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -9,7 +9,7 @@ from cluster.io.markers import URI
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Measure a run's best checkpoint on a split, each image once, and draw where it errs.
+    """Evaluate a run's best checkpoint on a split, each image once, on all workers of the cluster.
 
     Writes RUN/evaluation_SPLIT.json, and pictures and tables into RUN/evaluation_SPLIT:
 
@@ -21,14 +21,14 @@ class EvaluateConfig:
     run: Annotated[str, URI]
     """Run folder of a training."""
     split: Literal["train", "val", "test"] = "test"
-    """Which images; none is augmented, those of train neither."""
+    """Which images. None is augmented, training images included."""
     data: Annotated[str | None, URI] = None
     """URI of another data set of the same classes."""
     tta: bool = False
     """Test-time augmentation: the mean probability of each image and its mirror image. Takes twice
     as long, and writes evaluation_SPLIT_tta."""
     json: bool = False
-    """Print the result as JSON alone."""
+    """Print only the result, as JSON."""
     address: str | None = None
     """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
 
@@ -38,8 +38,8 @@ Which = Literal["mistakes", "confident", "random"]
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainConfig:
-    """Draw a Grad-CAM sheet: images, and where the network saw the class it predicted; for mistakes
-    also where it saw the true one.
+    """Draw a Grad-CAM sheet: images with a heat map of the predicted class; for mistakes also one
+    of the true class.
 
     python -m trainers explain --run runs/head --out cam.png
 
@@ -51,11 +51,11 @@ class ExplainConfig:
     out: Annotated[str, URI] = "cam.png"
     """URI of the picture."""
     split: Literal["val", "test"] = "test"
-    """Which images; they are evaluated first where they have not been."""
+    """Which images; the split is evaluated first, unless it has been."""
     num_images: int = 12
     """How many of them."""
     which: Which = "mistakes"
-    """mistakes: those it was surest of; confident: right ones it was surest of; random: any."""
+    """mistakes: of highest confidence; confident: correct, of highest confidence; random: any."""
     seed: int = 0
     """Seed of the random choice."""
     address: str | None = None

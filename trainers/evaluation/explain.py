@@ -1,7 +1,7 @@
-"""Show where in an image a network saw its class: Grad-CAM, drawn as a sheet.
+"""Grad-CAM: the parts of an image that speak for a class, drawn as a sheet.
 
 Source: Selvaraju et al. 2017, Grad-CAM: Visual Explanations from Deep Networks. B images, C
-channels, h x w places of a layer, H x W pixels, K classes; N images of a split.
+channels, h x w positions of a layer's map, H x W pixels, K classes; N images of a split.
 """
 
 from collections import Counter
@@ -19,26 +19,27 @@ from cluster.io.errors import UserError, require
 from cluster.runtime import connect
 from datasets.shards import Manifest, read_manifest
 from trainers.config import FinetuneConfig
-from trainers.evaluation.answers import read_views
 from trainers.evaluation.config import ExplainConfig, Which
-from trainers.evaluation.evaluate import check_classes, evaluate
+from trainers.evaluation.evaluate import check_classes, write_evaluation
 from trainers.evaluation.pictures import Explained, draw_heat_maps
+from trainers.evaluation.split import read_views
 from trainers.run import folder as run_folder
-from trainers.run.evaluations import PREDICTIONS, folder_of, read_evaluation
+from trainers.run.evaluations import predictions_uri, read_evaluation
+from trainers.run.predictions import read_table
 from trainers.settings import step_settings
 from trainers.step import StepSettings, predict
 
 TITLES = {
-    "mistakes": "Mistakes it was surest of: the image, where it saw the wrong class (orange), and "
-    "where the true one (blue)",
-    "confident": "Right answers it was surest of: the image, and where it saw its class",
-    "random": "Images drawn at random: the image, where it saw the predicted class, and for "
-    "mistakes (orange) the true one",
+    "mistakes": "Mistakes of highest confidence: the image, Grad-CAM of the predicted class "
+    "(orange) and of the true one (blue)",
+    "confident": "Correct predictions of highest confidence: the image, Grad-CAM of its class",
+    "random": "Images drawn at random: the image, Grad-CAM of the predicted class, and for "
+    "mistakes (orange) of the true one",
 }
 
 
 def run_explain(config: ExplainConfig) -> None:
-    """Draw the sheet and say what is on it."""
+    """Draw the sheet and print what it shows."""
     run, out = storage.absolute(config.run, "run"), storage.absolute(config.out, "out")
     training, progress, model = run_folder.load_best_model(run)
     manifest = read_manifest(training.data)
@@ -48,9 +49,9 @@ def run_explain(config: ExplainConfig) -> None:
     )
     if evaluation is None:
         connect(config.address)
-        evaluate(run, split=config.split)
-    predictions = storage.read_parquet(storage.join(folder_of(run, config.split), PREDICTIONS))
-    matching = order(predictions.to_pylist(), config.which, config.seed)
+        write_evaluation(run, split=config.split)
+    rows = read_table(predictions_uri(run, config.split)).table.to_pylist()
+    matching = order(rows, config.which, config.seed)
     shown = matching[: config.num_images]
     require(
         bool(shown),
@@ -71,7 +72,7 @@ def explain(
     split: str,
     rows: Sequence[dict[str, Any]],
 ) -> list[Explained]:
-    """Find what a network saw in images of a split, given as rows of its predictions, on CPUs.
+    """Compute heat maps for rows of a split's predictions, on CPUs.
 
     Raises:
         UserError: where the network is not convolutional.
@@ -100,10 +101,8 @@ def explain(
 
 
 def order(rows: Sequence[dict[str, Any]], which: Which, seed: int) -> list[dict[str, Any]]:
-    """Order the rows of predictions.parquet that match, so that the first ones show the most.
-
-    The surest come first, but none of a pair (true, predicted) before all other pairs had theirs.
-    """
+    """Select rows of predictions.parquet, by falling confidence in turns: the first of each pair
+    (true, predicted), then the second of each, and so on."""
     if which == "random":
         return [rows[at] for at in np.random.default_rng(seed).permutation(len(rows))]
     matching = [row for row in rows if (row["label"] != row["predicted"]) == (which == "mistakes")]
@@ -120,15 +119,15 @@ def order(rows: Sequence[dict[str, Any]], which: Which, seed: int) -> list[dict[
 def grad_cam(
     model: nn.Module, images_BHWC: Tensor, classes_BJ: Tensor, settings: StepSettings
 ) -> tuple[Tensor, Tensor]:
-    """Find where each image speaks for each of J classes, in the last layer that still has places.
+    """Compute the heat map of each of J classes, in the last layer that has a map.
 
-    Only what follows that layer is differentiated, so frozen networks are explained as well.
+    Only the layers after it are differentiated, so frozen networks work as well.
 
     Returns:
         probabilities_BK, and heats_BJHW from 0 to 1 (each map by its own maximum).
 
     Raises:
-        UserError: where no layer yields places.
+        UserError: where no layer has a map.
     """
     last: list[Tensor] = []
 
@@ -136,14 +135,14 @@ def grad_cam(
         if not isinstance(output, Tensor) or output.ndim != 4 or min(output.shape[2:]) < 2:
             return None
         last[:] = [output.detach().requires_grad_()]
-        return last[0].clone()  # what follows may be done in place
+        return last[0].clone()  # the next layer may work in place
 
     with ExitStack() as hooks:
         for module in model.modules():
             hooks.enter_context(module.register_forward_hook(keep))
         logits_BK = predict(model, images_BHWC, settings)
     if not last:
-        raise UserError("run has a network without convolutional layers: nothing to explain there")
+        raise UserError("run has a network without convolutional layers: Grad-CAM needs one")
     activations_BChw, heats = last[0], []
     for classes_B in classes_BJ.T:
         score = logits_BK.gather(1, classes_B[:, None]).sum()  # in eval mode images don't interact

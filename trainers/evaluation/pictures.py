@@ -1,4 +1,4 @@
-"""Evaluation as pictures: PNGs drawn without a display, in colours all can tell apart.
+"""Pictures of an evaluation: PNGs drawn without a display, in colours for the colour-blind.
 
 K classes, M bins of confidence; H x W pixels of an image, C its channels.
 """
@@ -16,12 +16,12 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from trainers.evaluation.scores import NUM_BINS, Measures
+from trainers.evaluation.measures import NUM_BINS, ConfusedPair, Measures
 
 DPI = 150
 INK, FAINT, RULE, BLUE, ORANGE = "#222222", "#767676", "#d5d5d5", "#3b78ad", "#d9742b"
 MAX_COUNTED, MAX_NAMED = 40, 250
-"""Up to so many classes have counts in their cells, and names at the axes."""
+"""Numbers of classes up to which cells show counts, and axes show names."""
 STYLE: Any = {
     "font.size": 9,
     "text.color": INK,
@@ -39,29 +39,8 @@ STYLE: Any = {
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ConfusedPair:
-    """Images of one class that were taken for another."""
-
-    true: str
-    predicted: str
-    count: int
-    num_images: int
-    """Of the true class, right and wrong."""
-    example_HWC: np.ndarray
-    """One that was mistaken, uint8, RGB."""
-
-    @property
-    def share(self) -> float:
-        return self.count / self.num_images
-
-    def to_dict(self) -> dict[str, Any]:
-        names = ("true", "predicted", "count", "share")
-        return {name: getattr(self, name) for name in names}
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
 class Explained:
-    """An image, and where the network saw classes in it."""
+    """An image, and the Grad-CAM heat maps of its classes."""
 
     image_HWC: np.ndarray
     """uint8, RGB."""
@@ -72,10 +51,10 @@ class Explained:
 
 
 @matplotlib.rc_context(STYLE)
-def draw_confusion(measures: Measures, classes: Sequence[str]) -> bytes:
+def draw_confusion(confusion_KK: np.ndarray, measures: Measures, classes: Sequence[str]) -> bytes:
     """Draw the confusion matrix: a row per true class, its colours are shares of the row."""
     num_classes = len(classes)
-    shares_KK = measures.confusion_KK / np.maximum(1, measures.support_K)[:, None]
+    shares_KK = confusion_KK / np.maximum(1, measures.support_K)[:, None]
     correct_KK = np.eye(num_classes, dtype=bool)
     names = [_shorten(name) for name in classes] if num_classes <= MAX_NAMED else []
     cells_in = min(14.0, max(2.5, 0.4 * num_classes))
@@ -92,7 +71,7 @@ def draw_confusion(measures: Measures, classes: Sequence[str]) -> bytes:
         image = axes.imshow(
             np.ma.masked_array(shares_KK, ~shown_KK | (shares_KK == 0)),
             cmap=colours,
-            norm=PowerNorm(0.5, 0, 1),  # one mistake in a hundred images has to be seen
+            norm=PowerNorm(0.5, 0, 1),  # makes one mistake in a hundred images visible
             interpolation="nearest",
         )
         bar = figure.colorbar(image, ax=axes, shrink=0.3, aspect=15, pad=0.01)
@@ -100,11 +79,11 @@ def draw_confusion(measures: Measures, classes: Sequence[str]) -> bytes:
         bar.set_ticks([0, 0.1, 0.5, 1], labels=["0", "10%", "50%", "100%"], fontsize=7)
         bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
     if num_classes <= MAX_COUNTED:
-        for true, predicted in zip(*np.nonzero(measures.confusion_KK), strict=True):
+        for true, predicted in zip(*np.nonzero(confusion_KK), strict=True):
             axes.text(
                 predicted,
                 true,
-                f"{measures.confusion_KK[true, predicted]}",
+                f"{confusion_KK[true, predicted]}",
                 ha="center",
                 va="center",
                 fontsize=7.5,
@@ -127,19 +106,19 @@ def draw_confusion(measures: Measures, classes: Sequence[str]) -> bytes:
 
 
 @matplotlib.rc_context(STYLE)
-def draw_confused_pairs(pairs: Sequence[ConfusedPair]) -> bytes:
-    """Draw a bar for each pair of classes that were confused, with an example; none is fine."""
+def draw_confused_pairs(pairs: Sequence[ConfusedPair], examples: Sequence[np.ndarray]) -> bytes:
+    """Draw a bar for each pair of classes that were confused, with an image; pairs may be empty."""
     row_in, width_in, thumb_in, names_in = 0.62, 9.0, 0.56, 3.6
     height_in = row_in * max(1, len(pairs)) + 0.55
     figure = Figure(figsize=(width_in, height_in), dpi=DPI)
     title = "Most confused: a class, what it was taken for, and how often" if pairs else ""
     figure.text(0.15 / width_in, 1 - 0.3 / height_in, title or "No image was mistaken", fontsize=11)
     most = max((pair.count for pair in pairs), default=1)
-    for number, pair in enumerate(pairs):
+    for number, (pair, example_HWC) in enumerate(zip(pairs, examples, strict=True)):
         bottom_in = height_in - 0.5 - row_in * (number + 1)
         box = (0.15 / width_in, bottom_in / height_in, thumb_in / width_in, thumb_in / height_in)
         thumb = figure.add_axes(box)
-        thumb.imshow(pair.example_HWC)
+        thumb.imshow(example_HWC)
         thumb.set_axis_off()
         middle = (bottom_in + thumb_in / 2) / height_in
         left = (0.3 + thumb_in) / width_in
@@ -173,19 +152,19 @@ def draw_confused_pairs(pairs: Sequence[ConfusedPair]) -> bytes:
 
 @matplotlib.rc_context(STYLE)
 def draw_reliability(measures: Measures) -> bytes:
-    """Draw how often the network is right when it says it is so and so sure."""
+    """Draw accuracy against confidence, in bins of confidence."""
     figure = Figure(figsize=(5.6, 6.2), dpi=DPI, layout="constrained")
     upper, lower = figure.subplots(2, height_ratios=(3, 1), sharex=True)
-    places_M = (np.arange(NUM_BINS) + 0.5) / NUM_BINS
+    centers_M = (np.arange(NUM_BINS) + 0.5) / NUM_BINS
     width = 1 / NUM_BINS
     seen = measures.bin_count_M > 0
     accuracy_M, confidence_M = measures.bin_accuracy_M[seen], measures.bin_confidence_M[seen]
-    upper.bar(places_M[seen], accuracy_M, width * 0.9, color=BLUE, label="accuracy")
-    upper.vlines(places_M[seen], accuracy_M, confidence_M, color=ORANGE, linewidth=1)
+    upper.bar(centers_M[seen], accuracy_M, width * 0.9, color=BLUE, label="accuracy")
+    upper.vlines(centers_M[seen], accuracy_M, confidence_M, color=ORANGE, linewidth=1)
     upper.hlines(
         confidence_M,
-        places_M[seen] - width * 0.45,
-        places_M[seen] + width * 0.45,
+        centers_M[seen] - width * 0.45,
+        centers_M[seen] + width * 0.45,
         color=ORANGE,
         linewidth=2.5,
         label="confidence",
@@ -200,12 +179,12 @@ def draw_reliability(measures: Measures) -> bytes:
         f"Calibration error {measures.ece:.3f} (ECE, {NUM_BINS} bins)\n"
         f"Says {measures.mean_confidence:.1%}, is right in {measures.top1:.1%}: {manner}"
     )
-    lower.bar(places_M, measures.bin_count_M, width * 0.9, color=FAINT)
-    for place, count in zip(places_M, measures.bin_count_M, strict=True):
+    lower.bar(centers_M, measures.bin_count_M, width * 0.9, color=FAINT)
+    for center, count in zip(centers_M, measures.bin_count_M, strict=True):
         if count:
             lower.annotate(
                 _compact(int(count)),
-                (place, count),
+                (center, count),
                 (0, 2),
                 textcoords="offset points",
                 ha="center",

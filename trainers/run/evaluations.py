@@ -1,21 +1,27 @@
-"""Where an evaluation lies in its run folder, and whether there is one."""
+"""The folder of an evaluation in its run folder, and its results."""
 
 from typing import Any
 
 from cluster.io import storage
 from cluster.io.records import read_object
 
-PREDICTIONS = "predictions.parquet"
-
 
 def folder_of(run: str, split: str, *, tta: bool = False) -> str:
-    """Return where an evaluation's pictures and tables lie; its JSON lies beside the folder."""
+    """Return the URI of an evaluation's pictures and tables; its JSON is beside the folder."""
     return storage.join(run, f"evaluation_{split}_tta" if tta else f"evaluation_{split}")
 
 
+def predictions_uri(run: str, split: str, *, tta: bool = False) -> str:
+    """Return the URI of an evaluation's predictions, for `predictions.read_table`."""
+    return storage.join(folder_of(run, split, tta=tta), "predictions.parquet")
+
+
 def read_evaluation(run: str, split: str, *, epoch: int, fingerprint: str) -> dict[str, Any] | None:
-    """Return what evaluation_SPLIT.json holds where it is of the checkpoint of that epoch and of
-    the data set with that fingerprint; None for any other, and where there is none."""
+    """Return the content of evaluation_SPLIT.json.
+
+    Returns:
+        None where there is none, or one of another epoch's checkpoint or another data set.
+    """
     hints = {"epoch": int, "fingerprint": str, "num_images": int}
     hints |= {f"{split}/{name}": float for name in ("top1", "top5")}
     try:

@@ -7,11 +7,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
-import pyarrow as pa
-
 from trainers.run import checkpoint
 from trainers.run.checkpoint import TrainingProgress
-from trainers.run.predictions import write_predictions
+from trainers.run.predictions import Predictions, write_predictions
 from trainers.run.rows import JsonlTracker, Row
 
 logger = logging.getLogger(__name__)
@@ -52,8 +50,8 @@ class Recorder:
         self._tracker.flush()  # a resume needs the rows before its checkpoint
         checkpoint.save(self._run, contents, progress)
 
-    def keep_predictions(self, epoch: int, predictions: pa.Table) -> None:
-        """Write the answers to the validation images after an epoch."""
+    def keep_predictions(self, epoch: int, predictions: Predictions) -> None:
+        """Write the predictions for the validation images after an epoch."""
         self._pending.append(self._pool.submit(write_predictions, self._run, epoch, predictions))
 
     def wait(self) -> None:

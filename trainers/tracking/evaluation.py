@@ -9,11 +9,12 @@ from cluster.io import storage
 from cluster.io.uris import name_of
 from datasets.shards import read_manifest
 from trainers.run import checkpoint
-from trainers.run.evaluations import PREDICTIONS, folder_of
+from trainers.run.evaluations import folder_of, predictions_uri
 from trainers.run.folder import read_config
+from trainers.run.predictions import read_table
 from trainers.run.rows import find_mode
 from trainers.tracking.artifacts import checkpoint_artifact, data_artifact, evaluation_artifact
-from trainers.tracking.media import confusion, mistakes_table
+from trainers.tracking.media import confusion_table, mistakes_table
 from trainers.tracking.mirror import find_tags
 from trainers.tracking.run import WandbRun
 from trainers.tracking.thread import WandbThread
@@ -25,10 +26,10 @@ LISTED = ("most_confused", "per_class", "reliability")
 def track_evaluation(
     run: str, split: str, result: dict[str, Any], *, tta: bool = False
 ) -> str | None:
-    """Log what `evaluate` returned and wrote, unless the training is tracked `off`.
+    """Log what `write_evaluation` returned and wrote, unless the training is tracked `off`.
 
     Returns:
-        The command that uploads what W&B does not have; None where it has all.
+        The command that uploads what W&B does not have yet; None where it has everything.
     """
     run = storage.absolute(run, "run")
     folder = folder_of(run, split, tta=tta)
@@ -51,7 +52,7 @@ def _track(run: str, folder: str, split: str, result: dict[str, Any], tta: bool)
         tags=find_tags(config, manifest),
     )
     progress, _ = checkpoint.load_best(run)
-    predictions = storage.read_parquet(storage.join(folder, PREDICTIONS))
+    predictions = read_table(predictions_uri(run, split, tta=tta))
     data = result["data"]
     measured = replace(config, data=data)
     tracked.log(
@@ -61,9 +62,7 @@ def _track(run: str, folder: str, split: str, result: dict[str, Any], tta: bool)
     media: dict[str, Callable[[], object]] = {
         "the data set": lambda: tracked.use_artifact(data_artifact(data, manifest)),
         "the checkpoint": lambda: tracked.use_artifact(checkpoint_artifact(config, progress)),
-        "confusion": lambda: tracked.log(
-            {f"{split}/confusion": confusion(predictions, manifest.classes)}
-        ),
+        "confusion": lambda: tracked.log({f"{split}/confusion": confusion_table(predictions)}),
         "mistakes": lambda: tracked.log(
             {f"{split}/mistakes": mistakes_table(measured, manifest, predictions, split=split)}
         ),

@@ -22,7 +22,7 @@ from trainers.tracking.alerts import Alert, find_alerts, judge_end
 from trainers.tracking.artifacts import checkpoint_artifacts, data_artifact
 from trainers.tracking.media import (
     augmentation_image,
-    confusion,
+    confusion_table,
     mistakes_table,
     predictions_table,
 )
@@ -148,11 +148,11 @@ class RunContent:
 
     def log_end(self) -> None:
         """Log confusion and mistakes of the best weights, the checkpoints and alerts."""
-        run, config, classes = self._run, self._config, self._manifest.classes
+        run, config = self._run, self._config
         predictions = read_predictions(config.out)
         if predictions is not None:
             run.try_to(
-                lambda: run.log({"val/confusion": confusion(predictions, classes)}), "confusion"
+                lambda: run.log({"val/confusion": confusion_table(predictions)}), "confusion"
             )
             mistakes = partial(mistakes_table, config, self._manifest, predictions, split="val")
             run.try_to(lambda: run.log({"val/mistakes": mistakes()}), "mistakes")

@@ -25,7 +25,7 @@ from tuning.review.charts import draw_cost, draw_depths, draw_importance
 from tuning.review.curves import draw_clipping, draw_curves
 from tuning.review.figure import NUM_BLENDS, NUM_SHADES, Chart
 from tuning.review.parallel import draw_parallel
-from tuning.review.pictures import look_at_answers
+from tuning.review.pictures import show_predictions
 from tuning.review.tables import (
     format_seconds,
     list_choices,
@@ -61,7 +61,7 @@ def render_page(
         refresh_s: the page reloads itself after this many seconds.
     """
     verdict = judge(record)
-    answers = look_at_answers(record, pictures=pictures)
+    predictions = show_predictions(record, pictures=pictures)
     charts = {
         "depths": draw_depths(record),
         "parallel": draw_parallel(record),
@@ -69,7 +69,7 @@ def render_page(
         "clipping": draw_clipping(record),
         "cost": draw_cost(record),
         "importance": draw_importance(record),
-        "confusion": answers and answers.confusion,
+        "confusion": predictions and predictions.confusion,
     }
     scripts = [Markup(get_plotlyjs()), Markup((HERE / "review.js").read_text())]
     environment = Environment(
@@ -92,7 +92,7 @@ def render_page(
         choices=list_choices(record),
         heat_maps=map_heat(record),
         work=list_work(record),
-        answers=answers,
+        predictions=predictions,
         charts=charts,
         figures=collect_figures(charts.values()),
         facts=list_facts(record),

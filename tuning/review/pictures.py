@@ -1,4 +1,4 @@
-"""Where the winner errs: confusion matrix, confused pairs, surest mistakes, and Grad-CAM.
+"""The winner's predictions: confusion matrix, confused pairs, mistakes, and Grad-CAM.
 
 K classes; H x W pixels.
 """
@@ -11,11 +11,11 @@ from typing import Any
 import cv2
 import matplotlib
 import numpy as np
-import pyarrow as pa
 
-from trainers.evaluation.answers import read_views
 from trainers.evaluation.explain import explain, order
+from trainers.evaluation.measures import ConfusedPair, confusion_matrix, find_confused_pairs
 from trainers.evaluation.pictures import Explained
+from trainers.evaluation.split import read_views
 from trainers.run import folder as run_folder
 from tuning.leaderboard import TrialResult
 from tuning.record import SweepRecord
@@ -27,21 +27,8 @@ THUMB_PX, QUALITY = 168, 82
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConfusedPair:
-    """Images of one class that were taken for another."""
-
-    true: str
-    predicted: str
-    count: int
-    num_images: int
-    """Of the true class."""
-    image: str | None
-    """One that was mistaken, as a data URI."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Shown:
-    """An image, what the winner made of it, and where it looked."""
+    """An image, its prediction, and heat maps."""
 
     true: str
     predicted: str
@@ -53,38 +40,35 @@ class Shown:
 
 @dataclass(frozen=True, kw_only=True)
 class WinnerPredictions:
-    """What the winner says to the images of a split."""
+    """The winner's predictions for a split."""
 
     split: str
     num_images: int
     num_correct: int
     confusion: Chart
-    pairs: Sequence[ConfusedPair]
+    pairs: Sequence[tuple[ConfusedPair, str | None]]
+    """Each with an image that was mistaken, as a data URI."""
     mistakes: Sequence[Shown]
     right: Sequence[Shown]
     missing: str | None
     """Why there are no images, or no heat maps."""
 
 
-def look_at_answers(sweep: SweepRecord, *, pictures: bool) -> WinnerPredictions | None:
-    """Read what the winner said to test images, or to validation images where it was not tested;
-    None where nobody asked it."""
+def show_predictions(sweep: SweepRecord, *, pictures: bool) -> WinnerPredictions | None:
+    """Show the winner's predictions for test images, or for validation images where it was not
+    tested; None where there are none."""
     winner = sweep.winner
     if winner is None:
         return None
     split = "val" if sweep.test is None else "test"
-    table = sweep.predictions_of(winner, split)
-    if table is None:
+    predictions = sweep.predictions_of(winner, split)
+    if predictions is None:
         return None
-    rows: list[dict[str, Any]] = table.to_pylist()
-    classes, confusion_KK = _confuse(table)
-    surest, right = order(rows, "mistakes", 0), order(rows, "confident", 0)[:NUM_RIGHT]
-    pairs = _find_pairs(confusion_KK)
-    examples = [
-        next(row for row in surest if (row["label"], row["predicted"]) == (classes[a], classes[b]))
-        for a, b in pairs
-    ]
-    mistakes = surest[:NUM_MISTAKES]
+    rows: list[dict[str, Any]] = predictions.table.to_pylist()
+    pairs = find_confused_pairs(predictions, NUM_PAIRS)
+    examples = [{"row": pair.row} for pair in pairs]
+    mistakes = order(rows, "mistakes", 0)[:NUM_MISTAKES]
+    right = order(rows, "confident", 0)[:NUM_RIGHT]
     shown = [*examples, *mistakes, *right]
     images, heats, missing = _picture(sweep, winner, split, shown, len(pairs), pictures=pictures)
     cards = [
@@ -92,26 +76,17 @@ def look_at_answers(sweep: SweepRecord, *, pictures: bool) -> WinnerPredictions 
             true=row["label"],
             predicted=row["predicted"],
             confidence=row["confidence"],
-            image=images[len(pairs) + at],
-            heats=heats[at] if heats else (),
+            image=images[len(pairs) + index],
+            heats=heats[index] if heats else (),
         )
-        for at, row in enumerate([*mistakes, *right])
+        for index, row in enumerate([*mistakes, *right])
     ]
     return WinnerPredictions(
         split="test" if split == "test" else "validation",
         num_images=len(rows),
-        num_correct=int(confusion_KK.trace()),
-        confusion=draw_confusion(confusion_KK, classes),
-        pairs=[
-            ConfusedPair(
-                true=classes[a],
-                predicted=classes[b],
-                count=int(confusion_KK[a, b]),
-                num_images=int(confusion_KK[a].sum()),
-                image=image,
-            )
-            for (a, b), image in zip(pairs, images, strict=False)
-        ],
+        num_correct=int(predictions.is_correct_N.sum()),
+        confusion=draw_confusion(confusion_matrix(predictions), predictions.classes),
+        pairs=list(zip(pairs, images, strict=False)),
         mistakes=cards[: len(mistakes)],
         right=cards[len(mistakes) :],
         missing=missing,
@@ -178,22 +153,3 @@ def encode(image_HWC: np.ndarray) -> str:
         ".webp", image_HWC[..., ::-1], [int(cv2.IMWRITE_WEBP_QUALITY), QUALITY]
     )
     return f"data:image/webp;base64,{base64.b64encode(content.tobytes()).decode()}"
-
-
-def _confuse(table: pa.Table) -> tuple[list[str], np.ndarray]:
-    """Return the classes and counts, a row per true class and a column per predicted one."""
-    columns = [table[name].unify_dictionaries().combine_chunks() for name in ("label", "predicted")]
-    classes = list(dict.fromkeys(name for c in columns for name in c.dictionary.to_pylist()))
-    place = {name: at for at, name in enumerate(classes)}
-    confusion_KK = np.zeros((len(classes), len(classes)), np.int64)
-    for true, predicted in zip(*(column.to_pylist() for column in columns), strict=True):
-        confusion_KK[place[true], place[predicted]] += 1
-    return classes, confusion_KK
-
-
-def _find_pairs(confusion_KK: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs (true, predicted) by falling count, then by falling share of the true class."""
-    mistakes_KK = confusion_KK * ~np.eye(len(confusion_KK), dtype=bool)
-    true, predicted = np.nonzero(mistakes_KK)
-    order_N = np.lexsort((confusion_KK.sum(1)[true], -mistakes_KK[true, predicted]))
-    return [(int(true[at]), int(predicted[at])) for at in order_N[:NUM_PAIRS]]

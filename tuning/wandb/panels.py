@@ -56,16 +56,6 @@ def table(name: str) -> wr.WeavePanelSummaryTable:
     return wr.WeavePanelSummaryTable(table_name=name)
 
 
-def confusion_matrix(split: str) -> wr.CustomChart:
-    """Draw the matrix that `wandb.plot.confusion_matrix` logged as `SPLIT/confusion`."""
-    return wr.CustomChart(
-        query={"summaryTable": {"tableKey": f"{split}/confusion_table"}},
-        chart_name="wandb/confusion_matrix/v1",
-        chart_fields={field: field for field in ("Actual", "Predicted", "nPredictions")},
-        chart_strings={"title": f"{split}/confusion"},
-    )
-
-
 def parallel_coordinates() -> wr.ParallelCoordinatesPlot:
     """Draw each trial as a line over the axes of the space and its accuracy."""
     columns = [

@@ -56,8 +56,7 @@ def build_run_review(entity: str, project: str, group: str) -> ws.Workspace:
                 "Predictions",
                 panels.table("val/predictions"),
                 panels.table("val/mistakes"),
-                panels.confusion_matrix("val"),
-                panels.table("val/confusion"),  # instead of the matrix where there are many classes
+                panels.table("val/confusion"),
                 columns=2,
             ),
         ],

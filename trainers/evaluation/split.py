@@ -1,0 +1,184 @@
+"""All images of a split through a network, each exactly once, on all workers of the cluster.
+
+Ray Data tasks read and decode; actors, each with the network loaded once, predict. Only one row per
+image comes back to the driver. A small split is predicted in this process: actors take seconds to
+start.
+
+B images of a batch, H x W pixels, C channels, K classes; N images.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import torch
+from torch import Tensor, nn
+
+from cluster.config import ClusterConfig
+from cluster.io import storage
+from cluster.io.progress import collect
+from cluster.runtime import find_resources
+from cluster.scaling import plan_workers
+from datasets.passes.inference import Workers, choose_block_images, run_chunks
+from datasets.plan import Chunk, EpochOrder, RowGroups
+from datasets.shards import Manifest, Split
+from datasets.sources import ShardSource
+from trainers.config import FinetuneConfig
+from trainers.inference.inference import Network
+from trainers.run.predictions import COLUMNS, Predictions, build_predictions
+from trainers.settings import step_settings
+from trainers.state import place_model
+from trainers.step import StepSettings, eval_step, predict
+
+SMALL_SPLIT = 256
+"""Images that are predicted in this process: fewer than actors would predict while they start."""
+CPU_BATCH_SIZE, GPU_BATCH_SIZE = 8, 128  # a CPU's caches hold few images
+
+
+class RowSource(ShardSource):
+    """Reads images as the network sees them in evaluation, with their rows of the split."""
+
+    def read(self, chunk: Chunk) -> Iterator[pa.Table]:
+        (block,) = super().read(chunk)
+        yield block.append_column("row", pa.array(chunk.rows_N.astype(np.int32)))
+
+
+class SplitPredictor:
+    """Predicts blocks of images on the device of its process."""
+
+    def __init__(
+        self, *, load: Callable[[], Network], tta: bool, threads: int, use_gpu: bool
+    ) -> None:
+        torch.set_num_threads(threads)
+        network = load()
+        self._device = torch.device("cuda" if use_gpu else "cpu")
+        self._batch_size = GPU_BATCH_SIZE if use_gpu else CPU_BATCH_SIZE
+        self._model = network.model
+        place_model(self._model, network.config.compute, self._device)
+        self._step = partial(
+            eval_step,
+            settings=step_settings(network.config, self._device),
+            forward=predict_mirrored if tta else predict,
+        )
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Return row, image_id, COLUMNS and, for an unreadable image, its name and the reason."""
+        images_NHWC = torch.tensor(block["image"].chunk(0).to_numpy(zero_copy_only=False))
+        labels_N = torch.tensor(block["label"].to_numpy())
+        batches = zip(
+            images_NHWC.split(self._batch_size), labels_N.split(self._batch_size), strict=True
+        )
+        columns_5N = torch.cat(
+            [
+                self._step(self._model, images_BHWC.to(self._device), labels_B.to(self._device))
+                for images_BHWC, labels_B in batches
+            ],
+            dim=1,
+        )
+        return pa.table(
+            {
+                "row": block["row"],
+                "image_id": block["image_id"],
+                **dict(zip(COLUMNS, columns_5N.cpu().numpy(), strict=True)),
+                "unreadable": block["read_error"],
+            }
+        )
+
+
+def predict_split(
+    network: Network, manifest: Manifest, split: str, *, tta: bool = False
+) -> Predictions:
+    """Predict each image of a split once, none augmented, in batches that are the same anywhere.
+
+    Args:
+        tta: predict the mean probability of each image and its mirror image.
+
+    Raises:
+        UserError: where `cluster.device` asks for a GPU and there is none.
+    """
+    config, source = network.config, manifest.split(split)
+    plan = plan_workers(find_resources(), ClusterConfig(device=config.cluster.device))
+    in_process = source.num_images <= SMALL_SPLIT
+    use_gpu = plan.use_gpu and (not in_process or torch.cuda.is_available())
+    chunks = plan_chunks(config, source, GPU_BATCH_SIZE if use_gpu else CPU_BATCH_SIZE)
+    images, what = RowSource(ingest=config.ingest), f"Predicting {split}"
+    arguments = {"tta": tta, "threads": plan.threads_per_worker, "use_gpu": use_gpu}
+    if in_process:
+        predictor = SplitPredictor(load=lambda: network, **arguments)
+        blocks = (predictor(block) for chunk in chunks for block in images.read(chunk))
+        table = collect(blocks, source.num_images, what)
+    else:
+        arguments["load"] = partial(ray.get, ray.put(network))
+        workers = Workers(
+            num_workers=plan.num_workers,
+            cpus_per_worker=plan.cpus_per_worker,
+            gpus_per_worker=int(use_gpu),
+            reader_cpus=plan.reader_cpus,
+        )
+        table = run_chunks(chunks, images, SplitPredictor, arguments, workers, what)
+    table = table.sort_by("row")
+    assert table["row"].to_pylist() == list(range(source.num_images)), "each image exactly once"
+    return build_predictions(
+        {
+            "row": table["row"],
+            "image_id": table["image_id"],
+            "path": read_paths(config.data, source),
+            **{name: table[name].to_numpy() for name in COLUMNS},
+        },
+        manifest.classes,
+        unreadable=table["unreadable"].drop_null().to_pylist(),
+    )
+
+
+def plan_chunks(config: FinetuneConfig, split: Split, batch_size: int) -> list[Chunk]:
+    """Cut a split, in stored order, into blocks of whole batches."""
+    num_images, num_cpus = split.num_images, int(ray.cluster_resources()["CPU"])
+    block_images = choose_block_images(num_images, 3 * config.ingest.size_px**2, num_cpus)
+    block_images = -(-block_images // batch_size) * batch_size
+    order = _stored_order(config, split)
+    return [
+        order.chunk(np.arange(start, min(start + block_images, num_images)))
+        for start in range(0, num_images, block_images)
+    ]
+
+
+def predict_mirrored(model: nn.Module, images_BHWC: Tensor, settings: StepSettings) -> Tensor:
+    """Return logits_BK of the mean probability of each image and its mirror image.
+
+    Probabilities rather than logits, as Krizhevsky et al. 2012 average crops and mirror images:
+    the scale of logits is arbitrary, and one large logit would outvote the other view.
+    """
+    views = (images_BHWC, images_BHWC.flip(2))
+    log_BKs = [predict(model, view_BHWC, settings).log_softmax(1) for view_BHWC in views]
+    return torch.logaddexp(*log_BKs) - math.log(2)
+
+
+def read_paths(data: str, split: Split) -> pa.ChunkedArray:
+    """Read where each image of a split came from, in stored order."""
+    columns = []
+    for shard in split.shards:
+        filesystem, path = storage.resolve(storage.join(data, shard.path))
+        with filesystem.open_input_file(path) as file:
+            columns.append(pq.ParquetFile(file).read(["path"])["path"])
+    return pa.chunked_array([chunk for column in columns for chunk in column.chunks])
+
+
+def read_views(
+    config: FinetuneConfig, manifest: Manifest, split: str, rows_N: Sequence[int]
+) -> np.ndarray:
+    """Read images of a split as the network sees them in evaluation, by their rows.
+
+    Returns:
+        uint8 `[N, H, W, 3]`, RGB.
+    """
+    chunk = _stored_order(config, manifest.split(split)).chunk(np.array(rows_N))
+    (block,) = ShardSource(ingest=config.ingest).read(chunk)
+    return block["image"].chunk(0).to_numpy(zero_copy_only=False)
+
+
+def _stored_order(config: FinetuneConfig, split: Split) -> EpochOrder:
+    return EpochOrder(RowGroups(config.data, split), seed=0, epoch=0, shuffle=False)
