@@ -95,8 +95,8 @@ def test_more_ranks_reduce_and_report_no_more() -> None:
 
     for name in ("all_reduces", "rows", "files"):
         assert two[name] == six[name] > 0, name
-    # Plus the predictions of validation images: 12 bytes each, 4 images a rank, every epoch.
-    predictions = [2 * 12 * 4 * ranks for ranks in (2, 6)]
+    # Plus the predictions of validation images: 20 bytes each, 4 images a rank, every epoch.
+    predictions = [2 * 20 * 4 * ranks for ranks in (2, 6)]
     assert (
         two["all_reduced_bytes"] - predictions[0] == six["all_reduced_bytes"] - predictions[1] > 0
     )

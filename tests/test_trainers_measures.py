@@ -229,14 +229,12 @@ class BatchesOfARank:
 def predict_on_rank(rank: int, num_ranks: int, folder: str) -> None:
     if num_ranks > 1:
         join_gloo(rank, folder, num_ranks)
-    place = WorkerContext(
-        rank=rank, world_size=num_ranks, device=torch.device("cpu"), threads=1, reader_cpus=1
-    )
+    worker = WorkerContext(rank=rank, world_size=num_ranks, device=torch.device("cpu"), threads=1)
     feed: Any = BatchesOfARank(rank, num_ranks)
     network: nn.Module = nn.BatchNorm1d(6)
     if num_ranks > 1:  # its forward would wait for the rank without images
         network = DistributedDataParallel(network)
-    predictions = loop.predict_feed(network, feed, SETTINGS, place, classes="abcdef")
+    predictions = loop.predict_feed(network, feed, SETTINGS, worker, classes="abcdef")
     Path(folder, f"{rank}.pkl").write_bytes(pickle.dumps(predictions))
     if num_ranks > 1:
         distributed.destroy_process_group()

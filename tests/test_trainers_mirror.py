@@ -126,7 +126,7 @@ def test_predictions_mistakes_and_confusion_are_logged(config: FinetuneConfig) -
     (mistakes,) = [item["val/mistakes.nrows"] for item in found if "val/mistakes.nrows" in item]
     assert tables == [17, 17]  # all, as there are fewer than 64
     assert mistakes == 11  # 6 of the 17 are of class 0
-    assert any("val/confusion_table.nrows" in item for item in found)
+    assert any("val/confusion.nrows" in item for item in found)
     assert any("data/augmentation.width" in item for item in found)
     (folder,) = offline_runs(config)
     sizes = [path.stat().st_size for path in folder.rglob("*.png")]
