@@ -12,8 +12,12 @@ import datasets.__main__ as datasets_main
 import trainers.__main__ as trainers_main
 import tuning.__main__ as tuning_main
 import tuning.commands
+from cluster.io.errors import UserError
 from tests.conftest import ROOT
+from tests.k8s.checker import RULES
+from tests.k8s.overlays import list_overlays
 from tests.test_house_hostile_configs import DOORS, leaves
+from tuning.leaderboard import COLUMNS
 
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -92,6 +96,38 @@ def test_readme_lists_every_sub_package() -> None:
     packages = [file.parent.name for room in rooms for file in ROOT.glob(f"{room}/*/__init__.py")]
 
     assert [name for name in packages if f" {name}/ " not in tree] == []
+
+
+def test_the_leaderboard_of_the_pages_has_the_columns_of_a_sweep() -> None:
+    tables = [
+        line.split()
+        for page in (README, ROOT / "docs" / "sweeps.md")
+        for line in page.read_text().splitlines()
+        if line.startswith("rank ")
+    ]
+
+    assert tables == [list(COLUMNS), [*COLUMNS, "trial"]]
+
+
+def test_errors_of_the_pages_are_those_raised() -> None:
+    shown = re.search(
+        r"^\$ python -m trainers (.*)\nerror: (.*)$",
+        (ROOT / "docs" / "reliability.md").read_text(),
+        re.MULTILINE,
+    )
+    assert shown
+    with pytest.raises(UserError, match=f"^{re.escape(shown[2])}$"):
+        trainers_main.parse(shown[1].split())
+
+
+def test_the_counts_of_check_k8s_are_those_of_the_page() -> None:
+    text = (ROOT / "docs" / "cluster.md").read_text()
+
+    assert re.search(
+        rf"^{len(list_overlays())} overlays, \d+ objects, {len(RULES)} rules: no",
+        text,
+        re.MULTILINE,
+    )
 
 
 @pytest.mark.ray
