@@ -5,7 +5,7 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
-from tuning.advice.probe import HELD_OUT, STRENGTHS, fit_linear, fit_probe, hold_out
+from tuning.advice.probe import HELD_OUT, STRENGTHS, fit_linear, fit_probe, hold_out, predict
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -22,7 +22,7 @@ def draw(num_images: int, num_features: int, *, distance: float, seed: int = 0) 
 
 
 def test_the_classifier_is_at_the_minimum_of_its_loss() -> None:
-    """As scipy finds it in double precision, by the definition of C."""
+    """Found by scipy in double precision, from the definition of C."""
     features_ND, labels_N = draw(90, 4, distance=2.0)
     inputs_ND = (features_ND - features_ND.mean(0)) / features_ND.std(0)
     strength = 0.3
@@ -34,25 +34,25 @@ def test_the_classifier_is_at_the_minimum_of_its_loss() -> None:
         return strength * entropies_N.sum() + 0.5 * (weight_KD**2).sum()
 
     expected = minimize(loss, np.zeros(15), tol=1e-10)
-    found = fit_linear(features_ND, labels_N, 3, strength=strength)
+    found = fit_linear(features_ND, labels_N, strength=strength)[-1]
 
-    assert found.weight_KD.numpy() == pytest.approx(expected.x[:12].reshape(3, 4), abs=2e-3)
-    at_found = np.concatenate([found.weight_KD.numpy().ravel(), found.bias_K.numpy()])
+    assert found.coef_ == pytest.approx(expected.x[:12].reshape(3, 4), abs=2e-3)
+    at_found = np.concatenate([found.coef_.ravel(), found.intercept_])
     assert loss(at_found) == pytest.approx(expected.fun, rel=1e-5)
 
 
-def test_a_probe_generalizes_and_bears_features_that_never_change() -> None:
+def test_a_probe_generalizes_and_accepts_constant_features() -> None:
     features_ND, labels_N = draw(300, 8, distance=4.0)
     features_ND[:, 5] = 7.0
-    probe, _ = fit_probe(features_ND.astype(np.float16), labels_N, 3)
+    probe, _ = fit_probe(features_ND.astype(np.float16), labels_N)
     others_ND, expected_N = draw(300, 8, distance=4.0, seed=1)
     others_ND[:, 5] = 7.0
 
-    assert (probe.predict(others_ND) == expected_N).mean() > 0.95
+    assert (predict(probe, others_ND) == expected_N).mean() > 0.95
 
 
 def test_of_equally_good_strengths_the_strongest_regularization_is_chosen() -> None:
-    assert fit_probe(*draw(90, 3, distance=20.0), 3)[1] == STRENGTHS[0]
+    assert fit_probe(*draw(90, 3, distance=20.0))[1] == STRENGTHS[0]
 
 
 def test_one_image_in_five_of_each_class_chooses_and_never_the_only_one() -> None:

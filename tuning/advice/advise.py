@@ -36,7 +36,7 @@ def run_advise(config: AdviseConfig) -> dict[str, Any]:
     prepare.check(training, manifest)
     resources = connect(config.address)
     samples = collect(training, manifest, resources, cache_uri(training.out, config.cache))
-    stages = probe_stages(config.backbone, samples, len(manifest.classes))
+    stages = probe_stages(config.backbone, samples)
     val_counts = manifest.split("val").class_counts
     quadrant = find_quadrant(
         stages,

@@ -1,93 +1,61 @@
-"""Linear probes: how well a linear classifier tells classes apart on given features.
+"""Linear probes: the accuracy of a linear classifier on given features.
 
-N images, D features, K classes.
+N images, D features.
 """
 
-from dataclasses import dataclass
+import warnings
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 STRENGTHS = (1e-3, 1e-2, 0.1, 1.0, 10.0)
 """C of `fit_linear`, from the strongest regularization to the weakest."""
 HELD_OUT = 5
-"""Of so many training images of a class, one chooses among STRENGTHS."""
+"""One of this many training images of a class is held out to choose among STRENGTHS."""
 MAX_STEPS = 100
+TOLERANCE = 1e-5
+"""Largest gradient at the minimum. At scikit-learn's default, 1e-4, weakly regularized probes
+stop early: 0.54 in place of 0.93 on held-out images of 196 classes."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class LinearModel:
-    """Standardizes features, then weighs them."""
-
-    mean_D: Tensor
-    std_D: Tensor
-    weight_KD: Tensor
-    bias_K: Tensor
-
-    def predict(self, features_ND: np.ndarray) -> np.ndarray:
-        """Return the class of each image."""
-        inputs_ND = (torch.from_numpy(features_ND).float() - self.mean_D) / self.std_D
-        return F.linear(inputs_ND, self.weight_KD, self.bias_K).argmax(1).numpy()
-
-
-def fit_linear(
-    features_ND: np.ndarray, labels_N: np.ndarray, num_classes: int, *, strength: float
-) -> LinearModel:
+def fit_linear(features_ND: np.ndarray, labels_N: np.ndarray, *, strength: float) -> Pipeline:
     """Fit multinomial logistic regression on standardized features by L-BFGS.
 
     Args:
-        strength: C of Fan et al. 2008 (LIBLINEAR): it minimizes the sum of cross-entropies times C,
-            plus half the squared weights; biases are free.
+        strength: C; the loss is C times the sum of cross-entropies, plus half the squared weights;
+            biases are not regularized.
     """
-    features = torch.from_numpy(features_ND).float()
-    labels = torch.from_numpy(labels_N)
-    mean_D, std_D = features.mean(0), features.std(0, correction=0)
-    std_D[std_D == 0] = 1.0  # a feature that never changes says nothing, but must not divide by 0
-    inputs_ND = (features - mean_D) / std_D
-    weight_KD = torch.zeros(num_classes, features.shape[1], requires_grad=True)
-    bias_K = torch.zeros(num_classes, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
-        [weight_KD, bias_K],
-        max_iter=MAX_STEPS,
-        tolerance_grad=1e-5,
-        tolerance_change=1e-7,
-        line_search_fn="strong_wolfe",
-    )
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        penalty = weight_KD.square().sum() / (2 * strength * len(labels))
-        value = F.cross_entropy(F.linear(inputs_ND, weight_KD, bias_K), labels) + penalty
-        value.backward()
-        return value
-
-    optimizer.step(loss)
-    return LinearModel(
-        mean_D=mean_D, std_D=std_D, weight_KD=weight_KD.detach(), bias_K=bias_K.detach()
-    )
+    regression = LogisticRegression(C=strength, max_iter=MAX_STEPS, tol=TOLERANCE)
+    probe = make_pipeline(StandardScaler(), regression)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # MAX_STEPS is enough to compare
+        return probe.fit(features_ND.astype(np.float32), labels_N)
 
 
-def fit_probe(
-    features_ND: np.ndarray, labels_N: np.ndarray, num_classes: int
-) -> tuple[LinearModel, float]:
-    """Fit a probe on training images, the strength of its regularization chosen among them alone.
+def predict(probe: Pipeline, features_ND: np.ndarray) -> np.ndarray:
+    """Return the class of each image."""
+    return probe.predict(features_ND.astype(np.float32))
 
-    One image in HELD_OUT of each class is held out to choose, then all are fitted; of equals, the
-    strongest regularization.
+
+def fit_probe(features_ND: np.ndarray, labels_N: np.ndarray) -> tuple[Pipeline, float]:
+    """Fit a probe on training images, and choose its regularization by held-out ones among them.
+
+    Of equals, the strongest regularization.
 
     Returns:
-        The probe and its C.
+        The probe, fitted on all images, and its C.
     """
-    held = hold_out(labels_N)
+    held_N = hold_out(labels_N)
 
     def count_correct(strength: float) -> int:
-        model = fit_linear(features_ND[~held], labels_N[~held], num_classes, strength=strength)
-        return int((model.predict(features_ND[held]) == labels_N[held]).sum())
+        probe = fit_linear(features_ND[~held_N], labels_N[~held_N], strength=strength)
+        return int((predict(probe, features_ND[held_N]) == labels_N[held_N]).sum())
 
     strength = max(STRENGTHS, key=count_correct)
-    return fit_linear(features_ND, labels_N, num_classes, strength=strength), strength
+    return fit_linear(features_ND, labels_N, strength=strength), strength
 
 
 def hold_out(labels_N: np.ndarray) -> np.ndarray:

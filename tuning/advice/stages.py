@@ -20,7 +20,7 @@ from datasets.shards import Manifest
 from trainers.config import FinetuneConfig
 from trainers.inference.prefix import open_frozen
 from trainers.networks.backbones import find
-from tuning.advice.probe import fit_probe
+from tuning.advice.probe import fit_probe, predict
 from tuning.advice.quadrants import Stage
 from tuning.sharing.passes import plan_entries, run_pass
 
@@ -91,16 +91,14 @@ def _load(uri: str, split: str) -> Samples:
     return Samples(arrays.features[readable_N], arrays.labels_N[readable_N])
 
 
-def probe_stages(
-    backbone: str, samples: Sequence[dict[str, Samples]], num_classes: int
-) -> tuple[Stage, ...]:
+def probe_stages(backbone: str, samples: Sequence[dict[str, Samples]]) -> tuple[Stage, ...]:
     """Train a linear classifier on each stage and measure it on validation images."""
     probes: list[tuple[float, np.ndarray]] = []
     with count("Probing stages", len(samples), "stages") as advance:
         for of_stage in samples:
             train, val = of_stage["train"], of_stage["val"]
-            model, strength = fit_probe(train.features_ND, train.labels_N, num_classes)
-            probes.append((strength, model.predict(val.features_ND) == val.labels_N))
+            probe, strength = fit_probe(train.features_ND, train.labels_N)
+            probes.append((strength, predict(probe, val.features_ND) == val.labels_N))
             advance(1)
     last_N = probes[-1][1]
     stages: list[Stage] = []
