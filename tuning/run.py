@@ -83,26 +83,69 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
     _announce(config, manifest, resources, plan, num_trials, num_concurrent, say)
     if explain:
         raise SystemExit(0)
-    text = json.dumps(facts_of(config, manifest.fingerprint), indent=1).encode()
-    storage.write_bytes(storage.join(config.out, "config.json"), text)
-    started = json.dumps(find_provenance().to_dict(), indent=1).encode()
-    storage.write_bytes(storage.join(config.out, "started.json"), started)
+    _write_start(config, manifest)
+    built = store.build(plan)
+    for problem in built.problems:
+        print(f"  {problem}: its trials train on images")
+    shared = _share(config, manifest, store, built)
+    trials, is_synced = _run_trials(
+        config, resources, shared, num_trials=num_trials, num_concurrent=num_concurrent
+    )
+    with_prefix = (
+        row for row in trials if shared.prefix_of(training_of(config.base, row.point)) is not None
+    )
+    savings = measure_savings(
+        plan,
+        built,
+        trials,
+        on_features=[row.trial_id for row in with_prefix],
+        images_per_epoch=sum(manifest.split(split).num_images for split in ("train", "val")),
+    )
+    sync = [] if is_synced else [sync_command(config.out)]
+    write_leaderboard(config.out, trials, sync=sync, sharing=savings.to_dict())
+    record = _read_record(config)
+    if (command := log_sweep(record)) is not None:
+        record = replace(record, sync=[command])
+    return _close(record)
+
+
+def _write_start(config: TuningConfig, manifest: Manifest) -> None:
+    facts = {
+        "config.json": facts_of(config, manifest.fingerprint),
+        "started.json": find_provenance().to_dict(),
+    }
+    for name, values in facts.items():
+        text = json.dumps(values, indent=1).encode()
+        storage.write_bytes(storage.join(config.out, name), text)
+
+
+def _run_trials(
+    config: TuningConfig,
+    resources: Resources,
+    shared: Shared,
+    *,
+    num_trials: int,
+    num_concurrent: int,
+) -> tuple[list[TrialResult], bool]:
+    """Run the trials by Tune; return them by rank, and whether W&B has all of them.
+
+    Raises:
+        SystemExit: where the sweep was stopped before all trials had ended.
+    """
     # Run folders have the metrics; Tune need not write them again.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # a table of its own, even at verbose=0
     # Our own lines say how trials end; tracebacks are in their error.txt.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    built = store.build(plan)
-    for problem in built.problems:
-        print(f"  {problem}: its trials train on images")
-    shared = _share(config, manifest, store, built)
-    display = SweepDisplay(config, manifest, num_trials=num_trials, num_concurrent=num_concurrent)
+    display = SweepDisplay(
+        config, shared.manifest, num_trials=num_trials, num_concurrent=num_concurrent
+    )
     states = TrialStates(config.out, num_trials=num_trials)
     progress = SweepProgress(config, shared, display, states)
-    trial = build_trial(config, resources, shared, num_concurrent=num_concurrent)
     callbacks: list[tune.Callback] = [progress]
     if shared.runner is not None:
         callbacks.append(AbortTrainings(config, shared.runner))
+    trial = build_trial(config, resources, shared, num_concurrent=num_concurrent)
     tuner = build_tuner(config, trial, callbacks, num_concurrent=num_concurrent)
     with terminal.show(display.draw), warnings.catch_warnings():
         # Optuna keeps the first of two results of a step: right for a trial that is resumed.
@@ -121,25 +164,9 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
     trials = rank(
         _ended(config, results, progress.trial_ids),
         epochs=config.base.epochs,
-        class_counts=manifest.split("val").class_counts,
+        class_counts=shared.manifest.split("val").class_counts,
     )
-    savings = measure_savings(
-        plan,
-        built,
-        trials,
-        on_features=[
-            row.trial_id
-            for row in trials
-            if shared.prefix_of(training_of(config.base, row.point)) is not None
-        ],
-        images_per_epoch=sum(manifest.split(split).num_images for split in ("train", "val")),
-    )
-    sync = [] if is_synced else [sync_command(config.out)]
-    write_leaderboard(config.out, trials, sync=sync, sharing=savings.to_dict())
-    record = _read_record(config)
-    if (command := log_sweep(record)) is not None:
-        record = replace(record, sync=[command])
-    return _close(record)
+    return trials, is_synced
 
 
 def _share(
