@@ -169,7 +169,7 @@ def test_data_set_that_is_gone_is_said(tmp_path: Path) -> None:
     (tmp_path / "sweep-data" / "manifest.json").unlink()
     sweep = SweepRecord.read(out)
     assert sweep.num_val_images == 320  # as many as the winner has answers to
-    assert "The images are gone" in render_page(sweep).decode()
+    assert "The images are missing" in render_page(sweep).decode()
 
 
 def test_no_sweep_is_the_users_error(tmp_path: Path) -> None:

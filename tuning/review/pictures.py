@@ -12,6 +12,7 @@ import cv2
 import matplotlib
 import numpy as np
 
+from cluster.io.errors import UserError
 from trainers.evaluation.explain import explain, order
 from trainers.evaluation.measures import ConfusedPair, confusion_matrix, find_confused_pairs
 from trainers.evaluation.pictures import Explained
@@ -54,14 +55,14 @@ class WinnerPredictions:
     """Why there are no images, or no heat maps."""
 
 
-def show_predictions(sweep: SweepRecord, *, pictures: bool) -> WinnerPredictions | None:
+def show_predictions(record: SweepRecord, *, pictures: bool) -> WinnerPredictions | None:
     """Show the winner's predictions for test images, or for validation images where it was not
     tested; None where there are none."""
-    winner = sweep.winner
+    winner = record.winner
     if winner is None:
         return None
-    split = "val" if sweep.test is None else "test"
-    predictions = sweep.predictions_of(winner, split)
+    split = "val" if record.test is None else "test"
+    predictions = record.predictions_of(winner, split)
     if predictions is None:
         return None
     rows: list[dict[str, Any]] = predictions.table.to_pylist()
@@ -70,7 +71,7 @@ def show_predictions(sweep: SweepRecord, *, pictures: bool) -> WinnerPredictions
     mistakes = order(rows, "mistakes", 0)[:NUM_MISTAKES]
     right = order(rows, "confident", 0)[:NUM_RIGHT]
     shown = [*examples, *mistakes, *right]
-    images, heats, missing = _picture(sweep, winner, split, shown, len(pairs), pictures=pictures)
+    images, heats, missing = _picture(record, winner, split, shown, len(pairs), pictures=pictures)
     cards = [
         Shown(
             true=row["label"],
@@ -94,7 +95,7 @@ def show_predictions(sweep: SweepRecord, *, pictures: bool) -> WinnerPredictions
 
 
 def _picture(
-    sweep: SweepRecord,
+    record: SweepRecord,
     winner: TrialResult,
     split: str,
     rows: Sequence[dict[str, Any]],
@@ -108,21 +109,21 @@ def _picture(
         return (
             nothing,
             [],
-            "Images are left out: by --no-pictures, or while --watch follows a running sweep.",
+            "Images are left out: by --no-pictures, or while --watch updates a running sweep.",
         )
-    if sweep.manifest is None:
-        return nothing, [], f"The images are gone: {sweep.base.data} is no longer the data set."
+    if record.manifest is None:
+        return nothing, [], f"The images are missing: {record.base.data} is missing or has changed."
     if not rows:
         return [], [], None
     config = run_folder.read_config(winner.run)
-    images_NHWC = read_views(config, sweep.manifest, split, [row["row"] for row in rows])
-    if not images_NHWC.any():  # what can't be read is black
-        return nothing, [], f"The images can't be read any more from {config.data}."
+    images_NHWC = read_views(config, record.manifest, split, [row["row"] for row in rows])
+    if not images_NHWC.any():  # unreadable images are black
+        return nothing, [], f"The images in {config.data} can no longer be read."
     uris = [encode(image_HWC) if image_HWC.any() else None for image_HWC in images_NHWC]
     try:
         _, _, model = run_folder.load_best_model(winner.run)
-        explained = explain(model, config, sweep.manifest, split, rows[num_plain:])
-    except ValueError as error:  # no whole checkpoint, or no convolutions
+        explained = explain(model, config, record.manifest, split, rows[num_plain:])
+    except UserError as error:  # no checkpoint, or no convolutions
         return uris, [], f"No heat maps: {error}"
     return uris, [_encode_heats(item) for item in explained], None
 
@@ -135,7 +136,7 @@ def _encode_heats(item: Explained) -> list[tuple[str, float, str]]:
 
 
 def blend(image_HWC: np.ndarray, heat_HW: np.ndarray) -> np.ndarray:
-    """Lay a heat map over an image in grey: uint8 RGB, brightest where the class was seen."""
+    """Blend a heat map with a grey image: uint8 RGB."""
     grey_HW1 = 50 + 0.8 * image_HWC.mean(2, keepdims=True)
     colour_HWC = 255 * matplotlib.colormaps["inferno"](heat_HW)[..., :3]
     alpha_HW1 = 0.75 * heat_HW[..., None]
