@@ -1,32 +1,20 @@
 """Fixtures of all rooms: one real Ray cluster of several raylets, small data sets, ../shared."""
 
-import hashlib
 import os
 import shutil
 import tempfile
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import cv2
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from ray.cluster_utils import Cluster
 
-from cluster.io import storage
-from datasets import shards
-from datasets.prepare.staging import write_images
+from tests.support.data import WriteData, write_shards
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from tests.support.job_server import TokenCluster
-    from trainers.config import FinetuneConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -111,24 +99,6 @@ def token_cluster() -> "Iterator[TokenCluster]":
         yield cluster
 
 
-def living_workers() -> list[int]:
-    """Processes of Ray Train's workers in the connected cluster."""
-    from ray._private.state import actors  # the public API asks the dashboard, if there is one
-
-    found = actors(actor_state_name="ALIVE").values()
-    pids = [actor["Pid"] for actor in found if "TrainWorker" in actor["ActorClassName"]]
-    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
-
-
-def draw_image(label: int, number: int, size_px: int = 48) -> np.ndarray:
-    """Draw uint8 `[size_px, size_px + 16, 3]`: dark, with a bright bar whose place is its class."""
-    image_HWC = np.random.default_rng((label, number)).integers(
-        0, 60, (size_px, size_px + 16, 3), np.uint8
-    )
-    cv2.rectangle(image_HWC, (0, 6 + 10 * label), (size_px + 16, 14 + 10 * label), (230,) * 3, -1)
-    return image_HWC
-
-
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Let torch compute on one core: small tensors are fastest there, and where others are busy,
@@ -139,62 +109,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-WriteData = Callable[..., str]
-
-
-def write_shards(
-    uri: str,
-    *,
-    train: int = 48,
-    val: int = 17,
-    test: int = 13,
-    classes: int = 3,
-    row_group_size: int = 8,
-) -> None:
-    """Write a data set of easy images, straight to shards."""
-    splits = {}
-    for split, num_images in (("train", train), ("val", val), ("test", test)):
-        rows = []
-        for number in range(num_images):
-            label = number % classes
-            image = draw_image(label, hash_seed(split, number))
-            content = cv2.imencode(".jpg", image[..., ::-1])[1].tobytes()
-            image_id = hash_seed(split, number) << 20 | number
-            rows.append(
-                {
-                    "image": content,
-                    "label": label,
-                    "image_id": image_id,
-                    "crc32": shards.checksum(content, label, image_id),
-                    "path": f"{split}/{number}.jpg",
-                }
-            )
-        path = f"{split}/part-00000.parquet"
-        os.makedirs(os.path.join(uri, split))
-        write_images(
-            storage.join(uri, path),
-            pa.Table.from_pylist(rows, schema=shards.SHARD_SCHEMA),
-            row_group_size,
-        )
-        metadata = pq.read_metadata(storage.join(uri, path))
-        groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-        splits[split] = shards.Split(
-            shards=(shards.Shard(path=path, row_groups=tuple(groups), num_bytes=1),),
-            class_counts=tuple(
-                sum(row["label"] == label for row in rows) for label in range(classes)
-            ),
-            num_pixels=num_images * 48 * 64,
-        )
-    manifest = shards.Manifest(
-        classes=tuple(f"class {label}" for label in range(classes)),
-        splits=splits,
-        num_quarantined=0,
-        fingerprint=f"{train}-{val}-{test}-{classes}",
-        options={"short_side_px": 48},
-    )
-    shards.write_manifest(uri, manifest)
 
 
 @pytest.fixture(scope="session")
@@ -209,40 +123,6 @@ def write_data(tmp_path_factory: pytest.TempPathFactory) -> WriteData:
     return write
 
 
-def join_gloo(rank: int, folder: str, world_size: int = 2) -> None:
-    """Meet the other processes in a folder."""
-    from torch import distributed
-
-    distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/meet",
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=60),
-    )
-
-
-def small_training(data: str, out: str, **changes: Any) -> "FinetuneConfig":
-    """A training at 32 px: each step of 16 images leaves a row, every other one a checkpoint."""
-    from datasets.config import IngestConfig
-    from trainers.config import FinetuneConfig, TrackConfig
-
-    values: dict[str, Any] = {
-        "global_batch_size": 16,
-        "checkpoint_every_steps": 2,
-        "ingest": IngestConfig(size_px=32, policy="light"),
-        "track": TrackConfig(log_every_steps=1),
-    }
-    return FinetuneConfig(data=data, out=out, **{**values, **changes})
-
-
-def with_head(head: "nn.Module", stem: "nn.Module | None" = None) -> "nn.Module":
-    """A network of the backbone `toy`: a stem, which is its only stage, and a head."""
-    from torch import nn
-
-    return nn.Sequential(OrderedDict(stem=stem or nn.Identity(), fc=head))
-
-
 @pytest.fixture
 def toy_backbone(monkeypatch: pytest.MonkeyPatch) -> str:
     """Name of a backbone of one stage, whose networks `with_head` makes."""
@@ -253,20 +133,7 @@ def toy_backbone(monkeypatch: pytest.MonkeyPatch) -> str:
     return "toy"
 
 
-def flip_byte(shard: Path, image: int, *, at: int) -> None:
-    """Change one byte of a stored JPEG, counted from its start, or its end if negative."""
-    jpeg = pq.read_table(shard)["image"][image].as_py()
-    content = bytearray(shard.read_bytes())
-    place = content.find(jpeg) + at % len(jpeg)
-    content[place] ^= 0x55
-    shard.write_bytes(content)
-
-
 @pytest.fixture(scope="session")
 def easy_data(write_data: WriteData) -> str:
     """48 training, 17 validation and 13 test images of 3 classes; 17 and 13 are prime."""
     return write_data()
-
-
-def hash_seed(split: str, number: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{split}/{number}".encode()).digest()[:4], "big")

@@ -9,7 +9,7 @@ from tests.chaos.__main__ import ChaosConfig
 from tests.chaos.faults import FAULTS
 from tests.chaos.outcomes import Outcome, read_outcomes, write_outcomes
 from tests.chaos.sabotage import Plan, sabotaged, steps_taken, struck
-from tests.conftest import small_training
+from tests.support.small import small_training
 from tests.support.training import train_here
 from trainers.config import ClusterConfig, FinetuneConfig, ModelConfig, TrackConfig
 from trainers.run import checkpoint

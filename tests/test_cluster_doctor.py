@@ -18,7 +18,8 @@ from cluster import __main__ as cluster_main
 from cluster.config import DoctorConfig
 from cluster.doctor.nodes import find_nodes
 from cluster.doctor.results import CheckResult, to_json
-from tests.conftest import ROOT, WriteData
+from tests.conftest import ROOT
+from tests.support.data import WriteData
 from tests.support.job_server import TokenCluster
 
 DOCTOR = (sys.executable, "-m", "cluster", "doctor")

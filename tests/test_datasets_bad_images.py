@@ -14,8 +14,8 @@ from datasets.images import BadImage, load_image, to_jpeg
 from datasets.passes.collection import list_images
 from datasets.prepare.prepare import prepare
 from datasets.shards import Manifest, read_manifest
-from tests.conftest import draw_image
 from tests.support.bad_images import KINDS, PAGE, Kind, put, write_page
+from tests.support.data import draw_image
 
 LEFT_OUT = {name: kind for name, kind in KINDS.items() if kind.reason is not None}
 KEPT = {name: kind for name, kind in KINDS.items() if kind.reason is None}
@@ -137,7 +137,7 @@ def test_the_good_ones_are_the_same_to_the_byte(prepared: tuple[Path, Path]) -> 
 @pytest.mark.extended
 def test_two_ranks_train_the_same_on_both(prepared: tuple[Path, Path], tmp_path: Path) -> None:
     from cluster.config import ClusterConfig
-    from tests.conftest import small_training
+    from tests.support.small import small_training
     from tests.support.training import train_in_workers
     from trainers import metrics
     from trainers.config import ModelConfig, OptimConfig

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from datasets.bench import REMEDIES, bench
-from tests.conftest import flip_byte
+from tests.support.data import flip_byte
 
 pytestmark = pytest.mark.ray
 

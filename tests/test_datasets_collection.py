@@ -14,7 +14,7 @@ from datasets.augment import view
 from datasets.images import BadImage
 from datasets.passes.collection import lies_in, list_images
 from datasets.passes.inference import choose_block_images, load_views
-from tests.conftest import draw_image, flip_byte
+from tests.support.data import draw_image, flip_byte
 
 
 def write_photograph(path: Path, label: int, number: int, suffix: str = ".jpg") -> bytes:

@@ -29,7 +29,7 @@ from datasets.passes.inference import Workers
 from datasets.plan import IGNORE_INDEX, plan_epochs
 from datasets.shards import read_manifest
 from datasets.sources import ReadLimits, ShardSource
-from tests.conftest import flip_byte
+from tests.support.data import flip_byte
 
 INGEST = IngestConfig(size_px=32, policy="light", views=2, interleave=2)
 LIMITS = ReadLimits(task_cpus=0.5)

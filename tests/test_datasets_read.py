@@ -15,7 +15,7 @@ from datasets.plan import IGNORE_INDEX, Chunk, plan_epochs
 from datasets.prepare.staging import write_images
 from datasets.read import read_chunk
 from datasets.shards import checksum, read_manifest
-from tests.conftest import flip_byte
+from tests.support.data import flip_byte
 
 INGEST = IngestConfig(size_px=32, policy="cars", interleave=2)
 

@@ -31,7 +31,8 @@ from datasets.__main__ import main as run_datasets
 from datasets.config import PrepareConfig
 from datasets.prepare.prepare import prepare
 from datasets.shards import Manifest, read_manifest
-from tests.conftest import ROOT, draw_image
+from tests.conftest import ROOT
+from tests.support.data import draw_image
 from tests.support.s3_server import SECRET, Proxy, environment, serve_s3
 from trainers.config import FinetuneConfig
 from trainers.run.folder import read_config, read_result, require_same_run

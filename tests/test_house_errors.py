@@ -21,7 +21,8 @@ from cluster.entry import run_room
 from cluster.io import storage
 from cluster.io.errors import MissingFileError, UserError
 from datasets.shards import SCHEMA_VERSION
-from tests.conftest import ROOT, WriteData
+from tests.conftest import ROOT
+from tests.support.data import WriteData
 from trainers.config import FinetuneConfig, ModelConfig, ScheduleConfig
 from trainers.run import checkpoint
 from trainers.run.checkpoint import TrainingProgress

@@ -12,7 +12,7 @@ from pyarrow import fs
 from cluster.io import storage
 from datasets.passes.features import Part, View, read_view, write_view
 from datasets.shards import Manifest, read_manifest, write_manifest
-from tests.conftest import WriteData
+from tests.support.data import WriteData
 from tests.support.sweeps import write_sweep
 from trainers.run import checkpoint
 from trainers.run import folder as run_folder

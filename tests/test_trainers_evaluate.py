@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from datasets.config import IngestConfig
 from datasets.shards import read_manifest
-from tests.conftest import WriteData, draw_image, flip_byte, hash_seed
+from tests.support.data import WriteData, draw_image, flip_byte, hash_seed
 from tests.support.training import train_here
 from trainers.__main__ import main
 from trainers.config import ClusterConfig, FinetuneConfig, ModelConfig, OptimConfig, TrackConfig

@@ -16,7 +16,8 @@ from ray.train.v2._internal.exceptions import (
 
 from cluster.config import ClusterConfig
 from cluster.io.errors import StorageError
-from tests.conftest import ROOT, small_training
+from tests.conftest import ROOT
+from tests.support.small import small_training
 from tests.support.training import train_here
 from trainers.config import ModelConfig
 from trainers.failures import HANG_VARS, Watchdog, explain_failure, noticing_hangs

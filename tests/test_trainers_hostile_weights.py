@@ -18,7 +18,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from tests.conftest import ROOT, with_head
+from tests.conftest import ROOT
+from tests.support.small import with_head
 from trainers.config import FinetuneConfig, ModelConfig
 from trainers.networks.initializers import MAX_WEIGHTS_BYTES, initialize, read_weights
 from trainers.networks.tensors import load_weights, parse_pickle, parse_safetensors

@@ -17,7 +17,8 @@ from ray.util.state import list_actors
 
 from cluster.io import storage
 from cluster.runtime import find_resources
-from tests.conftest import WriteData, flip_byte, living_workers, small_training
+from tests.support.data import WriteData, flip_byte
+from tests.support.small import living_workers, small_training
 from tests.support.training import train_here, train_in_workers
 from trainers.config import (
     ClusterConfig,

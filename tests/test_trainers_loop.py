@@ -13,7 +13,8 @@ import safetensors.torch
 import torch
 
 from datasets.shards import read_manifest
-from tests.conftest import WriteData, small_training
+from tests.support.data import WriteData
+from tests.support.small import small_training
 from tests.support.training import train_here
 from trainers import loop, metrics
 from trainers.config import (

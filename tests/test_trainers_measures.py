@@ -15,7 +15,7 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from datasets.plan import IGNORE_INDEX
-from tests.conftest import join_gloo
+from tests.support.small import join_gloo
 from trainers import loop
 from trainers.config import OptimConfig
 from trainers.evaluation.measures import (

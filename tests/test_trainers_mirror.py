@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from datasets.shards import read_manifest
-from tests.conftest import small_training
+from tests.support.small import small_training
 from tests.support.wandb_files import inspect
 from trainers.config import FinetuneConfig, ModelConfig, TrackConfig
 from trainers.run import checkpoint

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tests.conftest import with_head
+from tests.support.small import with_head
 from trainers.config import OptimConfig, ScheduleConfig
 from trainers.metrics import stage_metrics
 from trainers.networks.backbones import build

@@ -18,7 +18,7 @@ from PIL import Image
 
 import datasets.passes.inference
 from datasets.passes.inference import open_view
-from tests.conftest import draw_image
+from tests.support.data import draw_image
 from tests.support.training import train_here
 from tests.test_datasets_collection import write_photograph
 from trainers.config import ClusterConfig, FinetuneConfig, IngestConfig, ModelConfig, OptimConfig

@@ -11,7 +11,7 @@ import ray
 
 from cluster.io import storage
 from datasets.sources import MemorySource
-from tests.conftest import small_training
+from tests.support.small import small_training
 from tests.support.training import train_here
 from trainers import prepare
 from trainers.config import ClusterConfig, FinetuneConfig, ModelConfig, TrackConfig

@@ -9,7 +9,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from datasets.plan import IGNORE_INDEX
-from tests.conftest import with_head
+from tests.support.small import with_head
 from trainers.config import NORMALIZATIONS, LossConfig, OptimConfig
 from trainers.metrics import (
     GRAD_NORM,

@@ -17,7 +17,8 @@ import wandb
 
 from cluster.io import storage
 from datasets.shards import read_manifest
-from tests.conftest import ROOT, small_training
+from tests.conftest import ROOT
+from tests.support.small import small_training
 from tests.support.wandb_checks import check_run
 from tests.support.wandb_files import read_record
 from tests.support.wandb_server import WandbServer

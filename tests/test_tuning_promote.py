@@ -12,7 +12,7 @@ import torch
 
 from cluster.config import ClusterConfig
 from datasets.shards import read_manifest, write_manifest
-from tests.conftest import small_training
+from tests.support.small import small_training
 from tests.support.training import train_here
 from trainers.config import FinetuneConfig, LossConfig, ModelConfig, OptimConfig, TrackConfig
 from trainers.run.rows import read_rows

@@ -13,7 +13,7 @@ import pytest
 import torch
 from ray.tune.experiment import Trial
 
-from tests.conftest import living_workers
+from tests.support.small import living_workers
 from trainers.networks import backbones
 from trainers.run.rows import epoch_rows, read_rows
 from tuning import run

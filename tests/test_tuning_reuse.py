@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import small_training
+from tests.support.small import small_training
 from tests.support.training import train_here
 from trainers import metrics
 from trainers.config import FinetuneConfig, ModelConfig, OptimConfig, TrackConfig

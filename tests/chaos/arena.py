@@ -14,7 +14,7 @@ from ray.cluster_utils import Cluster
 from tests.chaos.checks import INTERVAL
 from tests.chaos.processes import Driver, find_free_port
 from tests.chaos.sabotage import Plan, plan_of, sabotaged_loop
-from tests.conftest import write_shards
+from tests.support.data import write_shards
 from trainers import launch
 from trainers.__main__ import parse
 from trainers.config import FinetuneConfig

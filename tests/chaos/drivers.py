@@ -15,7 +15,7 @@ from tests.chaos.checks import (
 )
 from tests.chaos.outcomes import Outcome
 from tests.chaos.sabotage import counting, plan_of, steps_taken, struck
-from tests.conftest import living_workers
+from tests.support.small import living_workers
 from tests.support.wandb_files import inspect
 from trainers.run.rows import read_rows
 

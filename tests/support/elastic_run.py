@@ -18,7 +18,7 @@ from ray.cluster_utils import Cluster
 
 from cluster import runtime
 from cluster.config import ClusterConfig
-from tests.conftest import small_training
+from tests.support.small import small_training
 from tests.support.training import train_here, train_in_workers
 from trainers.config import FinetuneConfig, ModelConfig, OptimConfig, TrackConfig
 from trainers.evaluation.evaluate import write_evaluation

@@ -22,7 +22,8 @@ from torch import distributed
 
 from datasets import epochs
 from datasets.plan import Chunk
-from tests.conftest import small_training, write_shards
+from tests.support.data import write_shards
+from tests.support.small import small_training
 from trainers import loop
 from trainers.config import FinetuneConfig, ModelConfig, TrackConfig
 from trainers.feed import WorkerContext

@@ -11,8 +11,8 @@ from pathlib import Path
 from cluster import runtime
 from cluster.scaling import in_process
 from datasets.config import IngestConfig
-from tests.conftest import write_shards
 from tests.support import golden_views
+from tests.support.data import write_shards
 from tests.support.training import train_here
 from trainers.config import FinetuneConfig, TrackConfig
 from trainers.recipes import RECIPES

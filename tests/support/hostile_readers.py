@@ -21,7 +21,8 @@ from cluster.io import fields, records
 from datasets import shards
 from datasets.config import IngestConfig
 from datasets.passes import features
-from tests.conftest import ROOT, write_shards
+from tests.conftest import ROOT
+from tests.support.data import write_shards
 from tests.support.sweeps import write_sweep, write_test
 from trainers.config import FinetuneConfig, ModelConfig
 from trainers.run import checkpoint, evaluations, rows

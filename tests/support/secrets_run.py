@@ -15,7 +15,7 @@ import datasets.__main__ as datasets_main
 import trainers.__main__ as trainers_main
 import tuning.__main__ as tuning_main
 from cluster.config import ClusterConfig
-from tests.conftest import small_training
+from tests.support.small import small_training
 from tests.support.training import train_in_workers
 from trainers.config import ModelConfig
 

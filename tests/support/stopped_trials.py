@@ -14,7 +14,7 @@ from ray.cluster_utils import Cluster
 
 from cluster import runtime
 from datasets.shards import read_manifest
-from tests.conftest import living_workers, small_training
+from tests.support.small import living_workers, small_training
 from trainers.config import ClusterConfig, ModelConfig, TrackConfig
 from trainers.run.rows import epoch_rows
 from tuning.config import SpaceConfig, TuningConfig
