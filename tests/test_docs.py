@@ -33,7 +33,8 @@ PARSE = {
 
 def blocks(page: Path, language: str) -> list[str]:
     """Code blocks of a language; "" is the language of sample outputs."""
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    pairs = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    return [content for found, content in pairs if found == language]
 
 
 def commands() -> list[str]:
