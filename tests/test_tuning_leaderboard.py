@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cluster.io.statistics import is_above_chance
 from trainers.__main__ import parse
 from trainers.config import FinetuneConfig, ModelConfig, OptimConfig
 from trainers.recipes import RECIPES
@@ -96,25 +95,6 @@ def test_plain_text_where_there_is_no_terminal(tmp_path: Path) -> None:
     assert header.split()[:2] == ["rank", "freeze"]
     assert row.split()[:7] == ["1", "all", "0.001", "none", "file", "0.500", "1/1"]
     assert "0.500" in table.getvalue() and "\x1b" in table.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("val_top1", "class_counts", "expected"),
-    [
-        # Binomial(80, 1/4): P(X <= 25) = 0.920 and P(X <= 26) = 0.950, so 26 is the bound.
-        (26 / 80, CLASS_COUNTS, False),
-        (27 / 80, CLASS_COUNTS, True),
-        (0.25, CLASS_COUNTS, False),
-        (0.0, CLASS_COUNTS, False),
-        # Always answering the commonest class is right in 9 of 10 cases; P(X <= 95) = 0.976.
-        (0.95, (90, 10), False),
-        (0.96, (90, 10), True),
-    ],
-)
-def test_learned_is_above_the_bound_of_chance(
-    val_top1: float, class_counts: tuple[int, ...], expected: bool
-) -> None:
-    assert is_above_chance(val_top1, class_counts) is expected
 
 
 @pytest.mark.parametrize("recipe", list(RECIPES))

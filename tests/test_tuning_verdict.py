@@ -6,34 +6,12 @@ from typing import Any
 
 import pytest
 
-from cluster.io.statistics import fisher, mcnemar
 from tests.support.sweeps import write_sweep
 from tuning import run
 from tuning.record import SweepRecord
 from tuning.review.page import render_page
 from tuning.verdict import judge
 from tuning.wandb import sweep as wandb_sweep
-
-
-@pytest.mark.parametrize(
-    ("wins", "losses", "expected"),
-    [
-        # Twice P(X >= 10) of a binomial(12, 1/2): 2 * (66 + 12 + 1) / 4096.
-        (10, 2, 158 / 4096),
-        (2, 10, 158 / 4096),
-        (5, 0, 2 / 32),
-        (3, 3, 1.0),
-        (0, 0, 1.0),
-    ],
-)
-def test_mcnemar_by_hand(wins: int, losses: int, expected: float) -> None:
-    assert mcnemar(wins, losses) == pytest.approx(expected)
-
-
-def test_fisher_by_hand() -> None:
-    """3 of 3 against 0 of 3: two of the 20 ways to spread 3 right answers are that uneven."""
-    assert fisher(1.0, 0.0, 3) == pytest.approx(0.1)
-    assert fisher(0.5, 0.5, 10) == pytest.approx(1.0)
 
 
 def test_answer_names_depth_lead_and_certainty(tmp_path: Path) -> None:
