@@ -4,7 +4,7 @@ Each config is frozen, checks itself and is sent as `asdict`; `from_dict` rebuil
 """
 
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from cluster.config import ClusterConfig
 from cluster.io.errors import (
@@ -26,8 +26,6 @@ from cluster.io.markers import (
 )
 from datasets.config import IngestConfig
 
-PRETRAINED = ("imagenet", "imagenet_v1", "imagenet_v2", "file")
-RANDOM = ("xavier", "he", "normal", "orthogonal", "zeros")
 NORMALIZATIONS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
@@ -35,18 +33,11 @@ NORMALIZATIONS = {
 
 FreezeDepth = int | Literal["all"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-Init = Literal[
-    "imagenet",
-    "imagenet_v1",
-    "imagenet_v2",
-    "file",
-    "xavier",
-    "he",
-    "normal",
-    "orthogonal",
-    "zeros",
-]
+Pretrained = Literal["imagenet", "imagenet_v1", "imagenet_v2", "file"]
+Random = Literal["xavier", "he", "normal", "orthogonal", "zeros"]
+Init = Literal[Pretrained, Random]
+PRETRAINED: tuple[str, ...] = get_args(Pretrained)
+RANDOM: tuple[str, ...] = get_args(Random)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +174,7 @@ class ComputeConfig:
     BatchNorm, mixup and CutMix see smaller batches)."""
 
     def __post_init__(self) -> None:
-        require_choice("compute.precision", self.precision, PRECISIONS)
+        require_choice("compute.precision", self.precision, get_args(Precision))
         require_at_least("compute.accumulation_steps", self.accumulation_steps, 1)
 
 
