@@ -23,6 +23,7 @@ from tuning.leaderboard import (
     read_leaderboard,
     write_leaderboard,
 )
+from tuning.promote import print_seeds, summarize
 from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE, Point
 from tuning.winner import command_of
 
@@ -95,6 +96,29 @@ def test_plain_text_where_there_is_no_terminal(tmp_path: Path) -> None:
     assert header.split()[:2] == ["rank", "freeze"]
     assert row.split()[:7] == ["1", "all", "0.001", "none", "file", "0.500", "1/1"]
     assert "0.500" in table.getvalue() and "\x1b" in table.getvalue()
+
+
+def test_table_of_seeds_names_its_interval(capsys: pytest.CaptureFixture[str]) -> None:
+    tests = [{"test/top1": 0.5, "test/top5": 1.0, "num_images": 10}]
+    winner = {"test/top1": 0.4, "test/top5": 0.9, "best_epoch": 7}
+    summary = {
+        **summarize(tests),
+        "seeds": [{"seed": 0, "time/total_s": 61.4, **tests[0]}],
+        "winner": winner,
+    }
+    print_seeds(summary)
+    print_seeds({**summary, "winner": dict.fromkeys(winner)})
+    with_winner, without = capsys.readouterr().out.split("\n\n")
+
+    assert [line.split()[:3] for line in with_winner.splitlines()[1:]] == [
+        ["seed", "top-1", "top-5"],
+        ["0", "0.500", "1.000"],
+        ["mean", "0.500", "1.000"],
+        ["95%", "0.237-0.763", "0.722-1.000"],
+        ["winner", "0.400", "0.900"],
+    ]
+    assert "Wilson over the images" in with_winner and "top-1 +0.100 since" in with_winner
+    assert "winner" not in without
 
 
 @pytest.mark.parametrize("recipe", list(RECIPES))

@@ -20,7 +20,7 @@ from trainers.tracking.mirror import RunMirror
 from tuning import promote, winner
 from tuning.config import PromoteConfig
 from tuning.leaderboard import LEARNS, LEARNS_NOT, TrialResult, write_leaderboard
-from tuning.promote import plan_seeds, print_seeds, run_promote, summarize
+from tuning.promote import plan_seeds, run_promote
 from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
 from tuning.winner import evaluate_once
 
@@ -183,26 +183,3 @@ def test_what_cannot_be_promoted_is_named(easy_data: str, tmp_path: Path) -> Non
 
     with pytest.raises(ValueError, match="seeds is 0: use 1 to 1000"):
         PromoteConfig(sweep="s", seeds=0)
-
-
-def test_the_table_says_which_interval_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    tests = [{"test/top1": 0.5, "test/top5": 1.0, "num_images": 10}]
-    winner = {"test/top1": 0.4, "test/top5": 0.9, "best_epoch": 7}
-    summary = {
-        **summarize(tests),
-        "seeds": [{"seed": 0, "time/total_s": 61.4, **tests[0]}],
-        "winner": winner,
-    }
-    print_seeds(summary)
-    print_seeds({**summary, "winner": dict.fromkeys(winner)})
-    with_winner, without = capsys.readouterr().out.split("\n\n")
-
-    assert [line.split()[:3] for line in with_winner.splitlines()[1:]] == [
-        ["seed", "top-1", "top-5"],
-        ["0", "0.500", "1.000"],
-        ["mean", "0.500", "1.000"],
-        ["95%", "0.237-0.763", "0.722-1.000"],
-        ["winner", "0.400", "0.900"],
-    ]
-    assert "Wilson over the images" in with_winner and "top-1 +0.100 since" in with_winner
-    assert "winner" not in without
