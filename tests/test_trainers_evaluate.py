@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cluster.runtime import Resources
 from datasets.config import IngestConfig
 from datasets.shards import read_manifest
 from tests.support.data import WriteData, draw_image, flip_byte, hash_seed
@@ -196,6 +197,32 @@ def test_outputs_that_are_not_finite_are_refused(
     with pytest.raises(ValueError, match="outputs of its network are not finite"):
         write_evaluation(str(tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("num_nodes", "num_cpus", "num_gpus", "planned"),
+    [
+        (1, 1, 0, (1, 1)),
+        (1, 2, 0, (1, 2)),
+        (1, 9, 0, (4, 2)),
+        (3, 24, 0, (12, 2)),
+        (2, 16, 3, (3, 5)),
+    ],
+)
+def test_actors_fill_the_cpus_or_take_a_gpu_each(
+    num_nodes: int, num_cpus: int, num_gpus: int, planned: tuple[int, int]
+) -> None:
+    resources = Resources(
+        num_nodes=num_nodes,
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+        memory_gib=8.0,
+        object_store_gib=2.0,
+    )
+    plan = split_module.plan_predictors(resources, ClusterConfig())
+
+    assert (plan.num_workers, plan.threads_per_worker) == planned
+    assert plan.num_workers * plan.cpus_per_worker <= num_cpus / 2  # the rest is for reading
 
 
 def test_views_come_in_the_order_they_are_asked_for(easy_data: str) -> None:
