@@ -11,8 +11,6 @@ from pathlib import Path
 from cluster.io.errors import StorageError, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-QUIET_VAR = "THAW_QUIET"
-"""Set where only results and warnings are wanted; `cluster.io.terminal` reads it as well."""
 STDOUT = 1
 leaving: list[int] = []
 """The signal this process was asked to leave by, if any; `cluster.runtime` notes it."""
@@ -66,5 +64,7 @@ def take_quiet(arguments: list[str]) -> list[str]:
     end = arguments.index("--") if "--" in arguments else len(arguments)  # another command's
     ours = [word for word in arguments[:end] if word != "--quiet"]
     if len(ours) < end:
+        from cluster.io.terminal import QUIET_VAR  # imports rich, which takes a while
+
         os.environ[QUIET_VAR] = "1"
     return ours + arguments[end:]

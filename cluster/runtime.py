@@ -14,11 +14,12 @@ from typing import Any
 import ray
 from ray.exceptions import AuthenticationError
 
-from cluster.entry import QUIET_VAR, ROOT, leaving
+from cluster.entry import ROOT, leaving
 from cluster.io.errors import UserError
+from cluster.io.storage import JOB_ENV_VAR
+from cluster.io.terminal import is_quiet
 
 REACH_TIMEOUT_S = 5.0
-JOB_ENV_VAR = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set in the driver of `ray job submit`, by Ray
 
 # Environment of every process of ours. Albumentations asks the network for a newer version at
 # import; two busy cores need more than Ray's 60 s to start a worker group.
@@ -30,20 +31,12 @@ WORKER_ENV = {
 DRIVER_ENV = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about GPUs that are not there
-    "RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES": "",  # NOT_SHIPPED says it; silences a warning
+    "RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES": "",  # .rayignore has them; silences a warning
     # Those of Ray Data's own statistics, whose results nobody takes; ours are always taken.
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
     # Ray sizes the object store by the machine's (or container's) memory; this is its upper bound.
     "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(8 * 2**30),
 }
-# As in .gitignore: all but the code stays here, however large the folders beside it. Two characters
-# at least, or the pattern would match `.`, the root itself.
-SHIPPED = ("cluster", "datasets", "trainers", "tuning", "tests")
-NOT_SHIPPED = [
-    "/??*",
-    *(pattern for folder in SHIPPED for pattern in (f"!/{folder}", f"!/{folder}/**")),
-    "__pycache__",
-]
 
 
 class Unreachable(UserError):
@@ -99,7 +92,7 @@ def connect(address: str | None = None, *, quiet: bool = False) -> Resources:
     dashboard = open_session(address)
     refuse_foreign_datasets()
     resources = find_resources()
-    if not (quiet or os.environ.get(QUIET_VAR)):
+    if not (quiet or is_quiet()):
         print(
             f"Ray {ray.__version__} at {ray.get_runtime_context().gcs_address}: {resources}"
             + (f"; dashboard http://{dashboard}" if dashboard else ""),
@@ -127,7 +120,7 @@ def open_session(address: str | None = None) -> str | None:
         _refuse_unreachable(address)
         options["runtime_env"] = {"env_vars": WORKER_ENV}
         if JOB_ENV_VAR not in os.environ:  # a job was sent our code already
-            options["runtime_env"] |= {"working_dir": str(ROOT), "excludes": NOT_SHIPPED}
+            options["runtime_env"] |= {"working_dir": str(ROOT)}  # less what .rayignore names
     try:
         context = ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **options)
     except ConnectionError as error:

@@ -5,21 +5,17 @@ on a node, each gets none and reads one task at a time. The shares also change w
 begins or ends. So each stream gets a fixed share here.
 """
 
-import logging
 import time
-from functools import cache
 from typing import Any
 
-import ray
 from ray.data import DataContext, ExecutionResources
 from ray.data._internal.cluster_autoscaler import ClusterAutoscaler, create_cluster_autoscaler
 from ray.data._internal.execution import streaming_executor, streaming_executor_state
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
-logger = logging.getLogger(__name__)
+from cluster.ray_internals import check_version
 
-TESTED_VERSION = "2.60"
 PAUSE_SLICES, PAUSE_SLICE_S = 10, 0.01
 SHARE = "thaw_share"
 UNLIMITED_BYTES = 2.0**60
@@ -76,19 +72,6 @@ def pause_while_ahead(context: DataContext) -> None:
     """Have the executions of this context use PauseWhileAhead."""
     check_version()
     context.custom_execution_callback_classes.append(PauseWhileAhead)
-
-
-@cache
-def check_version() -> None:
-    """Warn, once, where Ray is not of the version that this module was tested with."""
-    if not ray.__version__.startswith(f"{TESTED_VERSION}."):
-        logger.warning(
-            "ray is %s, and Thaw was tested with %s: run tests/test_datasets_epochs.py and "
-            "test_scale.py, then set TESTED_VERSION in %s",
-            ray.__version__,
-            TESTED_VERSION,
-            __name__,
-        )
 
 
 streaming_executor.create_cluster_autoscaler = choose_autoscaler  # pyright: ignore[reportPrivateImportUsage]

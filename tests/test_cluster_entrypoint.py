@@ -16,7 +16,6 @@ from cluster.entry import run_room
 from cluster.jobs.config import LogsConfig
 from cluster.jobs.entrypoint import check_command
 from cluster.jobs.package import list_files, pack
-from cluster.runtime import NOT_SHIPPED
 from cluster.secrets import find_secret, refuse_secrets_in_files, refuse_secrets_in_words
 from tests.conftest import ROOT
 
@@ -88,7 +87,7 @@ def test_this_folder_holds_no_secret_and_is_what_ray_would_send(tmp_path: Path) 
 
     refuse_secrets_in_files(list_files(), ROOT, {})
     package = pack(tmp_path / "ours.zip", max_mib=16)
-    create_package(str(ROOT), tmp_path / "rays.zip", include_gitignore=True, excludes=NOT_SHIPPED)
+    create_package(str(ROOT), tmp_path / "rays.zip", include_gitignore=True)
 
     with zipfile.ZipFile(package.path) as ours, zipfile.ZipFile(tmp_path / "rays.zip") as rays:
         names = set(ours.namelist())
@@ -97,7 +96,7 @@ def test_this_folder_holds_no_secret_and_is_what_ray_would_send(tmp_path: Path) 
             ours.read("cluster/jobs/package.py") == (ROOT / "cluster/jobs/package.py").read_bytes()
         )
     assert {name.split("/")[0] for name in names} == {
-        "cluster", "datasets", "trainers", "tuning", "tests",
+        "cluster", "datasets", "trainers", "tuning",
     }  # fmt: skip
 
 

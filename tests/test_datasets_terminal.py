@@ -234,8 +234,7 @@ def test_a_file_that_stderr_goes_to_gets_its_lines(
 
 
 def test_quiet_is_an_option_of_every_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert entry.QUIET_VAR == terminal.QUIET_VAR
-    monkeypatch.setenv(entry.QUIET_VAR, "")
+    monkeypatch.setenv(terminal.QUIET_VAR, "")
     words = ["--address", "HEAD:6379", "--", "python", "-m", "tuning", "--quiet"]
     assert entry.take_quiet(words) == words and not terminal.is_quiet()
     assert entry.take_quiet(["zoo", "--quiet", "--json"]) == ["zoo", "--json"]

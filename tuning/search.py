@@ -2,12 +2,10 @@
 
 from collections.abc import Callable
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import optuna
 from ray import tune
-from ray.tune.execution import class_cache
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
@@ -15,6 +13,7 @@ from cluster.io import storage
 from trainers import metrics
 from trainers.run.rows import epoch_rows
 from tuning.config import DEFAULT_TRIALS, TuningConfig
+from tuning.ray_internals import fill_rungs, keep_out_of_trials, replace_restored
 from tuning.space import Point, points, suggest
 
 STATE_FOLDER = "tune"
@@ -60,19 +59,12 @@ def build_tuner(
 ) -> tune.Tuner:
     """Build the Tuner, or restore it where the sweep's folder has Tune's state."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # Tune copies AWS keys into the runtime_env of trials, which Ray's log and dashboard show.
-    # Trials find keys in their own environment, as all our processes do. The set is a private name:
-    # Ray is pinned, and test_house_secrets holds this.
-    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(NOT_IN_METADATA)
+    keep_out_of_trials(NOT_IN_METADATA)
     path = storage.join(config.out, STATE_FOLDER)
     if tune.Tuner.can_restore(path):
         tuner = tune.Tuner.restore(path, trainable, resume_unfinished=True, resume_errored=True)
-        # `restore` revives the callbacks and the concurrency of the session before, and has no
-        # argument for them; Ray is pinned, and test_tuning_run holds this.
-        restored: Any = tuner._local_tuner
-        restored._run_config.callbacks = callbacks
-        restored._tune_config.max_concurrent_trials = num_concurrent
-        restored._tune_config.scheduler = remember(build_scheduler(config), config)
+        scheduler = remember(build_scheduler(config), config)
+        replace_restored(tuner, callbacks, num_concurrent, scheduler)
         return tuner
     space, search = build_search(config)
     return tune.Tuner(
@@ -133,11 +125,13 @@ def build_scheduler(config: TuningConfig) -> TrialScheduler:
 def remember(scheduler: TrialScheduler, config: TuningConfig) -> TrialScheduler:
     """Fill ASHA's rungs with the results of trials from before a restart, which Tune forgets."""
     if isinstance(scheduler, ASHAScheduler):
-        (bracket,) = scheduler._brackets
-        for trial_id in storage.list_names(storage.join(config.out, "trials")):
-            trial: Any = SimpleNamespace(trial_id=trial_id)
-            for row in epoch_rows(run_folder(config, trial_id)):
-                bracket.on_result(trial, row[metrics.EPOCH], row[metrics.VAL_TOP1])
+        trial_ids = storage.list_names(storage.join(config.out, "trials"))
+        results = (
+            (trial_id, row[metrics.EPOCH], row[metrics.VAL_TOP1])
+            for trial_id in trial_ids
+            for row in epoch_rows(run_folder(config, trial_id))
+        )
+        fill_rungs(scheduler, results)
     return scheduler
 
 

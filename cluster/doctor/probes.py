@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from cluster.ray_internals import find_session_folder
 from cluster.runtime import find_foreign_datasets
 
 PACKAGES = (
@@ -58,8 +59,7 @@ def find_versions() -> dict[str, str]:
 
 def find_space() -> dict[str, int | None]:
     """Return bytes of shared memory, and of the disk that objects are spilled to."""
-    worker: Any = importlib.import_module("ray._private.worker")  # there is no public way to it
-    session = worker._global_node.get_session_dir_path()
+    session = find_session_folder()
     shm = shutil.disk_usage(SHM) if SHM.is_dir() else None
     disk = shutil.disk_usage(session)
     return {

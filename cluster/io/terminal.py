@@ -21,7 +21,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-QUIET_VAR = "THAW_QUIET"  # as in cluster/entry.py, which sets it: the two rooms do not meet
+QUIET_VAR = "THAW_QUIET"
+"""Set by `--quiet`: print only results and warnings."""
 TELL_EVERY_S, DRAW_EVERY_S = 10.0, 1.0
 DRAWING_SHARE = 0.05
 """At most this part of the time goes into drawing, however slow storage or terminal are."""

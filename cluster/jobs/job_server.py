@@ -13,6 +13,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobTy
 
 from cluster.io.errors import UserError
 from cluster.io.retry import doubling, retry
+from cluster.ray_internals import find_server_version
 
 T = TypeVar("T")
 
@@ -61,7 +62,7 @@ class JobServer:
                 self._client = _Client(self.address)
             except RuntimeError as error:  # another server's 404, or a Ray of long ago
                 raise UserError(_NO_JOB_SERVER.format(self.address)) from error
-            self.ray_version = str(self._client._server_ray_version)
+            self.ray_version = find_server_version(self._client)
 
     def submit(self, **request: Any) -> None:
         """Hand in a job; arguments are those of JobSubmissionClient.submit_job.

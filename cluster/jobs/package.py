@@ -1,4 +1,4 @@
-"""The folder that a job is sent: what is checked is what is packed, and what is packed is sent."""
+"""The package of a job: the files that were checked are those that are packed and sent."""
 
 import os
 import zipfile
@@ -8,10 +8,11 @@ from pathlib import Path
 
 from cluster.entry import ROOT
 from cluster.io.errors import UserError
-from cluster.runtime import SHIPPED
 
+SHIPPED = ("cluster", "datasets", "trainers", "tuning")
+"""As .rayignore says to Ray."""
 LEFT_OUT = ("__pycache__", "runs")
-"""Folders that stay here wherever they lie, as all whose names begin with a dot."""
+"""Folders that are not sent, at any depth; nor are those whose names begin with a dot."""
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same files make the same package, which is sent once
 
 
@@ -28,7 +29,7 @@ class Package:
 
 
 def list_files(root: Path = ROOT) -> list[Path]:
-    """List what is sent of `root`: the rooms and the tests, as `cluster.runtime` sends them."""
+    """List the files of `root` that are sent: those of the rooms."""
     found = []
     for room in SHIPPED:
         for folder, names, files in os.walk(root / room):
