@@ -1,6 +1,8 @@
 """Private names of Ray Core and its job client; `datasets` and `tuning` have a module like this."""
 
 import logging
+import os
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -9,6 +11,14 @@ import ray
 logger = logging.getLogger(__name__)
 
 TESTED_VERSION = "2.60"
+LOG_LEVEL_VAR = "RAY_BACKEND_LOG_LEVEL"
+TOKEN_LOGGER = "ray._private.authentication.authentication_token_setup"
+REMEDIES = {
+    "memory pressure": "A node ran out of memory, and Ray killed workers there: use fewer workers "
+    "or smaller batches, or nodes with more memory",
+    "% full": "The disk of a node is almost full: free space there, or Ray can't spill objects",
+}
+"""What the user must know of the messages of Ray's nodes, by words in them."""
 
 
 @cache
@@ -35,3 +45,38 @@ def find_session_folder() -> str:
 def find_server_version(client: Any) -> str:
     """Return the version of Ray behind a job server."""
     return str(client._server_ray_version)
+
+
+def silence_driver(warn: Callable[[str], None]) -> None:
+    """Keep Ray's own lines off the terminal: its log files in the session folder have them.
+
+    These are the warning about tokens, messages of the nodes, such as one about many worker
+    processes, and errors of the driver's C++ core. `warn` gets those that the user can act on.
+    """
+    from ray._private import worker
+
+    check_version()
+    logging.getLogger(TOKEN_LOGGER).setLevel(logging.ERROR)
+    warned: set[str] = set()
+
+    def print_message(data: dict[str, Any], ignore_prefix: bool) -> None:
+        text = "\n".join(data["lines"])
+        for words, remedy in REMEDIES.items():
+            if words in text and remedy not in warned:
+                warned.add(remedy)
+                warn(remedy)
+
+    connect = worker.connect
+
+    def connect_silently(*arguments: Any, **options: Any) -> Any:
+        """The core of this process reads the level when it starts; nodes have started before."""
+        if LOG_LEVEL_VAR in os.environ:
+            return connect(*arguments, **options)
+        os.environ[LOG_LEVEL_VAR] = "fatal"
+        try:
+            return connect(*arguments, **options)
+        finally:
+            del os.environ[LOG_LEVEL_VAR]
+
+    if connect.__name__ != connect_silently.__name__:
+        worker.print_to_stdstream, worker.connect = print_message, connect_silently

@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from ray.exceptions import AuthenticationError
 from cluster.entry import ROOT, leaving
 from cluster.io.errors import UserError
 from cluster.io.storage import JOB_ENV_VAR
-from cluster.io.terminal import is_quiet
+from cluster.io.terminal import is_quiet, report
+from cluster.ray_internals import silence_driver
 
 REACH_TIMEOUT_S = 5.0
 
@@ -110,7 +112,9 @@ def open_session(address: str | None = None) -> str | None:
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     os.environ.update({**WORKER_ENV, **DRIVER_ENV, **os.environ})  # what the user set, wins
-    # Ray Data tells of each of its jobs in five lines; its log file keeps them.
+    if not os.environ.get("THAW_TRACEBACK"):
+        silence_driver(partial(report, warning=True))
+    # Ray Data logs five lines for each of its executions; its log file has them.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     options: dict[str, Any] = {}
     if address == "local":
