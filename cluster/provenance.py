@@ -5,6 +5,8 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -42,7 +44,7 @@ def find_provenance() -> Provenance:
     return Provenance(
         command=find_command(sys.argv),
         commit=find_commit(ROOT),
-        versions={name: found for name in PACKAGES if (found := _version(name)) is not None},
+        versions=find_versions(),
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
@@ -87,8 +89,10 @@ def _git(root: Path, *arguments: str) -> str:
     ).stdout.strip()
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+def find_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Return the versions of the packages that are installed here."""
+    versions = {}
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return versions

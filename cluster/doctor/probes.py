@@ -11,10 +11,10 @@ import platform
 import shutil
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from cluster import provenance
 from cluster.ray_internals import find_session_folder
 from cluster.runtime import find_foreign_datasets
 
@@ -48,13 +48,8 @@ COLOUR_TOLERANCE = 4
 
 def find_versions() -> dict[str, str]:
     """Return the version of Python and of every package; `missing` where there is none."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "missing"
-    return versions
+    missing = dict.fromkeys(PACKAGES, "missing")
+    return {"python": platform.python_version()} | missing | provenance.find_versions(PACKAGES)
 
 
 def find_space() -> dict[str, int | None]:

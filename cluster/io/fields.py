@@ -146,11 +146,11 @@ def _take(value: Any, hint: Any, name: str) -> Any:
 
 
 def _take_any(value: Any, options: tuple[Any, ...], whole: Any, name: str) -> Any:
-    inside: ValueError | None = None
+    inside: UserError | None = None
     for option in options:
         try:
             return _take(value, option, name)
-        except ValueError as error:
+        except UserError as error:
             if is_dataclass(option) and isinstance(value, dict):
                 inside = error  # more specific than the message below
     raise inside or _mismatch(name, value, describe(whole))

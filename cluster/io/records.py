@@ -21,7 +21,7 @@ def read_record(uri: str, cls: type[T]) -> T:
     values = read_json(uri)
     try:
         return build(cls, values)
-    except ValueError as error:
+    except UserError as error:
         raise damaged(uri, error) from None
 
 
@@ -30,7 +30,7 @@ def read_object(uri: str, hints: dict[str, Any] | None = None) -> dict[str, Any]
     values = read_json(uri)
     try:
         return take_object(values, hints or {})
-    except ValueError as error:
+    except UserError as error:
         raise damaged(uri, error) from None
 
 

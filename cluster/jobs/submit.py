@@ -8,12 +8,12 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ray.job_submission import JobDetails
 
+from cluster import provenance
 from cluster.config import SubmitConfig
 from cluster.entry import ROOT
 from cluster.io.errors import UserError
@@ -98,7 +98,7 @@ _TOLD = ("python", "ray", "torch")
 
 def find_versions() -> dict[str, str]:
     """Return the versions of this machine."""
-    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+    return {"python": platform.python_version()} | provenance.find_versions()
 
 
 def refuse_other_versions(server: JobServer, name: str, reconnect_s: float) -> None:
