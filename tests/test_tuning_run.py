@@ -19,6 +19,7 @@ import torch
 
 from cluster.config import ClusterConfig
 from datasets.config import IngestConfig
+from datasets.shards import Manifest
 from tests.conftest import ROOT
 from tests.support.stopped_trials import stop_trials
 from trainers.config import FinetuneConfig, ModelConfig, TrackConfig
@@ -106,7 +107,7 @@ class Mirror:
 
     ended: list[str]
 
-    def __init__(self, config: FinetuneConfig, **options: Any) -> None:
+    def __init__(self, config: FinetuneConfig, manifest: Manifest, **options: Any) -> None:
         self.config, self.options = config, options
 
     def finish(self, state: str) -> None:
