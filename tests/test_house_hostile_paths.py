@@ -146,7 +146,9 @@ def test_the_checkpoint_of_a_result_is_in_its_run(name: str, tmp_path: Path) -> 
 @pytest.mark.parametrize("name", ["/etc/passwd", "..", "", "step-1/..", "step-0000000\n", "step-x"])
 def test_what_is_no_checkpoint_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text(json.dumps(RESULT | {"checkpoint": name}))
-    with pytest.raises(ValueError, match=r"result\.json is damaged.*its checkpoint is none"):
+    with pytest.raises(
+        ValueError, match=r"result\.json is damaged.*its checkpoint is not that of a run"
+    ):
         run_folder.read_result(str(tmp_path))
 
 
