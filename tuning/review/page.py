@@ -155,7 +155,7 @@ def list_tiles(record: SweepRecord, verdict: SweepVerdict) -> list[Tile]:
         note = f"over {depth_name(record, record.depth_of(found.rival))}"
         if found.wins is not None:
             note += (
-                f"; right on {found.wins} images where the other is wrong, {found.losses} reversed"
+                f"; only this trial is right on {found.wins} images, the other on {found.losses}"
             )
             test = "McNemar's exact test"
         else:

@@ -153,7 +153,7 @@ def list_work(record: SweepRecord) -> list[Work]:
             Work(
                 name="Expected, in FLOPs of networks",
                 done=f"{100 / sharing.expected:.0f} percent",
-                without="of what trials without sharing compute",
+                without="of the work without sharing",
                 percent=100 / sharing.expected,
             )
         )
@@ -162,7 +162,7 @@ def list_work(record: SweepRecord) -> list[Work]:
             Work(
                 name="Measured, passes of images through frozen stages",
                 done=f"{sharing.num_computed:,}",
-                without=f"in place of {sharing.num_passes:,}",
+                without=f"instead of {sharing.num_passes:,}",
                 percent=min(100.0, 100 * sharing.num_computed / sharing.num_passes),
             )
         )
