@@ -1,4 +1,4 @@
-"""What every `python -m <room>` shares: verbs, the user's errors and the exit code."""
+"""Run the main function of a room: --quiet, the user's errors and the exit code."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ from cluster.io.errors import StorageError, UserError
 ROOT = Path(__file__).resolve().parent.parent
 STDOUT = 1
 leaving: list[int] = []
-"""The signal this process was asked to leave by, if any; `cluster.runtime` notes it."""
+"""The signal that asked this process to end, if any; set by `cluster.runtime`."""
 QUIET_HELP = "\nEvery command also takes --quiet: results and warnings alone, no progress."
 
 
@@ -44,13 +44,13 @@ def run_room(main: Callable[[Sequence[str]], None]) -> None:
             raise SystemExit(128 + leaving[0]) from None
         raise
     finally:
-        _reader_has_left()  # else the interpreter tells of it, when it flushes at its end
+        _reader_has_left()  # else the interpreter reports it when it flushes stdout
         if {"-h", "--help"} & set(arguments):
             print(QUIET_HELP)
 
 
 def _reader_has_left() -> bool:
-    """Tell whether nobody reads what is printed (`| head`); from then on it goes nowhere."""
+    """Return whether stdout is closed by its reader (`| head`); if so, discard what is printed."""
     output = select.poll()
     output.register(STDOUT, select.POLLERR)
     if not any(event & select.POLLERR for _, event in output.poll(0)):

@@ -1,4 +1,4 @@
-"""What a run comes from: its command, the commit of this code, and the versions it ran with."""
+"""Provenance of a run: its command, the commit of this code, the versions of packages."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from cluster.entry import ROOT
 from cluster.secrets import known_secrets
 
 COMMIT_VAR = "THAW_COMMIT"
-"""Names the commit where the code lies without its repository, as in a container image."""
+"""The commit, where the code has no .git beside it: in a container image or a job."""
 PACKAGES = ("ray", "torch", "torchvision", "albumentations", "opencv-python-headless", "wandb")
 GIT_TIMEOUT_S = 10
 REDACTED = "***"
@@ -30,7 +30,7 @@ class Provenance:
 
     command: str
     commit: str | None
-    """Hash of the commit, `-dirty` where files differ from it; None where nobody knows."""
+    """Hash of the commit, `-dirty` where files differ from it; None where it is unknown."""
     versions: dict[str, str]
     started_at: str
     """UTC, ISO 8601."""

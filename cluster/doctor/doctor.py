@@ -1,4 +1,4 @@
-"""A cluster looked over before anything runs on it: every node, at once, with a time limit.
+"""Check a cluster before anything runs on it: all nodes at once, with a time limit.
 
 `python -m cluster doctor --json` prints one object:
 

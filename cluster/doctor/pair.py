@@ -1,4 +1,4 @@
-"""Two workers on two nodes that add up a tensor, as the workers of a training do."""
+"""Time an all-reduce of two workers on two nodes, as a training does one per step."""
 
 import socket
 import time

@@ -1,7 +1,6 @@
-"""What the doctor asks a node: functions that run there, look, and return plain facts.
+"""Functions that run on a node and return plain facts.
 
-What they look at is imported where it is looked at: that an import fails is one of the things they
-are there to find out.
+They import what they check inside, as a failing import is one of the facts.
 """
 
 import base64

@@ -1,4 +1,4 @@
-"""Whether OUT is one place for all nodes, and DATA the same everywhere."""
+"""Check that OUT is the same folder and DATA the same data set on all nodes."""
 
 import uuid
 from typing import Any

@@ -1,7 +1,7 @@
-"""Files on local paths, s3://, gs:// and hf:// through one door, written whole or not at all.
+"""Read and write files on local paths, s3://, gs:// and hf://; a file is whole or not there.
 
-Names in a URI are literal, as in `aws s3`: a space or a % stands for itself. Who one is, and where
-the server stands, come from the environment of each process alone:
+Names in a URI are literal, as in `aws s3`: a space or a % stands for itself. Credentials and
+endpoints come from environment variables of each process:
 
     s3://  AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION; AWS_ENDPOINT_URL for
            MinIO, Ceph and R2; or what else the AWS SDK knows (profiles, roles of a machine)
@@ -285,7 +285,7 @@ def write_bytes(uri: str, content: bytes) -> None:
 
 
 def can_append(uri: str) -> bool:
-    """Whether `append_bytes` works there: object stores know whole objects alone."""
+    """Whether `append_bytes` works there: object stores hold whole objects only."""
     return isinstance(resolve(uri)[0], fs.LocalFileSystem)
 
 
@@ -362,7 +362,7 @@ def list_names(uri: str) -> list[str]:
 
 
 def delete_folder(uri: str) -> None:
-    """Delete a folder and what lies below it; nothing happens where it does not exist."""
+    """Delete a folder and everything below it, if it exists."""
     filesystem, path = resolve(uri)
     with explaining(uri):
         if filesystem.get_file_info(path).type == fs.FileType.Directory:
@@ -370,7 +370,7 @@ def delete_folder(uri: str) -> None:
 
 
 def delete_file(uri: str) -> None:
-    """Delete a file; nothing happens where it does not exist."""
+    """Delete a file, if it exists."""
     filesystem, path = resolve(uri)
     with explaining(uri):
         if filesystem.get_file_info(path).type == fs.FileType.File:

@@ -1,8 +1,8 @@
-"""What a command tells while it works: live on a terminal, in plain lines elsewhere, or not at all.
+"""Progress of a command: live on a terminal, plain lines elsewhere, or none.
 
-    on a terminal       news as lines, and below them a block that is drawn anew every second
+    on a terminal       news as lines, and below them a block that is redrawn every second
     pipe, CI, job log   the same lines; of long work one on stderr every 10 s, without control codes
-    THAW_QUIET=1        results and warnings alone; `--quiet` of every command sets it
+    THAW_QUIET=1        only results and warnings; `--quiet` of every command sets it
 
 News go through `report`; results are printed.
 """
@@ -25,7 +25,7 @@ QUIET_VAR = "THAW_QUIET"
 """Set by `--quiet`: print only results and warnings."""
 TELL_EVERY_S, DRAW_EVERY_S = 10.0, 1.0
 DRAWING_SHARE = 0.05
-"""At most this part of the time goes into drawing, however slow storage or terminal are."""
+"""Maximum share of the time spent drawing, however slow storage or terminal are."""
 
 
 def is_quiet() -> bool:
@@ -33,7 +33,7 @@ def is_quiet() -> bool:
 
 
 def report(line: str, *, warning: bool = False) -> None:
-    """Print news at once, or a warning; where it is quiet, the warning alone."""
+    """Print a line of progress, or a warning; with --quiet only the warning."""
     if warning or not is_quiet():
         print(line, flush=True)
 

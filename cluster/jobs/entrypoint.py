@@ -1,4 +1,4 @@
-"""The command of a job: one of Thaw's rooms, with nothing in it that only this machine knows."""
+"""The command of a job: one of Thaw's, with no path that exists only on this machine."""
 
 import re
 from collections.abc import Sequence

@@ -29,7 +29,7 @@ _NO_JOB_SERVER = (
 
 
 class OutOfReach(UserError):
-    """Nothing is known about what was asked: the job server doesn't answer."""
+    """The job server doesn't answer: whether the request arrived is unknown."""
 
 
 class Lost(Exception):
@@ -146,7 +146,7 @@ class JobServer:
 
     @property
     def option(self) -> str:
-        """What the next command needs to find this server again."""
+        """The option that the next command needs to use this server."""
         return "" if self.address == DEFAULT_ADDRESS else f" --address {self.address}"
 
     @contextmanager

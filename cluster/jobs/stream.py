@@ -1,4 +1,4 @@
-"""A job's log, to its end: no character lost and none twice, however often the connection is."""
+"""Follow a job's log: each character once, also when the connection breaks."""
 
 import asyncio
 import sys

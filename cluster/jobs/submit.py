@@ -1,4 +1,4 @@
-"""A command handed to a cluster: checked first, sent once, followed to its end."""
+"""Submit a command to a cluster: check it, send it once, follow it to its end."""
 
 import json
 import platform
@@ -76,7 +76,7 @@ def run_submission(submission: Submission) -> None:
 def build_request(
     config: SubmitConfig, job: str, command: Sequence[str], package: Path
 ) -> dict[str, Any]:
-    """Write what the job server is asked to do."""
+    """Build the request to the job server."""
     commit = find_commit(ROOT)
     env = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}  # read by the job's supervisor
     if commit is not None:
