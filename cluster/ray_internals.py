@@ -1,9 +1,10 @@
-"""Private names of Ray Core and its job client; `datasets` and `tuning` have a module like this."""
+"""Private names of Ray Core, its job client and Ray Tune; those of Ray Data are in `datasets`."""
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import ray
@@ -80,3 +81,19 @@ def silence_driver(warn: Callable[[str], None]) -> None:
 
     if connect.__name__ != connect_silently.__name__:
         worker.print_to_stdstream, worker.connect = print_message, connect_silently
+
+
+def replace_restored(tuner: Any, callbacks: list[Any], num_concurrent: int, scheduler: Any) -> None:
+    """Replace what `Tuner.restore` takes from the session before, and has no argument for."""
+    check_version()
+    restored = tuner._local_tuner
+    restored._run_config.callbacks = callbacks
+    restored._tune_config.max_concurrent_trials = num_concurrent
+    restored._tune_config.scheduler = scheduler
+
+
+def fill_rungs(scheduler: Any, results: Iterable[tuple[str, int, float]]) -> None:
+    """Fill ASHA's rungs, which Tune forgets in a restart, with (trial id, epoch, metric)."""
+    (bracket,) = scheduler._brackets
+    for trial_id, epoch, value in results:
+        bracket.on_result(SimpleNamespace(trial_id=trial_id), epoch, value)

@@ -6,14 +6,15 @@ from typing import Any
 
 import optuna
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from cluster.io import storage
+from cluster.ray_internals import fill_rungs, replace_restored
 from trainers import metrics
 from trainers.run.rows import epoch_rows
 from tuning.config import DEFAULT_TRIALS, TuningConfig
-from tuning.ray_internals import fill_rungs, keep_out_of_trials, replace_restored
 from tuning.space import Point, points, suggest
 
 STATE_FOLDER = "tune"
@@ -59,7 +60,9 @@ def build_tuner(
 ) -> tune.Tuner:
     """Build the Tuner, or restore it where the sweep's folder has Tune's state."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    keep_out_of_trials(NOT_IN_METADATA)
+    # Tune copies AWS keys into the runtime_env of trials, which logs and dashboard show; trials find
+    # them in their own environment. test_house_secrets checks it.
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(NOT_IN_METADATA)
     path = storage.join(config.out, STATE_FOLDER)
     if tune.Tuner.can_restore(path):
         tuner = tune.Tuner.restore(path, trainable, resume_unfinished=True, resume_errored=True)
