@@ -60,8 +60,8 @@ def build_tuner(
 ) -> tune.Tuner:
     """Build the Tuner, or restore it where the sweep's folder has Tune's state."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # Tune copies AWS keys into the runtime_env of trials, which logs and dashboard show; trials find
-    # them in their own environment. test_house_secrets checks it.
+    # Tune copies AWS keys into the runtime_env of trials, which logs show; trials have
+    # them in their own environment. test_house_secrets checks this.
     class_cache.ENV_VARS_TO_PROPAGATE.difference_update(NOT_IN_METADATA)
     path = storage.join(config.out, STATE_FOLDER)
     if tune.Tuner.can_restore(path):
