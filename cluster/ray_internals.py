@@ -2,7 +2,9 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -75,12 +77,28 @@ def silence_driver(warn: Callable[[str], None]) -> None:
             return connect(*arguments, **options)
         os.environ[LOG_LEVEL_VAR] = "fatal"
         try:
-            return connect(*arguments, **options)
+            with _without_lines(LOG_LEVEL_VAR):  # the core writes that it was set
+                return connect(*arguments, **options)
         finally:
             del os.environ[LOG_LEVEL_VAR]
 
     if connect.__name__ != connect_silently.__name__:
         worker.print_to_stdstream, worker.connect = print_message, connect_silently
+
+
+@contextmanager
+def _without_lines(word: str) -> Iterator[None]:
+    """Hold back what C++ writes to stderr; write it at the end, less the lines with a word."""
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            held.seek(0)
+            os.write(2, b"".join(line for line in held if word.encode() not in line))
 
 
 def replace_restored(tuner: Any, callbacks: list[Any], num_concurrent: int, scheduler: Any) -> None:
