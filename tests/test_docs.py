@@ -161,5 +161,5 @@ def test_the_python_of_the_docs_runs(
     assert names["manifest"].split("test").num_images == 12
     assert names["result"]["epochs"] == 2
     assert len(names["predictions"].label_N) == 12
-    assert len(names["record"].trials) == 2 and names["record"].winner is not None
+    assert len(names["record"].trials) == 2
     assert (tmp_path / "runs" / "sweep" / "review.html").stat().st_size > 1_000_000
