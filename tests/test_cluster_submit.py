@@ -175,7 +175,7 @@ def test_other_versions_are_refused(token_cluster: TokenCluster, tmp_path: Path)
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 0.0.1\n")
     check = (
-        "import sys; from cluster.jobs.job_server import JobServer; from cluster import submit; "
+        "import sys; from cluster.jobs.job_server import JobServer; from cluster.jobs import submit; "
         "submit.refuse_other_versions(JobServer(sys.argv[1]), 'other-versions', 10)"
     )
     done = subprocess.run(
@@ -188,4 +188,4 @@ def test_other_versions_are_refused(token_cluster: TokenCluster, tmp_path: Path)
     )
 
     last = done.stderr.splitlines()[-1]
-    assert re.search(r"ValueError: check_versions: .* has torch 2\.\S+ \(here 0\.0\.1\)", last)
+    assert re.search(r"UserError: check_versions: .* has torch 2\.\S+ \(here 0\.0\.1\)", last)
