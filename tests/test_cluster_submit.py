@@ -175,7 +175,8 @@ def test_other_versions_are_refused(token_cluster: TokenCluster, tmp_path: Path)
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 0.0.1\n")
     check = (
-        "import sys; from cluster.jobs.job_server import JobServer; from cluster.jobs import submit; "
+        "import sys; from cluster.jobs import submit; "
+        "from cluster.jobs.job_server import JobServer; "
         "submit.refuse_other_versions(JobServer(sys.argv[1]), 'other-versions', 10)"
     )
     done = subprocess.run(
