@@ -210,7 +210,7 @@ def test_killed_before_the_manifest_there_is_no_data_set(ray_cluster, photos):
     write(photos / "train/ram/new.jpg", encode(5000))
     script = (
         "import os, ray, signal, sys\n"
-        "from datasets.prepare.prepare import prepare\n"
+        "from datasets.prepare import prepare\n"
         "from tests.test_datasets_prepare import Path, options\n"
         "prepare.write_manifest = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "ray.init(sys.argv[1])\n"
