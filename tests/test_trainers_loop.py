@@ -16,7 +16,7 @@ from datasets.shards import read_manifest
 from tests.support.data import WriteData
 from tests.support.small import small_training
 from tests.support.training import train_here
-from trainers import loop, metrics
+from trainers import loop, metrics, stops
 from trainers.config import (
     ClusterConfig,
     ComputeConfig,
@@ -176,7 +176,7 @@ def test_the_first_step_whose_gradient_is_not_finite_is_named_whatever_came_afte
     for finite in (1, 1, 0, 0):
         sums.add({"count": torch.tensor(8), "finite": torch.tensor(finite)})
 
-    assert loop.find_bad_step(sums, step=20, world_size=1) == 19
+    assert stops.find_bad_step(sums, step=20, world_size=1) == 19
 
 
 def test_a_run_names_the_step_at_which_it_diverged(
