@@ -72,3 +72,15 @@ class MemorySource(ShardSource):
         return read_chunk(
             chunk, ingest=self.ingest, seed=self.seed, train=self.train, memory=self.memory
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowSource(ShardSource):
+    """Images as a network sees them in evaluation, with their rows of the split.
+
+    Defined here, where no reader imports torch to unpickle it.
+    """
+
+    def read(self, chunk: Chunk) -> Iterator[pa.Table]:
+        (block,) = super().read(chunk)
+        yield block.append_column("row", pa.array(chunk.rows_N.astype("int32")))

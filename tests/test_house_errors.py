@@ -211,7 +211,7 @@ def test_a_checkpoint_of_another_class_count_is_refused(
 
     error = fails("trainers", "evaluate", "--run", tmp_path)
 
-    assert "its checkpoint knows 5 classes" in error and "has 3" in error
+    assert "its checkpoint has 5 classes" in error and "has 3" in error
     assert "no run folder there" in fails("trainers", "evaluate", "--run", tmp_path / "nowhere")
 
 

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from cluster.config import ClusterConfig
-from datasets.shards import read_manifest, write_manifest
+from datasets.shards import Manifest, read_manifest, write_manifest
 from tests.support.small import small_training
 from tests.support.training import train_here
 from trainers.config import FinetuneConfig, LossConfig, ModelConfig, OptimConfig, TrackConfig
@@ -67,9 +67,9 @@ class Mirror(RunMirror):
 
     opened: list[dict[str, Any]]
 
-    def __init__(self, config: FinetuneConfig, **options: Any) -> None:
+    def __init__(self, config: FinetuneConfig, manifest: Manifest, **options: Any) -> None:
         Mirror.opened.append(options)
-        super().__init__(config, **options)
+        super().__init__(config, manifest, **options)
 
     def close(self, **_: Any) -> str:
         return f"python -m trainers track sync {self._config.out}"

@@ -20,13 +20,17 @@ import pyarrow as pa
 import torch
 from torch import distributed
 
+from cluster.scaling import WorkerPlan
 from datasets import epochs
 from datasets.plan import Chunk
+from datasets.shards import read_manifest
+from datasets.sources import BatchSource
 from tests.support.data import write_shards
 from tests.support.small import small_training
 from trainers import loop
 from trainers.config import FinetuneConfig, ModelConfig, TrackConfig
 from trainers.feed import WorkerContext
+from trainers.prepare import Run
 from trainers.run.rows import read_rows
 
 WORKER_BATCH, STEPS_PER_EPOCH, NUM_EPOCHS = 4, 4, 2
@@ -52,8 +56,16 @@ def train_forked(config: FinetuneConfig, world_size: int, folder: str) -> dict[s
     out = Path(folder, f"ranks-{world_size}")
     out.mkdir()
     context = get_context("fork")
+    workers = WorkerPlan(
+        num_workers=world_size,
+        cpus_per_worker=1,
+        reader_cpus=1,
+        threads_per_worker=1,
+        use_gpu=False,
+    )
+    run = Run(config=config, manifest=read_manifest(config.data), workers=workers)
     ranks = [
-        context.Process(target=_train_rank, args=(config, rank, world_size, out))
+        context.Process(target=_train_rank, args=(run, rank, world_size, out))
         for rank in range(world_size)
     ]
     for rank in ranks:
@@ -71,7 +83,7 @@ def train_forked(config: FinetuneConfig, world_size: int, folder: str) -> dict[s
     }
 
 
-def _train_rank(config: FinetuneConfig, rank: int, world_size: int, out: Path) -> None:
+def _train_rank(run: Run, rank: int, world_size: int, out: Path) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo",
@@ -83,10 +95,8 @@ def _train_rank(config: FinetuneConfig, rank: int, world_size: int, out: Path) -
     epochs.join_executions = _read_here
     loop.broadcast_from_rank_zero = _broadcast
     sizes = _record_all_reduces()
-    worker = WorkerContext(
-        rank=rank, world_size=world_size, device=torch.device("cpu"), threads=1, reader_cpus=1
-    )
-    loop.train(config, worker, lambda row: None)
+    worker = WorkerContext(rank=rank, world_size=world_size, device=torch.device("cpu"), threads=1)
+    loop.train(run, worker, lambda row: None)
     counts = {"all_reduces": len(sizes), "all_reduced_bytes": sum(sizes)}
     distributed.barrier()
     (out / f"{rank:03d}.json").write_text(json.dumps(counts))
@@ -97,9 +107,9 @@ def _read_here(
     chunks: Iterable[Chunk], execute: Callable[..., Iterator[pa.Table]]
 ) -> Iterator[pa.Table]:
     """Run read tasks in this process, each when the block before is used up."""
-    read: Callable[[Chunk], Iterator[pa.Table]] = execute.keywords["read"]  # pyright: ignore
+    source: BatchSource = execute.keywords["source"]  # pyright: ignore
     for chunk in chunks:
-        yield from read(chunk)
+        yield from source.read(chunk)
 
 
 def _broadcast(value: Any) -> Any:

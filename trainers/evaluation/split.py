@@ -8,7 +8,7 @@ B images of a batch, H x W pixels, C channels, K classes; N images.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -27,7 +27,7 @@ from cluster.scaling import WorkerPlan, plan_workers
 from datasets.passes.inference import Workers, choose_block_images, run_chunks
 from datasets.plan import Chunk, EpochOrder, RowGroups
 from datasets.shards import Manifest, Split
-from datasets.sources import ShardSource
+from datasets.sources import RowSource, ShardSource
 from trainers.config import FinetuneConfig
 from trainers.inference.inference import Network
 from trainers.run.predictions import COLUMNS, Predictions, build_predictions
@@ -42,14 +42,6 @@ CPU_BATCH_SIZE, GPU_BATCH_SIZE = 8, 128
 in batches of 64."""
 CPU_THREADS = 2
 """Of each actor: threads of one process wait for each other after every layer."""
-
-
-class RowSource(ShardSource):
-    """Reads images as the network sees them in evaluation, with their rows of the split."""
-
-    def read(self, chunk: Chunk) -> Iterator[pa.Table]:
-        (block,) = super().read(chunk)
-        yield block.append_column("row", pa.array(chunk.rows_N.astype(np.int32)))
 
 
 class SplitPredictor:
