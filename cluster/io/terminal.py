@@ -23,7 +23,7 @@ from rich.text import Text
 
 QUIET_VAR = "THAW_QUIET"
 """Set by `--quiet`: print only results and warnings."""
-TELL_EVERY_S, DRAW_EVERY_S = 10.0, 1.0
+REPORT_EVERY_S, DRAW_EVERY_S = 10.0, 1.0
 DRAWING_SHARE = 0.05
 """Maximum share of the time spent drawing, however slow storage or terminal are."""
 
@@ -105,7 +105,7 @@ def count(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
         nonlocal told_s
         pace.reach(pace.done + number)
         now_s = time.monotonic()
-        if plain and now_s - told_s >= TELL_EVERY_S and pace.done < total:
+        if plain and now_s - told_s >= REPORT_EVERY_S and pace.done < total:
             told_s = now_s
             print(f"{what}: {', '.join(pace.describe(unit))}", file=sys.stderr, flush=True)
 
