@@ -3,13 +3,14 @@
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from datasets.shards import Manifest
 from trainers.config import NORMALIZATIONS, FinetuneConfig
 from trainers.feed import WorkerContext
 from trainers.mixing import build_mix
 from trainers.networks.backbones import find
-from trainers.state import autocast_dtype
+from trainers.state import autocast_dtype, place_model
 from trainers.step import StepSettings
 
 
@@ -44,3 +45,13 @@ def train_settings(
         mix=build_mix(config.loss, len(manifest.classes)),
         accumulation_steps=config.compute.accumulation_steps,
     )
+
+
+def prepare_inference(
+    model: nn.Module, config: FinetuneConfig, *, threads: int, use_gpu: bool
+) -> tuple[torch.device, StepSettings]:
+    """Move a network to the device of this process; return the device and the settings."""
+    torch.set_num_threads(threads)
+    device = torch.device("cuda" if use_gpu else "cpu")
+    place_model(model, config.compute, device)
+    return device, step_settings(config, device)

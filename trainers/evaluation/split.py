@@ -30,16 +30,13 @@ from datasets.shards import Manifest, Split
 from datasets.sources import RowSource, ShardSource
 from trainers.config import FinetuneConfig
 from trainers.inference.inference import Network
+from trainers.inference.prefix import CPU_BATCH_SIZE, GPU_BATCH_SIZE
 from trainers.run.predictions import COLUMNS, Predictions, build_predictions
-from trainers.settings import step_settings
-from trainers.state import place_model
+from trainers.settings import prepare_inference
 from trainers.step import StepSettings, eval_step, predict
 
 SMALL_SPLIT = 256
 """Images that are predicted in this process: fewer than actors would predict while they start."""
-CPU_BATCH_SIZE, GPU_BATCH_SIZE = 8, 128
-"""A CPU's caches hold few images: MobileNetV2 takes half the CPU time in batches of 8 that it takes
-in batches of 64."""
 CPU_THREADS = 2
 """Of each actor: threads of one process wait for each other after every layer."""
 
@@ -50,15 +47,15 @@ class SplitPredictor:
     def __init__(
         self, *, load: Callable[[], Network], tta: bool, threads: int, use_gpu: bool
     ) -> None:
-        torch.set_num_threads(threads)
         network = load()
-        self._device = torch.device("cuda" if use_gpu else "cpu")
         self._batch_size = GPU_BATCH_SIZE if use_gpu else CPU_BATCH_SIZE
         self._model = network.model
-        place_model(self._model, network.config.compute, self._device)
+        self._device, settings = prepare_inference(
+            self._model, network.config, threads=threads, use_gpu=use_gpu
+        )
         self._step = partial(
             eval_step,
-            settings=step_settings(network.config, self._device),
+            settings=settings,
             forward=predict_mirrored if tta else predict,
         )
 

@@ -30,8 +30,7 @@ from trainers.inference.config import InferenceConfig
 from trainers.networks.backbones import build, find, require_size
 from trainers.networks.initializers import initialize, pretrained_available
 from trainers.run.folder import load_best_model
-from trainers.settings import step_settings
-from trainers.state import place_model
+from trainers.settings import prepare_inference
 from trainers.step import predict
 
 IMAGENET_CLASSES = tuple(ResNet50_Weights.DEFAULT.meta["categories"])
@@ -124,12 +123,11 @@ class NetworkActor:
         threads: int,
         use_gpu: bool,
     ) -> None:
-        torch.set_num_threads(threads)
         loaded = ray.get(network)
-        self._device = torch.device("cuda" if use_gpu else "cpu")
         self._model = loaded.model
-        place_model(self._model, loaded.config.compute, self._device)
-        self._settings = step_settings(loaded.config, self._device)
+        self._device, self._settings = prepare_inference(
+            self._model, loaded.config, threads=threads, use_gpu=use_gpu
+        )
         self._to_columns, self._worker_batch_size = to_columns, worker_batch_size
 
     @torch.inference_mode()

@@ -20,9 +20,8 @@ from trainers.inference.features import pool
 from trainers.networks.backbones import build, find
 from trainers.networks.cut import before, build_prefix
 from trainers.networks.initializers import initialize
-from trainers.settings import step_settings
-from trainers.state import place_model
-from trainers.step import StepSettings, to_inputs
+from trainers.settings import prepare_inference, step_settings
+from trainers.step import to_inputs
 
 logger = logging.getLogger(__name__)
 
@@ -105,12 +104,11 @@ class PrefixActor:
         threads: int,
         use_gpu: bool,
     ) -> None:
-        torch.set_num_threads(threads)
         loaded = ray.get(network)
-        self._device = torch.device("cuda" if use_gpu else "cpu")
         self._stages = _Stages(loaded, depths)
-        place_model(self._stages, loaded.config.compute, self._device)
-        self._settings: StepSettings = step_settings(loaded.config, self._device)
+        self._device, self._settings = prepare_inference(
+            self._stages, loaded.config, threads=threads, use_gpu=use_gpu
+        )
         self._batch_size = GPU_BATCH_SIZE if use_gpu else CPU_BATCH_SIZE
 
     @torch.inference_mode()
