@@ -34,7 +34,7 @@ DRIVER_ENV = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about GPUs that are not there
     "RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES": "",  # .rayignore has them; silences a warning
-    # Those of Ray Data's own statistics, whose results nobody takes; ours are always taken.
+    # Errors of Ray Data's statistics actor, whose results are never read; ours always are.
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
     # Ray sizes the object store by the machine's (or container's) memory; this is its upper bound.
     "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(8 * 2**30),

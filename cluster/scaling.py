@@ -3,8 +3,8 @@
 Ray Data runs INSIDE the training's workers. Were every CPU reserved by workers, no read task could
 ever be scheduled and the stream would hang; so workers reserve half of a training's CPUs at most,
 and the other half is left to read tasks. Since no worker reserves more than half of an average
-node, a worker group fits on any mix of nodes. Elastic workers on CPUs reserve more, as
-`_fill_no_node` tells.
+node, a worker group fits on any mix of nodes. Elastic workers on CPUs reserve more: see
+`_fill_no_node`.
 """
 
 from dataclasses import dataclass, replace

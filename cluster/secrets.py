@@ -1,8 +1,8 @@
 """Keys and passwords, found before they are sent where others read them.
 
 The command of a job, its environment and its files are shown to everyone who may look at the
-cluster: on the dashboard, in `ray job list`, in a RayJob's manifest. What is found is told by its
-kind and place, never by its value.
+cluster: on the dashboard, in `ray job list`, in a RayJob's manifest. A secret is reported by its
+kind and file, never by its value.
 """
 
 import os
@@ -78,8 +78,8 @@ def refuse_secrets_in_files(
         UserError: where one holds a secret.
     """
     if found := list(find_in_files(files, known_secrets(environment))):
-        told = ", ".join(f"{path.relative_to(root)} holds {kind}" for path, kind in found[:3])
-        raise UserError(f"folder is {str(root)!r}: {told}; take it out of the file, and {REMEDY}")
+        shown = ", ".join(f"{path.relative_to(root)} holds {kind}" for path, kind in found[:3])
+        raise UserError(f"folder is {str(root)!r}: {shown}; take it out of the file, and {REMEDY}")
 
 
 def find_in_files(files: Sequence[Path], known: Mapping[str, str]) -> Iterator[tuple[Path, str]]:
@@ -90,7 +90,7 @@ def find_in_files(files: Sequence[Path], known: Mapping[str, str]) -> Iterator[t
 
 
 def find_secret(content: bytes, known: Mapping[str, str]) -> str | None:
-    """Return what kind of secret stands in `content`; known ones are told by their name."""
+    """Return the kind of secret in `content`, or the name of a known one."""
     for value, name in known.items():
         if value.encode() in content:
             return f"the value of {name}"

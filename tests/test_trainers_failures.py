@@ -101,10 +101,10 @@ time.sleep(60.0)
 def test_a_training_alone_is_watched_until_it_reports(
     ray_cluster: str, easy_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[object] = []
-    monkeypatch.setattr(Watchdog, "live", lambda self: told.append(self._timeout_s))
+    calls: list[object] = []
+    monkeypatch.setattr(Watchdog, "live", lambda self: calls.append(self._timeout_s))
     for name in ("rest", "close"):
-        monkeypatch.setattr(Watchdog, name, lambda self: told.append("rest"))
+        monkeypatch.setattr(Watchdog, name, lambda self: calls.append("rest"))
     config = small_training(
         easy_data,
         str(tmp_path),
@@ -112,13 +112,13 @@ def test_a_training_alone_is_watched_until_it_reports(
         model=ModelConfig(backbone="lenet5", init="he"),
         cluster=ClusterConfig(num_workers=0, hang_timeout_s=77.0),
     )
-    train_here(config, report=lambda row: told.append("report"))
+    train_here(config, report=lambda row: calls.append("report"))
 
-    reports = [at for at, what in enumerate(told) if what == "report"]
-    assert len(reports) == 2 and all(told[at - 1] == "rest" for at in reports)
-    first, second = told[: reports[0]], told[reports[0] : reports[1]]
+    reports = [at for at, what in enumerate(calls) if what == "report"]
+    assert len(reports) == 2 and all(calls[at - 1] == "rest" for at in reports)
+    first, second = calls[: reports[0]], calls[reports[0] : reports[1]]
     assert first.count(77.0) == second.count(77.0) + 1 > 3  # batches of both feeds; its start
-    assert told[-1] == "rest" and set(told) == {77.0, "rest", "report"}
+    assert calls[-1] == "rest" and set(calls) == {77.0, "rest", "report"}
 
 
 def test_what_the_user_set_wins(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -310,13 +310,13 @@ def test_float16_scales_the_loss_and_skips_a_step_that_overflows():
     assert scaler.get_scale() < 2.0**40 and not torch.equal(model.state_dict()["fc.weight"], before)
 
 
-def test_a_gradient_that_is_not_finite_is_told():
+def test_a_gradient_that_is_not_finite_is_reported():
     model = with_head(nn.Linear(3 * 32 * 32, 8), nn.Flatten())
     images_BHWC, labels_B = random_batch(8)
     settings = settings_of(OptimConfig(optimizer="sgd"))
-    told = [train_step(model, sgd(model, 1e38), images_BHWC, labels_B, settings=settings)]
-    told.append(train_step(model, sgd(model), images_BHWC, labels_B, settings=settings))
-    assert [bool(sums["finite"]) for sums in told] == [True, False]
+    steps = [train_step(model, sgd(model, 1e38), images_BHWC, labels_B, settings=settings)]
+    steps.append(train_step(model, sgd(model), images_BHWC, labels_B, settings=settings))
+    assert [bool(sums["finite"]) for sums in steps] == [True, False]
 
 
 @pytest.mark.parametrize("alphas", [{"mixup_alpha": 1.0}, {"cutmix_alpha": 1.0}])

@@ -35,7 +35,7 @@ class EpochSums:
 
     def add(self, step_metrics: Mapping[str, Tensor]) -> None:
         """Add what `train_step` returned; waits for no device."""
-        # Once false it stays so: the number of finite steps then tells the first bad one.
+        # Once false it stays so: the number of finite steps gives the first bad one.
         self._finite &= step_metrics["finite"]
         self._sums.add({**step_metrics, "finite": self._finite})
         peak_norm = step_metrics[metrics.PEAK_NORM]

@@ -181,7 +181,7 @@ def _forward(network: nn.Module, inputs: Tensor, settings: StepSettings) -> tupl
 def _loss(
     network: nn.Module, images: Tensor, labels_B: Tensor, settings: StepSettings
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the sum of the images' losses, and what `train_step` tells of a batch."""
+    """Return the sum of the images' losses, and the metrics of the batch."""
     inputs = to_inputs(images, settings)
     count = (labels_B != IGNORE_INDEX).sum()
     targets, hard_targets_B = labels_B, labels_B
@@ -190,7 +190,7 @@ def _loss(
         hard_targets_B = torch.where(labels_B != IGNORE_INDEX, targets.argmax(1), IGNORE_INDEX)
     logits_BK, *aux_logits = _forward(network, inputs, settings)
     loss_sum = _cross_entropy_sum(logits_BK, targets, settings)
-    told = {
+    step_metrics = {
         "count": count,
         "lost": len(labels_B) - count,
         "loss_sum": loss_sum.detach(),
@@ -198,7 +198,7 @@ def _loss(
     }
     for aux_logits_BK in aux_logits:
         loss_sum = loss_sum + AUX_WEIGHT * _cross_entropy_sum(aux_logits_BK, targets, settings)
-    return loss_sum, told
+    return loss_sum, step_metrics
 
 
 def _cross_entropy_sum(logits_BK: Tensor, targets: Tensor, settings: StepSettings) -> Tensor:

@@ -61,8 +61,8 @@ def judge_versions(answers: Replies, ours: Mapping[str, str]) -> list[CheckResul
         text = f"not installed: {', '.join(missing)}"
         findings.append(fail("versions", text, "`pip install -e .` in Thaw's root"))
     if not findings:
-        told = ", ".join(f"{name} {ours[name]}" for name in ("python", "ray", "torch"))
-        rest = f"{told} and {len(ours) - 3} packages"
+        shown = ", ".join(f"{name} {ours[name]}" for name in ("python", "ray", "torch"))
+        rest = f"{shown} and {len(ours) - 3} packages"
         findings.append(ok("versions", f"{rest}, the same on {_count(good)}"))
     return findings
 

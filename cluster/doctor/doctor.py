@@ -125,7 +125,7 @@ def _measure_clocks(probes_of_nodes: NodeProbes) -> Replies:
 
 
 def _measure_clock(probes_of_nodes: NodeProbes, node: str) -> float | ProbeError:
-    """Return by how many seconds a node's clock is ahead: of some answers, the soonest tells."""
+    """Return by how many seconds a node's clock is ahead, by the fastest of some replies."""
     soonest = (inf, 0.0)
     for _ in range(CLOCK_ROUNDS):
         asked_s = probes.read_clock()

@@ -54,8 +54,8 @@ def group(texts: Mapping[str, str]) -> dict[str, list[str]]:
 
 def list_names(names: Sequence[str]) -> str:
     """Write the first names: `a, b, c and 5 more`."""
-    told = ", ".join(names[:MAX_NAMES])
-    return told if len(names) <= MAX_NAMES else f"{told} and {len(names) - MAX_NAMES} more"
+    shown = ", ".join(names[:MAX_NAMES])
+    return shown if len(names) <= MAX_NAMES else f"{shown} and {len(names) - MAX_NAMES} more"
 
 
 def shorten(error: object) -> str:

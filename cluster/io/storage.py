@@ -158,7 +158,7 @@ def absolute(uri: str, field: str) -> str:
 
     Raises:
         UserError: for a relative path in a job of `ray job submit`, where it would name a place in
-            the job's copy of the working folder, which nobody keeps; and for an empty one.
+            the job's copy of the working folder, which is deleted; and for an empty one.
     """
     if not uri.strip():
         raise UserError(f"{field} is {uri!r}: give a path or a URI")

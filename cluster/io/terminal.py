@@ -70,12 +70,12 @@ class Pace:
     def describe(self, unit: str) -> list[str]:
         """Write what is known: `3 of 9 images`, `1.5 images/s`, `4 s left`."""
         rate, left_s = self.rate(), self.left_s()
-        told = [f"{self.done} of {self.total} {unit}"]
+        parts = [f"{self.done} of {self.total} {unit}"]
         if rate is not None:
-            told.append(describe_rate(rate, unit))
+            parts.append(describe_rate(rate, unit))
         if left_s is not None:
-            told.append(f"{describe_s(left_s)} left")
-        return told
+            parts.append(f"{describe_s(left_s)} left")
+        return parts
 
 
 def describe_rate(rate: float, unit: str) -> str:
@@ -98,25 +98,25 @@ def count(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
         What the body calls with the number of units it has done since the last call.
     """
     pace, console = Pace(total), open_console()
-    told_s = time.monotonic()
+    reported_s = time.monotonic()
     plain = not is_quiet() and not console.is_interactive
 
     def advance(number: int) -> None:
-        nonlocal told_s
+        nonlocal reported_s
         pace.reach(pace.done + number)
         now_s = time.monotonic()
-        if plain and now_s - told_s >= REPORT_EVERY_S and pace.done < total:
-            told_s = now_s
+        if plain and now_s - reported_s >= REPORT_EVERY_S and pace.done < total:
+            reported_s = now_s
             print(f"{what}: {', '.join(pace.describe(unit))}", file=sys.stderr, flush=True)
 
     with show(lambda: draw_bar(what, pace.done, total, pace.describe(unit)), console):
         yield advance
 
 
-def draw_bar(what: str, done: int, total: int, told: list[str]) -> Table:
-    """Lay out one line: what is done, a bar, and what there is to tell."""
+def draw_bar(what: str, done: int, total: int, details: list[str]) -> Table:
+    """Lay out one line: what is done, a bar and details."""
     drawn = ProgressBar(total=max(1, total), completed=done, width=20)
-    return draw_rows([[Text(what, "bold"), drawn, *told]], shrinks=1)
+    return draw_rows([[Text(what, "bold"), drawn, *details]], shrinks=1)
 
 
 def draw_rows(cells: Sequence[Sequence[RenderableType]], *, shrinks: int) -> Table:

@@ -19,7 +19,7 @@ def check_command(words: Sequence[str]) -> Any:
 
     Raises:
         UserError: where it is no room's command, or has a path that means nothing in a job.
-        SystemExit: from the room's own parser, which tells what is wrong.
+        SystemExit: from the room's own parser, which prints the reason.
     """
     if len(words) < 3 or not _PYTHON.fullmatch(words[0]) or words[1] != "-m":
         raise UserError(

@@ -93,8 +93,8 @@ class JobServer:
         if details is None:
             raise UserError(
                 f"job is {job!r}: {self.address} knows none of this name; "
-                f"`python -m cluster status{self.option}` lists its jobs (a head that was started "
-                "anew has forgotten them)"
+                f"`python -m cluster status{self.option}` lists its jobs (a restarted head has "
+                "lost them)"
             )
         return details
 

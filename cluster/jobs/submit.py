@@ -104,11 +104,11 @@ def find_versions() -> dict[str, str]:
 def refuse_other_versions(server: JobServer, name: str, reconnect_s: float) -> None:
     """Compare the head's versions with this machine's, by a job that prints them.
 
-    The job server tells Ray's version alone. The job stays in the list: one that is deleted comes
+    The job server only knows Ray's version. The job stays in the list: one that is deleted comes
     back without its command, when Ray writes down how it ended.
 
     Raises:
-        UserError: where they differ, or the head can't tell.
+        UserError: where they differ, or the head does not print them.
     """
     ours = find_versions()
     _compare(server, {"ray": server.ray_version}, {"ray": ours["ray"]})
@@ -127,7 +127,7 @@ def refuse_other_versions(server: JobServer, name: str, reconnect_s: float) -> N
     if job.driver_exit_code != 0:
         last = (log or job.message or "nothing was printed").strip().splitlines()[-1]
         raise UserError(
-            f"check_versions: the head's `python` can't tell its versions ({last}); start Ray "
+            f"check_versions: the head's `python` does not print its versions ({last}); start Ray "
             "where the packages of pyproject.toml are on PATH, or say --no-check-versions"
         )
     _compare(server, json.loads(log.splitlines()[-1]), ours)
