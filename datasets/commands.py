@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 from datasets.config import BenchConfig, InfoConfig, PrepareConfig, PreviewConfig
-from datasets.shards import read_manifest, read_quarantine
+from datasets.shards import UNUSED, read_manifest, read_quarantine
 
 
 def run_prepare(config: PrepareConfig) -> None:
@@ -38,6 +38,9 @@ def run_info(config: InfoConfig) -> None:
     if manifest.num_quarantined:
         tally = tally_reasons(read_quarantine(config.data)["reason"].to_pylist())
     console.print(f"left out     {tally}")
+    if manifest.num_unused:
+        reasons = read_quarantine(config.data, UNUSED)["reason"].to_pylist()
+        console.print(f"not used     {tally_reasons(reasons)}")
 
 
 def run_preview(config: PreviewConfig) -> None:

@@ -59,7 +59,8 @@ class PrepareConfig:
     root: Annotated[str | None, URI] = None
     """URI of the source's folder or Parquet files; not used by `synthetic`."""
     test_root: Annotated[str | None, URI] = None
-    """URI of the test images, where they are not below `root` (folder, parquet)."""
+    """URI of the test images, where they are not below `root` (folder, parquet). Without `root` the
+    data set has test images alone, for `evaluate --data`."""
     val_fraction: float = 0.15
     """Share of each class' training images set aside for validation, chosen by content hash."""
     short_side_px: Annotated[int, IN_FINGERPRINT] = 256
@@ -93,7 +94,9 @@ class PrepareConfig:
         require_at_least("row_group_size", self.row_group_size, 1)
         require_at_least("shard_mib", self.shard_mib, 1)
         require(
-            self.source == "synthetic" or self.root is not None,
+            self.source == "synthetic"
+            or self.root is not None
+            or (self.test_root is not None and self.source != "stanford"),
             "root",
             self.root,
             f"source {self.source} needs the images: give --root URI",

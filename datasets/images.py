@@ -11,6 +11,7 @@ import zlib
 import cv2
 import numpy as np
 import simplejpeg
+import xxhash
 from PIL import Image, ImageOps
 
 from cluster.io.errors import UserError
@@ -76,6 +77,21 @@ def to_jpeg(
 ) -> bytes:
     """Validate an image and return it as a JPEG whose short side is at most `short_side_px`.
 
+    As `convert`, without the pixels.
+    """
+    return convert(content, short_side_px=short_side_px, box=box, box_margin=box_margin)[0]
+
+
+def convert(
+    content: bytes,
+    *,
+    short_side_px: int,
+    box: tuple[int, int, int, int] | None = None,
+    box_margin: float = 0.0,
+) -> tuple[bytes, np.ndarray]:
+    """Validate an image; return a JPEG whose short side is at most `short_side_px`, and the pixels
+    of the whole image as `load_image` does.
+
     A baseline RGB JPEG that needs no change keeps its bytes. A JPEG that Pillow decodes and the
     stricter decoder of the stream refuses is encoded again.
 
@@ -89,12 +105,20 @@ def to_jpeg(
     image_HWC, is_plain_jpeg = _load(content)
     keeps_size = box is None and min(image_HWC.shape[:2]) <= short_side_px
     if is_plain_jpeg and keeps_size and _decodes_strictly(content):
-        return content
+        return content, image_HWC
+    kept_HWC = image_HWC
     if box is not None:
-        image_HWC = _crop(image_HWC, box, box_margin)
-        if is_too_thin(*image_HWC.shape[:2]):
+        kept_HWC = _crop(image_HWC, box, box_margin)
+        if is_too_thin(*kept_HWC.shape[:2]):
             raise BadImage(f"too thin: its box's sides differ more than {MAX_ASPECT} times")
-    return encode_jpeg(_bound_short_side(image_HWC, short_side_px))
+    return encode_jpeg(_bound_short_side(kept_HWC, short_side_px)), image_HWC
+
+
+def identify_pixels(image_HWC: np.ndarray) -> int:
+    """Return a non-negative int64 that is the same for the same pixels, whatever file has them."""
+    hashed = xxhash.xxh3_64(np.ascontiguousarray(image_HWC).data)
+    hashed.update(struct.pack("<ii", *image_HWC.shape[:2]))
+    return hashed.intdigest() & (2**63 - 1)
 
 
 def _decodes_strictly(jpeg: bytes) -> bool:

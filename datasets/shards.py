@@ -3,6 +3,7 @@
 OUT/manifest.json           written last: without it there is no data set
 OUT/{train,val,test}/part-00000-<id>.parquet
 OUT/quarantine.parquet      path and reason of every image left out
+OUT/unused.parquet          path and reason of files that are no images of it, where there are any
 """
 
 import json
@@ -22,6 +23,7 @@ from cluster.io.records import damaged, parse_json
 
 SCHEMA_VERSION = 2
 SPLITS = ("train", "val", "test")
+UNUSED = "unused.parquet"
 TRAIN_AND_VAL = "train+val"
 """Both as one split, for a training without validation."""
 SHARD_SCHEMA = pa.schema(
@@ -78,21 +80,28 @@ class Manifest:
     """The PrepareConfig that made it."""
     source_version: str = ""
     """Hash of the source's paths, sizes and modification times."""
+    num_unused: int = 0
+    """Files of the source that are no images of the data set."""
     schema_version: int = SCHEMA_VERSION
 
     def split(self, name: str) -> Split:
-        """Return a split; TRAIN_AND_VAL is val after train.
+        """Return a split; TRAIN_AND_VAL is val, if there is one, after train.
 
         Raises:
             UserError: where the data set has none of that name.
         """
-        names = name.split("+")
-        if not set(names) <= set(self.splits):
+        names = ("train", "val") if name == TRAIN_AND_VAL else (name,)
+        if names[0] not in self.splits:
+            remedy = "prepare it again with images of that split"
+            if name == "val":
+                remedy = (
+                    "no class has a training image to spare for one: train with --train-on "
+                    "train+val, or prepare it again with more images"
+                )
             raise UserError(
-                f"split is {name!r}: this data set has {', '.join(self.splits)}; "
-                "prepare it again with the missing images"
+                f"split is {name!r}: this data set has {', '.join(self.splits)}; {remedy}"
             )
-        splits = [self.splits[part] for part in names]
+        splits = [self.splits[part] for part in names if part in self.splits]
         return Split(
             shards=tuple(shard for split in splits for shard in split.shards),
             class_counts=tuple(map(sum, zip(*(s.class_counts for s in splits), strict=True))),
@@ -106,13 +115,13 @@ def write_manifest(uri: str, manifest: Manifest) -> None:
     )
 
 
-def read_quarantine(uri: str) -> pa.Table:
-    """Read path and reason of every image that a data set left out.
+def read_quarantine(uri: str, name: str = "quarantine.parquet") -> pa.Table:
+    """Read path and reason of every image that a data set left out, or of files unused.
 
     Raises:
         UserError: where the file is missing, or damaged.
     """
-    file = storage.join(uri, "quarantine.parquet")
+    file = storage.join(uri, name)
     try:
         table = storage.read_parquet(file)
         table = table.select(QUARANTINE_SCHEMA.names).cast(QUARANTINE_SCHEMA)

@@ -2,6 +2,8 @@ import random
 from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from datasets.prepare.partition import (
     assign_splits,
@@ -112,3 +114,63 @@ def test_fingerprint_follows_content_not_order():
 def test_reasons_are_tallied_without_their_detail():
     reasons = ["truncated: 3 bytes", "not an image", "truncated: 9 bytes"]
     assert tally_reasons(reasons) == "2 truncated, 1 not an image"
+
+
+@pytest.mark.parametrize(
+    ("rows", "kept"),
+    [
+        pytest.param(["train 0 1 9", "test 0 2 9"], {2}, id="in test"),
+        pytest.param(["train 0 1 9", "val 0 2 9"], {2}, id="in val"),
+        pytest.param(["train 0 2 9", "train 0 1 9"], {1}, id="twice in train"),
+        pytest.param(["train 0 1 9", "train 1 2 9"], set(), id="under two classes"),
+        pytest.param(["val 0 1 9", "test 1 2 9", "train 0 3 9"], {2}, id="in all three"),
+        pytest.param(["test 0 1 9", "test 0 2 9"], {1, 2}, id="test stays whole"),
+    ],
+)
+def test_the_same_pixels_in_other_bytes_are_in_one_split(rows, kept):
+    """Each row: split, class, image id, pixel id."""
+    for order in (rows, rows[::-1]):
+        splits, *numbers = zip(*(row.split() for row in order), strict=True)
+        labels, image_ids, pixel_ids = ([int(n) for n in column] for column in numbers)
+        _, reasons = assign_splits(splits, labels, image_ids, 0.15, pixel_ids=pixel_ids)
+        assert {i for i, reason in zip(image_ids, reasons, strict=True) if reason is None} == kept
+
+
+@st.composite
+def many_images(draw):
+    """Images with few pixel ids and groups, so that many are the same or belong together."""
+    row = st.tuples(
+        st.sampled_from(("train", "train", "val", "test")),
+        st.integers(0, 2),
+        st.integers(0, 15),
+        st.sampled_from((None, "a", "b", "c", "d")),
+    )
+    rows = draw(st.lists(row, min_size=1, max_size=40))
+    if draw(st.booleans()):
+        rows = [("train" if split == "val" else split, *rest) for split, *rest in rows]
+    return [(*row, number) for number, row in enumerate(rows)]
+
+
+@given(many_images(), st.randoms())
+def test_no_pixels_and_no_group_are_in_two_splits(rows, shuffle):
+    results = []
+    for _ in range(2):
+        splits, labels, pixel_ids, groups, image_ids = zip(*rows, strict=True)
+        assigned, reasons = assign_splits(
+            splits, labels, image_ids, 0.3, pixel_ids=pixel_ids, groups=groups
+        )
+        kept = [i for i, reason in enumerate(reasons) if reason is None]
+        for key in (pixel_ids, groups):
+            splits_of = {}
+            for i in kept:
+                if key[i] is not None:
+                    splits_of.setdefault(key[i], set()).add(assigned[i])
+            assert all(len(found) == 1 for found in splits_of.values())
+        for i, split in enumerate(splits):
+            assert split != "test" or (assigned[i], reasons[i]) == ("test", None)
+        if "val" not in splits:
+            for label in {labels[i] for i in kept if assigned[i] == "val"}:
+                assert any(labels[i] == label and assigned[i] == "train" for i in kept)
+        results.append({image_ids[i]: assigned[i] for i in kept})
+        shuffle.shuffle(rows)
+    assert results[0] == results[1]

@@ -66,6 +66,40 @@ def test_test_root_lies_apart(tmp_path):
     assert list(listing.read(listing.references))[-1] == b"held_out/b/3"
 
 
+def test_test_images_alone(tmp_path):
+    write_files(tmp_path, "test/a/1", "field/b/2", "field/.x")
+    listings = [
+        list_source("folder", tmp_path / "test"),
+        SOURCES["folder"](
+            PrepareConfig(source="folder", test_root=str(tmp_path / "field"), out="/unused")
+        ),
+    ]
+    assert [placed(listing) for listing in listings] == [
+        {("train", "a", "1")},
+        {("test", "b", "2")},
+    ]
+    assert listings[1].unused == ((f"{tmp_path}/field/.x", "hidden"),)
+
+
+def test_links_between_albums_are_followed_once(tmp_path):
+    write_files(tmp_path, "photos/a/1", "photos/b/x/2", "elsewhere/3", "elsewhere/deep/4")
+    photos = tmp_path / "photos"
+    (photos / "a/up").symlink_to("..")
+    (photos / "a/of b").symlink_to("../b/x")
+    (photos / "b/more").symlink_to(tmp_path / "elsewhere")
+    (photos / "b/again").symlink_to(tmp_path / "elsewhere")
+    (photos / "b/copy").symlink_to("../a/1")
+    listing = list_source("folder", photos)
+    found = placed(listing)
+    assert found == {("train", c, f) for c, f in ("a1", "b2", "b3", "b4", ("b", "copy"))}
+    assert len(listing.references) == 5
+    assert {(path.rsplit("/", 1)[1], reason) for path, reason in listing.unused} >= {
+        ("up", "a link to a folder of the source"),
+        ("of b", "a link to a folder of the source"),
+    }
+    assert len(listing.unused) == 3
+
+
 def test_folder_version_follows_the_files(tmp_path):
     write_files(tmp_path, "a/1", "b/2")
     before = list_source("folder", tmp_path).version
@@ -133,6 +167,23 @@ def test_stanford_keeps_the_official_split_and_boxes(stanford):
     assert list(listing.read(listing.references))[-1] == b"cars_test/1.jpg"
 
 
+def test_stanford_in_the_doubled_folders_of_an_archive(stanford):
+    write_annotations(
+        stanford / "devkit/cars_test_annos_withlabels.mat", [(7, 8, 9, 10, 1, "1.jpg")]
+    )
+    write_files(stanford, "cars_train/3.jpg")
+    for name in ("cars_train", "devkit"):
+        (stanford / name).rename(stanford / "moved")
+        (stanford / name).mkdir()
+        (stanford / "moved").rename(stanford / name / name)
+    listing = list_source("stanford", stanford)
+    assert len(list(listing.read(listing.references))) == 3
+    assert not any(isinstance(found, BadImage) for found in listing.read(listing.references))
+    assert [(path[-5:], reason) for path, reason in listing.unused] == [
+        ("3.jpg", "no annotation in devkit/")
+    ]
+
+
 def test_stanford_without_test_labels_says_what_to_do(stanford):
     with pytest.raises(ValueError, match=r"put cars_test_annos_withlabels\.mat into devkit/"):
         list_source("stanford", stanford)
@@ -189,6 +240,101 @@ def test_parquet_of_hugging_face(tmp_path):
         ("train", 0),
         ("train", 1),
     ]
+
+
+def labelled(listing):
+    """Class name of each row, by file."""
+    found = {}
+    for row in listing.references.to_pylist():
+        name = listing.classes[row["label"]] if row["label"] >= 0 else None
+        found.setdefault(row["file"].rsplit("/", 1)[-1].split("-")[0], []).append(name)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("files", "classes"),
+    [
+        pytest.param(
+            {"train": ([0, 1, 2], ["a", "b", "c"]), "test": ([0, 1, 2], ["b", "c", "a"])},
+            ("a", "b", "c"),
+            id="another order",
+        ),
+        pytest.param(
+            {"train": ([0, 1], ["b", "a"]), "test": ([0, -1], ["a"])}, ("b", "a"), id="fewer"
+        ),
+        pytest.param(
+            {"train": ([1, 0], ["a", "b"]), "test": ([2, 0], ["c", "a", "b"])},
+            ("a", "b", "c"),
+            id="more",
+        ),
+        pytest.param(
+            {"train": (["b", "a"], None), "test": ([0, 1], ["b", "a"])},
+            ("b", "a"),
+            id="names beside numbers that are named",
+        ),
+        pytest.param(
+            {"train": ([0, 1], ["Zoe\u0308", "Škoda"]), "test": ([0, 1], ["Škoda", "Zoë"])},
+            ("Zoë", "Škoda"),
+            id="another spelling, in another language's order",
+        ),
+        pytest.param(
+            {"train": ([3, 7], None), "test": ([7, 3], None)}, ("3", "7"), id="numbers alone"
+        ),
+    ],
+)
+def test_parquet_labels_are_matched_by_name(tmp_path, files, classes):
+    for split, (labels, names) in files.items():
+        write_parquet(tmp_path / f"{split}-0.parquet", labels, names=names)
+    listing = list_source("parquet", tmp_path)
+    assert listing.classes == classes
+    spelled = {"Zoe\u0308": "Zoë"}
+    assert labelled(listing) == {
+        split: [
+            None if v == -1 else spelled.get(names[v], names[v]) if names else str(v)
+            for v in labels
+        ]
+        for split, (labels, names) in files.items()
+    }
+
+
+def test_parquet_names_in_one_file_and_numbers_in_another(tmp_path):
+    write_parquet(tmp_path / "train-0.parquet", [0, 1], names=["a", "b"])
+    write_parquet(tmp_path / "test-0.parquet", [0, 1])
+    with pytest.raises(ValueError, match=r"train-0\.parquet and .*test-0\.parquet"):
+        list_source("parquet", tmp_path)
+
+
+def test_parquet_files_that_are_not_used_are_named(tmp_path):
+    for name in ("train", "test", "unsupervised"):
+        write_parquet(tmp_path / f"data/{name}-00000-of-00001.parquet", [0, 1])
+    write_files(tmp_path, "README.md", "data/._train-00000-of-00001.parquet", ".cache/x.parquet")
+    listing = list_source("parquet", tmp_path)
+    assert {(path.rsplit("/", 1)[1], reason) for path, reason in listing.unused} == {
+        ("unsupervised-00000-of-00001.parquet", "of a split that is not train, val or test"),
+        ("README.md", "not a Parquet file"),
+        ("._train-00000-of-00001.parquet", "hidden"),
+        ("x.parquet", "hidden"),
+    }
+    assert len(listing.references) == 4
+
+
+def test_parquet_rows_of_a_damaged_row_group(tmp_path):
+    """Of the images, of the labels, and of the images' own names."""
+    file = tmp_path / "cars.parquet"
+    labels = ["a", "b"] * 6
+    write_parquet(file, labels, row_group_size=4, compression="none", use_dictionary=False)
+    metadata, content = pq.read_metadata(file), bytearray(file.read_bytes())
+    for group, name in enumerate(("image.bytes", "image.path", "label")):
+        columns = (metadata.row_group(group).column(i) for i in range(3))
+        start = next(c.data_page_offset for c in columns if c.path_in_schema == name)
+        content[start : start + 16] = b"\xff" * 16
+    file.write_bytes(content)
+    listing = list_source("parquet", file)
+    read = list(listing.read(listing.references))
+    assert [isinstance(found, BadImage) for found in read] == [True] * 4 + [False] * 8
+    assert listing.references["label"].to_pylist() == [0, 1] * 4 + [-1] * 4
+    names = [path.rsplit("#", 1)[1] for path in listing.references["path"].to_pylist()]
+    assert names[3:9] == ["3/3.jpg", "4", "5", "6", "7", "8/8.jpg"]
 
 
 def test_parquet_rows_come_back_in_the_order_of_the_references(tmp_path):

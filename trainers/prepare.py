@@ -136,7 +136,7 @@ def check(config: FinetuneConfig, manifest: Manifest, *, resumes: bool = False) 
     Raises:
         UserError: naming the field, the value and the remedy.
     """
-    for split in ("train", "val"):
+    for split in ("train", "val") if config.validates else ("train",):
         manifest.split(split)
     num_images = manifest.split(config.train_on).num_images
     require(

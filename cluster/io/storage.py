@@ -120,10 +120,10 @@ def explaining(uri: str) -> Iterator[None]:
         raise _missing(uri) from error
     except OSError as error:
         raise UserError(_explain(uri, error)) from error
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"URI {uri!r}: {error.object!r} there is no name in UTF-8; rename it"
-        ) from None
+    except UnicodeError as error:
+        name = getattr(error, "object", b"")
+        name = os.fsencode(name) if isinstance(name, str) else name
+        raise UserError(f"URI {uri!r}: {name!r} there is no name in UTF-8; rename it") from None
 
 
 def _explain(uri: str, error: OSError) -> str:

@@ -1,6 +1,5 @@
 """Images without labels: a folder of any depth, Parquet files, a prepared data set."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -13,17 +12,22 @@ from cluster.io import storage
 from cluster.io.errors import require
 from datasets.images import BadImage
 from datasets.plan import Chunk, RowGroup
-from datasets.prepare.listing import Reader, find_broken_links, read_files
+from datasets.prepare.layout import find_system_name
+from datasets.prepare.listing import Reader, read_files, walk
 from datasets.prepare.parquet import (
     check_image_column,
     is_parquet,
     open_parquet,
+    read_column,
+    read_own_paths,
     read_rows,
     refer_to_rows,
 )
 from datasets.read import rows_of_shards
 from datasets.shards import SPLITS, is_prepared, read_manifest
 
+KEY = "key:"
+"""Begins the names of columns of references that results carry."""
 _BESIDE_PARQUET = (".md", ".txt", ".json", ".jsonl", ".csv", ".yaml", ".yml", "_success", "license")
 """Endings of other files that data sets of Parquet files contain."""
 
@@ -35,7 +39,7 @@ class Collection:
     kind: str
     """Of the images, for messages."""
     references: pa.Table
-    """`path` (for messages) and the columns that `read` needs."""
+    """`path` (for messages), the columns that `read` needs, and those that begin with KEY."""
     read: Reader
     """Runs in the tasks: yields the contents of references in order."""
 
@@ -90,18 +94,14 @@ def _list_files(uri: str) -> list[fs.FileInfo]:
     file_system, path = storage.resolve(uri)
     with storage.explaining(uri):
         info = file_system.get_file_info(path)
-        if info.type == fs.FileType.File:
-            return [info]
-        selector = fs.FileSelector(path, recursive=True, allow_not_found=True)
-        below = sorted(file_system.get_file_info(selector), key=lambda info: info.path)
-    if isinstance(file_system, fs.LocalFileSystem):
-        for folder, _, names in os.walk(path):
-            below += find_broken_links(folder, names)
+    if info.type == fs.FileType.File:
+        return [info]
+    found = walk("images", uri) if info.type == fs.FileType.Directory else {}
     files = [
         info
-        for info in sorted(below, key=lambda info: info.path)
-        if info.type != fs.FileType.Directory
-        and not any(part.startswith(".") for part in info.path[len(path) :].split("/"))
+        for path, info in found.items()
+        if info.type not in (fs.FileType.Directory, fs.FileType.Unknown)
+        and find_system_name(path.split("/")) is None
     ]
     require(bool(files), "images", uri, "there is no file; check the path")
     return files
@@ -112,12 +112,29 @@ def _list_parquet(uri: str, files: list[fs.FileInfo], image_column: str) -> Coll
     for info in files:
         file = open_parquet("images", uri, info.path)
         check_image_column(file.schema_arrow, info.path, image_column)
-        tables.append(refer_to_rows(file, uri, info.path))
+        own = read_own_paths(file, image_column)
+        names = [path or f"{info.path}#{row}" for row, path in enumerate(own)]
+        rows = refer_to_rows(file, uri, info.path, names)
+        for name in _find_keys(file.schema_arrow, image_column):
+            rows = rows.append_column(KEY + name, [read_column(file, name)])
+        tables.append(rows)
     return Collection(
         kind="Parquet rows",
-        references=pa.concat_tables(tables),
-        read=partial(_read_parquet, image_column=image_column),
+        references=pa.concat_tables(tables, promote_options="permissive"),
+        read=partial(read_rows, image_column=image_column),
     )
+
+
+def _find_keys(schema: pa.Schema, image_column: str) -> list[str]:
+    """Return the columns of scalars beside the image: ids, names and labels."""
+    return [
+        field.name
+        for field in schema
+        if field.name != image_column
+        and not pa.types.is_nested(field.type)
+        and not pa.types.is_binary(field.type)
+        and not pa.types.is_large_binary(field.type)
+    ]
 
 
 def _list_prepared(uri: str, split: str | None) -> Collection:
@@ -148,19 +165,6 @@ def _split_by_row_group(references: pa.Table) -> Iterator[pa.Table]:
         if end == len(keys) or keys[end] != keys[start]:
             yield references.slice(start, end - start)
             start = end
-
-
-def _read_parquet(references: pa.Table, *, image_column: str) -> Iterator[bytes | BadImage]:
-    """Read rows; the rest of a row group that can't be read comes as bad images."""
-    for group in _split_by_row_group(references):
-        num_read = 0
-        try:
-            for content in read_rows(group, image_column=image_column):
-                yield content
-                num_read += 1
-        except (OSError, pa.ArrowException) as error:
-            reason = f"unreadable: its row group can't be read ({error})"
-            yield from [BadImage(reason)] * (len(group) - num_read)
 
 
 def _read_prepared(references: pa.Table) -> Iterator[bytes | BadImage]:

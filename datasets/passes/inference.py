@@ -33,7 +33,7 @@ from cluster.io.progress import collect
 from datasets.augment import augment, view
 from datasets.epochs import EpochsDatasource
 from datasets.images import BadImage, load_image
-from datasets.passes.collection import Collection
+from datasets.passes.collection import KEY, Collection
 from datasets.plan import Chunk
 from datasets.prepare.listing import Reader
 from datasets.shards import QUARANTINE_SCHEMA
@@ -227,7 +227,8 @@ def load_views(references: pa.Table, *, read: Reader, size_px: int) -> pa.Table:
             images_NSSC[index] = open_view(content, size_px)
         except BadImage as bad:
             reasons_N[index] = bad.reason
-    table = references.select(["position", "path"])
+    keys = [name for name in references.column_names if name.startswith(KEY)]
+    table = references.select(["position", "path", *keys])
     table = table.append_column("reason", pa.array(reasons_N, pa.string()))
     return table.append_column("image", ArrowTensorArray.from_numpy(images_NSSC))
 
@@ -261,7 +262,19 @@ class PartWriter:
         good_N = views["reason"].is_null().to_numpy()
         if good_N.any():
             images_NSSC = views["image"].chunk(0).to_numpy(zero_copy_only=False)[good_N]
-            paths = facts["path"].filter(pa.array(good_N))
-            results = pa.table({"path": paths, **self._compute(images_NSSC)})
+            results = _with_keys(
+                views.drop_columns("image").filter(pa.array(good_N)), self._compute(images_NSSC)
+            )
             storage.write_parquet(storage.join(self._folder, part), results)
         return facts.append_column("part", pa.array([part] * len(facts)))
+
+
+def _with_keys(images: pa.Table, results: dict[str, pa.Array]) -> pa.Table:
+    """Join results to the path and the key columns of their images; a key that has the name of a
+    result is called `input_NAME`."""
+    columns = {"path": images["path"], **results}
+    for name in images.column_names:
+        if name.startswith(KEY):
+            own = name.removeprefix(KEY)
+            columns[f"input_{own}" if own in columns else own] = images[name]
+    return pa.table(columns)

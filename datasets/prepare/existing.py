@@ -7,7 +7,14 @@ from typing import Any
 from cluster.io import storage
 from cluster.io.markers import NOT_IN_KEY, flatten, marked
 from datasets.config import PrepareConfig
-from datasets.shards import SCHEMA_VERSION, SPLITS, Manifest, read_manifest, read_schema_version
+from datasets.shards import (
+    SCHEMA_VERSION,
+    SPLITS,
+    UNUSED,
+    Manifest,
+    read_manifest,
+    read_schema_version,
+)
 
 _SHARD_NAME = re.compile(r"part-\d{5}-[0-9a-f]{12}\.parquet")
 
@@ -49,7 +56,8 @@ def clear(out: str) -> None:
         folder = storage.join(out, split)
         for name in filter(_SHARD_NAME.fullmatch, storage.list_names(folder)):
             storage.delete_file(storage.join(folder, name))
-    storage.delete_file(storage.join(out, "quarantine.parquet"))
+    for name in ("quarantine.parquet", UNUSED):
+        storage.delete_file(storage.join(out, name))
     storage.delete_folder(storage.join(out, ".staging"))
 
 

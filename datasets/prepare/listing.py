@@ -8,7 +8,8 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NoReturn
@@ -18,17 +19,12 @@ from pyarrow import fs
 
 from cluster.io import storage
 from cluster.io.errors import UserError
+from datasets.config import PrepareConfig
 from datasets.images import BadImage
 
 Reader = Callable[[pa.Table], Iterator[bytes | BadImage]]
 
-SPLIT_OF_NAME = {
-    "train": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
+_NAMES_SHOWN = 3
 _READERS_PER_TASK = 8  # an object store has high latency
 _IMAGES_IN_MEMORY = 32
 MAX_FILE_BYTES = 2**28
@@ -47,6 +43,70 @@ class Listing:
     reason."""
     version: str
     """Changes with the paths, sizes and modification times of the source."""
+    unused: tuple[tuple[str, str], ...] = ()
+    """Path and reason of each file that is no image of the data set."""
+    notes: tuple[str, ...] = ()
+    """How splits and classes were found, for the user."""
+
+
+def walk(field: str, uri: str) -> dict[str, fs.FileInfo]:
+    """Return files and folders at any depth below `uri`, by their path below it.
+
+    Links to folders are followed out of the source, not to a folder that is in it or was visited.
+
+    Raises:
+        UserError: naming `field`, where there is no such folder or it can't be reached.
+    """
+    file_system, root = storage.resolve(uri)
+    with storage.explaining(uri):
+        if file_system.get_file_info(root).type != fs.FileType.Directory:
+            raise UserError(f"{field} is {uri!r}: there is no such folder; check the path")
+        if isinstance(file_system, fs.LocalFileSystem):
+            found = list(_walk_local(root))
+        else:
+            found = file_system.get_file_info(fs.FileSelector(root, recursive=True))
+    start = len(root.rstrip("/")) + 1
+    return {info.path[start:]: info for info in sorted(found, key=lambda info: info.path)}
+
+
+def _walk_local(root: str) -> Iterator[fs.FileInfo]:
+    """Yield what is below a folder; a link that is not followed comes as a file of type Unknown."""
+    visited, folders = {os.path.realpath(root)}, [root]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                path = entry.path
+                path.encode()  # pyarrow reads UTF-8 only
+                try:
+                    facts = entry.stat()
+                except OSError:  # a link to nothing, or to itself
+                    yield fs.FileInfo(path, type=fs.FileType.NotFound)
+                    continue
+                if not stat.S_ISDIR(facts.st_mode):
+                    yield fs.FileInfo(
+                        path, fs.FileType.File, size=facts.st_size, mtime_ns=facts.st_mtime_ns
+                    )
+                    continue
+                if entry.is_symlink():
+                    real = os.path.realpath(path)
+                    if real in visited or not storage.leaves(real, root):
+                        yield fs.FileInfo(path, fs.FileType.Unknown)
+                        continue
+                    visited.add(real)
+                yield fs.FileInfo(path, fs.FileType.Directory)
+                folders.append(path)
+
+
+def describe_unused(unused: Sequence[tuple[str, str]]) -> str:
+    """Count the files by reason, the most frequent first, with the first names of each."""
+    paths_of = defaultdict[str, list[str]](list)
+    for path, reason in unused:
+        paths_of[reason].append("/".join(path.split("/")[-2:]))
+    parts = []
+    for reason, paths in sorted(paths_of.items(), key=lambda item: -len(item[1])):
+        more = " ..." if len(paths) > _NAMES_SHOWN else ""
+        parts.append(f"{len(paths)} {reason} ({', '.join(paths[:_NAMES_SHOWN])}{more})")
+    return f"{len(unused)} files not used: {'; '.join(parts)}"
 
 
 def list_visible(field: str, uri: str) -> list[fs.FileInfo]:
@@ -73,6 +133,14 @@ def find_broken_links(folder: str, names: Iterable[str]) -> list[fs.FileInfo]:
     return [
         fs.FileInfo(path, type=fs.FileType.NotFound) for path in paths if not os.path.exists(path)
     ]
+
+
+def describe_source(config: PrepareConfig) -> str:
+    """Begin a sentence about the source, with the field that names it."""
+    for field in ("root", "test_root"):
+        if (uri := getattr(config, field)) is not None:
+            return f"{field} is {uri!r}"
+    return f"source is {config.source!r}"
 
 
 def refuse_second_test_set(test_root: str, first: str) -> NoReturn:

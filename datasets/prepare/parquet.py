@@ -1,10 +1,12 @@
 """Images in Parquet files: a column of bytes or of Hugging Face's struct, a column of labels."""
 
 import json
-import re
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -17,59 +19,85 @@ from cluster.io.errors import UserError, require
 from cluster.io.uris import name_of
 from datasets.config import PrepareConfig
 from datasets.images import BadImage
-from datasets.prepare.listing import SPLIT_OF_NAME, Listing, hash_files, refuse_second_test_set
+from datasets.prepare.classes import unify
+from datasets.prepare.layout import find_system_name
+from datasets.prepare.listing import Listing, hash_files, refuse_second_test_set, walk
+from datasets.prepare.splits import split_of_file
+from datasets.shards import SPLITS
 
 
 def list_parquet(config: PrepareConfig) -> Listing:
     """List the rows of Parquet files; names such as `test-00000-of-00004` give the split."""
-    assert config.root is not None
-    files = _list_files("root", config.root)
-    splits = [_split_of(storage.resolve(config.root)[1], info.path) for info in files]
-    folders = [config.root] * len(files)
+    files, unused = list[DataFile](), list[tuple[str, str]]()
+    if config.root is not None:
+        files, unused = _list_files("root", config.root)
     if config.test_root is not None:
-        if "test" in splits:
-            refuse_second_test_set(config.test_root, files[splits.index("test")].path)
-        of_test = _list_files("test_root", config.test_root)
-        files += of_test
-        splits += ["test"] * len(of_test)
-        folders += [config.test_root] * len(of_test)
-
-    values: list[Any] = []
-    tables, names = [], None
-    for split, folder, info in zip(splits, folders, files, strict=True):
-        file = open_parquet("root" if folder == config.root else "test_root", folder, info.path)
-        check_image_column(file.schema_arrow, info.path, config.image_column)
-        values += _read_labels(file, info.path, config)
-        names = names or _huggingface_names(file.schema_arrow, config.label_column)
-        rows = refer_to_rows(file, folder, info.path)
-        tables.append(rows.append_column("split", pa.array([split] * len(rows), pa.string())))
-    classes, labels = _index_labels(values, names, config)
+        of_test, more = _list_files("test_root", config.test_root)
+        first = next((file.path for file in files if file.split == "test"), None)
+        if first is not None:
+            refuse_second_test_set(config.test_root, first)
+        files, unused = files + of_test, unused + more
+    tables, notes, labels = [], list[str](), list[FileLabels]()
+    for found in files:
+        file = open_parquet(found.field, found.folder, found.path)
+        check_image_column(file.schema_arrow, found.path, config.image_column)
+        labels.append(_read_labels(file, found, config))
+        rows = refer_to_rows(file, found.folder, found.path, image_column=config.image_column)
+        tables.append(rows.append_column("split", pa.array([found.split] * len(rows), pa.string())))
+    classes, label_of_rows = index_labels(labels, config.label_column)
+    for split in SPLITS:
+        names = [name_of(file.path) for file in files if file.split == split]
+        if names:
+            notes.append(f"{split}: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}")
     return Listing(
         classes=classes,
-        references=pa.concat_tables(tables).append_column("label", pa.array(labels, pa.int32())),
+        references=pa.concat_tables(tables).append_column(
+            "label", pa.array(label_of_rows, pa.int32())
+        ),
         read=partial(read_rows, image_column=config.image_column),
-        version=hash_files(files),
+        version=hash_files(file.info for file in files),
+        unused=tuple(unused),
+        notes=tuple(notes),
     )
 
 
 def read_rows(references: pa.Table, *, image_column: str) -> Iterator[bytes | BadImage]:
-    """Read the image column of some rows, at most 32 images in memory at a time."""
+    """Read the image column of some rows, at most 32 images in memory at a time.
+
+    The rest of a row group that can't be read comes as bad images.
+    """
     rows = references.select(["folder", "file", "row_group", "row"]).to_pylist()
     for (folder, path, group), wanted in groupby(
         rows, lambda row: (row["folder"], row["file"], row["row_group"])
     ):
-        remaining = [row["row"] for row in wanted]
-        start = 0
-        with storage.resolve(folder)[0].open_input_file(path) as stream:
-            batches = pq.ParquetFile(stream).iter_batches(32, [group], [image_column])
-            while remaining:
-                images = next(batches).column(0)
-                if pa.types.is_struct(images.type):
-                    images = images.field("bytes")
-                while remaining and remaining[0] < start + len(images):
-                    content = images[remaining.pop(0) - start].as_py()
-                    yield BadImage("no image bytes in the row") if content is None else content
-                start += len(images)
+        numbers = [row["row"] for row in wanted]
+        num_read = 0
+        try:
+            for content in _read_row_group(folder, path, group, numbers, image_column):
+                yield BadImage("no image bytes in the row") if content is None else content
+                num_read += 1
+        except (OSError, pa.ArrowException) as error:
+            reason = f"unreadable: its row group can't be read ({shorten(str(error), 200)})"
+            yield from [BadImage(reason)] * (len(numbers) - num_read)
+
+
+def _read_row_group(
+    folder: str, path: str, group: int, numbers: list[int], image_column: str
+) -> Iterator[bytes | None]:
+    """Yield the content of rows of one row group, by their rising numbers in it."""
+    remaining, start = deque(numbers), 0
+    with storage.resolve(folder)[0].open_input_file(path) as stream:
+        file = pq.ParquetFile(stream)
+        if pa.types.is_struct(file.schema_arrow.field(image_column).type):
+            image_column += ".bytes"
+        batches = file.iter_batches(32, [group], [image_column])
+        while remaining:
+            images = next(batches).column(0)
+            if pa.types.is_struct(images.type):
+                images = images.field("bytes")
+            while remaining and remaining[0] < start + len(images):
+                yield images[remaining.popleft() - start].as_py()
+            start += len(images)
 
 
 def is_parquet(info: fs.FileInfo) -> bool:
@@ -111,18 +139,27 @@ def _check_column(schema: pa.Schema, path: str, field: str, name: str) -> None:
 
 
 def refer_to_rows(
-    file: pq.ParquetFile, folder: str, path: str, names: list[str] | None = None
+    file: pq.ParquetFile,
+    folder: str,
+    path: str,
+    names: list[str] | None = None,
+    *,
+    image_column: str | None = None,
 ) -> pa.Table:
     """Return a reference to every row of a Parquet file, for `read_rows`.
 
     Args:
-        names: of the rows; by default the file's path and the row's number.
+        names: of the rows; by default the file's path, the row's number and, where `image_column`
+            has Hugging Face's struct, the image's own path.
     """
     sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
     rows = np.arange(sum(sizes))
+    if names is None:
+        own = read_own_paths(file, image_column) if image_column else [None] * len(rows)
+        names = [f"{path}#{row}{f'/{own[row]}' if own[row] else ''}" for row in rows]
     return pa.table(
         {
-            "path": pa.array(names or [f"{path}#{row}" for row in rows], pa.string()),
+            "path": pa.array(names, pa.string()),
             "folder": pa.array([folder] * len(rows), pa.string()),
             "file": pa.array([path] * len(rows), pa.string()),
             "row_group": pa.array(np.repeat(np.arange(len(sizes)), sizes), pa.int32()),
@@ -131,42 +168,96 @@ def refer_to_rows(
     )
 
 
-def _list_files(field: str, root: str) -> list[fs.FileInfo]:
-    file_system, path = storage.resolve(root)
-    with storage.explaining(root):
-        info = file_system.get_file_info(path)
+def read_own_paths(file: pq.ParquetFile, image_column: str) -> list[str | None]:
+    """Read the paths in Hugging Face's struct; None where a row has none, or can't be read."""
+    column_type = file.schema_arrow.field(image_column).type
+    if not (pa.types.is_struct(column_type) and column_type.get_field_index("path") >= 0):
+        return [None] * file.metadata.num_rows
+    paths = read_column(file, f"{image_column}.path")
+    return [None if row is None else row["path"] for row in paths]
+
+
+def read_column(file: pq.ParquetFile, name: str) -> list[Any]:
+    """Read a column of scalars; the values of a row group that can't be read are None."""
+    values: list[Any] = []
+    for group in range(file.num_row_groups):
+        try:
+            values += file.read_row_group(group, [name]).column(0).to_pylist()
+        except (OSError, pa.ArrowException):
+            values += [None] * file.metadata.row_group(group).num_rows
+    return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFile:
+    """A Parquet file of the source."""
+
+    field: str
+    """Of the config: root or test_root."""
+    folder: str
+    """URI, the value of the field."""
+    info: fs.FileInfo
+    split: str
+
+    @property
+    def path(self) -> str:
+        return self.info.path
+
+
+def _list_files(field: str, uri: str) -> tuple[list[DataFile], list[tuple[str, str]]]:
+    """List the Parquet files at `root` or `test_root`, and the other files there with a reason."""
+    file_system, root = storage.resolve(uri)
+    with storage.explaining(uri):
+        info = file_system.get_file_info(root)
     if info.type == fs.FileType.NotFound:
-        raise UserError(f"{field} is {root!r}: it does not exist; give the URI of Parquet files")
-    if info.type == fs.FileType.File:
-        return [info]
-    with storage.explaining(root):
-        below = file_system.get_file_info(fs.FileSelector(path, recursive=True))
-    files = sorted(filter(is_parquet, below), key=lambda info: info.path)
+        raise UserError(f"{field} is {uri!r}: it does not exist; give the URI of Parquet files")
+    found = {info.base_name: info} if info.type == fs.FileType.File else walk(field, uri)
+    unused, files = [], dict[str, fs.FileInfo]()
+    for path, info in found.items():
+        if info.type == fs.FileType.Directory:
+            continue
+        if (reason := find_system_name(path.split("/"))) is not None:
+            unused.append((info.path, reason))
+        elif is_parquet(info):
+            files[path] = info
+        else:
+            unused.append((info.path, "not a Parquet file"))
     if not files:
-        raise UserError(f"{field} is {root!r}: it has no .parquet file; check the URI")
-    return files
+        raise UserError(f"{field} is {uri!r}: it has no .parquet file; check the URI")
+    splits = {path: split_of_file(path.split("/")) for path in files}
+    if field == "test_root" or not any(splits.values()):
+        splits = dict.fromkeys(files, "test" if field == "test_root" else "train")
+    chosen = []
+    for path, info in files.items():
+        if (split := splits[path]) is None:
+            unused.append((info.path, "of a split that is not train, val or test"))
+        else:
+            chosen.append(DataFile(field=field, folder=uri, info=info, split=split))
+    return chosen, unused
 
 
-def _split_of(root: str, path: str) -> str:
-    """Take the split from the nearest of the file's name and the folders below the root."""
-    for part in reversed(path.removeprefix(root).strip("/").split("/") if path != root else [path]):
-        word = re.match("[a-z]*", name_of(part))
-        if word and word[0] in SPLIT_OF_NAME:
-            return SPLIT_OF_NAME[word[0]]
-    return "train"
+@dataclass(frozen=True, kw_only=True)
+class FileLabels:
+    """The labels of one file, and what their numbers mean."""
+
+    path: str
+    split: str
+    values: list[int | str | None]
+    names: list[str] | None = None
+    """By number, where the file's metadata names them."""
 
 
-def _read_labels(file: pq.ParquetFile, path: str, config: PrepareConfig) -> list[Any]:
-    schema = file.schema_arrow
-    _check_column(schema, path, "label_column", config.label_column)
-    labels = file.read([config.label_column]).column(0).to_pylist()
+def _read_labels(file: pq.ParquetFile, found: DataFile, config: PrepareConfig) -> FileLabels:
+    schema, name, path = file.schema_arrow, config.label_column, found.path
+    _check_column(schema, path, "label_column", name)
+    labels = read_column(file, name)
     if not all(isinstance(label, int | str | None) for label in labels):
         raise UserError(
-            f"label_column is {config.label_column!r}: it holds "
-            f"{schema.field(config.label_column).type} in {path}; give a column of class names or "
-            "whole numbers"
+            f"label_column is {name!r}: it holds {schema.field(name).type} in {path}; give a "
+            "column of class names or whole numbers"
         )
-    return labels
+    names = _huggingface_names(schema, name)
+    return FileLabels(path=path, split=found.split, values=labels, names=names)
 
 
 def _huggingface_names(schema: pa.Schema, label_column: str) -> list[str] | None:
@@ -175,23 +266,58 @@ def _huggingface_names(schema: pa.Schema, label_column: str) -> list[str] | None
     return metadata.get("info", {}).get("features", {}).get(label_column, {}).get("names")
 
 
-def _index_labels(
-    values: list[Any], names: list[str] | None, config: PrepareConfig
+def index_labels(
+    files: Sequence[FileLabels], label_column: str
 ) -> tuple[tuple[str, ...], list[int]]:
-    """Return the classes and each value's index; no value and -1 (Hugging Face) mean no label."""
-    given = {v for v in values if v is not None and v != -1}
-    if names is not None and all(isinstance(value, int) for value in given):
-        if given and max(given) >= len(names):
-            raise UserError(
-                f"label_column is {config.label_column!r}: it holds {max(given)}, and the file "
-                f"names {len(names)} classes"
-            )
-        return tuple(names), [-1 if value is None else value for value in values]
-    if len({type(value) for value in given}) > 1:
+    """Return the classes, and each row's index of them over all files; negative without a label.
+
+    Numbers are matched by the class names of their own file: two files may have them in another
+    order. Without names anywhere, the numbers themselves are the classes.
+
+    Raises:
+        UserError: where one file numbers classes and another names them.
+    """
+    values_of = {file.path: _name_values(file, label_column) for file in files}
+    numbered, named = (
+        next((p for p, vs in values_of.items() if any(isinstance(v, t) for v in vs)), None)
+        for t in (int, str)
+    )
+    if numbered is not None and named is not None:
         raise UserError(
-            f"label_column is {config.label_column!r}: some files hold names, others numbers; "
-            "use one of the two in all files"
+            f"label_column is {label_column!r}: some files hold names, others numbers ({named} and "
+            f"{numbered}); use one of the two in all files"
         )
-    ordered = sorted(given)
-    label_of = {value: label for label, value in enumerate(ordered)}
-    return tuple(map(str, ordered)), [label_of.get(value, -1) for value in values]
+    values = [value for file in files for value in values_of[file.path]]
+    if named is None and not any(file.names for file in files):
+        ordered = sorted({value for value in values if value is not None})
+        label_of = {value: label for label, value in enumerate(ordered)}
+        return tuple(map(str, ordered)), [
+            -1 if value is None else label_of[value] for value in values
+        ]
+    by_train = sorted(files, key=lambda file: file.split != "train")
+    official = [name for file in by_train for name in file.names or ()]
+    given = sorted({str(value) for value in values if value is not None})
+    try:
+        class_of = unify([*official, *given])
+    except UserError as error:
+        raise UserError(f"label_column is {label_column!r}: {error}") from None
+    classes = tuple(dict.fromkeys(class_of.values()))
+    label_of_name = {name: classes.index(cleaned) for name, cleaned in class_of.items()}
+    return classes, [-1 if value is None else label_of_name[str(value)] for value in values]
+
+
+def _name_values(file: FileLabels, label_column: str) -> list[int | str | None]:
+    """Return class names where the file has them, else numbers; no value, -1 (Hugging Face) and
+    blanks mean no label."""
+    values = [
+        None if value in (-1, None) or not str(value).strip() else value for value in file.values
+    ]
+    if file.names is None or any(isinstance(value, str) for value in values):
+        return values
+    numbers = [value for value in values if isinstance(value, int)]
+    if numbers and max(numbers) >= len(file.names):
+        raise UserError(
+            f"label_column is {label_column!r}: it holds {max(numbers)}, and the file names "
+            f"{len(file.names)} classes ({file.path})"
+        )
+    return [file.names[v] if isinstance(v, int) and v >= 0 else None for v in values]

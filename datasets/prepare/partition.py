@@ -15,7 +15,13 @@ def identify(content: bytes) -> int:
 
 
 def assign_splits(
-    splits: Sequence[str], labels: Sequence[int], image_ids: Sequence[int], val_fraction: float
+    splits: Sequence[str],
+    labels: Sequence[int],
+    image_ids: Sequence[int],
+    val_fraction: float,
+    *,
+    pixel_ids: Sequence[int] | None = None,
+    groups: Sequence[object] | None = None,
 ) -> tuple[list[str], list[str | None]]:
     """Return each image's final split, and why it is left out (None: it is kept).
 
@@ -23,39 +29,88 @@ def assign_splits(
     once, in one split: in test rather than val, in val rather than train. An image that val or
     train has under two classes is left out. Where the source has no validation split,
     `num_validation` images of each class, those of the lowest ids, move from train to val.
+
+    Args:
+        pixel_ids: images of the same number are the same; by default those of the same content.
+        groups: images of the same group stay in one split: of a group with test images, those of
+            other splits are left out. By default each image is its own; None as well.
     """
-    ids_of = {"train": set[int](), "val": set[int](), "test": set[int]()}
+    pixel_ids = image_ids if pixel_ids is None else pixel_ids
+    groups = [None] * len(splits) if groups is None else groups
+    ids_of = {name: set[int]() for name in ("train", "val", "test")}
+    groups_of = {name: set[object]() for name in ("train", "val", "test")}
     labels_of = defaultdict[tuple[str, int], set[int]](set)
-    for split, label, image_id in zip(splits, labels, image_ids, strict=True):
-        ids_of[split].add(image_id)
-        labels_of[split, image_id].add(label)
+    kept = dict[tuple[str, int], tuple[int, int]]()
+    rows = zip(splits, labels, image_ids, pixel_ids, groups, strict=True)
+    for index, (split, label, image_id, pixel_id, group) in enumerate(rows):
+        ids_of[split].add(pixel_id)
+        groups_of[split].add(group)
+        labels_of[split, pixel_id].add(label)
+        kept[split, pixel_id] = min(
+            kept.get((split, pixel_id), (image_id, index)), (image_id, index)
+        )
 
-    reasons: list[str | None] = []
-    seen = set[tuple[str, int]]()
-    for split, image_id in zip(splits, image_ids, strict=True):
-        reason = None
-        if split != "test":
-            if image_id in ids_of["test"]:
-                reason = "duplicate of a test image"
-            elif split == "train" and image_id in ids_of["val"]:
-                reason = "duplicate of a validation image"
-            elif len(labels_of[split, image_id]) > 1:
-                reason = "the same image under two classes"
-            elif (split, image_id) in seen:
-                reason = f"duplicate of another {split} image"
-            seen.add((split, image_id))
-        reasons.append(reason)
+    def find_reason(index: int, split: str, pixel_id: int, group: object) -> str | None:
+        if split == "test":
+            return None
+        if pixel_id in ids_of["test"]:
+            return "duplicate of a test image"
+        if split == "train" and pixel_id in ids_of["val"]:
+            return "duplicate of a validation image"
+        if len(labels_of[split, pixel_id]) > 1:
+            return "the same image under two classes"
+        if kept[split, pixel_id][1] != index:
+            return f"duplicate of another {split} image"
+        if group is not None and group in groups_of["test"]:
+            return "of a group with test images"
+        if group is not None and split == "train" and group in groups_of["val"]:
+            return "of a group with validation images"
+        return None
 
+    reasons = [
+        find_reason(index, *facts)
+        for index, facts in enumerate(zip(splits, pixel_ids, groups, strict=True))
+    ]
     assigned = list(splits)
     if not ids_of["val"]:
-        train_of_class = defaultdict[int, list[tuple[int, int]]](list)
-        for index, (split, reason) in enumerate(zip(splits, reasons, strict=True)):
-            if split == "train" and reason is None:
-                train_of_class[labels[index]].append((image_ids[index], index))
-        for images in train_of_class.values():
-            for _, index in sorted(images)[: num_validation(len(images), val_fraction)]:
-                assigned[index] = "val"
+        train = [
+            index
+            for index, (split, reason) in enumerate(zip(splits, reasons, strict=True))
+            if split == "train" and reason is None
+        ]
+        for index in _choose_validation(train, labels, image_ids, groups, val_fraction):
+            assigned[index] = "val"
     return assigned, reasons
+
+
+def _choose_validation(
+    train: Sequence[int],
+    labels: Sequence[int],
+    image_ids: Sequence[int],
+    groups: Sequence[object],
+    val_fraction: float,
+) -> list[int]:
+    """Return the images that move to val, in whole groups: of each class those of the lowest ids,
+    as long as every class keeps a training image."""
+    members = defaultdict[object, list[int]](list)
+    for index in train:
+        group = groups[index]
+        members[("image", index) if group is None else ("group", group)].append(index)
+    counts = Counter(labels[index] for index in train)
+    wanted = {label: num_validation(count, val_fraction) for label, count in counts.items()}
+    remaining, chosen = counts.copy(), list[int]()
+    # Small groups first among the lowest ids of a class would bias val: the order is by id alone.
+    for unit in sorted(members.values(), key=lambda unit: min(image_ids[index] for index in unit)):
+        taken = Counter(labels[index] for index in unit)
+        fits = all(remaining[label] > number for label, number in taken.items())
+        needed = any(wanted[label] > 0 for label in taken)
+        too_many = any(number > 2 * wanted[label] + 1 for label, number in taken.items())
+        if fits and needed and not too_many:
+            chosen += unit
+            remaining -= taken
+            for label, number in taken.items():
+                wanted[label] -= number
+    return chosen
 
 
 def num_validation(num_images: int, val_fraction: float) -> int:

@@ -6,6 +6,7 @@ orders rows by content hash and cuts shards. The second fills each shard from th
 
     OUT/.staging/*.parquet      removed at the end
     OUT/quarantine.parquet
+    OUT/unused.parquet          where the source has files that are no images of the data set
     OUT/{train,val,test}/part-00000-<fingerprint>.parquet
     OUT/manifest.json           last: before it there is no data set
 """
@@ -13,6 +14,7 @@ orders rows by content hash and cuts shards. The second fills each shard from th
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -25,14 +27,23 @@ from cluster.io import storage
 from cluster.io.errors import UserError
 from cluster.io.markers import IN_FINGERPRINT, URI, change_marked, marked
 from cluster.io.progress import collect
-from cluster.io.terminal import count
+from cluster.io.terminal import count, report
 from datasets.config import PrepareConfig
+from datasets.prepare.classes import find_similar
 from datasets.prepare.existing import clear, find_existing_output
-from datasets.prepare.listing import Listing
+from datasets.prepare.listing import Listing, describe_source, describe_unused
 from datasets.prepare.partition import assign_splits, cut_row_groups, fingerprint, tally_reasons
 from datasets.prepare.sources import SOURCES
 from datasets.prepare.staging import fill_shard, stage_images, write_images
-from datasets.shards import QUARANTINE_SCHEMA, SPLITS, Manifest, Shard, Split, write_manifest
+from datasets.shards import (
+    QUARANTINE_SCHEMA,
+    SPLITS,
+    UNUSED,
+    Manifest,
+    Shard,
+    Split,
+    write_manifest,
+)
 
 _MIN_TASK_IMAGES, _MAX_TASK_IMAGES = 16, 500
 _IDENTITY = ("split", "image_id", "label")
@@ -52,6 +63,9 @@ def prepare(config: PrepareConfig) -> Manifest:
         return existing
     started_s = time.monotonic()
     clear(config.out)
+    for note in listing.notes:
+        report(note)
+    _write_unused(config, listing)
     staging = storage.join(config.out, ".staging")
     try:
         images = _stage(config, listing, staging)
@@ -68,14 +82,48 @@ def prepare(config: PrepareConfig) -> Manifest:
             fingerprint=identity,
             options=asdict(config),
             source_version=listing.version,
+            num_unused=len(listing.unused),
         )
         write_manifest(config.out, manifest)
     finally:
         storage.delete_folder(staging)
+    if problem := describe_missing_validation(manifest):
+        print(f"{config.out}: {problem}")
     counts = ", ".join(f"{split.num_images} {name}" for name, split in manifest.splits.items())
     duration_s = time.monotonic() - started_s
     print(f"{config.out}: {len(manifest.classes)} classes; {counts} images; {duration_s:.0f} s")
     return manifest
+
+
+def describe_missing_validation(manifest: Manifest) -> str | None:
+    """Describe classes that have training images and no validation image; None without any."""
+    val = manifest.splits.get("val")
+    if "train" not in manifest.splits:
+        return None
+    train = manifest.splits["train"].class_counts
+    counts = val.class_counts if val is not None else (0,) * len(train)
+    missing = [
+        name
+        for name, num_train, num_val in zip(manifest.classes, train, counts, strict=True)
+        if num_train and not num_val
+    ]
+    if val is None:
+        return (
+            "no validation split, as no class has a training image to spare; train with "
+            "`--train-on train+val`, which validates nothing"
+        )
+    if not missing:
+        return None
+    return f"no validation image of {len(missing)} classes ({shorten(', '.join(missing), 80)})"
+
+
+def _write_unused(config: PrepareConfig, listing: Listing) -> None:
+    if not listing.unused:
+        return
+    paths, reasons = zip(*listing.unused, strict=True)
+    table = pa.table([paths, reasons], schema=QUARANTINE_SCHEMA)
+    storage.write_parquet(storage.join(config.out, UNUSED), table)
+    print(f"{config.out}: {describe_unused(listing.unused)}; see {UNUSED}")
 
 
 def _with_absolute_paths(config: PrepareConfig) -> PrepareConfig:
@@ -93,8 +141,11 @@ def _with_absolute_paths(config: PrepareConfig) -> PrepareConfig:
 def _check_classes(
     config: PrepareConfig, classes: tuple[str, ...], images: pa.Table, note: str = ""
 ) -> None:
-    """Require two classes with training images each; `note` says what was left out."""
-    source = "source is 'synthetic'" if config.root is None else f"root is {config.root!r}"
+    """Require two classes with training images each, except of test images alone; `note` says what
+    was left out."""
+    source = describe_source(config)
+    if set(images["split"].to_pylist()) == {"test"}:
+        return
     if len(classes) < 2:
         raise UserError(
             f"{source}: it has {len(classes)} class{note}; give images of two classes or more"
@@ -108,10 +159,10 @@ def _check_classes(
     for label, name in enumerate(classes):
         if label not in train:
             only = "only test images" if label in test else "no image"
-            raise UserError(
-                f"{source}: class {name!r} has {only}{note}; add training images of it, or remove "
-                "the class"
-            )
+            remedy = "add training images of it, or remove the class"
+            if (similar := find_similar(name, classes)) is not None:
+                remedy = f"call it {similar!r} where that is meant, which differs in case only"
+            raise UserError(f"{source}: class {name!r} has {only}{note}; {remedy}")
 
 
 def _stage(config: PrepareConfig, listing: Listing, staging: str) -> pa.Table:
@@ -150,6 +201,7 @@ def _split(config: PrepareConfig, listing: Listing, images: pa.Table) -> tuple[p
         good["label"].to_pylist(),
         good["image_id"].to_pylist(),
         config.val_fraction,
+        pixel_ids=good["pixel_id"].to_pylist(),
     )
     good = good.drop_columns(["split", "reason"])
     good = good.append_column("split", pa.array(splits, pa.string()))

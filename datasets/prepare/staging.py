@@ -10,7 +10,7 @@ from PIL import Image
 
 from cluster.io import storage
 from datasets.config import PrepareConfig
-from datasets.images import BadImage, to_jpeg
+from datasets.images import BadImage, convert, identify_pixels
 from datasets.prepare.listing import Reader
 from datasets.prepare.partition import identify
 from datasets.shards import SHARD_SCHEMA, checksum
@@ -23,6 +23,7 @@ STAGED_SCHEMA = pa.schema(
         ("staged", pa.string()),  # name of the staged file
         ("row", pa.int32()),  # in the staged file
         ("image_id", pa.int64()),
+        ("pixel_id", pa.int64()),  # the same for the same pixels
         ("num_bytes", pa.int64()),
         ("num_pixels", pa.int64()),
         ("reason", pa.string()),  # why the image is left out; else null
@@ -41,12 +42,13 @@ def stage_images(
     for reference, content in zip(references.to_pylist(), read(references), strict=True):
         fact = {"position": reference["position"]}
         try:
-            jpeg = _encode(reference, content, config)
+            jpeg, image_HWC = _convert(reference, content, config)
         except BadImage as bad:
             fact["reason"] = bad.reason
         else:
             assert isinstance(content, bytes)
             fact |= {"staged": name, "row": len(jpegs), "image_id": identify(content)}
+            fact["pixel_id"] = identify_pixels(image_HWC)
             width, height = Image.open(io.BytesIO(jpeg)).size
             fact |= {"num_bytes": len(jpeg), "num_pixels": width * height}
             jpegs.append(jpeg)
@@ -56,12 +58,14 @@ def stage_images(
     return pa.Table.from_pylist(facts, schema=STAGED_SCHEMA)
 
 
-def _encode(reference: dict, content: bytes | BadImage, config: PrepareConfig) -> bytes:
+def _convert(
+    reference: dict, content: bytes | BadImage, config: PrepareConfig
+) -> tuple[bytes, np.ndarray]:
     if isinstance(content, BadImage):
         raise content
     if reference["label"] < 0:
         raise BadImage("no label")
-    return to_jpeg(
+    return convert(
         content,
         short_side_px=config.short_side_px,
         box=reference["box"] if config.crop_to_box else None,

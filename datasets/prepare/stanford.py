@@ -14,6 +14,8 @@ from cluster.io.errors import UserError
 from datasets.config import PrepareConfig
 from datasets.prepare.listing import Listing, hash_files, list_visible, read_files
 
+NO_ANNOTATION = "no annotation in devkit/"
+
 
 def list_stanford(config: PrepareConfig) -> Listing:
     """List Stanford Cars by its devkit: official split, class names and bounding boxes.
@@ -21,17 +23,20 @@ def list_stanford(config: PrepareConfig) -> Listing:
     Source: Krause et al., "3D Object Representations for Fine-Grained Categorization", 2013.
     """
     assert config.root is not None
-    devkit = storage.join(config.root, "devkit")
     list_visible("root", config.root)
+    devkit = _find_folder(config.root, "devkit")
     names = _read_mat(devkit, "cars_meta.mat")["class_names"]
     annotations = {"train": _read_mat(devkit, "cars_train_annos.mat")["annotations"]}
     if storage.exists(storage.join(config.root, "cars_test")):
         annotations["test"] = _read_test_annotations(config.root)
-    rows, files = [], []
+    rows, files, unused = [], [], []
     for split, annotated in annotations.items():
-        folder = storage.join(config.root, f"cars_{split}")
-        files += list_visible("root", folder)
+        folder = _find_folder(config.root, f"cars_{split}")
+        found = list_visible("root", folder)
+        files += found
         path = storage.resolve(folder)[1]
+        known = {str(entry["fname"]) for entry in annotated}
+        unused += [(info.path, NO_ANNOTATION) for info in found if info.base_name not in known]
         rows += [
             {
                 "split": split,
@@ -47,14 +52,22 @@ def list_stanford(config: PrepareConfig) -> Listing:
         references=pa.Table.from_pylist(rows),
         read=read_files,
         version=hash_files(files),
+        unused=tuple(unused),
     )
+
+
+def _find_folder(root: str, name: str) -> str:
+    """Return ROOT/NAME, or ROOT/NAME/NAME as Kaggle's archive unpacks."""
+    folder = storage.join(root, name)
+    doubled = storage.join(folder, name)
+    return doubled if storage.exists(doubled) else folder
 
 
 def _read_mat(folder: str, name: str) -> dict[str, Any]:
     uri = storage.join(folder, name)
     if not storage.exists(uri):
         raise UserError(
-            f"root is {folder.removesuffix('/devkit')!r}: {uri} is missing; unpack the devkit of "
+            f"root is {folder.split('/devkit')[0]!r}: {uri} is missing; unpack the devkit of "
             "Stanford Cars (car_devkit.tgz) there"
         )
     content = storage.read_bytes(uri)
@@ -62,7 +75,7 @@ def _read_mat(folder: str, name: str) -> dict[str, Any]:
         matrices = loadmat(io.BytesIO(content), squeeze_me=True)
     except (ValueError, TypeError, NotImplementedError, MatReadError, zlib.error) as error:
         raise UserError(
-            f"root is {folder.removesuffix('/devkit')!r}: {uri} is damaged, or no MATLAB file "
+            f"root is {folder.split('/devkit')[0]!r}: {uri} is damaged, or no MATLAB file "
             f"({error}); unpack the devkit of Stanford Cars (car_devkit.tgz) again"
         ) from None
     return {key: np.atleast_1d(value) for key, value in matrices.items() if key[0] != "_"}
@@ -70,7 +83,7 @@ def _read_mat(folder: str, name: str) -> dict[str, Any]:
 
 def _read_test_annotations(root: str) -> np.ndarray:
     name = "cars_test_annos_withlabels.mat"
-    devkit = storage.join(root, "devkit")
+    devkit = _find_folder(root, "devkit")
     for folder in (devkit, root):  # a separate download, often put beside the devkit
         if storage.exists(storage.join(folder, name)):
             return _read_mat(folder, name)["annotations"]

@@ -1,0 +1,115 @@
+"""Images in class folders, with or without folders of splits above them."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import pyarrow as pa
+from pyarrow import fs
+
+from cluster.io.errors import UserError
+from datasets.config import PrepareConfig
+from datasets.prepare.classes import describe_spellings, unify
+from datasets.prepare.layout import NO_CLASS, Layout, Placed, arrange
+from datasets.prepare.listing import (
+    Listing,
+    describe_source,
+    hash_files,
+    read_files,
+    refuse_second_test_set,
+    walk,
+)
+
+LINK = "a link to a folder of the source"
+
+
+def list_folder(config: PrepareConfig) -> Listing:
+    """List the images below ROOT and TEST_ROOT by `layout`."""
+    roots = dict[str, tuple[Layout, dict[str, fs.FileInfo]]]()
+    if config.root is not None:
+        roots[config.root] = _list_root("root", config.root)
+    if config.test_root is not None:
+        layout, infos = _list_root("test_root", config.test_root)
+        of_root = roots[config.root][0].splits if config.root is not None else {}
+        for name, split in of_root.items():
+            if split == "test":
+                refuse_second_test_set(config.test_root, f"{config.root}/{name}")
+        roots[config.test_root] = _as_test(config.test_root, layout), infos
+    source = describe_source(config)
+    images = [(uri, place) for uri, (layout, _) in roots.items() for place in layout.images]
+    names = [name for layout, _ in roots.values() for name in layout.classes]
+    if not images:
+        loose = _describe_loose(layout for layout, _ in roots.values())
+        raise UserError(
+            f"{source}: there are no images; use a folder for each class, such as "
+            f"train/Audi S6 Sedan 2011/1.jpg{loose}"
+        )
+    try:
+        class_of = unify(names)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+    classes = tuple(sorted(set(class_of.values())))
+    label_of = {name: label for label, name in enumerate(classes)}
+    infos = [roots[uri][1][place.path] for uri, place in images]
+    references = pa.table(
+        {
+            "split": [place.split for _, place in images],
+            "label": pa.array(
+                [label_of[class_of[place.class_name]] for _, place in images], pa.int32()
+            ),
+            "path": [info.path for info in infos],
+            "folder": [uri for uri, _ in images],
+        }
+    )
+    return Listing(
+        classes=classes,
+        references=references,
+        read=read_files,
+        version=hash_files(infos),
+        unused=tuple(
+            (infos_of[path].path, reason)
+            for layout, infos_of in roots.values()
+            for path, reason in layout.unused
+        ),
+        notes=(
+            *(f"{uri}: {layout.rule}" for uri, (layout, _) in roots.items() if layout.rule),
+            *describe_spellings(class_of),
+        ),
+    )
+
+
+def _list_root(field: str, uri: str) -> tuple[Layout, dict[str, fs.FileInfo]]:
+    infos = walk(field, uri)
+    kinds = {path: info.type for path, info in infos.items()}
+    links = [path for path, kind in kinds.items() if kind == fs.FileType.Unknown]
+    files = [
+        path
+        for path, kind in kinds.items()
+        if kind not in (fs.FileType.Directory, fs.FileType.Unknown)
+    ]
+    folders = [path for path, kind in kinds.items() if kind == fs.FileType.Directory]
+    try:
+        layout = arrange(files, folders)
+    except UserError as error:
+        raise UserError(f"{field} is {uri!r}: {error}") from None
+    layout.unused.extend((path, LINK) for path in links)
+    return layout, infos
+
+
+def _as_test(uri: str, layout: Layout) -> Layout:
+    """Take all images of `test_root` as test images; splits in it may be those of test only.
+
+    Raises:
+        UserError: where it has training images.
+    """
+    if any(split != "test" for split in layout.splits.values()):
+        raise UserError(
+            f"test_root is {uri!r}: it has splits of its own ({', '.join(layout.splits)}); give "
+            "the folder of test images"
+        )
+    images = [Placed(place.path, "test", place.class_name) for place in layout.images]
+    return replace(layout, images=images)
+
+
+def _describe_loose(layouts: Iterable[Layout]) -> str:
+    loose = sum(reason == NO_CLASS for layout in layouts for _, reason in layout.unused)
+    return f"; {loose} files are in no class folder" if loose else ""

@@ -1,0 +1,235 @@
+"""Splits and classes by the names of files and folders; nothing vanishes."""
+
+import string
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from datasets.prepare.classes import describe_spellings, find_similar, unify
+from datasets.prepare.layout import HIDDEN, NO_CLASS, SYSTEM, arrange
+from datasets.prepare.splits import split_of_file, split_of_name
+
+
+def count(*files: str, folders: tuple[str, ...] = ()) -> dict[tuple[str, str], int]:
+    """Images by split and class."""
+    layout = arrange(files, folders)
+    return dict(Counter((place.split, place.class_name) for place in layout.images))
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train", "train"),
+        ("Training", "train"),
+        ("testing", "test"),
+        ("Val", "val"),
+        ("validation", "val"),
+        ("DEV", "val"),
+        ("eval", "test"),
+        ("evaluation_2024", "test"),
+        ("my train set", "train"),
+        ("cars.test.v2", "test"),
+        ("train2", "train"),
+        ("trainer", None),
+        ("contest", None),
+        ("developer", None),
+        ("Audi", None),
+        ("train_test", None),
+    ],
+)
+def test_a_split_is_a_keyword_between_separators(name, split):
+    assert split_of_name(name) == split
+
+
+@pytest.mark.parametrize(
+    ("path", "split"),
+    [
+        ("data/train-00000-of-00005.parquet", "train"),
+        ("data/partial-train-00000-of-00005.parquet", "train"),
+        ("data/evaluation-00001-of-00002.parquet", "test"),
+        ("data/unsupervised-00000-of-00001.parquet", None),
+        ("test/0000.parquet", "test"),
+        ("test/train-00000-of-00001.parquet", "train"),
+        ("train/eval/0.parquet", "test"),
+        ("cars_dev.parquet", "val"),
+        ("cars.parquet", "train"),
+    ],
+)
+def test_a_data_file_has_the_split_of_its_shard_folder_or_name(path, split):
+    assert split_of_file(path.split("/")) == split
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        pytest.param(
+            ["bus/1.jpg", "car/1.jpg", "train/1.jpg", "train/2.jpg"],
+            {("train", "bus"): 1, ("train", "car"): 1, ("train", "train"): 2},
+            id="a class called train",
+        ),
+        pytest.param(
+            ["bus/1.jpg", "train/1.jpg", "train/2011 wedding/2.jpg"],
+            {("train", "bus"): 1, ("train", "train"): 2},
+            id="a class called train, with albums",
+        ),
+        pytest.param(
+            ["Audi/a/1.jpg", "BMW/1.jpg", "Test Car/b/1.jpg"],
+            {("train", "Audi"): 1, ("train", "BMW"): 1, ("train", "Test Car"): 1},
+            id="a class with a keyword in it",
+        ),
+        pytest.param(
+            ["train/train/1.jpg", "train/bus/1.jpg", "test/train/1.jpg"],
+            {("train", "train"): 1, ("train", "bus"): 1, ("test", "train"): 1},
+            id="a class called train in splits",
+        ),
+        pytest.param(
+            ["train/a/1", "testing/a/1", "Val/a/1"],
+            {("train", "a"): 1, ("test", "a"): 1, ("val", "a"): 1},
+            id="other words",
+        ),
+        pytest.param(
+            ["train/a/1", "val/a/1", "validation/a/1", "VALID-2/b/1"],
+            {("train", "a"): 1, ("val", "a"): 2, ("val", "b"): 1},
+            id="a split in several folders",
+        ),
+        pytest.param(
+            ["a/1.jpg", "a/2011 wedding/2.jpg", "a/x/y/3.jpg", "b/1.jpg"],
+            {("train", "a"): 3, ("train", "b"): 1},
+            id="albums belong to their class",
+        ),
+        pytest.param(
+            ["train/a/2011/1.jpg", "test/a/test drive/1.jpg"],
+            {("train", "a"): 1, ("test", "a"): 1},
+            id="albums in splits",
+        ),
+        pytest.param(
+            ["train/train/a/1", "train/train/b/1", "test/test/a/1"],
+            {("train", "a"): 1, ("train", "b"): 1, ("test", "a"): 1},
+            id="doubled folders of an archive",
+        ),
+        pytest.param(
+            ["cars/cars/train/a/1", "cars/cars/test/a/1", "README.md"],
+            {("train", "a"): 1, ("test", "a"): 1},
+            id="splits below the folders of an archive",
+        ),
+        pytest.param(
+            ["a/train/1", "a/test/2", "b/Train/1", "b/TEST/2"],
+            {("train", "a"): 1, ("test", "a"): 1, ("train", "b"): 1, ("test", "b"): 1},
+            id="splits in classes",
+        ),
+        pytest.param(
+            ["a/1.jpg", "a/test/2.jpg", "b/1.jpg"],
+            {("train", "a"): 2, ("train", "b"): 1},
+            id="an album called test is no split",
+        ),
+        pytest.param(
+            ["test/a/1", "test/b/1"], {("test", "a"): 1, ("test", "b"): 1}, id="test only"
+        ),
+    ],
+)
+def test_layouts(files, expected):
+    assert count(*files) == expected
+
+
+@pytest.mark.parametrize(
+    ("unused", "reason"),
+    [
+        ("train/loose.jpg", NO_CLASS),
+        ("test/1.jpg", NO_CLASS),
+        ("labels.csv", NO_CLASS),
+        ("extra/a/1.jpg", "in extra/, which has no split's name"),
+        ("@eaDir/a/SYNOPHOTO_THUMB_M.jpg", SYSTEM),
+        ("train/a/@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg", SYSTEM),
+        ("__MACOSX/train/a/._1.jpg", SYSTEM),
+        ("train/a/Thumbs.db", SYSTEM),
+        ("#recycle/a/1.jpg", SYSTEM),
+        ("train/a/.thumbnails/1.jpg", HIDDEN),
+        (".Trash-1000/files/1.jpg", HIDDEN),
+        ("train/a/._1.jpg", HIDDEN),
+    ],
+)
+def test_what_is_not_used_has_a_reason(unused, reason):
+    layout = arrange(["train/a/1.jpg", "train/b/1.jpg", "val/a/2.jpg", unused])
+    assert layout.unused == [(unused, reason)]
+    assert sorted(layout.classes) == ["a", "b"] and len(layout.images) == 3
+
+
+def test_folders_of_systems_are_no_classes():
+    files = ["a/1.jpg", "b/1.jpg", "@eaDir/a/1.jpg", ".cache/1.jpg", "devkit/x.mat", "__MACOSX/a/2"]
+    layout = arrange(files, ["empty", ".git", "@eaDir", "a", "b"])
+    assert layout.classes == ["a", "b", "empty"]
+    assert dict(layout.unused)["devkit/x.mat"] == NO_CLASS
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (["bus/1.jpg", "car/1.jpg", "train/holiday/1.jpg"], "'train' may be a class"),
+        (["val/a/1", "test/a/1", "images/a/1"], "none for train, and 'images'"),
+        (["dev/a/1", "eval/a/1", "set/a/1"], "none for train, and 'set'"),
+    ],
+)
+def test_what_may_be_a_split_or_a_class_is_asked_for(files, words):
+    with pytest.raises(ValueError, match=words):
+        arrange(files)
+
+
+NAMES = st.sampled_from(
+    [
+        "train",
+        "Val",
+        "testing",
+        "audi",
+        "bmw",
+        "2011 wedding",
+        "@eaDir",
+        ".x",
+        "x.jpg",
+        "1",
+        "a.csv",
+    ]
+)
+PATHS = st.lists(NAMES, min_size=1, max_size=5).map("/".join)
+
+
+@given(st.lists(PATHS, max_size=12, unique=True))
+def test_every_file_is_an_image_or_named_as_unused(paths):
+    """A folder that has the name of an image stands for one more: it is quarantined later."""
+    files = [path for path in paths if not any(other.startswith(f"{path}/") for other in paths)]
+    try:
+        layout = arrange(files)
+    except ValueError:
+        return
+    placed, unused = [place.path for place in layout.images], [path for path, _ in layout.unused]
+    assert len(placed + unused) == len({*placed, *unused})
+    assert set(files) <= {*placed, *unused}
+    for extra in {*placed, *unused} - set(files):
+        assert extra.endswith("x.jpg") and any(f.startswith(f"{extra}/") for f in files)
+    assert arrange(reversed(files)) == layout
+
+
+@pytest.mark.parametrize(
+    ("spellings", "classes"),
+    [
+        (["Citroën", "Citroe\u0308n"], {"Citroën"}),
+        (["Škoda", "S\u030ckoda", "Škoda "], {"Škoda"}),
+        (["Audi", " Audi", "Audi\t"], {"Audi"}),
+        (["Audi", "audi"], {"Audi", "audi"}),
+        (["현대", "\u1112\u1167\u11ab\u1103\u1162"], {"현대"}),
+    ],
+)
+def test_spellings_of_a_name_are_one_class(spellings, classes):
+    class_of = unify(spellings)
+    assert set(class_of.values()) == classes
+    (line,) = describe_spellings(class_of)
+    assert all(ascii(name) in line or repr(name) in line for name in spellings)
+
+
+def test_names_that_differ_in_case_are_told_apart():
+    assert find_similar("audi", ["Audi", "BMW"]) == "Audi"
+    assert find_similar("\uff36\uff37", ["VW"]) == "VW"
+    assert find_similar("Audi", ["Audi", "BMW"]) is None
+    with pytest.raises(ValueError, match="blank name"):
+        unify([*string.ascii_letters, " "])
