@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cluster.io.errors import StorageError, UserError
+from cluster.memory_allocator import keep_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 STDOUT = 1
@@ -26,6 +27,7 @@ def run_room(main: Callable[[Sequence[str]], None]) -> None:
     pipe leaves (`| head`), the command ends silently, as other commands do.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    keep_memory()
     arguments = take_quiet(sys.argv[1:])
     try:
         main(arguments)

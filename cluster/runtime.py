@@ -19,6 +19,7 @@ from cluster.entry import ROOT, leaving
 from cluster.io.errors import UserError
 from cluster.io.storage import JOB_ENV_VAR
 from cluster.io.terminal import is_quiet, report
+from cluster.memory_allocator import ALLOCATOR_ENV
 from cluster.ray_internals import silence_driver
 
 REACH_TIMEOUT_S = 5.0
@@ -26,6 +27,7 @@ REACH_TIMEOUT_S = 5.0
 # Environment of every process of ours. Albumentations asks the network for a newer version at
 # import; two busy cores need more than Ray's 60 s to start a worker group.
 WORKER_ENV = {
+    **ALLOCATOR_ENV,
     "NO_ALBUMENTATIONS_UPDATE": "1",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
 }

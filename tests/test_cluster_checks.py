@@ -74,6 +74,13 @@ def test_space(shm_gib: float | None, free: float, level: str, text: str) -> Non
     assert finding.level == level and finding.text.startswith(text)
 
 
+def test_nodes_without_glibc_are_named() -> None:
+    (found,) = checks.judge_allocator({"a": "2.36", "b": "2.41", "c": "2.36"})
+    assert (found.level, found.text) == ("ok", "glibc 2.36, 2.41 keeps freed memory on 3 nodes")
+    (found,) = checks.judge_allocator({"a": "2.36", "b": None})
+    assert (found.level, found.nodes) == ("warn", ("b",))
+
+
 def test_decoders_decode_and_broken_ones_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert probes.find_broken_decoders() == {}
     other = io.BytesIO()

@@ -55,7 +55,7 @@ def test_a_sound_cluster_passes(doctor: Doctor, easy_data: str, tmp_path: Path) 
 
     passed = {check for check, level in found if level == "ok"}
     assert {"nodes", "clock", "versions", "decoders", "datasets", "out", "data"} <= passed
-    assert {"all-reduce", "wandb"} <= passed
+    assert {"allocator", "all-reduce", "wandb"} <= passed
     assert not [key for key in found if key[1] == "fail"]
     assert "one place for 3 nodes" in found["out", "ok"][0].text
     assert list((tmp_path / "out").iterdir()) == []

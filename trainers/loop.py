@@ -30,7 +30,7 @@ from trainers.run.folder import is_done, write_result
 from trainers.run.predictions import COLUMNS, Predictions, build_predictions
 from trainers.run.recorder import Recorder
 from trainers.run.rows import Row
-from trainers.settings import train_settings
+from trainers.settings import start_computing, train_settings
 from trainers.state import TrainState
 from trainers.step import StepSettings, eval_step, train_step
 from trainers.stops import TrainingStopped, check_unreadable, too_many_unreadable
@@ -77,7 +77,7 @@ def train(
         preemption_pending: whether the node is about to be preempted; then each row of metrics
             comes with a checkpoint.
     """
-    torch.set_num_threads(worker.threads)
+    start_computing(worker.threads)
     config, problem = run.config, None
     # Among several ranks, the collectives time out.
     hang_timeout_s = config.cluster.hang_timeout_s if worker.world_size == 1 else None

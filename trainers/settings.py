@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from cluster.memory_allocator import keep_memory
 from datasets.shards import Manifest
 from trainers.config import NORMALIZATIONS, FinetuneConfig
 from trainers.feed import WorkerContext
@@ -47,11 +48,17 @@ def train_settings(
     )
 
 
+def start_computing(threads: int) -> None:
+    """Prepare this process to compute on CPUs."""
+    keep_memory()
+    torch.set_num_threads(threads)
+
+
 def prepare_inference(
     model: nn.Module, config: FinetuneConfig, *, threads: int, use_gpu: bool
 ) -> tuple[torch.device, StepSettings]:
     """Move a network to the device of this process; return the device and the settings."""
-    torch.set_num_threads(threads)
+    start_computing(threads)
     device = torch.device("cuda" if use_gpu else "cpu")
     place_model(model, config.compute, device)
     return device, step_settings(config, device)

@@ -112,6 +112,20 @@ def judge_decoders(answers: Replies) -> list[CheckResult]:
     return findings
 
 
+def judge_allocator(answers: Replies) -> list[CheckResult]:
+    """Networks on CPUs need an allocator that keeps freed memory."""
+    good, findings = separate("allocator", answers, LOOK_AT_NODE)
+    others = [node for node, version in good.items() if version is None]
+    if others:
+        text = "no glibc: networks on CPUs are slower, as each step gets its memory again"
+        remedy = "use an image with glibc, such as Debian's, where networks run on CPUs"
+        findings.append(warn("allocator", text, remedy, others))
+    elif good:
+        versions = ", ".join(sorted(set(good.values())))
+        findings.append(ok("allocator", f"glibc {versions} keeps freed memory on {_count(good)}"))
+    return findings
+
+
 def judge_datasets(answers: Replies) -> list[CheckResult]:
     """`datasets` must be Thaw's own on every node."""
     good, findings = separate("datasets", answers, LOOK_AT_NODE)

@@ -6,8 +6,8 @@
     address         HOST:PORT of the cluster, null where none answered
     ok              whether nothing failed
     findings        list of objects, in the order of the checks:
-        check       cluster | nodes | versions | space | decoders | datasets | auth | clock | out |
-                    data | wandb | all-reduce
+        check       cluster | nodes | versions | space | decoders | allocator | datasets |
+                    auth | clock | out | data | wandb | all-reduce
         level       ok | warn | fail
         text        what was found
         remedy      what to do about it, null where all is well
@@ -26,6 +26,7 @@ from cluster import runtime
 from cluster.config import DoctorConfig
 from cluster.doctor import probes
 from cluster.doctor.checks import (
+    judge_allocator,
     judge_auth,
     judge_clock,
     judge_datasets,
@@ -40,6 +41,7 @@ from cluster.doctor.results import CheckResult, fail, has_failed, summarize, to_
 from cluster.doctor.storage_checks import ask_data, ask_out, judge_data
 from cluster.doctor.wandb_reach import check_wandb
 from cluster.io import storage
+from cluster.memory_allocator import glibc_version
 
 CLOCK_ROUNDS = 3
 
@@ -105,12 +107,14 @@ def _examine_nodes(
     versions = probes_of_nodes.ask(probes.find_versions)
     space = probes_of_nodes.ask(probes.find_space)
     decoders = probes_of_nodes.ask(probes.find_broken_decoders)
+    allocators = probes_of_nodes.ask(glibc_version)
     foreign = probes_of_nodes.ask(probes.find_datasets)
     auth = probes_of_nodes.ask(probes.find_auth_mode)
     fingerprints = ask_data(probes_of_nodes, data) if data else None
     yield from judge_versions(versions.answers(), probes.find_versions())
     yield from judge_space(space.answers(), nodes)
     yield from judge_decoders(decoders.answers())
+    yield from judge_allocator(allocators.answers())
     yield from judge_datasets(foreign.answers())
     yield from judge_auth(auth.answers(), nodes)
     if out:
