@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -15,8 +16,14 @@ from torch import Tensor, nn
 
 from cluster.runtime import Resources
 from datasets.config import IngestConfig
-from datasets.shards import read_manifest
-from tests.support.data import WriteData, draw_image, flip_byte, hash_seed
+from datasets.shards import read_manifest, write_manifest
+from tests.support.data import (
+    WriteData,
+    draw_image,
+    flip_byte,
+    hash_seed,
+    rename_classes,
+)
 from tests.support.training import train_here
 from trainers.__main__ import main
 from trainers.config import ClusterConfig, FinetuneConfig, ModelConfig, OptimConfig, TrackConfig
@@ -109,6 +116,33 @@ def test_training_images_are_evaluated_once_each_and_not_augmented(run: str) -> 
     assert first["num_images"] == 48 and first == again
     predictions = pq.read_table(f"{run}/evaluation_train/predictions.parquet")
     assert len(set(predictions["image_id"].to_pylist())) == 48
+
+
+@pytest.mark.ray
+def test_other_classes_are_matched_by_name(run: str, write_data: WriteData) -> None:
+    whole = write_evaluation(run)
+    fewer = write_evaluation(run, data=write_data(classes=2, test=20))
+    assert fewer["num_images"] == 20 and fewer["not_scored"] == {}
+    assert [row["images"] for row in fewer["per_class"]] == [10, 10, 0]
+    more = write_evaluation(run, data=write_data(classes=4, test=20))
+    assert more["num_images"] == 15 and more["not_scored"] == {"class 3": 5}
+    assert len(more["per_class"]) == 3 and more["lost"] == []
+    # The same images under other names: the same result, or one sentence.
+    data = rename_classes(write_data(), "kind {}")
+    pairs = [f"kind {number}=class {number}" for number in range(3)]
+    renamed = write_evaluation(run, data=data, renamed=pairs)
+    assert renamed["test/top1"] == whole["test/top1"]
+    one = write_evaluation(run, data=data, renamed=pairs[:1])
+    assert sorted(one["not_scored"]) == ["kind 1", "kind 2"]
+    with pytest.raises(ValueError, match="none of them the same; give the pairs with --map"):
+        write_evaluation(run, data=data)
+    with pytest.raises(ValueError, match="map is 'kind 9=class 0': use DATA=NETWORK"):
+        write_evaluation(run, data=data, renamed=["kind 9=class 0"])
+    manifest = read_manifest(data)
+    splits = {name: split for name, split in manifest.splits.items() if name != "test"}
+    write_manifest(data, replace(manifest, splits=splits))
+    all_images = write_evaluation(run, data=data, renamed=pairs)
+    assert (all_images["split"], all_images["num_images"]) == ("train+val", 65)
 
 
 @pytest.mark.ray

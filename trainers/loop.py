@@ -152,7 +152,7 @@ class Training:
         prefix = run.prefix.tensors if run.prefix else None
         found = read_latest(config.out, self._worker)
         if found is None:
-            report = state.initialize()
+            report = state.initialize(run.manifest.classes)
             if self._worker.rank == 0 and report.loaded:
                 text = json.dumps(asdict(report), indent=1).encode()
                 storage.write_bytes(storage.join(config.out, "weights.json"), text)

@@ -9,6 +9,7 @@ from typing import Any
 from cluster.io import storage
 from cluster.io.errors import UserError, require
 from cluster.io.markers import SET_BY_PHASES, URI, change_marked, marked
+from cluster.io.terminal import report
 from cluster.runtime import Resources, connect
 from cluster.scaling import WorkerPlan, in_process, plan_workers
 from datasets.memory import Memory, choose_ingest, open_memory
@@ -158,17 +159,19 @@ def check(config: FinetuneConfig, manifest: Manifest, *, resumes: bool = False) 
             if attrgetter(name)(config) != attrgetter(name)(defaults):
                 logger.warning("%s is not used: schedule.phases has its own", name)
     if not resumes:
-        _check_weights(replace(config.model, freeze_depth=0), len(manifest.classes))
+        _check_weights(replace(config.model, freeze_depth=0), manifest.classes)
 
 
 @cache
-def _check_weights(config: ModelConfig, num_classes: int) -> None:
-    """Load pretrained weights once, here, rather than fail in every worker."""
+def _check_weights(config: ModelConfig, classes: tuple[str, ...]) -> None:
+    """Load pretrained weights once, here, rather than fail in every worker; report which."""
     if config.init in RANDOM:
         return
     if (problem := pretrained_available(config)) is not None:
         raise UserError(problem)
-    initialize(build(config.backbone, num_classes), config, seed=0)
+    loaded = initialize(build(config.backbone, len(classes)), config, seed=0, classes=classes)
+    for note in loaded.notes:
+        report(f"Weights: {note}")
 
 
 def plan_training(

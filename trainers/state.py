@@ -2,6 +2,7 @@
 
 import copy
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import safetensors.torch
@@ -99,11 +100,12 @@ class TrainState:
         names = [*(name for name, _ in find(self._config.model.backbone).stages), "head"]
         return [names[stage] for stage in sorted({g["stage"] for g in self.optimizer.param_groups})]
 
-    def initialize(self) -> LoadReport:
-        """Initialize every tensor, the same on all ranks."""
+    def initialize(self, classes: Sequence[str] | None = None) -> LoadReport:
+        """Initialize every tensor, the same on all ranks; a pretrained head by class names."""
         # Drawn on the CPU, so that a seed gives the same tensors on any device and memory format.
         place_model(self.model, ComputeConfig(channels_last=False), torch.device("cpu"))
-        report = initialize(self.model, self._config.model, seed=self._config.seed)
+        config = self._config
+        report = initialize(self.model, config.model, seed=config.seed, classes=classes)
         place_model(self.model, self._config.compute, self._worker.device)
         if self.average:
             self.average.model.load_state_dict(self.model.state_dict())

@@ -4,6 +4,7 @@ SWEEP/heads/INIT-RATE/         a head-only run for each learning rate of the spa
 SWEEP/heads/INIT.safetensors   the best of them
 """
 
+import json
 from dataclasses import replace
 
 import safetensors.torch
@@ -88,6 +89,7 @@ def _train(config: TuningConfig, shared: Shared, point: Point) -> tuple[Finetune
 
 def _write_best(uri: str, heads: list[tuple[FinetuneConfig, float]]) -> None:
     best, _ = max(heads, key=lambda head: head[1])
-    config, _, model = load_best_model(best.out)
+    config, progress, model = load_best_model(best.out)
     tensors = head_tensors(model, config.model.backbone)
-    storage.write_bytes(uri, safetensors.torch.save(tensors))
+    metadata = {"classes": json.dumps(progress.classes)}
+    storage.write_bytes(uri, safetensors.torch.save(tensors, metadata))

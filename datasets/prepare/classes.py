@@ -15,11 +15,15 @@ def unify(names: Iterable[str]) -> dict[str, str]:
     Raises:
         UserError: for a blank name; the message begins after `root is X`.
     """
-    class_of = {name: unicodedata.normalize("NFC", name).strip() for name in names}
+    class_of = {name: clean(name) for name in names}
     for name, cleaned in class_of.items():
         if not cleaned:
             raise UserError(f"a class has the blank name {name!r}; give it another")
     return class_of
+
+
+def clean(name: str) -> str:
+    return unicodedata.normalize("NFC", name).strip()
 
 
 def find_similar(name: str, classes: Iterable[str]) -> str | None:

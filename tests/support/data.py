@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -78,6 +79,14 @@ def write_shards(
         options={"short_side_px": 48},
     )
     shards.write_manifest(uri, manifest)
+
+
+def rename_classes(uri: str, pattern: str) -> str:
+    """Give the classes of a data set other names, of their numbers; return its URI."""
+    manifest = shards.read_manifest(uri)
+    names = tuple(pattern.format(number) for number in range(len(manifest.classes)))
+    shards.write_manifest(uri, replace(manifest, classes=names))
+    return uri
 
 
 def flip_byte(shard: Path, image: int, *, at: int) -> None:

@@ -16,14 +16,20 @@ class EvaluateConfig:
     python -m trainers evaluate --run runs/head
 
     python -m trainers evaluate --run runs/head --split val --tta
+
+    python -m trainers evaluate --run runs/head --data runs/field --map 'VW Golf=Golf'
     """
 
     run: Annotated[str, URI]
     """Run folder of a training."""
-    split: Literal["train", "val", "test"] = "test"
-    """Which images. None is augmented, training images included."""
+    split: Literal["train", "val", "test"] | None = None
+    """Which images; none of them is augmented. Default: test, or of other `data` without a test
+    split all."""
     data: Annotated[str | None, URI] = None
-    """URI of another data set of the same classes."""
+    """URI of another data set. Its classes are matched by name: images of classes that the network
+    does not have are counted, not scored."""
+    map: tuple[str, ...] = ()
+    """Names of classes of `data` and of the network, as DATA=NETWORK, where they differ."""
     tta: bool = False
     """Test-time augmentation: the mean probability of each image and its mirror image. Takes twice
     as long, and writes evaluation_SPLIT_tta."""

@@ -10,14 +10,18 @@ With test-time augmentation SPLIT becomes SPLIT_tta.
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from cluster.io import storage
-from cluster.io.errors import UserError
+from cluster.io.errors import UserError, require
 from cluster.io.tables import to_csv
 from cluster.runtime import connect
-from datasets.shards import Manifest, read_manifest
+from datasets.plan import IGNORE_INDEX
+from datasets.prepare.classes import clean
+from datasets.shards import TRAIN_AND_VAL, Manifest, read_manifest
 from trainers.evaluation import pictures
 from trainers.evaluation.config import EvaluateConfig
 from trainers.evaluation.measures import confusion_matrix, find_confused_pairs, measure
@@ -40,33 +44,45 @@ def run_evaluation(config: EvaluateConfig) -> None:
     """Evaluate and print the result."""
     run_folder.read_config(config.run)
     connect(config.address, quiet=config.json)
-    result = write_evaluation(config.run, split=config.split, data=config.data, tta=config.tta)
-    sync = track_evaluation(config.run, config.split, result, tta=config.tta)
+    result = write_evaluation(
+        config.run, split=config.split, data=config.data, tta=config.tta, renamed=config.map
+    )
+    split = result["split"]
+    sync = track_evaluation(config.run, split, result, tta=config.tta)
     if config.json:
         print(json.dumps(result, indent=1))
         return
-    show(result, config.split, folder_of(config.run, config.split, tta=config.tta))
+    show(result, split, folder_of(config.run, split, tta=config.tta))
     if sync:
         print(f"W&B:      {sync}")
 
 
 def evaluate(
-    run: str, *, split: str = "test", data: str | None = None, tta: bool = False
+    run: str, *, split: str | None = None, data: str | None = None, tta: bool = False
 ) -> Predictions:
     """Predict a split of a run's data set, or of `data`, with its best checkpoint.
 
     Raises:
-        UserError: where the run has no checkpoint, its classes are not those of the data set, more
+        UserError: where the run has no checkpoint, the data set has none of its classes, more
             images are unreadable than its config allows, or the network's outputs are not finite.
     """
     network, _, manifest = _open(run, data)
-    return _predict(network, manifest, split, tta)
+    return _predict(network, manifest, choose_split(manifest, split, data), tta, renamed=())
 
 
 def write_evaluation(
-    run: str, *, split: str = "test", data: str | None = None, tta: bool = False
+    run: str,
+    *,
+    split: str | None = None,
+    data: str | None = None,
+    tta: bool = False,
+    renamed: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Evaluate a run on a split of its data set, or of `data`; write what the module lists.
+
+    Args:
+        split: by default as `choose_split`.
+        renamed: classes of the data set and of the network, as DATA=NETWORK.
 
     Returns:
         The content of evaluation_SPLIT.json.
@@ -75,30 +91,34 @@ def write_evaluation(
         UserError: as `evaluate`.
     """
     network, progress, manifest = _open(run, data)
-    predictions = _predict(network, manifest, split, tta)
+    split = choose_split(manifest, split, data)
+    matched = match_classes(manifest, split, network, renamed)
+    predictions = _predict(network, manifest, split, tta, renamed=renamed)
     measures, pairs = measure(predictions), find_confused_pairs(predictions, NUM_PAIRS)
     confusion_KK = confusion_matrix(predictions)
     rows_N = [pair.row for pair in pairs]
     examples = [*read_views(network.config, manifest, split, rows_N)] if pairs else []
     result = {
         **{f"{split}/{name}": value for name, value in measures.means().items()},
+        "split": split,
         "num_images": measures.num_images,
+        "not_scored": matched.not_scored,
         "lost": list(predictions.unreadable),
         "tta": tta,
         "epoch": progress.epoch,
         "data": network.config.data,
         "fingerprint": manifest.fingerprint,
         "most_confused": [pair.to_dict() for pair in pairs],
-        "per_class": measures.per_class(manifest.classes),
+        "per_class": measures.per_class(network.classes),
         "reliability": measures.reliability(),
     }
     files = {
-        "confusion.png": pictures.draw_confusion(confusion_KK, measures, manifest.classes),
+        "confusion.png": pictures.draw_confusion(confusion_KK, measures, network.classes),
         "confused_pairs.png": pictures.draw_confused_pairs(pairs, examples),
         "reliability.png": pictures.draw_reliability(measures),
         "confusion.csv": to_csv(
-            ["true \\ predicted", *manifest.classes],
-            zip(manifest.classes, *confusion_KK.T.tolist(), strict=True),
+            ["true \\ predicted", *network.classes],
+            zip(network.classes, *confusion_KK.T.tolist(), strict=True),
         ),
         "per_class.csv": to_csv(
             result["per_class"][0], (row.values() for row in result["per_class"])
@@ -119,13 +139,72 @@ def _open(run: str, data: str | None) -> tuple[Network, TrainingProgress, Manife
     config, progress, model = run_folder.load_best_model(run)
     config = replace(config, data=storage.absolute(data or config.data, "data"))
     manifest = read_manifest(config.data)
-    check_classes(run, progress.classes, config.data, manifest)
     network = Network(model=model, config=config, classes=progress.classes, origin=run)
     return network, progress, manifest
 
 
-def _predict(network: Network, manifest: Manifest, split: str, tta: bool) -> Predictions:
-    predictions = predict_split(network, manifest, split, tta=tta)
+def choose_split(manifest: Manifest, split: str | None, data: str | None) -> str:
+    """Return the split to evaluate: test, or all images of other data that has no test split."""
+    if split is not None or "test" in manifest.splits or data is None:
+        return split or "test"
+    return TRAIN_AND_VAL if "train" in manifest.splits else next(iter(manifest.splits))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchedClasses:
+    """The classes of a data set and those of a network."""
+
+    index_K: np.ndarray
+    """Of each class of the data set, the network's; IGNORE_INDEX where it has none."""
+    not_scored: dict[str, int]
+    """Images of the classes that the network does not have."""
+
+
+def match_classes(
+    manifest: Manifest, split: str, network: Network, renamed: Sequence[str] = ()
+) -> MatchedClasses:
+    """Match the classes of a data set with a network's by name.
+
+    Raises:
+        UserError: where no image of the split is of a class of the network, and for names in
+            `renamed` that neither has.
+    """
+    number_of = {clean(name): number for number, name in enumerate(network.classes)}
+    other_name = dict[str, str]()
+    for pair in renamed:
+        ours, separator, theirs = pair.partition("=")
+        known = clean(ours) in map(clean, manifest.classes) and clean(theirs) in number_of
+        require(
+            bool(separator) and known,
+            "map",
+            pair,
+            f"use DATA=NETWORK, a class of {', '.join(manifest.classes[:3])} ... and one of "
+            f"{', '.join(network.classes[:3])} ...",
+        )
+        other_name[clean(ours)] = clean(theirs)
+    names = [other_name.get(clean(name), clean(name)) for name in manifest.classes]
+    index_K = np.array([number_of.get(name, IGNORE_INDEX) for name in names], np.int64)
+    counts = manifest.split(split).class_counts
+    not_scored = {
+        name: count
+        for name, count, index in zip(manifest.classes, counts, index_K, strict=True)
+        if count and index == IGNORE_INDEX
+    }
+    if sum(not_scored.values()) == sum(counts):
+        raise UserError(
+            f"run is {network.origin!r}: its checkpoint has {len(network.classes)} classes "
+            f"({network.classes[0]} ...), the data set {network.config.data} has "
+            f"{len(manifest.classes)} ({manifest.classes[0]} ...), none of them the same; give the "
+            "pairs with --map DATA=NETWORK, or evaluate on the data it was trained for"
+        )
+    return MatchedClasses(index_K=index_K, not_scored=not_scored)
+
+
+def _predict(
+    network: Network, manifest: Manifest, split: str, tta: bool, *, renamed: Sequence[str]
+) -> Predictions:
+    matched = match_classes(manifest, split, network, renamed)
+    predictions = predict_split(network, manifest, split, tta=tta, index_K=matched.index_K)
     num_unreadable, ingest = predictions.num_unreadable, network.config.ingest
     if too_many_unreadable(network.config, num_unreadable, manifest.split(split).num_images):
         raise UserError(
@@ -141,16 +220,6 @@ def _predict(network: Network, manifest: Manifest, split: str, tta: bool) -> Pre
     return predictions
 
 
-def check_classes(run: str, classes: Sequence[str], data: str, manifest: Manifest) -> None:
-    """Refuse a data set whose classes are not those of the checkpoint."""
-    if tuple(classes) != manifest.classes:
-        raise UserError(
-            f"run is {run!r}: its checkpoint has {len(classes)} classes ({classes[0]} ...), "
-            f"the data set {data} has {len(manifest.classes)} ({manifest.classes[0]} ...); "
-            "evaluate on the data it was trained for"
-        )
-
-
 def show(result: dict[str, Any], split: str, folder: str) -> None:
     """Print the means, the worst classes, the most confused pairs, and the files written."""
     unreadable = result["lost"]
@@ -160,6 +229,14 @@ def show(result: dict[str, Any], split: str, folder: str) -> None:
         name: result[f"{split}/{name}"] for name in ("top1", "top5", "macro_f1", "ece", "loss")
     }
     print(f"{result['num_images']} {split} images of {result['data']}{mirrored}{noted}")
+    if not_scored := result["not_scored"]:
+        names = ", ".join(
+            f"{name} ({count})" for name, count in list(not_scored.items())[:NUM_SHOWN]
+        )
+        print(
+            f"{sum(not_scored.values())} images of {len(not_scored)} classes that the network does "
+            f"not have are not scored: {names}{' ...' * (len(not_scored) > NUM_SHOWN)}"
+        )
     print(
         "top-1 {top1:.3f}  top-5 {top5:.3f}  macro F1 {macro_f1:.3f}  ECE {ece:.3f}  "
         "loss {loss:.3f}".format_map(means)

@@ -20,7 +20,7 @@ from cluster.runtime import connect
 from datasets.shards import Manifest, read_manifest
 from trainers.config import FinetuneConfig
 from trainers.evaluation.config import ExplainConfig, Which
-from trainers.evaluation.evaluate import check_classes, write_evaluation
+from trainers.evaluation.evaluate import write_evaluation
 from trainers.evaluation.pictures import Explained, draw_heat_maps
 from trainers.evaluation.split import read_views
 from trainers.run import folder as run_folder
@@ -63,6 +63,16 @@ def run_explain(config: ExplainConfig) -> None:
     picture = draw_heat_maps(explained, TITLES[config.which])
     storage.write_bytes(out, picture)
     print(f"{len(shown)} of {len(matching)} ({config.which}, {config.split} split): {config.out}")
+
+
+def check_classes(run: str, classes: Sequence[str], data: str, manifest: Manifest) -> None:
+    """Refuse a data set whose classes are not those of the checkpoint."""
+    if tuple(classes) != manifest.classes:
+        raise UserError(
+            f"run is {run!r}: its checkpoint has {len(classes)} classes ({classes[0]} ...), "
+            f"the data set {data} has {len(manifest.classes)} ({manifest.classes[0]} ...); "
+            "evaluate on the data it was trained for"
+        )
 
 
 def explain(

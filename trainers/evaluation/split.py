@@ -25,7 +25,7 @@ from cluster.io.progress import collect
 from cluster.runtime import Resources, find_resources
 from cluster.scaling import WorkerPlan, plan_workers
 from datasets.passes.inference import Workers, choose_block_images, run_chunks
-from datasets.plan import Chunk, EpochOrder, RowGroups
+from datasets.plan import IGNORE_INDEX, Chunk, EpochOrder, RowGroups
 from datasets.shards import Manifest, Split
 from datasets.sources import RowSource, ShardSource
 from trainers.config import FinetuneConfig
@@ -45,9 +45,16 @@ class SplitPredictor:
     """Predicts blocks of images on the device of its process."""
 
     def __init__(
-        self, *, load: Callable[[], Network], tta: bool, threads: int, use_gpu: bool
+        self,
+        *,
+        load: Callable[[], Network],
+        tta: bool,
+        threads: int,
+        use_gpu: bool,
+        index_K: np.ndarray,
     ) -> None:
-        network = load()
+        """`index_K`: of each class of the data set, the network's."""
+        network, self._index_K = load(), torch.tensor(index_K)
         self._batch_size = GPU_BATCH_SIZE if use_gpu else CPU_BATCH_SIZE
         self._model = network.model
         self._device, settings = prepare_inference(
@@ -62,7 +69,9 @@ class SplitPredictor:
     def __call__(self, block: pa.Table) -> pa.Table:
         """Return row, image_id, COLUMNS and, for an unreadable image, its name and the reason."""
         images_NHWC = torch.tensor(block["image"].chunk(0).to_numpy(zero_copy_only=False))
-        labels_N = torch.tensor(block["label"].to_numpy())
+        labels_N = torch.tensor(block["label"].to_numpy()).long()
+        # Classes that the network does not have, and unreadable images, are IGNORE_INDEX.
+        labels_N = self._index_K[labels_N.clamp(min=0)].where(labels_N >= 0, IGNORE_INDEX)
         batches = zip(
             images_NHWC.split(self._batch_size), labels_N.split(self._batch_size), strict=True
         )
@@ -84,11 +93,18 @@ class SplitPredictor:
 
 
 def predict_split(
-    network: Network, manifest: Manifest, split: str, *, tta: bool = False
+    network: Network,
+    manifest: Manifest,
+    split: str,
+    *,
+    index_K: np.ndarray,
+    tta: bool = False,
 ) -> Predictions:
     """Predict each image of a split once, none augmented, in batches that are the same anywhere.
 
     Args:
+        index_K: of each class of the data set, the network's, or IGNORE_INDEX: such images have
+            no row.
         tta: predict the mean probability of each image and its mirror image.
 
     Raises:
@@ -100,7 +116,12 @@ def predict_split(
     use_gpu = plan.use_gpu and (not in_process or torch.cuda.is_available())
     chunks = plan_chunks(config, source, GPU_BATCH_SIZE if use_gpu else CPU_BATCH_SIZE)
     images, what = RowSource(ingest=config.ingest), f"Predicting {split}"
-    arguments = {"tta": tta, "threads": plan.threads_per_worker, "use_gpu": use_gpu}
+    arguments = {
+        "tta": tta,
+        "threads": plan.threads_per_worker,
+        "use_gpu": use_gpu,
+        "index_K": index_K,
+    }
     if in_process:
         predictor = SplitPredictor(load=lambda: network, **arguments)
         blocks = (predictor(block) for chunk in chunks for block in images.read(chunk))
@@ -116,16 +137,18 @@ def predict_split(
         table = run_chunks(chunks, images, SplitPredictor, arguments, workers, what)
     table = table.sort_by("row")
     assert table["row"].to_pylist() == list(range(source.num_images)), "each image exactly once"
-    return build_predictions(
+    unreadable = table["unreadable"].drop_null().to_pylist()
+    predictions = build_predictions(
         {
             "row": table["row"],
             "image_id": table["image_id"],
             "path": read_paths(config.data, source),
             **{name: table[name].to_numpy() for name in COLUMNS},
         },
-        manifest.classes,
-        unreadable=table["unreadable"].drop_null().to_pylist(),
+        network.classes,
+        unreadable=unreadable,
     )
+    return replace(predictions, num_unreadable=len(unreadable))
 
 
 def plan_predictors(resources: Resources, cluster: ClusterConfig) -> WorkerPlan:

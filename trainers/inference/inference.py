@@ -13,7 +13,6 @@ import pyarrow as pa
 import ray
 import torch
 from torch import Tensor, nn
-from torchvision.models import ResNet50_Weights
 
 from cluster.config import ClusterConfig
 from cluster.io import storage
@@ -29,12 +28,10 @@ from trainers.config import FinetuneConfig, ModelConfig
 from trainers.inference.config import InferenceConfig
 from trainers.networks.backbones import build, find, require_size
 from trainers.networks.initializers import initialize, pretrained_available
+from trainers.networks.published import IMAGENET_CLASSES
 from trainers.run.folder import load_best_model
 from trainers.settings import prepare_inference
 from trainers.step import predict
-
-IMAGENET_CLASSES = tuple(ResNet50_Weights.DEFAULT.meta["categories"])
-"""Names of the 1000 outputs of every network pretrained on ImageNet."""
 
 ToColumns = Callable[[Tensor], dict[str, pa.Array]]
 """float32 outputs_BK on the CPU -> columns of B rows."""

@@ -1,11 +1,12 @@
 """Initial weights: ImageNet's, a file's, or drawn from a seed."""
 
 import http.client
+import json
 import re
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,10 +16,25 @@ from torch import Tensor, nn
 
 from cluster.io import storage
 from cluster.io.errors import UserError
+from cluster.io.records import read_object
+from cluster.io.uris import name_of, parent_of
+from datasets.prepare.classes import clean
 from trainers.config import RANDOM, ModelConfig
 from trainers.networks.backbones import find
-from trainers.networks.published import Published
-from trainers.networks.tensors import parse_pickle, parse_safetensors, refuse_not_finite
+from trainers.networks.class_rows import MatchedHead, match_head
+from trainers.networks.published import IMAGENET_CLASSES, Published
+from trainers.networks.state_dicts import (
+    describe_mismatch,
+    find_classes,
+    find_tensors,
+    name_format,
+)
+from trainers.networks.tensors import (
+    parse_pickle,
+    parse_safetensors,
+    read_metadata,
+    refuse_not_finite,
+)
 
 CONNECT_TIMEOUT_S = 4.0
 MAX_WEIGHTS_BYTES = 8 * 2**30
@@ -50,6 +66,8 @@ class LoadReport:
     """In the model, not in the file: initialized randomly."""
     unexpected: tuple[str, ...] = ()
     """In the file, not in the model."""
+    notes: tuple[str, ...] = ()
+    """Which of several state dicts was loaded, and what became of the head, for the user."""
 
     def __str__(self) -> str:
         """Return counts, and the first names of tensors that were not loaded."""
@@ -62,18 +80,36 @@ class LoadReport:
 
 
 def _first(names: tuple[str, ...]) -> str:
-    shown = ", ".join(names[:NAMES_SHOWN])
-    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return f" ({shown}{more})" if names else ""
+    return f" ({_describe_names(names)})" if names else ""
 
 
-def initialize(model: nn.Module, config: ModelConfig, *, seed: int) -> LoadReport:
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Tensors by their names in the network, and the classes of their head."""
+
+    tensors: dict[str, Tensor]
+    classes: tuple[str, ...] | None = None
+    """None where they are not known."""
+    notes: tuple[str, ...] = ()
+
+
+def initialize(
+    model: nn.Module,
+    config: ModelConfig,
+    *,
+    seed: int,
+    classes: Sequence[str] | None = None,
+) -> LoadReport:
     """Initialize a model on the CPU; the same seed gives the same tensors.
 
     A random initialization draws all convolutions and linear layers, the heads included, and resets
     normalization (weight 1, bias 0). A pretrained one loads tensors that fit; a head of another
     number of classes, and modules that the file lacks, get torch's default initialization from the
     seed. The global random state is unchanged.
+
+    Args:
+        classes: of the model's outputs. Rows of a pretrained head follow their names, where the
+            weights have names.
 
     Raises:
         UserError: for weights that can't be read, or belong to another network.
@@ -82,9 +118,10 @@ def initialize(model: nn.Module, config: ModelConfig, *, seed: int) -> LoadRepor
         if config.init in RANDOM:
             _draw(model, INITIALIZERS[config.init])
             return LoadReport()
-        report = _load(model, _read_pretrained(config), config)
+        report = _load(model, _read_pretrained(model, config), config, classes)
     if config.head is not None:
-        _load_head(model, config)
+        note = _load_head(model, config, classes)
+        report = replace(report, notes=(*report.notes, *filter(None, [note])))
     return report
 
 
@@ -98,23 +135,29 @@ def head_tensors(model: nn.Module, backbone_name: str) -> dict[str, Tensor]:
     }
 
 
-def _load_head(model: nn.Module, config: ModelConfig) -> None:
+def _load_head(model: nn.Module, config: ModelConfig, classes: Sequence[str] | None) -> str | None:
+    """Load the head in `model.head`; return a note where it is for other classes."""
     assert config.head is not None
-    wanted = {name: t.shape for name, t in head_tensors(model, config.backbone).items()}
+    fresh = head_tensors(model, config.backbone)
+    origin = f"model.head is {config.head!r}"
     try:
         content = read_weights(config.head)
     except FileNotFoundError as error:
-        raise UserError(
-            f"model.head is {config.head!r}: it can't be read ({error}); give a .safetensors file"
-        ) from None
-    given = parse_safetensors(content, f"model.head is {config.head!r}")
-    if {name: t.shape for name, t in given.items()} != wanted:
-        shapes = ", ".join(f"{name} {tuple(shape)}" for name, shape in wanted.items())
-        raise UserError(
-            f"model.head is {config.head!r}: not a head of this network, whose tensors are {shapes}"
+        raise UserError(f"{origin}: it can't be read ({error}); give a .safetensors file") from None
+    given, note = parse_safetensors(content, origin), None
+    source = find_classes(_parse_metadata(content))
+    if source and classes and list(map(clean, source)) != list(map(clean, classes)):
+        matched = (
+            match_head(given, fresh, source, classes) if fresh.keys() <= given.keys() else None
         )
-    refuse_not_finite(given, f"model.head is {config.head!r}")
+        if matched is not None and matched.kept:
+            given, note = matched.tensors, _describe_head(matched)
+    if {name: t.shape for name, t in given.items()} != {n: t.shape for n, t in fresh.items()}:
+        shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in fresh.items())
+        raise UserError(f"{origin}: not a head of this network, whose tensors are {shapes}")
+    refuse_not_finite(given, origin)
     model.load_state_dict(given, strict=False)
+    return note
 
 
 def pretrained_available(config: ModelConfig) -> str | None:
@@ -180,41 +223,82 @@ def _published(config: ModelConfig) -> Published:
     return published[config.init]
 
 
-def _read_pretrained(config: ModelConfig) -> dict[str, Tensor]:
-    given = _read_state_dict(config.weights) if config.weights else _published(config).read()
-    return {OLD_DENSENET.sub(r"\1", name): tensor for name, tensor in given.items()}
+def _read_pretrained(model: nn.Module, config: ModelConfig) -> Weights:
+    if config.weights:
+        weights = _read_file(config.weights, model)
+        if config.init != "file":  # stands in for the download
+            weights = replace(weights, classes=IMAGENET_CLASSES)
+    else:
+        weights = Weights(tensors=_published(config).read(), classes=IMAGENET_CLASSES)
+    renamed = {OLD_DENSENET.sub(r"\1", name): tensor for name, tensor in weights.tensors.items()}
+    return replace(weights, tensors=renamed)
 
 
 def _weights_file(uri: str) -> str:
-    """Return `uri`, or the weights in it where it is a checkpoint folder."""
+    """Return `uri`, or the weights in it where it is a folder, of a checkpoint or Hugging Face."""
     filesystem, path = storage.resolve(uri)
     with storage.explaining(uri):
         is_folder = filesystem.get_file_info(path).type == fs.FileType.Directory
-    return storage.join(uri, "model.safetensors") if is_folder else uri
+    if not is_folder:
+        return uri
+    older = storage.join(uri, "pytorch_model.bin")
+    return older if storage.exists(older) else storage.join(uri, "model.safetensors")
 
 
-def _read_state_dict(uri: str) -> dict[str, Tensor]:
+def _read_file(uri: str, model: nn.Module) -> Weights:
     """Read a file's tensors by name, unwrapped from what training scripts save them in."""
-    file = _weights_file(uri)
+    file, origin = _weights_file(uri), f"model.weights is {uri!r}"
     try:
         content = read_weights(file)
     except FileNotFoundError:
         raise UserError(
-            f"model.weights is {uri!r}: no file there; give a state dict that torch.save or "
-            "safetensors wrote, or a checkpoint folder of Thaw"
+            f"{origin}: no file there; give a state dict that torch.save or safetensors wrote, or "
+            "a checkpoint folder of Thaw"
         ) from None
-    parse = parse_safetensors if file.endswith(".safetensors") else parse_pickle
-    values = parse(content, f"model.weights is {uri!r}")
-    for wrapper in ("state_dict", "model"):
-        if isinstance(values, dict) and isinstance(values.get(wrapper), dict):
-            values = values[wrapper]
+    if (found := name_format(content, file)) is not None:
+        raise UserError(f"{origin}: {found}")
+    if file.endswith(".safetensors"):
+        values: Any = parse_safetensors(content, origin)
+        classes = find_classes(_parse_metadata(content))
+    else:
+        values = parse_pickle(content, origin)
+        classes = find_classes(values) if isinstance(values, dict) else None
     if not isinstance(values, dict):
-        raise UserError(f"model.weights is {uri!r}: not a state dict, save model.state_dict()")
-    return {
-        str(name).removeprefix("module."): value  # DDP's prefix
-        for name, value in values.items()
-        if isinstance(value, Tensor)
-    }
+        raise UserError(f"{origin}: not a state dict, save model.state_dict()")
+    state_dict = find_tensors(values, model.state_dict().keys())
+    notes = []
+    if state_dict.others:
+        notes.append(
+            f"{origin}: {state_dict.where} is used; also there: {', '.join(state_dict.others)}"
+        )
+    return Weights(
+        tensors=state_dict.tensors,
+        classes=classes or _read_classes_beside(file),
+        notes=tuple(notes),
+    )
+
+
+def _parse_metadata(content: bytes) -> dict[str, Any]:
+    """Return the metadata of a safetensors file, values of JSON parsed."""
+    values = {}
+    for name, text in read_metadata(content).items():
+        with suppress(ValueError):
+            values[name] = json.loads(text)
+    return values
+
+
+def _read_classes_beside(file: str) -> tuple[str, ...] | None:
+    """Read the classes of a checkpoint of Thaw, or of a model of Hugging Face, from its folder."""
+    if name_of(file) not in ("model.safetensors", "pytorch_model.bin"):
+        return None
+    for name in ("progress.json", "config.json"):
+        try:
+            values = read_object(storage.join(parent_of(file), name))
+        except (FileNotFoundError, UserError):  # another program's: it names no classes
+            continue
+        if (classes := find_classes(values)) is not None:
+            return classes
+    return None
 
 
 def read_weights(uri: str) -> bytes:
@@ -235,8 +319,10 @@ def read_weights(uri: str) -> bytes:
     return storage.read_bytes(uri)
 
 
-def _load(model: nn.Module, given: dict[str, Tensor], config: ModelConfig) -> LoadReport:
-    backbone, wanted = find(config.backbone), model.state_dict()
+def _load(
+    model: nn.Module, weights: Weights, config: ModelConfig, classes: Sequence[str] | None
+) -> LoadReport:
+    backbone, wanted, given = find(config.backbone), model.state_dict(), weights.tensors
     common = [name for name in wanted if name in given]
     misfits = {name for name in common if given[name].shape != wanted[name].shape}
     in_head = {name for name in common if backbone.stage_of(name) == len(backbone.stages)}
@@ -250,18 +336,57 @@ def _load(model: nn.Module, given: dict[str, Tensor], config: ModelConfig) -> Lo
     if in_head.issuperset(common):
         raise UserError(
             f"model.weights is {config.weights!r}: none of its {len(given)} tensors belongs to "
-            f"{config.backbone}; give weights of the same network"
+            f"{config.backbone} ({describe_mismatch(given, wanted)}); give weights of the same "
+            "network"
+        )
+    notes, source = list(weights.notes), weights.classes
+    rows = {given[name].shape[0] for name in in_head if given[name].ndim == 2}
+    if source is None and rows == {len(IMAGENET_CLASSES)}:
+        source = IMAGENET_CLASSES
+    if source is not None and rows and rows != {len(source)}:
+        source = None
+    replaced = misfits
+    if classes is not None and source is not None:
+        if list(map(clean, source)) != list(map(clean, classes)):
+            of_classes = {name for name in in_head if given[name].shape[:1] == (len(source),)}
+            replaced = misfits | of_classes
+    elif classes is not None and in_head - misfits:
+        notes.append(
+            "head: kept by position, as the weights do not name their classes; give a checkpoint "
+            "of Thaw, whose classes have names, where the order may differ"
         )
     report = LoadReport(
-        loaded=tuple(name for name in common if name not in misfits),
-        replaced=tuple(name for name in common if name in misfits),
+        loaded=tuple(name for name in common if name not in replaced),
+        replaced=tuple(name for name in common if name in replaced),
         missing=tuple(name for name in wanted if name not in given),
         unexpected=tuple(name for name in given if name not in wanted),
     )
-    loaded = {name: given[name] for name in report.loaded}
+    loaded = {name: given[name] for name in common if name not in misfits or source is not None}
     refuse_not_finite(loaded, f"model.weights is {config.weights!r}")
     incomplete = [name.rpartition(".")[0] for name in (*report.replaced, *report.missing)]
     for module in dict.fromkeys(incomplete):
         _reset(model.get_submodule(module))
+    loaded = {name: given[name] for name in report.loaded}
+    if classes is not None and source is not None and replaced:
+        fresh = {name: wanted[name] for name in report.replaced}
+        matched = match_head(given, fresh, source, classes)
+        if matched.kept:
+            loaded |= matched.tensors
+        if matched.kept or not misfits:
+            notes.append(_describe_head(matched))
     model.load_state_dict(loaded, strict=False)
-    return report
+    return replace(report, notes=tuple(notes))
+
+
+def _describe_head(head: MatchedHead) -> str:
+    kept, drawn = (_describe_names(names) for names in (head.kept, head.drawn))
+    if not head.kept:
+        return f"head: initialized, as the weights have none of the classes {drawn}"
+    return f"head: rows follow class names: {kept} kept" + f", {drawn} initialized" * bool(
+        head.drawn
+    )
+
+
+def _describe_names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more

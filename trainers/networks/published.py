@@ -16,6 +16,8 @@ from cluster.io.errors import UserError
 
 TIMM = "timm>=1.0.31,<2"  # as the extra `zoo` in pyproject.toml
 HUB_FILE = "model.safetensors"
+IMAGENET_CLASSES = tuple(models.ResNet50_Weights.DEFAULT.meta["categories"])
+"""Names of the 1000 outputs of every network pretrained on ImageNet."""
 VERSIONS = ("IMAGENET1K_V1", "IMAGENET1K_V2")
 
 

@@ -1,6 +1,7 @@
 """Reads untrusted files of tensors: runs no code, and uses no more memory than a file's size."""
 
 import io
+import json
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -13,6 +14,19 @@ from torch import Tensor, nn
 
 from cluster.io.errors import UserError
 
+INERT = (
+    "argparse.Namespace",  # timm, DINO: the command line
+    "numpy._core.multiarray.scalar",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray._reconstruct",
+    "numpy.core.multiarray._reconstruct",
+    "numpy.ndarray",
+    "numpy.dtype",
+    "pathlib.PosixPath",
+    "pathlib.WindowsPath",
+    *(f"numpy.dtypes.{name}DType" for name in ("Float64", "Float32", "Int64", "Int32", "Bool")),
+)
+"""Types of values that scripts save beside weights: an `_Ignored` takes the place of each."""
 MAX_HEADER_BYTES = 2**23
 """Of a safetensors file; ten thousand tensors take a megabyte."""
 SAVE = "save the bare state dict, best as .safetensors"
@@ -44,6 +58,24 @@ def parse_safetensors(content: bytes, origin: str) -> dict[str, Tensor]:
         raise UserError(f"{origin}: damaged, or no safetensors file ({error}); {SAVE}") from None
 
 
+class _Ignored(dict[Any, Any]):
+    """Takes any arguments, state and items, and keeps none."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: object) -> None: ...
+
+    def __setitem__(self, key: object, value: object) -> None: ...
+
+
+def read_metadata(content: bytes) -> dict[str, str]:
+    """Return the strings in the header of a safetensors file that `parse_safetensors` accepts."""
+    header_bytes = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + header_bytes])
+    return header.get("__metadata__") or {}
+
+
 def parse_pickle(content: bytes, origin: str) -> Any:
     """Parse a file of torch.save that holds only tensors and plain values.
 
@@ -59,7 +91,9 @@ def parse_pickle(content: bytes, origin: str) -> Any:
     if _GROWS in content:
         raise UserError(refused)
     try:
-        with warnings.catch_warnings():  # about files that are refused anyway
+        ignored: list[Any] = [(_Ignored, name) for name in INERT]
+        # Warnings are about files that are refused anyway.
+        with warnings.catch_warnings(), torch.serialization.safe_globals(ignored):
             warnings.simplefilter("ignore")
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds for damaged bytes

@@ -1,0 +1,208 @@
+"""Weights as others save them, and heads by the names of their classes."""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from trainers.config import ModelConfig
+from trainers.networks.backbones import build
+from trainers.networks.initializers import head_tensors, initialize
+from trainers.networks.published import IMAGENET_CLASSES
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+VEHICLES = ("bus", "car", "truck")
+
+
+@pytest.fixture(scope="module")
+def plain() -> dict[str, Tensor]:
+    return build("lenet5", 3).state_dict()
+
+
+def load(file: Path, classes=None, num_classes: int = 3):
+    config = ModelConfig(backbone="lenet5", init="file", weights=str(file))
+    report = initialize(model := build("lenet5", num_classes), config, seed=1, classes=classes)
+    return report, model.state_dict()
+
+
+def prefixed(plain: dict[str, Tensor], prefix: str, add: float = 0.0) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": tensor + add for name, tensor in plain.items()}
+
+
+WRAPPERS = {
+    "tutorial": lambda p: {
+        "epoch": 1,
+        "model_state_dict": p,
+        "optimizer_state_dict": {"state": {}},
+    },
+    "torch.compile": lambda p: prefixed(p, "_orig_mod."),
+    "compiled DDP": lambda p: prefixed(p, "module._orig_mod."),
+    "DDP compiled": lambda p: prefixed(p, "_orig_mod.module."),
+    "FSDP": lambda p: prefixed(p, "_fsdp_wrapped_module."),
+    "Lightning": lambda p: {"state_dict": prefixed(p, "model."), "hyper_parameters": {"lr": 1e-3}},
+    "Lightning, compiled": lambda p: {"state_dict": prefixed(p, "net._orig_mod.")},
+    "timm": lambda p: {
+        "arch": "lenet5",
+        "state_dict": p,
+        "args": argparse.Namespace(lr=0.1, out=Path("/x")),
+        "metric": np.float64(0.9),
+    },
+    "MMPretrain": lambda p: {"meta": {"epoch": 1}, "state_dict": prefixed(p, "backbone.")},
+    "DINO": lambda p: {
+        "student": prefixed(p, "module.backbone.", -1),
+        "teacher": prefixed(p, "backbone."),
+    },
+    "a part of CLIP": lambda p: {**prefixed(p, "visual."), "text.weight": torch.ones(2)},
+    "Hugging Face": lambda p: prefixed(p, "encoder.model."),
+    "nested": lambda p: {"checkpoint": {"network": {"params": p}}},
+    "EMA beside raw": lambda p: {"state_dict": prefixed(p, "", -1), "state_dict_ema": p},
+    "EMA first": lambda p: {"model_ema": p, "model": prefixed(p, "", -1)},
+    "EMA by prefix": lambda p: prefixed(p, "model.", -1) | prefixed(p, "ema_model.module."),
+    "SWA": lambda p: {"net": prefixed(p, "", -1), "swa": prefixed(p, "module.")},
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_all_tensors_are_loaded_from_a_wrapper(wrapper, plain, tmp_path):
+    file = tmp_path / "w.pth"
+    torch.save(WRAPPERS[wrapper](plain), file)
+    report, loaded = load(file)
+    assert set(report.loaded) == set(plain)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in plain.items())
+    averaged = any(word in wrapper for word in ("EMA", "SWA"))
+    assert averaged == any("is used; also there" in note for note in report.notes) or (
+        wrapper == "DINO"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("k.weights.h5", b"\x89HDF\r\n\x1a\n" + bytes(99), "Keras' HDF5.*--init imagenet"),
+        ("k.keras", b"PK\x03\x04" + bytes(30) + b"model.weights.h5" + bytes(99), "Keras' archive"),
+        ("saved_model.pb", b"\x08\x01", "TensorFlow's .*SavedModel"),
+        ("ckpt-1.data-00000-of-00001", bytes(40), "TensorFlow's checkpoint"),
+        ("m.tflite", b"\x1c\0\0\0TFL3" + bytes(9), "TensorFlow Lite"),
+        ("m.onnx", b"\x08\x07", "this is ONNX"),
+        ("w.pth", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("w.pth", b"<!DOCTYPE html><html>", "a web page"),
+        ("model.safetensors.index.json", b"{}", "shards of a large model"),
+    ],
+)
+def test_other_formats_are_named_with_the_way_out(name, content, words, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^model\.weights is .*{words}"):
+        load(tmp_path / name)
+
+
+def test_names_of_another_network_are_shown_beside_ours(tmp_path):
+    torch.save({"resnet.embedder.weight": torch.ones(2)}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"resnet\.embedder\.weight, the network's conv1\.weight"):
+        load(tmp_path / "w.pth")
+
+
+def save_checkpoint(folder: Path, plain: dict[str, Tensor], classes) -> Path:
+    """Write the files of a checkpoint folder that hold weights and class names."""
+    folder.mkdir()
+    safetensors.torch.save_file(plain, folder / "model.safetensors")
+    (folder / "progress.json").write_text(json.dumps({"classes": classes}))
+    return folder
+
+
+def save_export(folder: Path, plain: dict[str, Tensor], classes) -> Path:
+    metadata = {"classes": json.dumps(classes)}
+    safetensors.torch.save_file(plain, file := folder.with_suffix(".safetensors"), metadata)
+    return file
+
+
+def save_hugging_face(folder: Path, plain: dict[str, Tensor], classes) -> Path:
+    folder.mkdir()
+    torch.save(plain, folder / "pytorch_model.bin")
+    labels = {str(number): name for number, name in enumerate(classes)}
+    (folder / "config.json").write_text(json.dumps({"id2label": labels}))
+    return folder
+
+
+def save_script(folder: Path, plain: dict[str, Tensor], classes) -> Path:
+    numbers = {name: number for number, name in enumerate(classes)}
+    torch.save({"model": plain, "class_to_idx": numbers}, file := folder.with_suffix(".pth"))
+    return file
+
+
+@pytest.mark.parametrize("save", [save_checkpoint, save_export, save_hugging_face, save_script])
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ("ambulance", "bus", "car"),
+        ("truck", "car", "bus"),
+        ("a", "b", "c"),
+        ("van", "truck"),
+        ("bus", "car", "truck", "van"),
+    ],
+)
+def test_rows_of_a_head_follow_the_names_of_classes(save, classes, plain, tmp_path):
+    report, loaded = load(save(tmp_path / "saved", plain, VEHICLES), classes, len(classes))
+    assert torch.equal(loaded["dense2.weight"], plain["dense2.weight"])
+    for row, name in enumerate(classes):
+        same = [
+            torch.equal(
+                loaded[tensor][row],
+                plain[tensor][VEHICLES.index(name) if name in VEHICLES else row],
+            )
+            if name in VEHICLES or row < 3
+            else False
+            for tensor in ("head.weight", "head.bias")
+        ]
+        assert same == [name in VEHICLES] * 2
+    kept = [name for name in classes if name in VEHICLES]
+    if kept:
+        assert f"head: rows follow class names: {', '.join(kept)} kept" in report.notes[0]
+    else:
+        assert "none of the classes" in report.notes[0]
+
+
+def test_the_same_classes_keep_their_head_unsaid(plain, tmp_path):
+    folder = save_checkpoint(tmp_path / "saved", plain, VEHICLES)
+    report, loaded = load(folder, VEHICLES)
+    assert report.notes == () and report.replaced == ()
+    assert torch.equal(loaded["head.weight"], plain["head.weight"])
+
+
+def test_a_head_without_names_is_kept_by_position_and_said(plain, tmp_path):
+    torch.save(plain, tmp_path / "w.pth")
+    report, loaded = load(tmp_path / "w.pth", VEHICLES)
+    assert torch.equal(loaded["head.weight"], plain["head.weight"])
+    assert "kept by position" in report.notes[0]
+
+
+def test_a_thousand_classes_of_ones_own_are_not_those_of_imagenet(tmp_path):
+    torch.save(given := build("lenet5", 1000).state_dict(), tmp_path / "w.pth")
+    ours = tuple(f"car {number}" for number in range(1000))
+    report, loaded = load(tmp_path / "w.pth", ours, 1000)
+    assert report.replaced == ("head.weight", "head.bias")
+    assert not torch.equal(loaded["head.weight"], given["head.weight"])
+    report, loaded = load(tmp_path / "w.pth", IMAGENET_CLASSES, 1000)
+    assert torch.equal(loaded["head.weight"], given["head.weight"])
+
+
+def test_a_head_file_follows_the_names_of_classes(plain, tmp_path):
+    torch.save(plain, tmp_path / "w.pth")
+    head = {name: tensor + 1 for name, tensor in plain.items() if name.startswith("head")}
+    metadata = {"classes": json.dumps(VEHICLES)}
+    safetensors.torch.save_file(head, tmp_path / "head.safetensors", metadata)
+    config = ModelConfig(
+        backbone="lenet5",
+        init="file",
+        weights=str(tmp_path / "w.pth"),
+        head=str(tmp_path / "head.safetensors"),
+    )
+    initialize(model := build("lenet5", 3), config, seed=1, classes=("car", "van", "bus"))
+    rows = head_tensors(model, "lenet5")["head.weight"]
+    assert torch.equal(rows[0], head["head.weight"][1])
+    assert torch.equal(rows[2], head["head.weight"][0])
+    assert not torch.equal(rows[1], head["head.weight"][1])
