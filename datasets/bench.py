@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
-from rich.console import Console
 from rich.table import Table
 
 from cluster.io.errors import UserError
+from cluster.io.terminal import literal_console
 from datasets.augment import augment, view
 from datasets.config import IngestConfig, Policy
 from datasets.decode import decode
@@ -119,7 +119,7 @@ def _show(costs: dict[str, float], rate: float, first_batch_s: float) -> None:
         table.add_row(
             stage, f"{1e3 * cost_s:.2f}", f"{1 / max(cost_s, 1e-9):.0f}", f"{cost_s / total_s:.0%}"
         )
-    console = Console()
+    console = literal_console()
     console.print(table)
     console.print(
         f"stream  {rate:.0f} images/s on this cluster, first batch in {first_batch_s:.1f} s"

@@ -1,8 +1,8 @@
 """The verbs of `python -m datasets`; each imports what it needs when it runs."""
 
-from rich.console import Console
 from rich.table import Table
 
+from cluster.io.terminal import literal_console
 from datasets.config import BenchConfig, InfoConfig, PrepareConfig, PreviewConfig
 from datasets.shards import UNUSED, read_manifest, read_quarantine
 
@@ -31,7 +31,7 @@ def run_info(config: InfoConfig) -> None:
     table.add_row("shards", *(str(len(split.shards)) for split in splits))
     sizes = (sum(shard.num_bytes for shard in split.shards) / 2**20 for split in splits)
     table.add_row("MiB", *(f"{size:.1f}" for size in sizes))
-    console = Console()
+    console = literal_console()
     console.print(table)
     console.print(f"fingerprint  {manifest.fingerprint}")
     tally = "no image"

@@ -135,7 +135,7 @@ def choose_ingest(
     Raises:
         UserError: where ingest is `memory` and the images don't fit.
     """
-    needed = 3 * sum(manifest.split(split).num_pixels for split in ("train", "val"))
+    needed = 3 * manifest.split(TRAIN_AND_VAL).num_pixels
     sizes = f"{needed / 2**30:.2f} GiB decoded, {budget_bytes / 2**30:.2f} GiB to keep them in"
     if ingest.ingest == "stream":
         return False, "stream, as asked"

@@ -8,6 +8,7 @@ OUT/unused.parquet          path and reason of files that are no images of it, w
 
 import json
 import os
+import shlex
 import struct
 import zlib
 from dataclasses import asdict, dataclass, field
@@ -186,7 +187,7 @@ def read_manifest(uri: str) -> Manifest:
     except FileNotFoundError:
         raise UserError(
             f"data is {uri!r}: no prepared data set there (manifest.json is missing); "
-            f"make one with `python -m datasets prepare --source ... --out {uri}`"
+            f"make one with `python -m datasets prepare --source ... --out {shlex.quote(uri)}`"
         ) from None
     except OSError as error:
         raise UserError(f"data is {uri!r}: it cannot be read ({error}); check the URI") from None

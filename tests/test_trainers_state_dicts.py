@@ -75,7 +75,7 @@ def test_all_tensors_are_loaded_from_a_wrapper(wrapper, plain, tmp_path):
     assert set(report.loaded) == set(plain)
     assert all(torch.equal(loaded[name], tensor) for name, tensor in plain.items())
     averaged = any(word in wrapper for word in ("EMA", "SWA"))
-    assert averaged == any("is used; also there" in note for note in report.notes) or (
+    assert averaged == any("the average, is used; also there" in note for note in report.notes) or (
         wrapper == "DINO"
     )
 

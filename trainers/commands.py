@@ -1,5 +1,6 @@
 """Train from the command line: check, connect, train, print progress and the result."""
 
+import shlex
 from typing import Any
 
 from cluster.io import terminal
@@ -9,6 +10,7 @@ from trainers import launch, metrics
 from trainers.config import FinetuneConfig
 from trainers.meter import Meter
 from trainers.prepare import Run, prepare_run
+from trainers.resume import describe_changes
 from trainers.tracking.mirror import RunMirror, follow
 
 
@@ -23,7 +25,7 @@ def run_training(config: FinetuneConfig) -> None:
     if config.validates:
         print(f"Best val/top1 {result[metrics.VAL_BEST_TOP1]:.4f} in epoch {result['best_epoch']}")
     print(f"Weights:  {result['checkpoint']}/model.safetensors")
-    print(f"Test it:  python -m trainers evaluate --run {config.out}")
+    print(f"Test it:  python -m trainers evaluate --run {shlex.quote(config.out)}")
     if sync:
         print(f"W&B:      {sync}")
 
@@ -41,6 +43,8 @@ def follow_training(run: Run, *, job_type: str) -> tuple[dict[str, Any], str | N
         f"{num_images} images of {len(manifest.classes)} classes -> {config.out}"
     )
     terminal.report(f"Ingest: {run.ingest}")
+    for line in describe_changes(run):
+        terminal.report(line, warning=True)
     name = name_of(config.out)
     mirror = RunMirror(config, manifest, name=name, group=config.track.group, job_type=job_type)
     meter = Meter(config, manifest)

@@ -14,6 +14,7 @@ from cluster.io.fields import build
 from cluster.io.records import damaged, read_object
 from cluster.io.statistics import is_above_chance
 from cluster.io.tables import to_csv
+from cluster.io.terminal import literal_console
 from trainers import metrics
 from trainers.run.rows import epoch_rows
 from tuning.sharing.reuse import read_origin
@@ -155,7 +156,7 @@ def show_trial(row: TrialResult) -> tuple[str, ...]:
 
 def print_leaderboard(trials: Sequence[TrialResult], console: Console | None = None) -> None:
     """Print a table, or aligned plain text where the output is not a terminal."""
-    console = console or Console()
+    console = console or literal_console()
     header = [*COLUMNS, "trial"]
     cells = [[*show_trial(row), row.trial_id] for row in trials]
     if not console.is_terminal:

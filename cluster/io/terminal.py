@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -179,7 +180,12 @@ def show(render: Callable[[], RenderableType], console: Console | None = None) -
 def open_console() -> Console:
     """Open stdout; FORCE_COLOR makes no terminal of a pipe, as it would for rich."""
     terminal = None if sys.stdout.isatty() else False
-    return Console(force_terminal=terminal, soft_wrap=True, highlight=False)
+    return literal_console(force_terminal=terminal, soft_wrap=True, highlight=False)
+
+
+def literal_console(**options: Any) -> Console:
+    """Return a console that prints text as it is: a class may be called `Transit [van]`."""
+    return Console(markup=False, emoji=False, **options)
 
 
 @contextmanager

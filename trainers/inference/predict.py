@@ -4,11 +4,11 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from cluster.io import storage
+from cluster.io.terminal import literal_console
 from trainers.inference.config import PredictConfig
 from trainers.inference.inference import open_network, run_inference
 
@@ -58,4 +58,4 @@ def show(part: str) -> None:
     for row in first.slice(0, _NUM_SHOWN).to_pylist():
         name = "/".join(row["path"].split("/")[-2:])
         table.add_row(f"{row['probability']:.3f}", row["class"], name)
-    Console().print(table)
+    literal_console().print(table)

@@ -269,7 +269,8 @@ def _read_file(uri: str, model: nn.Module) -> Weights:
     notes = []
     if state_dict.others:
         notes.append(
-            f"{origin}: {state_dict.where} is used; also there: {', '.join(state_dict.others)}"
+            f"{origin}: {state_dict.where}{', the average,' * state_dict.is_average} is used; also "
+            f"there: {', '.join(state_dict.others)}"
         )
     return Weights(
         tensors=state_dict.tensors,

@@ -27,6 +27,10 @@ class Found(NamedTuple):
     others: tuple[str, ...]
     """Other places with as many of the network's tensors."""
 
+    @property
+    def is_average(self) -> bool:
+        return _is_average(self.where)
+
 
 def find_tensors(values: Mapping[Any, Any], wanted: Collection[str]) -> Found:
     """Return the tensors of the nested dict, under the prefix, that most of `wanted` are in.

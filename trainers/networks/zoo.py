@@ -6,13 +6,12 @@ from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec
 from typing import Any
 
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from cluster.io import storage
 from cluster.io.tables import to_csv
-from cluster.io.terminal import is_quiet
+from cluster.io.terminal import is_quiet, literal_console
 from trainers.networks.backbones import BACKBONES, find
 from trainers.networks.config import ZooConfig
 from trainers.networks.measure import (
@@ -126,7 +125,7 @@ def describe(name: str, config: ZooConfig) -> ZooRow:
 
 def run_zoo(config: ZooConfig) -> None:
     """Measure, print, write zoo.csv."""
-    aside = Console(stderr=True)
+    aside = literal_console(stderr=True)
     for name in config.names:
         find(name)
     names = config.names or tuple(BACKBONES)
@@ -146,7 +145,7 @@ def run_zoo(config: ZooConfig) -> None:
     if config.json:
         print(json.dumps([asdict(row) for row in rows], indent=1))
         return
-    Console(width=TABLE_WIDTH).print(table(rows))
+    literal_console(width=TABLE_WIDTH).print(table(rows))
     print(LEGEND.format(batch_size=config.batch_size, device=describe_devices()))
     print(f"Written: {config.out}/zoo.csv")
 

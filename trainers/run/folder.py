@@ -177,6 +177,13 @@ def find_result(run: str) -> dict[str, Any] | None:
     return result
 
 
+def list_changes(before: FinetuneConfig, now: FinetuneConfig) -> dict[str, tuple[Any, Any]]:
+    """Return the fields, which may change when a run is resumed, whose values differ."""
+    free = marked(FinetuneConfig, RESUMABLE) | marked(FinetuneConfig, RUN_RESUMABLE)
+    old, new = flatten(before.to_dict()), flatten(now.to_dict())
+    return {name: (old[name], new[name]) for name in sorted(free) if old[name] != new[name]}
+
+
 def _fixed_fields(config: FinetuneConfig) -> dict[str, Any]:
     free = marked(FinetuneConfig, RESUMABLE) | marked(FinetuneConfig, RUN_RESUMABLE)
     values = flatten(config.to_dict())

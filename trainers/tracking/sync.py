@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from rich.console import Console
 from rich.progress import Progress
 
+from cluster.io.terminal import literal_console
 from trainers.tracking.config import SyncConfig
 from trainers.tracking.local_runs import TrackedFolder, find_folders, local_copy, sync_command
 from trainers.tracking.wandb_internals import is_synced
@@ -46,7 +46,7 @@ def sync_folders(folders: Sequence[TrackedFolder], config: SyncConfig) -> bool:
             print(command)
         return config.dry_run
     num_synced = 0
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with Progress(console=literal_console(stderr=True), transient=True) as progress:
         task = progress.add_task("Uploading to W&B", total=len(lacking))
         for folder in lacking:
             reason = sync(folder)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyarrow import fs
-from rich.console import Console
 from rich.table import Table
 
 from cluster.io import storage
 from cluster.io.errors import require
 from cluster.io.records import read_object
+from cluster.io.terminal import literal_console
 from cluster.io.uris import parent_of
 from tuning.sharing.config import CacheConfig
 
@@ -74,7 +74,7 @@ def run_cache(config: CacheConfig) -> None:
         facts = [str(entry.facts.get(name, "-")) for name in names]
         table.add_row(entry.key, *facts, f"{entry.num_bytes / 2**30:.3f}")
     if entries:
-        Console().print(table)
+        literal_console().print(table)
     total = sum(entry.num_bytes for entry in entries)
     results = storage.list_names(storage.join(cache, "results"))
     print(
