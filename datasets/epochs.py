@@ -24,7 +24,7 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
 from datasets.plan import Chunk, Plan
-from datasets.ray_internals import give_share, pause_while_ahead
+from datasets.ray_internals import give_share
 from datasets.sources import BatchSource, ReadLimits
 
 EXECUTION_TASKS, AHEAD_TASKS = 512, 32
@@ -105,13 +105,12 @@ def execute_chunks(
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.target_max_block_size = None  # a block holds whole batches: never cut it
-    pause_while_ahead(context)
     context.execution_options = ExecutionOptions(
         preserve_order=True,
         resource_limits=ExecutionResources.for_limits(object_store_memory=limits.store_bytes),
     )
-    if limits.stream_cpus is not None and limits.store_bytes is not None:
-        give_share(context, max(limits.stream_cpus, limits.task_cpus))
+    cpus = limits.stream_cpus
+    give_share(context, None if cpus is None else max(cpus, limits.task_cpus))
     with DataContext.current(context):  # a data set keeps the context it was made in
         # As many blocks as tasks: with more, Ray splits every output.
         dataset = ray.data.read_datasource(

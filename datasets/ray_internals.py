@@ -1,22 +1,26 @@
-"""Private names of Ray Data: fixed CPUs for a stream, and an executor that doesn't spin.
+"""Private names of Ray Data: fixed CPUs for a stream, and an executor that doesn't poll.
 
 Ray Data divides the CPUs of every node among all streams, rounded down: with more streams than CPUs
 on a node, each gets none and reads one task at a time. The shares also change whenever a stream
-begins or ends. So each stream gets a fixed share here.
+begins or ends, and a new stream has none for its first second. So each gets a fixed share here.
 """
 
 import time
 from typing import Any
 
+import ray
 from ray.data import DataContext, ExecutionResources
 from ray.data._internal.cluster_autoscaler import ClusterAutoscaler, create_cluster_autoscaler
-from ray.data._internal.execution import streaming_executor, streaming_executor_state
-from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.data._internal.execution import (
+    metadata_fetcher,
+    streaming_executor,
+    streaming_executor_state,
+)
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 from cluster.ray_internals import check_version
 
-PAUSE_SLICES, PAUSE_SLICE_S = 10, 0.01
+NUM_PAUSES, PAUSE_S = 5, 0.02
 SHARE = "thaw_share"
 UNLIMITED_BYTES = 2.0**60
 """No limit here: `resource_limits` sets it. Finite, as Ray Data subtracts from it."""
@@ -38,10 +42,13 @@ class FixedResources(ClusterAutoscaler):
         """Nothing to clean up."""
 
 
-def give_share(context: DataContext, cpus: float) -> None:
-    """Limit the data sets made in this context to a number of logical CPUs."""
+def give_share(context: DataContext, cpus: float | None) -> None:
+    """Limit the data sets made in this context to a number of logical CPUs; default: all."""
+    total = ray.cluster_resources()
     share = ExecutionResources(
-        cpu=cpus, object_store_memory=UNLIMITED_BYTES, memory=UNLIMITED_BYTES
+        cpu=total.get("CPU", 0.0) if cpus is None else cpus,
+        object_store_memory=total.get("object_store_memory", 0.0),
+        memory=UNLIMITED_BYTES,
     )
     context.set_config(SHARE, share)
 
@@ -54,27 +61,35 @@ def choose_autoscaler(topology: Any, resources: Any, context: DataContext, **nam
     return FixedResources(share)
 
 
-class PauseWhileAhead(ExecutionCallback):
-    """Let the thread of the streaming executor sleep while blocks wait for the reader.
+def step_when_ready(self: StreamingExecutor, topology: Any) -> bool:
+    """Wait for a block, the end of a task, or a reader that takes a block; then take a step.
 
-    Without running tasks it spins from the last task to the last batch, and takes a core and the
-    interpreter lock of the training worker. It wakes up when the reader has taken all blocks.
+    Ray Data polls 10 times a second while tasks run, three times for each task, and spins while
+    none run: CPUs are idle, or taken from the training worker.
     """
-
-    def on_execution_step(self, executor: StreamingExecutor) -> None:
-        for _ in range(PAUSE_SLICES):
-            if executor._consumer_idling():
-                return
-            time.sleep(PAUSE_SLICE_S)
-
-
-def pause_while_ahead(context: DataContext) -> None:
-    """Have the executions of this context use PauseWhileAhead."""
     check_version()
-    context.custom_execution_callback_classes.append(PauseWhileAhead)
+    _, output = self._output_node  # pyright: ignore[reportGeneralTypeIssues]
+    num_blocks = len(output.output_queue)
+    # A task whose blocks Ray Data doesn't read now, as the store is full, is ready all the time.
+    tasks = [
+        task.get_waitable()
+        for op in topology
+        if not op._in_task_output_backpressure
+        for task in op.get_active_tasks()
+    ]
+    ready: list[Any] = []
+    for _ in range(NUM_PAUSES if tasks or num_blocks else 0):
+        if tasks:
+            ready, _ = ray.wait(tasks, num_returns=1, timeout=PAUSE_S, fetch_local=False)
+        else:
+            time.sleep(PAUSE_S)
+        if ready or len(output.output_queue) < num_blocks:
+            break
+    return take_step(self, topology)
 
 
 streaming_executor.create_cluster_autoscaler = choose_autoscaler  # pyright: ignore[reportPrivateImportUsage]
-# Ray Data polls for finished tasks every 0.1 s, twice before it starts the next one: a CPU would be
-# idle for a fifth of its time, and for half of it with images in memory.
-streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = 0.02
+take_step = StreamingExecutor._scheduling_loop_step
+StreamingExecutor._scheduling_loop_step = step_when_ready
+streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = 0.0
+metadata_fetcher._PREFETCH_ON_THREAD = False  # its thread would end a task three steps later

@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import fs
 from ray.data.extensions import ArrowTensorArray
 
 from cluster.io import storage
 from cluster.io.retry import doubling, retry
+from cluster.memory_allocator import keep_memory
 from datasets.augment import augment, view
 from datasets.config import IngestConfig
 from datasets.decode import decode
@@ -27,6 +29,8 @@ from datasets.shards import checksum
 
 NUM_RETRIES, FIRST_RETRY_S = 2, 0.2
 COLUMNS = ["image", "label", "image_id", "crc32"]
+
+keep_memory()  # a block of images is too large for glibc to keep by itself
 
 
 class Row(NamedTuple):
@@ -52,7 +56,7 @@ def read_chunk(
     """
     size_px = ingest.size_px
     policy = ingest.policy if train else "none"
-    images_NSSC = np.zeros((chunk.num_images, size_px, size_px, 3), np.uint8)
+    images_NSSC = np.empty((chunk.num_images, size_px, size_px, 3), np.uint8)
     labels_N = np.full(chunk.num_images, IGNORE_INDEX, np.int64)
     image_ids_N = np.zeros(chunk.num_images, np.int64)
     read_errors_N = np.full(chunk.num_images, None, object)
@@ -145,11 +149,13 @@ def read_row_group(group: RowGroup) -> pa.Table:
 def read_group(uri: str, index: int, columns: list[str]) -> pa.Table:
     """Read columns of one row group of a Parquet file that never changes."""
     filesystem, path = storage.resolve(uri)
+    is_local = isinstance(filesystem, fs.LocalFileSystem)
     with filesystem.open_input_file(path) as file:
         known = footer_of(uri)
-        shard = pq.ParquetFile(file, metadata=known[0] if known else None)
+        shard = pq.ParquetFile(file, metadata=known[0] if known else None, pre_buffer=not is_local)
         known[:] = [shard.metadata]
-        return shard.read_row_group(index, columns=columns)
+        # Threads of Arrow's would wait for a core: each has a task of ours.
+        return shard.read_row_group(index, columns=columns, use_threads=False)
 
 
 def read_again(read: Callable[[], pa.Table]) -> pa.Table:
@@ -183,7 +189,9 @@ def footer_of(uri: str) -> list[pq.FileMetaData]:
 
 def fill_unreadable(images_NSSC: np.ndarray, unreadable_N: np.ndarray) -> None:
     """Copy pixels of readable images: batch statistics must not include black images."""
-    if unreadable_N.any() and not unreadable_N.all():
+    if unreadable_N.all():
+        images_NSSC[:] = 0
+    elif unreadable_N.any():
         good = np.flatnonzero(~unreadable_N)
         images_NSSC[unreadable_N] = images_NSSC[good[np.arange(unreadable_N.sum()) % len(good)]]
 

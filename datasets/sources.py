@@ -22,8 +22,7 @@ class ReadLimits:
     task_cpus: float = 1.0
     """Logical CPUs of each of its read tasks."""
     stream_cpus: float | None = None
-    """Logical CPUs of all its read tasks, used with `store_bytes`; default: as Ray Data divides the
-    cluster's."""
+    """Logical CPUs of all its read tasks; default: the cluster's."""
     store_bytes: float | None = None
     """Bytes of the object store for blocks ahead of the reader."""
 
