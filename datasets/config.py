@@ -15,7 +15,7 @@ from cluster.io.markers import IN_FINGERPRINT, NOT_IN_KEY, ON_CARD, RESUMABLE, U
 SIZES_PX = (16, 1024)
 """Of images that a network sees."""
 
-Source = Literal["folder", "stanford", "parquet", "synthetic"]
+Source = Literal["folder", "table", "parquet", "stanford", "synthetic"]
 Policy = Literal["none", "light", "cars"]
 Ingest = Literal["auto", "stream", "memory"]
 LabelBy = Literal["model", "body"]
@@ -52,15 +52,16 @@ class PrepareConfig:
     """Turn images of any source into validated, resized, balanced Parquet shards."""
 
     source: Source
-    """folder: class folders, with or without train/ and test/ above them. stanford: cars_train/,
-    cars_test/ and devkit/*.mat. parquet: an image column. synthetic: procedural cars."""
+    """folder: class folders, with or without train/ and test/ above them, or a metadata.csv. table:
+    a CSV, JSON lines or Parquet of paths or URIs and classes. parquet: an image column. stanford:
+    cars_train/, cars_test/ and devkit/*.mat. synthetic: procedural cars."""
     out: Annotated[str, URI, NOT_IN_KEY]
     """URI of the data set to write."""
     root: Annotated[str | None, URI] = None
-    """URI of the source's folder or Parquet files; not used by `synthetic`."""
+    """URI of the source's folder, zip or tar, table or Parquet files; not used by `synthetic`."""
     test_root: Annotated[str | None, URI] = None
-    """URI of the test images, where they are not below `root` (folder, parquet). Without `root` the
-    data set has test images alone, for `evaluate --data`."""
+    """URI of the test images, where they are not below `root` (folder, table, parquet). Without
+    `root` the data set has test images alone, for `evaluate --data`."""
     val_fraction: float = 0.15
     """Share of each class' training images set aside for validation, chosen by content hash."""
     short_side_px: Annotated[int, IN_FINGERPRINT] = 256
@@ -70,15 +71,24 @@ class PrepareConfig:
     box_margin: Annotated[float, IN_FINGERPRINT] = 0.1
     """Margin around the box as a share of its size."""
     image_column: str = "image"
-    """Parquet source: column holding bytes or a struct of bytes and path."""
+    """Parquet source: column holding bytes or a struct of bytes and path. Table: paths or URIs; by
+    default `image`, or another usual name."""
     label_column: str = "label"
-    """Parquet source: column holding the class name or index."""
+    """Parquet and table sources: column holding the class name or index; of a table, columns of 0
+    and 1 named by class as well."""
+    split_column: str | None = None
+    """Parquet and table sources: column holding train, val or test. Default: files and folders
+    tell the split."""
+    group_column: str | None = None
+    """Parquet and table sources: images of one value, such as a vehicle, stay in one split."""
     row_group_size: Annotated[int, IN_FINGERPRINT] = 64
     """Images per Parquet row group: the unit the stream reads and shuffles."""
     shard_mib: Annotated[int, IN_FINGERPRINT] = 128
     """Size a shard aims at, in MiB."""
     synthetic: SyntheticConfig = SyntheticConfig()
     """Options of `--source synthetic`."""
+    dry_run: Annotated[bool, NOT_IN_KEY] = False
+    """Only list the source: print splits, classes, counts and unused files; write nothing."""
     address: Annotated[str | None, NOT_IN_KEY] = None
     """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
 
@@ -107,6 +117,13 @@ class PrepareConfig:
             self.crop_to_box,
             "only `--source stanford` has boxes",
         )
+        for name in ("split_column", "group_column"):
+            require(
+                self.source not in ("stanford", "synthetic") or getattr(self, name) is None,
+                name,
+                getattr(self, name),
+                f"source {self.source} has no table",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,14 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 import urllib.request
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,6 +33,7 @@ from cluster.io import storage
 from datasets.__main__ import main as run_datasets
 from datasets.config import PrepareConfig
 from datasets.prepare.prepare import prepare
+from datasets.prepare.sources import SOURCES
 from datasets.shards import Manifest, read_manifest
 from tests.conftest import ROOT
 from tests.support.data import draw_image
@@ -110,6 +114,39 @@ def test_files_are_written_read_listed_and_deleted(bucket: Any) -> None:
     storage.delete_folder(folder)
     storage.delete_folder(folder)
     assert keys(bucket, "box/") == set() and storage.list_names(folder) == []
+
+
+def test_archives_and_a_table_of_local_paths_and_uris_are_read_from_a_bucket(
+    tmp_path: Path,
+) -> None:
+    for name, mode in (("cars.zip", None), ("cars.tar.gz", "w:gz")):
+        content = io.BytesIO()
+        files = {"audi/1.jpg": b"1", "bmw/2 %.jpg": b"2"}
+        if mode is None:
+            with zipfile.ZipFile(content, "w") as archive:
+                for path, image in files.items():
+                    archive.writestr(path, image)
+        else:
+            with tarfile.open(fileobj=content, mode="w:gz") as archive:
+                for path, image in files.items():
+                    info = tarfile.TarInfo(path)
+                    info.size = len(image)
+                    archive.addfile(info, io.BytesIO(image))
+        storage.write_bytes(f"s3://thaw/packed/{name}", content.getvalue())
+        config = PrepareConfig(source="folder", root=f"s3://thaw/packed/{name}", out="/unused")
+        listing = SOURCES["folder"](config)
+        assert listing.classes == ("audi", "bmw")
+        assert list(listing.read(listing.references)) == [b"1", b"2"]
+
+    storage.write_bytes("s3://thaw/mixed/here/3.jpg", b"3")
+    (tmp_path / "4.jpg").write_bytes(b"4")
+    names = ["here/3.jpg", f"{tmp_path}/4.jpg", "s3://thaw/packed/cars.zip/audi/1.jpg"]
+    text = "".join(f"{name},{label}\n" for name, label in zip(names, "aba", strict=True))
+    storage.write_bytes("s3://thaw/mixed/cars.csv", f"image,label\n{text}".encode())
+    config = PrepareConfig(source="table", root="s3://thaw/mixed/cars.csv", out="/unused")
+    listing = SOURCES["table"](config)
+    assert list(listing.read(listing.references)) == [b"3", b"4", b"1"]
+    assert not listing.unused
 
 
 def test_a_large_object_arrives_whole() -> None:

@@ -12,6 +12,7 @@ from cluster.io import storage
 from cluster.io.errors import require
 from datasets.images import BadImage
 from datasets.plan import Chunk, RowGroup
+from datasets.prepare.archives import is_archive
 from datasets.prepare.layout import find_system_name
 from datasets.prepare.listing import Reader, read_files, walk
 from datasets.prepare.parquet import (
@@ -94,9 +95,9 @@ def _list_files(uri: str) -> list[fs.FileInfo]:
     file_system, path = storage.resolve(uri)
     with storage.explaining(uri):
         info = file_system.get_file_info(path)
-    if info.type == fs.FileType.File:
+    if info.type == fs.FileType.File and not is_archive(path):
         return [info]
-    found = walk("images", uri) if info.type == fs.FileType.Directory else {}
+    found = walk("images", uri) if info.type != fs.FileType.NotFound else {}
     files = [
         info
         for path, info in found.items()

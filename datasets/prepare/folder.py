@@ -1,6 +1,6 @@
 """Images in class folders, with or without folders of splits above them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
@@ -18,17 +18,25 @@ from datasets.prepare.listing import (
     refuse_second_test_set,
     walk,
 )
+from datasets.prepare.rows import is_table
+from datasets.prepare.splits import split_of_name
+from datasets.prepare.table import list_by_metadata
 
 LINK = "a link to a folder of the source"
 
 
 def list_folder(config: PrepareConfig) -> Listing:
-    """List the images below ROOT and TEST_ROOT by `layout`."""
+    """List the images below ROOT and TEST_ROOT by metadata.csv, or by `layout`."""
+    options = {"root": config.root, "test_root": config.test_root}
+    places = {name: (uri, walk(name, uri)) for name, uri in options.items() if uri is not None}
+    metadata = list_by_metadata(config, places)
+    if isinstance(metadata, Listing):
+        return metadata
     roots = dict[str, tuple[Layout, dict[str, fs.FileInfo]]]()
     if config.root is not None:
-        roots[config.root] = _list_root("root", config.root)
+        roots[config.root] = _arrange("root", *places["root"])
     if config.test_root is not None:
-        layout, infos = _list_root("test_root", config.test_root)
+        layout, infos = _arrange("test_root", *places["test_root"])
         of_root = roots[config.root][0].splits if config.root is not None else {}
         for name, split in of_root.items():
             if split == "test":
@@ -43,6 +51,7 @@ def list_folder(config: PrepareConfig) -> Listing:
             f"{source}: there are no images; use a folder for each class, such as "
             f"train/Audi S6 Sedan 2011/1.jpg{loose}"
         )
+    _refuse_tables(source, [layout for layout, _ in roots.values()], names)
     try:
         class_of = unify(names)
     except UserError as error:
@@ -71,14 +80,16 @@ def list_folder(config: PrepareConfig) -> Listing:
             for path, reason in layout.unused
         ),
         notes=(
+            *filter(None, [metadata]),
             *(f"{uri}: {layout.rule}" for uri, (layout, _) in roots.items() if layout.rule),
             *describe_spellings(class_of),
         ),
     )
 
 
-def _list_root(field: str, uri: str) -> tuple[Layout, dict[str, fs.FileInfo]]:
-    infos = walk(field, uri)
+def _arrange(
+    field: str, uri: str, infos: dict[str, fs.FileInfo]
+) -> tuple[Layout, dict[str, fs.FileInfo]]:
     kinds = {path: info.type for path, info in infos.items()}
     links = [path for path, kind in kinds.items() if kind == fs.FileType.Unknown]
     files = [
@@ -88,11 +99,27 @@ def _list_root(field: str, uri: str) -> tuple[Layout, dict[str, fs.FileInfo]]:
     ]
     folders = [path for path, kind in kinds.items() if kind == fs.FileType.Directory]
     try:
-        layout = arrange(files, folders)
+        layout = arrange(files, folders, several_classes=field == "root")
     except UserError as error:
         raise UserError(f"{field} is {uri!r}: {error}") from None
     layout.unused.extend((path, LINK) for path in links)
     return layout, infos
+
+
+def _refuse_tables(source: str, layouts: Sequence[Layout], classes: Sequence[str]) -> None:
+    """Refuse train/1.jpg and test/2.jpg beside a table, as Kaggle has them: folders that have the
+    names of splits and no classes in them.
+
+    Raises:
+        UserError: with the tables.
+    """
+    loose = [path for layout in layouts for path, reason in layout.unused if reason == NO_CLASS]
+    tables = [path for path in loose if "/" not in path and is_table(path)]
+    if tables and all(map(split_of_name, classes)):
+        raise UserError(
+            f"{source}: {', '.join(map(repr, classes))} hold no class folders; where "
+            f"{', '.join(tables[:3])} tells the classes, use --source table"
+        )
 
 
 def _as_test(uri: str, layout: Layout) -> Layout:

@@ -62,12 +62,15 @@ class Layout:
     """How splits were found, in words; empty where there are none."""
 
 
-def arrange(files: Iterable[str], folders: Iterable[str] = ()) -> Layout:
+def arrange(
+    files: Iterable[str], folders: Iterable[str] = (), *, several_classes: bool = True
+) -> Layout:
     """Find split and class of each file.
 
     Args:
         files: paths below the root, with slashes.
         folders: those that may be empty, in the same way.
+        several_classes: there must be, so that a folder around all of them is no class.
 
     Raises:
         UserError: where a folder may be a split or a class; the message begins after `root is X`.
@@ -91,7 +94,7 @@ def arrange(files: Iterable[str], folders: Iterable[str] = ()) -> Layout:
             else:
                 kept["/".join(parts[: depth + 1])] = None
     kept = sorted(kept)
-    base = _find_base(kept)
+    base = _find_base(kept, several_classes=several_classes)
     tops = _Tops(kept, visible, base)
     unused += [(path, NO_CLASS) for path in kept if not path.startswith(base)]
     splits = _choose_splits(tops)
@@ -166,9 +169,9 @@ class _Tops:
         return self.has_own_images(name) or self.has_class_folders(name)
 
 
-def _find_base(files: Sequence[str]) -> str:
-    """Return the folder that splits are in: below folders that hold nothing but one folder each,
-    as archives unpack; the root itself where no split is found below such."""
+def _find_base(files: Sequence[str], *, several_classes: bool) -> str:
+    """Return the folder that splits or classes are in: below folders that hold nothing but one
+    folder each, as archives unpack; the root itself where neither is found below such."""
     base = ""
     while True:
         tops = _Tops(files, (), base)
@@ -176,6 +179,8 @@ def _find_base(files: Sequence[str]) -> str:
             return base
         with_images = [name for name in tops.names if tops.has_images(name)]
         loose = any(not is_other_file(path) for path in tops.loose)
+        if several_classes and not loose and len(with_images) > 1:
+            return base
         if loose or len(with_images) != 1 or tops.has_own_images(with_images[0]):
             return ""
         base = f"{base}{with_images[0]}/"
@@ -258,9 +263,10 @@ def _arrange_classes(tops: _Tops) -> Layout:
         if has_images
     }
     by_split = "train" in inner and len(inner - {None}) > 1
-    layout = Layout(
-        rule="the folders train, val and test in each class are its splits" if by_split else ""
-    )
+    rules = [f"classes are the folders in {tops.base}"] if tops.base else []
+    if by_split:
+        rules.append("the folders train, val and test in each class are its splits")
+    layout = Layout(rule="; ".join(rules))
     layout.unused.extend((path, NO_CLASS) for path in tops.loose)
     for name in tops.names:
         files = tops.files[name]

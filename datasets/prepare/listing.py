@@ -1,7 +1,8 @@
 """What every source returns to `prepare`: its classes, and references to unopened images.
 
 A reference is a row of `split` (train, val or test), `label` (an index into the classes; negative
-where the image has none), `path` (for messages) and the columns the source's reader needs.
+where the image has none), `path` (for messages), `group` (text; only where the source has groups
+of images that must stay in one split) and the columns the source's reader needs.
 """
 
 import hashlib
@@ -12,6 +13,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
+from itertools import groupby
 from typing import NoReturn
 
 import pyarrow as pa
@@ -21,6 +24,13 @@ from cluster.io import storage
 from cluster.io.errors import UserError
 from datasets.config import PrepareConfig
 from datasets.images import BadImage
+from datasets.prepare.archives import (
+    find_archive,
+    is_archive,
+    list_members,
+    read_members,
+    without_suffix,
+)
 
 Reader = Callable[[pa.Table], Iterator[bytes | BadImage]]
 
@@ -53,20 +63,40 @@ def walk(field: str, uri: str) -> dict[str, fs.FileInfo]:
     """Return files and folders at any depth below `uri`, by their path below it.
 
     Links to folders are followed out of the source, not to a folder that is in it or was visited.
+    An archive counts as a folder, where it is `uri` itself, or beside other archives and files.
 
     Raises:
         UserError: naming `field`, where there is no such folder or it can't be reached.
     """
     file_system, root = storage.resolve(uri)
     with storage.explaining(uri):
-        if file_system.get_file_info(root).type != fs.FileType.Directory:
+        info = file_system.get_file_info(root)
+        if info.type == fs.FileType.File and is_archive(root):
+            return _list_archive(field, uri, file_system, info, len(root) + 1)
+        if info.type != fs.FileType.Directory:
             raise UserError(f"{field} is {uri!r}: there is no such folder; check the path")
         if isinstance(file_system, fs.LocalFileSystem):
-            found = list(_walk_local(root))
+            infos = list(_walk_local(root))
         else:
-            found = file_system.get_file_info(fs.FileSelector(root, recursive=True))
+            infos = file_system.get_file_info(fs.FileSelector(root, recursive=True))
     start = len(root.rstrip("/")) + 1
-    return {info.path[start:]: info for info in sorted(found, key=lambda info: info.path)}
+    found = {info.path[start:]: info for info in sorted(infos, key=lambda info: info.path)}
+    if any(map(is_folder, found.values())):
+        return found
+    for name in list(filter(is_archive, found)):
+        members = _list_archive(field, uri, file_system, found.pop(name), len(root) + len(name) + 2)
+        found |= {f"{without_suffix(name)}/{path}": info for path, info in members.items()}
+    return found
+
+
+def _list_archive(
+    field: str, uri: str, file_system: fs.FileSystem, archive: fs.FileInfo, start: int
+) -> dict[str, fs.FileInfo]:
+    try:
+        members = list_members(file_system, archive)
+    except UserError as error:
+        raise UserError(f"{field} is {uri!r}: {error}") from None
+    return {info.path[start:]: info for info in sorted(members, key=lambda info: info.path)}
 
 
 def _walk_local(root: str) -> Iterator[fs.FileInfo]:
@@ -169,30 +199,52 @@ def hash_files(files: Iterable[fs.FileInfo]) -> str:
 
 
 def read_files(references: pa.Table) -> Iterator[bytes | BadImage]:
-    """Read whole files; `folder` gives the file system, `path` the path on it.
+    """Read whole files; `folder` gives the file system, `path` the path on it, or in an archive.
 
     A pipe or device is never opened, as it may have no end; of a larger file, MAX_FILE_BYTES are
     read.
     """
     folders = references["folder"].to_pylist()
     file_systems = {folder: storage.resolve(folder)[0] for folder in set(folders)}
+    find = cache(lambda folder, parent: find_archive(file_systems[folder], f"{parent}/"))
+    rows = zip(folders, references["path"].to_pylist(), strict=True)
 
-    def read(folder: str, path: str) -> bytes | BadImage:
-        file_system = file_systems[folder]
+    def find_place(row: tuple[str, str]) -> tuple[str, str] | None:
+        folder, path = row
+        archive = find(folder, path.rpartition("/")[0])
+        return None if archive is None else (folder, archive)
+
+    for place, group in groupby(rows, find_place):
+        if place is None:
+            yield from _read_paths([(file_systems[folder], path) for folder, path in group])
+            continue
+        folder, archive = place
+        names = [path[len(archive) + 1 :] for _, path in group]
+        yield from map(
+            _bound, read_members(file_systems[folder], archive, names, max_bytes=MAX_FILE_BYTES)
+        )
+
+
+def _read_paths(places: list[tuple[fs.FileSystem, str]]) -> Iterator[bytes | BadImage]:
+    def read(place: tuple[fs.FileSystem, str]) -> bytes | BadImage:
+        file_system, path = place
         try:
             if isinstance(file_system, fs.LocalFileSystem) and (reason := _find_problem(path)):
                 return BadImage(reason)
             with file_system.open_input_stream(path, compression=None) as stream:
-                content = stream.read(MAX_FILE_BYTES + 1)
+                return _bound(stream.read(MAX_FILE_BYTES + 1))
         except FileNotFoundError:
             return BadImage("missing file")
         except OSError as error:
             is_dir = is_folder(file_system.get_file_info(path))
             return BadImage("a folder, not an image" if is_dir else f"unreadable: {error}")
-        return content if len(content) <= MAX_FILE_BYTES else BadImage(TOO_LARGE)
 
-    paths = references["path"].to_pylist()
     with ThreadPoolExecutor(_READERS_PER_TASK) as pool:
-        for some in range(0, len(paths), _IMAGES_IN_MEMORY):
-            chosen = slice(some, some + _IMAGES_IN_MEMORY)
-            yield from pool.map(read, folders[chosen], paths[chosen])
+        for some in range(0, len(places), _IMAGES_IN_MEMORY):
+            yield from pool.map(read, places[some : some + _IMAGES_IN_MEMORY])
+
+
+def _bound(content: bytes | BadImage) -> bytes | BadImage:
+    if isinstance(content, BadImage) or len(content) <= MAX_FILE_BYTES:
+        return content
+    return BadImage(TOO_LARGE)

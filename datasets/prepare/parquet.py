@@ -3,7 +3,7 @@
 import json
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from textwrap import shorten
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
@@ -22,8 +23,11 @@ from datasets.images import BadImage
 from datasets.prepare.classes import unify
 from datasets.prepare.layout import find_system_name
 from datasets.prepare.listing import Listing, hash_files, refuse_second_test_set, walk
-from datasets.prepare.splits import split_of_file
+from datasets.prepare.splits import split_of_file, split_of_name
 from datasets.shards import SPLITS
+
+NO_SPLIT = "of no split"
+"""Of a row whose split column names none."""
 
 
 def list_parquet(config: PrepareConfig) -> Listing:
@@ -41,9 +45,18 @@ def list_parquet(config: PrepareConfig) -> Listing:
     for found in files:
         file = open_parquet(found.field, found.folder, found.path)
         check_image_column(file.schema_arrow, found.path, config.image_column)
-        labels.append(_read_labels(file, found, config))
         rows = refer_to_rows(file, found.folder, found.path, image_column=config.image_column)
-        tables.append(rows.append_column("split", pa.array([found.split] * len(rows), pa.string())))
+        of_file = _read_labels(file, found, config)
+        splits = _read_splits(file, found, config)
+        rows = rows.append_column("split", pa.array(splits, pa.string()))
+        if (groups := _read_optional(file, found, config, "group_column")) is not None:
+            texts = [None if group is None else str(group) for group in groups]
+            rows = rows.append_column("group", pa.array(texts, pa.string()))
+        without = rows.filter(pc.field("split").is_null())["path"].to_pylist()
+        unused += [(path, NO_SPLIT) for path in without]
+        kept = [v for v, split in zip(of_file.values, splits, strict=True) if split is not None]
+        labels.append(replace(of_file, values=kept))
+        tables.append(rows.filter(pc.field("split").is_valid()))
     classes, label_of_rows = index_labels(labels, config.label_column)
     for split in SPLITS:
         names = [name_of(file.path) for file in files if file.split == split]
@@ -234,6 +247,25 @@ def _list_files(field: str, uri: str) -> tuple[list[DataFile], list[tuple[str, s
         else:
             chosen.append(DataFile(field=field, folder=uri, info=info, split=split))
     return chosen, unused
+
+
+def _read_splits(file: pq.ParquetFile, found: DataFile, config: PrepareConfig) -> list[str | None]:
+    """Return the split of each row: of the file, or as the column says; None without one."""
+    values = _read_optional(file, found, config, "split_column")
+    if values is None or found.field == "test_root":
+        return [found.split] * file.metadata.num_rows
+    return [split_of_name(str(value)) for value in values]
+
+
+def _read_optional(
+    file: pq.ParquetFile, found: DataFile, config: PrepareConfig, field: str
+) -> list[Any] | None:
+    """Read the column that a field names; None where it names none."""
+    name = getattr(config, field)
+    if name is None:
+        return None
+    _check_column(file.schema_arrow, found.path, field, name)
+    return read_column(file, name)
 
 
 @dataclass(frozen=True, kw_only=True)

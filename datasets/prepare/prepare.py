@@ -30,6 +30,7 @@ from cluster.io.progress import collect
 from cluster.io.terminal import count, report
 from datasets.config import PrepareConfig
 from datasets.prepare.classes import find_similar
+from datasets.prepare.dry_run import print_listing
 from datasets.prepare.existing import clear, find_existing_output
 from datasets.prepare.listing import Listing, describe_source, describe_unused
 from datasets.prepare.partition import assign_splits, cut_row_groups, fingerprint, tally_reasons
@@ -93,6 +94,18 @@ def prepare(config: PrepareConfig) -> Manifest:
     duration_s = time.monotonic() - started_s
     print(f"{config.out}: {len(manifest.classes)} classes; {counts} images; {duration_s:.0f} s")
     return manifest
+
+
+def describe(config: PrepareConfig) -> None:
+    """Print what `prepare` would take from the source, and what it would leave unused.
+
+    Raises:
+        UserError: as `prepare`, for what is wrong before an image is opened.
+    """
+    config = _with_absolute_paths(config)
+    listing = SOURCES[config.source](config)
+    print_listing(listing, config.val_fraction)
+    _check_classes(config, listing.classes, listing.references)
 
 
 def describe_missing_validation(manifest: Manifest) -> str | None:
@@ -166,7 +179,8 @@ def _check_classes(
 
 
 def _stage(config: PrepareConfig, listing: Listing, staging: str) -> pa.Table:
-    """Run the first job; return STAGED_SCHEMA with split, label and path, a row per image."""
+    """Run the first job; return STAGED_SCHEMA with split, label, path and, where the source has
+    groups, group, a row per image."""
     num_images = len(listing.references)
     references = listing.references.append_column("position", pa.array(np.arange(num_images)))
     num_tasks = max(4 * int(ray.cluster_resources()["CPU"]), num_images // _MAX_TASK_IMAGES)
@@ -174,8 +188,9 @@ def _stage(config: PrepareConfig, listing: Listing, staging: str) -> pa.Table:
     blocks = [references.slice(i, task_images) for i in range(0, num_images, task_images)]
     staged = _run(blocks, stage_images, read=listing.read, config=config, staging=staging)
     images = collect(staged, num_images, "Preparing images").sort_by("position")
-    for name in ("split", "label", "path"):
-        images = images.append_column(name, references[name])
+    for name in ("split", "label", "path", "group"):
+        if name in references.column_names:
+            images = images.append_column(name, references[name])
     return images
 
 
@@ -202,6 +217,7 @@ def _split(config: PrepareConfig, listing: Listing, images: pa.Table) -> tuple[p
         good["image_id"].to_pylist(),
         config.val_fraction,
         pixel_ids=good["pixel_id"].to_pylist(),
+        groups=good["group"].to_pylist() if "group" in good.column_names else None,
     )
     good = good.drop_columns(["split", "reason"])
     good = good.append_column("split", pa.array(splits, pa.string()))

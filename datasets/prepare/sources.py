@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from datasets.config import PrepareConfig, SyntheticConfig
 from datasets.images import BadImage, encode_jpeg
-from datasets.prepare import folder, parquet, stanford
+from datasets.prepare import folder, parquet, stanford, table
 from datasets.prepare.listing import Listing
 from datasets.synthetic import synthetic
 
@@ -46,7 +46,8 @@ def _render(references: pa.Table, *, options: SyntheticConfig) -> Iterator[bytes
 
 SOURCES: dict[str, Callable[[PrepareConfig], Listing]] = {
     "folder": folder.list_folder,
-    "stanford": stanford.list_stanford,
+    "table": table.list_table,
     "parquet": parquet.list_parquet,
+    "stanford": stanford.list_stanford,
     "synthetic": list_synthetic,
 }

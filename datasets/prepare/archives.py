@@ -1,0 +1,164 @@
+"""Files in zip and tar archives, listed and read in place.
+
+A file in an archive has the path it would have in a folder of the archive's name:
+`photos/cars.zip/audi/1.jpg`.
+"""
+
+import io
+import posixpath
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from lzma import LZMAError
+
+import pyarrow as pa
+from pyarrow import fs
+
+from cluster.io.errors import UserError
+from datasets.images import BadImage
+
+SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+_DAMAGE = (
+    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, LZMAError),
+    *(EOFError, OSError, pa.ArrowException),
+)
+_ENCRYPTED = 0x1
+"""Flag of a file in a zip."""
+_BUFFER_BYTES = 2**20
+
+
+def is_archive(name: str) -> bool:
+    return name.casefold().endswith(SUFFIXES)
+
+
+def without_suffix(name: str) -> str:
+    """`cars` of `cars.tar.gz`."""
+    suffix = max(filter(name.casefold().endswith, SUFFIXES), key=len)
+    return name[: -len(suffix)]
+
+
+def find_archive(file_system: fs.FileSystem, path: str) -> str | None:
+    """Return the archive that a path leads into; None where it is a file of a folder."""
+    parts = path.split("/")
+    for depth, part in enumerate(parts[:-1], start=1):
+        if is_archive(part):
+            archive = "/".join(parts[:depth])
+            if file_system.get_file_info(archive).type == fs.FileType.File:
+                return archive
+    return None
+
+
+def list_members(file_system: fs.FileSystem, archive: fs.FileInfo) -> list[fs.FileInfo]:
+    """List the files of an archive.
+
+    Raises:
+        UserError: where it is damaged or needs a password; the message begins after `root is X`.
+    """
+    try:
+        with _open(file_system, archive.path) as stream:
+            sizes = _list_zip(stream) if _is_zip(archive.path) else _list_tar(stream)
+    except _DAMAGE as error:
+        raise UserError(
+            f"{archive.path} can't be read as an archive ({error}); bring it again, or unpack what "
+            "can be read"
+        ) from error
+    if sizes is None:
+        raise UserError(f"{archive.path} needs a password; unpack it")
+    return [
+        fs.FileInfo(
+            f"{archive.path}/{name}", fs.FileType.File, size=size, mtime_ns=archive.mtime_ns
+        )
+        for name, size in sizes.items()
+    ]
+
+
+def read_members(
+    file_system: fs.FileSystem, archive: str, names: Sequence[str], *, max_bytes: int
+) -> Iterator[bytes | BadImage]:
+    """Yield the contents of files of an archive, in the order of `names`.
+
+    At most `max_bytes` + 1 of each are read. A compressed tar is read from its start, once.
+    """
+    num_yielded = 0
+    try:
+        with _open(file_system, archive) as stream:
+            read = _read_zip if _is_zip(archive) else _read_tar
+            for content in read(stream, names, max_bytes + 1):
+                yield content
+                num_yielded += 1
+    except _DAMAGE as error:
+        reason = f"unreadable: its archive can't be read ({error})"
+        yield from [BadImage(reason)] * (len(names) - num_yielded)
+
+
+@contextmanager
+def _open(file_system: fs.FileSystem, path: str) -> Iterator[io.BufferedReader]:
+    with file_system.open_input_file(path) as stream:
+        yield io.BufferedReader(stream, _BUFFER_BYTES)  # pyright: ignore[reportArgumentType]
+
+
+def _is_zip(path: str) -> bool:
+    return path.casefold().endswith(".zip")
+
+
+def _clean(name: str) -> str:
+    """Tools write `./audi/1.jpg`, and `audi\\1.jpg`."""
+    return posixpath.normpath(name.replace("\\", "/")).lstrip("/")
+
+
+def _list_zip(stream: io.BufferedReader) -> dict[str, int] | None:
+    with zipfile.ZipFile(stream) as archive:
+        files = [info for info in archive.infolist() if not info.is_dir()]
+    if files and all(info.flag_bits & _ENCRYPTED for info in files):
+        return None
+    return {_clean(info.filename): info.file_size for info in files}
+
+
+def _list_tar(stream: io.BufferedReader) -> dict[str, int]:
+    with tarfile.open(fileobj=stream) as archive:
+        return {_clean(info.name): info.size for info in archive if not info.isdir()}
+
+
+def _read_zip(
+    stream: io.BufferedReader, names: Sequence[str], num_bytes: int
+) -> Iterator[bytes | BadImage]:
+    with zipfile.ZipFile(stream) as archive:
+        found = {_clean(info.filename): info for info in archive.infolist()}
+        for name in names:
+            if (info := found.get(name)) is None:
+                yield BadImage("missing file")
+                continue
+            try:
+                with archive.open(info) as file:
+                    yield file.read(num_bytes)
+            except (*_DAMAGE, RuntimeError, NotImplementedError) as error:  # a password
+                yield BadImage(f"unreadable: {error}")
+
+
+def _read_tar(
+    stream: io.BufferedReader, names: Sequence[str], num_bytes: int
+) -> Iterator[bytes | BadImage]:
+    """Reads in the order of the archive, as a compressed one can't be read in another."""
+    wanted, contents = set(names), dict[str, bytes | BadImage]()
+    try:
+        with tarfile.open(fileobj=stream) as archive:
+            for info in archive:
+                if (name := _clean(info.name)) in wanted:
+                    contents[name] = _read_tar_member(archive, info, num_bytes)
+    except _DAMAGE as error:
+        damaged = BadImage(f"unreadable: its archive can't be read ({error})")
+        yield from (contents.get(name, damaged) for name in names)
+        return
+    yield from (contents.get(name, BadImage("missing file")) for name in names)
+
+
+def _read_tar_member(
+    archive: tarfile.TarFile, info: tarfile.TarInfo, num_bytes: int
+) -> bytes | BadImage:
+    try:
+        file = archive.extractfile(info)
+    except KeyError:
+        return BadImage("a link to nothing")
+    return BadImage("a folder, not an image") if file is None else file.read(num_bytes)

@@ -1,0 +1,117 @@
+"""Which columns of a table are images, classes, splits and groups. Pure functions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cluster.io.errors import UserError
+from datasets.config import PrepareConfig
+from datasets.prepare.layout import IMAGE_SUFFIXES
+from datasets.prepare.rows import Rows, Value
+from datasets.prepare.splits import SPLIT_OF_WORD
+
+IMAGE_NAMES = (
+    *("file_name", "filename", "file", "image_id", "image_name", "image_path", "img", "path"),
+    *("filepath", "file_path", "uri", "url", "id"),
+)
+LABEL_NAMES = ("class", "class_name", "label_name", "category", "target")
+SPLIT_NAMES = ("split", "subset", "set")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """The values of each row of a table."""
+
+    images: list[Value]
+    labels: list[Value]
+    splits: list[Value] | None = None
+    groups: list[Value] | None = None
+    rule: str = ""
+    """Which columns they are, in words."""
+
+
+def find_columns(rows: Rows, config: PrepareConfig) -> Columns | None:
+    """Find the columns that the config names; by default those of usual names.
+
+    Returns:
+        None for a table without a column of classes, where the config asks for none by name.
+
+    Raises:
+        UserError: where a column that the config names is missing; begins after the table's name.
+    """
+    names = list(rows.columns)
+    image = _find(names, "image_column", config.image_column, IMAGE_NAMES, default="image")
+    image = image or _guess_image(rows)
+    if image is None:
+        raise UserError(
+            f"it has the columns {', '.join(names)}, and none of images; name it by --image-column"
+        )
+    split = config.split_column and _require(names, "split_column", config.split_column)
+    group = config.group_column and _require(names, "group_column", config.group_column)
+    if split is None:
+        split = next((name for name in SPLIT_NAMES if _is_split(rows.columns.get(name))), None)
+    label = _find(names, "label_column", config.label_column, LABEL_NAMES, default="label")
+    others = [name for name in names if name not in (image, split, group)]
+    if label is None and len(others) == 1:
+        label = others[0]
+    rule, labels = f"classes from {label!r}", rows.columns.get(label or "")
+    if labels is None:
+        if (labels := _from_one_hot(rows, others)) is None:
+            return None
+        rule = f"classes from the {len(others)} columns of 0 and 1"
+    rule = f"images from {image!r}, {rule}"
+    rule += f", splits from {split!r}" if split else ""
+    rule += f", groups from {group!r}" if group else ""
+    return Columns(
+        images=rows.columns[image],
+        labels=labels,
+        splits=rows.columns[split] if split else None,
+        groups=rows.columns[group] if group else None,
+        rule=rule,
+    )
+
+
+def _find(
+    names: Sequence[str], field: str, wanted: str, usual: Sequence[str], *, default: str
+) -> str | None:
+    if wanted != default:
+        return _require(names, field, wanted)
+    by_key = {name.casefold().replace(" ", "_"): name for name in reversed(names)}
+    return next((by_key[name] for name in (default, *usual) if name in by_key), None)
+
+
+def _require(names: Sequence[str], field: str, wanted: str) -> str:
+    if wanted not in names:
+        raise UserError(f"{field} is {wanted!r}: it has the columns {', '.join(names)}")
+    return wanted
+
+
+def _guess_image(rows: Rows) -> str | None:
+    """A column all of whose values are names of images."""
+    return next(
+        (
+            name
+            for name, values in rows.columns.items()
+            if values and all(str(value).casefold().endswith(IMAGE_SUFFIXES) for value in values)
+        ),
+        None,
+    )
+
+
+def _is_split(values: Sequence[Value] | None) -> bool:
+    kept = {str(value).casefold() for value in values or () if value is not None}
+    return bool(kept) and kept <= SPLIT_OF_WORD.keys()
+
+
+def _from_one_hot(rows: Rows, names: Sequence[str]) -> list[Value] | None:
+    """The name of the column that is 1; None for rows with none or several."""
+    if len(names) < 2 or not all(
+        set(map(str, rows.columns[name])) <= {"0", "1", "0.0", "1.0"} for name in names
+    ):
+        return None
+    labels: list[Value] = []
+    for values in zip(*(rows.columns[name] for name in names), strict=True):
+        ones = [
+            name for name, value in zip(names, values, strict=True) if str(value) in ("1", "1.0")
+        ]
+        labels.append(ones[0] if len(ones) == 1 else None)
+    return labels

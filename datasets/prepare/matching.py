@@ -1,0 +1,56 @@
+"""The file that a value of a table names: `audi/1.jpg`, `1.jpg`, or `1` for it. Pure."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from datasets.prepare.layout import IMAGE_SUFFIXES
+from datasets.prepare.splits import split_of_name
+
+
+class Files:
+    """Files below a root, found by what a table calls them."""
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        """`paths` are below the root, with slashes."""
+        self._paths = set(paths)
+        self._by_name = defaultdict[str, list[str]](list)
+        for path in sorted(self._paths):
+            name = path.rpartition("/")[2]
+            self._by_name[name].append(path)
+            stem, dot, suffix = name.rpartition(".")
+            if dot and f".{suffix.casefold()}" in IMAGE_SUFFIXES:
+                self._by_name[stem].append(path)
+
+    def find(self, value: str, *, below: str = "", split: str | None = None) -> str | None:
+        """Return the path that a table means; None where there is none, or several.
+
+        Args:
+            below: folder of the table, without a slash at the end; searched first.
+            split: of the row; of several files of a name, the one in a folder of this split.
+        """
+        value = value.replace("\\", "/").removeprefix("./")
+        while value.startswith("../"):
+            value, below = value[3:], below.rpartition("/")[0]
+        for path in (f"{below}/{value}" if below else value, value):
+            if path in self._paths:
+                return path
+        found = [
+            path
+            for path in self._by_name.get(value.rpartition("/")[2], ())
+            if f"/{path}".endswith(f"/{value}")
+            or f"/{path.rpartition('.')[0]}".endswith(f"/{value}")
+        ]
+        for narrowed in (
+            [path for path in found if path.startswith(f"{below}/")] if below else [],
+            [path for path in found if split and split_of_path(path) == split],
+            found,
+        ):
+            if len(narrowed) == 1:
+                return narrowed[0]
+        return None
+
+
+def split_of_path(path: str) -> str | None:
+    """Return the split of the nearest folder that has the name of one."""
+    folders = path.split("/")[:-1]
+    return next(filter(None, map(split_of_name, reversed(folders))), None)

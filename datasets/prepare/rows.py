@@ -1,0 +1,163 @@
+"""Rows of a table beside images: CSV, TSV, text, JSON lines, JSON, Parquet; COCO's JSON too."""
+
+import csv
+import io
+import json
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster.io.errors import UserError
+from datasets.prepare.layout import IMAGE_SUFFIXES
+
+SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json", ".parquet")
+Value = int | str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """The columns of scalars of one table, all of the same length."""
+
+    columns: dict[str, list[Value]]
+    notes: tuple[str, ...] = ()
+    """What was assumed to read it."""
+
+    @property
+    def num_rows(self) -> int:
+        return len(next(iter(self.columns.values()), ()))
+
+
+def is_table(name: str) -> bool:
+    return name.casefold().endswith(SUFFIXES)
+
+
+def read_rows(name: str, content: bytes) -> Rows:
+    """Parse a table by the suffix of its name.
+
+    Numbers that are whole become ints; blanks become None.
+
+    Raises:
+        UserError: where it can't be parsed; the message begins with the name.
+    """
+    suffix = name.casefold().rpartition(".")[2]
+    try:
+        if suffix == "parquet":
+            return _read_parquet(content)
+        text = content.decode("utf-8-sig")
+        if suffix in ("jsonl", "ndjson"):
+            return _from_objects([json.loads(line) for line in text.splitlines() if line.strip()])
+        if suffix == "json":
+            return _from_json(json.loads(text))
+        return _read_csv(text, spaced=suffix == "txt")
+    except (ValueError, csv.Error, pa.ArrowException, OSError) as error:
+        raise UserError(f"{name}: it can't be read as a table ({error}); write it again") from None
+
+
+def _read_parquet(content: bytes) -> Rows:
+    file = pq.ParquetFile(io.BytesIO(content))
+    scalars = [
+        column.name
+        for column in file.schema_arrow
+        if not pa.types.is_nested(column.type)
+        and not pa.types.is_large_binary(column.type)
+        and not pa.types.is_binary(column.type)
+    ]
+    table = file.read(scalars)
+    return Rows(columns={name: _to_values(table[name].to_pylist()) for name in scalars})
+
+
+def _read_csv(text: str, *, spaced: bool) -> Rows:
+    """`spaced`: fields are separated by blanks, as in `images/1.jpg 3`, unless by a delimiter."""
+    first = text.lstrip().partition("\n")[0]
+    delimiter = max(",;\t|", key=first.count)
+    if spaced and not first.count(delimiter):
+        lines = [line.rsplit(maxsplit=1) for line in text.splitlines()]
+    else:
+        lines = list(csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True))
+    lines = [[cell.strip() for cell in line] for line in lines if any(map(str.strip, line))]
+    if not lines:
+        return Rows(columns={})
+    notes, head = (), lines[0]
+    if any(cell.casefold().endswith(IMAGE_SUFFIXES) for cell in head):
+        head = [str(number) for number in range(1, len(head) + 1)]
+        notes = (f"no names of columns; they are numbered {head[0]} to {head[-1]}",)
+    else:
+        lines = lines[1:]
+    if twice := [name for name, number in Counter(head).items() if number > 1]:
+        raise ValueError(f"two columns are called {twice[0]!r}")
+    for number, line in enumerate(lines, start=1):
+        if len(line) != len(head):
+            raise ValueError(
+                f"row {number} has {len(line)} fields, and there are {len(head)} columns"
+            )
+    return Rows(
+        columns={
+            name: _to_values([line[index] for line in lines]) for index, name in enumerate(head)
+        },
+        notes=notes,
+    )
+
+
+def _from_json(content: Any) -> Rows:
+    if isinstance(content, dict) and {"images", "annotations"} <= content.keys():
+        return _from_coco(content)
+    if isinstance(content, dict) and all(isinstance(v, dict) for v in content.values()):
+        # As pandas writes it by default: {column: {index: value}}.
+        columns = {name: _to_values(list(values.values())) for name, values in content.items()}
+        if len({len(values) for values in columns.values()}) > 1:
+            raise ValueError("its columns differ in length")
+        return Rows(columns=columns)
+    if not isinstance(content, list):
+        raise ValueError("it is no list of objects, and not in COCO's format")
+    return _from_objects(content)
+
+
+def _from_objects(objects: Sequence[Any]) -> Rows:
+    if not all(isinstance(row, dict) for row in objects):
+        raise ValueError('each row must be an object, such as {"file_name": "1.jpg"}')
+    names = dict.fromkeys(name for row in objects for name in row)
+    columns = {name: [row.get(name) for row in objects] for name in names}
+    return Rows(
+        columns={
+            name: _to_values(values)
+            for name, values in columns.items()
+            if not any(isinstance(value, list | dict) for value in values)
+        }
+    )
+
+
+def _from_coco(content: dict[str, Any]) -> Rows:
+    """Join images and annotations; an image of several categories is named with all of them."""
+    categories = {row["id"]: row["name"] for row in content.get("categories", ())}
+    found = defaultdict[Any, set[str]](set)
+    for row in content["annotations"]:
+        category = row.get("category_id")
+        found[row["image_id"]].add(str(categories.get(category, category)))
+    labels = [sorted(found[row["id"]]) for row in content["images"]]
+    columns: dict[str, list[Value]] = {
+        "file_name": [row["file_name"] for row in content["images"]],
+        "label": [names[0] if len(names) == 1 else None for names in labels],
+    }
+    several = sum(len(names) > 1 for names in labels)
+    notes = ("in COCO's format; the classes are its categories",)
+    if several:
+        notes += (f"{several} images have several categories, and so no class",)
+    return Rows(columns=columns, notes=notes)
+
+
+def _to_values(values: Sequence[Any]) -> list[Value]:
+    """Blanks become None; where all other values are whole numbers, so are the results."""
+    texts = [None if value is None else str(value).strip() or None for value in values]
+    kept = [text for text in texts if text is not None and text.casefold() != "nan"]
+    # A leading zero is part of a name: 007.jpg.
+    if kept and all(str(_to_int(text)) == text for text in kept):
+        return [_to_int(text) if text is not None else None for text in texts]
+    return [None if text is None or text.casefold() == "nan" else text for text in texts]
+
+
+def _to_int(text: str) -> int | None:
+    return int(text) if text.lstrip("-").isdecimal() else None

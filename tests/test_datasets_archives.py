@@ -1,0 +1,181 @@
+"""Archives are listed and read in place, as the folder that they were packed from."""
+
+import io
+import shutil
+import tarfile
+import zipfile
+from typing import Literal
+
+import pytest
+
+from cluster.io.errors import UserError
+from datasets.config import PrepareConfig
+from datasets.images import BadImage
+from datasets.passes.collection import list_images
+from datasets.prepare.listing import Listing, read_files
+from datasets.prepare.sources import SOURCES
+
+FILES = {
+    "train/audi/1.jpg": b"a" * 3000,
+    "train/bmw/Citro\u00ebn 2.jpg": b"b",
+    "test/audi/3.jpg": b"c",
+    "__MACOSX/train/audi/._1.jpg": b"x",
+    "loose.jpg": b"y",
+}
+SUFFIXES = (".zip", ".tar", ".tar.gz", ".tar.xz")
+
+
+def pack(path, files: dict[str, bytes]) -> None:
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+        return
+    modes: dict[str, Literal["w", "w:gz", "w:xz"]] = {".tar": "w", ".gz": "w:gz", ".xz": "w:xz"}
+    with tarfile.open(path, modes[path.suffix]) as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(f"./{name}")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+
+
+def list_folder(root, **options) -> Listing:
+    config = PrepareConfig(source="folder", root=str(root), out="/unused", **options)
+    return SOURCES["folder"](config)
+
+
+def contents(listing: Listing) -> dict[str, object]:
+    """Content by split, class and name."""
+    rows = zip(listing.references.to_pylist(), listing.read(listing.references), strict=True)
+    return {
+        f"{row['split']}/{listing.classes[row['label']]}/{row['path'].rsplit('/', 1)[1]}": content
+        for row, content in rows
+    }
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_an_archive_is_listed_and_read_as_its_folder(tmp_path, suffix):
+    for name, content in FILES.items():
+        (tmp_path / "cars" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cars" / name).write_bytes(content)
+    archive = tmp_path / f"cars{suffix}"
+    pack(archive, FILES)
+    folder, packed = list_folder(tmp_path / "cars"), list_folder(archive)
+    images = {name: content for name, content in FILES.items() if content[:1] in b"abc"}
+    assert contents(packed) == contents(folder) == images
+    assert {(path.removeprefix(f"{archive}/"), reason) for path, reason in packed.unused} == {
+        (path.removeprefix(f"{tmp_path}/cars/"), reason) for path, reason in folder.unused
+    }
+    assert packed.references["path"][0].as_py() == f"{archive}/test/audi/3.jpg"
+
+
+def test_archives_of_splits_in_a_folder(tmp_path):
+    pack(tmp_path / "train.zip", {"train/audi/1.jpg": b"1", "train/bmw/2.jpg": b"2"})
+    pack(tmp_path / "test.tar.gz", {"audi/3.jpg": b"3"})
+    (tmp_path / "README.md").write_text("")
+    listing = list_folder(tmp_path)
+    assert contents(listing) == {
+        "train/audi/1.jpg": b"1",
+        "train/bmw/2.jpg": b"2",
+        "test/audi/3.jpg": b"3",
+    }
+    assert [path for path, _ in listing.unused] == [f"{tmp_path}/README.md"]
+
+
+def test_an_archive_beside_class_folders_is_not_opened(tmp_path):
+    for name in ("audi/1.jpg", "bmw/2.jpg"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "backup.zip").write_bytes(b"no zip")
+    listing = list_folder(tmp_path)
+    assert listing.classes == ("audi", "bmw")
+    assert [path for path, _ in listing.unused] == [f"{tmp_path}/backup.zip"]
+
+
+def test_a_folder_of_the_name_of_an_archive_is_a_folder(tmp_path):
+    for name in ("a.zip/1.jpg", "b.zip/2.jpg"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(name.encode())
+    assert contents(list_folder(tmp_path)) == {
+        "train/a.zip/1.jpg": b"a.zip/1.jpg",
+        "train/b.zip/2.jpg": b"b.zip/2.jpg",
+    }
+
+
+def test_a_table_in_an_archive_names_its_images(tmp_path):
+    files = {"train.csv": b"id,label\n1,x\n2,y\n", "train/1.jpg": b"1", "train/2.jpg": b"2"}
+    pack(tmp_path / "cars.zip", files)
+    config = PrepareConfig(source="table", root=str(tmp_path / "cars.zip"), out="/unused")
+    listing = SOURCES["table"](config)
+    assert contents(listing) == {"train/x/1.jpg": b"1", "train/y/2.jpg": b"2"}
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_damage_is_named_when_listed_and_when_read(tmp_path, suffix):
+    archive = tmp_path / f"cars{suffix}"
+    rng = bytes((31 * n * n) % 251 for n in range(40_000))
+    pack(archive, {f"{name}/1.jpg": rng[n:] for n, name in enumerate(("audi", "bmw"))})
+    listing = list_folder(archive)
+    content = bytearray(archive.read_bytes())
+    archive.write_bytes(b"")
+    assert all(isinstance(found, BadImage) for found in listing.read(listing.references))
+    with pytest.raises(UserError, match=f"root is .*cars{suffix} can't be read as an archive"):
+        list_folder(archive)
+    archive.write_bytes(content[: len(content) // 3])
+    found = list(listing.read(listing.references))
+    assert len(found) == 2 and isinstance(found[1], BadImage)
+    archive.unlink()
+    assert [str(reason) for reason in listing.read(listing.references)] == ["missing file"] * 2
+
+
+def test_a_file_that_is_gone_or_too_large_is_bad_and_the_others_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.prepare.listing.MAX_FILE_BYTES", 10)
+    for suffix in SUFFIXES:
+        archive = tmp_path / f"cars{suffix}"
+        pack(archive, {"a/1.jpg": b"1", "b/2.jpg": b"2" * 11, "b/3.jpg": b"3"})
+        references = list_folder(archive).references
+        pack(archive, {"b/3.jpg": b"3", "b/2.jpg": b"2" * 11})
+        gone, large, good = read_files(references)
+        assert str(gone) == "missing file"
+        assert str(large) == "too large: more than 256 MiB"
+        assert good == b"3"
+
+
+def test_an_archive_with_a_password_is_refused(tmp_path):
+    archive = tmp_path / "cars.zip"
+    pack(archive, {"a/1.jpg": b"1", "b/2.jpg": b"2"})
+    content = bytearray(archive.read_bytes())
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # as APPNOTE.TXT has them
+        at = content.find(signature)
+        while at >= 0:
+            content[at + offset] |= 1
+            at = content.find(signature, at + 1)
+    archive.write_bytes(content)
+    with pytest.raises(UserError, match="needs a password; unpack it"):
+        list_folder(archive)
+
+
+def test_links_in_a_tar(tmp_path):
+    archive = tmp_path / "cars.tar"
+    pack(archive, {"a/1.jpg": b"1", "b/2.jpg": b"2"})
+    with tarfile.open(archive, "a") as tar:
+        for name, target, kind in (
+            ("./b/hard.jpg", "./a/1.jpg", tarfile.LNKTYPE),
+            ("./b/soft.jpg", "2.jpg", tarfile.SYMTYPE),
+            ("./b/nowhere.jpg", "../../x.jpg", tarfile.SYMTYPE),
+        ):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            tar.addfile(info)
+    found = contents(list_folder(archive))
+    assert found["train/b/hard.jpg"] == b"1"
+    assert found["train/b/soft.jpg"] == b"2"
+    assert str(found["train/b/nowhere.jpg"]) == "a link to nothing"
+
+
+def test_predict_takes_an_archive(tmp_path):
+    pack(tmp_path / "field.zip", {"a/1.jpg": b"1", ".hidden": b"", "2.jpg": b"2"})
+    images = list_images(str(tmp_path / "field.zip"))
+    assert list(images.read(images.references)) == [b"2", b"1"]
+    shutil.copy(tmp_path / "field.zip", tmp_path / "other")
+    assert len(list_images(str(tmp_path / "other")).references) == 1, "by its name alone, an image"

@@ -1,0 +1,465 @@
+"""Images that tables name: formats, columns, files; every row and every file is accounted for."""
+
+import json
+import string
+import zipfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.io.errors import UserError
+from datasets.__main__ import main as run_datasets
+from datasets.config import PrepareConfig
+from datasets.images import encode_jpeg
+from datasets.prepare.columns import find_columns
+from datasets.prepare.listing import Listing
+from datasets.prepare.matching import Files
+from datasets.prepare.parquet import NO_SPLIT
+from datasets.prepare.prepare import prepare
+from datasets.prepare.rows import Rows, read_rows
+from datasets.prepare.sources import SOURCES
+from datasets.prepare.table import NO_FILE, NO_NAME, NO_ROW
+
+
+def list_source(source, root, **options) -> Listing:
+    config = PrepareConfig(source=source, root=str(root), out="/unused", **options)
+    return SOURCES[source](config)
+
+
+def write_images(root, *paths):
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(path.encode())
+
+
+def write_text(root, path, text):
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    (root / path).write_text(text)
+
+
+def placed(listing: Listing) -> set[tuple[str, str | None, str]]:
+    """(split, class, content) of each reference; the content is the path it was written at."""
+    rows = zip(listing.references.to_pylist(), listing.read(listing.references), strict=True)
+    return {
+        (
+            row["split"],
+            listing.classes[row["label"]] if row["label"] >= 0 else None,
+            content.decode() if isinstance(content, bytes) else str(content),
+        )
+        for row, content in rows
+    }
+
+
+def unused(listing: Listing, root) -> dict[str, str]:
+    return {path.removeprefix(f"{root}/"): reason for path, reason in listing.unused}
+
+
+def to_objects(table):
+    return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+
+
+ROWS = {"file": ["a 1.jpg", "b.jpg"], "label": ["Audi", "smart, fortwo"], "year": [2011, None]}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("x.csv", 'file,label,year\na 1.jpg,Audi,2011\nb.jpg,"smart, fortwo",\n'),
+        ("x.csv", '\ufefffile;label;year\r\na 1.jpg;Audi;2011\r\nb.jpg;smart, fortwo;NaN\r\n\r\n'),
+        ("x.TSV", "file\tlabel\tyear\na 1.jpg\tAudi\t2011\nb.jpg\tsmart, fortwo\t\n"),
+        (
+            "x.jsonl",
+            '{"file": "a 1.jpg", "label": "Audi", "year": 2011, "box": [1, 2]}\n'
+            '{"file": "b.jpg", "label": "smart, fortwo", "box": null}\n',
+        ),
+        (
+            "x.json",
+            json.dumps(to_objects(ROWS)),
+        ),
+        ("x.json", json.dumps({k: dict(enumerate(v)) for k, v in ROWS.items()})),
+    ],
+)  # fmt: skip
+def test_formats_of_tables_hold_the_same(name, text):
+    assert read_rows(name, text.encode()).columns == ROWS
+
+
+def test_parquet_is_read_without_its_nested_and_binary_columns():
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({**ROWS, "jpeg": [b"", b""], "box": [[1], [2]]}), sink)
+    assert read_rows("x.parquet", sink.getvalue().to_pybytes()).columns == ROWS
+
+
+def test_numbers_with_leading_zeros_are_names():
+    assert read_rows("x.csv", b"id,n\n007,7\n042,42\n").columns == {
+        "id": ["007", "042"],
+        "n": [7, 42],
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "columns"),
+    [
+        ("anno.csv", "00001.jpg,3,cars\n00002.jpg,7,cars\n", 3),
+        ("val.txt", "images/a b.jpg 3\nimages/c.jpg 4\n", 2),
+    ],
+)
+def test_a_table_without_names_of_columns_has_them_numbered(name, text, columns):
+    rows = read_rows(name, text.encode())
+    assert list(rows.columns) == [str(number) for number in range(1, columns + 1)]
+    assert rows.columns["2"] == ([3, 7] if columns == 3 else [3, 4])
+    assert "no names of columns" in rows.notes[0]
+
+
+def test_coco_is_joined_and_several_categories_are_none():
+    content = {
+        "images": [{"id": n, "file_name": f"{n}.jpg"} for n in (1, 2, 3)],
+        "annotations": [
+            {"image_id": 1, "category_id": 7},
+            {"image_id": 1, "category_id": 7},
+            {"image_id": 2, "category_id": 7},
+            {"image_id": 2, "category_id": 8},
+        ],
+        "categories": [{"id": 7, "name": "audi"}, {"id": 8, "name": "bmw"}],
+    }
+    rows = read_rows("x.json", json.dumps(content).encode())
+    assert rows.columns == {
+        "file_name": ["1.jpg", "2.jpg", "3.jpg"],
+        "label": ["audi", None, None],
+    }
+    assert "1 images have several categories" in rows.notes[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("x.csv", "a,b\n1\n", "row 1 has 1 fields, and there are 2 columns"),
+        ("x.csv", "a,a\n1,2\n", "two columns are called 'a'"),
+        ("x.csv", "a,b\n\xff\n", "can't be read as a table"),
+        ("x.jsonl", "[1]\n", "each row must be an object"),
+        ("x.json", '{"a": 1}', "no list of objects"),
+        ("x.parquet", "no", "can't be read as a table"),
+    ],
+)
+def test_a_table_that_is_none_is_refused_by_name(name, text, said):
+    with pytest.raises(UserError, match=f"^{name}: .*{said}"):
+        read_rows(name, text.encode("latin-1"))
+
+
+def columns_of(columns, **options):
+    config = PrepareConfig(source="table", root="/x", out="/y", **options)
+    return find_columns(Rows(columns=columns), config)
+
+
+@pytest.mark.parametrize(
+    ("columns", "rule"),
+    [
+        ({"image": ["1"], "label": ["a"]}, "images from 'image', classes from 'label'"),
+        ({"File Name": ["1"], "Class": ["a"]}, "images from 'File Name', classes from 'Class'"),
+        ({"id": ["1"], "breed": ["a"]}, "images from 'id', classes from 'breed'"),
+        ({"photo": ["1.jpg"], "make": ["a"]}, "images from 'photo', classes from 'make'"),
+        (
+            {"filename": ["1"], "audi": [1], "bmw": [0]},
+            "images from 'filename', classes from the 2 columns of 0 and 1",
+        ),
+        (
+            {"path": ["1"], "label": ["a"], "subset": ["Train"], "size": [3]},
+            "images from 'path', classes from 'label', splits from 'subset'",
+        ),
+    ],
+)
+def test_columns_of_usual_names_are_found_and_said(columns, rule):
+    found = columns_of(columns)
+    assert found is not None
+    assert found.rule == rule
+
+
+def test_columns_by_name_and_what_is_missing():
+    columns = {"a": ["1"], "b": ["x"], "c": ["train"], "d": ["car 7"]}
+    found = columns_of(
+        columns, image_column="a", label_column="b", split_column="c", group_column="d"
+    )
+    assert found is not None
+    assert (found.images, found.labels, found.splits, found.groups) == tuple(columns.values())
+    for option in ("image_column", "label_column", "split_column", "group_column"):
+        with pytest.raises(UserError, match=f"{option} is 'nope': it has the columns file, label"):
+            columns_of({"file": ["1"], "label": ["x"]}, **{option: "nope"})
+    with pytest.raises(UserError, match="has the columns a, b, and none of images"):
+        columns_of({"a": ["x"], "b": ["y"]})
+    assert columns_of({"file": ["1"], "width": [3], "height": [2]}) is None, "no classes"
+
+
+def test_a_row_of_several_ones_or_none_has_no_class():
+    found = columns_of({"file": ["1", "2", "3"], "audi": [1, 1, 0], "bmw": [0, 1, 0]})
+    assert found is not None
+    assert found.labels == ["audi", None, None]
+
+
+def test_a_value_finds_its_file():
+    files = Files(
+        ["t/a.jpg", "train/1.jpg", "test/1.jpg", "x/2.jpeg", "y/2.PNG", "deep/er/3.v2.jpg"]
+    )
+    assert files.find("a.jpg", below="t") == "t/a.jpg"
+    assert files.find("./t\\a.jpg") == "t/a.jpg"
+    assert files.find("../t/a.jpg", below="x") == "t/a.jpg"
+    assert files.find("er/3.v2.jpg") == "deep/er/3.v2.jpg"
+    assert files.find("3.v2") == "deep/er/3.v2.jpg"
+    assert files.find("1", split="test") == "test/1.jpg"
+    assert files.find("1.jpg") is None, "two files"
+    assert files.find("1.jpg", below="train") == "train/1.jpg"
+    assert files.find("2") is None, "two files"
+    assert files.find("jpg") is None
+    assert files.find("missing.jpg") is None
+
+
+def test_kaggle(tmp_path):
+    write_images(tmp_path, "train/001.jpg", "train/002.jpg", "train/003.jpg", "test/001.jpg")
+    write_text(tmp_path, "train.csv", "image_id,label\n001,4\n002,10\n009,4\n")
+    write_text(tmp_path, "test.csv", "image_id\n001\n")
+    write_text(tmp_path, "sample_submission.csv", "image_id,label\n001,0\n")
+    write_text(tmp_path, "label_names.json", '{"4": "audi"}')
+    listing = list_source("table", tmp_path)
+    assert listing.classes == ("4", "10")
+    assert placed(listing) == {("train", "4", "train/001.jpg"), ("train", "10", "train/002.jpg")}
+    found = unused(listing, tmp_path)
+    assert found["train.csv#2/009"] == NO_FILE
+    assert found["train/003.jpg"] == found["test/001.jpg"] == NO_ROW
+    assert "submission" in found["sample_submission.csv"]
+    assert (
+        found["test.csv"]
+        == "a table that is not used: it has the columns image_id, and none of classes"
+    )
+    assert "not used" in found["label_names.json"]
+    with pytest.raises(UserError, match=r"'test', 'train' hold no class folders.*--source table"):
+        list_source("folder", tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_imagefolder_of_hugging_face(tmp_path, suffix):
+    for split in ("train", "test"):
+        write_images(tmp_path, f"{split}/im/1.jpg", f"{split}/2.jpg", f"{split}/3.jpg")
+        table = {"file_name": ["im/1.jpg", "2.jpg"], "label": ["a", "b"], "text": ["x", "y"]}
+        path = tmp_path / split / f"metadata.{suffix}"
+        if suffix == "csv":
+            path.write_text("file_name,label,text\nim/1.jpg,a,x\n2.jpg,b,y\n")
+        elif suffix == "jsonl":
+            path.write_text("".join(json.dumps(row) + "\n" for row in to_objects(table)))
+        else:
+            pq.write_table(pa.table(table), path)
+    listing = list_source("folder", tmp_path)
+    assert placed(listing) == {
+        (split, name, f"{split}/{file}")
+        for split in ("train", "test")
+        for name, file in (("a", "im/1.jpg"), ("b", "2.jpg"))
+    }
+    assert unused(listing, tmp_path) == {"train/3.jpg": NO_ROW, "test/3.jpg": NO_ROW}
+
+
+def test_imagefolder_whose_metadata_has_no_classes(tmp_path):
+    write_images(tmp_path, "audi/1.jpg", "bmw/2.jpg")
+    write_text(tmp_path, "metadata.csv", "file_name,text,w\naudi/1.jpg,a car,3\nbmw/2.jpg,b,4\n")
+    listing = list_source("folder", tmp_path)
+    assert placed(listing) == {("train", "audi", "audi/1.jpg"), ("train", "bmw", "bmw/2.jpg")}
+    assert any("folders are the classes" in note for note in listing.notes)
+    listing = list_source("folder", tmp_path, label_column="text")
+    assert listing.classes == ("a car", "b")
+
+
+def test_roboflow(tmp_path):
+    for split in ("train", "valid", "test"):
+        write_images(tmp_path, f"{split}/1.rf.jpg", f"{split}/2.rf.jpg")
+        write_text(
+            tmp_path,
+            f"{split}/_classes.csv",
+            "filename, audi, bmw\n1.rf.jpg, 1, 0\n2.rf.jpg, 0, 1\n",
+        )
+    write_text(tmp_path, "README.roboflow.txt", "Exported")
+    listing = list_source("folder", tmp_path)
+    assert placed(listing) == {
+        (split, name, f"{folder}/{number}.rf.jpg")
+        for split, folder in (("train", "train"), ("val", "valid"), ("test", "test"))
+        for name, number in (("audi", 1), ("bmw", 2))
+    }
+    assert unused(listing, tmp_path) == {"README.roboflow.txt": NO_ROW}
+
+
+def test_splits_and_groups_by_columns(tmp_path):
+    write_images(tmp_path, *(f"{number}.jpg" for number in range(5)))
+    rows = [
+        "0.jpg,a,train,v1",
+        "1.jpg,b,Validation,v1",
+        "2.jpg,a,test,",
+        "3.jpg,b,unsup,v2",
+        ",b,test,",
+    ]
+    write_text(tmp_path, "cars.csv", "\n".join(["file,label,fold,vehicle", *rows]))
+    listing = list_source(
+        "table", tmp_path / "cars.csv", split_column="fold", group_column="vehicle"
+    )
+    assert placed(listing) == {
+        ("train", "a", "0.jpg"),
+        ("val", "b", "1.jpg"),
+        ("test", "a", "2.jpg"),
+    }
+    assert listing.references["group"].to_pylist() == ["v1", "v1", None]
+    assert unused(listing, tmp_path) == {
+        "cars.csv#3": NO_SPLIT,
+        "cars.csv#4": NO_NAME,
+        "3.jpg": NO_ROW,
+        "4.jpg": NO_ROW,
+    }
+
+
+def test_parquet_has_splits_and_groups_by_columns(tmp_path):
+    table = {
+        "image": [b"0", b"1", b"2", b"3"],
+        "label": ["a", "b", "a", "b"],
+        "part": ["train", "dev", "test", "other"],
+        "vehicle": [7, 7, None, 8],
+    }
+    pq.write_table(pa.table(table), tmp_path / "cars.parquet")
+    listing = list_source("parquet", tmp_path, split_column="part", group_column="vehicle")
+    assert placed(listing) == {("train", "a", "0"), ("val", "b", "1"), ("test", "a", "2")}
+    assert listing.references["group"].to_pylist() == ["7", "7", None]
+    assert list(unused(listing, tmp_path).items()) == [("cars.parquet#3", NO_SPLIT)]
+    with pytest.raises(UserError, match=r"group_column is 'x': .* has the columns image, label"):
+        list_source("parquet", tmp_path, group_column="x")
+
+
+def test_local_paths_relative_paths_and_uris_in_one_table(tmp_path):
+    write_images(tmp_path, "here/1.jpg", "else/2.jpg", "else/3.jpg", "else/4.jpg", "else/5.jpg")
+    names = ["1.jpg", f"{tmp_path}/else/2.jpg", f"file://{tmp_path}/else/3.jpg", "../else/4.jpg"]
+    rows = [f"{name},{'ab'[number % 2]}" for number, name in enumerate(names)]
+    write_text(tmp_path, "here/cars.csv", "\n".join(["image,label", *rows]))
+    listing = list_source("table", tmp_path / "here" / "cars.csv")
+    assert placed(listing) == {
+        ("train", "a", "here/1.jpg"),
+        ("train", "b", "else/2.jpg"),
+        ("train", "a", "else/3.jpg"),
+        ("train", "b", "else/4.jpg"),
+    }
+    assert not listing.unused, "what is beside the table's folder is not of the source"
+    write_text(tmp_path, "bad.csv", "image,label\nftps3://x/1.jpg,a\n")
+    with pytest.raises(UserError, match=r"root is .*ftps3"):
+        list_source("table", tmp_path / "bad.csv")
+
+
+def test_a_table_beside_much_else_lists_the_folders_that_it_names(tmp_path):
+    write_images(tmp_path, "cars/1.jpg", "cars/2.jpg", "cars/9.jpg", "holidays/3.jpg")
+    write_text(tmp_path, "cars.csv", "file,label\ncars/1.jpg,a\ncars/2.jpg,b\n")
+    listing = list_source("table", tmp_path / "cars.csv")
+    assert unused(listing, tmp_path) == {"cars/9.jpg": NO_ROW}
+
+
+def test_test_root_is_a_table_of_its_own(tmp_path):
+    write_images(tmp_path, "a/1.jpg", "a/2.jpg", "b/3.jpg")
+    write_text(tmp_path, "a/cars.csv", "file,label\n1.jpg,x\n2.jpg,y\n")
+    write_text(tmp_path, "b/field.csv", "file,label,split\n3.jpg,y,train\n")
+    listing = list_source("table", tmp_path / "a", test_root=str(tmp_path / "b" / "field.csv"))
+    assert ("test", "y", "b/3.jpg") in placed(listing)
+    assert len(listing.references) == 3
+
+
+def test_no_row_of_use_is_refused_with_the_reasons(tmp_path):
+    write_text(tmp_path, "cars.csv", "file,label\n1.jpg,a\n")
+    with pytest.raises(UserError, match=r"no row names an image that is there .*cars.csv#0/1.jpg"):
+        list_source("table", tmp_path)
+    write_text(tmp_path, "cars.csv", "width,height\n1,2\n")
+    with pytest.raises(UserError, match=r"cars.csv: it has the columns width, height, and no"):
+        list_source("table", tmp_path)
+    (tmp_path / "cars.csv").unlink()
+    with pytest.raises(UserError, match="it has no table"):
+        list_source("table", tmp_path)
+
+
+NAMES = st.text(string.ascii_lowercase, min_size=1, max_size=2)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    files=st.lists(st.tuples(st.sampled_from(("", "train/", "test/", ".x/")), NAMES), max_size=8),
+    rows=st.lists(
+        st.tuples(NAMES, st.sampled_from("ab"), st.sampled_from(("train", "test", "?"))),
+        min_size=1,
+        max_size=8,
+    ),
+    by_column=st.booleans(),
+)
+def test_every_row_and_every_file_is_an_image_or_named(tmp_path_factory, files, rows, by_column):
+    root = tmp_path_factory.mktemp("table")
+    paths = {f"{folder}{name}.jpg" for folder, name in files}
+    write_images(root, *paths)
+    lines = [f"{name},{label},{part}" for name, label, part in rows]
+    write_text(root, "cars.csv", "\n".join(["id,label,part", *lines]))
+    try:
+        listing = list_source("table", root, split_column="part" if by_column else None)
+    except UserError as error:
+        assert "no row names an image" in str(error)
+        return
+    images = listing.references["path"].to_pylist()
+    named = [path for path, _ in listing.unused]
+    assert len(images) + sum("#" in path for path in named) == len(rows)
+    assert set(images) | {p for p in named if "#" not in p} == {f"{root}/{path}" for path in paths}
+    assert not set(images) & set(named)
+
+
+def draw_jpeg(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 255, (40, 40, 3), np.uint8)
+    return encode_jpeg(pixels)
+
+
+def test_dry_run_says_all_and_writes_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("cluster.runtime.connect", None)  # no cluster is needed
+    tmp_path, out = tmp_path / "cars", tmp_path / "out"
+    write_images(tmp_path, *(f"train/{n}.jpg" for n in range(12)), "test/1.jpg", "train/[x].jpg")
+    rows = "".join(f"{n}.jpg,{['Transit [van]', 'bus'][n % 2]}\n" for n in range(12))
+    write_text(tmp_path, "train.csv", f"file,label\n{rows}12.jpg,bus\n")
+    source = ["--source", "table", "--root", str(tmp_path)]
+    run_datasets(["prepare", *source, "--out", f"{out}", "--dry-run"])
+    text = " ".join(capsys.readouterr().out.split())
+    for said in (
+        "rule train.csv: images from 'file', classes from 'label'",
+        "rule val is cut from train, about 15% of each class",
+        "Transit [van] 5 1",
+        "bus 5 1",
+        f"unused 2 in no row of a table {tmp_path}/test/1.jpg {tmp_path}/train/[x].jpg",
+        f"unused 1 named in a table, but not found, or found several times {tmp_path}/train.csv#12",
+        "2 classes; 10 train, 2 val images",
+        "3 files and rows not used; nothing written",
+    ):
+        assert said in text
+    assert not out.exists()
+    write_text(tmp_path, "train.csv", "file,label\n1.jpg,bus\n2.jpg,bus\n")
+    with pytest.raises(UserError, match="it has 1 class"):
+        run_datasets(["prepare", *source, "--out", f"{out}", "--dry-run"])
+    assert "bus" in capsys.readouterr().out, "what was found is shown before"
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_zip_with_a_table_and_groups_becomes_a_data_set(tmp_path):
+    rows = [(f"{n:02d}", "ab"[n % 2], n // 4) for n in range(40)]
+    with zipfile.ZipFile(tmp_path / "cars.zip", "w") as archive:
+        for name, _, _ in rows:
+            archive.writestr(f"images/{name}.jpg", draw_jpeg(int(name)))
+        archive.writestr("images/extra.jpg", b"")
+        archive.writestr("images/40.jpg", b"no image")
+        lines = [f"{name},{label},{group}\n" for name, label, group in [*rows, ("40", "a", 9)]]
+        archive.writestr("cars.csv", "id,label,vehicle\n" + "".join(lines) + "99,a,1\n")
+    out = str(tmp_path / "out")
+    config = PrepareConfig(
+        source="table", root=str(tmp_path / "cars.zip"), out=out, group_column="vehicle"
+    )
+    manifest = prepare(config)
+    group_of = {name: group for name, _, group in rows}
+    groups = {}
+    for split in manifest.splits:
+        paths = pq.read_table(f"{out}/{split}", columns=["path"])["path"].to_pylist()
+        groups[split] = {group_of[path.rpartition("/")[2].removesuffix(".jpg")] for path in paths}
+    assert set(groups) == {"train", "val"} and not groups["train"] & groups["val"]
+    num_images = sum(split.num_images for split in manifest.splits.values())
+    assert (num_images, manifest.num_quarantined, manifest.num_unused) == (40, 1, 2)
+    assert prepare(config).fingerprint == manifest.fingerprint, "reused"
