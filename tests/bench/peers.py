@@ -24,27 +24,29 @@ BATCH_SIZE, SIZE_PX, POLICY = 64, 224, "cars"
 class PhotoFolder(Dataset):
     """JPEG files read and decoded by OpenCV, augmented by the same policy in Albumentations."""
 
-    def __init__(self, files: list[str]) -> None:
-        self._files = files
+    def __init__(self, files: list[str], size_px: int) -> None:
+        self._files, self._size_px = files, size_px
 
     def __len__(self) -> int:
         return len(self._files)
 
     def __getitem__(self, index: int) -> np.ndarray:
         image_HWC = cv2.imread(self._files[index], cv2.IMREAD_COLOR_RGB)
-        return augment.build_policy(POLICY, SIZE_PX)(image=image_HWC)["image"]
+        return augment.build_policy(POLICY, self._size_px)(image=image_HWC)["image"]
 
 
-def open_dataloader(files: list[str], num_workers: int) -> DataLoader:
+def open_dataloader(
+    files: list[str], num_workers: int, *, batch_size: int = BATCH_SIZE, size_px: int = SIZE_PX
+) -> DataLoader:
     """Return a shuffled loader whose persistent workers have delivered an epoch already."""
     loader = DataLoader(
-        PhotoFolder(files),
-        batch_size=BATCH_SIZE,
+        PhotoFolder(files, size_px),
+        batch_size=batch_size,
         shuffle=True,
         drop_last=True,
         num_workers=num_workers,
-        persistent_workers=True,
-        multiprocessing_context="spawn",
+        persistent_workers=num_workers > 0,
+        multiprocessing_context="spawn" if num_workers else None,
         worker_init_fn=_one_thread,
     )
     for _ in loader:

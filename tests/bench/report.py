@@ -24,13 +24,22 @@ def to_row(
     }
 
 
-def report(rows: list[dict]) -> None:
-    """Print rows and put them in bench.json, in the place of older ones of the same names."""
-    file = ROOT / "bench.json"
-    before = json.loads(file.read_text()) if file.exists() else []
+def read_rows(folder: Path = ROOT) -> list[dict]:
+    """Read bench.json; empty where there is none."""
+    file = folder / "bench.json"
+    return json.loads(file.read_text()) if file.exists() else []
+
+
+def keep(rows: list[dict], folder: Path = ROOT) -> None:
+    """Put rows in bench.json, in the place of older ones of the same names."""
     names = {row["name"] for row in rows}
-    kept = [row for row in before if row["name"] not in names]
-    file.write_text(json.dumps([*kept, *rows], indent=1))
+    kept = [row for row in read_rows(folder) if row["name"] not in names]
+    (folder / "bench.json").write_text(json.dumps([*kept, *rows], indent=1))
+
+
+def report(rows: list[dict], folder: Path = ROOT) -> None:
+    """Print rows and keep them in bench.json."""
+    keep(rows, folder)
     table = Table("measure", "ours /s", "peer /s", "ratio", "target", "of the limit")
     for row in rows:
         table.add_row(row["name"], f"{row['ours']:.3g}", f"{row['peer']:.3g}",

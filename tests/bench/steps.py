@@ -37,14 +37,20 @@ def training_of(backbone: str, **values: Any) -> FinetuneConfig:
     )
 
 
-def plain_step(config: FinetuneConfig, device: torch.device, *, all_reduce: bool) -> Step:
-    """The loop of torch's DDP and AMP tutorials, with what speeds it up by the same config."""
+def plain_step(
+    config: FinetuneConfig, device: torch.device, *, all_reduce: bool, capturable: bool = False
+) -> Step:
+    """The loop of torch's DDP and AMP tutorials, with what speeds it up by the same config.
+
+    Args:
+        capturable: as a CUDA graph.
+    """
     model = build(config.model.backbone, NUM_CLASSES)
     place_model(model, config.compute, device)
     network: nn.Module = DistributedDataParallel(model) if all_reduce else model
     if config.compute.compile:
         network.compile()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, capturable=capturable)
     mean_C, std_C = torch.tensor(MEAN, device=device), torch.tensor(STD, device=device)
     dtype = autocast_dtype(config.compute, device)
     scaler = GradScaler(device.type, enabled=dtype is torch.float16)
