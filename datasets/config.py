@@ -15,6 +15,8 @@ from cluster.io.markers import IN_FINGERPRINT, NOT_IN_KEY, ON_CARD, RESUMABLE, U
 SIZES_PX = (16, 1024)
 """Of images that a network sees."""
 
+MAX_CLASS_DEPTH = 16
+
 Source = Literal["folder", "table", "parquet", "stanford", "synthetic"]
 Policy = Literal["none", "light", "cars"]
 Ingest = Literal["auto", "stream", "memory"]
@@ -70,6 +72,9 @@ class PrepareConfig:
     """Crop to the annotated bounding box, where the source has boxes (stanford)."""
     box_margin: Annotated[float, IN_FINGERPRINT] = 0.1
     """Margin around the box as a share of its size."""
+    class_depth: int = 1
+    """Folder source: how many folders name a class, from the top: 2 for make/model. Negative: the
+    one that does, from the image: -1 for the folder it is in, whatever is above."""
     image_column: str = "image"
     """Parquet source: column holding bytes or a struct of bytes and path. Table: paths or URIs; by
     default `image`, or another usual name."""
@@ -116,6 +121,18 @@ class PrepareConfig:
             "crop_to_box",
             self.crop_to_box,
             "only `--source stanford` has boxes",
+        )
+        require(
+            self.class_depth != 0 and abs(self.class_depth) <= MAX_CLASS_DEPTH,
+            "class_depth",
+            self.class_depth,
+            "use 1 to 16, or -1 to -16",
+        )
+        require(
+            self.class_depth == 1 or self.source == "folder",
+            "class_depth",
+            self.class_depth,
+            "only `--source folder` has class folders",
         )
         for name in ("split_column", "group_column"):
             require(

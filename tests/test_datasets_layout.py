@@ -12,9 +12,11 @@ from datasets.prepare.layout import HIDDEN, NO_CLASS, SYSTEM, arrange
 from datasets.prepare.splits import split_of_file, split_of_name
 
 
-def count(*files: str, folders: tuple[str, ...] = ()) -> dict[tuple[str, str], int]:
+def count(
+    *files: str, folders: tuple[str, ...] = (), class_depth: int = 1
+) -> dict[tuple[str, str], int]:
     """Images by split and class."""
-    layout = arrange(files, folders)
+    layout = arrange(files, folders, class_depth=class_depth)
     return dict(Counter((place.split, place.class_name) for place in layout.images))
 
 
@@ -233,3 +235,37 @@ def test_names_that_differ_in_case_are_told_apart():
     assert find_similar("Audi", ["Audi", "BMW"]) is None
     with pytest.raises(ValueError, match="blank name"):
         unify([*string.ascii_letters, " "])
+
+
+@pytest.mark.parametrize("top", ["", "cars/", "a/b/"])
+def test_folders_around_all_classes_are_no_class(top):
+    files = [f"{top}audi/1.jpg", f"{top}bmw/album/2.jpg"]
+    layout = arrange(files)
+    assert sorted(layout.classes) == ["audi", "bmw"]
+    assert layout.rule == (f"classes are the folders in {top}" if top else "")
+    alone = arrange(["audi/a/1.jpg", "audi/b/2.jpg"], several_classes=False)
+    assert alone.classes == ["audi"], "test images of one class"
+
+
+@pytest.mark.parametrize(
+    ("class_depth", "expected"),
+    [
+        (1, {("train", "audi"): 2, ("train", "bmw"): 1, ("test", "audi"): 1}),
+        (2, {("train", "audi a4"): 1, ("train", "bmw x5"): 1, ("test", "audi a4"): 1}),
+        (-1, {("train", "a4"): 1, ("train", "audi"): 1, ("train", "x5"): 1, ("test", "2011"): 1}),
+    ],
+)
+def test_classes_of_another_depth(class_depth, expected):
+    files = ["train/audi/a4/1.jpg", "train/audi/2.jpg", "train/bmw/x5/3.jpg",
+             "test/audi/a4/2011/4.jpg"]  # fmt: skip
+    assert count(*files, class_depth=class_depth) == expected
+
+
+def test_folders_of_the_same_names_in_classes_are_said():
+    files = ["2023/audi/1.jpg", "2023/bmw/2.jpg", "2024/audi/3.jpg", "2024/bmw/4.jpg", "x.csv"]
+    assert "(audi, bmw); where these are the classes, use --class-depth -1" in arrange(files).rule
+    assert count(*files, class_depth=-1) == {("train", "audi"): 2, ("train", "bmw"): 2}
+    assert count(*files, class_depth=2) == {
+        ("train", f"{year} {make}"): 1 for year in (2023, 2024) for make in ("audi", "bmw")
+    }
+    assert not arrange(["audi/trip/1.jpg", "bmw/trip/2.jpg"]).rule, "one album of each"

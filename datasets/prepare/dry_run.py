@@ -20,9 +20,10 @@ MAX_CLASSES, MAX_NAMES = 200, 5
 def print_listing(listing: Listing, val_fraction: float, console: Console | None = None) -> None:
     """Print splits, classes, counts and unused files, each with the rule that decided."""
     console = console or Console(soft_wrap=True)
-    for note in listing.notes:
-        console.print(f"rule      {note}", markup=False, highlight=False)
     splits = listing.references["split"].to_pylist()
+    default = ("no folder or file names a split",) if set(splits) == {"train"} else ()
+    for note in listing.notes or default:
+        console.print(f"rule      {note}", markup=False, highlight=False)
     counts = {split: _count(listing, split) for split in SPLITS if split in set(splits)}
     is_cut = "train" in counts and "val" not in counts
     if is_cut:

@@ -34,9 +34,9 @@ def list_folder(config: PrepareConfig) -> Listing:
         return metadata
     roots = dict[str, tuple[Layout, dict[str, fs.FileInfo]]]()
     if config.root is not None:
-        roots[config.root] = _arrange("root", *places["root"])
+        roots[config.root] = _arrange(config, "root", *places["root"])
     if config.test_root is not None:
-        layout, infos = _arrange("test_root", *places["test_root"])
+        layout, infos = _arrange(config, "test_root", *places["test_root"])
         of_root = roots[config.root][0].splits if config.root is not None else {}
         for name, split in of_root.items():
             if split == "test":
@@ -88,7 +88,7 @@ def list_folder(config: PrepareConfig) -> Listing:
 
 
 def _arrange(
-    field: str, uri: str, infos: dict[str, fs.FileInfo]
+    config: PrepareConfig, field: str, uri: str, infos: dict[str, fs.FileInfo]
 ) -> tuple[Layout, dict[str, fs.FileInfo]]:
     kinds = {path: info.type for path, info in infos.items()}
     links = [path for path, kind in kinds.items() if kind == fs.FileType.Unknown]
@@ -99,7 +99,9 @@ def _arrange(
     ]
     folders = [path for path, kind in kinds.items() if kind == fs.FileType.Directory]
     try:
-        layout = arrange(files, folders, several_classes=field == "root")
+        layout = arrange(
+            files, folders, several_classes=field == "root", class_depth=config.class_depth
+        )
     except UserError as error:
         raise UserError(f"{field} is {uri!r}: {error}") from None
     layout.unused.extend((path, LINK) for path in links)
@@ -138,5 +140,10 @@ def _as_test(uri: str, layout: Layout) -> Layout:
 
 
 def _describe_loose(layouts: Iterable[Layout]) -> str:
-    loose = sum(reason == NO_CLASS for layout in layouts for _, reason in layout.unused)
-    return f"; {loose} files are in no class folder" if loose else ""
+    loose = [path for layout in layouts for path, reason in layout.unused if reason == NO_CLASS]
+    if not loose:
+        return ""
+    text = f"; {len(loose)} files are in no class folder"
+    if tables := [path for path in loose if is_table(path)]:
+        text += f"; where {', '.join(tables[:3])} tells the classes, use --source table"
+    return text

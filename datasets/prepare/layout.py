@@ -7,7 +7,7 @@
 What is not used is returned by name, with the reason.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -63,7 +63,11 @@ class Layout:
 
 
 def arrange(
-    files: Iterable[str], folders: Iterable[str] = (), *, several_classes: bool = True
+    files: Iterable[str],
+    folders: Iterable[str] = (),
+    *,
+    several_classes: bool = True,
+    class_depth: int = 1,
 ) -> Layout:
     """Find split and class of each file.
 
@@ -71,6 +75,7 @@ def arrange(
         files: paths below the root, with slashes.
         folders: those that may be empty, in the same way.
         several_classes: there must be, so that a folder around all of them is no class.
+        class_depth: as `PrepareConfig.class_depth`.
 
     Raises:
         UserError: where a folder may be a split or a class; the message begins after `root is X`.
@@ -94,11 +99,16 @@ def arrange(
             else:
                 kept["/".join(parts[: depth + 1])] = None
     kept = sorted(kept)
-    base = _find_base(kept, several_classes=several_classes)
+    base = _find_base(kept, several_classes=several_classes and class_depth == 1)
     tops = _Tops(kept, visible, base)
     unused += [(path, NO_CLASS) for path in kept if not path.startswith(base)]
     splits = _choose_splits(tops)
-    layout = _arrange_splits(tops, splits) if splits else _arrange_classes(tops)
+    if splits:
+        layout = _arrange_splits(tops, splits, class_depth)
+    elif class_depth == 1:
+        layout = _arrange_classes(tops)
+    else:
+        layout = _arrange_deep_classes(tops, class_depth)
     layout.unused[:0] = unused
     return layout
 
@@ -213,7 +223,25 @@ def _choose_splits(tops: _Tops) -> dict[str, str]:
     return keyed
 
 
-def _arrange_splits(tops: _Tops, splits: dict[str, str]) -> Layout:
+def _find_alike(tops: _Tops, limit: int = 3) -> list[str]:
+    """Return folders of images that most of the top folders have: `2023/audi`, `2024/audi`."""
+    tallies = Counter(
+        sub for below in tops.subfolders.values() for sub, has_images in below.items() if has_images
+    )
+    num_tops = sum(map(tops.has_images, tops.names))
+    alike = [sub for sub, number in tallies.items() if number > 1 and 2 * number > num_tops]
+    return sorted(alike)[:limit] if len(alike) > 1 else []
+
+
+def _name_class(path: str, class_depth: int) -> str | None:
+    """Return the class of a file by its folders; None where it has too few of them."""
+    folders = path.split("/")[:-1]
+    if len(folders) < abs(class_depth):
+        return None
+    return folders[class_depth] if class_depth < 0 else " ".join(folders[:class_depth])
+
+
+def _arrange_splits(tops: _Tops, splits: dict[str, str], class_depth: int) -> Layout:
     layout = Layout(
         splits={f"{tops.base}{name}": split for name, split in splits.items()},
         rule=", ".join(f"{tops.base}{name}/ is {split}" for name, split in splits.items()),
@@ -229,13 +257,13 @@ def _arrange_splits(tops: _Tops, splits: dict[str, str]) -> Layout:
         below = f"{tops.base}{name}/{inside}"
         for rest in tops.files[name]:
             path = tops.path_of(name, rest)
-            class_name, slash, _ = path[len(below) :].partition("/")
-            if not path.startswith(below) or not slash:
+            class_name = _name_class(path[len(below) :], class_depth)
+            if not path.startswith(below) or class_name is None:
                 layout.unused.append((path, NO_CLASS))
             else:
                 classes[class_name] = None
                 layout.images.append(Placed(path, split, class_name))
-        if not inside:
+        if not inside and class_depth == 1:
             classes.update(dict.fromkeys(tops.subfolders[name]))
     layout.classes.extend(classes)
     return layout
@@ -254,6 +282,22 @@ def _find_doubled(tops: _Tops, name: str) -> str:
         inside = f"{inside}{names[0]}/"
 
 
+def _arrange_deep_classes(tops: _Tops, class_depth: int) -> Layout:
+    """Take folders of another level as classes; all of them train."""
+    layout, classes = Layout(), dict[str, None]()
+    layout.unused.extend((path, NO_CLASS) for path in tops.loose)
+    for name, files in tops.files.items():
+        for rest in files:
+            path, class_name = tops.path_of(name, rest), _name_class(f"{name}/{rest}", class_depth)
+            if class_name is None or is_other_file(rest):
+                layout.unused.append((path, NO_CLASS))
+            else:
+                classes[class_name] = None
+                layout.images.append(Placed(path, "train", class_name))
+    layout.classes.extend(classes)
+    return layout
+
+
 def _arrange_classes(tops: _Tops) -> Layout:
     """Take the top folders as classes; folders in them belong to them."""
     inner = {
@@ -266,6 +310,11 @@ def _arrange_classes(tops: _Tops) -> Layout:
     rules = [f"classes are the folders in {tops.base}"] if tops.base else []
     if by_split:
         rules.append("the folders train, val and test in each class are its splits")
+    elif alike := _find_alike(tops):
+        rules.append(
+            f"folders of the same names are in several classes ({', '.join(alike)}); where these "
+            "are the classes, use --class-depth -1"
+        )
     layout = Layout(rule="; ".join(rules))
     layout.unused.extend((path, NO_CLASS) for path in tops.loose)
     for name in tops.names:
