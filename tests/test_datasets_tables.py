@@ -1,5 +1,6 @@
 """Images that tables name: formats, columns, files; every row and every file is accounted for."""
 
+import gzip
 import json
 import string
 import zipfile
@@ -93,6 +94,13 @@ def test_parquet_is_read_without_its_nested_and_binary_columns():
     assert read_rows("x.parquet", sink.getvalue().to_pybytes()).columns == ROWS
 
 
+def test_gzip_and_utf_16_are_read():
+    text = "file\tlabel\n1.jpg\tCitro\u00ebn\n"
+    columns = {"file": ["1.jpg"], "label": ["Citro\u00ebn"]}
+    assert read_rows("x.tsv.gz", gzip.compress(text.encode())).columns == columns
+    assert read_rows("x.txt", text.encode("utf-16")).columns == columns
+
+
 def test_numbers_with_leading_zeros_are_names():
     assert read_rows("x.csv", b"id,n\n007,7\n042,42\n").columns == {
         "id": ["007", "042"],
@@ -138,7 +146,9 @@ def test_coco_is_joined_and_several_categories_are_none():
     [
         ("x.csv", "a,b\n1\n", "row 1 has 1 fields, and there are 2 columns"),
         ("x.csv", "a,a\n1,2\n", "two columns are called 'a'"),
-        ("x.csv", "a,b\n\xff\n", "can't be read as a table"),
+        ("x.csv", "a,b\nCitro\xebn,1\n", "its text is not UTF-8; save it as CSV in UTF-8"),
+        ("x.csv.gz", "a,b\n1,2\n", "can't be read as a table"),
+        ("x.json", '{"images": [{"id": 1}], "annotations": []}', "can't be read as a table"),
         ("x.jsonl", "[1]\n", "each row must be an object"),
         ("x.json", '{"a": 1}', "no list of objects"),
         ("x.parquet", "no", "can't be read as a table"),
@@ -193,9 +203,11 @@ def test_columns_by_name_and_what_is_missing():
 
 
 def test_a_row_of_several_ones_or_none_has_no_class():
-    found = columns_of({"file": ["1", "2", "3"], "audi": [1, 1, 0], "bmw": [0, 1, 0]})
-    assert found is not None
-    assert found.labels == ["audi", None, None]
+    for one, zero in ((1, 0), ("1.0", "0.0"), ("True", "False")):
+        ones = {"audi": [one, one, zero], "bmw": [zero, one, zero]}
+        found = columns_of({"file": ["1", "2", "3"], **ones})
+        assert found is not None
+        assert found.labels == ["audi", None, None]
 
 
 def test_a_value_finds_its_file():
@@ -211,6 +223,9 @@ def test_a_value_finds_its_file():
     assert files.find("1.jpg") is None, "two files"
     assert files.find("1.jpg", below="train") == "train/1.jpg"
     assert files.find("2") is None, "two files"
+    assert files.find("/home/me/x/cars/train/1.jpg") == "train/1.jpg", "of another machine"
+    assert files.find("C:\\cars\\t\\a.jpg") == "t/a.jpg"
+    assert files.find("/home/me/1.jpg") is None
     assert files.find("jpg") is None
     assert files.find("missing.jpg") is None
 
@@ -345,6 +360,9 @@ def test_local_paths_relative_paths_and_uris_in_one_table(tmp_path):
     write_text(tmp_path, "bad.csv", "image,label\nftps3://x/1.jpg,a\n")
     with pytest.raises(UserError, match=r"root is .*ftps3"):
         list_source("table", tmp_path / "bad.csv")
+    write_text(tmp_path, "bad.csv", "image,label\nhttps://x.org/1.jpg,a\n")
+    with pytest.raises(UserError, match=r"https://x.org/1.jpg is on the web; download"):
+        list_source("table", tmp_path / "bad.csv")
 
 
 def test_a_table_beside_much_else_lists_the_folders_that_it_names(tmp_path):
@@ -370,9 +388,16 @@ def test_no_row_of_use_is_refused_with_the_reasons(tmp_path):
     write_text(tmp_path, "cars.csv", "width,height\n1,2\n")
     with pytest.raises(UserError, match=r"cars.csv: it has the columns width, height, and no"):
         list_source("table", tmp_path)
-    (tmp_path / "cars.csv").unlink()
+    (tmp_path / "cars.csv").rename(tmp_path / "cars.xlsx")
     with pytest.raises(UserError, match="it has no table"):
         list_source("table", tmp_path)
+    with pytest.raises(UserError, match=r"it is no table .*save it as CSV"):
+        list_source("table", tmp_path / "cars.xlsx")
+    with pytest.raises(UserError, match=r"it is a file; give a folder, a zip or a tar, or use"):
+        list_source("folder", tmp_path / "cars.xlsx")
+    write_images(tmp_path, "audi/1.jpg", "bmw/2.jpg")
+    with pytest.raises(UserError, match=r"group_column is 'car': the folder has no metadata.csv"):
+        list_source("folder", tmp_path, group_column="car")
 
 
 NAMES = st.text(string.ascii_lowercase, min_size=1, max_size=2)

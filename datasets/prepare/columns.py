@@ -15,6 +15,7 @@ IMAGE_NAMES = (
 )
 LABEL_NAMES = ("class", "class_name", "label_name", "category", "target")
 SPLIT_NAMES = ("split", "subset", "set")
+_ONE, _ZERO = {"1", "1.0", "true"}, {"0", "0.0", "false"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,15 +104,12 @@ def _is_split(values: Sequence[Value] | None) -> bool:
 
 
 def _from_one_hot(rows: Rows, names: Sequence[str]) -> list[Value] | None:
-    """The name of the column that is 1; None for rows with none or several."""
-    if len(names) < 2 or not all(
-        set(map(str, rows.columns[name])) <= {"0", "1", "0.0", "1.0"} for name in names
-    ):
+    """Return the name of the column that is 1 in each row; None for rows with none or several."""
+    texts = {name: [str(value).casefold() for value in rows.columns[name]] for name in names}
+    if len(names) < 2 or not all(set(column) <= _ONE | _ZERO for column in texts.values()):
         return None
     labels: list[Value] = []
-    for values in zip(*(rows.columns[name] for name in names), strict=True):
-        ones = [
-            name for name, value in zip(names, values, strict=True) if str(value) in ("1", "1.0")
-        ]
+    for row in range(rows.num_rows):
+        ones = [name for name, column in texts.items() if column[row] in _ONE]
         labels.append(ones[0] if len(ones) == 1 else None)
     return labels

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pyarrow as pa
 from pyarrow import fs
 
-from cluster.io.errors import UserError
+from cluster.io.errors import UserError, require
 from datasets.config import PrepareConfig
 from datasets.prepare.classes import describe_spellings, unify
 from datasets.prepare.layout import NO_CLASS, Layout, Placed, arrange
@@ -32,6 +32,13 @@ def list_folder(config: PrepareConfig) -> Listing:
     metadata = list_by_metadata(config, places)
     if isinstance(metadata, Listing):
         return metadata
+    for name in ("split_column", "group_column"):
+        require(
+            getattr(config, name) is None,
+            name,
+            getattr(config, name),
+            metadata or "the folder has no metadata.csv; use --source table for another table",
+        )
     roots = dict[str, tuple[Layout, dict[str, fs.FileInfo]]]()
     if config.root is not None:
         roots[config.root] = _arrange(config, "root", *places["root"])

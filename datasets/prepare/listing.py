@@ -73,6 +73,11 @@ def walk(field: str, uri: str) -> dict[str, fs.FileInfo]:
         info = file_system.get_file_info(root)
         if info.type == fs.FileType.File and is_archive(root):
             return _list_archive(field, uri, file_system, info, len(root) + 1)
+        if info.type == fs.FileType.File:
+            raise UserError(
+                f"{field} is {uri!r}: it is a file; give a folder, a zip or a tar, or use --source "
+                "table for a table that names images"
+            )
         if info.type != fs.FileType.Directory:
             raise UserError(f"{field} is {uri!r}: there is no such folder; check the path")
         if isinstance(file_system, fs.LocalFileSystem):

@@ -1,5 +1,6 @@
 """The file that a value of a table names: `audi/1.jpg`, `1.jpg`, or `1` for it. Pure."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 
@@ -28,12 +29,14 @@ class Files:
             below: folder of the table, without a slash at the end; searched first.
             split: of the row; of several files of a name, the one in a folder of this split.
         """
-        value = value.replace("\\", "/").removeprefix("./")
+        value = re.sub("^[A-Za-z]:/", "/", value.replace("\\", "/")).removeprefix("./")
         while value.startswith("../"):
             value, below = value[3:], below.rpartition("/")[0]
         for path in (f"{below}/{value}" if below else value, value):
             if path in self._paths:
                 return path
+        if value.startswith("/"):
+            return self._find_end(value)
         found = [
             path
             for path in self._by_name.get(value.rpartition("/")[2], ())
@@ -47,6 +50,14 @@ class Files:
         ):
             if len(narrowed) == 1:
                 return narrowed[0]
+        return None
+
+    def _find_end(self, path: str) -> str | None:
+        """Find an absolute path of another machine by the longest end that is a path here."""
+        while path:
+            path = path.partition("/")[2]
+            if path in self._paths:
+                return path
         return None
 
 

@@ -1,8 +1,11 @@
 """Rows of a table beside images: CSV, TSV, text, JSON lines, JSON, Parquet; COCO's JSON too."""
 
+import codecs
 import csv
+import gzip
 import io
 import json
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +19,7 @@ from datasets.prepare.layout import IMAGE_SUFFIXES
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json", ".parquet")
 Value = int | str | None
+_GZIP = (OSError, EOFError, zlib.error)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +36,7 @@ class Rows:
 
 
 def is_table(name: str) -> bool:
-    return name.casefold().endswith(SUFFIXES)
+    return name.casefold().removesuffix(".gz").endswith(SUFFIXES)
 
 
 def read_rows(name: str, content: bytes) -> Rows:
@@ -43,17 +47,24 @@ def read_rows(name: str, content: bytes) -> Rows:
     Raises:
         UserError: where it can't be parsed; the message begins with the name.
     """
-    suffix = name.casefold().rpartition(".")[2]
+    plain = name.casefold().removesuffix(".gz")
+    suffix = plain.rpartition(".")[2]
     try:
+        if plain != name.casefold():
+            content = gzip.decompress(content)
         if suffix == "parquet":
             return _read_parquet(content)
-        text = content.decode("utf-8-sig")
+        # Excel's "Unicode text" begins with a mark of UTF-16.
+        is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
         if suffix in ("jsonl", "ndjson"):
             return _from_objects([json.loads(line) for line in text.splitlines() if line.strip()])
         if suffix == "json":
             return _from_json(json.loads(text))
         return _read_csv(text, spaced=suffix == "txt")
-    except (ValueError, csv.Error, pa.ArrowException, OSError) as error:
+    except UnicodeDecodeError:
+        raise UserError(f"{name}: its text is not UTF-8; save it as CSV in UTF-8") from None
+    except (ValueError, KeyError, TypeError, csv.Error, pa.ArrowException, *_GZIP) as error:
         raise UserError(f"{name}: it can't be read as a table ({error}); write it again") from None
 
 

@@ -1,7 +1,8 @@
 """Images that tables name: a CSV, Kaggle's train.csv, Hugging Face's metadata.csv, COCO's JSON.
 
 A value names a file below the table's folder or the root, in full or by its name alone, with or
-without suffix; or it is an absolute path or a URI, of any bucket.
+without suffix; or it is an absolute path or a URI, of any bucket. An absolute path of another
+machine is found by its end.
 """
 
 import os
@@ -18,6 +19,7 @@ from cluster.io.errors import UserError
 from cluster.io.uris import name_of, parent_of
 from datasets.config import PrepareConfig
 from datasets.images import BadImage
+from datasets.prepare.archives import is_archive
 from datasets.prepare.classes import describe_spellings
 from datasets.prepare.columns import Columns, find_columns
 from datasets.prepare.layout import find_system_name
@@ -195,6 +197,11 @@ def _open_root(option: str, uri: str) -> Root:
     if info.type == fs.FileType.File and is_table(path):
         table = (name_of(uri),)
         return Root(option=option, uri=parent_of(uri), tables=table, is_folder=False)
+    if info.type == fs.FileType.File and not is_archive(path):
+        raise UserError(
+            f"{option} is {uri!r}: it is no table (.csv, .tsv, .txt, .jsonl, .json, .parquet); "
+            "save it as CSV in UTF-8"
+        )
     infos = _keep_files(walk(option, uri))
     tables, skipped = list[str](), dict[str, str]()
     for path in filter(is_table, infos):
@@ -252,7 +259,7 @@ def _take_rows(root: Root, table: str, columns: Columns, found: Found) -> None:
     of_table = "test" if root.option == "test_root" else _split_of_table(table)
     if root.infos is None:
         values = [str(value) for value in columns.images if value is not None]
-        names = [v for v in values if not (_is_outside(v) or v.startswith("../"))]
+        names = [v for v in values if not (_is_outside(root, v) or v.startswith("../"))]
         if names:
             root.list_files(names)
     labels: list[Value] = []
@@ -267,7 +274,7 @@ def _take_rows(root: Root, table: str, columns: Columns, found: Found) -> None:
             found.unused.append((f"{address}#{row}", NO_NAME))
             continue
         name = str(value)
-        if _is_outside(name):
+        if _is_outside(root, name):
             uri, path = _find_outside(root, name)
         elif name.startswith("../") and not folder:
             uri, path = root.uri, posixpath.normpath(root.address(name))
@@ -293,13 +300,23 @@ def _split_of_table(path: str) -> str | None:
     return split_of_name(name_of(path)) or split_of_path(path)
 
 
-def _is_outside(name: str) -> bool:
-    return "://" in name or os.path.isabs(name)
+def _is_outside(root: Root, name: str) -> bool:
+    """Whether a name is a URI, or an absolute path that is here; one of another machine is looked
+    for below the root."""
+    if "://" in name:
+        return True
+    is_local = isinstance(storage.resolve(root.uri)[0], fs.LocalFileSystem)
+    return os.path.isabs(name) and is_local and os.path.exists(name)
 
 
 def _find_outside(root: Root, name: str) -> tuple[str, str]:
     """Return the URI of the file system of an absolute path or a URI, and the path on it."""
     scheme, separator, place = name.partition("://")
+    if scheme in ("http", "https", "ftp"):
+        raise UserError(
+            f"{root.option} is {root.uri!r}: {name} is on the web; download the images first, to a "
+            "folder or a bucket"
+        )
     uri = f"{scheme}://{place.partition('/')[0]}" if separator and scheme != "file" else "/"
     try:
         return uri, storage.resolve(name)[1]
