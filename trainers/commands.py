@@ -3,8 +3,9 @@
 import shlex
 from typing import Any
 
-from cluster.io import terminal
+from cluster.io import storage, terminal
 from cluster.io.errors import UserError
+from cluster.io.lease import hold_lease
 from cluster.io.uris import name_of
 from trainers import launch, metrics
 from trainers.config import FinetuneConfig
@@ -31,11 +32,20 @@ def run_training(config: FinetuneConfig) -> None:
 
 
 def follow_training(run: Run, *, job_type: str) -> tuple[dict[str, Any], str | None]:
-    """Train; print progress and mirror it in W&B.
+    """Train as the only writer of the run folder; print progress and mirror it in W&B.
 
     Returns:
         result.json, and the command that uploads an offline run.
+
+    Raises:
+        UserError: where another process trains there; and as `launch.fit`.
     """
+    rows = shlex.quote(storage.join(run.config.out, "metrics.jsonl"))
+    with hold_lease(run.config.out, follow=f"follow it with `tail -f {rows}`"):
+        return _follow_training(run, job_type)
+
+
+def _follow_training(run: Run, job_type: str) -> tuple[dict[str, Any], str | None]:
     config, manifest = run.config, run.manifest
     num_images = manifest.split(config.train_on).num_images
     terminal.report(

@@ -16,6 +16,7 @@ from typing import Any
 
 from cluster.io import storage
 from cluster.io.errors import UserError, require
+from cluster.io.lease import hold_lease
 from cluster.io.statistics import CONFIDENCE, Estimate, estimate
 from cluster.io.terminal import report
 from cluster.io.uris import name_of
@@ -53,9 +54,11 @@ def run_promote(config: PromoteConfig) -> dict[str, Any]:
     for training in trainings:
         _refuse_other_epochs(training)
     connect(config.address)
-    commands = [_train(training) for training in trainings]
-    summary = _summarize(trainings, winner, sweep, manifest)
-    storage.write_bytes(storage.join(out, "promoted.json"), json.dumps(summary, indent=1).encode())
+    with hold_lease(out):
+        commands = [_train(training) for training in trainings]
+        summary = _summarize(trainings, winner, sweep, manifest)
+        text = json.dumps(summary, indent=1).encode()
+        storage.write_bytes(storage.join(out, "promoted.json"), text)
     print_seeds(summary)
     export = ["python", "-m", "trainers", "export", "--run", summary["run"]]
     print(f"\nPromoted: {out}/promoted.json")

@@ -12,6 +12,7 @@ from typing import Any
 from ray import tune
 
 from cluster.io import storage, terminal
+from cluster.io.lease import hold_lease
 from cluster.provenance import find_provenance
 from cluster.runtime import Resources, connect
 from cluster.scaling import in_process, max_concurrent_trials, plan_workers
@@ -83,6 +84,23 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
     _announce(config, manifest, resources, plan, num_trials, num_concurrent, say)
     if explain:
         raise SystemExit(0)
+    follow = f"follow it with `python -m tuning review --out {shlex.quote(config.out)}`"
+    with hold_lease(config.out, follow=follow):
+        return _close(
+            _execute(config, manifest, resources, store, plan, num_trials, num_concurrent)
+        )
+
+
+def _execute(
+    config: TuningConfig,
+    manifest: Manifest,
+    resources: Resources,
+    store: PrefixStore,
+    plan: SharingPlan,
+    num_trials: int,
+    num_concurrent: int,
+) -> SweepRecord:
+    """Run the trials and what they share; write the leaderboard, and return the record."""
     _write_start(config, manifest)
     built = store.build(plan)
     for problem in built.problems:
@@ -106,7 +124,7 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
     record = _read_record(config)
     if (command := log_sweep(record)) is not None:
         record = replace(record, sync=[command])
-    return _close(record)
+    return record
 
 
 def _write_start(config: TuningConfig, manifest: Manifest) -> None:

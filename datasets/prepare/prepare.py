@@ -25,6 +25,7 @@ import ray.data
 
 from cluster.io import storage
 from cluster.io.errors import UserError
+from cluster.io.lease import hold_lease
 from cluster.io.markers import IN_FINGERPRINT, URI, change_marked, marked
 from cluster.io.progress import collect
 from cluster.io.terminal import count, report
@@ -62,6 +63,11 @@ def prepare(config: PrepareConfig) -> Manifest:
     _check_classes(config, listing.classes, listing.references)
     if (existing := find_existing_output(config, listing.version)) is not None:
         return existing
+    with hold_lease(config.out):
+        return _write(config, listing)
+
+
+def _write(config: PrepareConfig, listing: Listing) -> Manifest:
     started_s = time.monotonic()
     clear(config.out)
     for note in listing.notes:

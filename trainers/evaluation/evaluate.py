@@ -17,6 +17,7 @@ import numpy as np
 
 from cluster.io import storage
 from cluster.io.errors import UserError, require
+from cluster.io.lease import hold_lease
 from cluster.io.tables import to_csv
 from cluster.runtime import connect
 from datasets.plan import IGNORE_INDEX
@@ -44,9 +45,11 @@ def run_evaluation(config: EvaluateConfig) -> None:
     """Evaluate and print the result."""
     run_folder.read_config(config.run)
     connect(config.address, quiet=config.json)
-    result = write_evaluation(
-        config.run, split=config.split, data=config.data, tta=config.tta, renamed=config.map
-    )
+    writes = folder_of(config.run, config.split or "test", tta=config.tta)
+    with hold_lease(writes, field="run"):
+        result = write_evaluation(
+            config.run, split=config.split, data=config.data, tta=config.tta, renamed=config.map
+        )
     split = result["split"]
     sync = track_evaluation(config.run, split, result, tta=config.tta)
     if config.json:

@@ -14,6 +14,7 @@ import torch
 from cluster.entry import ROOT
 from cluster.io import storage
 from cluster.io.errors import UserError, require
+from cluster.io.lease import hold_lease
 from cluster.io.records import read_json
 from cluster.provenance import find_commit
 from trainers.export.config import ExportConfig
@@ -123,7 +124,9 @@ def compare(subject: Subject, run: Run) -> float:
 
 def run_export(config: ExportConfig) -> None:
     """Export, and print each file and its largest difference."""
-    for name, facts in export(config).items():
+    with hold_lease(config.out):
+        files = export(config)
+    for name, facts in files.items():
         print(
             f"{name:<13} {storage.join(config.out, facts.file)}, {facts.num_bytes / 2**20:.1f} "
             f"MiB, largest difference of a logit {facts.max_difference:.1e}"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from cluster.config import ClusterConfig
 from cluster.io import storage
 from cluster.io.errors import UserError, require
+from cluster.io.lease import hold_lease
 from cluster.io.terminal import report
 from cluster.runtime import connect
 from cluster.scaling import plan_workers
@@ -171,29 +172,31 @@ def run_inference(
         f"{network.origin}: {len(collection.references)} {collection.kind} at {images}, "
         f"{size_px} px -> {out}"
     )
-    network_ref = ray.put(network)
-    outcome = infer(
-        collection,
-        partial(
-            NetworkActor,
-            network_ref,
-            to_columns,
-            worker_batch_size=config.batch_size,
-            threads=plan.threads_per_worker,
-            use_gpu=plan.use_gpu,
-        ),
-        out=out,
-        name=name,
-        size_px=size_px,
-        row_bytes=row_bytes,
-        workers=Workers(
-            num_workers=plan.num_workers,
-            cpus_per_worker=plan.cpus_per_worker,
-            gpus_per_worker=int(plan.use_gpu),
-            reader_cpus=plan.reader_cpus,
-        ),
-        facts={"images": images, "network": network.origin, "size_px": size_px, **facts},
+    build = partial(
+        NetworkActor,
+        ray.put(network),
+        to_columns,
+        worker_batch_size=config.batch_size,
+        threads=plan.threads_per_worker,
+        use_gpu=plan.use_gpu,
     )
+    workers = Workers(
+        num_workers=plan.num_workers,
+        cpus_per_worker=plan.cpus_per_worker,
+        gpus_per_worker=int(plan.use_gpu),
+        reader_cpus=plan.reader_cpus,
+    )
+    with hold_lease(out):
+        outcome = infer(
+            collection,
+            build,
+            out=out,
+            name=name,
+            size_px=size_px,
+            row_bytes=row_bytes,
+            workers=workers,
+            facts={"images": images, "network": network.origin, "size_px": size_px, **facts},
+        )
     rate = outcome.num_images / outcome.seconds
     print(
         f"{outcome.num_images} images: {outcome.num_good} done, {len(outcome.bad)} bad; "

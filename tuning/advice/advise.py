@@ -11,7 +11,8 @@ from typing import Any
 
 from cluster.config import ClusterConfig
 from cluster.io import storage
-from cluster.runtime import connect
+from cluster.io.lease import hold_lease
+from cluster.runtime import Resources, connect
 from datasets.config import IngestConfig
 from datasets.shards import Manifest, read_manifest
 from trainers import prepare
@@ -35,6 +36,13 @@ def run_advise(config: AdviseConfig) -> dict[str, Any]:
     manifest = read_manifest(training.data)
     prepare.check(training, manifest)
     resources = connect(config.address)
+    with hold_lease(training.out):
+        return _advise(config, training, manifest, resources)
+
+
+def _advise(
+    config: AdviseConfig, training: FinetuneConfig, manifest: Manifest, resources: Resources
+) -> dict[str, Any]:
     samples = collect(training, manifest, resources, cache_uri(training.out, config.cache))
     stages = probe_stages(config.backbone, samples)
     val_counts = manifest.split("val").class_counts
