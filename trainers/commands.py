@@ -13,6 +13,7 @@ from trainers.meter import Meter
 from trainers.prepare import Run, prepare_run
 from trainers.resume import describe_changes
 from trainers.tracking.mirror import RunMirror, follow
+from trainers.tracking.run import describe_tracking
 
 
 def run_training(config: FinetuneConfig) -> None:
@@ -53,6 +54,7 @@ def _follow_training(run: Run, job_type: str) -> tuple[dict[str, Any], str | Non
         f"{num_images} images of {len(manifest.classes)} classes -> {config.out}"
     )
     terminal.report(f"Ingest: {run.ingest}")
+    terminal.report(f"W&B: {describe_tracking(config.track)}")
     for line in describe_changes(run):
         terminal.report(line, warning=True)
     name = name_of(config.out)

@@ -232,13 +232,15 @@ class TrackConfig:
     """How a run is recorded; metrics.jsonl is always written."""
 
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
-    """auto: online with WANDB_API_KEY set, else offline."""
-    project: str = "thaw"
-    """W&B project."""
+    """auto: by WANDB_MODE, else online where W&B finds a key (WANDB_API_KEY, `wandb login`), else
+    offline."""
+    project: str | None = None
+    """W&B project. Default: WANDB_PROJECT, else thaw."""
     group: str | None = None
-    """W&B group; a sweep sets its own name."""
+    """W&B group. Default: WANDB_RUN_GROUP, else none, or the name of a sweep."""
     tags: tuple[str, ...] = ()
-    """W&B tags, beside those of the commit, the data, the network and its initialization."""
+    """W&B tags, beside WANDB_TAGS and those of the commit, the data, the network and its
+    initialization."""
     upload_weights: bool = False
     """Send the best and the latest weights to W&B; else it knows where they lie, and their hash."""
     log_every_steps: int = 20
@@ -246,7 +248,8 @@ class TrackConfig:
 
     def __post_init__(self) -> None:
         require(
-            0 < len(self.project) <= 128 and not set(self.project) & set("/\\#?%:"),
+            self.project is None
+            or (0 < len(self.project) <= 128 and not set(self.project) & set("/\\#?%:")),
             "track.project",
             self.project,
             "use 1 to 128 characters, none of them / \\ # ? % :",

@@ -1,6 +1,7 @@
 """Configuration of a sweep and of the commands around it (standard library only)."""
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -138,7 +139,8 @@ class TuningConfig:
     @property
     def group(self) -> str:
         """W&B group of the sweep and its trials."""
-        return self.base.track.group or name_of(self.out)
+        known = self.base.track.group or os.environ.get("WANDB_RUN_GROUP")
+        return known or name_of(self.out)
 
     @property
     def rungs(self) -> list[int]:
@@ -196,7 +198,7 @@ class PromoteConfig:
     address: str | None = None
     """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
-    """auto: online with WANDB_API_KEY set, else offline."""
+    """auto: by WANDB_MODE, else online where W&B finds a key, else offline."""
 
     def __post_init__(self) -> None:
         require_between("seeds", self.seeds, 1, 1000)
@@ -218,4 +220,4 @@ class DemoConfig:
     address: str | None = None
     """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
-    """auto: online with WANDB_API_KEY set, else offline."""
+    """auto: by WANDB_MODE, else online where W&B finds a key, else offline."""

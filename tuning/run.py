@@ -20,6 +20,7 @@ from datasets.shards import Manifest
 from trainers import metrics, prepare
 from trainers.networks.freezing import count_frozen, is_head_only
 from trainers.tracking.local_runs import sync_command
+from trainers.tracking.run import describe_tracking
 from tuning.check import check, facts_of
 from tuning.config import TuningConfig
 from tuning.heads import train_heads
@@ -263,7 +264,8 @@ def _announce(
     workers = f"{plan.num_workers} DDP workers" if plan.num_workers else "their own process"
     say(
         f"  {num_concurrent} at a time; head-only trials in one process each, the others in "
-        f"{workers}\n  ingest by {ingest}\n  stored in {config.out}"
+        f"{workers}\n  ingest by {ingest}\n  stored in {config.out}\n"
+        f"  W&B: {describe_tracking(config.base.track)}"
     )
     for line in sharing.describe():
         say(f"  {line}")

@@ -12,18 +12,27 @@ import urllib.request
 from collections.abc import Mapping
 
 from cluster.doctor.results import CheckResult, fail, ok, shorten, warn
+from cluster.wandb_env import find_base_url, find_key, find_mode
 
-SERVER = "https://api.wandb.ai"
 TIMEOUT_S = 10.0
 
 
 def check_wandb(environment: Mapping[str, str] = os.environ) -> list[CheckResult]:
     """Ask the server who we are, as W&B's own client does first."""
-    key = environment.get("WANDB_API_KEY")
-    if environment.get("WANDB_MODE") in ("offline", "disabled") or not key:
-        why = "WANDB_MODE says so" if key else "WANDB_API_KEY is not set"
-        return [ok("wandb", f"offline ({why}): runs wait in their folders for `wandb sync`")]
-    url = environment.get("WANDB_BASE_URL", SERVER).rstrip("/")
+    mode, found = find_mode(environment), find_key(environment)
+    if mode.value == "off":
+        return [ok("wandb", f"off ({mode.source}): nothing is tracked")]
+    if mode.value == "online" and found is None:
+        return [
+            warn("wandb", f"online ({mode.source}) without a key", "set WANDB_API_KEY, or log in")
+        ]
+    if mode.value != "online" or found is None:
+        return [
+            ok("wandb", f"offline ({mode.source}): runs wait in their folders for `wandb sync`")
+        ]
+    key, url = found.value, find_base_url(environment)
+    if found.source == "WANDB_IDENTITY_TOKEN_FILE":
+        return [ok("wandb", f"{url}, with the identity token of {found.value}, which is not tried")]
     request = urllib.request.Request(
         f"{url}/graphql",
         data=json.dumps({"query": "query Viewer { viewer { id username } }"}).encode(),
@@ -34,7 +43,7 @@ def check_wandb(environment: Mapping[str, str] = os.environ) -> list[CheckResult
     )
     site = url.replace("//api.", "//")
     refused = fail(
-        "wandb", f"{url} refuses the key", f"set WANDB_API_KEY to one of {site}/authorize"
+        "wandb", f"{url} refuses the key of {found.source}", f"take one of {site}/authorize"
     )
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:

@@ -4,10 +4,10 @@
 """
 
 import json
-import os
 import time
 from typing import Any
 
+from cluster import wandb_env
 from cluster.io import storage
 from cluster.io.fields import take_object
 from cluster.io.records import damaged, parse_json
@@ -152,9 +152,5 @@ def epoch_rows(run: str) -> list[Row]:
 
 
 def find_mode(track: TrackConfig) -> str:
-    """Return online, offline or off: as configured, else WANDB_MODE, else online with a key."""
-    if track.wandb != "auto":
-        return track.wandb
-    by_key = "online" if os.environ.get("WANDB_API_KEY") else "offline"
-    mode = os.environ.get("WANDB_MODE", by_key)
-    return "off" if mode == "disabled" else mode
+    """Return online, offline or off: as configured, else as the user has set up W&B."""
+    return track.wandb if track.wandb != "auto" else wandb_env.find_mode().value

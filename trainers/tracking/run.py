@@ -13,7 +13,9 @@ from typing import Any
 import wandb
 from pyarrow import fs
 
+from cluster import wandb_env
 from cluster.io import storage
+from cluster.wandb_env import Setting
 from trainers.config import TrackConfig
 from trainers.metrics import EPOCH, GLOBAL_STEP, SUMMARIES
 from trainers.run.rows import find_mode
@@ -32,6 +34,30 @@ PATIENCE_S = 20
 """How long W&B may block a thread when a run starts and when it finishes."""
 MAX_TAG = 64
 """Characters of a tag, W&B's limit."""
+
+
+def project_of(track: TrackConfig) -> str:
+    """Return the project: of the option, else as the user has set up W&B, else ours."""
+    if track.project is not None:
+        return track.project
+    found = wandb_env.find_setting("project")
+    return found.value if found else wandb_env.PROJECT
+
+
+def describe_tracking(track: TrackConfig) -> str:
+    """Write where a run is tracked and why, and which variables are not used."""
+    mode = wandb_env.find_mode() if track.wandb == "auto" else Setting(track.wandb, "--wandb")
+    line = f"{mode.value} ({mode.source})"
+    if mode.value != "off":
+        server = f" at {wandb_env.find_base_url()}" if mode.value == "online" else ""
+        line += f"{server}, project {project_of(track)}"
+    if unused := [name for name in wandb_env.NOT_USED if os.environ.get(name)]:
+        line += f"; {', '.join(unused)} not used, as the run folder decides"
+    return line
+
+
+def _tags_of_environment() -> list[str]:
+    return [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
 
 
 class WandbRun:
@@ -62,13 +88,14 @@ class WandbRun:
         self.synced_step = -1
         """The global_step up to which W&B has the rows of earlier sessions."""
         options: dict[str, Any] = {
-            "project": track.project,
+            "project": project_of(track),
             "group": group,
-            "name": name,
+            # A variable names one run, not all of a sweep.
+            "name": (job_type == "train" and os.environ.get("WANDB_NAME")) or name,
             "job_type": job_type,
             "id": self._id,
             "config": config,
-            "tags": [tag[:MAX_TAG] for tag in (*tags, *track.tags)],
+            "tags": [tag[:MAX_TAG] for tag in (*tags, *track.tags, *_tags_of_environment())],
             "dir": self._folder,
             "reinit": "create_new",  # a sweep's driver keeps several runs open at once
             "settings": wandb.Settings(

@@ -1,24 +1,21 @@
 """Uploads offline runs, and the rest of interrupted online ones, by `wandb sync`."""
 
-import netrc
-import os
 import shlex
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from rich.progress import Progress
 
 from cluster.io.terminal import literal_console
+from cluster.wandb_env import find_base_url, find_key
 from trainers.tracking.config import SyncConfig
 from trainers.tracking.local_runs import TrackedFolder, find_folders, local_copy, sync_command
 from trainers.tracking.wandb_internals import is_synced
 
 WANDB = str(Path(sys.executable).with_name("wandb"))
-_CLOUD = "https://api.wandb.ai"
 
 
 def run_sync(config: SyncConfig) -> None:
@@ -39,7 +36,7 @@ def sync_folders(folders: Sequence[TrackedFolder], config: SyncConfig) -> bool:
     if not lacking:
         print(f"W&B has all {len(folders)} runs of {config.run}")
         return True
-    if config.dry_run or not has_key():
+    if config.dry_run or find_key() is None:
         if not config.dry_run:
             print("No key of W&B: set WANDB_API_KEY, or log in with `wandb login`. Then:")
         for command in describe_commands(lacking, config.run):
@@ -55,7 +52,7 @@ def sync_folders(folders: Sequence[TrackedFolder], config: SyncConfig) -> bool:
                 f"synced   {folder.name}" if reason is None else f"FAILED   {folder.name}: {reason}"
             )
             progress.advance(task)
-    print(f"Uploaded {num_synced} of {len(lacking)} runs to {base_url()}")
+    print(f"Uploaded {num_synced} of {len(lacking)} runs to {find_base_url()}")
     return num_synced == len(lacking)
 
 
@@ -70,7 +67,9 @@ def sync(folder: TrackedFolder) -> str | None:
     if all(is_synced(session) for session in missing):
         return None
     lines = [line for line in done.stderr.splitlines() if "ERROR" in line] or ["no reason given"]
-    return f"{lines[-1].removeprefix('wandb: ')}; check WANDB_BASE_URL ({base_url()}) and the key"
+    return (
+        f"{lines[-1].removeprefix('wandb: ')}; check WANDB_BASE_URL ({find_base_url()}) and the key"
+    )
 
 
 def sync_arguments(folder: TrackedFolder) -> list[str]:
@@ -84,19 +83,3 @@ def describe_commands(folders: Sequence[TrackedFolder], uri: str) -> list[str]:
     if "://" in uri:
         return [sync_command(uri)]
     return [shlex.join(["wandb", *sync_arguments(folder)]) for folder in folders]
-
-
-def base_url() -> str:
-    """Return the URL of the server, as `wandb` finds it in the environment."""
-    return os.environ.get("WANDB_BASE_URL", _CLOUD).rstrip("/")
-
-
-def has_key() -> bool:
-    """Whether `wandb` would find a key: in the environment, or in the file of `wandb login`."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    file = os.path.expanduser(os.environ.get("NETRC", "~/.netrc"))
-    try:
-        return netrc.netrc(file).authenticators(urlsplit(base_url()).hostname or "") is not None
-    except FileNotFoundError:
-        return False

@@ -3,6 +3,7 @@
 import time
 
 from cluster.io import storage
+from trainers.tracking.run import project_of
 from tuning.record import SweepRecord
 from tuning.review.config import ReviewConfig
 from tuning.review.page import render_page
@@ -35,6 +36,6 @@ def run_review(config: ReviewConfig) -> str:
         time.sleep(WATCH_S)
     print(f"Review: {page} ({len(content) / 1e6:.1f} MB)")
     if config.wandb:
-        for url in save_views(out, project=record.base.track.project, entity=config.entity):
+        for url in save_views(out, project=project_of(record.base.track), entity=config.entity):
             print(f"W&B:    {url}")
     return page
