@@ -1,13 +1,15 @@
 """Every overlay of k8s/ builds and no rule finds anything; every rule finds what breaks it."""
 
+import os
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.k8s.checker import RULES, check
 from tests.k8s.crds import NEEDS_CRDS
 from tests.k8s.mutations import MUTATIONS
-from tests.k8s.overlays import K8S, build, list_overlays, name_of
+from tests.k8s.overlays import K8S, build, find_overlays, list_overlays, name_of
 
 OVERLAYS = list_overlays()
 
@@ -61,3 +63,14 @@ def test_all_rules_together_notice_a_mutation(name: str, shared_dir: Path) -> No
 
 def test_every_rule_has_a_mutation() -> None:
     assert {mutation.rule for mutation in MUTATIONS.values()} == set(RULES)
+
+
+@pytest.mark.parametrize("file", ["kustomization.yaml", "kustomization.yml", "Kustomization"])
+def test_overlays_elsewhere_are_found_and_built(file: str, tmp_path: Path) -> None:
+    folder = tmp_path / "deploy/team"
+    folder.mkdir(parents=True)
+    text = yaml.safe_dump({"resources": [os.path.relpath(K8S / "base", folder)]})
+    (folder / file).write_text(text)
+    (tmp_path / "deploy/notes.yaml").write_text("no kustomization")
+    assert find_overlays(tmp_path) == ["deploy/team"]
+    assert build("deploy/team", tmp_path).objects == build("base").objects

@@ -1,15 +1,26 @@
-"""python -m tests.k8s: build every overlay, judge it by every rule, print what is wrong."""
+"""python -m tests.k8s [FOLDER ...]: build every overlay of k8s/, or at and below other folders,
+judge it by every rule, print what is wrong."""
 
 import os
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from tests.k8s import crds
 from tests.k8s.checker import RULES, check, needs_missing_crds
-from tests.k8s.overlays import build, list_overlays
+from tests.k8s.overlays import build, find_overlays, list_overlays
 
 
-def main() -> int:
+def main(folders: Sequence[str] = ()) -> int:
     overlays = [build(name) for name in list_overlays()]
+    for place in map(Path, folders):
+        names = find_overlays(place)
+        if not names:
+            print(f"{place}: no kustomization.yaml there or below", file=sys.stderr)
+            return 2
+        built = [build(name, place) for name in names]
+        overlays += [replace(overlay, name=f"{place / overlay.name}") for overlay in built]
     left_out = needs_missing_crds()
     findings = [finding for overlay in overlays for finding in check(overlay)]
     for item in findings:
@@ -28,4 +39,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

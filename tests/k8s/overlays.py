@@ -18,6 +18,7 @@ from cluster.entry import ROOT
 K8S = ROOT / "k8s"
 APPLIED = ("base", "cluster", "overlays/*", "components/*")
 KUSTOMIZATION = "kustomization.yaml"
+KUSTOMIZATIONS = (KUSTOMIZATION, "kustomization.yml", "Kustomization")
 
 Object = dict[str, Any]
 
@@ -39,6 +40,12 @@ def name_of(item: Object) -> str:
     return str((item.get("metadata") or {}).get("name", ""))
 
 
+def find_overlays(place: Path) -> list[str]:
+    """Folders at or below any place that have a kustomization, for `build` with it as the root."""
+    found = {file.parent for name in KUSTOMIZATIONS for file in place.rglob(name)}
+    return sorted(folder.relative_to(place).as_posix() for folder in found)
+
+
 def list_overlays(root: Path = K8S) -> list[str]:
     """Folders below k8s/ that are applied, and components, which are applied with base."""
     found = {file.parent for pattern in APPLIED for file in root.glob(f"{pattern}/{KUSTOMIZATION}")}
@@ -53,11 +60,12 @@ def build(name: str, root: Path = K8S) -> Overlay:
         ValueError: with what kubectl says, where it doesn't build.
     """
     folder = root / name
-    if yaml.safe_load((folder / KUSTOMIZATION).read_text()).get("kind") != "Component":
+    file = next(file for kind in KUSTOMIZATIONS if (file := folder / kind).exists())
+    if yaml.safe_load(file.read_text()).get("kind") != "Component":
         return Overlay(name=name, objects=tuple(parse(run_kustomize(folder))))
     with TemporaryDirectory() as scratch:
         # Kustomize accepts relative paths only.
-        base, component = (os.path.relpath(path, scratch) for path in (root / "base", folder))
+        base, component = (os.path.relpath(path, scratch) for path in (K8S / "base", folder))
         text = yaml.safe_dump({"resources": [base], "components": [component]})
         (Path(scratch) / KUSTOMIZATION).write_text(text)
         return Overlay(name=name, objects=tuple(parse(run_kustomize(Path(scratch)))))

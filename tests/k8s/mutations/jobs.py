@@ -122,6 +122,22 @@ def web_at_every_port(draft: Draft) -> None:
     del rule["ports"]
 
 
+@breaks("cluster_queue_admits_namespace", "components/kueue")
+def queue_in_another_namespace(draft: Draft) -> None:
+    draft.one("LocalQueue")["metadata"]["namespace"] = "team-a"
+
+
+@breaks("cluster_queue_admits_namespace", "components/kueue")
+def queue_that_admits_no_namespace(draft: Draft) -> None:
+    del draft.one("ClusterQueue")["spec"]["namespaceSelector"]
+
+
+@breaks("cluster_queue_admits_namespace", "components/kueue")
+def queue_that_admits_labelled_namespaces(draft: Draft) -> None:
+    tests = [{"key": "team", "operator": "Exists"}]
+    draft.one("ClusterQueue")["spec"]["namespaceSelector"] = {"matchExpressions": tests}
+
+
 @breaks("quota_holds_job", "components/kueue")
 def quota_without_memory(draft: Draft) -> None:
     (group,) = draft.one("ClusterQueue")["spec"]["resourceGroups"]

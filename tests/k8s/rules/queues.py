@@ -8,6 +8,7 @@ from tests.k8s.overlays import Object, name_of
 from tests.k8s.parts import Part, containers, dig, objects
 from tests.k8s.quantities import parse_quantity
 from tests.k8s.rule import Problem, rule
+from tests.k8s.rules.network import NAMESPACE_LABEL, selects
 from tests.k8s.rules.references import KUEUE_QUEUE, VOLCANO_QUEUE
 
 
@@ -29,6 +30,25 @@ def quota_holds_job(part: Part) -> Iterator[Problem]:
         capability = dig(volcano, "spec.capability", {})
         yield from find_excess(
             asked, {name: parse_quantity(value) for name, value in capability.items()}
+        )
+
+
+@rule(objects("LocalQueue"))
+def cluster_queue_admits_namespace(part: Part) -> Iterator[Problem]:
+    """Kueue takes jobs only of namespaces that the ClusterQueue's selector means; none: of none."""
+    name = dig(part.value, "spec.clusterQueue", "")
+    queue = part.overlay.named("ClusterQueue").get(name)
+    if queue is None:
+        return
+    namespace = dig(part.value, "metadata.namespace", "default")
+    known = part.overlay.named("Namespace").get(namespace, {})
+    labels = {NAMESPACE_LABEL: namespace} | dig(known, "metadata.labels", {})
+    selector = dig(queue, "spec.namespaceSelector", None)
+    if selector is None or not selects(selector, labels):
+        yield (
+            "metadata.namespace",
+            f"ClusterQueue {name} never admits namespace {namespace}: its namespaceSelector is "
+            f"{selector}",
         )
 
 
