@@ -21,6 +21,7 @@ from cluster.io.storage import JOB_ENV_VAR
 from cluster.io.terminal import is_quiet, report
 from cluster.memory_allocator import ALLOCATOR_ENV
 from cluster.ray_internals import silence_driver
+from cluster.session_folder import choose_session_folder, raise_file_limit
 
 REACH_TIMEOUT_S = 5.0
 
@@ -122,6 +123,9 @@ def open_session(address: str | None = None) -> str | None:
     if address == "local":
         # The dashboard frees the workers of pruned trials; without it they keep their CPUs.
         options["include_dashboard"] = True
+        raise_file_limit()
+        if (folder := choose_session_folder()) is not None:
+            options["_temp_dir"] = folder
     else:
         _refuse_unreachable(address)
         options["runtime_env"] = {"env_vars": WORKER_ENV}

@@ -1,0 +1,82 @@
+"""Where a Ray cluster on this machine keeps its session: a writable folder whose path is short.
+
+Ray puts Unix sockets into it, whose paths may have 107 bytes (103 on macOS). Batch systems set a
+TMPDIR of their own for each job, which is often longer.
+"""
+
+import os
+import resource
+import sys
+import tempfile
+from collections.abc import Mapping
+
+from cluster.io.errors import UserError
+from cluster.io.terminal import report
+
+MAX_SOCKET_BYTES = 107 if sys.platform == "linux" else 103
+BELOW = "/ray/session_2026-11-28_12-51-24_002503_1234567/sockets/plasma_store"
+"""The longest path that Ray makes below the folder; the last number is the process'."""
+SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
+NUM_FILES = 65_536
+"""Open files of a process that Ray's processes are given, where the hard limit allows it."""
+FEW_FILES = 1024
+
+
+def choose_session_folder(environment: Mapping[str, str] = os.environ) -> str | None:
+    """Return a folder for Ray in place of the one it would take; None where that one is good.
+
+    Raises:
+        UserError: where RAY_TMPDIR is no good, or no short writable folder is there.
+    """
+    name = "RAY_TMPDIR" if environment.get("RAY_TMPDIR") else "TMPDIR"
+    folder = environment.get(name) or ("/tmp" if name == "TMPDIR" else "")
+    if environment.get(name) == "":  # Ray would take the working folder
+        return "/tmp/ray"
+    problem = _find_problem(folder)
+    if problem is None:
+        return None
+    if name == "RAY_TMPDIR":
+        raise UserError(
+            f"RAY_TMPDIR is {folder!r}: {problem}; set it to a short folder that you may write, "
+            "such as /tmp"
+        )
+    for other in SHORT_FOLDERS:
+        if _find_problem(other) is None:
+            report(
+                f"TMPDIR is {folder!r}: {problem}, so Ray's session is in {other}; RAY_TMPDIR sets "
+                "another folder for it"
+            )
+            return os.path.join(other, "ray")
+    raise UserError(
+        f"TMPDIR is {folder!r}: {problem}, and neither can {', '.join(SHORT_FOLDERS)} be used; set "
+        "TMPDIR or RAY_TMPDIR to a short folder that you may write"
+    )
+
+
+def _find_problem(folder: str) -> str | None:
+    num_bytes = len(os.fsencode(folder.rstrip("/") + BELOW))
+    if num_bytes > MAX_SOCKET_BYTES:
+        return f"{num_bytes - MAX_SOCKET_BYTES} bytes too long for Ray's sockets"
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=os.path.join(folder)):
+            return None
+    except OSError as error:
+        return f"it can't be written ({error.strerror})"
+
+
+def raise_file_limit() -> None:
+    """Let the processes of a cluster on this machine open as many files as the machine allows.
+
+    Raises:
+        UserError: where Ray would fail for want of files.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = NUM_FILES if hard == resource.RLIM_INFINITY else min(NUM_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if hard != resource.RLIM_INFINITY and hard < FEW_FILES:
+        raise UserError(
+            f"ulimit -n is {hard}: Ray's processes need {FEW_FILES} open files or more; raise the "
+            "hard limit (`ulimit -Hn`, or nofile in limits.conf or of the container)"
+        )
