@@ -23,7 +23,7 @@ from datasets.prepare.parquet import NO_SPLIT
 from datasets.prepare.prepare import prepare
 from datasets.prepare.rows import Rows, read_rows
 from datasets.prepare.sources import SOURCES
-from datasets.prepare.table import NO_FILE, NO_NAME, NO_ROW
+from datasets.prepare.table import NO_FILE, NO_NAME, NO_ROW, TWICE
 
 
 def list_source(source, root, **options) -> Listing:
@@ -170,6 +170,7 @@ def columns_of(columns, **options):
         ({"image": ["1"], "label": ["a"]}, "images from 'image', classes from 'label'"),
         ({"File Name": ["1"], "Class": ["a"]}, "images from 'File Name', classes from 'Class'"),
         ({"id": ["1"], "breed": ["a"]}, "images from 'id', classes from 'breed'"),
+        ({"": [0], "id": ["1"], "breed": ["a"]}, "images from 'id', classes from 'breed'"),
         ({"photo": ["1.jpg"], "make": ["a"]}, "images from 'photo', classes from 'make'"),
         (
             {"filename": ["1"], "audi": [1], "bmw": [0]},
@@ -227,6 +228,9 @@ def test_a_value_finds_its_file():
     assert files.find("C:\\cars\\t\\a.jpg") == "t/a.jpg"
     assert files.find("/home/me/1.jpg") is None
     assert files.find("jpg") is None
+    composed, apart = "Citro\u00ebn/1.jpg", "Citroe\u0308n/1.jpg"
+    assert Files([apart]).find(composed) == Files([apart]).find(apart, below="") == apart
+    assert Files([composed]).find(apart) == composed
     assert files.find("missing.jpg") is None
 
 
@@ -281,6 +285,28 @@ def test_imagefolder_whose_metadata_has_no_classes(tmp_path):
     assert any("folders are the classes" in note for note in listing.notes)
     listing = list_source("folder", tmp_path, label_column="text")
     assert listing.classes == ("a car", "b")
+
+
+def test_metadata_that_names_no_image(tmp_path):
+    write_images(tmp_path, "audi/1.jpg", "bmw/2.jpg")
+    write_text(tmp_path, "metadata.csv", "file_name,label\nx.jpg,a\n")
+    listing = list_source("folder", tmp_path)
+    assert listing.classes == ("audi", "bmw")
+    assert "no row of a metadata file names an image that is there" in listing.notes[0]
+
+
+def test_a_row_that_is_there_twice_is_one_image(tmp_path):
+    write_images(tmp_path, "1.jpg", "2.jpg")
+    write_text(tmp_path, "train.csv", "file,label\n1.jpg,a\n1.jpg,a\n2.jpg,b\n")
+    write_text(tmp_path, "train_again.csv", "file,label\n1.jpg,a\n2.jpg,c\n")
+    listing = list_source("table", tmp_path)
+    assert [listing.classes[label] for label in listing.references["label"].to_pylist()] == [
+        "a", "b", "c",
+    ], "under two classes, as prepare will report"  # fmt: skip
+    assert unused(listing, tmp_path) == {
+        "train.csv#1/1.jpg": TWICE,
+        "train_again.csv#0/1.jpg": TWICE,
+    }
 
 
 def test_roboflow(tmp_path):
@@ -387,6 +413,9 @@ def test_no_row_of_use_is_refused_with_the_reasons(tmp_path):
         list_source("table", tmp_path)
     write_text(tmp_path, "cars.csv", "width,height\n1,2\n")
     with pytest.raises(UserError, match=r"cars.csv: it has the columns width, height, and no"):
+        list_source("table", tmp_path)
+    write_text(tmp_path, "cars.csv", "file,label\n")
+    with pytest.raises(UserError, match=r"no row names an image that is there \(there is no row"):
         list_source("table", tmp_path)
     (tmp_path / "cars.csv").rename(tmp_path / "cars.xlsx")
     with pytest.raises(UserError, match="it has no table"):

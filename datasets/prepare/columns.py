@@ -15,6 +15,8 @@ IMAGE_NAMES = (
 )
 LABEL_NAMES = ("class", "class_name", "label_name", "category", "target")
 SPLIT_NAMES = ("split", "subset", "set")
+INDEX_NAMES = ("", "index", "unnamed: 0")
+"""Of the column of row numbers that pandas writes."""
 _ONE, _ZERO = {"1", "1.0", "true"}, {"0", "0.0", "false"}
 
 
@@ -51,7 +53,8 @@ def find_columns(rows: Rows, config: PrepareConfig) -> Columns | None:
     if split is None:
         split = next((name for name in SPLIT_NAMES if _is_split(rows.columns.get(name))), None)
     label = _find(names, "label_column", config.label_column, LABEL_NAMES, default="label")
-    others = [name for name in names if name not in (image, split, group)]
+    used = (image, split, group)
+    others = [n for n in names if n not in used and n.casefold() not in INDEX_NAMES]
     if label is None and len(others) == 1:
         label = others[0]
     rule, labels = f"classes from {label!r}", rows.columns.get(label or "")

@@ -1,6 +1,7 @@
 """The file that a value of a table names: `audi/1.jpg`, `1.jpg`, or `1` for it. Pure."""
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 
@@ -9,11 +10,11 @@ from datasets.prepare.splits import split_of_name
 
 
 class Files:
-    """Files below a root, found by what a table calls them."""
+    """Files below a root, found by what a table calls them, in any form of Unicode."""
 
     def __init__(self, paths: Iterable[str]) -> None:
         """`paths` are below the root, with slashes."""
-        self._paths = set(paths)
+        self._paths = {_normalize(path): path for path in sorted(paths, reverse=True)}
         self._by_name = defaultdict[str, list[str]](list)
         for path in sorted(self._paths):
             name = path.rpartition("/")[2]
@@ -32,9 +33,10 @@ class Files:
         value = re.sub("^[A-Za-z]:/", "/", value.replace("\\", "/")).removeprefix("./")
         while value.startswith("../"):
             value, below = value[3:], below.rpartition("/")[0]
+        value, below = _normalize(value), _normalize(below)
         for path in (f"{below}/{value}" if below else value, value):
             if path in self._paths:
-                return path
+                return self._paths[path]
         if value.startswith("/"):
             return self._find_end(value)
         found = [
@@ -49,7 +51,7 @@ class Files:
             found,
         ):
             if len(narrowed) == 1:
-                return narrowed[0]
+                return self._paths[narrowed[0]]
         return None
 
     def _find_end(self, path: str) -> str | None:
@@ -57,8 +59,12 @@ class Files:
         while path:
             path = path.partition("/")[2]
             if path in self._paths:
-                return path
+                return self._paths[path]
         return None
+
+
+def _normalize(path: str) -> str:
+    return unicodedata.normalize("NFC", path)
 
 
 def split_of_path(path: str) -> str | None:

@@ -41,7 +41,7 @@ METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 ONE_HOT = "_classes.csv"
 """Roboflow's export for classification, in the folder of each split."""
 NO_ROW, NO_FILE = "in no row of a table", "named in a table, but not found, or found several times"
-NO_NAME = "a row without the name of an image"
+NO_NAME, TWICE = "a row without the name of an image", "a row that says what another one does"
 
 
 @dataclass(kw_only=True)
@@ -104,6 +104,8 @@ class Found:
     infos: list[fs.FileInfo] = field(default_factory=list)
     unused: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    facts: set[tuple[str, str, str, Value]] = field(default_factory=set)
+    """URI, path, split and class of each image."""
 
 
 def list_table(config: PrepareConfig) -> Listing:
@@ -134,6 +136,7 @@ def list_by_metadata(
     if found.paths:
         return _to_listing(config, roots, found)
     reasons = [f"{path} is {why}" for root in roots for path, why in root.skipped.items()]
+    reasons = reasons or ["no row of a metadata file names an image that is there"]
     return f"folders are the classes, as {_enumerate(reasons)}"
 
 
@@ -161,10 +164,10 @@ def _read_tables(config: PrepareConfig, roots: Sequence[Root], *, is_required: b
 def _to_listing(config: PrepareConfig, roots: Sequence[Root], found: Found) -> Listing:
     if not found.paths:
         reasons = [f"{p}: {why}" for root in roots for p, why in root.skipped.items()]
+        reasons = reasons or [f"{p}: {why}" for p, why in found.unused] or ["there is no row"]
         raise UserError(
-            f"{describe_source(config)}: no row names an image that is there"
-            f" ({_enumerate(reasons or [f'{p}: {why}' for p, why in found.unused])}); give "
-            "--image-column and --label-column"
+            f"{describe_source(config)}: no row names an image that is there "
+            f"({_enumerate(reasons)}); give --image-column and --label-column"
         )
     if config.test_root is not None and "test" in (
         split for split, uri in zip(found.splits, found.folders, strict=True) if uri == config.root
@@ -286,10 +289,15 @@ def _take_rows(root: Root, table: str, columns: Columns, found: Found) -> None:
         else:
             found.unused.append((f"{address}#{row}/{name}", NO_FILE))
             continue
-        found.splits.append(split or "train")
+        split, label = split or "train", columns.labels[row]
+        if (facts := (uri, path, split, label)) in found.facts:
+            found.unused.append((f"{address}#{row}/{name}", TWICE))
+            continue
+        found.facts.add(facts)
+        found.splits.append(split)
         found.folders.append(uri)
         found.paths.append(path)
-        labels.append(columns.labels[row])
+        labels.append(label)
         group = columns.groups[row] if columns.groups is not None else None
         found.groups.append(None if group is None else str(group))
     found.labels.append(FileLabels(path=address, split=of_table or "train", values=labels))
