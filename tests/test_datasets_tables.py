@@ -16,14 +16,14 @@ from cluster.io.errors import UserError
 from datasets.__main__ import main as run_datasets
 from datasets.config import PrepareConfig
 from datasets.images import encode_jpeg
-from datasets.prepare.columns import find_columns
 from datasets.prepare.listing import Listing
-from datasets.prepare.matching import Files
 from datasets.prepare.parquet import NO_SPLIT
 from datasets.prepare.prepare import prepare
-from datasets.prepare.rows import Rows, read_rows
 from datasets.prepare.sources import SOURCES
-from datasets.prepare.table import NO_FILE, NO_NAME, NO_ROW, TWICE
+from datasets.prepare.tables.columns import find_columns
+from datasets.prepare.tables.matching import Files
+from datasets.prepare.tables.rows import Rows, read_rows
+from datasets.prepare.tables.table import NO_FILE, NO_NAME, NO_ROW, TWICE
 
 
 def list_source(source, root, **options) -> Listing:

@@ -18,9 +18,9 @@ from datasets.prepare.listing import (
     refuse_second_test_set,
     walk,
 )
-from datasets.prepare.rows import is_table
 from datasets.prepare.splits import split_of_name
-from datasets.prepare.table import list_by_metadata
+from datasets.prepare.tables.rows import is_table
+from datasets.prepare.tables.table import list_by_metadata
 
 LINK = "a link to a folder of the source"
 

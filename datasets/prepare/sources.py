@@ -7,8 +7,9 @@ import pyarrow as pa
 
 from datasets.config import PrepareConfig, SyntheticConfig
 from datasets.images import BadImage, encode_jpeg
-from datasets.prepare import folder, parquet, stanford, table
+from datasets.prepare import folder, parquet, stanford
 from datasets.prepare.listing import Listing
+from datasets.prepare.tables import table
 from datasets.synthetic import synthetic
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from cluster.io.errors import UserError
 from datasets.config import PrepareConfig
 from datasets.prepare.layout import IMAGE_SUFFIXES
-from datasets.prepare.rows import Rows, Value
 from datasets.prepare.splits import SPLIT_OF_WORD
+from datasets.prepare.tables.rows import Rows, Value
 
 IMAGE_NAMES = (
     *("file_name", "filename", "file", "image_id", "image_name", "image_path", "img", "path"),

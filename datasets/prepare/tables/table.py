@@ -1,27 +1,17 @@
-"""Images that tables name: a CSV, Kaggle's train.csv, Hugging Face's metadata.csv, COCO's JSON.
+"""The rows of tables as a listing: images of the data set, and rows and files that are not used."""
 
-A value names a file below the table's folder or the root, in full or by its name alone, with or
-without suffix; or it is an absolute path or a URI, of any bucket. An absolute path of another
-machine is found by its end.
-"""
-
-import os
-import posixpath
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import pyarrow as pa
 from pyarrow import fs
 
 from cluster.io import storage
 from cluster.io.errors import UserError
-from cluster.io.uris import name_of, parent_of
+from cluster.io.uris import name_of
 from datasets.config import PrepareConfig
 from datasets.images import BadImage
-from datasets.prepare.archives import is_archive
 from datasets.prepare.classes import describe_spellings
-from datasets.prepare.columns import Columns, find_columns
 from datasets.prepare.layout import find_system_name
 from datasets.prepare.listing import (
     Listing,
@@ -29,67 +19,16 @@ from datasets.prepare.listing import (
     hash_files,
     read_files,
     refuse_second_test_set,
-    walk,
 )
-from datasets.prepare.matching import Files, split_of_path
 from datasets.prepare.parquet import NO_SPLIT, FileLabels, index_labels
-from datasets.prepare.rows import Value, is_table, read_rows
 from datasets.prepare.splits import split_of_name
+from datasets.prepare.tables.columns import Columns, find_columns
+from datasets.prepare.tables.matching import split_of_path
+from datasets.prepare.tables.roots import Root, find_metadata, keep_files, open_root
+from datasets.prepare.tables.rows import Value, read_rows
 
-METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-"""Hugging Face's `imagefolder`; https://huggingface.co/docs/datasets/image_dataset"""
-ONE_HOT = "_classes.csv"
-"""Roboflow's export for classification, in the folder of each split."""
 NO_ROW, NO_FILE = "in no row of a table", "named in a table, but not found, or found several times"
 NO_NAME, TWICE = "a row without the name of an image", "a row that says what another one does"
-
-
-@dataclass(kw_only=True)
-class Root:
-    """A place with tables and images."""
-
-    option: str
-    """Of the config: root or test_root."""
-    uri: str
-    """Of the folder that names are below."""
-    tables: tuple[str, ...]
-    """Paths below `uri`."""
-    is_folder: bool = True
-    """The option gives the folder; else the table, whose folder may hold much else."""
-    skipped: dict[str, str] = field(default_factory=dict)
-    """Tables that are not used, and why."""
-    infos: dict[str, fs.FileInfo] | None = None
-    """Files below `uri`; None until a name asks for them, as a table may name URIs alone."""
-
-    def list_files(self, values: Sequence[str]) -> None:
-        """List the files that `values` may name: those in folders with which all of them begin,
-        where the table itself was given."""
-        tops = {value.removeprefix("./").partition("/")[::2] for value in values}
-        folders = {top for top, rest in tops if rest}
-        if self.is_folder or len(folders) < len({top for top, _ in tops}):
-            folders = {""}
-        self.infos = {}
-        for folder in sorted(folders):
-            uri = storage.join(self.uri, folder) if folder else self.uri
-            prefix = f"{folder}/" if folder else ""
-            if not folder or storage.exists(uri):
-                self.infos |= {f"{prefix}{p}": info for p, info in walk(self.option, uri).items()}
-        self.infos = _keep_files(self.infos)
-
-    @cached_property
-    def files(self) -> Files:
-        visible = (p for p in self.infos or () if find_system_name(p.split("/")) is None)
-        return Files(path for path in visible if path not in self.tables)
-
-    def address(self, path: str) -> str:
-        """Path on the file system."""
-        return f"{storage.resolve(self.uri)[1].rstrip('/')}/{path}"
-
-
-def _keep_files(infos: dict[str, fs.FileInfo]) -> dict[str, fs.FileInfo]:
-    """Leave out folders, and links to folders."""
-    others = (fs.FileType.Directory, fs.FileType.Unknown)
-    return {path: info for path, info in infos.items() if info.type not in others}
 
 
 @dataclass(kw_only=True)
@@ -111,7 +50,7 @@ class Found:
 def list_table(config: PrepareConfig) -> Listing:
     """List the images that tables at ROOT and TEST_ROOT name."""
     places = {"root": config.root, "test_root": config.test_root}
-    roots = [_open_root(name, uri) for name, uri in places.items() if uri is not None]
+    roots = [open_root(name, uri) for name, uri in places.items() if uri is not None]
     return _to_listing(config, roots, _read_tables(config, roots, is_required=True))
 
 
@@ -127,7 +66,7 @@ def list_by_metadata(
         The reason where such tables name no class; None where there are none.
     """
     roots = [
-        Root(option=option, uri=uri, tables=_find_metadata(infos), infos=_keep_files(infos))
+        Root(option=option, uri=uri, tables=find_metadata(infos), infos=keep_files(infos))
         for option, (uri, infos) in places.items()
     ]
     if not all(root.tables for root in roots):
@@ -138,16 +77,6 @@ def list_by_metadata(
     reasons = [f"{path} is {why}" for root in roots for path, why in root.skipped.items()]
     reasons = reasons or ["no row of a metadata file names an image that is there"]
     return f"folders are the classes, as {_enumerate(reasons)}"
-
-
-def _find_metadata(infos: dict[str, fs.FileInfo]) -> tuple[str, ...]:
-    """Return the tables that a folder of images may have by convention."""
-    return tuple(
-        path
-        for path in infos
-        if name_of(path).casefold() in (*METADATA, ONE_HOT)
-        and find_system_name(path.split("/")) is None
-    )
 
 
 def _read_tables(config: PrepareConfig, roots: Sequence[Root], *, is_required: bool) -> Found:
@@ -193,35 +122,6 @@ def _to_listing(config: PrepareConfig, roots: Sequence[Root], found: Found) -> L
     )
 
 
-def _open_root(option: str, uri: str) -> Root:
-    file_system, path = storage.resolve(uri)
-    with storage.explaining(uri):
-        info = file_system.get_file_info(path)
-    if info.type == fs.FileType.File and is_table(path):
-        table = (name_of(uri),)
-        return Root(option=option, uri=parent_of(uri), tables=table, is_folder=False)
-    if info.type == fs.FileType.File and not is_archive(path):
-        raise UserError(
-            f"{option} is {uri!r}: it is no table (.csv, .tsv, .txt, .jsonl, .json, .parquet); "
-            "save it as CSV in UTF-8"
-        )
-    infos = _keep_files(walk(option, uri))
-    tables, skipped = list[str](), dict[str, str]()
-    for path in filter(is_table, infos):
-        if find_system_name(path.split("/")) or path.casefold().endswith(".txt"):
-            continue  # a text beside images is seldom a table; one can be given by its own name
-        if "submission" in name_of(path).casefold():
-            skipped[path] = "an example of a submission, by its name"
-        else:
-            tables.append(path)
-    if not tables:
-        raise UserError(
-            f"{option} is {uri!r}: it has no table (.csv, .tsv, .jsonl, .json, .parquet); give the "
-            "table itself, or use --source folder"
-        )
-    return Root(option=option, uri=uri, tables=tuple(tables), skipped=skipped, infos=infos)
-
-
 def _read_columns(
     config: PrepareConfig, root: Root, path: str, found: Found, *, is_required: bool
 ) -> Columns | None:
@@ -258,13 +158,9 @@ def _read_columns(
 
 
 def _take_rows(root: Root, table: str, columns: Columns, found: Found) -> None:
-    folder, address = table.rpartition("/")[0], root.address(table)
-    of_table = "test" if root.option == "test_root" else _split_of_table(table)
-    if root.infos is None:
-        values = [str(value) for value in columns.images if value is not None]
-        names = [v for v in values if not (_is_outside(root, v) or v.startswith("../"))]
-        if names:
-            root.list_files(names)
+    """Add the rows of a table to the images, or name why they are not used."""
+    address, of_table = root.address(table), _split_of_table(root, table)
+    root.list_named(columns.images)
     labels: list[Value] = []
     for row, value in enumerate(columns.images):
         split = of_table
@@ -276,60 +172,31 @@ def _take_rows(root: Root, table: str, columns: Columns, found: Found) -> None:
         if value is None:
             found.unused.append((f"{address}#{row}", NO_NAME))
             continue
-        name = str(value)
-        if _is_outside(root, name):
-            uri, path = _find_outside(root, name)
-        elif name.startswith("../") and not folder:
-            uri, path = root.uri, posixpath.normpath(root.address(name))
-        elif (key := root.files.find(name, below=folder, split=split)) is not None:
-            assert root.infos is not None
-            info = root.infos[key]
-            uri, path, split = root.uri, info.path, split or split_of_path(key)
-            found.infos.append(info)
-        else:
-            found.unused.append((f"{address}#{row}/{name}", NO_FILE))
+        place = root.locate(str(value), table=table, split=split)
+        if place is None:
+            found.unused.append((f"{address}#{row}/{value}", NO_FILE))
             continue
-        split, label = split or "train", columns.labels[row]
-        if (facts := (uri, path, split, label)) in found.facts:
-            found.unused.append((f"{address}#{row}/{name}", TWICE))
+        split, label = split or place.split or "train", columns.labels[row]
+        if (facts := (place.uri, place.path, split, label)) in found.facts:
+            found.unused.append((f"{address}#{row}/{value}", TWICE))
             continue
         found.facts.add(facts)
+        if place.info is not None:
+            found.infos.append(place.info)
         found.splits.append(split)
-        found.folders.append(uri)
-        found.paths.append(path)
+        found.folders.append(place.uri)
+        found.paths.append(place.path)
         labels.append(label)
         group = columns.groups[row] if columns.groups is not None else None
         found.groups.append(None if group is None else str(group))
     found.labels.append(FileLabels(path=address, split=of_table or "train", values=labels))
 
 
-def _split_of_table(path: str) -> str | None:
+def _split_of_table(root: Root, path: str) -> str | None:
     """The split that the name of a table, or the nearest folder above it, stands for."""
+    if root.option == "test_root":
+        return "test"
     return split_of_name(name_of(path)) or split_of_path(path)
-
-
-def _is_outside(root: Root, name: str) -> bool:
-    """Whether a name is a URI, or an absolute path that is here; one of another machine is looked
-    for below the root."""
-    if "://" in name:
-        return True
-    is_local = isinstance(storage.resolve(root.uri)[0], fs.LocalFileSystem)
-    return os.path.isabs(name) and is_local and os.path.exists(name)
-
-
-def _find_outside(root: Root, name: str) -> tuple[str, str]:
-    """Return the URI of the file system of an absolute path or a URI, and the path on it."""
-    scheme, separator, place = name.partition("://")
-    if scheme in ("http", "https", "ftp"):
-        raise UserError(
-            f"{root.option} is {root.uri!r}: {name} is on the web; download the images first, to a "
-            "folder or a bucket"
-        )
-    uri = f"{scheme}://{place.partition('/')[0]}" if separator and scheme != "file" else "/"
-    try:
-        return uri, storage.resolve(name)[1]
-    except UserError as error:
-        raise UserError(f"{root.option} is {root.uri!r}: {error}") from None
 
 
 def _name_unused_files(roots: Iterable[Root], found: Found) -> None:

@@ -1,0 +1,177 @@
+"""Where tables and the images that they name are.
+
+A value names a file below the table's folder or the root, in full or by its name alone, with or
+without suffix; or it is an absolute path or a URI, of any bucket. An absolute path of another
+machine is found by its end.
+"""
+
+import os
+import posixpath
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from pyarrow import fs
+
+from cluster.io import storage
+from cluster.io.errors import UserError
+from cluster.io.uris import name_of, parent_of
+from datasets.prepare.archives import is_archive
+from datasets.prepare.layout import find_system_name
+from datasets.prepare.listing import walk
+from datasets.prepare.tables.matching import Files, split_of_path
+from datasets.prepare.tables.rows import Value, is_table
+
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+"""Hugging Face's `imagefolder`; https://huggingface.co/docs/datasets/image_dataset"""
+ONE_HOT = "_classes.csv"
+"""Roboflow's export for classification, in the folder of each split."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A file that a table names."""
+
+    uri: str
+    """Of its file system."""
+    path: str
+    """On it."""
+    split: str | None = None
+    """Of its folder."""
+    info: fs.FileInfo | None = None
+    """None outside of the root, where nothing is listed."""
+
+
+@dataclass(kw_only=True)
+class Root:
+    """A place with tables and images."""
+
+    option: str
+    """Of the config: root or test_root."""
+    uri: str
+    """Of the folder that names are below."""
+    tables: tuple[str, ...]
+    """Paths below `uri`."""
+    is_folder: bool = True
+    """The option gives the folder; else the table, whose folder may hold much else."""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Tables that are not used, and why."""
+    infos: dict[str, fs.FileInfo] | None = None
+    """Files below `uri`; None until a name asks for them, as a table may name URIs alone."""
+
+    def list_named(self, values: Sequence[Value]) -> None:
+        """List the files that `values` may name, unless none names a file here: those in the
+        folders with which all of them begin, where the table itself was given."""
+        texts = [str(value) for value in values if value is not None]
+        names = [name for name in texts if not (self._is_outside(name) or name[:3] == "../")]
+        if self.infos is not None or not names:
+            return
+        tops = {name.removeprefix("./").partition("/")[::2] for name in names}
+        folders = {top for top, rest in tops if rest}
+        if self.is_folder or len(folders) < len({top for top, _ in tops}):
+            folders = {""}
+        infos: dict[str, fs.FileInfo] = {}
+        for folder in sorted(folders):
+            uri = storage.join(self.uri, folder) if folder else self.uri
+            prefix = f"{folder}/" if folder else ""
+            if not folder or storage.exists(uri):
+                infos |= {f"{prefix}{p}": info for p, info in walk(self.option, uri).items()}
+        self.infos = keep_files(infos)
+
+    def locate(self, name: str, *, table: str, split: str | None) -> Place | None:
+        """Return the place of a file that a table names; None where there is none, or several.
+
+        Args:
+            split: of the row, where it is known.
+
+        Raises:
+            UserError: for a URI that can't be read.
+        """
+        folder = table.rpartition("/")[0]
+        if self._is_outside(name):
+            return self._locate_outside(name)
+        if name.startswith("../") and not folder:
+            return Place(uri=self.uri, path=posixpath.normpath(self.address(name)))
+        key = self._files.find(name, below=folder, split=split)
+        if key is None or self.infos is None:
+            return None
+        info = self.infos[key]
+        return Place(uri=self.uri, path=info.path, split=split_of_path(key), info=info)
+
+    @cached_property
+    def _files(self) -> Files:
+        visible = (p for p in self.infos or () if find_system_name(p.split("/")) is None)
+        return Files(path for path in visible if path not in self.tables)
+
+    def address(self, path: str) -> str:
+        """Path on the file system."""
+        return f"{storage.resolve(self.uri)[1].rstrip('/')}/{path}"
+
+    @cached_property
+    def _is_local(self) -> bool:
+        return isinstance(storage.resolve(self.uri)[0], fs.LocalFileSystem)
+
+    def _is_outside(self, name: str) -> bool:
+        """Whether a name is a URI, or an absolute path that is here; one of another machine is
+        looked for below the root."""
+        if "://" in name:
+            return True
+        return os.path.isabs(name) and self._is_local and os.path.exists(name)
+
+    def _locate_outside(self, name: str) -> Place:
+        scheme, separator, place = name.partition("://")
+        if scheme in ("http", "https", "ftp"):
+            raise UserError(
+                f"{self.option} is {self.uri!r}: {name} is on the web; download the images first, "
+                "to a folder or a bucket"
+            )
+        uri = f"{scheme}://{place.partition('/')[0]}" if separator and scheme != "file" else "/"
+        try:
+            return Place(uri=uri, path=storage.resolve(name)[1])
+        except UserError as error:
+            raise UserError(f"{self.option} is {self.uri!r}: {error}") from None
+
+
+def keep_files(infos: dict[str, fs.FileInfo]) -> dict[str, fs.FileInfo]:
+    """Leave out folders, and links to folders."""
+    others = (fs.FileType.Directory, fs.FileType.Unknown)
+    return {path: info for path, info in infos.items() if info.type not in others}
+
+
+def open_root(option: str, uri: str) -> Root:
+    file_system, path = storage.resolve(uri)
+    with storage.explaining(uri):
+        info = file_system.get_file_info(path)
+    if info.type == fs.FileType.File and is_table(path):
+        table = (name_of(uri),)
+        return Root(option=option, uri=parent_of(uri), tables=table, is_folder=False)
+    if info.type == fs.FileType.File and not is_archive(path):
+        raise UserError(
+            f"{option} is {uri!r}: it is no table (.csv, .tsv, .txt, .jsonl, .json, .parquet); "
+            "save it as CSV in UTF-8"
+        )
+    infos = keep_files(walk(option, uri))
+    tables, skipped = list[str](), dict[str, str]()
+    for path in filter(is_table, infos):
+        if find_system_name(path.split("/")) or path.casefold().endswith(".txt"):
+            continue  # a text beside images is seldom a table; one can be given by its own name
+        if "submission" in name_of(path).casefold():
+            skipped[path] = "an example of a submission, by its name"
+        else:
+            tables.append(path)
+    if not tables:
+        raise UserError(
+            f"{option} is {uri!r}: it has no table (.csv, .tsv, .jsonl, .json, .parquet); give the "
+            "table itself, or use --source folder"
+        )
+    return Root(option=option, uri=uri, tables=tuple(tables), skipped=skipped, infos=infos)
+
+
+def find_metadata(infos: dict[str, fs.FileInfo]) -> tuple[str, ...]:
+    """Return the tables that a folder of images may have by convention."""
+    return tuple(
+        path
+        for path in infos
+        if name_of(path).casefold() in (*METADATA, ONE_HOT)
+        and find_system_name(path.split("/")) is None
+    )
