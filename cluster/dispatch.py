@@ -1,12 +1,15 @@
 """An entry file's table of verbs; the modules of a verb are imported when it is called."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
 from importlib import import_module
+from operator import attrgetter
 from typing import Any
 
 import tyro
 
+from cluster import entry
 from cluster.io.errors import UserError
 from cluster.io.fields import check_fields
 
@@ -25,6 +28,10 @@ class Verb:
     """Text of --help. Default: the docstring of the config."""
     default: Any = None
     """Config that the options change. Default: the defaults of the fields."""
+    address: str | None = None
+    """Field of the config with the address of the cluster that the verb connects to."""
+    imports: tuple[str, ...] = ()
+    """Modules that Ray's workers need at once, where the verb starts Ray."""
     parse: str | None = None
     """Function of the verb's name, its options and `help` that returns another config."""
 
@@ -38,7 +45,23 @@ def dispatch(
         return
     config = parse_verb(room, verbs, arguments, default=default)
     name, _ = _split(arguments, default)
-    load(verbs[name].run)(config)
+    verb = verbs[name]
+    with starting_ray(verb, config):
+        load(verb.run)(config)
+
+
+@contextmanager
+def starting_ray(verb: Verb, config: Any) -> Iterator[None]:
+    """Start Ray in a thread, where the verb needs it, while the verb's modules are imported."""
+    if verb.address is None or not entry.starts_early:
+        yield
+        return
+    runtime = import_module("cluster.runtime")  # imports Ray
+    runtime.start_early(attrgetter(verb.address)(config), verb.imports)
+    try:
+        yield
+    finally:
+        runtime.wait_for_start()
 
 
 def parse_verb(

@@ -15,17 +15,24 @@ ROOT = Path(__file__).resolve().parent.parent
 STDOUT = 1
 leaving: list[int] = []
 """The signal that asked this process to end, if any; set by `cluster.runtime`."""
+starts_early = False
+"""Whether this process may start Ray while it imports what a command needs."""
 QUIET_HELP = "\nEvery command also takes --quiet: results and warnings alone, no progress."
 
 
-def run_room(main: Callable[[Sequence[str]], None]) -> None:
+def run_room(main: Callable[[Sequence[str]], None], *, early: bool = False) -> None:
     """Call `main` with the command line; the user's error ends in one sentence and exit code 2.
 
     `--quiet` is an option of every command, so it is taken here, and said below every `--help`.
     A UserError or StorageError is printed in one sentence, with its traceback where
     THAW_TRACEBACK=1 is set. Any other error is a bug and keeps its traceback. Where the reader of a
     pipe leaves (`| head`), the command ends silently, as other commands do.
+
+    Args:
+        early: a command that needs a Ray cluster of its own starts it before its own imports.
     """
+    global starts_early
+    starts_early = early
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     keep_memory()
     arguments = take_quiet(sys.argv[1:])

@@ -1,12 +1,14 @@
 """Connect to Ray: to an address, to the cluster of a submitted job, or to one started here."""
 
+import importlib
 import importlib.util
 import logging
 import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +26,8 @@ from cluster.ray_internals import silence_driver
 from cluster.session_folder import choose_session_folder, raise_file_limit
 
 REACH_TIMEOUT_S = 5.0
+LOCAL = "local"
+"""Address of a cluster that this process starts for itself."""
 
 # Environment of every process of ours. Albumentations asks the network for a newer version at
 # import; two busy cores need more than Ray's 60 s to start a worker group.
@@ -58,6 +62,8 @@ class Resources:
     num_gpus: int
     memory_gib: float
     object_store_gib: float
+    started_here: bool = False
+    """This process started the cluster, for itself."""
 
     def __str__(self) -> str:
         return (
@@ -80,7 +86,75 @@ def find_resources() -> Resources:
         num_gpus=int(total("GPU")),
         memory_gib=total("memory") / 2**30,
         object_store_gib=total("object_store_memory") / 2**30,
+        started_here=_started_here,
     )
+
+
+_start: Future[str | None] | None = None
+"""Start of a cluster for this process, by `start_early`, until `open_session` takes it."""
+_started_here = False
+"""The connected cluster was started by this process, for itself."""
+PRELOADED_WORKERS = 4
+"""Workers that import modules before their first task; later ones do it then."""
+
+
+def start_early(address: str | None, imports: Sequence[str] = ()) -> None:
+    """Start Ray in a thread where `connect` would start it, so that the caller can import torch
+    meanwhile: each takes some seconds.
+
+    Args:
+        imports: modules that Ray's workers import at once.
+    """
+    global _start
+    if _find_address(address) != LOCAL or _start is not None or ray.is_initialized():
+        return
+    os.environ.update({**WORKER_ENV, **DRIVER_ENV, **os.environ})  # what the user set, wins
+    options: dict[str, Any] = {"include_dashboard": wants_dashboard()}
+    raise_file_limit()
+    if (folder := choose_session_folder()) is not None:
+        options["_temp_dir"] = folder
+    start = _start = Future[str | None]()
+
+    def run() -> None:
+        try:
+            dashboard = _init(LOCAL, **options)
+            _preload(imports)
+        except BaseException as error:  # raised by `open_session`
+            start.set_exception(error)
+            return
+        start.set_result(dashboard)
+        threading.Event().wait()  # Ray's processes end with the thread that started them
+
+    _handle_sigterm()
+    threading.Thread(target=run, name="start-ray", daemon=True).start()
+
+
+def wait_for_start() -> None:
+    """Wait until `start_early` is done: a process that ends before would leave Ray's behind."""
+    if _start is not None:
+        _start.exception()
+
+
+def _preload(imports: Sequence[str]) -> None:
+    """Let idle workers import modules, each in a task that takes a CPU."""
+    preload: Any = ray.remote(_import_all)
+    num_workers = min(PRELOADED_WORKERS, int(ray.cluster_resources().get("CPU", 0)))
+    for _ in range(num_workers if imports else 0):
+        preload.remote(imports)
+
+
+def _import_all(names: Sequence[str]) -> None:
+    for name in names:
+        importlib.import_module(name)
+
+
+def wants_dashboard() -> bool:
+    """Return whether THAW_DASHBOARD=1 asks for Ray's dashboard beside a cluster started here."""
+    return os.environ.get("THAW_DASHBOARD", "0") == "1"
+
+
+def _find_address(address: str | None) -> str:
+    return address or os.environ.get("RAY_ADDRESS") or LOCAL
 
 
 def connect(address: str | None = None, *, quiet: bool = False) -> Resources:
@@ -92,7 +166,7 @@ def connect(address: str | None = None, *, quiet: bool = False) -> Resources:
     Raises:
         UserError: where the address can't be reached, or `datasets` is not ours.
     """
-    if ray.is_initialized():
+    if ray.is_initialized() and _start is None:
         return find_resources()
     dashboard = open_session(address)
     refuse_foreign_datasets()
@@ -113,26 +187,32 @@ def open_session(address: str | None = None) -> str | None:
         Unreachable: where no cluster answers at the address, or it doesn't let this process in.
         UserError: where the address is no address.
     """
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    os.environ.update({**WORKER_ENV, **DRIVER_ENV, **os.environ})  # what the user set, wins
-    if not os.environ.get("THAW_TRACEBACK"):
-        silence_driver(partial(report, warning=True))
+    global _start, _started_here
     # Ray Data logs five lines for each of its executions; its log file has them.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    options: dict[str, Any] = {}
-    if address == "local":
-        # The dashboard frees the workers of pruned trials; without it they keep their CPUs.
-        options["include_dashboard"] = True
-        raise_file_limit()
-        if (folder := choose_session_folder()) is not None:
-            options["_temp_dir"] = folder
-    else:
-        _refuse_unreachable(address)
-        options["runtime_env"] = {"env_vars": WORKER_ENV}
-        if JOB_ENV_VAR not in os.environ:  # a job was sent our code already
-            options["runtime_env"] |= {"working_dir": str(ROOT)}  # less what .rayignore names
+    address = _find_address(address)
+    if address == LOCAL:
+        start_early(address)
+        start, _start = _start, None
+        assert start is not None
+        dashboard, _started_here = start.result(), True
+        _handle_sigterm()  # again: Ray's core has set its own
+        return dashboard
+    os.environ.update({**WORKER_ENV, **DRIVER_ENV, **os.environ})  # what the user set, wins
+    _refuse_unreachable(address)
+    runtime_env: dict[str, Any] = {"env_vars": WORKER_ENV}
+    if JOB_ENV_VAR not in os.environ:  # a job was sent our code already
+        runtime_env["working_dir"] = str(ROOT)  # less what .rayignore names
+    dashboard, _started_here = _init(address, runtime_env=runtime_env), False
+    _handle_sigterm()
+    return dashboard
+
+
+def _init(address: str, **options: Any) -> str | None:
+    if not os.environ.get("THAW_TRACEBACK"):
+        silence_driver(partial(report, warning=True))
     try:
-        context = ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **options)
+        context = ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except ConnectionError as error:
         raise Unreachable(_unreachable(address, str(error))) from error
     except AuthenticationError as error:
@@ -148,9 +228,13 @@ def open_session(address: str | None = None) -> str | None:
             f"({' '.join(str(error).split())}); start from the image of the cluster, or use "
             "`python -m cluster submit`"
         ) from error
+    return context.dashboard_url or None
+
+
+def _handle_sigterm() -> None:
+    """Take the place of Ray's handler, which ends the process where it is."""
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _leave)  # in place of Ray's, which ends the process here
-    return context.dashboard_url
+        signal.signal(signal.SIGTERM, _leave)
 
 
 def _leave(signum: int, frame: object) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from cluster.dispatch import Verb, dispatch, parse_verb
 from cluster.entry import run_room
+from datasets.config import READERS
 
 PREPARE_HELP = """Turn images into a data set of validated, split, balanced Parquet shards.
 
@@ -25,6 +26,8 @@ VERBS = {
         "datasets.config:PrepareConfig",
         "datasets.commands:run_prepare",
         help=PREPARE_HELP,
+        address="address",
+        imports=("datasets.prepare.prepare",),
     ),
     "info": Verb(
         "show the classes, counts, shards and left-out images of a data set",
@@ -40,6 +43,8 @@ VERBS = {
         "time every stage of ingest, and count the cores that feed a GPU",
         "datasets.config:BenchConfig",
         "datasets.commands:run_bench",
+        address="address",
+        imports=READERS,
     ),
 }
 
@@ -54,4 +59,4 @@ def parse(arguments: Sequence[str]) -> Any:
 
 
 if __name__ == "__main__":
-    run_room(main)
+    run_room(main, early=True)

@@ -16,7 +16,6 @@ import numpy as np
 
 from datasets.config import Policy
 from datasets.decode import REDUCTIONS, Content, decode, decode_jpeg, jpeg_shape
-from datasets.policies import build_policy
 
 REDUCED_TOLERANCES = {2: 5.0, 4: 8.0, 8: 13.0}
 """By how much `view` may differ from `augment` where it decodes reduced by the key: mean absolute
@@ -34,6 +33,8 @@ _random, _generator = random.Random(), np.random.Generator(np.random.PCG64())
 @cache
 def _build_steps(policy: Policy, size_px: int) -> tuple[Any, Sequence[Callable[..., Any]]]:
     """Build the random crop, or None, and the other transforms, all on the shared state."""
+    from datasets.policies import build_policy  # imports Albumentations, which takes a second
+
     pipeline = build_policy(policy, size_px)
     pipeline.set_random_state(_generator, _random)
     first, *rest = pipeline.transforms

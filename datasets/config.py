@@ -22,6 +22,8 @@ Policy = Literal["none", "light", "cars"]
 Ingest = Literal["auto", "stream", "memory"]
 LabelBy = Literal["model", "body"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
+READERS = ("datasets.read", "datasets.policies")
+"""Modules that Ray's workers need to read images."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from cluster.doctor.wandb_reach import check_wandb
 from cluster.wandb_env import CLOUD, find_base_url, find_key, find_mode, find_setting
 from trainers.config import FinetuneConfig, TrackConfig
 from trainers.run import rows
-from trainers.tracking.run import describe_tracking, project_of
+from trainers.tracking.where import describe_tracking, project_of
 from tuning.config import TuningConfig
 
 KEY = "0123456789" * 4

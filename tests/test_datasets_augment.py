@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from datasets.augment import REDUCED_TOLERANCES, augment, build_policy, reseed, view
+from datasets.augment import REDUCED_TOLERANCES, augment, reseed, view
 from datasets.config import POLICIES, Policy, SyntheticConfig
 from datasets.decode import decode
 from datasets.images import encode_jpeg
-from datasets.policies import JitterColour, colour_matrix
+from datasets.policies import JitterColour, build_policy, colour_matrix
 from datasets.synthetic.synthetic import render
 
 WHERE = {"seed": 3, "epoch": 1, "image_id": -(2**62) + 5}

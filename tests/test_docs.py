@@ -1,9 +1,11 @@
 """README and docs/: commands parse, options and links exist, sample outputs are those printed."""
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,11 +15,14 @@ import trainers.__main__ as trainers_main
 import tuning.__main__ as tuning_main
 import tuning.commands
 from cluster.io.errors import UserError
+from datasets.shards import read_manifest
 from tests.conftest import ROOT
 from tests.k8s.checker import RULES
 from tests.k8s.overlays import list_overlays
 from tests.test_house_hostile_configs import DOORS, leaves
+from trainers.run.folder import read_result
 from tuning.leaderboard import COLUMNS
+from tuning.record import SweepRecord
 
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -147,19 +152,20 @@ def test_prepare_prints_the_line_of_readme(
     assert re.fullmatch(pattern, printed), (shown, printed)
 
 
-@pytest.mark.ray
 @pytest.mark.slow
-def test_the_python_of_the_docs_runs(
-    ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All code of docs/python-api.md, in one process, in the order of the page."""
-    code = "\n".join(blocks(ROOT / "docs" / "python-api.md", "python"))
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
-    exec(compile(code, "docs/python-api.md", "exec"), names)
+def test_the_python_of_the_docs_runs(own_ray: dict[str, str], tmp_path: Path) -> None:
+    """All code of docs/python-api.md as one script, in the order of the page."""
+    script = tmp_path / "script.py"
+    script.write_text("\n".join(blocks(ROOT / "docs" / "python-api.md", "python")))
+    variables = {**os.environ, **own_ray, "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
 
-    assert names["manifest"].split("test").num_images == 12
-    assert names["result"]["epochs"] == 2
-    assert len(names["predictions"].label_N) == 12
-    assert len(names["record"].trials) == 2
-    assert (tmp_path / "runs" / "sweep" / "review.html").stat().st_size > 1_000_000
+    assert run.returncode == 0, run.stderr[-3000:]
+    runs = tmp_path / "runs"
+    assert read_manifest(str(runs / "cars")).split("test").num_images == 12
+    assert read_result(str(runs / "mine"))["epochs"] == 2
+    assert len(SweepRecord.read(str(runs / "sweep")).trials) == 2
+    assert (runs / "sweep" / "review.html").stat().st_size > 1_000_000

@@ -260,7 +260,7 @@ def test_every_network_of_the_space_is_checked_first(sweep: TuningConfig) -> Non
 def test_workers_of_a_stopped_trial_are_freed(
     ray_cluster: str, easy_data: str, tmp_path: Path
 ) -> None:
-    stop_trials(easy_data, str(tmp_path / "stopped"), 1e-3)
+    stop_trials(easy_data, str(tmp_path / "stopped"), 1e-3, num_workers=2)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 from tests.support.sweeps import write_sweep
 from tests.support.wandb_files import inspect
 from tests.support.wandb_server import WandbServer
-from trainers.tracking.local_runs import sync_command
+from trainers.tracking.config import sync_command
 from tuning.record import SweepRecord
 from tuning.verdict import judge
 from tuning.wandb.sweep import log_sweep

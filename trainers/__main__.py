@@ -5,6 +5,7 @@ from typing import Any
 
 from cluster.dispatch import Verb, dispatch, list_verbs, parse_verb
 from cluster.entry import run_room
+from datasets.config import READERS
 from trainers.recipes import RECIPES
 
 DEFAULT = "transfer"
@@ -13,21 +14,29 @@ OTHERS = {
         "measure a run's best checkpoint on the test split",
         "trainers.evaluation.config:EvaluateConfig",
         "trainers.evaluation.evaluate:run_evaluation",
+        address="address",
+        imports=READERS,
     ),
     "explain": Verb(
         "show where it looks (Grad-CAM)",
         "trainers.evaluation.config:ExplainConfig",
         "trainers.evaluation.explain:run_explain",
+        address="address",
+        imports=READERS,
     ),
     "predict": Verb(
         "classify any images, by a run or a published network",
         "trainers.inference.config:PredictConfig",
         "trainers.inference.predict:run_predict",
+        address="address",
+        imports=READERS,
     ),
     "features": Verb(
         "write what a stage of a network makes of images",
         "trainers.inference.config:FeaturesConfig",
         "trainers.inference.features:run_features",
+        address="address",
+        imports=READERS,
     ),
     "export": Verb(
         "safetensors with a model card, ONNX, torch.export",
@@ -65,6 +74,8 @@ VERBS = {
         "trainers.commands:run_training",
         help=HELP,
         default=config,
+        address="cluster.address",
+        imports=READERS,
     )
     for recipe, config in RECIPES.items()
 } | OTHERS
@@ -80,4 +91,4 @@ def parse(arguments: Sequence[str]) -> Any:
 
 
 if __name__ == "__main__":
-    run_room(main)
+    run_room(main, early=True)

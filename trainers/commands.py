@@ -13,7 +13,7 @@ from trainers.meter import Meter
 from trainers.prepare import Run, prepare_run
 from trainers.resume import describe_changes
 from trainers.tracking.mirror import RunMirror, follow
-from trainers.tracking.run import describe_tracking
+from trainers.tracking.where import describe_tracking
 
 
 def run_training(config: FinetuneConfig) -> None:

@@ -177,11 +177,18 @@ def _check_weights(config: ModelConfig, classes: tuple[str, ...]) -> None:
 def plan_training(
     config: FinetuneConfig, resources: Resources, *, num_concurrent: int = 1
 ) -> WorkerPlan:
-    """Plan the workers; where their number is not set, as many as can share the global batch."""
+    """Plan the workers; where their number is not set, as many as can share the global batch.
+
+    A lone worker of a cluster that this process started is this process: DDP has nothing to do, and
+    to start Ray Train takes longer than a short training.
+    """
     plan = plan_workers(resources, config.cluster, num_concurrent=num_concurrent)
     if config.cluster.num_workers is not None:
         return plan
-    cluster = replace(config.cluster, num_workers=min(plan.num_workers, config.global_batch_size))
+    num_workers = min(plan.num_workers, config.global_batch_size)
+    if num_workers == 1 and resources.started_here and config.cluster.min_workers is None:
+        num_workers = 0
+    cluster = replace(config.cluster, num_workers=num_workers)
     return plan_workers(resources, cluster, num_concurrent=num_concurrent)
 
 

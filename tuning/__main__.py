@@ -5,6 +5,7 @@ from typing import Any
 
 from cluster.dispatch import Verb, dispatch, list_verbs, parse_verb
 from cluster.entry import run_room
+from datasets.config import READERS
 from trainers.recipes import RECIPES
 
 DEFAULT = "finetune"
@@ -13,11 +14,15 @@ OTHERS = {
         "measure how deep to thaw, before any sweep; --from-advice sweeps what it recommends",
         "tuning.advice.config:AdviseConfig",
         "tuning.advice.advise:run_advise",
+        address="address",
+        imports=READERS,
     ),
     "promote": Verb(
         "train a sweep's winner long, on validation images too, with several seeds, and test it",
         "tuning.config:PromoteConfig",
         "tuning.promote:run_promote",
+        address="address",
+        imports=READERS,
     ),
     "review": Verb(
         "a sweep on one HTML page that opens anywhere, also while it runs",
@@ -33,6 +38,8 @@ OTHERS = {
         "a whole sweep on synthetic cars",
         "tuning.config:DemoConfig",
         "tuning.demo:run_demo",
+        address="address",
+        imports=READERS,
     ),
 }
 HELP = f"""Find out how much of a pretrained network to thaw for your images.
@@ -59,6 +66,8 @@ def sweeps(parse: str) -> dict[str, Verb]:
             "tuning.commands:Command",
             "tuning.commands:run_sweep",
             help=HELP,
+            address="base.cluster.address",
+            imports=READERS,
             parse=parse,
         )
         for recipe in RECIPES
@@ -84,4 +93,4 @@ def parse_for_job(arguments: Sequence[str]) -> Any:
 
 
 if __name__ == "__main__":
-    run_room(main)
+    run_room(main, early=True)

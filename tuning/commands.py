@@ -13,6 +13,7 @@ import tyro
 from cluster.dispatch import parse_options
 from cluster.io.errors import require
 from cluster.io.markers import replace_at
+from trainers.config import FinetuneConfig
 from trainers.recipes import RECIPES
 from tuning.config import SpaceConfig, TuningConfig
 
@@ -171,6 +172,10 @@ class Explanation:
     """A sweep that is only explained."""
 
     config: TuningConfig
+
+    @property
+    def base(self) -> FinetuneConfig:
+        return self.config.base
 
 
 def parse_sweep(recipe: str, options: Sequence[str], help: str) -> TuningConfig | Explanation:

@@ -29,7 +29,7 @@ from trainers.prepare import prepare_run
 from trainers.run import checkpoint
 from trainers.run.evaluations import read_evaluation
 from trainers.run.folder import read_config, read_result
-from trainers.tracking.local_runs import sync_command
+from trainers.tracking.config import sync_command
 from tuning.config import PromoteConfig
 from tuning.leaderboard import TrialResult, find_winner, read_leaderboard
 from tuning.record import MEASURES

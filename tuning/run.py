@@ -19,8 +19,8 @@ from cluster.scaling import in_process, max_concurrent_trials, plan_workers
 from datasets.shards import Manifest
 from trainers import metrics, prepare
 from trainers.networks.freezing import count_frozen, is_head_only
-from trainers.tracking.local_runs import sync_command
-from trainers.tracking.run import describe_tracking
+from trainers.tracking.config import sync_command
+from trainers.tracking.where import describe_tracking
 from tuning.check import check, facts_of
 from tuning.config import TuningConfig
 from tuning.heads import train_heads

@@ -7,7 +7,7 @@ from statistics import fmean, stdev
 from typing import Any, Literal
 
 import numpy as np
-from scipy.stats import binom, binomtest, fisher_exact, t
+import scipy  # imports scipy.stats, which takes a second, where it is used
 
 CONFIDENCE = 0.95
 SIGNIFICANCE = 0.05
@@ -31,14 +31,14 @@ def estimate(shares: Sequence[float], num_images: int) -> Estimate:
     if len(shares) == 1:
         return wilson(shares[0], num_images)
     mean = fmean(shares)
-    quantile = float(t.ppf((1 + CONFIDENCE) / 2, len(shares) - 1))
+    quantile = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(shares) - 1))
     half = quantile * stdev(shares) / math.sqrt(len(shares))
     return Estimate(mean=mean, low=max(0.0, mean - half), high=min(1.0, mean + half))
 
 
 def wilson(share: float, num_images: int) -> Estimate:
     """Return a share of correct images and Wilson's interval."""
-    test = binomtest(round(share * num_images), num_images)
+    test = scipy.stats.binomtest(round(share * num_images), num_images)
     interval = test.proportion_ci(CONFIDENCE, method="wilson")
     return Estimate(mean=share, low=float(interval.low), high=float(interval.high))
 
@@ -66,13 +66,13 @@ def mcnemar(
     discordant = first_only + second_only
     if not discordant:
         return 1.0
-    return float(binomtest(first_only, discordant, alternative=alternative).pvalue)
+    return float(scipy.stats.binomtest(first_only, discordant, alternative=alternative).pvalue)
 
 
 def fisher(first: float, second: float, num_images: int) -> float:
     """Return the two-sided p value of Fisher's exact test of two shares of `num_images` each."""
     counts = [round(share * num_images) for share in (first, second)]
-    result: Any = fisher_exact([[count, num_images - count] for count in counts])
+    result: Any = scipy.stats.fisher_exact([[count, num_images - count] for count in counts])
     return float(result.pvalue)
 
 
@@ -82,5 +82,5 @@ def is_above_chance(top1: float, class_counts: Sequence[int]) -> bool:
     The bound is the one-sided 95 percent quantile of a binomial over the images.
     """
     num_images = sum(class_counts)
-    bound = binom.ppf(CONFIDENCE, num_images, max(class_counts) / num_images)
+    bound = scipy.stats.binom.ppf(CONFIDENCE, num_images, max(class_counts) / num_images)
     return bool(round(top1 * num_images) > bound)

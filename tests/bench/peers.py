@@ -16,7 +16,8 @@ import ray
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from datasets import augment
+from datasets.augment import view
+from datasets.policies import build_policy
 
 BATCH_SIZE, SIZE_PX, POLICY = 64, 224, "cars"
 
@@ -32,7 +33,7 @@ class PhotoFolder(Dataset):
 
     def __getitem__(self, index: int) -> np.ndarray:
         image_HWC = cv2.imread(self._files[index], cv2.IMREAD_COLOR_RGB)
-        return augment.build_policy(POLICY, self._size_px)(image=image_HWC)["image"]
+        return build_policy(POLICY, self._size_px)(image=image_HWC)["image"]
 
 
 def open_dataloader(
@@ -71,7 +72,7 @@ def time_map_batches(data: str) -> float:
     """Seconds for one epoch of `read_parquet().map_batches()`, as Ray's documentation writes it."""
 
     def transform(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        policy = augment.build_policy(POLICY, SIZE_PX)
+        policy = build_policy(POLICY, SIZE_PX)
         decoded = (
             cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
             for content in batch["image"]
@@ -118,4 +119,4 @@ def _load(data: str) -> None:
 def _draw_views(num_images: int) -> None:
     for number in range(num_images):
         jpeg = _jpegs[number % len(_jpegs)]
-        augment.view(jpeg, POLICY, SIZE_PX, seed=0, epoch=number, image_id=number)
+        view(jpeg, POLICY, SIZE_PX, seed=0, epoch=number, image_id=number)

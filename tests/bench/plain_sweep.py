@@ -19,13 +19,13 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from torch import nn
 from torchvision.models import mobilenet_v2
 
-from datasets import augment
+from datasets.policies import build_policy
 
 BATCH_SIZE, SIZE_PX, NUM_CLASSES = 32, 224, 20
 
 
 def decode(policy: str, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    transform = augment.build_policy(policy, SIZE_PX)
+    transform = build_policy(policy, SIZE_PX)
     images = [
         transform(image=cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB))["image"]
         for jpeg in batch["image"]

@@ -1,6 +1,7 @@
 """Trials of DDP workers, each stopped by Tune in mid-training, as ASHA would.
 
-test_tuning_run runs one on its cluster, and two as a program on 2 CPUs without dashboard.
+test_tuning_run runs one of two workers on its cluster, and two of one worker as a program on one
+CPU without dashboard: a worker that is left would leave no CPU for the readers of the next trial.
 
 usage: python -m tests.support.stopped_trials DATA OUT
 """
@@ -29,7 +30,7 @@ FREED_S = 20
 """Within so many seconds of the sweep's end no worker lives, and every CPU is free."""
 
 
-def stop_trials(data: str, out: str, *rates: float) -> float:
+def stop_trials(data: str, out: str, *rates: float, num_workers: int) -> float:
     """Stop one of each learning rate after its first epoch, one after the other; return the seconds
     until nothing of them is left."""
     base = small_training(
@@ -38,7 +39,7 @@ def stop_trials(data: str, out: str, *rates: float) -> float:
         epochs=NUM_EPOCHS,
         model=ModelConfig(backbone="lenet5", init="he"),
         track=TrackConfig(wandb="off"),
-        cluster=ClusterConfig(num_workers=2),
+        cluster=ClusterConfig(num_workers=num_workers),
     )
     space = SpaceConfig(learning_rates=rates, clipnorms=(None,), inits=("he",))
     config = TuningConfig(base=base, space=space, out=out)
@@ -77,10 +78,11 @@ def free_cpus() -> float:
 def main(data: str, out: str) -> None:
     nodes = Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": 2, "object_store_memory": 2**29, "include_dashboard": False},
+        head_node_args={"num_cpus": 1, "object_store_memory": 2**29, "include_dashboard": False},
     )
     runtime.connect(nodes.address, quiet=True)
-    print(f"freed after {stop_trials(data, out, 1e-3, 1e-4):.1f} s", flush=True)
+    freed_s = stop_trials(data, out, 1e-3, 1e-4, num_workers=1)
+    print(f"freed after {freed_s:.1f} s", flush=True)
     ray.shutdown()
     nodes.shutdown()
 

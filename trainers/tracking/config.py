@@ -1,5 +1,6 @@
 """Options of `track sync`; tyro's annotations are all that it imports."""
 
+import shlex
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -28,3 +29,8 @@ class SyncConfig:
 
     def __post_init__(self) -> None:
         require(self.action == "sync", "action", self.action, "use `sync`, the only action")
+
+
+def sync_command(folder: str) -> str:
+    """Return the command that uploads the runs of a folder that W&B does not have."""
+    return f"python -m trainers track sync {shlex.quote(folder)}"

@@ -14,8 +14,8 @@ from trainers.run.folder import read_config
 from trainers.run.predictions import read_table
 from trainers.run.rows import find_mode
 from trainers.tracking.artifacts import checkpoint_artifact, data_artifact, evaluation_artifact
+from trainers.tracking.content import find_tags
 from trainers.tracking.media import confusion_table, mistakes_table
-from trainers.tracking.mirror import find_tags
 from trainers.tracking.run import WandbRun
 from trainers.tracking.thread import WandbThread
 

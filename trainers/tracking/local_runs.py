@@ -1,7 +1,6 @@
 """Runs read back from W&B's local files. FOLDER/wandb_id marks a folder that has a run in W&B."""
 
 import re
-import shlex
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -60,11 +59,6 @@ def read_id(folder: str) -> str | None:
     if not re.fullmatch(rb"[^/\\#?%:*\[\]\x00-\x1f\x7f-\xff]{1,128}", content):
         raise damaged(uri, f"its id is {ascii(content[:40])[2:-1]!r}")
     return content.decode()
-
-
-def sync_command(folder: str) -> str:
-    """Return the command that uploads the runs of a folder that W&B does not have."""
-    return f"python -m trainers track sync {shlex.quote(folder)}"
 
 
 def local_copy(uri: str, scratch: str) -> Path:

@@ -13,14 +13,14 @@ from typing import Any
 import wandb
 from pyarrow import fs
 
-from cluster import wandb_env
 from cluster.io import storage
-from cluster.wandb_env import Setting
 from trainers.config import TrackConfig
 from trainers.metrics import EPOCH, GLOBAL_STEP, SUMMARIES
 from trainers.run.rows import find_mode
 from trainers.tracking import wandb_internals
-from trainers.tracking.local_runs import find_id, sync_command
+from trainers.tracking.config import sync_command
+from trainers.tracking.local_runs import find_id
+from trainers.tracking.where import project_of
 
 logger = logging.getLogger(__name__)
 
@@ -34,26 +34,6 @@ PATIENCE_S = 20
 """How long W&B may block a thread when a run starts and when it finishes."""
 MAX_TAG = 64
 """Characters of a tag, W&B's limit."""
-
-
-def project_of(track: TrackConfig) -> str:
-    """Return the project: of the option, else as the user has set up W&B, else ours."""
-    if track.project is not None:
-        return track.project
-    found = wandb_env.find_setting("project")
-    return found.value if found else wandb_env.PROJECT
-
-
-def describe_tracking(track: TrackConfig) -> str:
-    """Write where a run is tracked and why, and which variables are not used."""
-    mode = wandb_env.find_mode() if track.wandb == "auto" else Setting(track.wandb, "--wandb")
-    line = f"{mode.value} ({mode.source})"
-    if mode.value != "off":
-        server = f" at {wandb_env.find_base_url()}" if mode.value == "online" else ""
-        line += f"{server}, project {project_of(track)}"
-    if unused := [name for name in wandb_env.NOT_USED if os.environ.get(name)]:
-        line += f"; {', '.join(unused)} not used, as the run folder decides"
-    return line
 
 
 def _tags_of_environment() -> list[str]:

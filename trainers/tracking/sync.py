@@ -11,8 +11,8 @@ from rich.progress import Progress
 
 from cluster.io.terminal import literal_console
 from cluster.wandb_env import find_base_url, find_key
-from trainers.tracking.config import SyncConfig
-from trainers.tracking.local_runs import TrackedFolder, find_folders, local_copy, sync_command
+from trainers.tracking.config import SyncConfig, sync_command
+from trainers.tracking.local_runs import TrackedFolder, find_folders, local_copy
 from trainers.tracking.wandb_internals import is_synced
 
 WANDB = str(Path(sys.executable).with_name("wandb"))

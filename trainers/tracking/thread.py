@@ -4,8 +4,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from trainers.tracking.local_runs import sync_command
-from trainers.tracking.wandb_internals import abandon_service
+from trainers.tracking.config import sync_command
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +33,8 @@ class WandbThread:
         if self._thread is not None:
             self._thread.join(timeout_s)
             if self._thread.is_alive():
+                from trainers.tracking.wandb_internals import abandon_service  # imports wandb
+
                 logger.warning("W&B did not take all of %s in time", self._folder)
                 abandon_service()
             self._thread = None  # wait once

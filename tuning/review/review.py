@@ -3,7 +3,7 @@
 import time
 
 from cluster.io import storage
-from trainers.tracking.run import project_of
+from trainers.tracking.where import project_of
 from tuning.record import SweepRecord
 from tuning.review.config import ReviewConfig
 from tuning.review.page import render_page

@@ -6,8 +6,8 @@ from functools import partial
 from trainers import metrics
 from trainers.run.rows import find_mode
 from trainers.tracking.artifacts import data_artifact
+from trainers.tracking.content import find_tags
 from trainers.tracking.media import augmentation_image
-from trainers.tracking.mirror import find_tags
 from trainers.tracking.run import WandbRun
 from trainers.tracking.thread import WandbThread
 from tuning.record import SweepRecord
