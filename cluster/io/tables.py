@@ -19,5 +19,6 @@ def to_csv(header: Iterable[object], rows: Iterable[Iterable[object]]) -> bytes:
 
 
 def _quote(cell: object) -> object:
-    is_formula = isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r"))
-    return f"'{cell}" if is_formula and not _NUMBER.fullmatch(cell) else cell
+    if not isinstance(cell, str) or _NUMBER.fullmatch(cell):
+        return cell
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
