@@ -39,7 +39,7 @@ from tests.conftest import ROOT
 from tests.support.data import draw_image
 from tests.support.s3_server import SECRET, Proxy, environment, serve_s3
 from trainers.config import FinetuneConfig
-from trainers.run.folder import read_config, read_result, require_same_run
+from trainers.run.folder import find_config, read_config, read_result
 from trainers.run.rows import read_rows
 
 LARGE = 24 * 2**20  # several parts of an upload
@@ -250,14 +250,13 @@ NO_BUCKET = (
 
 
 def test_a_bucket_that_is_not_there_is_named() -> None:
-    manifest = Manifest(classes=("a", "b"), splits={}, num_quarantined=0, fingerprint="f")
     with pytest.raises(ValueError) as read:
         run_datasets(["info", "--data", "s3://elsewhere/cars"])
     with pytest.raises(ValueError) as prepared:
         prepare(PrepareConfig(source="synthetic", out="s3://elsewhere/cars"))
     with pytest.raises(ValueError) as trained:
         config = FinetuneConfig(data="s3://thaw/cars", out="s3://elsewhere/cars")
-        require_same_run(config, manifest, None)
+        find_config(config.out)
     with pytest.raises(ValueError, match=r"NO_SUCH_BUCKET.*check the bucket"):
         storage.write_bytes("s3://elsewhere/cars/config.json", b"{}")
 

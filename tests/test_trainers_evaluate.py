@@ -26,7 +26,14 @@ from tests.support.data import (
 )
 from tests.support.training import train_here
 from trainers.__main__ import main
-from trainers.config import ClusterConfig, FinetuneConfig, ModelConfig, OptimConfig, TrackConfig
+from trainers.config import (
+    ClusterConfig,
+    ComputeConfig,
+    FinetuneConfig,
+    ModelConfig,
+    OptimConfig,
+    TrackConfig,
+)
 from trainers.evaluation import pictures
 from trainers.evaluation import split as split_module
 from trainers.evaluation.evaluate import evaluate, write_evaluation
@@ -55,6 +62,7 @@ def run(ray_cluster: str, easy_data: str, tmp_path_factory: pytest.TempPathFacto
         model=ModelConfig(backbone="mobilenet_v2", init="he", freeze_batchnorm=True),
         optim=OptimConfig(optimizer="sgd", learning_rate=1e-3, clipnorm=1.0),
         track=TrackConfig(wandb="off"),
+        compute=ComputeConfig(precision="fp32"),
         cluster=ClusterConfig(num_workers=0),
     )
     train_here(config)

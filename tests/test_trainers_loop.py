@@ -52,7 +52,7 @@ def config(ray_cluster: str, easy_data: str, tmp_path: Path) -> FinetuneConfig:
         optim=OptimConfig(optimizer="adamw", clipnorm=1.0, layer_decay=0.8, ema_decay=0.99),
         loss=LossConfig(label_smoothing=0.1, class_weights="balanced", mixup_alpha=0.4),
         schedule=ScheduleConfig(phases=(("all", 1, 3e-3), (5, 2, 1e-3)), schedule="cosine"),
-        compute=ComputeConfig(accumulation_steps=2),
+        compute=ComputeConfig(accumulation_steps=2, precision="fp32"),
         cluster=ClusterConfig(num_workers=0),
     )
 
@@ -155,7 +155,7 @@ def test_an_average_is_evaluated_and_kept_and_training_goes_on_from_the_weights(
 def test_a_seed_gives_the_same_start_in_any_memory_format(config: FinetuneConfig) -> None:
     starts: list[dict[str, torch.Tensor]] = []
     for channels_last in (True, False):
-        compute = ComputeConfig(channels_last=channels_last)
+        compute = ComputeConfig(channels_last=channels_last, precision="fp32")
         state = TrainState(replace(config, compute=compute), 3, HERE)
         state.initialize()
         starts.append(state.evaluated.state_dict())
@@ -293,12 +293,14 @@ def test_a_compiled_network_trains_the_same(config: FinetuneConfig) -> None:
         epochs=1,
         loss=LossConfig(),
         schedule=ScheduleConfig(),
-        compute=ComputeConfig(),
+        compute=ComputeConfig(precision="fp32"),
         model=ModelConfig(backbone="lenet5", init="he"),
         optim=OptimConfig(optimizer="sgd", learning_rate=1e-3),
     )
     train_here(plain)
-    compiled = replace(plain, out=plain.out + "-compiled", compute=ComputeConfig(compile=True))
+    compiled = replace(
+        plain, out=plain.out + "-compiled", compute=replace(plain.compute, compile=True)
+    )
     train_here(compiled)
 
     assert losses(compiled.out) == pytest.approx(losses(plain.out), rel=1e-4)

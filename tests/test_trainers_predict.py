@@ -21,7 +21,14 @@ from datasets.passes.inference import open_view
 from tests.support.data import draw_image
 from tests.support.training import train_here
 from tests.test_datasets_collection import write_photograph
-from trainers.config import ClusterConfig, FinetuneConfig, IngestConfig, ModelConfig, OptimConfig
+from trainers.config import (
+    ClusterConfig,
+    ComputeConfig,
+    FinetuneConfig,
+    IngestConfig,
+    ModelConfig,
+    OptimConfig,
+)
 from trainers.evaluation.evaluate import write_evaluation
 from trainers.inference.config import PredictConfig
 from trainers.inference.inference import (
@@ -55,6 +62,7 @@ def run(ray_cluster: str, easy_data: str, tmp_path_factory: pytest.TempPathFacto
             ingest=IngestConfig(size_px=32, policy="light"),
             model=ModelConfig(backbone="mobilenet_v2", init="he", freeze_batchnorm=True),
             optim=OptimConfig(learning_rate=1e-3),
+            compute=ComputeConfig(precision="fp32"),
             cluster=ClusterConfig(num_workers=0),
         )
     )

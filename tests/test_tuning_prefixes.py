@@ -16,7 +16,7 @@ from datasets.passes.features import DTYPE
 from datasets.shards import read_manifest
 from tests.support.training import train_here
 from trainers import metrics
-from trainers.config import FinetuneConfig, ModelConfig, OptimConfig, TrackConfig
+from trainers.config import ComputeConfig, FinetuneConfig, ModelConfig, OptimConfig, TrackConfig
 from trainers.inference.prefix import hash_tensors
 from trainers.networks import backbones
 from trainers.networks.cut import Suffix, build_prefix
@@ -74,6 +74,7 @@ def sweep_of(backbone: str, data: str, folder: Path, **changes: Any) -> TuningCo
         ),
         optim=OptimConfig(learning_rate=1e-3, ema_decay=0.9),
         track=TrackConfig(wandb="off"),
+        compute=ComputeConfig(precision="fp32"),
         cluster=ClusterConfig(num_workers=0),
     )
     depths = tuple(range(1, len(backbones.find(backbone).stages) + 1))

@@ -22,7 +22,7 @@ from datasets.config import IngestConfig
 from datasets.shards import Manifest
 from tests.conftest import ROOT
 from tests.support.stopped_trials import stop_trials
-from trainers.config import FinetuneConfig, ModelConfig, TrackConfig
+from trainers.config import ComputeConfig, FinetuneConfig, ModelConfig, TrackConfig
 from trainers.networks import backbones
 from tuning import progress, run
 from tuning.config import SpaceConfig, TuningConfig
@@ -54,6 +54,7 @@ def sweep(tmp_path: Path, easy_data: str, ray_cluster: str) -> TuningConfig:
         ingest=IngestConfig(size_px=32, policy="none"),
         model=ModelConfig(backbone="mobilenet_v2", weights=str(weights)),
         track=TrackConfig(wandb="off"),
+        compute=ComputeConfig(precision="fp32"),
         cluster=ClusterConfig(num_workers=6),
     )
     return TuningConfig(

@@ -163,7 +163,8 @@ class ComputeConfig:
 
     precision: Precision = "auto"
     """Type of autocast: bf16, fp16 (with loss scaling, which waits for the device in each step),
-    or fp32 for none. auto: bf16 on GPUs, fp32 on CPUs."""
+    or fp32 for none. auto: bf16 on GPUs, and on CPUs with instructions for it (avx512_bf16, AMX,
+    Arm's); else fp32."""
     channels_last: bool = True
     """Lay images and weights out as convolutions like them best."""
     compile: bool = False

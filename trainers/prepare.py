@@ -19,9 +19,10 @@ from trainers.config import RANDOM, FinetuneConfig, ModelConfig
 from trainers.networks.backbones import build, require_size
 from trainers.networks.freezing import resolve_depth
 from trainers.networks.initializers import initialize, pretrained_available
+from trainers.precision import choose_precision
 from trainers.run import checkpoint
 from trainers.run.checkpoint import TrainingProgress
-from trainers.run.folder import find_finished, require_same_run
+from trainers.run.folder import find_config, find_finished, require_same_run
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class Run:
     """A checked training; sent to its workers as it is."""
 
     config: FinetuneConfig
-    """Its paths are absolute, `cluster.num_workers` is the number planned."""
+    """Its paths are absolute; `cluster.num_workers` and `compute.precision` are those planned."""
     manifest: Manifest
     workers: WorkerPlan
     limits: ReadLimits = field(default_factory=ReadLimits)
@@ -105,8 +106,15 @@ def prepare_run(
         check(config, manifest, resumes=resume is not None)
     resources = resources or connect(config.cluster.address)
     workers = plan_training(config, resources, num_concurrent=num_concurrent)
-    config = replace(config, cluster=replace(config.cluster, num_workers=workers.num_workers))
-    require_same_run(config, manifest, resume)
+    before = find_config(config.out)
+    config = replace(
+        config,
+        cluster=replace(config.cluster, num_workers=workers.num_workers),
+        compute=choose_precision(
+            config.compute, before.compute if before else None, use_gpu=workers.use_gpu
+        ),
+    )
+    require_same_run(config, before, manifest, resume)
     result = find_finished(config)
     remember, ingest = False, ""
     if prefix is None:

@@ -11,6 +11,8 @@ from tuning.config import TuningConfig
 from tuning.record import read_sweep_config
 from tuning.space import models, training_of
 
+PRECISION = "base.compute.precision"
+
 
 def check(config: TuningConfig) -> Manifest:
     """Find the user's errors before anything starts, in every network of the space."""
@@ -26,6 +28,8 @@ def check(config: TuningConfig) -> Manifest:
                 f"{config.out} began, and is another data set now; use another --out"
             )
         for field, value in flatten(facts_of(config, manifest.fingerprint)).items():
+            if field == PRECISION and "auto" in (value, before.get(field)):
+                continue  # `choose_precision` takes that of the sweep
             if field not in marked(TuningConfig, RESUMABLE) and before.get(field) != value:
                 raise UserError(
                     f"{field} is {value!r}: the sweep in {config.out} has {before.get(field)!r}; "

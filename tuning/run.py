@@ -11,6 +11,7 @@ from typing import Any
 
 from ray import tune
 
+from cluster.config import ClusterConfig
 from cluster.io import storage, terminal
 from cluster.io.lease import hold_lease
 from cluster.provenance import find_provenance
@@ -19,6 +20,7 @@ from cluster.scaling import in_process, max_concurrent_trials, plan_workers
 from datasets.shards import Manifest
 from trainers import metrics, prepare
 from trainers.networks.freezing import count_frozen, is_head_only
+from trainers.precision import choose_precision
 from trainers.tracking.config import sync_command
 from trainers.tracking.where import describe_tracking
 from tuning.check import check, facts_of
@@ -34,7 +36,7 @@ from tuning.leaderboard import (
     write_leaderboard,
 )
 from tuning.progress import SweepProgress
-from tuning.record import SweepRecord
+from tuning.record import SweepRecord, read_sweep_config
 from tuning.runner import AbortTrainings, start_runner
 from tuning.search import STATE_FOLDER, build_tuner, count_trials, point_of, run_folder
 from tuning.sharing.cache import cache_uri
@@ -66,14 +68,15 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
     base = prepare.with_absolute_paths(replace(config.base, out=config.out))
     config = replace(config, base=base, out=base.out)
     manifest = check(config)
-    known = read_leaderboard(config.out)
+    before, known = read_sweep_config(config.out), read_leaderboard(config.out)
     if known is not None and all(row.state != FAILED for row in known[0]):
         terminal.report(
             f"{config.out} has this sweep of {len(known[0])} trials, finished: reusing it"
         )
-        connect(config.base.cluster.address, quiet=True)
-        return _close(_read_record(config))
+        resources = connect(config.base.cluster.address, quiet=True)
+        return _close(_read_record(_with_precision(config, before, resources)))
     resources = connect(config.base.cluster.address)
+    config = _with_precision(config, before, resources)
     config = without_lone_workers(config, resources)
     num_trials = count_trials(config)
     store = PrefixStore(config, manifest, resources)
@@ -126,6 +129,16 @@ def _execute(
     if (command := log_sweep(record)) is not None:
         record = replace(record, sync=[command])
     return record
+
+
+def _with_precision(
+    config: TuningConfig, before: tuple[TuningConfig, str | None] | None, resources: Resources
+) -> TuningConfig:
+    """Choose one precision for all trials, and for the features that they share."""
+    use_gpu = plan_workers(resources, ClusterConfig(device=config.base.cluster.device)).use_gpu
+    recorded = before[0].base.compute if before else None
+    compute = choose_precision(config.base.compute, recorded, use_gpu=use_gpu)
+    return replace(config, base=replace(config.base, compute=compute))
 
 
 def _write_start(config: TuningConfig, manifest: Manifest) -> None:
@@ -264,8 +277,8 @@ def _announce(
     workers = f"{plan.num_workers} DDP workers" if plan.num_workers else "their own process"
     say(
         f"  {num_concurrent} at a time; head-only trials in one process each, the others in "
-        f"{workers}\n  ingest by {ingest}\n  stored in {config.out}\n"
-        f"  W&B: {describe_tracking(config.base.track)}"
+        f"{workers}\n  ingest by {ingest}; precision {config.base.compute.precision}\n"
+        f"  stored in {config.out}\n  W&B: {describe_tracking(config.base.track)}"
     )
     for line in sharing.describe():
         say(f"  {line}")

@@ -35,6 +35,7 @@ def shrink(recipe: str, data: str, out: str) -> FinetuneConfig:
         model=replace(config.model, backbone="mobilenet_v2", init="he"),
         schedule=replace(config.schedule, phases=phases, warmup_epochs=0),
         track=TrackConfig(wandb="off", log_every_steps=1),
+        compute=replace(config.compute, precision="fp32"),
         cluster=in_process(config.cluster),
     )
 

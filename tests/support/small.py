@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 def small_training(data: str, out: str, **changes: Any) -> "FinetuneConfig":
     """A training at 32 px: each step of 16 images leaves a row, every other one a checkpoint."""
     from datasets.config import IngestConfig
-    from trainers.config import FinetuneConfig, TrackConfig
+    from trainers.config import ComputeConfig, FinetuneConfig, TrackConfig
 
     values: dict[str, Any] = {
         "global_batch_size": 16,
         "checkpoint_every_steps": 2,
         "ingest": IngestConfig(size_px=32, policy="light"),
         "track": TrackConfig(log_every_steps=1),
+        "compute": ComputeConfig(precision="fp32"),  # on any CPU the same numbers
     }
     return FinetuneConfig(data=data, out=out, **{**values, **changes})
 

@@ -7,6 +7,7 @@ channels, h x w positions of a layer's map, H x W pixels, K classes; N images of
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -95,7 +96,7 @@ def explain(
         model,
         torch.tensor(images_BHWC),
         torch.tensor(classes_B2),
-        step_settings(config, torch.device("cpu")),
+        replace(step_settings(config, torch.device("cpu")), autocast_dtype=None),
     )
     return [
         Explained(

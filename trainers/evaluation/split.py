@@ -31,6 +31,7 @@ from datasets.sources import RowSource, ShardSource
 from trainers.config import FinetuneConfig
 from trainers.inference.inference import Network
 from trainers.inference.prefix import CPU_BATCH_SIZE, GPU_BATCH_SIZE
+from trainers.precision import inference_precision
 from trainers.run.predictions import COLUMNS, Predictions, build_predictions
 from trainers.settings import prepare_inference
 from trainers.step import StepSettings, eval_step, predict
@@ -114,6 +115,8 @@ def predict_split(
     plan = plan_predictors(find_resources(), ClusterConfig(device=config.cluster.device))
     in_process = source.num_images <= SMALL_SPLIT
     use_gpu = plan.use_gpu and (not in_process or torch.cuda.is_available())
+    compute = inference_precision(config.compute, use_gpu=use_gpu)
+    network = replace(network, config=replace(config, compute=compute))
     chunks = plan_chunks(config, source, GPU_BATCH_SIZE if use_gpu else CPU_BATCH_SIZE)
     images, what = RowSource(ingest=config.ingest), f"Predicting {split}"
     arguments = {

@@ -30,6 +30,7 @@ from trainers.inference.config import InferenceConfig
 from trainers.networks.backbones import build, find, require_size
 from trainers.networks.initializers import initialize, pretrained_available
 from trainers.networks.published import IMAGENET_CLASSES
+from trainers.precision import inference_precision
 from trainers.run.folder import load_best_model
 from trainers.settings import prepare_inference
 from trainers.step import predict
@@ -167,6 +168,8 @@ def run_inference(
     plan = plan_workers(
         resources, ClusterConfig(num_workers=config.num_workers, device=config.device)
     )
+    compute = inference_precision(network.config.compute, use_gpu=plan.use_gpu)
+    network = replace(network, config=replace(network.config, compute=compute))
     size_px = network.config.ingest.size_px
     report(
         f"{network.origin}: {len(collection.references)} {collection.kind} at {images}, "

@@ -31,6 +31,9 @@ _RESULT: dict[str, Any] = {
     "lost": str | None,
 }
 
+SETTLED_LATER = {"compute.precision": "auto"}
+"""Values in the config.json of an older Thaw that say nothing yet."""
+
 
 def read_result(run: str) -> dict[str, Any]:
     """Read the result of a run that has ended.
@@ -67,6 +70,12 @@ def read_config(run: str) -> FinetuneConfig:
         raise damaged(uri, error) from None
 
 
+def find_config(run: str) -> FinetuneConfig | None:
+    """Read the config a run was started with; None where none was."""
+    exists = storage.exists(storage.join(run, "config.json"))
+    return read_config(run) if exists else None
+
+
 def load_best_model(run: str) -> tuple[FinetuneConfig, TrainingProgress, nn.Module]:
     """Return a run's config, its best checkpoint's progress and network, in eval mode on the CPU.
 
@@ -84,21 +93,25 @@ def load_best_model(run: str) -> tuple[FinetuneConfig, TrainingProgress, nn.Modu
 
 
 def require_same_run(
-    config: FinetuneConfig, manifest: Manifest, resume: TrainingProgress | None
+    config: FinetuneConfig,
+    started: FinetuneConfig | None,
+    manifest: Manifest,
+    resume: TrainingProgress | None,
 ) -> None:
     """Check that a run folder holds no run of another config or data set.
 
     Args:
+        started: of the run in the folder.
         resume: of its latest checkpoint.
 
     Raises:
         UserError: naming the first field that differs.
     """
-    if storage.exists(storage.join(config.out, "config.json")):
-        before, now = _fixed_fields(read_config(config.out)), _fixed_fields(config)
+    if started is not None:
+        before, now = _fixed_fields(started), _fixed_fields(config)
         for field in before:
             require(
-                before[field] == now[field],
+                before[field] in (now[field], SETTLED_LATER.get(field)),
                 field,
                 now[field],
                 f"the run in {config.out} was started with {before[field]!r}; "

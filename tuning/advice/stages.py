@@ -5,6 +5,7 @@ N images, D features.
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from datasets.shards import Manifest
 from trainers.config import FinetuneConfig
 from trainers.inference.prefix import open_frozen
 from trainers.networks.backbones import find
+from trainers.precision import choose_precision
 from tuning.advice.probe import fit_probe, predict
 from tuning.advice.quadrants import Stage
 from tuning.sharing.passes import plan_entries, run_pass
@@ -45,6 +47,8 @@ def collect(
         UserError: if features overflow half precision.
     """
     plan = plan_workers(resources, training.cluster)
+    compute = choose_precision(training.compute, use_gpu=plan.use_gpu)
+    training = replace(training, compute=compute)
     network = open_frozen(training, len(manifest.classes), pooled=True)
     depths = range(1, len(find(training.model.backbone).stages) + 1)
     entries = [
