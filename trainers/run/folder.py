@@ -111,7 +111,7 @@ def require_same_run(
         before, now = _fixed_fields(started), _fixed_fields(config)
         for field in before:
             require(
-                before[field] in (now[field], SETTLED_LATER.get(field)),
+                before[field] in (now[field], SETTLED_LATER.get(field, now[field])),
                 field,
                 now[field],
                 f"the run in {config.out} was started with {before[field]!r}; "
