@@ -9,9 +9,9 @@ import ray
 import torch
 
 from tests.support.small import small_training
-from trainers import precision
 from trainers.config import ComputeConfig, FinetuneConfig, ModelConfig, Precision
-from trainers.precision import choose_precision, computes_bf16, inference_precision
+from trainers.networks import precision
+from trainers.networks.precision import choose_precision, computes_bf16, inference_precision
 from trainers.prepare import prepare_run
 from trainers.run.folder import write_config
 

@@ -19,7 +19,7 @@ from trainers.config import RANDOM, FinetuneConfig, ModelConfig
 from trainers.networks.backbones import build, require_size
 from trainers.networks.freezing import resolve_depth
 from trainers.networks.initializers import initialize, pretrained_available
-from trainers.precision import choose_precision
+from trainers.networks.precision import choose_precision
 from trainers.run import checkpoint
 from trainers.run.checkpoint import TrainingProgress
 from trainers.run.folder import find_config, find_finished, require_same_run

@@ -20,7 +20,7 @@ from cluster.scaling import in_process, max_concurrent_trials, plan_workers
 from datasets.shards import Manifest
 from trainers import metrics, prepare
 from trainers.networks.freezing import count_frozen, is_head_only
-from trainers.precision import choose_precision
+from trainers.networks.precision import choose_precision
 from trainers.tracking.config import sync_command
 from trainers.tracking.where import describe_tracking
 from tuning.check import check, facts_of

@@ -31,7 +31,7 @@ from datasets.sources import RowSource, ShardSource
 from trainers.config import FinetuneConfig
 from trainers.inference.inference import Network
 from trainers.inference.prefix import CPU_BATCH_SIZE, GPU_BATCH_SIZE
-from trainers.precision import inference_precision
+from trainers.networks.precision import inference_precision
 from trainers.run.predictions import COLUMNS, Predictions, build_predictions
 from trainers.settings import prepare_inference
 from trainers.step import StepSettings, eval_step, predict

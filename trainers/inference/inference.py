@@ -29,8 +29,8 @@ from trainers.config import FinetuneConfig, ModelConfig
 from trainers.inference.config import InferenceConfig
 from trainers.networks.backbones import build, find, require_size
 from trainers.networks.initializers import initialize, pretrained_available
+from trainers.networks.precision import inference_precision
 from trainers.networks.published import IMAGENET_CLASSES
-from trainers.precision import inference_precision
 from trainers.run.folder import load_best_model
 from trainers.settings import prepare_inference
 from trainers.step import predict

@@ -21,7 +21,7 @@ from datasets.shards import Manifest
 from trainers.config import FinetuneConfig
 from trainers.inference.prefix import open_frozen
 from trainers.networks.backbones import find
-from trainers.precision import choose_precision
+from trainers.networks.precision import choose_precision
 from tuning.advice.probe import fit_probe, predict
 from tuning.advice.quadrants import Stage
 from tuning.sharing.passes import plan_entries, run_pass
