@@ -1,5 +1,6 @@
 """Configuration of `prepare`, ingest and the other commands (standard library only)."""
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
@@ -21,6 +22,7 @@ Source = Literal["folder", "table", "parquet", "stanford", "synthetic"]
 Policy = Literal["none", "light", "cars"]
 Ingest = Literal["auto", "stream", "memory"]
 LabelBy = Literal["model", "body"]
+NearDuplicates = Literal["report", "drop", "keep"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 READERS = ("datasets.read", "datasets.policies")
 """Modules that Ray's workers need to read images."""
@@ -88,6 +90,16 @@ class PrepareConfig:
     tell the split."""
     group_column: str | None = None
     """Parquet and table sources: images of one value, such as a vehicle, stay in one split."""
+    group_by: str | None = None
+    """Regular expression of paths below `root`: images with the same text in its groups belong
+    together, such as `vehicle_(\\d+)`."""
+    group_depth: int | None = None
+    """Folder source: so many folders below the class folder name images that belong together."""
+    near_duplicates: NearDuplicates = "report"
+    """Images that were compressed again, scaled, mirrored or cropped a little (not `synthetic`).
+    report: list them in near_duplicates.parquet and .png; val is cut from train without parting
+    them. drop: also leave out those of train and val that are like a test image. keep: don't
+    look."""
     row_group_size: Annotated[int, IN_FINGERPRINT] = 64
     """Images per Parquet row group: the unit the stream reads and shuffles."""
     shard_mib: Annotated[int, IN_FINGERPRINT] = 128
@@ -108,6 +120,9 @@ class PrepareConfig:
         )
         require_at_least("short_side_px", self.short_side_px, 32)
         require(0 <= self.box_margin <= 1, "box_margin", self.box_margin, "use 0 to 1")
+        require_choice("near_duplicates", self.near_duplicates, get_args(NearDuplicates))
+        require_at_least("group_depth", self.group_depth, 1)
+        self._check_groups()
         require_at_least("row_group_size", self.row_group_size, 1)
         require_at_least("shard_mib", self.shard_mib, 1)
         require(
@@ -143,6 +158,23 @@ class PrepareConfig:
                 getattr(self, name),
                 f"source {self.source} has no table",
             )
+
+    def _check_groups(self) -> None:
+        names = ("group_column", "group_by", "group_depth")
+        given = [name for name in names if getattr(self, name) is not None]
+        for name in given[1:]:
+            require(False, name, getattr(self, name), f"{given[0]} is set as well: use one of them")
+        require(
+            self.group_depth is None or (self.source == "folder" and self.class_depth > 0),
+            "group_depth",
+            self.group_depth,
+            "only `--source folder` with class folders above others has it; use --group-by",
+        )
+        if self.group_by is not None:
+            try:
+                re.compile(self.group_by)
+            except re.error as error:
+                require(False, "group_by", self.group_by, f"no regular expression ({error})")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ import io
 import struct
 import warnings
 import zlib
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -79,7 +80,15 @@ def to_jpeg(
 
     As `convert`, without the pixels.
     """
-    return convert(content, short_side_px=short_side_px, box=box, box_margin=box_margin)[0]
+    return convert(content, short_side_px=short_side_px, box=box, box_margin=box_margin).jpeg
+
+
+class Converted(NamedTuple):
+    jpeg: bytes
+    num_pixels: int
+    """Of the JPEG."""
+    source_HWC: np.ndarray
+    """The whole image, as `load_image` returns it."""
 
 
 def convert(
@@ -88,9 +97,8 @@ def convert(
     short_side_px: int,
     box: tuple[int, int, int, int] | None = None,
     box_margin: float = 0.0,
-) -> tuple[bytes, np.ndarray]:
-    """Validate an image; return a JPEG whose short side is at most `short_side_px`, and the pixels
-    of the whole image as `load_image` does.
+) -> Converted:
+    """Validate an image and return it as a JPEG whose short side is at most `short_side_px`.
 
     A baseline RGB JPEG that needs no change keeps its bytes. A JPEG that Pillow decodes and the
     stricter decoder of the stream refuses is encoded again.
@@ -105,13 +113,14 @@ def convert(
     image_HWC, is_plain_jpeg = _load(content)
     keeps_size = box is None and min(image_HWC.shape[:2]) <= short_side_px
     if is_plain_jpeg and keeps_size and _decodes_strictly(content):
-        return content, image_HWC
+        return Converted(content, image_HWC.shape[0] * image_HWC.shape[1], image_HWC)
     kept_HWC = image_HWC
     if box is not None:
         kept_HWC = _crop(image_HWC, box, box_margin)
         if is_too_thin(*kept_HWC.shape[:2]):
             raise BadImage(f"too thin: its box's sides differ more than {MAX_ASPECT} times")
-    return encode_jpeg(_bound_short_side(kept_HWC, short_side_px)), image_HWC
+    kept_HWC = _bound_short_side(kept_HWC, short_side_px)
+    return Converted(encode_jpeg(kept_HWC), kept_HWC.shape[0] * kept_HWC.shape[1], image_HWC)
 
 
 def identify_pixels(image_HWC: np.ndarray) -> int:

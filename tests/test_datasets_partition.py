@@ -1,10 +1,12 @@
 import random
+import re
 from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from datasets.prepare.groups import group_by_folder, group_by_pattern, join_groups
 from datasets.prepare.partition import (
     assign_splits,
     cut_row_groups,
@@ -173,4 +175,68 @@ def test_no_pixels_and_no_group_are_in_two_splits(rows, shuffle):
                 assert any(labels[i] == label and assigned[i] == "train" for i in kept)
         results.append({image_ids[i]: assigned[i] for i in kept})
         shuffle.shuffle(rows)
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(
+    ("path", "depth", "group"),
+    [
+        ("audi/v1/1.jpg", 1, "audi/v1"),
+        ("train/audi/v1/1.jpg", 1, "audi/v1"),
+        ("test/audi/v1/side/2.jpg", 1, "audi/v1"),
+        ("audi/v1/side/2.jpg", 2, "audi/v1/side"),
+        ("audi/test/v1/2.jpg", 1, "audi/v1"),
+        ("audi/1.jpg", 1, None),
+        ("train/audi/1.jpg", 3, None),
+    ],
+)
+def test_folders_below_a_class_are_groups(path, depth, group):
+    assert group_by_folder(path, "audi", 1, depth) == group
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "group"),
+    [
+        (r"vehicle_(\d+)", "train/audi/vehicle_07_3.jpg", "07"),
+        (r"vehicle_(\d+)", "test/bmw/vehicle_07_9.jpg", "07"),
+        (r"(\d{4})-(\d\d)", "a/2011-05_1.jpg", "2011/05"),
+        (r"IMG_\d", "a/IMG_47.jpg", "IMG_4"),
+        (r"vehicle_(\d+)", "train/audi/1.jpg", None),
+    ],
+)
+def test_a_pattern_names_groups(pattern, path, group):
+    assert group_by_pattern(re.compile(pattern), path) == group
+
+
+def test_pairs_join_groups():
+    joined = join_groups(["a", "a", None, None, None, "b"], [(1, 2), (3, 4)])
+    assert joined[0] == joined[1] == joined[2] is not None
+    assert joined[3] == joined[4] != joined[0] and joined[5] not in (None, joined[0], joined[3])
+    assert join_groups([None, None], []) == [None, None]
+
+
+@given(many_images(), st.data())
+def test_no_near_pair_is_in_two_splits(rows, data):
+    numbers = st.integers(0, len(rows) - 1)
+    pairs = data.draw(st.lists(st.tuples(numbers, numbers), max_size=12))
+    results = []
+    for order in (range(len(rows)), data.draw(st.permutations(range(len(rows))))):
+        place = {row: at for at, row in enumerate(order)}
+        splits, labels, pixel_ids, groups, image_ids = zip(*(rows[i] for i in order), strict=True)
+        assigned, reasons = assign_splits(
+            splits,
+            labels,
+            image_ids,
+            0.3,
+            pixel_ids=pixel_ids,
+            groups=groups,
+            pairs=[(place[one], place[other]) for one, other in pairs],
+            drop_near=True,
+        )
+        for one, other in pairs:
+            kept = [place[i] for i in (one, other) if reasons[place[i]] is None]
+            assert len({assigned[at] for at in kept}) <= 1
+        results.append(
+            {i: a for i, a, reason in zip(image_ids, assigned, reasons, strict=True) if not reason}
+        )
     assert results[0] == results[1]

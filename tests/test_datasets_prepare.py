@@ -23,6 +23,7 @@ from datasets.prepare.prepare import prepare
 from datasets.prepare.staging import stage_images
 from datasets.preview import preview
 from datasets.shards import SHARD_SCHEMA, Manifest, read_manifest
+from tests.test_datasets_near import photograph
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -145,6 +146,50 @@ def test_bad_images_are_left_out_by_name(ray_cluster, photos, capsys):
     assert "7 images left out" in capsys.readouterr().out
     for row in read_rows(config, manifest, "train"):
         load_image(row["image"])
+
+
+@pytest.mark.ray
+def test_nothing_alike_is_in_two_splits(ray_cluster, tmp_path, capsys):
+    """The same pixels in other bytes, near duplicates and the photographs of one vehicle."""
+    root = tmp_path / "photos"
+
+    def save(path: str, seed: int, quality: int, *, mirrored: bool = False) -> None:
+        pixels = photograph(seed)
+        image = Image.fromarray(pixels[:, ::-1] if mirrored else pixels)
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        image.save(root / path, quality=quality)
+
+    for label, name in enumerate(("audi", "bmw")):
+        for number in range(8):
+            save(f"train/{name}/v{number // 2}_{number}.jpg", 20 * label + number, 90)
+        save(f"train/{name}/again.jpg", 20 * label, 30)
+        save(f"test/{name}/v9_1.jpg", 20 * label + 1, 40, mirrored=True)
+        save(f"test/{name}/v3_9.jpg", 20 * label + 12, 90)
+        content = (root / f"train/{name}/v2_5.jpg").read_bytes()
+        write(root / f"test/{name}/copy.jpg", content[:2] + b"\xff\xfe\0\4ab" + content[2:])
+    config = options(root, group_by=r"(\w+)/(v\d+)_", near_duplicates="drop", val_fraction=0.3)
+    manifest = prepare(config)
+    assert read_quarantine(config) == {
+        "v2_5.jpg": "duplicate of a test image",
+        "v0_1.jpg": "near duplicate of a test image",
+        "v3_6.jpg": "of a group with test images",
+        "v3_7.jpg": "of a group with test images",
+    }
+    for split in manifest.splits:
+        names = {os.path.basename(row["path"]) for row in read_rows(config, manifest, split)}
+        assert ("v0_0.jpg" in names) == ("again.jpg" in names)
+        assert ("v1_2.jpg" in names) == ("v1_3.jpg" in names)
+    assert {"train", "val", "test"} == set(manifest.splits)
+    pairs = pq.read_table(f"{config.out}/near_duplicates.parquet").to_pylist()
+    assert len(pairs) == 4 and [row["split"] == row["other_split"] for row in pairs] == [
+        *(False, False, True, True)
+    ]
+    sheet = load_image(Path(f"{config.out}/near_duplicates.png").read_bytes())
+    assert sheet.shape[1] > 900
+    assert "4 pairs of near duplicates, 2 of them across splits" in capsys.readouterr().out
+    kept = replace(config, near_duplicates="keep", group_by=None, out=config.out + "2")
+    assert sum(split.num_images for split in prepare(kept).splits.values()) == 22
+    assert not Path(f"{kept.out}/near_duplicates.parquet").exists()
 
 
 @pytest.mark.ray

@@ -7,6 +7,7 @@ from typing import Any
 from cluster.io import storage
 from cluster.io.markers import NOT_IN_KEY, flatten, marked
 from datasets.config import PrepareConfig
+from datasets.prepare.duplicates.report import PICTURE, TABLE
 from datasets.shards import (
     SCHEMA_VERSION,
     SPLITS,
@@ -31,7 +32,8 @@ def find_existing_output(config: PrepareConfig, source_version: str) -> Manifest
         print(f"{config.out}: prepared again, its shards are those of an older Thaw")
         return None
     manifest = read_manifest(config.out)
-    before, now = _used_options(manifest.options), _used_options(asdict(config))
+    defaults = asdict(PrepareConfig(source="synthetic", out=""))  # of options of a newer Thaw
+    before, now = _used_options(defaults | manifest.options), _used_options(asdict(config))
     changed = [
         f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
         for name in sorted(before | now)
@@ -56,7 +58,7 @@ def clear(out: str) -> None:
         folder = storage.join(out, split)
         for name in filter(_SHARD_NAME.fullmatch, storage.list_names(folder)):
             storage.delete_file(storage.join(folder, name))
-    for name in ("quarantine.parquet", UNUSED):
+    for name in ("quarantine.parquet", UNUSED, TABLE, PICTURE):
         storage.delete_file(storage.join(out, name))
     storage.delete_folder(storage.join(out, ".staging"))
 

@@ -3,10 +3,15 @@
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from datasets.prepare.groups import join_groups
+
+NEAR_TEST = "near duplicate of a test image"
+NEAR_VAL = "near duplicate of a validation image"
 
 
 def identify(content: bytes) -> int:
@@ -21,7 +26,9 @@ def assign_splits(
     val_fraction: float,
     *,
     pixel_ids: Sequence[int] | None = None,
-    groups: Sequence[object] | None = None,
+    groups: Sequence[str | None] | None = None,
+    pairs: Sequence[tuple[int, int]] = (),
+    drop_near: bool = False,
 ) -> tuple[list[str], list[str | None]]:
     """Return each image's final split, and why it is left out (None: it is kept).
 
@@ -34,6 +41,9 @@ def assign_splits(
         pixel_ids: images of the same number are the same; by default those of the same content.
         groups: images of the same group stay in one split: of a group with test images, those of
             other splits are left out. By default each image is its own; None as well.
+        pairs: near duplicates, by index. Those of train stay together where val is cut from it.
+        drop_near: leave out images of train and val that are near a test image, and of train that
+            are near one of val.
     """
     pixel_ids = image_ids if pixel_ids is None else pixel_ids
     groups = [None] * len(splits) if groups is None else groups
@@ -71,6 +81,15 @@ def assign_splits(
         find_reason(index, *facts)
         for index, facts in enumerate(zip(splits, pixel_ids, groups, strict=True))
     ]
+    pairs = _between_kept(pairs, pixel_ids, kept)
+    if drop_near:
+        for one, other in (*pairs, *(pair[::-1] for pair in pairs)):
+            if reasons[one] is None and splits[other] == "test" != splits[one]:
+                reasons[one] = NEAR_TEST
+        for one, other in (*pairs, *(pair[::-1] for pair in pairs)):
+            is_val = splits[other] == "val" and reasons[other] is None
+            if reasons[one] is None and is_val and splits[one] == "train":
+                reasons[one] = NEAR_VAL
     assigned = list(splits)
     if not ids_of["val"]:
         train = [
@@ -78,9 +97,28 @@ def assign_splits(
             for index, (split, reason) in enumerate(zip(splits, reasons, strict=True))
             if split == "train" and reason is None
         ]
-        for index in _choose_validation(train, labels, image_ids, groups, val_fraction):
+        in_train = set(train)
+        joined = join_groups(groups, [pair for pair in pairs if in_train.issuperset(pair)])
+        for index in _choose_validation(train, labels, image_ids, joined, val_fraction):
             assigned[index] = "val"
     return assigned, reasons
+
+
+def _between_kept(
+    pairs: Sequence[tuple[int, int]],
+    pixel_ids: Sequence[int],
+    kept: Mapping[tuple[str, int], tuple[int, int]],
+) -> list[tuple[int, int]]:
+    """Return pairs of the images that are kept: `pairs` may name others of the same pixels."""
+    copies = defaultdict[int, list[int]](list)
+    for (_, pixel_id), (_, index) in kept.items():
+        copies[pixel_id].append(index)
+    return [
+        (one, other)
+        for pair in pairs
+        for one in copies[pixel_ids[pair[0]]]
+        for other in copies[pixel_ids[pair[1]]]
+    ]
 
 
 def _choose_validation(

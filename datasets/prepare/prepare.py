@@ -7,13 +7,15 @@ orders rows by content hash and cuts shards. The second fills each shard from th
     OUT/.staging/*.parquet      removed at the end
     OUT/quarantine.parquet
     OUT/unused.parquet          where the source has files that are no images of the data set
+    OUT/near_duplicates.*       where images are alike: a table and a picture
     OUT/{train,val,test}/part-00000-<fingerprint>.parquet
     OUT/manifest.json           last: before it there is no data set
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from textwrap import shorten
 from typing import Any
 
@@ -32,11 +34,34 @@ from cluster.io.terminal import count, report
 from datasets.config import PrepareConfig
 from datasets.prepare.classes import find_similar
 from datasets.prepare.dry_run import print_listing
+from datasets.prepare.duplicates.near import find_pairs
+from datasets.prepare.duplicates.report import (
+    PICTURE,
+    TABLE,
+    Pair,
+    describe_pairs,
+    order_pairs,
+    write_report,
+)
 from datasets.prepare.existing import clear, find_existing_output
+from datasets.prepare.groups import add_groups
 from datasets.prepare.listing import Listing, describe_source, describe_unused
-from datasets.prepare.partition import assign_splits, cut_row_groups, fingerprint, tally_reasons
+from datasets.prepare.partition import (
+    NEAR_TEST,
+    NEAR_VAL,
+    assign_splits,
+    cut_row_groups,
+    fingerprint,
+    tally_reasons,
+)
 from datasets.prepare.sources import SOURCES
-from datasets.prepare.staging import fill_shard, stage_images, write_images
+from datasets.prepare.staging import (
+    fill_shard,
+    read_staged,
+    searches_near_duplicates,
+    stage_images,
+    write_images,
+)
 from datasets.shards import (
     QUARANTINE_SCHEMA,
     SPLITS,
@@ -59,7 +84,7 @@ def prepare(config: PrepareConfig) -> Manifest:
             training image, before or after bad images are left out.
     """
     config = _with_absolute_paths(config)
-    listing = SOURCES[config.source](config)
+    listing = add_groups(config, SOURCES[config.source](config))
     _check_classes(config, listing.classes, listing.references)
     if (existing := find_existing_output(config, listing.version)) is not None:
         return existing
@@ -76,7 +101,7 @@ def _write(config: PrepareConfig, listing: Listing) -> Manifest:
     staging = storage.join(config.out, ".staging")
     try:
         images = _stage(config, listing, staging)
-        images, num_left_out = _split(config, listing, images)
+        images, num_left_out = _split(config, listing, images, staging)
         identity = fingerprint(
             listing.classes,
             [tuple(image.values()) for image in images.select(_IDENTITY).to_pylist()],
@@ -109,7 +134,7 @@ def describe(config: PrepareConfig) -> None:
         UserError: as `prepare`, for what is wrong before an image is opened.
     """
     config = _with_absolute_paths(config)
-    listing = SOURCES[config.source](config)
+    listing = add_groups(config, SOURCES[config.source](config))
     print_listing(listing, config.val_fraction)
     _check_classes(config, listing.classes, listing.references)
 
@@ -214,17 +239,27 @@ def _run(
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
 
 
-def _split(config: PrepareConfig, listing: Listing, images: pa.Table) -> tuple[pa.Table, int]:
+def _split(
+    config: PrepareConfig, listing: Listing, images: pa.Table, staging: str
+) -> tuple[pa.Table, int]:
     """Assign splits and write the quarantine; return the good images and how many are left out."""
     good = images.filter(pc.field("reason").is_null())
+    pairs = list[Pair]()
+    if searches_near_duplicates(config):
+        read = partial(read_staged, staging, good, column="thumbnail")
+        pairs = find_pairs(good["hashes"].to_pylist(), good["pixel_id"].to_pylist(), read)
+    own_groups = good["group"].to_pylist() if "group" in good.column_names else [None] * len(good)
     splits, reasons = assign_splits(
         good["split"].to_pylist(),
         good["label"].to_pylist(),
         good["image_id"].to_pylist(),
         config.val_fraction,
         pixel_ids=good["pixel_id"].to_pylist(),
-        groups=good["group"].to_pylist() if "group" in good.column_names else None,
+        groups=own_groups,
+        pairs=[pair[:2] for pair in pairs],
+        drop_near=config.near_duplicates == "drop",
     )
+    _report_near_duplicates(config, pairs, good, splits, reasons, staging)
     good = good.drop_columns(["split", "reason"])
     good = good.append_column("split", pa.array(splits, pa.string()))
     good = good.append_column("reason", pa.array(reasons, pa.string()))
@@ -242,6 +277,27 @@ def _split(config: PrepareConfig, listing: Listing, images: pa.Table) -> tuple[p
         note = f" after {len(left_out)} were left out ({tally})"
     _check_classes(config, listing.classes, good, note)
     return good, len(left_out)
+
+
+def _report_near_duplicates(
+    config: PrepareConfig,
+    pairs: Sequence[Pair],
+    images: pa.Table,
+    splits: Sequence[str],
+    reasons: Sequence[str | None],
+    staging: str,
+) -> None:
+    """Write and print the pairs of images that are kept, or left out for being near duplicates."""
+    told = {None, NEAR_TEST, NEAR_VAL}
+    pairs = [pair for pair in pairs if told.issuperset(reasons[index] for index in pair[:2])]
+    if not pairs:
+        return
+    pairs = order_pairs(pairs, splits)
+    read = partial(read_staged, staging, images, column="image")
+    write_report(config.out, pairs, images["path"].to_pylist(), splits, read)
+    remedy = "" if config.near_duplicates == "drop" else "; --near-duplicates drop leaves out "
+    remedy += "those of train like a test image" if remedy else ""
+    print(f"{config.out}: {describe_pairs(pairs, splits)}; see {PICTURE}, {TABLE}{remedy}")
 
 
 def _write_splits(

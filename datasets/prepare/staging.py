@@ -1,16 +1,14 @@
 """The two kinds of Ray tasks of `prepare`: encode images into a staged file, fill one shard."""
 
-import io
-
 import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from cluster.io import storage
 from datasets.config import PrepareConfig
-from datasets.images import BadImage, convert, identify_pixels
+from datasets.images import BadImage, Converted, convert, identify_pixels
+from datasets.prepare.duplicates.near import hash_image
 from datasets.prepare.listing import Reader
 from datasets.prepare.partition import identify
 from datasets.shards import SHARD_SCHEMA, checksum
@@ -24,6 +22,7 @@ STAGED_SCHEMA = pa.schema(
         ("row", pa.int32()),  # in the staged file
         ("image_id", pa.int64()),
         ("pixel_id", pa.int64()),  # the same for the same pixels
+        ("hashes", pa.binary()),  # `near.hash_image`; null where near duplicates are kept
         ("num_bytes", pa.int64()),
         ("num_pixels", pa.int64()),
         ("reason", pa.string()),  # why the image is left out; else null
@@ -38,29 +37,33 @@ def stage_images(
     cv2.setNumThreads(0)  # tasks already fill the cores
     name = f"{references['position'][0].as_py():09d}.parquet"
     jpegs: list[bytes] = []
+    thumbnails: list[bytes | None] = []
     facts = []
     for reference, content in zip(references.to_pylist(), read(references), strict=True):
         fact = {"position": reference["position"]}
         try:
-            jpeg, image_HWC = _convert(reference, content, config)
+            converted = _convert(reference, content, config)
         except BadImage as bad:
             fact["reason"] = bad.reason
         else:
             assert isinstance(content, bytes)
             fact |= {"staged": name, "row": len(jpegs), "image_id": identify(content)}
-            fact["pixel_id"] = identify_pixels(image_HWC)
-            width, height = Image.open(io.BytesIO(jpeg)).size
-            fact |= {"num_bytes": len(jpeg), "num_pixels": width * height}
-            jpegs.append(jpeg)
+            fact["pixel_id"] = identify_pixels(converted.source_HWC)
+            fact["num_bytes"] = len(converted.jpeg)
+            fact["num_pixels"] = converted.num_pixels
+            thumbnail = None
+            if searches_near_duplicates(config):
+                fact["hashes"], thumbnail = hash_image(converted.source_HWC)
+            jpegs.append(converted.jpeg)
+            thumbnails.append(thumbnail)
         facts.append(fact)
-    table = pa.table({"image": pa.array(jpegs, pa.binary())})
+    columns = [pa.array(jpegs, pa.binary()), pa.array(thumbnails, pa.binary())]
+    table = pa.table(columns, ["image", "thumbnail"])
     write_images(storage.join(staging, name), table, STAGED_ROW_GROUP_SIZE)
     return pa.Table.from_pylist(facts, schema=STAGED_SCHEMA)
 
 
-def _convert(
-    reference: dict, content: bytes | BadImage, config: PrepareConfig
-) -> tuple[bytes, np.ndarray]:
+def _convert(reference: dict, content: bytes | BadImage, config: PrepareConfig) -> Converted:
     if isinstance(content, BadImage):
         raise content
     if reference["label"] < 0:
@@ -71,6 +74,32 @@ def _convert(
         box=reference["box"] if config.crop_to_box else None,
         box_margin=config.box_margin,
     )
+
+
+def searches_near_duplicates(config: PrepareConfig) -> bool:
+    """Rendered images differ by their seeds."""
+    return config.near_duplicates != "keep" and config.source != "synthetic"
+
+
+def read_staged(
+    staging: str, images: pa.Table, indices: np.ndarray, column: str
+) -> dict[int, bytes]:
+    """Read a column of the staged files, for images by index."""
+    values = dict[int, bytes]()
+    names = np.asarray(images["staged"].take(indices).to_pylist(), object)
+    rows_N = images["row"].to_numpy()
+    for name in np.unique(names):
+        wanted = indices[names == name]
+        groups = np.unique(rows_N[wanted] // STAGED_ROW_GROUP_SIZE)
+        file_system, path = storage.resolve(storage.join(staging, str(name)))
+        with file_system.open_input_file(path) as stream:
+            table = pq.ParquetFile(stream).read_row_groups(groups.tolist(), [column])
+        first_of = {group: number * STAGED_ROW_GROUP_SIZE for number, group in enumerate(groups)}
+        for index in wanted:
+            row = int(rows_N[index])
+            at = first_of[row // STAGED_ROW_GROUP_SIZE] + row % STAGED_ROW_GROUP_SIZE
+            values[int(index)] = table[column][at].as_py()
+    return values
 
 
 def fill_shard(rows: pa.Table, *, out: str, staging: str, row_group_size: int) -> pa.Table:
@@ -84,7 +113,7 @@ def fill_shard(rows: pa.Table, *, out: str, staging: str, row_group_size: int) -
         groups = np.unique(wanted // STAGED_ROW_GROUP_SIZE)
         file_system, path = storage.resolve(storage.join(staging, str(name)))
         with file_system.open_input_file(path) as stream:
-            images = pq.ParquetFile(stream).read_row_groups(groups.tolist()).column("image")
+            images = pq.ParquetFile(stream).read_row_groups(groups.tolist(), ["image"]).column(0)
         before = np.searchsorted(groups, wanted // STAGED_ROW_GROUP_SIZE) * STAGED_ROW_GROUP_SIZE
         for index, row in zip(indices, before + wanted % STAGED_ROW_GROUP_SIZE, strict=True):
             jpegs[index] = images[int(row)].as_py()
