@@ -79,7 +79,7 @@ def test_torch_is_asked(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: by_torch)
-    assert computes_bf16.__wrapped__() == expected
+    assert computes_bf16() == expected
 
 
 @pytest.mark.ray
@@ -90,8 +90,7 @@ def test_one_node_without_bfloat16_decides(
     nodes = [node | {"NodeManagerHostname": node["NodeID"]} for node in ray.nodes()]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
     last = nodes[-1]["NodeID"]
-    monkeypatch.setattr(precision, "computes_bf16", lambda: True)
-    assert precision._nodes_compute_bf16()
+    assert precision._nodes_compute_bf16() == computes_bf16()
     monkeypatch.setattr(
         precision, "computes_bf16", lambda: ray.get_runtime_context().get_node_id() != last
     )

@@ -1,7 +1,6 @@
 """The precision that `compute.precision auto` stands for, by what computes: GPUs or CPUs."""
 
 from dataclasses import replace
-from functools import cache
 
 import ray
 import torch
@@ -36,7 +35,6 @@ def inference_precision(config: ComputeConfig, *, use_gpu: bool) -> ComputeConfi
     return choose_precision(config, use_gpu=use_gpu)
 
 
-@cache
 def computes_bf16() -> bool:
     """Return whether this CPU has instructions for bfloat16 (avx512_bf16, AMX, Arm's), and torch
     uses them; it emulates them on others."""
