@@ -100,7 +100,7 @@ def test_all_parts_run_on_a_cpu_with_the_packages_of_a_bare_machine(own_ray, tmp
         assert row["ours"] > 0 and row["peer"] > 0 and row["limit_fraction"] > 0, row
         assert row["machine"].startswith("no GPU"), row
     text = (out / "performance.md").read_text()
-    for shown in ("`stream`, 2 cores", "DDP over NCCL", "1 head-only trials", "`--compile`"):
+    for shown in ("`stream`, 2 cores", "DDP over NCCL", "2 head-only trials", "`--compile`"):
         assert shown in text
 
 

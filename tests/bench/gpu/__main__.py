@@ -17,6 +17,7 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
@@ -107,6 +108,13 @@ def measure(part: Part, folder: Path, out: Path, *, tiny: bool) -> None:
     with torch.compiler.set_stance("force_eager" if tiny else "default"):
         for row in function(TINY if tiny else Sizes(), folder):
             keep([row | facts], out)
+
+
+def one_session() -> AbstractContextManager[None]:
+    """Start Ray once for all parts, as each start takes as long as a tiny part."""
+    from tests.bench.gpu.ingest import ray_on
+
+    return ray_on(len(os.sched_getaffinity(0)))
 
 
 def to_command(part: Part, folder: Path, out: Path) -> list[str]:
@@ -201,7 +209,8 @@ def main() -> None:
     chosen = [part for part in PARTS if part.name in options.only]
     with tempfile.TemporaryDirectory(prefix="thaw-gpu-") as folder:
         limit_s = options.limit_s - (time.monotonic() - started)  # the first import takes long
-        left_out = run_parts(chosen, Path(folder), out, limit_s=limit_s, tiny=options.tiny)
+        with one_session() if options.tiny else nullcontext():
+            left_out = run_parts(chosen, Path(folder), out, limit_s=limit_s, tiny=options.tiny)
     rows = [row for row in read_rows(out) if page.is_ours(row)]
     report(rows, out)
     if options.out:

@@ -56,7 +56,7 @@ TINY = Sizes(
     num_workers=0,
     loader_workers=0,
     sweep_backbone="lenet5",
-    num_trials=1,
+    num_trials=2,
     sweep_epochs=1,
 )
 
