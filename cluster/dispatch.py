@@ -53,7 +53,8 @@ def dispatch(
 @contextmanager
 def starting_ray(verb: Verb, config: Any) -> Iterator[None]:
     """Start Ray in a thread, where the verb needs it, while the verb's modules are imported."""
-    if verb.address is None or not entry.starts_early:
+    is_dry = getattr(config, "dry_run", False)
+    if verb.address is None or not entry.starts_early or is_dry:
         yield
         return
     runtime = import_module("cluster.runtime")  # imports Ray

@@ -466,7 +466,9 @@ def draw_jpeg(seed: int) -> bytes:
 
 
 def test_dry_run_says_all_and_writes_nothing(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("cluster.runtime.connect", None)  # no cluster is needed
+    for needless in ("cluster.runtime.connect", "cluster.runtime.start_early"):
+        monkeypatch.setattr(needless, None)
+    monkeypatch.setattr("cluster.entry.starts_early", True)  # as the command line has it
     tmp_path, out = tmp_path / "cars", tmp_path / "out"
     write_images(tmp_path, *(f"train/{n}.jpg" for n in range(12)), "test/1.jpg", "train/[x].jpg")
     rows = "".join(f"{n}.jpg,{['Transit [van]', 'bus'][n % 2]}\n" for n in range(12))

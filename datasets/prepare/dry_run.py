@@ -6,10 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow.compute as pc
 from rich import box
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from cluster.io.terminal import literal_console
 from datasets.prepare.listing import Listing
 from datasets.prepare.partition import num_validation
 from datasets.shards import SPLITS
@@ -17,41 +16,37 @@ from datasets.shards import SPLITS
 MAX_CLASSES, MAX_NAMES = 200, 5
 
 
-def print_listing(listing: Listing, val_fraction: float, console: Console | None = None) -> None:
+def print_listing(listing: Listing, val_fraction: float) -> None:
     """Print splits, classes, counts and unused files, each with the rule that decided."""
-    console = console or Console(soft_wrap=True)
+    console = literal_console(highlight=False, soft_wrap=True)
     splits = listing.references["split"].to_pylist()
     default = ("no folder or file names a split",) if set(splits) == {"train"} else ()
     for note in listing.notes or default:
-        console.print(f"rule      {note}", markup=False, highlight=False)
+        console.print(f"rule      {note}")
     counts = {split: _count(listing, split) for split in SPLITS if split in set(splits)}
     is_cut = "train" in counts and "val" not in counts
     if is_cut:
         cut = np.array([num_validation(number, val_fraction) for number in counts["train"]])
         counts = {**counts, "train": counts["train"] - cut, "val": cut}
-        console.print(
-            f"rule      val is cut from train, about {val_fraction:.0%} of each class",
-            highlight=False,
-        )
+        console.print(f"rule      val is cut from train, about {val_fraction:.0%} of each class")
     counts = {split: counts[split] for split in SPLITS if split in counts}
     console.print(_tabulate(listing.classes, counts))
     unlabelled = sum(label < 0 for label in listing.references["label"].to_pylist())
     if unlabelled:
-        console.print(f"no label  {unlabelled} images, which will be left out", highlight=False)
+        console.print(f"no label  {unlabelled} images, which will be left out")
     if "group" in listing.references.column_names:
         groups = set(listing.references["group"].drop_null().to_pylist())
-        console.print(f"groups    {len(groups)}, each in one split", highlight=False)
+        console.print(f"groups    {len(groups)}, each in one split")
     for reason, paths in sorted(_by_reason(listing.unused).items(), key=lambda item: -len(item[1])):
-        console.print(f"unused    {len(paths)} {reason}", markup=False, highlight=False)
+        console.print(f"unused    {len(paths)} {reason}")
         for path in paths[:MAX_NAMES]:
-            console.print(f"            {path}", markup=False, highlight=False)
+            console.print(f"            {path}")
         if len(paths) > MAX_NAMES:
-            console.print(f"            ... and {len(paths) - MAX_NAMES} more", highlight=False)
+            console.print(f"            ... and {len(paths) - MAX_NAMES} more")
     images = ", ".join(f"{int(of_split.sum())} {split}" for split, of_split in counts.items())
     console.print(
         f"{len(listing.classes)} classes; {images} images, before those that can't be read and "
-        f"duplicates are left out; {len(listing.unused)} files and rows not used; nothing written",
-        highlight=False,
+        f"duplicates are left out; {len(listing.unused)} files and rows not used; nothing written"
     )
 
 
@@ -67,7 +62,7 @@ def _tabulate(classes: Sequence[str], counts: dict[str, np.ndarray]) -> Table:
     for split in counts:
         table.add_column(split, justify="right")
     for label, name in enumerate(classes[:MAX_CLASSES]):
-        table.add_row(Text(name), *(str(of_split[label]) for of_split in counts.values()))
+        table.add_row(name, *(str(of_split[label]) for of_split in counts.values()))
     if (more := len(classes) - MAX_CLASSES) > 0:
         rest = (str(of_split[MAX_CLASSES:].sum()) for of_split in counts.values())
         table.add_row(f"{more} more", *rest)
