@@ -1,10 +1,7 @@
 """Archives are listed and read in place, as the folder that they were packed from."""
 
-import io
 import shutil
 import tarfile
-import zipfile
-from typing import Literal
 
 import pytest
 
@@ -14,6 +11,7 @@ from datasets.images import BadImage
 from datasets.passes.collection import list_images
 from datasets.prepare.listing import Listing, read_files
 from datasets.prepare.sources import SOURCES
+from tests.support.archives import pack
 
 FILES = {
     "train/audi/1.jpg": b"a" * 3000,
@@ -23,20 +21,6 @@ FILES = {
     "loose.jpg": b"y",
 }
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tar.xz")
-
-
-def pack(path, files: dict[str, bytes]) -> None:
-    if path.suffix == ".zip":
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, content in files.items():
-                archive.writestr(name, content)
-        return
-    modes: dict[str, Literal["w", "w:gz", "w:xz"]] = {".tar": "w", ".gz": "w:gz", ".xz": "w:xz"}
-    with tarfile.open(path, modes[path.suffix]) as archive:
-        for name, content in files.items():
-            info = tarfile.TarInfo(f"./{name}")
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
 
 
 def list_folder(root, **options) -> Listing:

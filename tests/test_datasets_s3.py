@@ -11,11 +11,9 @@ import os
 import signal
 import subprocess
 import sys
-import tarfile
 import threading
 import time
 import urllib.request
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +34,7 @@ from datasets.prepare.prepare import prepare
 from datasets.prepare.sources import SOURCES
 from datasets.shards import Manifest, read_manifest
 from tests.conftest import ROOT
+from tests.support.archives import pack
 from tests.support.data import draw_image
 from tests.support.s3_server import SECRET, Proxy, environment, serve_s3
 from trainers.config import FinetuneConfig
@@ -119,20 +118,9 @@ def test_files_are_written_read_listed_and_deleted(bucket: Any) -> None:
 def test_archives_and_a_table_of_local_paths_and_uris_are_read_from_a_bucket(
     tmp_path: Path,
 ) -> None:
-    for name, mode in (("cars.zip", None), ("cars.tar.gz", "w:gz")):
-        content = io.BytesIO()
-        files = {"audi/1.jpg": b"1", "bmw/2 %.jpg": b"2"}
-        if mode is None:
-            with zipfile.ZipFile(content, "w") as archive:
-                for path, image in files.items():
-                    archive.writestr(path, image)
-        else:
-            with tarfile.open(fileobj=content, mode="w:gz") as archive:
-                for path, image in files.items():
-                    info = tarfile.TarInfo(path)
-                    info.size = len(image)
-                    archive.addfile(info, io.BytesIO(image))
-        storage.write_bytes(f"s3://thaw/packed/{name}", content.getvalue())
+    for name in ("cars.zip", "cars.tar.gz"):
+        pack(tmp_path / name, {"audi/1.jpg": b"1", "bmw/2 %.jpg": b"2"})
+        storage.write_bytes(f"s3://thaw/packed/{name}", (tmp_path / name).read_bytes())
         config = PrepareConfig(source="folder", root=f"s3://thaw/packed/{name}", out="/unused")
         listing = SOURCES["folder"](config)
         assert listing.classes == ("audi", "bmw")

@@ -107,16 +107,11 @@ class Root:
         """Path on the file system."""
         return f"{storage.resolve(self.uri)[1].rstrip('/')}/{path}"
 
-    @cached_property
-    def _is_local(self) -> bool:
-        return isinstance(storage.resolve(self.uri)[0], fs.LocalFileSystem)
-
-    def _is_outside(self, name: str) -> bool:
+    @staticmethod
+    def _is_outside(name: str) -> bool:
         """Whether a name is a URI, or an absolute path that is here; one of another machine is
         looked for below the root."""
-        if "://" in name:
-            return True
-        return os.path.isabs(name) and self._is_local and os.path.exists(name)
+        return "://" in name or (os.path.isabs(name) and os.path.exists(name))
 
     def _locate_outside(self, name: str) -> Place:
         scheme, separator, place = name.partition("://")
