@@ -17,6 +17,11 @@ leaving: list[int] = []
 """The signal that asked this process to end, if any; set by `cluster.runtime`."""
 starts_early = False
 """Whether this process may start Ray while it imports what a command needs."""
+OUT_OF_MEMORY = (
+    "memory of a node ran out, and Ray killed tasks there until it gave up; free memory there, use "
+    "smaller batches or fewer workers, or nodes with more (RAY_memory_usage_threshold is the share "
+    "of memory at which Ray kills)"
+)
 QUIET_HELP = "\nEvery command also takes --quiet: results and warnings alone, no progress."
 
 
@@ -42,11 +47,14 @@ def run_room(main: Callable[[Sequence[str]], None], *, early: bool = False) -> N
         if _reader_has_left():
             raise SystemExit(128 + signal.SIGPIPE) from None
         raise
-    except (UserError, StorageError) as error:
+    except Exception as error:
+        if not isinstance(error, UserError | StorageError) and not _is_out_of_memory(error):
+            raise
         if os.environ.get("THAW_TRACEBACK"):
             raise
         # Ray raises a task's error as one of its own class, whose text is a traceback.
-        print(f"error: {getattr(error, 'cause', error)}", file=sys.stderr)
+        shown = OUT_OF_MEMORY if _is_out_of_memory(error) else getattr(error, "cause", error)
+        print(f"error: {shown}", file=sys.stderr)
         raise SystemExit(2) from None
     except SystemExit:
         if leaving:  # raised within `ray.get`, it has come out with code 1
@@ -56,6 +64,20 @@ def run_room(main: Callable[[Sequence[str]], None], *, early: bool = False) -> N
         _reader_has_left()  # else the interpreter reports it when it flushes stdout
         if {"-h", "--help"} & set(arguments):
             print(QUIET_HELP)
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether Ray's memory monitor killed the tasks of a command, again and again."""
+    for _ in range(10):  # causes of causes
+        if error is None:
+            return False
+        if (
+            type(error).__name__ == "OutOfMemoryError"
+            and type(error).__module__ == "ray.exceptions"
+        ):
+            return True
+        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
+    return False
 
 
 def _reader_has_left() -> bool:

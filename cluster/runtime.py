@@ -43,6 +43,8 @@ DRIVER_ENV = {
     "RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES": "",  # .rayignore has them; silences a warning
     # Errors of Ray Data's statistics actor, whose results are never read; ours always are.
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
+    # Ray would run a task that its memory monitor kills again for ever: here 5 times in a minute.
+    "RAY_task_oom_retries": "5",
     # Ray sizes the object store by the machine's (or container's) memory; this is its upper bound.
     "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(8 * 2**30),
 }
