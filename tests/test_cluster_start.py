@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
 LENET = "--backbone lenet5 --init he --size-px 32 --epochs 1 --global-batch-size 16 --wandb off"
+LEAVE_S = 20
+"""Ray's processes end by themselves, a moment after their driver."""
 
 
 def run(own_ray: dict[str, str], arguments: str) -> subprocess.CompletedProcess[str]:
@@ -22,8 +25,15 @@ def run(own_ray: dict[str, str], arguments: str) -> subprocess.CompletedProcess[
     )  # fmt: skip
 
 
+def wait_for_end(own_ray: dict[str, str]) -> list[bytes]:
+    """Return what Ray has started below a folder and still runs LEAVE_S after its command."""
+    deadline_s = time.monotonic() + LEAVE_S
+    while (found := processes_of(own_ray)) and time.monotonic() < deadline_s:
+        time.sleep(0.2)
+    return found
+
+
 def processes_of(own_ray: dict[str, str]) -> list[bytes]:
-    """Command lines of the processes that Ray has started below a folder."""
     found = []
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):  # it has ended
@@ -42,7 +52,7 @@ def test_a_lone_worker_is_the_process_of_the_command(
     assert not (out / "ray_train").exists()
     assert "dashboard" not in done.stdout
     assert done.stderr == ""
-    assert processes_of(own_ray) == []
+    assert wait_for_end(own_ray) == []
 
 
 def test_an_error_before_ray_has_started_leaves_no_process(
@@ -53,4 +63,4 @@ def test_an_error_before_ray_has_started_leaves_no_process(
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: data is '{tmp_path}/nothing': no prepared data set")
     assert done.stderr.count("\n") == 1
-    assert processes_of(own_ray) == []
+    assert wait_for_end(own_ray) == []
