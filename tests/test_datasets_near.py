@@ -104,6 +104,22 @@ def test_candidates_are_those_of_all_pairs():
     assert len(expected) >= 30
 
 
+def test_many_images_of_one_scene_take_bounded_work(monkeypatch, caplog):
+    monkeypatch.setattr(near, "MAX_COMPARED", 30)
+    rng = np.random.default_rng(3)
+    flips = near._BITS[rng.integers(1, 64, (300, 1))]
+    hashes_NW = np.full((300, near.NUM_WINDOWS), 12345, np.uint64) ^ flips
+    thumbnail = hash_image(photograph(1))[1]
+    found = find_pairs(
+        [row.tobytes() for row in hashes_NW],
+        range(300),
+        lambda indices: {int(i): thumbnail for i in indices},
+    )
+    assert len(found) == 30 and "only the closest 30 are compared" in caplog.text
+    bits = near.count_bits(hashes_NW, np.array([pair[:2] for pair in found]))
+    assert (bits == 0).all()  # of those with one bit in common
+
+
 def test_copies_of_the_same_pixels_are_no_near_duplicates():
     image = photograph(1)
     hashes, thumbnail = hash_image(image)

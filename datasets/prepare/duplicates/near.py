@@ -8,6 +8,7 @@ differ in few bits are candidates; the correlation of small aligned copies decid
 N images, W windows, S side of a grey copy in pixels.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 
 import cv2
@@ -29,7 +30,11 @@ _WINDOWS = (
 )
 """Interval of the height and of the width."""
 NUM_WINDOWS = len(_WINDOWS)
+MAX_BUCKET, MAX_COMPARED = 64, 20_000
+"""Bounds for many images of one scene, such as a video's: hashes that one is compared with in each
+part, and pairs whose pixels are compared (1.5 ms each)."""
 _CHUNK = 2**22
+logger = logging.getLogger(__name__)
 
 
 def _frequencies(start: float, end: float) -> np.ndarray:
@@ -70,30 +75,43 @@ def find_candidates(hashes_NW: np.ndarray) -> np.ndarray:
     num_images = len(hashes_NW)
     windows = hashes_NW.ravel()
     flips = [0] if num_images > MAX_EXACT else [0, *(1 << bit for bit in range(16))]
-    found = [np.zeros((0, 2), np.int64)]
+    found = np.zeros(0, np.int64)
     for part in range(4):
         keys = (windows >> np.uint64(16 * part)).astype(np.uint16)
         order = np.argsort(keys, kind="stable")
         starts = np.searchsorted(keys[order], np.arange(2**16 + 1))
+        sizes = np.minimum(np.diff(starts), max(MAX_BUCKET, 4 * len(keys) // 2**16))
         for mirror in (np.uint64(0), _MIRROR):
             whole_N = hashes_NW[:, 0] ^ mirror
             keys_N = (whole_N >> np.uint64(16 * part)).astype(np.uint16)
             for flip in flips:
                 probes_N = keys_N ^ np.uint16(flip)
-                for queries, others in _expand(starts, order, probes_N):
+                for queries, others in _expand(starts, sizes, order, probes_N):
                     bits = np.bitwise_count(whole_N[queries] ^ windows[others])
                     images = others // NUM_WINDOWS
                     near = (bits <= MAX_BITS) & (images != queries)
-                    pairs = np.stack([queries[near], images[near]], 1)
-                    found.append(np.unique(np.sort(pairs, 1), axis=0))
-    return np.unique(np.concatenate(found), axis=0)
+                    if near.any():
+                        ends = np.sort([queries[near], images[near]], axis=0)
+                        found = np.union1d(found, ends[0] * num_images + ends[1])
+    return np.stack(np.divmod(found, max(1, num_images)), 1)
+
+
+def count_bits(hashes_NW: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Return how many bits of each pair differ, at the closest window, mirrored or not."""
+    best = np.full(len(pairs), 64)
+    for one, other in (pairs.T, pairs.T[::-1]):
+        for window in range(NUM_WINDOWS):
+            for mirror in (np.uint64(0), _MIRROR):
+                bits = np.bitwise_count(hashes_NW[one, 0] ^ mirror ^ hashes_NW[other, window])
+                best = np.minimum(best, bits)
+    return best
 
 
 def _expand(
-    starts: np.ndarray, order: np.ndarray, probes_N: np.ndarray
+    starts: np.ndarray, sizes: np.ndarray, order: np.ndarray, probes_N: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield each query with each entry of its bucket, in chunks."""
-    first_N, counts_N = starts[probes_N], np.diff(starts)[probes_N]
+    first_N, counts_N = starts[probes_N], sizes[probes_N]
     ends = np.cumsum(counts_N)
     begin = 0
     while begin < len(probes_N):
@@ -166,6 +184,15 @@ def find_pairs(
     _, firsts = np.unique(np.asarray(pixel_ids, np.int64), return_index=True)
     hashes_NW = np.frombuffer(b"".join(hashes), np.uint64).reshape(-1, NUM_WINDOWS)
     candidates = firsts[find_candidates(hashes_NW[firsts])]
+    if len(candidates) > MAX_COMPARED:
+        logger.warning(
+            "%d pairs of images are alike: only the closest %d are compared; give --group-by or "
+            "another group to photographs of one scene",
+            len(candidates),
+            MAX_COMPARED,
+        )
+        bits = count_bits(hashes_NW, candidates)
+        candidates = candidates[np.argsort(bits, kind="stable")[:MAX_COMPARED]]
     thumbnails = read_thumbnails(np.unique(candidates))
     pairs = [
         (int(min(one, other)), int(max(one, other)), correlate(thumbnails[one], thumbnails[other]))
