@@ -60,6 +60,7 @@ bench: $(READY)  ## Compare with the usual tools, one run each, into bench.json
 	$(BIN)/python -m tests.bench.ingest
 	$(BIN)/python -m tests.bench.start
 	$(BIN)/python -m tests.bench.training
+	$(BIN)/python -m tests.bench.cpu
 	$(BIN)/python -m tests.bench.sweep
 
 golden: $(READY)  ## Record golden losses and W&B views again; the commit message says why

@@ -39,6 +39,7 @@ from trainers.evaluation import split as split_module
 from trainers.evaluation.evaluate import evaluate, write_evaluation
 from trainers.evaluation.measures import confusion_matrix, find_confused_pairs, measure
 from trainers.evaluation.split import predict_mirrored, read_views
+from trainers.inference.actors import plan_actors
 from trainers.run import folder as run_folder
 from trainers.run.predictions import COLUMNS, Predictions, build_predictions
 from trainers.run.rows import read_rows
@@ -245,9 +246,9 @@ def test_outputs_that_are_not_finite_are_refused(
     ("num_nodes", "num_cpus", "num_gpus", "planned"),
     [
         (1, 1, 0, (1, 1)),
-        (1, 2, 0, (1, 2)),
-        (1, 9, 0, (4, 2)),
-        (3, 24, 0, (12, 2)),
+        (1, 2, 0, (2, 1)),
+        (1, 9, 0, (5, 1)),  # as many as memory holds
+        (3, 24, 0, (5, 4)),
         (2, 16, 3, (3, 5)),
     ],
 )
@@ -261,7 +262,7 @@ def test_actors_fill_the_cpus_or_take_a_gpu_each(
         memory_gib=8.0,
         object_store_gib=2.0,
     )
-    plan = split_module.plan_predictors(resources, ClusterConfig())
+    plan = plan_actors(resources, ClusterConfig())
 
     assert (plan.num_workers, plan.threads_per_worker) == planned
     assert plan.num_workers * plan.cpus_per_worker <= num_cpus / 2  # the rest is for reading

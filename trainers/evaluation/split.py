@@ -22,15 +22,15 @@ from torch import Tensor, nn
 from cluster.config import ClusterConfig
 from cluster.io import storage
 from cluster.io.progress import collect
-from cluster.runtime import Resources, find_resources
-from cluster.scaling import WorkerPlan, plan_workers
+from cluster.runtime import find_resources
 from datasets.passes.inference import Workers, choose_block_images, run_chunks
 from datasets.plan import IGNORE_INDEX, Chunk, EpochOrder, RowGroups
 from datasets.shards import Manifest, Split
 from datasets.sources import RowSource, ShardSource
 from trainers.config import FinetuneConfig
+from trainers.inference.actors import CPU_BATCH_SIZE, GPU_BATCH_SIZE, plan_actors
 from trainers.inference.inference import Network
-from trainers.inference.prefix import CPU_BATCH_SIZE, GPU_BATCH_SIZE
+from trainers.networks.folding import fold_batchnorm
 from trainers.networks.precision import inference_precision
 from trainers.run.predictions import COLUMNS, Predictions, build_predictions
 from trainers.settings import prepare_inference
@@ -38,8 +38,6 @@ from trainers.step import StepSettings, eval_step, predict
 
 SMALL_SPLIT = 256
 """Images that are predicted in this process: fewer than actors would predict while they start."""
-CPU_THREADS = 2
-"""Of each actor: threads of one process wait for each other after every layer."""
 
 
 class SplitPredictor:
@@ -57,7 +55,7 @@ class SplitPredictor:
         """`index_K`: of each class of the data set, the network's."""
         network, self._index_K = load(), torch.tensor(index_K)
         self._batch_size = GPU_BATCH_SIZE if use_gpu else CPU_BATCH_SIZE
-        self._model = network.model
+        self._model = fold_batchnorm(network.model)
         self._device, settings = prepare_inference(
             self._model, network.config, threads=threads, use_gpu=use_gpu
         )
@@ -112,7 +110,7 @@ def predict_split(
         UserError: where `cluster.device` asks for a GPU and there is none.
     """
     config, source = network.config, manifest.split(split)
-    plan = plan_predictors(find_resources(), ClusterConfig(device=config.cluster.device))
+    plan = plan_actors(find_resources(), ClusterConfig(device=config.cluster.device))
     in_process = source.num_images <= SMALL_SPLIT
     use_gpu = plan.use_gpu and (not in_process or torch.cuda.is_available())
     compute = inference_precision(config.compute, use_gpu=use_gpu)
@@ -152,15 +150,6 @@ def predict_split(
         unreadable=unreadable,
     )
     return replace(predictions, num_unreadable=len(unreadable))
-
-
-def plan_predictors(resources: Resources, cluster: ClusterConfig) -> WorkerPlan:
-    """Plan an actor per GPU, or without GPUs one for every CPU_THREADS CPUs."""
-    plan = plan_workers(resources, cluster)
-    if plan.use_gpu:
-        return plan
-    num_workers = max(plan.num_workers, int(resources.num_cpus) // CPU_THREADS)
-    return plan_workers(resources, replace(cluster, num_workers=num_workers))
 
 
 def plan_chunks(config: FinetuneConfig, split: Split, batch_size: int) -> list[Chunk]:

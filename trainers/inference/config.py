@@ -37,7 +37,7 @@ class InferenceConfig:
     batch_size: int = 32
     """Images the network computes at once."""
     num_workers: int | None = None
-    """Actors that hold the network. Default: one per GPU, or one per node without GPUs."""
+    """Actors that hold the network. Default: one per GPU, or one per CPU without GPUs."""
     device: Device = "auto"
     """`auto` uses GPUs where the cluster has them."""
     address: str | None = None

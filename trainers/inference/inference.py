@@ -20,12 +20,12 @@ from cluster.io.errors import UserError, require
 from cluster.io.lease import hold_lease
 from cluster.io.terminal import report
 from cluster.runtime import connect
-from cluster.scaling import plan_workers
 from datasets.config import IngestConfig
 from datasets.passes.collection import lies_in, list_images
 from datasets.passes.inference import Outcome, Workers, infer
 from datasets.prepare.partition import tally_reasons
 from trainers.config import FinetuneConfig, ModelConfig
+from trainers.inference.actors import plan_actors
 from trainers.inference.config import InferenceConfig
 from trainers.networks.backbones import build, find, require_size
 from trainers.networks.initializers import initialize, pretrained_available
@@ -165,7 +165,7 @@ def run_inference(
     )
     collection = list_images(images, split=config.split, image_column=config.image_column)
     resources = connect(config.address)
-    plan = plan_workers(
+    plan = plan_actors(
         resources, ClusterConfig(num_workers=config.num_workers, device=config.device)
     )
     compute = inference_precision(network.config.compute, use_gpu=plan.use_gpu)

@@ -14,11 +14,11 @@ from cluster.io.errors import UserError
 from cluster.io.statistics import count_discordant, mcnemar, wilson
 from cluster.io.terminal import count, report
 from cluster.runtime import Resources
-from cluster.scaling import plan_workers
 from datasets.passes.features import load_view, read_view
 from datasets.plan import IGNORE_INDEX
 from datasets.shards import Manifest
 from trainers.config import FinetuneConfig
+from trainers.inference.actors import plan_actors
 from trainers.inference.prefix import open_frozen
 from trainers.networks.backbones import find
 from trainers.networks.precision import choose_precision
@@ -46,7 +46,7 @@ def collect(
     Raises:
         UserError: if features overflow half precision.
     """
-    plan = plan_workers(resources, training.cluster)
+    plan = plan_actors(resources, training.cluster)
     compute = choose_precision(training.compute, use_gpu=plan.use_gpu)
     training = replace(training, compute=compute)
     network = open_frozen(training, len(manifest.classes), pooled=True)

@@ -12,7 +12,6 @@ import safetensors.torch
 from cluster.config import ClusterConfig
 from cluster.io import storage
 from cluster.runtime import Resources
-from cluster.scaling import plan_workers
 from datasets.passes.feature_builder import Entry
 from datasets.passes.features import (
     ArraySource,
@@ -23,6 +22,7 @@ from datasets.passes.features import (
 )
 from datasets.shards import Manifest
 from datasets.sources import BatchSource
+from trainers.inference.actors import plan_actors
 from trainers.inference.prefix import FrozenNetwork, hash_tensors, open_frozen
 from trainers.prepare import PrefixFeatures
 from tuning.config import TuningConfig
@@ -51,7 +51,7 @@ class PrefixStore:
 
     def __init__(self, config: TuningConfig, manifest: Manifest, resources: Resources) -> None:
         self._config, self._manifest, self._resources = config, manifest, resources
-        self._plan = plan_workers(resources, ClusterConfig(device=config.base.cluster.device))
+        self._plan = plan_actors(resources, ClusterConfig(device=config.base.cluster.device))
         self._cache = cache_uri(config.out, config.cache)
         self._networks: dict[str, FrozenNetwork] = {}
         self._known_entries: dict[Key, list[Entry]] = {}

@@ -1,0 +1,25 @@
+"""The actors that compute networks: how many, with how many threads, and images at a time."""
+
+from dataclasses import replace
+
+from cluster.config import ClusterConfig
+from cluster.runtime import Resources
+from cluster.scaling import WorkerPlan, plan_workers
+
+CPU_BATCH_SIZE, GPU_BATCH_SIZE = 16, 128
+"""Images per forward pass."""
+CPU_THREADS = 1
+"""Of each actor: threads wait for each other after every layer, and for readers on their cores."""
+ACTOR_GIB = 1.5
+"""Memory of an actor on a CPU: torch, a network, activations of a batch."""
+
+
+def plan_actors(resources: Resources, cluster: ClusterConfig) -> WorkerPlan:
+    """Plan `cluster.num_workers` actors; by default one per GPU, or without GPUs one for every
+    CPU_THREADS CPUs, as many as memory holds."""
+    plan = plan_workers(resources, cluster)
+    if plan.use_gpu or cluster.num_workers is not None:
+        return plan
+    num_actors = min(resources.num_cpus / CPU_THREADS, resources.memory_gib / ACTOR_GIB)
+    num_workers = max(plan.num_workers, int(num_actors))
+    return plan_workers(resources, replace(cluster, num_workers=num_workers))
