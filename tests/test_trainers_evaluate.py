@@ -71,7 +71,7 @@ def run(ray_cluster: str, easy_data: str, tmp_path_factory: pytest.TempPathFacto
 
 
 def predictions_of(logits_NK: Tensor, labels_N: Tensor, classes: Sequence[str]) -> Predictions:
-    settings = StepSettings(mean=(0.0,) * 3, std=(1.0,) * 3, optim=OptimConfig())
+    settings = StepSettings(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), optim=OptimConfig())
     columns_5N = eval_step(nn.Identity(), logits_NK, labels_N, settings=settings).numpy()
     return build_predictions(dict(zip(COLUMNS, columns_5N, strict=True)), classes)
 
