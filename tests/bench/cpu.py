@@ -239,18 +239,16 @@ def compare_evaluation(folder: str) -> dict:
 
 
 def main() -> None:
-    rows = []
-    for backbone in ("resnet50", "mobilenet_v2"):
+    for backbone in ("mobilenet_v2", "resnet50"):
         step = {"ours": (open_our_step, 1), "plain": (open_plain_step, 1)}
-        rows.append(compare("train/cpu_step_vs_plain", backbone, step, seconds=4.0))
+        report([compare("train/cpu_step_vs_plain", backbone, step, seconds=4.0)])
         inference = {
             "ours": (open_our_inference, max(1, NUM_CPUS // CPU_THREADS)),
             "plain": (open_plain_inference, 1),
         }
-        rows.append(compare("infer/cpu_vs_plain", backbone, inference, seconds=3.0))
+        report([compare("infer/cpu_vs_plain", backbone, inference, seconds=3.0)])
     with tempfile.TemporaryDirectory() as folder:
-        rows.append(compare_evaluation(folder))
-    report(rows)
+        report([compare_evaluation(folder)])
 
 
 if __name__ == "__main__":
