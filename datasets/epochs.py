@@ -25,9 +25,10 @@ from ray.data.datasource import ReadTask
 
 from datasets.plan import Chunk, Plan
 from datasets.ray_internals import give_share
+from datasets.read import read_task
 from datasets.sources import BatchSource, ReadLimits
 
-EXECUTION_TASKS, AHEAD_TASKS = 512, 32
+EXECUTION_TASKS, AHEAD_TASKS, TASK_CHUNKS = 512, 32, 4
 LABEL_BYTES = 16
 """Of an image's label and image_id."""
 UNLIMITED = ReadLimits()
@@ -45,15 +46,15 @@ class Batch(TypedDict):
 
 
 class EpochsDatasource(Datasource):
-    """The chunks of a plan as Ray Data read tasks, one block each."""
+    """The chunks of a plan as Ray Data read tasks, one block for each chunk."""
 
-    def __init__(self, chunks: list[Chunk], source: BatchSource) -> None:
+    def __init__(self, tasks: list[list[Chunk]], source: BatchSource) -> None:
         super().__init__()
-        self._chunks, self._read = chunks, source.read
+        self._tasks, self._read = tasks, source.read
         self._bytes_per_image = source.bytes_per_image + LABEL_BYTES
 
     def estimate_inmemory_data_size(self) -> int:
-        return sum(chunk.num_images for chunk in self._chunks) * self._bytes_per_image
+        return sum(map(count_images, self._tasks)) * self._bytes_per_image
 
     def get_read_tasks(
         self,
@@ -64,16 +65,41 @@ class EpochsDatasource(Datasource):
         assert per_task_row_limit is None, "a limit on rows would break batches apart"
         return [
             ReadTask(
-                partial(self._read, chunk),
+                partial(read_task, chunks, self._read),
                 BlockMetadata(
-                    num_rows=chunk.num_images,
-                    size_bytes=chunk.num_images * self._bytes_per_image,
+                    num_rows=count_images(chunks),
+                    size_bytes=count_images(chunks) * self._bytes_per_image,
                     input_files=None,
                     exec_stats=None,
                 ),
             )
-            for chunk in self._chunks
+            for chunks in self._tasks
         ]
+
+
+def count_images(chunks: list[Chunk]) -> int:
+    return sum(chunk.num_images for chunk in chunks)
+
+
+def divide_chunks(
+    chunks: list[Chunk], *, bytes_per_image: int, num_parallel: int, store_bytes: float
+) -> list[list[Chunk]]:
+    """Divide consecutive chunks into tasks, which each begin with a process that waits.
+
+    The first tasks are short for a fast first batch, the last ones so that all end together. The
+    blocks of the running tasks fill at most half of the store: a task that is not the first waits
+    with them for those before.
+    """
+    block_bytes = max(1, max(chunk.num_images for chunk in chunks) * bytes_per_image)
+    largest = min(TASK_CHUNKS, int(store_bytes / 2 / block_bytes / num_parallel))
+    tasks, start = [], 0
+    while start < len(chunks):
+        ramp = 1 + len(tasks) // num_parallel
+        share = (len(chunks) - start) // (2 * num_parallel)
+        size = max(1, min(largest, ramp, share))
+        tasks.append(chunks[start : start + size])
+        start += size
+    return tasks
 
 
 def stream(
@@ -105,17 +131,29 @@ def execute_chunks(
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.target_max_block_size = None  # a block holds whole batches: never cut it
+    total = ray.cluster_resources()
+    cpus, store_bytes = limits.stream_cpus, limits.store_bytes
+    if cpus is None:
+        cpus = total.get("CPU", 0.0)
+    if store_bytes is None:
+        store_bytes = total.get("object_store_memory", 0.0) / 4
+    cpus = max(cpus, limits.task_cpus)
     context.execution_options = ExecutionOptions(
         preserve_order=True,
-        resource_limits=ExecutionResources.for_limits(object_store_memory=limits.store_bytes),
+        resource_limits=ExecutionResources.for_limits(object_store_memory=store_bytes),
     )
-    cpus = limits.stream_cpus
-    give_share(context, None if cpus is None else max(cpus, limits.task_cpus))
+    give_share(context, cpus)
+    tasks = divide_chunks(
+        chunks,
+        bytes_per_image=source.bytes_per_image,
+        num_parallel=max(1, int(cpus / limits.task_cpus)),
+        store_bytes=store_bytes,
+    )
     with DataContext.current(context):  # a data set keeps the context it was made in
         # As many blocks as tasks: with more, Ray splits every output.
         dataset = ray.data.read_datasource(
-            EpochsDatasource(chunks, source),
-            override_num_blocks=len(chunks),
+            EpochsDatasource(tasks, source),
+            override_num_blocks=len(tasks),
             num_cpus=limits.task_cpus,
             # Blocks are made on the node that uses them, or elsewhere while it is busy.
             label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},

@@ -17,6 +17,8 @@ from ray.data._internal.execution import (
     streaming_executor_state,
 )
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
+from ray.data._internal.output_buffer import OutputBlockSizeOption
+from ray.data._internal.planner import plan_read_op
 
 from cluster.ray_internals import check_version
 
@@ -42,13 +44,10 @@ class FixedResources(ClusterAutoscaler):
         """Nothing to clean up."""
 
 
-def give_share(context: DataContext, cpus: float | None) -> None:
-    """Limit the data sets made in this context to a number of logical CPUs; default: all."""
-    total = ray.cluster_resources()
+def give_share(context: DataContext, cpus: float) -> None:
+    """Limit the data sets made in this context to a number of logical CPUs."""
     share = ExecutionResources(
-        cpu=total.get("CPU", 0.0) if cpus is None else cpus,
-        object_store_memory=total.get("object_store_memory", 0.0),
-        memory=UNLIMITED_BYTES,
+        cpu=cpus, object_store_memory=UNLIMITED_BYTES, memory=UNLIMITED_BYTES
     )
     context.set_config(SHARE, share)
 
@@ -59,6 +58,17 @@ def choose_autoscaler(topology: Any, resources: Any, context: DataContext, **nam
     if share is None:
         return create_cluster_autoscaler(topology, resources, context, **named)
     return FixedResources(share)
+
+
+class BlockSizes(OutputBlockSizeOption):
+    """The sizes of the blocks of a read task."""
+
+    @classmethod
+    def of(cls, target_max_block_size: int | None = None, **named: Any) -> Any:
+        """Leave blocks as the task yields them where they have no limit; Ray Data joins them."""
+        return super().of(
+            target_max_block_size, disable_block_shaping=target_max_block_size is None, **named
+        )
 
 
 def step_when_ready(self: StreamingExecutor, topology: Any) -> bool:
@@ -89,6 +99,7 @@ def step_when_ready(self: StreamingExecutor, topology: Any) -> bool:
 
 
 streaming_executor.create_cluster_autoscaler = choose_autoscaler  # pyright: ignore[reportPrivateImportUsage]
+plan_read_op.OutputBlockSizeOption = BlockSizes  # pyright: ignore[reportPrivateImportUsage]
 take_step = StreamingExecutor._scheduling_loop_step
 StreamingExecutor._scheduling_loop_step = step_when_ready
 streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = 0.0

@@ -29,6 +29,8 @@ from datasets.shards import checksum
 
 NUM_RETRIES, FIRST_RETRY_S = 2, 0.2
 COLUMNS = ["image", "label", "image_id", "crc32"]
+MAX_KEPT_BYTES = 128 * 2**20
+"""Of row groups in a reader's memory, for the next chunk of its task."""
 
 keep_memory()  # a block of images is too large for glibc to keep by itself
 
@@ -77,6 +79,48 @@ def read_chunk(
             labels_N[row.index], image_ids_N[row.index] = row.label, row.image_id
     fill_unreadable(images_NSSC, labels_N == IGNORE_INDEX)
     yield make_block(images_NSSC, labels_N, image_ids_N, read_errors_N)
+
+
+class KeptGroups:
+    """Row groups that the last two chunks of a task read: neighbours need the same ones."""
+
+    def __init__(self) -> None:
+        self._before: dict[Any, pa.Table] = {}
+        self._now: dict[Any, pa.Table] = {}
+        self._is_kept = False
+
+    def read(self, key: Any, read: Callable[[], pa.Table]) -> pa.Table:
+        """Return a kept row group, or read it."""
+        table = self._now.get(key, self._before.get(key))
+        if table is None:
+            table = read()
+        if self._is_kept and sum(kept.nbytes for kept in self._now.values()) < MAX_KEPT_BYTES:
+            self._now[key] = table
+        return table
+
+    def read_chunks(
+        self, chunks: list[Chunk], read: Callable[[Chunk], Iterator[pa.Table]]
+    ) -> Iterator[pa.Table]:
+        """Yield the blocks of a task; keep its row groups meanwhile."""
+        try:
+            for number, chunk in enumerate(chunks):
+                self._is_kept = number < len(chunks) - 1
+                yield from read(chunk)
+                self._before, self._now = self._now, {}
+        finally:
+            self._before = self._now = {}
+            self._is_kept = False
+
+
+KEPT_GROUPS = KeptGroups()
+"""Of this process, which runs one task at a time."""
+
+
+def read_task(
+    chunks: list[Chunk], read: Callable[[Chunk], Iterator[pa.Table]]
+) -> Iterator[pa.Table]:
+    """Yield the blocks of the chunks of one Ray task."""
+    return KEPT_GROUPS.read_chunks(chunks, read)
 
 
 def make_block(
@@ -148,6 +192,10 @@ def read_row_group(group: RowGroup) -> pa.Table:
 
 def read_group(uri: str, index: int, columns: list[str]) -> pa.Table:
     """Read columns of one row group of a Parquet file that never changes."""
+    return KEPT_GROUPS.read((uri, index), partial(_read_group, uri, index, columns))
+
+
+def _read_group(uri: str, index: int, columns: list[str]) -> pa.Table:
     filesystem, path = storage.resolve(uri)
     is_local = isinstance(filesystem, fs.LocalFileSystem)
     with filesystem.open_input_file(path) as file:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,44 @@ def read_block(chunk: Chunk) -> pa.Table:
 
 def shard_of(data: str) -> Path:
     return Path(data, "train", "part-00000.parquet")
+
+
+def test_neighbouring_chunks_of_a_task_read_a_row_group_once(
+    data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_epochs(
+        data,
+        read_manifest(data),
+        INGEST,
+        split="train",
+        num_epochs=2,
+        global_batch_size=8,
+        seed=0,
+        train=True,
+    )
+    chunks = list(plan.chunks())
+    num_groups = len({group.index for chunk in chunks for group in chunk.row_groups})
+    draw = partial(read_chunk, ingest=INGEST, seed=0, train=True)
+    separate = [block for chunk in chunks for block in draw(chunk)]
+    read_groups: list[int] = []
+
+    def count(uri: str, index: int, columns: list[str]) -> pa.Table:
+        read_groups.append(index)
+        return read_anew(uri, index, columns)
+
+    read_anew = read._read_group
+    monkeypatch.setattr(read, "_read_group", count)
+    together = list(read.read_task(chunks, draw))
+
+    assert together == separate
+    assert num_groups <= len(read_groups) < sum(len(chunk.row_groups) for chunk in chunks)
+    read_groups.clear()
+    list(draw(chunks[0]))
+    assert len(read_groups) == len(chunks[0].row_groups), "kept for a task only"
+    monkeypatch.setattr(read, "MAX_KEPT_BYTES", 0)
+    read_groups.clear()
+    assert list(read.read_task(chunks, draw)) == separate
+    assert len(read_groups) == sum(len(chunk.row_groups) for chunk in chunks)
 
 
 def test_a_whole_data_set_loses_nothing(data: str) -> None:

@@ -171,7 +171,7 @@ def run_chunks(
 ) -> pa.Table:
     """Read each chunk of a prepared data set as one block, and send it through `run_actors`."""
     dataset = ray.data.read_datasource(
-        EpochsDatasource(list(chunks), source),
+        EpochsDatasource([[chunk] for chunk in chunks], source),
         override_num_blocks=len(chunks),
         num_cpus=workers.reader_cpus,
     )
