@@ -1,8 +1,10 @@
 """The decoded images of a split, kept as uint8 in Ray's object store.
 
-The first epoch decodes its images and keeps them in pieces, one object per read task, owned by the
-process that made it; an actor indexes the pieces. Later epochs read them. Missing images (the
-incomplete last batch of an epoch, a piece lost with its node) are decoded when they are needed.
+The first epoch decodes its images and keeps them in pieces, one object per chunk; an actor indexes
+the pieces, and lives as long as the process that opened the memory. On each node an actor owns the
+pieces, since an object is lost with its owner, and readers end with their training. Later epochs,
+and other trainings, read them. Missing images (the incomplete last batch of an epoch, a piece lost
+with its node) are decoded when they are needed.
 
 Dimensions: N images, H height, W width, C the channels red, green, blue.
 """
@@ -13,6 +15,7 @@ import numpy as np
 import ray
 from ray.actor import ActorProxy
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.io.errors import UserError
 from datasets.config import IngestConfig
@@ -40,10 +43,20 @@ class Piece:
 
 
 @ray.remote(num_cpus=0, max_restarts=-1)
+class PieceOwner:
+    """Actor that owns the pieces made on its node."""
+
+    def put(self, piece: Piece) -> list[ray.ObjectRef]:
+        return [ray.put(piece)]
+
+
+@ray.remote(num_cpus=0, max_restarts=-1)
 class PieceIndex:
-    """Actor that maps images to pieces, and keeps the pieces alive."""
+    """Actor that maps images to pieces, and keeps the pieces alive; it owns those of its node."""
 
     def __init__(self, num_images: int) -> None:
+        context = ray.get_runtime_context()
+        self._owners: dict[str, ActorProxy] = {context.get_node_id(): context.current_actor}
         self._piece_of_image = np.full(num_images, -1, np.int32)
         self._slot_of_image = np.zeros(num_images, np.int32)
         self._pieces: list[ray.ObjectRef | None] = []
@@ -54,6 +67,16 @@ class PieceIndex:
         piece_N = self._piece_of_image[images_N]
         refs = {int(number): self._pieces[number] for number in np.unique(piece_N) if number >= 0}
         return piece_N, self._slot_of_image[images_N], refs
+
+    def find_owner(self, node_id: str) -> ActorProxy:
+        """Return the actor that owns the pieces made on a node."""
+        if node_id not in self._owners:
+            there = NodeAffinitySchedulingStrategy(node_id, soft=False)
+            self._owners[node_id] = PieceOwner.options(scheduling_strategy=there).remote()
+        return self._owners[node_id]
+
+    def put(self, piece: Piece) -> list[ray.ObjectRef]:
+        return [ray.put(piece)]
 
     def add(self, images_N: np.ndarray, piece: list[ray.ObjectRef]) -> None:
         """Add a piece with these images; a reference in a list is not fetched to this node."""
@@ -108,7 +131,13 @@ class Memory:
             starts_N=np.cumsum([0, *sizes[:-1]]),
             pixels=np.concatenate([image_HWC.ravel() for image_HWC in pixels]),
         )
-        self.index.add.remote(self.first_image + rows_N, [ray.put(piece)])
+        node_id = ray.get_runtime_context().get_node_id()
+        try:
+            owner = self.index.find_owner.remote(node_id).future().result()
+            refs = owner.put.remote(piece).future().result()
+        except RayError:  # as in `find`
+            return
+        self.index.add.remote(self.first_image + rows_N, refs)
 
 
 def open_memory(manifest: Manifest) -> dict[str, Memory]:
@@ -127,10 +156,11 @@ def open_memory(manifest: Manifest) -> dict[str, Memory]:
 def choose_ingest(
     ingest: IngestConfig, manifest: Manifest, *, num_epochs: int, budget_bytes: float
 ) -> tuple[bool, str]:
-    """Decide whether a training keeps decoded images in memory; return the decision and why.
+    """Decide whether trainings keep decoded images in memory; return the decision and why.
 
     Args:
-        budget_bytes: of the object store, for this training.
+        num_epochs: of all trainings that share them.
+        budget_bytes: of the object store, for their one copy.
 
     Raises:
         UserError: where ingest is `memory` and the images don't fit.

@@ -155,6 +155,55 @@ def test_pieces_that_are_lost_are_kept_again(alone: list[Batch], easy_data: str)
     assert len(memory.find(np.arange(48))) == 48
 
 
+@ray.remote(num_cpus=0)
+class Reader:
+    """Keeps images, as a read task does."""
+
+    def keep(self, memory: Memory) -> None:
+        memory.keep(np.arange(2), [(label, 0, np.ones((4, 4, 3), np.uint8)) for label in (5, 6)])
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_pieces_outlive_the_readers_that_made_them(
+    ray_nodes: Cluster, easy_data: str, elsewhere: bool
+) -> None:
+    """A training's readers end with it, and other trainings of the sweep need its images."""
+    memory = open_memory(read_manifest(easy_data))["val"]
+    there = ray_nodes.worker_nodes if elsewhere else {ray_nodes.head_node}
+    (node, *_) = there
+    reader = Reader.options(
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)
+    ).remote()
+    ray.get(reader.keep.remote(memory))
+    deadline_s = time.monotonic() + 30
+    while len(memory.find(np.arange(2))) < 2:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.1)
+
+    ray.kill(reader)
+    time.sleep(1)
+
+    found = memory.find(np.arange(3))
+    assert {row: label for row, (label, _, _) in found.items()} == {0: 5, 1: 6}
+
+
+@pytest.mark.parametrize("num_chunks", [1, 2, 26, 512])
+def test_tasks_have_few_chunks_at_the_beginning_and_the_end(num_chunks: int) -> None:
+    chunks = [
+        Chunk(epoch=n, row_groups=(), group_N=np.zeros(64), row_N=np.zeros(64))
+        for n in range(num_chunks)
+    ]
+    divide = partial(epochs.divide_chunks, chunks, bytes_per_image=100, num_parallel=2)
+
+    tasks = divide(store_bytes=2**30)
+    sizes = [len(task) for task in tasks]
+    assert [chunk for task in tasks for chunk in task] == chunks
+    assert sizes[:2] == [1] * min(2, num_chunks) and sizes[-1] == 1
+    assert max(sizes) == {1: 1, 2: 1, 26: 3, 512: 4}[num_chunks]
+    # 2 tasks of 2 blocks of 6,400 bytes are half of the store.
+    assert max(map(len, divide(store_bytes=8 * 6_400))) == min(2, max(sizes))
+
+
 def test_an_epoch_has_each_training_image_once_in_another_order_and_other_pixels(
     alone: list[Batch],
 ) -> None:

@@ -1,7 +1,9 @@
 """What a training finds out before it starts is found out once."""
 
 import hashlib
+import shutil
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,13 +12,17 @@ import pytest
 import ray
 
 from cluster.io import storage
+from cluster.runtime import Resources
+from cluster.scaling import plan_workers
+from datasets.shards import Manifest, Split
 from datasets.sources import MemorySource
 from tests.support.small import small_training
 from tests.support.training import train_here
-from trainers import prepare
+from trainers import launch, metrics, prepare
 from trainers.config import ClusterConfig, FinetuneConfig, ModelConfig, TrackConfig
-from trainers.prepare import prepare_run
+from trainers.prepare import SharedImages, plan_ingest, prepare_run
 from trainers.run import checkpoint
+from trainers.run.folder import read_result
 
 pytestmark = pytest.mark.ray
 
@@ -93,3 +99,57 @@ def test_a_run_reaches_workers_as_it_is(config: FinetuneConfig) -> None:
     assert isinstance(run.source("train"), MemorySource)
 
     assert ray.get(ray.put(run)) == run
+
+
+def test_trainings_that_share_images_decode_them_once(
+    config: FinetuneConfig, write_data: Callable[..., str]
+) -> None:
+    data = write_data()  # of its own, to be deleted
+    first = prepare_run(replace(config, data=data), here=True)
+    images = SharedImages(memory=first.memory, ingest=first.ingest)
+    second = prepare_run(
+        replace(config, data=data, out=f"{config.out}-2"), here=True, images=images
+    )
+    launch.fit_in_process(first)
+    for split in ("train", "val"):
+        shutil.rmtree(f"{data}/{split}")
+
+    result = launch.fit_in_process(second)
+
+    straight = read_result(config.out)
+    assert result[metrics.VAL_TOP1] == straight[metrics.VAL_TOP1]
+    assert result[metrics.TRAIN_LOSS] == straight[metrics.TRAIN_LOSS]
+
+
+@pytest.mark.parametrize(("num_trainings", "remember"), [(1, False), (8, True)])
+def test_a_sweep_has_one_budget_for_the_one_copy_of_its_images(
+    num_trainings: int, remember: bool
+) -> None:
+    """Not one for each of its trials, or for each of those at a time."""
+    split = Split(shards=(), class_counts=(10_000,), num_pixels=10_000 * 256**2)
+    manifest = Manifest(
+        classes=("one",),
+        splits={"train": split, "val": split},
+        num_quarantined=0,
+        fingerprint="",
+        options={"short_side_px": 256},
+    )
+    resources = Resources(
+        num_nodes=1, num_cpus=8, num_gpus=0, memory_gib=64, object_store_gib=4.0 / 0.3
+    )
+    workers = plan_workers(resources, ClusterConfig(num_workers=1), num_concurrent=4)
+
+    found, why = plan_ingest(
+        FinetuneConfig(data="", epochs=1),
+        manifest,
+        resources,
+        workers,
+        num_concurrent=4,
+        num_trainings=num_trainings,
+    )
+
+    assert found == remember
+    if remember:
+        assert why == (
+            "memory: 3.66 GiB decoded, 4.00 GiB to keep them in, one copy for 8 trainings"
+        )

@@ -40,6 +40,16 @@ class PrefixFeatures:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SharedImages:
+    """Where trainings get their images from, decided for all of them together."""
+
+    memory: dict[str, Memory] = field(default_factory=dict)
+    """By split, where decoded images are kept; empty to decode them every epoch."""
+    ingest: str
+    """Whether images are streamed or kept in memory, and why."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """A checked training; sent to its workers as it is."""
 
@@ -81,6 +91,7 @@ def prepare_run(
     manifest: Manifest | None = None,
     num_concurrent: int = 1,
     prefix: PrefixFeatures | None = None,
+    images: SharedImages | None = None,
     here: bool = False,
 ) -> Run:
     """Check a training and find everything it needs: data, workers, ingest, where it resumes.
@@ -92,6 +103,7 @@ def prepare_run(
         manifest: of the data set, where `check` has passed already.
         num_concurrent: trainings that share the cluster; this one takes its part.
         prefix: features to train on instead of images.
+        images: those that trainings share; by default this one has its own.
         here: train in this process, whatever `cluster.num_workers` says.
 
     Raises:
@@ -116,21 +128,22 @@ def prepare_run(
     )
     require_same_run(config, before, manifest, resume)
     result = find_finished(config)
-    remember, ingest = False, ""
-    if prefix is None:
-        remember, ingest = plan_ingest(
-            config, manifest, resources, workers, num_concurrent=num_concurrent
-        )
+    if prefix is not None:
+        images = SharedImages(ingest="")
+    elif images is None:
+        remember, ingest = plan_ingest(config, manifest, resources, workers)
+        memory = open_memory(manifest) if remember and result is None else {}
+        images = SharedImages(memory=memory, ingest=ingest)
     return Run(
         config=config,
         manifest=manifest,
         workers=workers,
         limits=plan_limits(
-            config, resources, workers, num_concurrent=num_concurrent, remember=remember
+            config, resources, workers, num_concurrent=num_concurrent, remember=bool(images.memory)
         ),
-        memory=open_memory(manifest) if remember and result is None else {},
+        memory=images.memory,
         prefix=prefix,
-        ingest=ingest,
+        ingest=images.ingest,
         resume=resume,
         result=result,
     )
@@ -207,19 +220,27 @@ def plan_ingest(
     workers: WorkerPlan,
     *,
     num_concurrent: int = 1,
+    num_trainings: int = 1,
 ) -> tuple[bool, str]:
     """Decide whether decoded images stay in memory of the planned workers, and say why.
+
+    Args:
+        workers: of each training.
+        num_concurrent: trainings at a time; they share one copy of the images.
+        num_trainings: trainings in all that share it.
 
     Raises:
         UserError: where `ingest` is memory and they don't fit.
     """
-    store_bytes = _store_bytes(resources, workers, num_concurrent)
+    store_bytes = _store_bytes(resources, num_concurrent * max(1, workers.num_workers))
     remember, why = choose_ingest(
         config.ingest,
         manifest,
-        num_epochs=config.num_epochs,
+        num_epochs=config.num_epochs * num_trainings,
         budget_bytes=config.ingest.memory_share * store_bytes,
     )
+    if num_trainings > 1 and remember:
+        why += f", one copy for {num_trainings} trainings"
     if not remember and workers.num_workers > config.ingest.interleave:
         why += (
             f"; {workers.num_workers} workers share {config.ingest.interleave} lanes: less is read "
@@ -243,7 +264,7 @@ def plan_limits(
     """
     processes = max(1, workers.num_workers)
     free_share = 0.8 - config.ingest.memory_share if remember else 0.5
-    store_bytes = _store_bytes(resources, workers, num_concurrent)
+    store_bytes = _store_bytes(resources, processes) / num_concurrent
     return ReadLimits(
         task_cpus=workers.reader_cpus,
         # Both streams of a worker, of train and of val, may take them: they are read in turns.
@@ -252,10 +273,10 @@ def plan_limits(
     )
 
 
-def _store_bytes(resources: Resources, workers: WorkerPlan, num_concurrent: int) -> float:
-    """Object store of a training: of the nodes its workers are on, where blocks are made."""
-    nodes_share = min(1.0, max(1, workers.num_workers) / max(1, resources.num_nodes))
-    return resources.object_store_gib * 2**30 * nodes_share / num_concurrent
+def _store_bytes(resources: Resources, num_workers: int) -> float:
+    """Object store of the nodes that workers are on, where blocks are made."""
+    nodes_share = min(1.0, num_workers / max(1, resources.num_nodes))
+    return resources.object_store_gib * 2**30 * nodes_share
 
 
 def with_absolute_paths(config: FinetuneConfig) -> FinetuneConfig:

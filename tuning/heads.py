@@ -77,7 +77,11 @@ def _train(config: TuningConfig, shared: Shared, point: Point) -> tuple[Finetune
     )
     with follow(training.out, mirror, lambda row: None):
         run = prepare_run(
-            training, manifest=shared.manifest, prefix=shared.prefix_of(training), here=True
+            training,
+            manifest=shared.manifest,
+            prefix=shared.prefix_of(training),
+            images=shared.images,
+            here=True,
         )
         result = launch.fit_in_process(run)
     if (folder := shared.results_of(training)) is not None:

@@ -25,7 +25,7 @@ from datasets.shards import Manifest, read_manifest
 from trainers import metrics
 from trainers.commands import follow_training
 from trainers.config import FinetuneConfig
-from trainers.prepare import prepare_run
+from trainers.prepare import Run, SharedImages, prepare_run
 from trainers.run import checkpoint
 from trainers.run.evaluations import read_evaluation
 from trainers.run.folder import read_config, read_result
@@ -55,7 +55,12 @@ def run_promote(config: PromoteConfig) -> dict[str, Any]:
         _refuse_other_epochs(training)
     connect(config.address)
     with hold_lease(out):
-        commands = [_train(training) for training in trainings]
+        commands, images = [], None
+        for training in trainings:
+            run = prepare_run(training, images=images)
+            if run.memory:
+                images = SharedImages(memory=run.memory, ingest=run.ingest)
+            commands.append(_train(run))
         summary = _summarize(trainings, winner, sweep, manifest)
         text = json.dumps(summary, indent=1).encode()
         storage.write_bytes(storage.join(out, "promoted.json"), text)
@@ -135,11 +140,10 @@ def _refuse_other_epochs(training: FinetuneConfig) -> None:
         )
 
 
-def _train(training: FinetuneConfig) -> str | None:
+def _train(run: Run) -> str | None:
     """Train a seed, unless that is done; return the command that uploads it to W&B."""
-    run = prepare_run(training)
     if run.result is not None:
-        report(f"{training.out} is trained: reusing it")
+        report(f"{run.config.out} is trained: reusing it")
         return None
     _, command = follow_training(run, job_type="promote")
     return command

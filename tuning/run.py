@@ -17,10 +17,12 @@ from cluster.io.lease import hold_lease
 from cluster.provenance import find_provenance
 from cluster.runtime import Resources, connect
 from cluster.scaling import in_process, max_concurrent_trials, plan_workers
+from datasets.memory import open_memory
 from datasets.shards import Manifest
 from trainers import metrics, prepare
 from trainers.networks.freezing import count_frozen, is_head_only
 from trainers.networks.precision import choose_precision
+from trainers.prepare import SharedImages
 from trainers.tracking.config import sync_command
 from trainers.tracking.where import describe_tracking
 from tuning.check import check, facts_of
@@ -85,13 +87,13 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
     )
     num_concurrent = min(_count_concurrent(config, resources, plan), num_trials)
     say = print if explain else terminal.report
-    _announce(config, manifest, resources, plan, num_trials, num_concurrent, say)
+    ingest = _announce(config, manifest, resources, plan, num_trials, num_concurrent, say)
     if explain:
         raise SystemExit(0)
     follow = f"follow it with `python -m tuning review --out {shlex.quote(config.out)}`"
     with hold_lease(config.out, follow=follow):
         return _close(
-            _execute(config, manifest, resources, store, plan, num_trials, num_concurrent)
+            _execute(config, manifest, resources, store, plan, ingest, num_trials, num_concurrent)
         )
 
 
@@ -101,15 +103,20 @@ def _execute(
     resources: Resources,
     store: PrefixStore,
     plan: SharingPlan,
+    ingest: tuple[bool, str],
     num_trials: int,
     num_concurrent: int,
 ) -> SweepRecord:
-    """Run the trials and what they share; write the leaderboard, and return the record."""
+    """Run the trials and what they share; write the leaderboard, and return the record.
+
+    Args:
+        ingest: of `plan_ingest`.
+    """
     _write_start(config, manifest)
     built = store.build(plan)
     for problem in built.problems:
         print(f"  {problem}: its trials train on images")
-    shared = _share(config, manifest, store, built)
+    shared = _share(config, manifest, store, built, ingest)
     trials, is_synced = _run_trials(
         config, resources, shared, num_trials=num_trials, num_concurrent=num_concurrent
     )
@@ -202,10 +209,19 @@ def _run_trials(
 
 
 def _share(
-    config: TuningConfig, manifest: Manifest, store: PrefixStore, built: BuiltPrefixes
+    config: TuningConfig,
+    manifest: Manifest,
+    store: PrefixStore,
+    built: BuiltPrefixes,
+    ingest: tuple[bool, str],
 ) -> Shared:
     """Collect the work that trials share, and train the heads that deeper ones start from."""
     shared = Shared(manifest=manifest, prefixes=dict(built.prefixes))
+    trainings = [training_of(config.base, model) for model in models(config.space)]
+    if any(shared.prefix_of(training) is None for training in trainings):
+        remember, why = ingest
+        memory = open_memory(manifest) if remember else {}
+        shared = replace(shared, images=SharedImages(memory=memory, ingest=why))
     if config.share:
         shared = replace(
             shared,
@@ -214,7 +230,6 @@ def _share(
         )
     if config.head_first:
         shared = replace(shared, heads=train_heads(config, shared))
-    trainings = [training_of(config.base, model) for model in models(config.space)]
     if not all(map(trains_in_process, trainings)):
         shared = replace(shared, runner=start_runner())
     return shared
@@ -250,13 +265,22 @@ def _announce(
     num_trials: int,
     num_concurrent: int,
     say: Callable[[str], None],
-) -> None:
-    """Print what will run; a plan that doesn't fit raises here, before any trial starts."""
+) -> tuple[bool, str]:
+    """Print what will run; a plan that doesn't fit raises here, before any trial starts.
+
+    Returns:
+        What `plan_ingest` decided.
+    """
     deeper = max_concurrent_trials(resources, config.base.cluster)
     num_deeper = min(num_concurrent, deeper)
     plan = prepare.plan_training(config.base, resources, num_concurrent=num_deeper)
-    _, ingest = prepare.plan_ingest(
-        config.base, manifest, resources, plan, num_concurrent=num_deeper
+    ingest = prepare.plan_ingest(
+        config.base,
+        manifest,
+        resources,
+        plan,
+        num_concurrent=num_deeper,
+        num_trainings=num_trials,
     )
     space = config.space
     rates = space.learning_rate_range or space.learning_rates
@@ -277,13 +301,14 @@ def _announce(
     workers = f"{plan.num_workers} DDP workers" if plan.num_workers else "their own process"
     say(
         f"  {num_concurrent} at a time; head-only trials in one process each, the others in "
-        f"{workers}\n  ingest by {ingest}; precision {config.base.compute.precision}\n"
+        f"{workers}\n  ingest by {ingest[1]}; precision {config.base.compute.precision}\n"
         f"  stored in {config.out}\n  W&B: {describe_tracking(config.base.track)}"
     )
     for line in sharing.describe():
         say(f"  {line}")
     if tune.Tuner.can_restore(storage.join(config.out, STATE_FOLDER)):
         say("  resuming: trials that have ended are reused, the others continue")
+    return ingest
 
 
 def _ended(

@@ -16,7 +16,7 @@ from datasets.shards import Manifest
 from trainers import launch, metrics
 from trainers.config import FinetuneConfig
 from trainers.networks.freezing import count_frozen, is_head_only
-from trainers.prepare import PrefixFeatures, prepare_run
+from trainers.prepare import PrefixFeatures, SharedImages, prepare_run
 from trainers.run.folder import is_over, read_result
 from trainers.run.rows import RowReader, epoch_rows
 from tuning.config import TuningConfig
@@ -44,6 +44,8 @@ class Shared:
     """URI of the folder of recorded results."""
     starts: dict[str, str] = field(default_factory=dict)
     """Hash of the tensors a training starts from, by initialization."""
+    images: SharedImages | None = None
+    """Images of the trials that have no features."""
     runner: ActorHandle | None = None
     """Actor of a TrainingRunner; None where every trial trains in its own process."""
 
@@ -118,8 +120,12 @@ def train_trial(config: FinetuneConfig, shared: Shared, *, num_concurrent: int) 
     if is_over(config.out):
         read_result(config.out)  # which raises where the trial diverged
         return
-    options = {"manifest": shared.manifest, "prefix": shared.prefix_of(config)}
-    options["num_concurrent"] = num_concurrent
+    options = {
+        "manifest": shared.manifest,
+        "prefix": shared.prefix_of(config),
+        "images": shared.images,
+        "num_concurrent": num_concurrent,
+    }
     if trains_in_process(config):
         run = prepare_run(config, here=True, **options)
         launch.fit_in_process(run, report=ray.tune.report)
