@@ -54,7 +54,7 @@ def _follow_training(run: Run, job_type: str) -> tuple[dict[str, Any], str | Non
         f"{num_images} images of {len(manifest.classes)} classes -> {config.out}"
     )
     terminal.report(f"Ingest: {run.ingest}; precision: {config.compute.precision}")
-    terminal.report(f"W&B: {describe_tracking(config.track)}")
+    terminal.report(f"Tracking: {describe_tracking(config.track)}")
     for line in describe_changes(run):
         terminal.report(line, warning=True)
     name = name_of(config.out)
