@@ -302,7 +302,7 @@ def _announce(
     say(
         f"  {num_concurrent} at a time; head-only trials in one process each, the others in "
         f"{workers}\n  ingest by {ingest[1]}; precision {config.base.compute.precision}\n"
-        f"  stored in {config.out}\n  W&B: {describe_tracking(config.base.track)}"
+        f"  stored in {config.out}\n  tracked {describe_tracking(config.base.track)}"
     )
     for line in sharing.describe():
         say(f"  {line}")
