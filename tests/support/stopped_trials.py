@@ -1,7 +1,7 @@
 """Trials of DDP workers, each stopped by Tune in mid-training, as ASHA would.
 
-test_tuning_run runs one of two workers on its cluster, and two of one worker as a program on one
-CPU without dashboard: a worker that is left would leave no CPU for the readers of the next trial.
+test_tuning_run runs one of two workers on its cluster, and two of one worker as a program on 2 CPUs
+without dashboard: a worker that is left would leave too little CPU for that of the next trial.
 
 usage: python -m tests.support.stopped_trials DATA OUT
 """
@@ -78,7 +78,7 @@ def free_cpus() -> float:
 def main(data: str, out: str) -> None:
     nodes = Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": 1, "object_store_memory": 2**29, "include_dashboard": False},
+        head_node_args={"num_cpus": 2, "object_store_memory": 2**29, "include_dashboard": False},
     )
     runtime.connect(nodes.address, quiet=True)
     freed_s = stop_trials(data, out, 1e-3, 1e-4, num_workers=1)
