@@ -75,7 +75,7 @@ SWEEP = {"out", "advice", "evaluate_winner", "max_failures", "share", "cache", "
             SWEEP | {f"base.{path}" for path in {"out"} | INGEST | TRACK | CLUSTER},
         ),
         (PrepareConfig, URI, {"out", "root", "test_root"}),
-        (PrepareConfig, NOT_IN_KEY, {"out", "address"}),
+        (PrepareConfig, NOT_IN_KEY, {"out", "address", "dry_run"}),
         (
             PrepareConfig,
             IN_FINGERPRINT,

@@ -142,8 +142,8 @@ def test_a_dumb_terminal_gets_no_codes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     console = terminal.open_console()
     assert console.is_interactive
-    console.print("[red]red[/red]")
-    assert terminals.getvalue() == "red\n"
+    console.print("[red]", style="red")
+    assert terminals.getvalue() == "[red]\n"
 
 
 def test_quiet_leaves_warnings(

@@ -76,6 +76,6 @@ def test_every_setting_that_changed_is_said(easy_data: str, tmp_path):
         "Resume: cluster.num_workers is 2, it was None",
         "Resume: ingest.max_bad_fraction is 0.5, it was 0.01",
         "Resume: schedule.early_stopping_epochs is 3, it was None",
-        "Resume: track.project is 'cars', it was 'thaw'",
+        "Resume: track.project is 'cars', it was None",
     ]
     assert lines(config, config, 1) == []
