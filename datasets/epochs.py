@@ -24,7 +24,7 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
 from datasets.plan import Chunk, Plan
-from datasets.ray_internals import give_share
+from datasets.ray_internals import give_share, let_tasks_end
 from datasets.read import read_task
 from datasets.sources import BatchSource, ReadLimits
 
@@ -143,6 +143,7 @@ def execute_chunks(
         resource_limits=ExecutionResources.for_limits(object_store_memory=store_bytes),
     )
     give_share(context, cpus)
+    let_tasks_end(context)
     tasks = divide_chunks(
         chunks,
         bytes_per_image=source.bytes_per_image,

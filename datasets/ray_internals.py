@@ -52,6 +52,15 @@ def give_share(context: DataContext, cpus: float) -> None:
     context.set_config(SHARE, share)
 
 
+def let_tasks_end(context: DataContext) -> None:
+    """Let a task yield all of its blocks without waiting for their reader.
+
+    A task that waits keeps its CPU. Where a worker has one reader's CPU left, its validation would
+    wait for that CPU, and the task of the training stream for the validation.
+    """
+    context._max_num_blocks_in_streaming_gen_buffer = None
+
+
 def choose_autoscaler(topology: Any, resources: Any, context: DataContext, **named: Any) -> Any:
     """Return FixedResources where a share was given, else Ray Data's own autoscaler."""
     share: ExecutionResources | None = context.get_config(SHARE)
