@@ -58,7 +58,7 @@ def let_tasks_end(context: DataContext) -> None:
     A task that waits keeps its CPU. Where a worker has one reader's CPU left, its validation would
     wait for that CPU, and the task of the training stream for the validation.
     """
-    context._max_num_blocks_in_streaming_gen_buffer = None
+    context._max_num_blocks_in_streaming_gen_buffer = None  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def choose_autoscaler(topology: Any, resources: Any, context: DataContext, **named: Any) -> Any:
