@@ -156,7 +156,8 @@ def test_prepare_prints_the_line_of_readme(
 def test_the_python_of_the_docs_runs(own_ray: dict[str, str], tmp_path: Path) -> None:
     """All code of docs/python-api.md as one script, in the order of the page."""
     script = tmp_path / "script.py"
-    script.write_text("\n".join(blocks(ROOT / "docs" / "python-api.md", "python")))
+    code = [*blocks(ROOT / "docs" / "python-api.md", "python"), "print(len(predictions.label_N))"]
+    script.write_text("\n".join(code))
     variables = {**os.environ, **own_ray, "PYTHONPATH": str(ROOT)}
     run = subprocess.run(
         [sys.executable, str(script)],
@@ -164,6 +165,7 @@ def test_the_python_of_the_docs_runs(own_ray: dict[str, str], tmp_path: Path) ->
     )  # fmt: skip
 
     assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout.endswith("\n12\n"), run.stdout
     runs = tmp_path / "runs"
     assert read_manifest(str(runs / "cars")).split("test").num_images == 12
     assert read_result(str(runs / "mine"))["epochs"] == 2
