@@ -29,7 +29,7 @@ def choose_session_folder(environment: Mapping[str, str] = os.environ) -> str | 
         UserError: where RAY_TMPDIR is no good, or no short writable folder is there.
     """
     name = "RAY_TMPDIR" if environment.get("RAY_TMPDIR") else "TMPDIR"
-    folder = environment.get(name) or ("/tmp" if name == "TMPDIR" else "")
+    folder = environment.get(name) or "/tmp"
     if environment.get(name) == "":  # Ray would take the working folder
         return "/tmp/ray"
     problem = _find_problem(folder)
@@ -59,7 +59,7 @@ def _find_problem(folder: str) -> str | None:
         return f"{num_bytes - MAX_SOCKET_BYTES} bytes too long for Ray's sockets"
     try:
         os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryFile(dir=os.path.join(folder)):
+        with tempfile.TemporaryFile(dir=folder):
             return None
     except OSError as error:
         return f"it can't be written ({error.strerror})"

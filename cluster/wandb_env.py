@@ -27,7 +27,7 @@ class Setting(NamedTuple):
 
 
 def find_setting(name: str, environment: Mapping[str, str] = os.environ) -> Setting | None:
-    """Find a setting such as `project`; None where nobody has set it."""
+    """Find a setting such as `project`; None where it is not set."""
     variable = f"WANDB_{name.upper()}"
     if value := environment.get(variable):
         return Setting(value, variable)

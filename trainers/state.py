@@ -209,7 +209,7 @@ class TrainState:
 
 def autocast_dtype(config: ComputeConfig, device: torch.device) -> torch.dtype | None:
     """Return the dtype of autocast; None for float32."""
-    if config.precision == "auto":  # nobody asked the nodes: what any of them computes
+    if config.precision == "auto":  # not chosen by `choose_precision`: what every node computes
         return torch.bfloat16 if device.type == "cuda" else None
     return AUTOCAST_DTYPES[config.precision]
 

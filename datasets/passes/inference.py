@@ -30,6 +30,7 @@ from ray.data.extensions import ArrowTensorArray
 from cluster.io import storage
 from cluster.io.errors import UserError
 from cluster.io.progress import collect
+from cluster.scaling import WorkerPlan
 from datasets.augment import augment, view
 from datasets.epochs import EpochsDatasource
 from datasets.images import BadImage, load_image
@@ -54,6 +55,15 @@ class Workers:
     cpus_per_worker: float
     gpus_per_worker: int
     reader_cpus: float
+
+    @classmethod
+    def of(cls, plan: WorkerPlan) -> "Workers":
+        return cls(
+            num_workers=plan.num_workers,
+            cpus_per_worker=plan.cpus_per_worker,
+            gpus_per_worker=int(plan.use_gpu),
+            reader_cpus=plan.reader_cpus,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -288,8 +288,8 @@ def _report_near_duplicates(
     staging: str,
 ) -> None:
     """Write and print the pairs of images that are kept, or left out for being near duplicates."""
-    told = {None, NEAR_TEST, NEAR_VAL}
-    pairs = [pair for pair in pairs if told.issuperset(reasons[index] for index in pair[:2])]
+    reported = {None, NEAR_TEST, NEAR_VAL}
+    pairs = [pair for pair in pairs if reported.issuperset(reasons[i] for i in pair[:2])]
     if not pairs:
         return
     pairs = order_pairs(pairs, splits)

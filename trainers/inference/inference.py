@@ -183,12 +183,7 @@ def run_inference(
         threads=plan.threads_per_worker,
         use_gpu=plan.use_gpu,
     )
-    workers = Workers(
-        num_workers=plan.num_workers,
-        cpus_per_worker=plan.cpus_per_worker,
-        gpus_per_worker=int(plan.use_gpu),
-        reader_cpus=plan.reader_cpus,
-    )
+    workers = Workers.of(plan)
     with hold_lease(out):
         outcome = infer(
             collection,

@@ -80,10 +80,5 @@ def run_pass(
             threads=plan.threads_per_worker,
             use_gpu=plan.use_gpu,
         ),
-        workers=Workers(
-            num_workers=plan.num_workers,
-            cpus_per_worker=plan.cpus_per_worker,
-            gpus_per_worker=int(plan.use_gpu),
-            reader_cpus=plan.reader_cpus,
-        ),
+        workers=Workers.of(plan),
     )
