@@ -129,13 +129,7 @@ def predict_split(
         table = collect(blocks, source.num_images, what)
     else:
         arguments["load"] = partial(ray.get, ray.put(network))
-        workers = Workers(
-            num_workers=plan.num_workers,
-            cpus_per_worker=plan.cpus_per_worker,
-            gpus_per_worker=int(use_gpu),
-            reader_cpus=plan.reader_cpus,
-        )
-        table = run_chunks(chunks, images, SplitPredictor, arguments, workers, what)
+        table = run_chunks(chunks, images, SplitPredictor, arguments, Workers.of(plan), what)
     table = table.sort_by("row")
     assert table["row"].to_pylist() == list(range(source.num_images)), "each image exactly once"
     unreadable = table["unreadable"].drop_null().to_pylist()
