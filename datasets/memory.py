@@ -55,8 +55,7 @@ class PieceIndex:
     """Actor that maps images to pieces, and keeps the pieces alive; it owns those of its node."""
 
     def __init__(self, num_images: int) -> None:
-        context = ray.get_runtime_context()
-        self._owners: dict[str, ActorProxy] = {context.get_node_id(): context.current_actor}
+        self._owners: dict[str, ActorProxy] = {}
         self._piece_of_image = np.full(num_images, -1, np.int32)
         self._slot_of_image = np.zeros(num_images, np.int32)
         self._pieces: list[ray.ObjectRef | None] = []
@@ -68,8 +67,11 @@ class PieceIndex:
         refs = {int(number): self._pieces[number] for number in np.unique(piece_N) if number >= 0}
         return piece_N, self._slot_of_image[images_N], refs
 
-    def find_owner(self, node_id: str) -> ActorProxy:
-        """Return the actor that owns the pieces made on a node."""
+    def find_owner(self, node_id: str) -> ActorProxy | None:
+        """Return the actor that owns the pieces made on a node; None: this one."""
+        # An actor that holds a handle of its own would never end.
+        if node_id == ray.get_runtime_context().get_node_id():
+            return None
         if node_id not in self._owners:
             there = NodeAffinitySchedulingStrategy(node_id, soft=False)
             self._owners[node_id] = PieceOwner.options(scheduling_strategy=there).remote()
@@ -134,7 +136,7 @@ class Memory:
         node_id = ray.get_runtime_context().get_node_id()
         try:
             owner = self.index.find_owner.remote(node_id).future().result()
-            refs = owner.put.remote(piece).future().result()
+            refs = (owner or self.index).put.remote(piece).future().result()
         except RayError:  # as in `find`
             return
         self.index.add.remote(self.first_image + rows_N, refs)

@@ -163,11 +163,19 @@ class Reader:
         memory.keep(np.arange(2), [(label, 0, np.ones((4, 4, 3), np.uint8)) for label in (5, 6)])
 
 
+def piece_actors() -> set[str]:
+    from ray._private.state import actors  # the public API asks the dashboard, if there is one
+
+    found = actors(actor_state_name="ALIVE")
+    return {key for key, actor in found.items() if actor["ActorClassName"].startswith("Piece")}
+
+
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_pieces_outlive_the_readers_that_made_them(
     ray_nodes: Cluster, easy_data: str, elsewhere: bool
 ) -> None:
     """A training's readers end with it, and other trainings of the sweep need its images."""
+    before = piece_actors()
     memory = open_memory(read_manifest(easy_data))["val"]
     there = ray_nodes.worker_nodes if elsewhere else {ray_nodes.head_node}
     (node, *_) = there
@@ -185,6 +193,12 @@ def test_pieces_outlive_the_readers_that_made_them(
 
     found = memory.find(np.arange(3))
     assert {row: label for row, (label, _, _) in found.items()} == {0: 5, 1: 6}
+    started = piece_actors() - before
+    assert len(started) == 1 + elsewhere
+    del memory, found
+    while started & piece_actors():
+        assert time.monotonic() < deadline_s + 30, "they end with their memory"
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("num_chunks", [1, 2, 26, 512])
