@@ -44,6 +44,8 @@ Compute = Callable[[np.ndarray], dict[str, pa.Array]]
 """uint8 images_NSSC, N >= 1 -> columns of N rows."""
 
 _PART_NAME = re.compile(r"part-\d{9}\.parquet")
+_ACTOR_IMAGES = 64
+"""An actor takes seconds to start: fewer images are computed sooner by the others."""
 _MIN_BLOCK_IMAGES, _MAX_BLOCK_IMAGES, _MAX_BLOCK_BYTES = 16, 256, 64 * 2**20
 
 
@@ -206,11 +208,12 @@ def run_actors(
     Returns:
         These rows, in any order.
     """
+    num_actors = min(workers.num_workers, num_blocks, max(1, num_images // _ACTOR_IMAGES))
     dataset = dataset.map_batches(
         actor,
         batch_size=None,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=min(workers.num_workers, num_blocks)),
+        compute=ray.data.ActorPoolStrategy(size=num_actors),
         num_cpus=workers.cpus_per_worker,
         num_gpus=workers.gpus_per_worker,
         fn_constructor_kwargs=arguments,
