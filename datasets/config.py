@@ -100,6 +100,9 @@ class PrepareConfig:
     report: list them in near_duplicates.parquet and .png; val is cut from train without parting
     them. drop: also leave out those of train and val that are like a test image. keep: don't
     look."""
+    exclude: Annotated[str | None, URI] = None
+    """URI of a list of images to leave out, as `audit` writes it: a table with a column `path` (and
+    `split`, `reason`), or text with a path a line, in full or below `root`."""
     row_group_size: Annotated[int, IN_FINGERPRINT] = 64
     """Images per Parquet row group: the unit the stream reads and shuffles."""
     shard_mib: Annotated[int, IN_FINGERPRINT] = 128

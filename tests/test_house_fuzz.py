@@ -23,13 +23,14 @@ SETTINGS = settings(
     suppress_health_check=list(HealthCheck),
 )
 NAMES = (
-    "manifest", "manifest that may be another's", "schema version", "quarantine", "config", "rows",
-    "result",
+    "manifest", "manifest that may be another's", "schema version", "quarantine", "exclude list",
+    "config", "rows", "result",
     "progress", "checkpoint", "evaluation", "trials", "leaderboard", "sweep config", "advice",
     "origin", "known results", "features", "cache", "review: config.json",
     "review: started.json", "review: trials.json", "review: leaderboard.json",
     "review: promoted/promoted.json",
 )  # fmt: skip
+NOT_JSON = ("quarantine", "exclude list")
 
 SCALARS = st.one_of(
     st.none(),
@@ -90,7 +91,7 @@ def test_what_is_good_is_read(name: str, readers: dict[str, Reader], tmp_path: P
         assert read is not None and not isinstance(read, str), read
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "quarantine"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in NOT_JSON])
 def test_any_json_is_read_or_refused(name: str, readers: dict[str, Reader], tmp_path: Path) -> None:
     reader = readers[name]
     lines = name == "rows"

@@ -40,7 +40,8 @@ def find_existing_output(config: PrepareConfig, source_version: str) -> Manifest
         if before.get(name) != now.get(name)
     ]
     if not changed and manifest.source_version != source_version:
-        changed = ["the files of the source changed"]
+        also = " or the exclude list" if config.exclude else ""
+        changed = [f"the files of the source{also} changed"]
     if not changed and not _has_all_shards(config.out, manifest):
         changed = ["shards are missing"]
     if changed:

@@ -43,6 +43,7 @@ from datasets.prepare.duplicates.report import (
     order_pairs,
     write_report,
 )
+from datasets.prepare.exclude import exclude
 from datasets.prepare.existing import clear, find_existing_output
 from datasets.prepare.groups import add_groups
 from datasets.prepare.listing import Listing, describe_source, describe_unused
@@ -84,12 +85,16 @@ def prepare(config: PrepareConfig) -> Manifest:
             training image, before or after bad images are left out.
     """
     config = _with_absolute_paths(config)
-    listing = add_groups(config, SOURCES[config.source](config))
+    listing = _list_source(config)
     _check_classes(config, listing.classes, listing.references)
     if (existing := find_existing_output(config, listing.version)) is not None:
         return existing
     with hold_lease(config.out):
         return _write(config, listing)
+
+
+def _list_source(config: PrepareConfig) -> Listing:
+    return add_groups(config, exclude(config, SOURCES[config.source](config)))
 
 
 def _write(config: PrepareConfig, listing: Listing) -> Manifest:
@@ -134,7 +139,7 @@ def describe(config: PrepareConfig) -> None:
         UserError: as `prepare`, for what is wrong before an image is opened.
     """
     config = _with_absolute_paths(config)
-    listing = add_groups(config, SOURCES[config.source](config))
+    listing = _list_source(config)
     print_listing(listing, config.val_fraction)
     _check_classes(config, listing.classes, listing.references)
 

@@ -17,10 +17,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.io import fields, records
+from cluster.io import fields, records, storage
 from datasets import shards
 from datasets.config import IngestConfig
 from datasets.passes import features
+from datasets.prepare.exclude import parse_list
 from tests.conftest import ROOT
 from tests.support.data import write_shards
 from tests.support.sweeps import write_sweep, write_test
@@ -150,6 +151,7 @@ def list_readers(scratch: Path) -> dict[str, Reader]:
             "manifest.json", (data / "manifest.json").read_bytes(), shards.read_schema_version
         ),
         "quarantine": Reader("quarantine.parquet", quarantine, shards.read_quarantine),
+        "exclude list": Reader("exclude.csv", b"path,split\na.jpg,train\n", _read_exclude_list),
         "config": Reader("config.json", as_json(training.to_dict()), run_folder.read_config),
         "rows": Reader("metrics.jsonl", (run / "metrics.jsonl").read_bytes(), rows.epoch_rows),
         "result": Reader("result.json", as_json(result), _read_result),
@@ -188,6 +190,11 @@ def list_readers(scratch: Path) -> dict[str, Reader]:
             "promoted/promoted.json": as_json(promoted),
         }.items()
     }
+
+
+def _read_exclude_list(folder: str) -> Any:
+    uri = storage.join(folder, "exclude.csv")
+    return parse_list(uri, storage.read_bytes(uri))
 
 
 def _read_result(run: str) -> Any:

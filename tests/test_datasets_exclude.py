@@ -1,0 +1,112 @@
+"""`prepare --exclude`: listed images are left out, counted and named; nothing else changes."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster.io.errors import UserError
+from cluster.io.tables import to_csv
+from datasets.config import PrepareConfig
+from datasets.prepare.exclude import COLUMNS, exclude, parse_list
+from datasets.prepare.listing import Listing
+from datasets.prepare.prepare import describe
+from datasets.prepare.sources import SOURCES
+
+FILES = ("train/audi/1.jpg", "train/audi/2.jpg", "train/bmw/1.jpg", "train/bmw/3.jpg",
+         "test/audi/1.jpg", "test/bmw/5.jpg")  # fmt: skip
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for name in FILES:
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / name).write_bytes(b"not opened")
+    return tmp_path / "photos"
+
+
+def list_without(photos: Path, content: bytes, name: str = "exclude.csv") -> Listing:
+    file = photos.parent / name
+    file.write_bytes(content)
+    config = PrepareConfig(
+        source="folder", root=str(photos), out=str(photos.parent / "out"), exclude=str(file)
+    )
+    return exclude(config, SOURCES["folder"](config))
+
+
+def names(listing: Listing, photos: Path) -> set[str]:
+    return {path.removeprefix(f"{photos}/") for path in listing.references["path"].to_pylist()}
+
+
+@pytest.mark.parametrize(
+    ("content", "file"),
+    [
+        (b"path,reason\nROOT/train/audi/1.jpg,too dark\n", "exclude.csv"),
+        (b"train/audi/1.jpg\n", "exclude.csv"),
+        (b"train/audi/1.jpg\n\n", "exclude.txt"),
+        (b'{"path": "train/audi/1.jpg"}\n', "exclude.jsonl"),
+        (b"split\tpath\ntrain\ttrain/audi/1.jpg\n", "exclude.tsv"),
+        (b"path,split\ntrain/audi/1.jpg,val\n", "exclude.csv"),  # val was cut from train
+    ],
+)
+def test_a_listed_image_is_left_out(photos: Path, content: bytes, file: str) -> None:
+    listing = list_without(photos, content.replace(b"ROOT", str(photos).encode()), file)
+    assert names(listing, photos) == set(FILES) - {"train/audi/1.jpg"}
+    ((path, reason),) = listing.unused
+    assert path == str(photos / "train/audi/1.jpg") and reason.startswith("excluded: ")
+
+
+def test_an_image_of_another_split_is_another_image(photos: Path) -> None:
+    with pytest.raises(UserError, match="none of its 1 images is in the source"):
+        list_without(photos, b"path,split\ntrain/audi/1.jpg,test\n")
+
+
+def test_what_is_not_in_the_source_is_reported(photos: Path, capsys) -> None:
+    listing = list_without(photos, b"path\ntrain/audi/1.jpg\nelsewhere/9.jpg\n")
+    assert len(listing.references) == len(FILES) - 1
+    assert "1 of its 2 images are not in the source, such as elsewhere/9.jpg" in (
+        capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (
+            b"file,label\na.jpg,1\n",
+            r"exclude is .*it has no column `path`, but \['file', 'label'\]",
+        ),
+        (b"path\nnowhere.jpg\n", "exclude is .*none of its 1 images is in the source"),
+        (b"path,split\na.jpg\n", "can't be read as a table"),
+    ],
+)
+def test_a_list_that_does_not_fit_is_refused(photos: Path, content: bytes, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        list_without(photos, content)
+
+
+def test_a_list_without_images_leaves_out_none(photos: Path) -> None:
+    assert names(list_without(photos, b"path,split\n"), photos) == set(FILES)
+
+
+def test_another_list_is_another_source(photos: Path) -> None:
+    versions = {list_without(photos, content).version for content in (b"path\n", b"path \n\n")}
+    assert len(versions) == 2
+
+
+def test_paths_survive_csv() -> None:
+    paths = ["=1+1.jpg", "-cmd.jpg", 'a "b", c.jpg', "Citroën/ä.jpg", "[van].jpg", "7"]
+    rows = [(path, "train", "a, b", "too dark", None) for path in paths]
+    entries, num_rows = parse_list("exclude.csv", to_csv(COLUMNS, rows))
+    assert list(entries) == paths and num_rows == len(paths)
+    assert {entry.reason for own in entries.values() for entry in own} == {"too dark"}
+
+
+def test_a_dry_run_names_what_is_excluded(photos: Path, capsys) -> None:
+    file = photos.parent / "exclude.csv"
+    file.write_text("path,reason\ntrain/audi/2.jpg,label error\n")
+    describe(
+        PrepareConfig(source="folder", root=str(photos), out=str(photos.parent / "o"),
+                      exclude=str(file))
+    )  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "1 excluded: label error" in printed and str(photos / "train/audi/2.jpg") in printed
