@@ -58,6 +58,7 @@ chaos: $(READY)  ## Real runs under faults, into runs/chaos/chaos.md: CHAOS="--s
 
 bench: $(READY)  ## Compare with the usual tools, one run each, into bench.json
 	$(BIN)/python -m tests.bench.ingest
+	$(BIN)/python -m tests.bench.prepare
 	$(BIN)/python -m tests.bench.start
 	$(BIN)/python -m tests.bench.training
 	$(BIN)/python -m tests.bench.cpu

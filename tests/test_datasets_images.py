@@ -6,7 +6,14 @@ import simplejpeg
 from PIL import Image
 
 from datasets.decode import jpeg_shape
-from datasets.images import BadImage, encode_jpeg, load_image, to_jpeg
+from datasets.images import (
+    BadImage,
+    convert,
+    encode_jpeg,
+    identify_pixels,
+    load_image,
+    to_jpeg,
+)
 
 
 def encode(image: Image.Image, kind: str = "JPEG", **options) -> bytes:
@@ -101,6 +108,37 @@ def test_exif_orientation_is_applied():
 def test_plain_jpeg_keeps_its_bytes():
     content = encode(noise(), quality=60)
     assert to_jpeg(content, short_side_px=40) == content
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"subsampling": name, "quality": 30} for name in ("4:4:4", "4:2:2", "4:2:0", "4:1:1")),
+        {"restart_marker_rows": 1},
+        {"optimize": True, "quality": 100},
+        {"keep_rgb": True},
+        {"progressive": True},
+    ],
+)
+def test_pixels_are_those_of_pillow(options):
+    """The same pixels in a JPEG and a PNG have one hash, whichever decoder reads them."""
+    for width, height in ((60, 40), (61, 43), (1, 1)):
+        content = encode(noise(width, height), **options)
+        expected_HWC = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+        image_HWC = load_image(content)
+        np.testing.assert_array_equal(image_HWC, expected_HWC)
+        png = encode(Image.fromarray(expected_HWC), "PNG")
+        assert identify_pixels(load_image(png)) == identify_pixels(image_HWC)
+
+
+def test_a_plain_jpeg_is_decoded_once(monkeypatch):
+    calls = []
+    decode = simplejpeg.decode_jpeg
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda jpeg: calls.append(1) or decode(jpeg))
+    monkeypatch.setattr(Image.Image, "load", lambda self: calls.append(2))
+    content = encode(noise())
+    assert convert(content, short_side_px=256).jpeg == content
+    assert calls == [1]
 
 
 @pytest.mark.parametrize(
