@@ -1,7 +1,7 @@
 """Images per second of `prepare`, checks included: python -m tests.bench.prepare, `make bench`.
 
-As many photographs as Stanford Cars has, of 224 px: blends of two of `../shared/cars`, so that no
-two have the same pixels or are alike. The first turn only warms up. To compare two commits in
+As many photographs as Stanford Cars has, of 224 px: blends of two of `../shared/cars`, so that
+few are near duplicates. The first turn only warms up. To compare two commits in
 turns, give both the same folder of images: python -m tests.bench.prepare PHOTOS
 """
 
@@ -30,8 +30,9 @@ def blend_photographs(folder: Path, num_images: int = NUM_IMAGES) -> None:
     """Write blends of two photographs, one of them mirrored, in class folders."""
     rng = np.random.default_rng(0)
     photos = [cv2.imread(str(file)) for file in sorted(CARS.rglob("*.jpg"))]
-    for number in range(num_images):
-        one, other = rng.choice(len(photos), 2, replace=False)
+    pairs = rng.choice(len(photos) ** 2, num_images, replace=False)
+    for number, pair in enumerate(pairs):
+        one, other = divmod(pair, len(photos))
         image_HWC = cv2.addWeighted(photos[one], 0.5, photos[other][:, ::-1], 0.5, 0)
         path = folder / f"class-{number % NUM_CLASSES:03d}" / f"{number:05d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
