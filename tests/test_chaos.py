@@ -15,13 +15,14 @@ from trainers.config import ClusterConfig, FinetuneConfig, ModelConfig, TrackCon
 from trainers.run import checkpoint
 from trainers.run.rows import read_rows
 
-ASKED = {  # by issue 7, and a hang besides: how many faults begin so
+ASKED = {  # how many faults begin so
     "worker SIGKILL": 6,
     "worker SIGSTOP": 1,
     "worker exit 137": 1,
     "raylet SIGKILL in mid-epoch": 1,
     "driver SIGKILL": 1,
     "driver SIGTERM": 1,
+    "two drivers, one folder": 1,
     "cluster lost whole": 1,
     "checkpoint torn at 20 offsets": 1,
     "disk full": 1,

@@ -1,4 +1,4 @@
-"""Drivers that die, and how many failures a run survives before it gives up."""
+"""Drivers that die or start twice, and how many failures a run survives before it gives up."""
 
 import json
 import signal
@@ -59,6 +59,26 @@ def terminate_driver(arena: Arena, name: str) -> Outcome:
     return end_driver(arena, name, signal.SIGTERM)
 
 
+def start_twice(arena: Arena, name: str) -> Outcome:
+    """Give a command that runs a second time; then kill the first driver, and give it again."""
+    folder = arena.new_run(name)
+    step = arena.draw(name).randrange(STEPS_PER_EPOCH + 1, 2 * STEPS_PER_EPOCH)
+    plan = plan_of(folder, pause_s=1.0)
+    command = arena.command(folder / "run")
+    first = arena.start(command, plan, log=folder / "first.log")
+    first.wait_until(lambda: len(steps_taken(plan.journal)) >= STEPS_PER_EPOCH, "an epoch")
+    seen = arena.start(command, counting(plan), log=folder / "second.log").sentence()
+    ensure(f"process {first.process.pid} on" in seen and "writes there since" in seen, seen)
+    first.wait_until(lambda: len(steps_taken(plan.journal)) >= step, f"step {step}")
+    first.process.kill()
+    first.wait()
+    arena.start(command, counting(plan), log=folder / "third.log").succeed()
+    ensure_same(folder / "run", arena.straight())
+    lost = count_lost(folder / "journal", at_most=2 * INTERVAL)
+    injected = "the same command twice; SIGKILL of the first driver, then the command again"
+    return Outcome(fault=name, injected=injected, survived=True, lost=lost, seen=seen)
+
+
 def spend_budget(arena: Arena, name: str, num_failures: int) -> Outcome:
     """Kill workers at one step again and again, with a budget of `BUDGET` failures."""
     folder = arena.new_run(name)
@@ -94,6 +114,7 @@ def exceed_budget(arena: Arena, name: str) -> Outcome:
 FAULTS = {
     "driver SIGKILL": kill_driver,
     "driver SIGTERM": terminate_driver,
+    "two drivers, one folder": start_twice,
     "failure budget kept": keep_budget,
     "failure budget exceeded": exceed_budget,
 }
