@@ -136,6 +136,22 @@ def test_a_memory_that_is_lost_is_filled_again(alone: list[Batch], easy_data: st
     assert (found >= 0).all()
 
 
+def test_tasks_end_while_nothing_is_read(ray_cluster: str, easy_data: str) -> None:
+    """A task that waited for its reader would keep its CPU from the training's validation."""
+    planned = plan(easy_data, num_epochs=20)
+    read_from = source(planned)
+    task_bytes = epochs.TASK_CHUNKS * INGEST.task_images * read_from.bytes_per_image
+    limits = ReadLimits(task_cpus=1, stream_cpus=1, store_bytes=2 * task_bytes)
+    batches = stream(planned, read_from, limits)
+    next(batches)
+
+    deadline_s = time.monotonic() + 20
+    while ray.available_resources().get("CPU", 0.0) < ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.1)
+    batches.close()
+
+
 @ray.remote
 class Owner:
     """Owns an object, which is lost with it."""
