@@ -63,6 +63,7 @@ def ray_nodes() -> Iterator[Cluster]:
         head_node_args={
             "num_cpus": 2,
             "include_dashboard": True,
+            "include_log_monitor": False,
             "dashboard_port": None,  # any, where another Ray of this machine has 8265
             "object_store_memory": 2**30,
         },

@@ -74,7 +74,7 @@ SWEEP = {"out", "advice", "evaluate_winner", "max_failures", "share", "cache", "
             RESUMABLE,
             SWEEP | {f"base.{path}" for path in {"out"} | INGEST | TRACK | CLUSTER},
         ),
-        (PrepareConfig, URI, {"out", "root", "test_root"}),
+        (PrepareConfig, URI, {"out", "root", "test_root", "exclude"}),
         (PrepareConfig, NOT_IN_KEY, {"out", "address", "dry_run"}),
         (
             PrepareConfig,

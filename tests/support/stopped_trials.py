@@ -78,7 +78,12 @@ def free_cpus() -> float:
 def main(data: str, out: str) -> None:
     nodes = Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": 2, "object_store_memory": 2**29, "include_dashboard": False},
+        head_node_args={
+            "num_cpus": 2,
+            "object_store_memory": 2**29,
+            "include_dashboard": False,
+            "include_log_monitor": False,
+        },
     )
     runtime.connect(nodes.address, quiet=True)
     freed_s = stop_trials(data, out, 1e-3, 1e-4, num_workers=1)
