@@ -1,10 +1,10 @@
 """The decoded images of a split, kept as uint8 in Ray's object store.
 
 The first epoch decodes its images and keeps them in pieces, one object per chunk; an actor indexes
-the pieces, and lives as long as the process that opened the memory. On each node an actor owns the
-pieces, since an object is lost with its owner, and readers end with their training. Later epochs,
-and other trainings, read them. Missing images (the incomplete last batch of an epoch, a piece lost
-with its node) are decoded when they are needed.
+the pieces, and lives as long as the process that opened the memory. Later epochs read them. Where
+other trainings do too, an actor on each node owns the pieces, since an object is lost with its
+owner, and readers end with their training. Missing images (the incomplete last batch of an epoch, a
+piece lost with its node) are decoded when they are needed.
 
 Dimensions: N images, H height, W width, C the channels red, green, blue.
 """
@@ -52,7 +52,8 @@ class PieceOwner:
 
 @ray.remote(num_cpus=0, max_restarts=-1)
 class PieceIndex:
-    """Actor that maps images to pieces, and keeps the pieces alive; it owns those of its node."""
+    """Actor that maps images to pieces, and keeps the pieces alive; shared ones of its node are its
+    own."""
 
     def __init__(self, num_images: int) -> None:
         self._owners: dict[str, ActorProxy] = {}
@@ -103,6 +104,8 @@ class Memory:
     index: ActorProxy
     first_image: int
     """Number of the split's first image in the index, which all splits share."""
+    shared: bool
+    """By trainings that follow: pieces outlive the readers that made them."""
 
     def find(self, rows_N: np.ndarray) -> dict[int, Decoded]:
         """Return position in `rows_N` -> image, where kept; pixels are read-only views."""
@@ -133,25 +136,33 @@ class Memory:
             starts_N=np.cumsum([0, *sizes[:-1]]),
             pixels=np.concatenate([image_HWC.ravel() for image_HWC in pixels]),
         )
-        node_id = ray.get_runtime_context().get_node_id()
         try:
-            owner = self.index.find_owner.remote(node_id).future().result()
-            refs = (owner or self.index).put.remote(piece).future().result()
+            refs = self._put_for_others(piece) if self.shared else [ray.put(piece)]
         except RayError:  # as in `find`
             return
         self.index.add.remote(self.first_image + rows_N, refs)
 
+    def _put_for_others(self, piece: Piece) -> list[ray.ObjectRef]:
+        node_id = ray.get_runtime_context().get_node_id()
+        owner = self.index.find_owner.remote(node_id).future().result()
+        return (owner or self.index).put.remote(piece).future().result()
 
-def open_memory(manifest: Manifest) -> dict[str, Memory]:
+
+def open_memory(manifest: Manifest, *, shared: bool) -> dict[str, Memory]:
     """Return an empty memory for each split, with one index for all.
 
     The index has the splits in the order of SPLITS, so TRAIN_AND_VAL is a range of it too.
+
+    Args:
+        shared: by trainings that follow each other.
     """
     names = [name for name in SPLITS if name in manifest.splits]
     sizes = [manifest.splits[name].num_images for name in names]
     index = PieceIndex.remote(sum(sizes))
     starts = np.cumsum([0, *sizes[:-1]]).tolist()
-    memories = {name: Memory(index, start) for name, start in zip(names, starts, strict=True)}
+    memories = {
+        name: Memory(index, start, shared) for name, start in zip(names, starts, strict=True)
+    }
     return memories | {TRAIN_AND_VAL: memories["train"]}
 
 

@@ -96,7 +96,7 @@ def test_memory_shows_the_same_pixels_and_needs_the_shards_once(
     alone: list[Batch], write_data
 ) -> None:
     data = write_data()  # the same images as easy_data, to be deleted
-    memory = open_memory(read_manifest(data))["train"]
+    memory = open_memory(read_manifest(data), shared=False)["train"]
 
     first = read(data, memory=memory, num_epochs=1)
     fs.LocalFileSystem().delete_dir_contents(f"{data}/train")
@@ -108,7 +108,7 @@ def test_memory_shows_the_same_pixels_and_needs_the_shards_once(
 
 def test_train_and_val_as_one_split_share_the_memory_of_both(easy_data: str) -> None:
     manifest = read_manifest(easy_data)
-    memories = open_memory(manifest)
+    memories = open_memory(manifest, shared=False)
     both = partial(
         plan_epochs, easy_data, manifest, INGEST, split="train+val", global_batch_size=13, seed=7
     )
@@ -125,7 +125,7 @@ def test_train_and_val_as_one_split_share_the_memory_of_both(easy_data: str) -> 
 
 
 def test_a_memory_that_is_lost_is_filled_again(alone: list[Batch], easy_data: str) -> None:
-    memory = open_memory(read_manifest(easy_data))["train"]
+    memory = open_memory(read_manifest(easy_data), shared=False)["train"]
     read(easy_data, memory=memory, num_epochs=1)
     ray.kill(memory.index, no_restart=False)
 
@@ -161,7 +161,7 @@ class Owner:
 
 
 def test_pieces_that_are_lost_are_kept_again(alone: list[Batch], easy_data: str) -> None:
-    memory = open_memory(read_manifest(easy_data))["train"]
+    memory = open_memory(read_manifest(easy_data), shared=False)["train"]
     owner = Owner.remote()
     ray.get(memory.index.add.remote(np.arange(48), ray.get(owner.make.remote())))
     ray.kill(owner)
@@ -192,7 +192,7 @@ def test_pieces_outlive_the_readers_that_made_them(
 ) -> None:
     """A training's readers end with it, and other trainings of the sweep need its images."""
     before = piece_actors()
-    memory = open_memory(read_manifest(easy_data))["val"]
+    memory = open_memory(read_manifest(easy_data), shared=True)["val"]
     there = ray_nodes.worker_nodes if elsewhere else {ray_nodes.head_node}
     (node, *_) = there
     reader = Reader.options(

@@ -105,7 +105,7 @@ def test_trainings_that_share_images_decode_them_once(
     config: FinetuneConfig, write_data: Callable[..., str]
 ) -> None:
     data = write_data()  # of its own, to be deleted
-    first = prepare_run(replace(config, data=data), here=True)
+    first = prepare_run(replace(config, data=data), here=True, lends_images=True)
     images = SharedImages(memory=first.memory, ingest=first.ingest)
     second = prepare_run(
         replace(config, data=data, out=f"{config.out}-2"), here=True, images=images

@@ -5,6 +5,7 @@ T counts the parameter tensors that have a gradient, S the stages they belong to
 
 from collections.abc import Iterable
 from functools import cache
+from itertools import chain
 from math import cos, pi, sqrt
 from typing import Any
 
@@ -69,7 +70,10 @@ def build_optimizer(model: nn.Module, backbone_name: str, config: OptimConfig) -
     if config.optimizer == "adam":
         return KerasAdam(groups, lr=config.learning_rate)
     if config.optimizer == "adamw":
-        return AdamW(groups, lr=config.learning_rate, foreach=True)
+        # On CPUs the fused kernel takes a third of the time. A run that resumes keeps its own.
+        on_cpu = all(parameter.is_cpu for parameter in chain.from_iterable(parameters.values()))
+        kernel = {"fused": True} if on_cpu else {"foreach": True}
+        return AdamW(groups, lr=config.learning_rate, **kernel)
     return SGD(groups, lr=config.learning_rate, momentum=config.momentum, foreach=True)
 
 

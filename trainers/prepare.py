@@ -92,6 +92,7 @@ def prepare_run(
     num_concurrent: int = 1,
     prefix: PrefixFeatures | None = None,
     images: SharedImages | None = None,
+    lends_images: bool = False,
     here: bool = False,
 ) -> Run:
     """Check a training and find everything it needs: data, workers, ingest, where it resumes.
@@ -104,6 +105,7 @@ def prepare_run(
         num_concurrent: trainings that share the cluster; this one takes its part.
         prefix: features to train on instead of images.
         images: those that trainings share; by default this one has its own.
+        lends_images: its own images are kept for trainings that follow.
         here: train in this process, whatever `cluster.num_workers` says.
 
     Raises:
@@ -132,7 +134,8 @@ def prepare_run(
         images = SharedImages(ingest="")
     elif images is None:
         remember, ingest = plan_ingest(config, manifest, resources, workers)
-        memory = open_memory(manifest) if remember and result is None else {}
+        remember = remember and result is None
+        memory = open_memory(manifest, shared=lends_images) if remember else {}
         images = SharedImages(memory=memory, ingest=ingest)
     return Run(
         config=config,

@@ -77,10 +77,9 @@ def to_inputs(images: Tensor, settings: StepSettings) -> Tensor:
         images: uint8 images_BHWC, or float16 features `[B, ...]` of a prefix.
     """
     if images.dtype != torch.uint8:
-        inputs = images.float()
-        if settings.channels_last and inputs.ndim == 4:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-        return inputs
+        if settings.channels_last and images.ndim == 4:
+            return images.to(torch.float32, memory_format=torch.channels_last)
+        return images.float()
     images_BCHW = normalize(images, settings.mean, settings.std)
     return images_BCHW if settings.channels_last else images_BCHW.contiguous()
 

@@ -57,7 +57,7 @@ def run_promote(config: PromoteConfig) -> dict[str, Any]:
     with hold_lease(out):
         commands, images = [], None
         for training in trainings:
-            run = prepare_run(training, images=images)
+            run = prepare_run(training, images=images, lends_images=True)
             if run.memory:
                 images = SharedImages(memory=run.memory, ingest=run.ingest)
             commands.append(_train(run))

@@ -220,7 +220,7 @@ def _share(
     trainings = [training_of(config.base, model) for model in models(config.space)]
     if any(shared.prefix_of(training) is None for training in trainings):
         remember, why = ingest
-        memory = open_memory(manifest) if remember else {}
+        memory = open_memory(manifest, shared=True) if remember else {}
         shared = replace(shared, images=SharedImages(memory=memory, ingest=why))
     if config.share:
         shared = replace(

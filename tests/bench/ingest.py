@@ -69,7 +69,7 @@ def run_stream(data: str, *, remember: bool, seed: int, pace_s: float = 0.0) -> 
     """Stream NUM_EPOCHS epochs; the reader rests `pace_s` after every batch."""
     manifest = read_manifest(data)
     ingest = IngestConfig(policy=POLICY, size_px=SIZE_PX)
-    memory = open_memory(manifest)["train"] if remember else None
+    memory = open_memory(manifest, shared=False)["train"] if remember else None
     if memory:  # a training opens it before its workers start
         ray.get(memory.index.find.remote(np.zeros(1, int)))
     start = time.perf_counter()
