@@ -14,6 +14,7 @@ PREPARE_HELP = """Turn images into a data set of validated, split, balanced Parq
   python -m datasets prepare --source stanford --root stanford_cars --crop-to-box --out runs/cars
   python -m datasets prepare --source table --root cars.csv --label-column model --out runs/cars
   python -m datasets prepare --source folder --root cars.zip --out runs/cars --dry-run
+  python -m datasets prepare --source folder --root photos --folds 5 --out runs/cars
 
 A dry run prints splits, classes, counts and unused files, and writes nothing. Images that can't be
 read are listed in OUT/quarantine.parquet with a reason. The same command again reuses finished

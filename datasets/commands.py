@@ -19,9 +19,10 @@ def run_prepare(config: PrepareConfig) -> None:
 
 
 def run_info(config: InfoConfig) -> None:
+    from datasets.prepare.folds import describe_folds
     from datasets.prepare.partition import tally_reasons
 
-    manifest = read_manifest(config.data)
+    manifest = read_manifest(config.data, config.fold)
     table = Table("class", title=config.data)
     for name in manifest.splits:
         table.add_column(name, justify="right")
@@ -36,6 +37,8 @@ def run_info(config: InfoConfig) -> None:
     table.add_row("MiB", *(f"{size:.1f}" for size in sizes))
     console = literal_console()
     console.print(table)
+    if manifest.folds:
+        console.print(f"folds        {describe_folds(manifest)}; val is fold {config.fold}")
     console.print(f"fingerprint  {manifest.fingerprint}")
     tally = "no image"
     if manifest.num_quarantined:

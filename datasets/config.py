@@ -16,7 +16,7 @@ from cluster.io.markers import IN_FINGERPRINT, NOT_IN_KEY, ON_CARD, RESUMABLE, U
 SIZES_PX = (16, 1024)
 """Of images that a network sees."""
 
-MAX_CLASS_DEPTH = 16
+MAX_CLASS_DEPTH, MAX_FOLDS = 16, 1000
 
 Source = Literal["folder", "table", "parquet", "stanford", "synthetic"]
 Policy = Literal["none", "light", "cars"]
@@ -70,6 +70,10 @@ class PrepareConfig:
     `root` the data set has test images alone, for `evaluate --data`."""
     val_fraction: float = 0.15
     """Share of each class' training images set aside for validation, chosen by content hash."""
+    folds: int | None = None
+    """Cut this many folds from the images of train and val, for cross-validation, instead of a
+    validation split: `--fold` of a training chooses the one that validates. As many folds as
+    images leave one out."""
     short_side_px: Annotated[int, IN_FINGERPRINT] = 256
     """Images with a longer short side are reduced to it; smaller ones are never enlarged."""
     crop_to_box: Annotated[bool, IN_FINGERPRINT] = False
@@ -120,6 +124,13 @@ class PrepareConfig:
             "val_fraction",
             self.val_fraction,
             "use a share between 0 and 1, such as 0.15",
+        )
+        require_between("folds", self.folds, 2, MAX_FOLDS)
+        require(
+            self.folds is None or self.val_fraction == PrepareConfig.val_fraction,
+            "val_fraction",
+            self.val_fraction,
+            f"each of the {self.folds} folds validates in its turn: leave it out",
         )
         require_at_least("short_side_px", self.short_side_px, 32)
         require(0 <= self.box_margin <= 1, "box_margin", self.box_margin, "use 0 to 1")
@@ -244,6 +255,11 @@ class InfoConfig:
 
     data: Annotated[str, URI]
     """URI of a prepared data set."""
+    fold: int = 0
+    """The fold that validates, where it has folds."""
+
+    def __post_init__(self) -> None:
+        require_between("fold", self.fold, 0, MAX_FOLDS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,23 +2,27 @@
 
 OUT/manifest.json           written last: without it there is no data set
 OUT/{train,val,test}/part-00000-<id>.parquet
+OUT/fold-0/part-00000-<id>.parquet      with --folds, instead of val and most of train
 OUT/quarantine.parquet      path and reason of every image left out
 OUT/unused.parquet          path and reason of files that are no images of it, where there are any
 """
 
+import hashlib
 import json
 import os
+import re
 import shlex
 import struct
 import zlib
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 from pyarrow import fs
 
 from cluster.io import storage
-from cluster.io.errors import UserError
+from cluster.io.errors import UserError, require
 from cluster.io.fields import build
 from cluster.io.records import damaged, parse_json
 
@@ -36,6 +40,7 @@ SHARD_SCHEMA = pa.schema(
         ("path", pa.string()),  # in the source
     ]
 )
+FOLD_FOLDER = re.compile(r"fold-\d+")
 QUARANTINE_SCHEMA = pa.schema([("path", pa.string()), ("reason", pa.string())])
 
 
@@ -68,6 +73,19 @@ class Split:
         return sum(self.class_counts)
 
 
+def fold_name(number: int) -> str:
+    """Return the folder of a fold's shards."""
+    return f"fold-{number}"
+
+
+def join_splits(splits: Sequence[Split]) -> Split:
+    return Split(
+        shards=tuple(shard for split in splits for shard in split.shards),
+        class_counts=tuple(map(sum, zip(*(s.class_counts for s in splits), strict=True))),
+        num_pixels=sum(split.num_pixels for split in splits),
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """Everything a reader needs to plan without opening a shard."""
@@ -83,6 +101,9 @@ class Manifest:
     """Hash of the source's paths, sizes and modification times."""
     num_unused: int = 0
     """Files of the source that are no images of the data set."""
+    folds: tuple[Split, ...] = ()
+    """Parts of train and val together, of which one validates; val is the first. Images in none
+    always train."""
     schema_version: int = SCHEMA_VERSION
 
     def split(self, name: str) -> Split:
@@ -102,11 +123,34 @@ class Manifest:
             raise UserError(
                 f"split is {name!r}: this data set has {', '.join(self.splits)}; {remedy}"
             )
-        splits = [self.splits[part] for part in names if part in self.splits]
-        return Split(
-            shards=tuple(shard for split in splits for shard in split.shards),
-            class_counts=tuple(map(sum, zip(*(s.class_counts for s in splits), strict=True))),
-            num_pixels=sum(split.num_pixels for split in splits),
+        return join_splits([self.splits[part] for part in names if part in self.splits])
+
+    def with_fold(self, fold: int) -> "Manifest":
+        """Return the manifest whose val is this fold, and whose train is all other images.
+
+        Raises:
+            UserError: where the data set does not have it.
+        """
+        if fold == 0:
+            return self
+        remedy = f"this data set has {len(self.folds)} folds, counted from 0"
+        if not self.folds:
+            remedy = "this data set has no folds; prepare it again with --folds"
+        require(0 < fold < len(self.folds), "fold", fold, remedy)
+        both, val = self.split(TRAIN_AND_VAL), self.folds[fold]
+        train = Split(
+            shards=tuple(shard for shard in both.shards if shard not in val.shards),
+            class_counts=tuple(
+                count - validating
+                for count, validating in zip(both.class_counts, val.class_counts, strict=True)
+            ),
+            num_pixels=both.num_pixels - val.num_pixels,
+        )
+        identity = f"{self.fingerprint} {fold_name(fold)}".encode()
+        return replace(
+            self,
+            splits={**self.splits, "train": train, "val": val},
+            fingerprint=hashlib.sha256(identity).hexdigest(),
         )
 
 
@@ -175,12 +219,16 @@ def read_schema_version(uri: str) -> int:
     return values["schema_version"]
 
 
-def read_manifest(uri: str) -> Manifest:
+def read_manifest(uri: str, fold: int = 0) -> Manifest:
     """Read the manifest of a prepared data set.
+
+    Args:
+        fold: that validates, where the data set has folds.
 
     Raises:
         UserError: where there is none of Thaw's, it was written by another version of Thaw, its
-            values contradict each other, or it names files outside of the data set.
+            values contradict each other, it names files outside of the data set, or it does not
+            have the fold.
     """
     try:
         values = _read_values(uri)
@@ -208,25 +256,43 @@ def read_manifest(uri: str) -> Manifest:
     except ValueError as error:
         raise damaged(storage.join(uri, "manifest.json"), error) from None
     _refuse_links_out(uri, manifest)
-    return manifest
+    return manifest.with_fold(fold)
 
 
 def _check_counts(manifest: Manifest) -> None:
     """Check the numbers that readers plan by without opening a shard."""
-    for name, split in manifest.splits.items():
+    for name in manifest.splits:
         if name not in SPLITS:
             raise UserError(f"splits.{name[:40]} is unknown: use {', '.join(SPLITS)}")
+    parts = {f"splits.{name}": split for name, split in manifest.splits.items()}
+    parts |= {f"folds.{number}": fold for number, fold in enumerate(manifest.folds)}
+    for name, split in parts.items():
         if len(split.class_counts) != len(manifest.classes) or min(split.class_counts) < 0:
             raise UserError(
-                f"splits.{name}.class_counts has {len(split.class_counts)} numbers: use one, zero "
+                f"{name}.class_counts has {len(split.class_counts)} numbers: use one, zero "
                 f"or more, for each of the {len(manifest.classes)} classes"
             )
         num_rows = sum(sum(shard.row_groups) for shard in split.shards)
         if num_rows != split.num_images:
             raise UserError(
-                f"splits.{name}.class_counts is {split.num_images} in all: its row groups hold "
-                f"{num_rows}"
+                f"{name}.class_counts is {split.num_images} in all: its row groups hold {num_rows}"
             )
+    if manifest.folds:
+        _check_folds(manifest)
+
+
+def _check_folds(manifest: Manifest) -> None:
+    """Check that the folds are parts of train and val, and that none has all images of a class."""
+    if manifest.splits.get("val") != manifest.folds[0] or "train" not in manifest.splits:
+        raise UserError("folds.0 is not splits.val: the first fold validates")
+    both = manifest.split(TRAIN_AND_VAL)
+    shards = [shard for fold in manifest.folds for shard in fold.shards]
+    if len(set(shards)) < len(shards) or not set(shards) <= set(both.shards):
+        raise UserError("folds: use each shard of splits.train and splits.val at most once")
+    for number, fold in enumerate(manifest.folds):
+        for of_fold, count in zip(fold.class_counts, both.class_counts, strict=True):
+            if of_fold and of_fold >= count:
+                raise UserError(f"folds.{number}.class_counts leaves a class without train images")
 
 
 def _refuse_links_out(uri: str, manifest: Manifest) -> None:

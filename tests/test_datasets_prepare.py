@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from cluster.io import storage
-from datasets.config import PrepareConfig, SyntheticConfig
+from datasets.commands import run_info
+from datasets.config import InfoConfig, PrepareConfig, SyntheticConfig
 from datasets.images import load_image, to_jpeg
 from datasets.prepare.partition import identify
 from datasets.prepare.prepare import prepare
@@ -72,6 +73,33 @@ def read_rows(config: PrepareConfig, manifest: Manifest, split: str) -> list[dic
     counts = [sum(row["label"] == label for row in rows) for label in range(len(manifest.classes))]
     assert tuple(counts) == manifest.split(split).class_counts
     return rows
+
+
+@pytest.mark.ray
+def test_folds_part_train_and_val(ray_cluster, photos, capsys):
+    """The source's own validation images are folded as well; a class of one image only trains."""
+    write(photos / "val" / "audi" / "v.jpg", encode(900))
+    write(photos / "train" / "lone" / "1.jpg", encode(901))
+    config = options(photos, folds=4)
+    manifest = prepare(config)
+
+    assert "4 folds of 8 to 9 images; 1 of 4 classes in no fold (lone)" in capsys.readouterr().out
+    lone, names = manifest.classes.index("lone"), []
+    for fold in range(4):
+        view = read_manifest(config.out, fold)
+        rows = {split: read_rows(config, view, split) for split in ("train", "val", "test")}
+        assert [len(rows["train"]) + len(rows["val"]), len(rows["test"])] == [36, 15]
+        assert {row["label"] for row in rows["val"]} == set(range(4)) - {lone}
+        assert {row["label"] for row in rows["train"]} == set(range(4))
+        names += [row["path"] for row in rows["val"]]
+    assert len(names) == len(set(names)) == 35
+
+    run_info(InfoConfig(data=config.out, fold=3))
+    assert "val is fold 3" in capsys.readouterr().out
+    assert prepare(config) == manifest
+    assert "reused" in capsys.readouterr().out
+    again = prepare(replace(config, folds=None))  # nothing of the folds stays
+    assert not again.folds and not [*Path(config.out).glob("fold-*/*")]
 
 
 def read_quarantine(config: PrepareConfig) -> dict[str, str]:

@@ -15,12 +15,13 @@ from datasets.shards import Manifest, read_manifest, write_manifest
 from tests.support.small import small_training
 from tests.support.training import train_here
 from trainers.config import FinetuneConfig, LossConfig, ModelConfig, OptimConfig, TrackConfig
+from trainers.run.predictions import read_predictions
 from trainers.run.rows import read_rows
 from trainers.tracking.mirror import RunMirror
 from tuning import promote, winner
 from tuning.config import PromoteConfig
 from tuning.leaderboard import LEARNS, LEARNS_NOT, TrialResult, write_leaderboard
-from tuning.promote import plan_seeds, run_promote
+from tuning.promote import plan_trainings, run_promote
 from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
 from tuning.winner import evaluate_once
 
@@ -149,13 +150,59 @@ def test_a_seed_is_the_winner_but_longer_and_without_a_stop(
     patient = replace(won, schedule=replace(won.schedule, early_stopping_epochs=1))
     write_sweep(tmp_path, patient)
     config = PromoteConfig(sweep=str(tmp_path))
-    first, second, third = plan_seeds(config, standing(won.out), str(tmp_path), "promoted")
+    planned = plan_trainings(config, patient, str(tmp_path), "promoted", num_folds=0)
+    first, second, third = planned
 
     assert (first.seed, second.seed, third.seed) == (0, 1, 2)
     assert (third.epochs, third.train_on, third.out) == (3, "train+val", "promoted/seed-2")
     assert third.schedule.early_stopping_epochs is None
     assert "early_stopping_epochs is not used" in caplog.text
     assert (third.model, third.optim, third.loss) == (won.model, won.optim, won.loss)
+
+    config = replace(config, folds=True)
+    folds = plan_trainings(config, patient, str(tmp_path), "folds", num_folds=2)
+    assert [(each.fold, each.seed, each.train_on) for each in folds] == [
+        (0, won.seed, "train"),
+        (1, won.seed, "train"),
+    ]
+    assert [each.out for each in folds] == ["folds/fold-0", "folds/fold-1"]
+    assert {each.schedule.early_stopping_epochs for each in folds} == {None}
+    with pytest.raises(ValueError, match=r"folds is True: the data set .* has none; prepare it"):
+        plan_trainings(config, patient, str(tmp_path), "folds", num_folds=0)
+    with pytest.raises(ValueError, match="seeds is 5: with --folds each fold is trained once"):
+        replace(config, seeds=5)
+
+
+def test_each_fold_is_validated_by_a_training_on_the_others(
+    ray_cluster: str, easy_data: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = str(shutil.copytree(easy_data, tmp_path / "data"))
+    manifest = read_manifest(data)
+    folds = (manifest.split("val"), manifest.split("train"))  # of 17 and 48 images
+    splits = {name: split for name, split in manifest.splits.items() if name != "test"}
+    write_manifest(data, replace(manifest, splits=splits, folds=folds))
+    sweep = tmp_path / "sweep"
+    write_sweep(sweep, trial(data, sweep))
+
+    config = PromoteConfig(sweep=str(sweep), folds=True, epochs=2, num_workers=0, wandb="off")
+    summary = run_promote(config)
+
+    out = sweep / "folds"
+    assert json.loads((out / "folds.json").read_text()) == summary
+    assert [row["num_images"] for row in summary["folds"]] == [17, 48]
+    last_top1s = []
+    for fold, num_steps in ((0, 3), (1, 1)):  # an epoch of the other fold, in batches of 16
+        rows = read_rows(str(out / f"fold-{fold}"))
+        assert rows[-1]["global_step"] == 2 * num_steps
+        last_top1s.append(rows[-1]["val/top1"])
+        predictions = read_predictions(str(out / f"fold-{fold}"), 2)
+        assert predictions is not None
+        assert len(predictions.table) == folds[fold].num_images
+    assert [row["val/top1"] for row in summary["folds"]] == last_top1s
+    assert summary["val/top1"]["mean"] == pytest.approx(sum(last_top1s) / 2)
+    printed = capfd.readouterr().out
+    assert "on 65 images of train and val, each validated once" in printed
+    assert f"python -m tuning promote --sweep {sweep}\n" in printed
 
 
 def test_what_cannot_be_promoted_is_named(easy_data: str, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from cluster.config import ClusterConfig
 from cluster.io.errors import (
     require,
     require_at_least,
+    require_between,
     require_choice,
     require_not_negative,
     require_positive,
@@ -24,7 +25,7 @@ from cluster.io.markers import (
     SET_BY_PHASES,
     URI,
 )
-from datasets.config import IngestConfig
+from datasets.config import MAX_FOLDS, IngestConfig
 
 NORMALIZATIONS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -264,6 +265,8 @@ class FinetuneConfig:
 
     data: Annotated[str, URI, NOT_ON_CARD]
     """URI of a prepared data set (`python -m datasets prepare`)."""
+    fold: int = 0
+    """The fold that validates, of a data set with folds; the others train (`prepare --folds`)."""
     out: Annotated[str, URI, RESUMABLE, NOT_IN_KEY, NOT_ON_CARD] = "runs/latest"
     """URI of the run folder: config, metrics, checkpoints, result. The same folder resumes."""
     train_on: Literal["train", "train+val"] = "train"
@@ -290,6 +293,7 @@ class FinetuneConfig:
     cluster: Annotated[ClusterConfig, RESUMABLE, NOT_ON_CARD] = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
+        require_between("fold", self.fold, 0, MAX_FOLDS)
         require_at_least("epochs", self.epochs, 1)
         require_at_least("global_batch_size", self.global_batch_size, 1)
         require_at_least("checkpoint_every_steps", self.checkpoint_every_steps, 1)

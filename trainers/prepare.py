@@ -116,7 +116,7 @@ def prepare_run(
         config = replace(config, cluster=in_process(config.cluster))
     resume = checkpoint.latest_progress(config.out)
     if manifest is None:
-        manifest = read_manifest(config.data)
+        manifest = read_manifest(config.data, config.fold)
         check(config, manifest, resumes=resume is not None)
     resources = resources or connect(config.cluster.address)
     workers = plan_training(config, resources, num_concurrent=num_concurrent)

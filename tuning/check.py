@@ -16,7 +16,7 @@ PRECISION = "base.compute.precision"
 
 def check(config: TuningConfig) -> Manifest:
     """Find the user's errors before anything starts, in every network of the space."""
-    manifest = read_manifest(config.base.data)
+    manifest = read_manifest(config.base.data, config.base.fold)
     for model in models(config.space):
         prepare.check(training_of(config.base, model), manifest)
     if storage.exists(storage.join(config.out, "config.json")):

@@ -19,6 +19,7 @@ from tuning.config import SpaceConfig, TuningConfig
 
 OPTIONS = {
     "data": "base.data",
+    "fold": "base.fold",
     "from_advice": "advice",
     "out": "out",
     "trials": "trials",

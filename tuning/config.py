@@ -180,14 +180,20 @@ class PromoteConfig:
     python -m tuning promote --sweep runs/sweep
 
     python -m tuning promote --sweep runs/sweep --seeds 5 --epochs 40 --num-workers 8
+
+    python -m tuning promote --sweep runs/sweep --folds    # cross-validate it instead
     """
 
     sweep: Annotated[str, URI]
     """URI of a finished sweep's folder."""
     out: Annotated[str | None, URI] = None
-    """URI of the folder for the runs and promoted.json. Default: SWEEP/promoted."""
+    """URI of the folder for the runs and promoted.json, or folds.json. Default: SWEEP/promoted, or
+    SWEEP/folds."""
     seeds: int = 3
     """How many trainings, with seeds 0, 1, 2 and so on."""
+    folds: bool = False
+    """Train once per fold of the data set (`prepare --folds`) instead, on the other folds, and
+    validate the last epoch: an accuracy over all images of train and val. Uses no test image."""
     epochs: int | None = None
     """Epochs of each. Default: three times those of the sweep's trials."""
     num_workers: int | None = None
@@ -202,6 +208,12 @@ class PromoteConfig:
 
     def __post_init__(self) -> None:
         require_between("seeds", self.seeds, 1, 1000)
+        require(
+            not self.folds or self.seeds == PromoteConfig.seeds,
+            "seeds",
+            self.seeds,
+            "with --folds each fold is trained once, with the seed of the sweep: leave it out",
+        )
         require_at_least("num_workers", self.num_workers, 0)
         require_at_least("epochs", self.epochs, 1)
 

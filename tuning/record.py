@@ -104,7 +104,7 @@ class SweepRecord:
                 "give the --out of a `python -m tuning`"
             )
         config, fingerprint = known
-        manifest = _find_manifest(config.base.data, fingerprint)
+        manifest = _find_manifest(config.base, fingerprint)
         states, leaderboard = read_trials(out), read_leaderboard(out)
         started = states.by_id if states else {}
         status = _find_status(started, ended=leaderboard is not None)
@@ -223,9 +223,9 @@ def _read(uri: str, hints: dict[str, Any]) -> dict[str, Any] | None:
         return None
 
 
-def _find_manifest(data: str, fingerprint: str | None) -> Manifest | None:
+def _find_manifest(base: FinetuneConfig, fingerprint: str | None) -> Manifest | None:
     try:
-        manifest = read_manifest(data)
+        manifest = read_manifest(base.data, base.fold)
     except UserError:
         return None
     return manifest if manifest.fingerprint == fingerprint else None

@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 
 from cluster.io.terminal import literal_console
+from datasets.config import PrepareConfig
 from datasets.prepare.listing import Listing
 from datasets.prepare.partition import num_validation
 from datasets.shards import SPLITS
@@ -16,7 +17,7 @@ from datasets.shards import SPLITS
 MAX_CLASSES, MAX_NAMES = 200, 5
 
 
-def print_listing(listing: Listing, val_fraction: float) -> None:
+def print_listing(listing: Listing, config: PrepareConfig) -> None:
     """Print splits, classes, counts and unused files, each with the rule that decided."""
     console = literal_console(highlight=False, soft_wrap=True)
     splits = listing.references["split"].to_pylist()
@@ -24,11 +25,13 @@ def print_listing(listing: Listing, val_fraction: float) -> None:
     for note in listing.notes or default:
         console.print(f"rule      {note}")
     counts = {split: _count(listing, split) for split in SPLITS if split in set(splits)}
-    is_cut = "train" in counts and "val" not in counts
-    if is_cut:
-        cut = np.array([num_validation(number, val_fraction) for number in counts["train"]])
+    if config.folds is not None:
+        console.print(f"rule      {config.folds} folds are cut from train, each validates in turn")
+    elif "train" in counts and "val" not in counts:
+        share = config.val_fraction
+        cut = np.array([num_validation(number, share) for number in counts["train"]])
         counts = {**counts, "train": counts["train"] - cut, "val": cut}
-        console.print(f"rule      val is cut from train, about {val_fraction:.0%} of each class")
+        console.print(f"rule      val is cut from train, about {share:.0%} of each class")
     counts = {split: counts[split] for split in SPLITS if split in counts}
     console.print(_tabulate(listing.classes, counts))
     unlabelled = sum(label < 0 for label in listing.references["label"].to_pylist())

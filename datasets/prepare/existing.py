@@ -9,6 +9,7 @@ from cluster.io.markers import NOT_IN_KEY, flatten, marked
 from datasets.config import PrepareConfig
 from datasets.prepare.duplicates.report import PICTURE, TABLE
 from datasets.shards import (
+    FOLD_FOLDER,
     SCHEMA_VERSION,
     SPLITS,
     UNUSED,
@@ -55,8 +56,8 @@ def clear(out: str) -> None:
     """Delete a data set, whole or left by an interrupted run; other files stay."""
     # First the manifest: without it there is no data set, even if this is interrupted.
     storage.delete_file(storage.join(out, "manifest.json"))
-    for split in SPLITS:
-        folder = storage.join(out, split)
+    for folder in (*SPLITS, *filter(FOLD_FOLDER.fullmatch, storage.list_names(out))):
+        folder = storage.join(out, folder)
         for name in filter(_SHARD_NAME.fullmatch, storage.list_names(folder)):
             storage.delete_file(storage.join(folder, name))
     for name in ("quarantine.parquet", UNUSED, TABLE, PICTURE):
@@ -74,8 +75,9 @@ def _used_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _has_all_shards(out: str, manifest: Manifest) -> bool:
-    return all(
-        {shard.path for shard in split.shards}
-        <= {f"{name}/{file}" for file in storage.list_names(storage.join(out, name))}
-        for name, split in manifest.splits.items()
-    )
+    wanted = {shard.path for split in manifest.splits.values() for shard in split.shards}
+    return wanted <= {
+        f"{folder}/{name}"
+        for folder in {path.split("/")[0] for path in wanted}
+        for name in storage.list_names(storage.join(out, folder))
+    }

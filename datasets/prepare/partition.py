@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from datasets.prepare.folds import Unit, assign_folds, list_units
 from datasets.prepare.groups import join_groups
+from datasets.shards import fold_name
 
 NEAR_TEST = "near duplicate of a test image"
 NEAR_VAL = "near duplicate of a validation image"
@@ -29,6 +31,7 @@ def assign_splits(
     groups: Sequence[str | None] | None = None,
     pairs: Sequence[tuple[int, int]] = (),
     drop_near: bool = False,
+    num_folds: int | None = None,
 ) -> tuple[list[str], list[str | None]]:
     """Return each image's final split, and why it is left out (None: it is kept).
 
@@ -44,6 +47,7 @@ def assign_splits(
         pairs: near duplicates, by index. Those of train stay together where val is cut from it.
         drop_near: leave out images of train and val that are near a test image, and of train that
             are near one of val.
+        num_folds: instead of a validation split, cut folds (`fold_name`) from train.
     """
     pixel_ids = image_ids if pixel_ids is None else pixel_ids
     groups = [None] * len(splits) if groups is None else groups
@@ -99,7 +103,12 @@ def assign_splits(
         ]
         in_train = set(train)
         joined = join_groups(groups, [pair for pair in pairs if in_train.issuperset(pair)])
-        for index in _choose_validation(train, labels, image_ids, joined, val_fraction):
+        units = list_units(train, joined)
+        if num_folds is not None:
+            for index, fold in assign_folds(units, labels, image_ids, num_folds).items():
+                assigned[index] = fold_name(fold)
+            return assigned, reasons
+        for index in _choose_validation(units, labels, image_ids, val_fraction):
             assigned[index] = "val"
     return assigned, reasons
 
@@ -122,23 +131,15 @@ def _between_kept(
 
 
 def _choose_validation(
-    train: Sequence[int],
-    labels: Sequence[int],
-    image_ids: Sequence[int],
-    groups: Sequence[object],
-    val_fraction: float,
+    units: Sequence[Unit], labels: Sequence[int], image_ids: Sequence[int], val_fraction: float
 ) -> list[int]:
     """Return the images that move to val, in whole groups: of each class those of the lowest ids,
     as long as every class keeps a training image."""
-    members = defaultdict[object, list[int]](list)
-    for index in train:
-        group = groups[index]
-        members[("image", index) if group is None else ("group", group)].append(index)
-    counts = Counter(labels[index] for index in train)
+    counts = Counter(labels[index] for unit in units for index in unit)
     wanted = {label: num_validation(count, val_fraction) for label, count in counts.items()}
     remaining, chosen = counts.copy(), list[int]()
     # Small groups first among the lowest ids of a class would bias val: the order is by id alone.
-    for unit in sorted(members.values(), key=lambda unit: min(image_ids[index] for index in unit)):
+    for unit in sorted(units, key=lambda unit: min(image_ids[index] for index in unit)):
         taken = Counter(labels[index] for index in unit)
         fits = all(remaining[label] > number for label, number in taken.items())
         needed = any(wanted[label] > 0 for label in taken)

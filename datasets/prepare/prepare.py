@@ -8,13 +8,14 @@ orders rows by content hash and cuts shards. The second fills each shard from th
     OUT/quarantine.parquet
     OUT/unused.parquet          where the source has files that are no images of the data set
     OUT/near_duplicates.*       where images are alike: a table and a picture
-    OUT/{train,val,test}/part-00000-<fingerprint>.parquet
+    OUT/{train,val,test,fold-0}/part-00000-<fingerprint>.parquet
     OUT/manifest.json           last: before it there is no data set
 """
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from textwrap import shorten
 from typing import Any
@@ -45,6 +46,7 @@ from datasets.prepare.duplicates.report import (
 )
 from datasets.prepare.exclude import exclude
 from datasets.prepare.existing import clear, find_existing_output
+from datasets.prepare.folds import describe_folds
 from datasets.prepare.groups import add_groups
 from datasets.prepare.listing import Listing, describe_source, describe_unused
 from datasets.prepare.partition import (
@@ -64,12 +66,15 @@ from datasets.prepare.staging import (
     write_images,
 )
 from datasets.shards import (
+    FOLD_FOLDER,
     QUARANTINE_SCHEMA,
     SPLITS,
     UNUSED,
     Manifest,
     Shard,
     Split,
+    fold_name,
+    join_splits,
     write_manifest,
 )
 
@@ -94,7 +99,14 @@ def prepare(config: PrepareConfig) -> Manifest:
 
 
 def _list_source(config: PrepareConfig) -> Listing:
-    return add_groups(config, exclude(config, SOURCES[config.source](config)))
+    """List the source; validation images train where folds are cut from both."""
+    listing = add_groups(config, exclude(config, SOURCES[config.source](config)))
+    if config.folds is None:
+        return listing
+    index = listing.references.column_names.index("split")
+    splits = listing.references["split"].to_pylist()
+    merged = pa.array(["train" if split == "val" else split for split in splits], pa.string())
+    return replace(listing, references=listing.references.set_column(index, "split", merged))
 
 
 def _write(config: PrepareConfig, listing: Listing) -> Manifest:
@@ -112,9 +124,12 @@ def _write(config: PrepareConfig, listing: Listing) -> Manifest:
             [tuple(image.values()) for image in images.select(_IDENTITY).to_pylist()],
             {name: getattr(config, name) for name in marked(PrepareConfig, IN_FINGERPRINT)},
         )
+        parts = _write_parts(config, images, len(listing.classes), identity, staging)
+        splits, folds = _choose_splits(parts)
         manifest = Manifest(
             classes=listing.classes,
-            splits=_write_splits(config, images, len(listing.classes), identity, staging),
+            splits=splits,
+            folds=folds,
             num_quarantined=num_left_out,
             fingerprint=identity,
             options=asdict(config),
@@ -124,7 +139,9 @@ def _write(config: PrepareConfig, listing: Listing) -> Manifest:
         write_manifest(config.out, manifest)
     finally:
         storage.delete_folder(staging)
-    if problem := describe_missing_validation(manifest):
+    if manifest.folds:
+        print(f"{config.out}: {describe_folds(manifest)}")
+    elif problem := describe_missing_validation(manifest):
         print(f"{config.out}: {problem}")
     counts = ", ".join(f"{split.num_images} {name}" for name, split in manifest.splits.items())
     duration_s = time.monotonic() - started_s
@@ -140,7 +157,7 @@ def describe(config: PrepareConfig) -> None:
     """
     config = _with_absolute_paths(config)
     listing = _list_source(config)
-    print_listing(listing, config.val_fraction)
+    print_listing(listing, config)
     _check_classes(config, listing.classes, listing.references)
 
 
@@ -201,10 +218,10 @@ def _check_classes(
         )
     if not len(images):
         raise UserError(f"{source}: no image is left{note}; check the files")
-    train, test = (
-        set(images.filter(pc.field("split") == split)["label"].to_pylist())
-        for split in ("train", "test")
-    )
+    labels_of = defaultdict[str, set[int]](set)
+    for split, label in zip(images["split"].to_pylist(), images["label"].to_pylist(), strict=True):
+        labels_of["train" if FOLD_FOLDER.fullmatch(split) else split].add(label)
+    train, test = labels_of["train"], labels_of["test"]
     for label, name in enumerate(classes):
         if label not in train:
             only = "only test images" if label in test else "no image"
@@ -263,6 +280,7 @@ def _split(
         groups=own_groups,
         pairs=[pair[:2] for pair in pairs],
         drop_near=config.near_duplicates == "drop",
+        num_folds=config.folds,
     )
     _report_near_duplicates(config, pairs, good, splits, reasons, staging)
     good = good.drop_columns(["split", "reason"])
@@ -305,15 +323,27 @@ def _report_near_duplicates(
     print(f"{config.out}: {describe_pairs(pairs, splits)}; see {PICTURE}, {TABLE}{remedy}")
 
 
-def _write_splits(
+def _choose_splits(parts: dict[str, Split]) -> tuple[dict[str, Split], tuple[Split, ...]]:
+    """Return the splits of the manifest and its folds, of which the first validates."""
+    folds = tuple(split for name, split in parts.items() if FOLD_FOLDER.fullmatch(name))
+    splits = {name: parts[name] for name in SPLITS if name in parts}
+    if folds:
+        train = [splits["train"]] if "train" in splits else []
+        splits = {"train": join_splits([*train, *folds[1:]]), "val": folds[0]} | {
+            name: split for name, split in splits.items() if name == "test"
+        }
+    return splits, folds
+
+
+def _write_parts(
     config: PrepareConfig, images: pa.Table, num_classes: int, identity: str, staging: str
 ) -> dict[str, Split]:
-    """Run the second job: cut each split into shards and fill them."""
+    """Run the second job: cut each split or fold into shards and fill them."""
     blocks: list[pa.Table] = []
     row_groups: dict[str, tuple[int, ...]] = {}
     counts: dict[str, tuple[int, ...]] = {}
     num_pixels: dict[str, int] = {}
-    for split in SPLITS:
+    for split in (*SPLITS, *map(fold_name, range(config.folds or 0))):
         rows = images.filter(pc.field("split") == split)
         if not len(rows):
             continue

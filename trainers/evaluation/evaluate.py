@@ -140,8 +140,10 @@ def _open(run: str, data: str | None) -> tuple[Network, TrainingProgress, Manife
     """Load the best checkpoint, and the manifest of the data set to evaluate on."""
     run = storage.absolute(run, "run")
     config, progress, model = run_folder.load_best_model(run)
-    config = replace(config, data=storage.absolute(data or config.data, "data"))
-    manifest = read_manifest(config.data)
+    data = storage.absolute(data or config.data, "data")
+    if data != config.data:
+        config = replace(config, data=data, fold=0)
+    manifest = read_manifest(data, config.fold)
     network = Network(model=model, config=config, classes=progress.classes, origin=run)
     return network, progress, manifest
 

@@ -43,7 +43,7 @@ def run_explain(config: ExplainConfig) -> None:
     """Draw the sheet and print what it shows."""
     run, out = storage.absolute(config.run, "run"), storage.absolute(config.out, "out")
     training, progress, model = run_folder.load_best_model(run)
-    manifest = read_manifest(training.data)
+    manifest = read_manifest(training.data, training.fold)
     check_classes(run, progress.classes, training.data, manifest)
     evaluation = read_evaluation(
         run, config.split, epoch=progress.epoch, fingerprint=manifest.fingerprint

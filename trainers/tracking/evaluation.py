@@ -39,8 +39,9 @@ def track_evaluation(
 
 
 def _track(run: str, folder: str, split: str, result: dict[str, Any], tta: bool) -> str | None:
-    config = read_config(run)
-    manifest = read_manifest(result["data"])
+    config, data = read_config(run), result["data"]
+    measured = config if data == config.data else replace(config, data=data, fold=0)
+    manifest = read_manifest(data, measured.fold)
     name = name_of(run)
     tracked = WandbRun(
         folder,
@@ -53,8 +54,6 @@ def _track(run: str, folder: str, split: str, result: dict[str, Any], tta: bool)
     )
     progress, _ = checkpoint.load_best(run)
     predictions = read_table(predictions_uri(run, split, tta=tta))
-    data = result["data"]
-    measured = replace(config, data=data)
     tracked.log(
         {name: value for name, value in result.items() if name.startswith(f"{split}/")}
         | {"epoch": result["epoch"]}
