@@ -38,7 +38,8 @@ def run_info(config: InfoConfig) -> None:
     console = literal_console()
     console.print(table)
     if manifest.folds:
-        console.print(f"folds        {describe_folds(manifest)}; val is fold {config.fold}")
+        console.print(f"val          fold {config.fold}")
+        console.print(f"folds        {describe_folds(manifest)}", soft_wrap=True)
     console.print(f"fingerprint  {manifest.fingerprint}")
     tally = "no image"
     if manifest.num_quarantined:

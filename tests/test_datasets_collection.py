@@ -1,5 +1,6 @@
 """Every image is found, or there is one sentence; and what can't be read is told of by image."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from datasets.augment import view
 from datasets.images import BadImage
 from datasets.passes.collection import lies_in, list_images
 from datasets.passes.inference import choose_block_images, load_views
-from tests.support.data import draw_image, flip_byte
+from tests.support.data import WriteData, draw_image, flip_byte
 
 
 def write_photograph(path: Path, label: int, number: int, suffix: str = ".jpg") -> bytes:
@@ -47,6 +48,23 @@ def test_parquet_of_bytes_and_of_hugging_faces_struct(tmp_path: Path) -> None:
     expected = view(contents[3], "none", 32, seed=0, epoch=0, image_id=0)
     for table in views:
         np.testing.assert_array_equal(table["image"].chunk(0).to_numpy()[3], expected)
+
+
+def test_labels_come_with_their_names(tmp_path: Path, write_data: WriteData) -> None:
+    """Numbers of classes mean nothing beside the names of a network's."""
+    content = write_photograph(tmp_path / "0.jpg", 0, 0)
+    names = {"info": {"features": {"label": {"names": ["sedan", "suv"], "_type": "ClassLabel"}}}}
+    table = pa.table({"image": [content] * 4, "label": [1, -1, 0, 7], "id": [5, 6, 7, 8]})
+    file = tmp_path / "rows.parquet"
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(names)}), file)
+    references = list_images(str(file)).references
+    assert references["key:label"].to_pylist() == ["suv", None, "sedan", "7"]
+    assert references["key:id"].to_pylist() == [5, 6, 7, 8]
+    pq.write_table(table, file)
+    assert list_images(str(file)).references["key:label"].to_pylist() == [1, -1, 0, 7]
+
+    prepared = list_images(write_data(train=8, val=8, test=4), split="test").references
+    assert prepared["key:label"].to_pylist() == ["class 0", "class 1", "class 2", "class 0"]
 
 
 def test_blocks_are_bounded_by_pixels_and_by_results() -> None:

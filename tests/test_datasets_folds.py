@@ -168,4 +168,4 @@ def test_folds_that_contradict_the_splits_are_refused(manifest, tmp_path, change
 
 
 def test_folds_are_described(manifest):
-    assert describe_folds(manifest) == "3 folds of 3 to 5 images; 1 of 3 classes in no fold (ram)"
+    assert describe_folds(manifest) == "3 of 3 to 5 images; 1 of 3 classes in no fold (ram)"

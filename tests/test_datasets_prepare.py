@@ -83,7 +83,7 @@ def test_folds_part_train_and_val(ray_cluster, photos, capsys):
     config = options(photos, folds=4)
     manifest = prepare(config)
 
-    assert "4 folds of 8 to 9 images; 1 of 4 classes in no fold (lone)" in capsys.readouterr().out
+    assert "folds: 4 of 8 to 9 images; 1 of 4 classes in no fold (lone)" in capsys.readouterr().out
     lone, names = manifest.classes.index("lone"), []
     for fold in range(4):
         view = read_manifest(config.out, fold)
@@ -95,7 +95,7 @@ def test_folds_part_train_and_val(ray_cluster, photos, capsys):
     assert len(names) == len(set(names)) == 35
 
     run_info(InfoConfig(data=config.out, fold=3))
-    assert "val is fold 3" in capsys.readouterr().out
+    assert "val          fold 3\nfolds        4 of 8 to 9" in capsys.readouterr().out
     assert prepare(config) == manifest
     assert "reused" in capsys.readouterr().out
     again = prepare(replace(config, folds=None))  # nothing of the folds stays

@@ -123,6 +123,9 @@ def test_folder_errors(tmp_path):
         list_source("folder", tmp_path / "gone")
     with pytest.raises(ValueError, match=r"root is .* there are no images"):
         list_source("folder", tmp_path)
+    write_files(tmp_path, "loose/1")
+    with pytest.raises(ValueError, match=r"for images without classes, use `python -m trainers p"):
+        list_source("folder", tmp_path / "loose")
     write_files(tmp_path, "train/a/1", "test/a/2")
     with pytest.raises(ValueError, match=r"test_root is .* leave one of the two out"):
         list_source("folder", tmp_path, test_root=str(tmp_path))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cluster.runtime import Resources
 from datasets.config import IngestConfig
-from datasets.shards import read_manifest, write_manifest
+from datasets.shards import Manifest, Split, read_manifest, write_manifest
 from tests.support.data import (
     WriteData,
     draw_image,
@@ -36,10 +36,11 @@ from trainers.config import (
 )
 from trainers.evaluation import pictures
 from trainers.evaluation import split as split_module
-from trainers.evaluation.evaluate import evaluate, write_evaluation
+from trainers.evaluation.evaluate import evaluate, match_classes, write_evaluation
 from trainers.evaluation.measures import confusion_matrix, find_confused_pairs, measure
 from trainers.evaluation.split import predict_mirrored, read_views
 from trainers.inference.actors import plan_actors
+from trainers.inference.inference import Network
 from trainers.run import folder as run_folder
 from trainers.run.predictions import COLUMNS, Predictions, build_predictions
 from trainers.run.rows import read_rows
@@ -152,6 +153,32 @@ def test_other_classes_are_matched_by_name(run: str, write_data: WriteData) -> N
     write_manifest(data, replace(manifest, splits=splits))
     all_images = write_evaluation(run, data=data, renamed=pairs)
     assert (all_images["split"], all_images["num_images"]) == ("train+val", 65)
+
+
+@pytest.mark.parametrize(
+    ("data", "renamed", "expected", "not_scored"),
+    [
+        pytest.param("suv car van", (), [2, 0, 1], {}, id="another order"),
+        pytest.param(" Cafe\u0301 car", ("Caf\u00e9=van",), [1, 0], {}, id="spelling"),
+        pytest.param("car other", (), [0, -1], {"other": 1}, id="more"),
+        pytest.param("gti golf", ("gti=car", "golf=car"), [0, 0], {}, id="two as one"),
+        pytest.param("a=b car", ("a=b=suv",), [2, 0], {}, id="a name with ="),
+        pytest.param("van car", ("van=car", "car=van"), [0, 1], {}, id="exchanged"),
+    ],
+)
+def test_classes_match_by_name(data, renamed, expected, not_scored) -> None:
+    split = Split(shards=(), class_counts=(1,) * len(data.split()), num_pixels=0)
+    manifest = Manifest(
+        classes=tuple(data.split()), splits={"test": split}, num_quarantined=0, fingerprint=""
+    )
+    network = Network(
+        model=nn.Identity(),
+        config=FinetuneConfig(data="d"),
+        classes=("car", "van", "suv"),
+        origin="r",
+    )
+    matched = match_classes(manifest, "test", network, renamed)
+    assert matched.index_K.tolist() == expected and matched.not_scored == not_scored
 
 
 @pytest.mark.ray

@@ -1,8 +1,9 @@
-"""Images without labels: a folder of any depth, Parquet files, a prepared data set."""
+"""Images to run a network on: a folder of any depth, Parquet files, a prepared data set."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from datasets.prepare.layout import find_system_name
 from datasets.prepare.listing import Reader, read_files, walk
 from datasets.prepare.parquet import (
     check_image_column,
+    huggingface_names,
     is_parquet,
     open_parquet,
     read_column,
@@ -117,7 +119,10 @@ def _list_parquet(uri: str, files: list[fs.FileInfo], image_column: str) -> Coll
         names = [path or f"{info.path}#{row}" for row, path in enumerate(own)]
         rows = refer_to_rows(file, uri, info.path, names)
         for name in _find_keys(file.schema_arrow, image_column):
-            rows = rows.append_column(KEY + name, [read_column(file, name)])
+            values = read_column(file, name)
+            if (classes := huggingface_names(file.schema_arrow, name)) is not None:
+                values = name_labels(values, classes)
+            rows = rows.append_column(KEY + name, [values])
         tables.append(rows)
     return Collection(
         kind="Parquet rows",
@@ -138,6 +143,21 @@ def _find_keys(schema: pa.Schema, image_column: str) -> list[str]:
     ]
 
 
+def name_labels(labels: Sequence[Any], classes: Sequence[str]) -> list[str | None]:
+    """Return class names: numbers mean something in the files that they come from only.
+
+    Text stays, -1 (Hugging Face) is no label, and a number that has no name is kept as text.
+    """
+
+    def find(label: Any) -> str | None:
+        if label is None or label == -1:
+            return None
+        is_named = isinstance(label, int) and 0 <= label < len(classes)
+        return classes[label] if is_named else str(label)
+
+    return [find(label) for label in labels]
+
+
 def _list_prepared(uri: str, split: str | None) -> Collection:
     manifest = read_manifest(uri)
     chosen = [split] if split is not None else [name for name in SPLITS if name in manifest.splits]
@@ -147,8 +167,10 @@ def _list_prepared(uri: str, split: str | None) -> Collection:
     for shard in shards:
         shard_uri = storage.join(uri, shard.path)
         file = open_parquet("images", uri, storage.resolve(shard_uri)[1])
-        paths = file.read(["path"])["path"].to_pylist()
-        tables.append(refer_to_rows(file, uri, shard_uri, paths))
+        columns = file.read(["path", "label"]).to_pydict()
+        rows = refer_to_rows(file, uri, shard_uri, columns["path"])
+        labels = name_labels(columns["label"], manifest.classes)
+        tables.append(rows.append_column(f"{KEY}label", pa.array(labels, pa.string())))
     return Collection(
         kind=f"images of {split or 'all splits'}",
         references=pa.concat_tables(tables),

@@ -57,6 +57,7 @@ def list_folder(config: PrepareConfig) -> Listing:
         raise UserError(
             f"{source}: there are no images; use a folder for each class, such as "
             f"train/Audi S6 Sedan 2011/1.jpg{loose}"
+            + ("; for images without classes, use `python -m trainers predict`" if loose else "")
         )
     _refuse_tables(source, [layout for layout, _ in roots.values()], names)
     try:

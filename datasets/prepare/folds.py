@@ -72,7 +72,7 @@ def describe_folds(manifest: Manifest) -> str:
     """Describe the folds of a data set, and the classes that some of them do not validate."""
     sizes = [fold.num_images for fold in manifest.folds]
     smallest, largest = min(sizes), max(sizes)
-    text = f"{len(sizes)} folds of {smallest}"
+    text = f"{len(sizes)} of {smallest}"
     text += f" to {largest} images" if largest > smallest else " images"
     counts = zip(*(fold.class_counts for fold in manifest.folds), strict=True)
     missing = [

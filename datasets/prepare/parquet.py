@@ -288,11 +288,11 @@ def _read_labels(file: pq.ParquetFile, found: DataFile, config: PrepareConfig) -
             f"label_column is {name!r}: it holds {schema.field(name).type} in {path}; give a "
             "column of class names or whole numbers"
         )
-    names = _huggingface_names(schema, name)
+    names = huggingface_names(schema, name)
     return FileLabels(path=path, split=found.split, values=labels, names=names)
 
 
-def _huggingface_names(schema: pa.Schema, label_column: str) -> list[str] | None:
+def huggingface_names(schema: pa.Schema, label_column: str) -> list[str] | None:
     """Class names that Hugging Face writes into the schema's metadata."""
     metadata = json.loads((schema.metadata or {}).get(b"huggingface", "{}"))
     return metadata.get("info", {}).get("features", {}).get(label_column, {}).get("names")

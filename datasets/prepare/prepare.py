@@ -140,7 +140,7 @@ def _write(config: PrepareConfig, listing: Listing) -> Manifest:
     finally:
         storage.delete_folder(staging)
     if manifest.folds:
-        print(f"{config.out}: {describe_folds(manifest)}")
+        print(f"{config.out}: folds: {describe_folds(manifest)}")
     elif problem := describe_missing_validation(manifest):
         print(f"{config.out}: {problem}")
     counts = ", ".join(f"{split.num_images} {name}" for name, split in manifest.splits.items())

@@ -175,18 +175,20 @@ def match_classes(
             `renamed` that neither has.
     """
     number_of = {clean(name): number for number, name in enumerate(network.classes)}
-    other_name = dict[str, str]()
+    given, other_name = set(map(clean, manifest.classes)), dict[str, str]()
     for pair in renamed:
-        ours, separator, theirs = pair.partition("=")
-        known = clean(ours) in map(clean, manifest.classes) and clean(theirs) in number_of
+        parts = pair.split("=")  # a name may have one as well
+        cuts = range(1, len(parts))
+        named = [(clean("=".join(parts[:at])), clean("=".join(parts[at:]))) for at in cuts]
+        known = [(ours, theirs) for ours, theirs in named if ours in given and theirs in number_of]
         require(
-            bool(separator) and known,
+            len(known) == 1,
             "map",
             pair,
             f"use DATA=NETWORK, a class of {', '.join(manifest.classes[:3])} ... and one of "
             f"{', '.join(network.classes[:3])} ...",
         )
-        other_name[clean(ours)] = clean(theirs)
+        other_name.update(known)
     names = [other_name.get(clean(name), clean(name)) for name in manifest.classes]
     index_K = np.array([number_of.get(name, IGNORE_INDEX) for name in names], np.int64)
     counts = manifest.split(split).class_counts
