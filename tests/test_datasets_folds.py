@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cluster.io.errors import UserError
@@ -12,7 +12,6 @@ from datasets.config import PrepareConfig
 from datasets.prepare.folds import assign_folds, describe_folds
 from datasets.prepare.partition import assign_splits
 from datasets.shards import Manifest, Shard, Split, join_splits, read_manifest, write_manifest
-from tests.test_datasets_partition import many_images
 
 
 def fold_alone(labels: list[int], num_folds: int) -> dict[int, int]:
@@ -20,11 +19,19 @@ def fold_alone(labels: list[int], num_folds: int) -> dict[int, int]:
     return assign_folds([[i] for i in range(len(labels))], labels, range(len(labels)), num_folds)
 
 
-@given(many_images(), st.integers(2, 4), st.data())
+ROW = st.tuples(
+    st.sampled_from(("train", "train", "train", "test")),
+    st.integers(0, 2),  # class
+    st.integers(0, 60),  # pixels
+    st.sampled_from((None, None, None, None, "a", "b", "c")),  # group
+)
+
+
+@given(st.lists(ROW, min_size=12, max_size=40), st.integers(2, 4), st.data())
 def test_folds_part_nothing_that_belongs_together(rows, num_folds, data):
-    rows = [("train" if split == "val" else split, *rest) for split, *rest in rows]
+    rows = [(*row, number) for number, row in enumerate(rows)]
     numbers = st.integers(0, len(rows) - 1)
-    pairs = data.draw(st.lists(st.tuples(numbers, numbers), max_size=6))
+    pairs = data.draw(st.lists(st.tuples(numbers, numbers), max_size=3))
     results = []
     for order in (range(len(rows)), data.draw(st.permutations(range(len(rows))))):
         place = {row: at for at, row in enumerate(order)}
@@ -63,6 +70,7 @@ def test_folds_part_nothing_that_belongs_together(rows, num_folds, data):
             assert (split == "test") == (parts[i] == "test")
         results.append({image_ids[i]: parts[i] for i in kept})
     assert results[0] == results[1]
+    assume(results[0] != "too few images")  # hypothesis fails where that is so too often
 
 
 def test_folds_are_stratified_and_balanced():
