@@ -138,11 +138,12 @@ class Manifest:
             remedy = "this data set has no folds; prepare it again with --folds"
         require(0 < fold < len(self.folds), "fold", fold, remedy)
         both, val = self.split(TRAIN_AND_VAL), self.folds[fold]
+        validating = set(val.shards)
         train = Split(
-            shards=tuple(shard for shard in both.shards if shard not in val.shards),
+            shards=tuple(shard for shard in both.shards if shard not in validating),
             class_counts=tuple(
-                count - validating
-                for count, validating in zip(both.class_counts, val.class_counts, strict=True)
+                count - of_fold
+                for count, of_fold in zip(both.class_counts, val.class_counts, strict=True)
             ),
             num_pixels=both.num_pixels - val.num_pixels,
         )
