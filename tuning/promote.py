@@ -81,7 +81,8 @@ def run_promote(config: PromoteConfig) -> dict[str, Any]:
     if config.folds:
         print_folds(summary)
         print(f"\nWritten:  {out}/folds.json")
-        print(f"Promote:  python -m tuning promote --sweep {shlex.quote(sweep)}")
+        if "test" in manifest.splits:
+            print(f"Promote:  python -m tuning promote --sweep {shlex.quote(sweep)}")
     else:
         print_seeds(summary)
         export = ["python", "-m", "trainers", "export", "--run", summary["run"]]
