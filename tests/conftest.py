@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,6 +26,8 @@ def pytest_configure() -> None:
     cluster by a file there."""
     os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray")
     os.environ["NETRC"] = os.devnull  # whoever runs the tests may be logged in to W&B
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background: commands inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_unconfigure() -> None:
