@@ -1,4 +1,4 @@
-"""python -m datasets prepare | info | preview | bench"""
+"""python -m datasets prepare | info | preview | audit | bench"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -39,6 +39,13 @@ VERBS = {
         "draw a contact sheet of a data set and its augmentation policies",
         "datasets.config:PreviewConfig",
         "datasets.commands:run_preview",
+    ),
+    "audit": Verb(
+        "say what is wrong with a data set: a table, a page and an exclude list",
+        "datasets.config:AuditConfig",
+        "datasets.audit.audit:run_audit",
+        address="address",
+        imports=READERS,
     ),
     "bench": Verb(
         "time every stage of ingest, and count the cores that feed a GPU",

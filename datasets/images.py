@@ -3,6 +3,7 @@
 H height, W width, C the channels red, green, blue.
 """
 
+import base64
 import io
 import struct
 import warnings
@@ -19,6 +20,7 @@ from cluster.io.errors import UserError
 
 MAX_PIXELS = 50_000_000
 JPEG_QUALITY = 95
+THUMBNAIL_PX, THUMBNAIL_QUALITY = 168, 82
 JPEG_SCAN = b"\xff\xda"
 MAX_SCANS = 100
 """Of a progressive JPEG; ten are usual. A scan may have 14 bytes but takes a pass over all pixels:
@@ -223,3 +225,16 @@ def _bound_short_side(image_HWC: np.ndarray, short_side_px: int) -> np.ndarray:
         return image_HWC
     size = (round(width * scale), round(height * scale))
     return cv2.resize(image_HWC, size, interpolation=cv2.INTER_AREA)
+
+
+def encode_thumbnail(image_HWC: np.ndarray) -> str:
+    """Write an RGB image as a small data URI, for a page."""
+    height, width = image_HWC.shape[:2]
+    scale = min(1.0, THUMBNAIL_PX / max(height, width))
+    if scale < 1:
+        size = (round(scale * width), round(scale * height))
+        image_HWC = cv2.resize(image_HWC, size, interpolation=cv2.INTER_AREA)
+    _, content = cv2.imencode(
+        ".webp", image_HWC[..., ::-1], [int(cv2.IMWRITE_WEBP_QUALITY), THUMBNAIL_QUALITY]
+    )
+    return f"data:image/webp;base64,{base64.b64encode(content.tobytes()).decode()}"

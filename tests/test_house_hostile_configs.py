@@ -45,6 +45,7 @@ NEEDED = {
     "prepare": ("--source", "folder", "--root", "r", "--out", "o"),
     "info": ("--data", "d"),
     "preview": ("--data", "d"),
+    "audit": ("--data", "d"),
     "bench": ("--data", "d"),
     "evaluate": ("--run", "r"),
     "explain": ("--run", "r"),

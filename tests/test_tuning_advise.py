@@ -13,10 +13,10 @@ import torch
 from cluster.io.statistics import count_discordant, mcnemar
 from datasets.shards import read_manifest, write_manifest
 from trainers.config import FinetuneConfig
+from trainers.inference import passes
 from trainers.networks.backbones import build, find
 from tuning import run
 from tuning.__main__ import parse
-from tuning.advice import stages
 from tuning.advice.advice import Advice, advice_uri, read_advice, score_advice
 from tuning.advice.advise import run_advise
 from tuning.advice.config import AdviseConfig
@@ -260,15 +260,15 @@ def test_stages_are_probed_on_the_users_images_in_one_pass_that_is_kept(
 ) -> None:
     torch.manual_seed(0)
     torch.save(build("lenet5", 3).state_dict(), tmp_path / "lenet5.pth")
-    passes: list[int] = []
+    computed: list[int] = []
 
     def run_pass(*arguments: Any, **options: Any) -> Any:
         built = run_pass_(*arguments, **options)
-        passes.append(built.num_images)
+        computed.append(built.num_images)
         return built
 
-    run_pass_ = stages.run_pass
-    monkeypatch.setattr(stages, "run_pass", run_pass)
+    run_pass_ = passes.run_pass
+    monkeypatch.setattr(passes, "run_pass", run_pass)
     config = AdviseConfig(
         data=easy_data,
         out=str(tmp_path / "advice"),
@@ -280,7 +280,7 @@ def test_stages_are_probed_on_the_users_images_in_one_pass_that_is_kept(
     )
     values = run_advise(config)
     assert run_advise(config) == values
-    assert passes == [48 + 17, 0]
+    assert computed == [48 + 17, 0]
 
     assert (tmp_path / "advice" / "advice.png").read_bytes().startswith(b"\x89PNG")
     found = read_advice(config.out)

@@ -38,6 +38,13 @@ OTHERS = {
         address="address",
         imports=READERS,
     ),
+    "audit": Verb(
+        "say what is wrong with a data set: label errors, duplicates, other things",
+        "trainers.audit.config:FeatureAuditConfig",
+        "trainers.audit.audit:run_audit",
+        address="address",
+        imports=READERS,
+    ),
     "export": Verb(
         "safetensors with a model card, ONNX, torch.export",
         "trainers.export.config:ExportConfig",

@@ -172,18 +172,28 @@ def check(config: FinetuneConfig, manifest: Manifest, *, resumes: bool = False) 
     )
     for phase in config.phases:
         resolve_depth(config.model.backbone, phase.freeze_depth)
-    require_size(
-        config.model.backbone, config.ingest.size_px, field="ingest.size_px", training=True
-    )
-    if config.model.init in RANDOM and config.model.weights is not None:
-        logger.warning("model.weights is not used: init %s draws random ones", config.model.init)
     if config.schedule.phases:
         defaults = FinetuneConfig(data="")
         for name in sorted(marked(FinetuneConfig, SET_BY_PHASES)):
             if attrgetter(name)(config) != attrgetter(name)(defaults):
                 logger.warning("%s is not used: schedule.phases has its own", name)
+    check_network(config, manifest.classes, resumes=resumes)
+
+
+def check_network(
+    config: FinetuneConfig, classes: tuple[str, ...], *, resumes: bool = False
+) -> None:
+    """Find the user's errors in the network, the size of its images and its weights.
+
+    Args and raises: as `check`.
+    """
+    require_size(
+        config.model.backbone, config.ingest.size_px, field="ingest.size_px", training=True
+    )
+    if config.model.init in RANDOM and config.model.weights is not None:
+        logger.warning("model.weights is not used: init %s draws random ones", config.model.init)
     if not resumes:
-        _check_weights(replace(config.model, freeze_depth=0), manifest.classes)
+        _check_weights(replace(config.model, freeze_depth=0), classes)
 
 
 @cache

@@ -20,6 +20,7 @@ from cluster.scaling import in_process, max_concurrent_trials, plan_workers
 from datasets.memory import open_memory
 from datasets.shards import Manifest
 from trainers import metrics, prepare
+from trainers.inference.passes import cache_uri
 from trainers.networks.freezing import count_frozen, is_head_only
 from trainers.networks.precision import choose_precision
 from trainers.prepare import SharedImages
@@ -41,7 +42,6 @@ from tuning.progress import SweepProgress
 from tuning.record import SweepRecord, read_sweep_config
 from tuning.runner import AbortTrainings, start_runner
 from tuning.search import STATE_FOLDER, build_tuner, count_trials, point_of, run_folder
-from tuning.sharing.cache import cache_uri
 from tuning.sharing.plan import SharingPlan, plan_sharing
 from tuning.sharing.prefixes import BuiltPrefixes, PrefixStore
 from tuning.sharing.savings import measure_savings

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from cluster.io import storage
+from cluster.io.fields import option
 from cluster.io.markers import flatten
 from trainers.config import FinetuneConfig
 from trainers.evaluation.evaluate import write_evaluation
@@ -63,19 +64,6 @@ def command_of(config: FinetuneConfig) -> str:
     for field, value in changes[recipe].items():
         words += option(field, value)
     return shlex.join(words)
-
-
-def option(field: str, value: object) -> list[str]:
-    """Write a field as the command line takes it."""
-    name = field.replace("_", "-")
-    match value:
-        case bool():
-            return [f"--{name}" if value else f"--no-{name}"]
-        case tuple():
-            parts = [part if isinstance(part, tuple) else (part,) for part in value]
-            return [f"--{name}", *(str(word) for part in parts for word in part)]
-        case _:
-            return [f"--{name}", str(value)]
 
 
 def _by_name(config: FinetuneConfig) -> dict[str, Any]:

@@ -203,3 +203,16 @@ def describe(hint: Any) -> str:
     if hint in words:
         return words[hint]
     return "none" if hint is types.NoneType else "an object"
+
+
+def option(field: str, value: object) -> list[str]:
+    """Write a field as the command line takes it."""
+    name = field.replace("_", "-")
+    match value:
+        case bool():
+            return [f"--{name}" if value else f"--no-{name}"]
+        case tuple():
+            parts = [part if isinstance(part, tuple) else (part,) for part in value]
+            return [f"--{name}", *(str(word) for part in parts for word in part)]
+        case _:
+            return [f"--{name}", str(value)]

@@ -1,4 +1,4 @@
-"""Confidence intervals and significance tests for shares of correct images."""
+"""Confidence intervals and significance tests for shares of correct images, and for scores."""
 
 import math
 from collections.abc import Sequence
@@ -84,3 +84,19 @@ def is_above_chance(top1: float, class_counts: Sequence[int]) -> bool:
     num_images = sum(class_counts)
     bound = scipy.stats.binom.ppf(CONFIDENCE, num_images, max(class_counts) / num_images)
     return bool(round(top1 * num_images) > bound)
+
+
+def auc(positive_P: np.ndarray, negative_N: np.ndarray) -> Estimate:
+    """Return the area under the ROC curve of two samples of scores, and DeLong's interval.
+
+    It is the chance that a positive has a higher score than a negative; ties count half.
+    """
+    num_positive, num_negative = len(positive_P), len(negative_N)
+    ranks = scipy.stats.rankdata(np.concatenate([positive_P, negative_N]))
+    # The share of the other sample below each score.
+    above_P = (ranks[:num_positive] - scipy.stats.rankdata(positive_P)) / num_negative
+    below_N = (ranks[num_positive:] - scipy.stats.rankdata(negative_N)) / num_positive
+    variance = above_P.var(ddof=1) / num_positive + below_N.var(ddof=1) / num_negative
+    half = float(scipy.stats.norm.ppf((1 + CONFIDENCE) / 2)) * math.sqrt(variance)
+    mean = float(above_P.mean())
+    return Estimate(mean=mean, low=max(0.0, mean - half), high=min(1.0, mean + half))

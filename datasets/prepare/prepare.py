@@ -239,7 +239,7 @@ def _stage(config: PrepareConfig, listing: Listing, staging: str) -> pa.Table:
     num_tasks = max(4 * int(ray.cluster_resources()["CPU"]), num_images // _MAX_TASK_IMAGES)
     task_images = max(_MIN_TASK_IMAGES, -(-num_images // num_tasks))
     blocks = [references.slice(i, task_images) for i in range(0, num_images, task_images)]
-    staged = _run(blocks, stage_images, read=listing.read, config=config, staging=staging)
+    staged = run_blocks(blocks, stage_images, read=listing.read, config=config, staging=staging)
     images = collect(staged, num_images, "Preparing images").sort_by("position")
     for name in ("split", "label", "path", "group"):
         if name in references.column_names:
@@ -247,7 +247,7 @@ def _stage(config: PrepareConfig, listing: Listing, staging: str) -> pa.Table:
     return images
 
 
-def _run(
+def run_blocks(
     blocks: list[pa.Table], task: Callable[..., pa.Table], **arguments: Any
 ) -> Iterator[pa.Table]:
     """Call `task` on every block, one Ray task each; yield the results as they come."""
@@ -365,7 +365,7 @@ def _write_parts(
             row_groups[path] = groups
             start += sum(groups)
     size_of: dict[str, int] = {}
-    filled = _run(
+    filled = run_blocks(
         blocks, fill_shard, out=config.out, staging=staging, row_group_size=config.row_group_size
     )
     with count("Writing shards", len(images), "images") as advance:

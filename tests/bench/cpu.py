@@ -34,11 +34,11 @@ from trainers.evaluation.split import SplitPredictor, predict_split
 from trainers.feed import WorkerContext
 from trainers.inference.actors import CPU_THREADS, plan_actors
 from trainers.inference.inference import Network
+from trainers.inference.passes import plan_entries, run_pass
 from trainers.inference.prefix import open_frozen
 from trainers.networks.backbones import build, find
 from trainers.networks.precision import choose_precision
 from trainers.settings import start_computing
-from tuning.sharing.passes import plan_entries, run_pass
 
 SIZE_PX, BATCH_SIZE, BLOCK_IMAGES = 224, 32, 128
 NUM_CPUS = os.cpu_count() or 1
@@ -236,11 +236,11 @@ def compare_evaluation(folder: str) -> dict:
         predict_split(network, manifest, "train", index_K=np.arange(len(manifest.classes)))
         rates["ours"].append(num_images / (time.perf_counter() - start))
         entries = plan_entries(
-            frozen, depth, output=0, shape=frozen.shapes([depth])[0], num_views=1,
+            frozen, depth, output=0, shape=frozen.shapes([depth])[0],
+            num_views={"train": 1},
             manifest=manifest, cache=f"{folder}/cache-{turn}", use_gpu=plan.use_gpu,
         )  # fmt: skip
-        only_train = [entry for entry in entries if entry.split == "train"]
-        built = run_pass(frozen, [depth], only_train, manifest=manifest, plan=plan)
+        built = run_pass(frozen, [depth], entries, manifest=manifest, plan=plan)
         assert built.num_images == num_images
         rates["features"].append(built.num_images / built.seconds)
     print("evaluate", {name: [round(rate) for rate in of_side] for name, of_side in rates.items()})

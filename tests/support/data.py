@@ -38,12 +38,35 @@ def write_shards(
     row_group_size: int = 8,
 ) -> None:
     """Write a data set of easy images, straight to shards."""
+    drawn = {
+        split: [
+            (number % classes, draw_image(number % classes, hash_seed(split, number)))
+            for number in range(size)
+        ]
+        for split, size in (("train", train), ("val", val), ("test", test))
+    }
+    write_images_of(
+        uri,
+        drawn,
+        classes=classes,
+        row_group_size=row_group_size,
+        fingerprint=f"{train}-{val}-{test}-{classes}",
+    )
+
+
+def write_images_of(
+    uri: str,
+    images: dict[str, list[tuple[int, np.ndarray]]],
+    *,
+    classes: int,
+    row_group_size: int = 8,
+    fingerprint: str = "f",
+) -> None:
+    """Write a data set of given labels and images, by split."""
     splits = {}
-    for split, num_images in (("train", train), ("val", val), ("test", test)):
+    for split, of_split in images.items():
         rows = []
-        for number in range(num_images):
-            label = number % classes
-            image = draw_image(label, hash_seed(split, number))
+        for number, (label, image) in enumerate(of_split):
             content = cv2.imencode(".jpg", image[..., ::-1])[1].tobytes()
             image_id = hash_seed(split, number) << 20 | number
             rows.append(
@@ -69,13 +92,13 @@ def write_shards(
             class_counts=tuple(
                 sum(row["label"] == label for row in rows) for label in range(classes)
             ),
-            num_pixels=num_images * 48 * 64,
+            num_pixels=sum(image.shape[0] * image.shape[1] for _, image in of_split),
         )
     manifest = shards.Manifest(
         classes=tuple(f"class {label}" for label in range(classes)),
         splits=splits,
         num_quarantined=0,
-        fingerprint=f"{train}-{val}-{test}-{classes}",
+        fingerprint=fingerprint,
         options={"short_side_px": 48},
     )
     shards.write_manifest(uri, manifest)

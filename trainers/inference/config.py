@@ -1,4 +1,4 @@
-"""Options of `predict` and `features`."""
+"""Options of `predict` and `features`, and of what looks at a frozen network's features."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -6,7 +6,35 @@ from typing import Annotated, Literal
 from cluster.config import Device
 from cluster.io.errors import require, require_at_least, require_between
 from cluster.io.markers import URI
-from datasets.config import SIZES_PX
+from datasets.config import SIZES_PX, IngestConfig
+from trainers.config import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenConfig:
+    """A prepared data set, and a pretrained network that stays as it is."""
+
+    data: Annotated[str, URI]
+    """URI of a prepared data set (`python -m datasets prepare`)."""
+    backbone: str = ModelConfig.backbone
+    """Network."""
+    init: Literal["imagenet", "imagenet_v1", "imagenet_v2", "file"] = "imagenet"
+    """Pretrained weights."""
+    weights: Annotated[str | None, URI] = None
+    """URI of a state dict, for `file`; with `imagenet`, used instead of the download."""
+    normalization: Literal["auto", "imagenet", "half"] = ModelConfig.normalization
+    """Pixel mean and standard deviation the weights were trained with."""
+    size_px: int = IngestConfig.size_px
+    """Height and width of the network's input images."""
+    cache: Annotated[str | None, URI] = None
+    """URI of the feature cache. Default: `cache` beside OUT."""
+    device: Device = "auto"
+    """`auto` uses GPUs if the cluster has any."""
+    address: str | None = None
+    """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
+
+    def __post_init__(self) -> None:
+        require_between("size_px", self.size_px, *SIZES_PX)
 
 
 @dataclass(frozen=True, kw_only=True)

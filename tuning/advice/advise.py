@@ -9,20 +9,18 @@ import shlex
 from statistics import median
 from typing import Any
 
-from cluster.config import ClusterConfig
 from cluster.io import storage
 from cluster.io.lease import hold_lease
 from cluster.runtime import Resources, connect
-from datasets.config import IngestConfig
 from datasets.shards import Manifest, read_manifest
 from trainers import prepare
-from trainers.config import FinetuneConfig, ModelConfig
+from trainers.config import FinetuneConfig
+from trainers.inference.passes import build_training, cache_uri
 from tuning.advice.advice import Advice, advice_uri
 from tuning.advice.config import AdviseConfig
 from tuning.advice.picture import draw_advice
 from tuning.advice.quadrants import find_quadrant
 from tuning.advice.stages import collect, probe_stages
-from tuning.sharing.cache import cache_uri
 
 
 def run_advise(config: AdviseConfig) -> dict[str, Any]:
@@ -32,7 +30,7 @@ def run_advise(config: AdviseConfig) -> dict[str, Any]:
         UserError: for a configuration that a training would refuse, or features that overflow half
             precision.
     """
-    training = build_training(config)
+    training = build_training(config, config.out)
     manifest = read_manifest(training.data)
     prepare.check(training, manifest)
     resources = connect(config.address)
@@ -68,25 +66,6 @@ def _advise(
     storage.write_bytes(advice_uri(training.out), json.dumps(values, indent=1).encode())
     print_advice(advice, manifest, training.out)
     return values
-
-
-def build_training(config: AdviseConfig) -> FinetuneConfig:
-    """Return the training whose network is probed."""
-    return prepare.with_absolute_paths(
-        FinetuneConfig(
-            data=config.data,
-            out=config.out,
-            global_batch_size=1,
-            ingest=IngestConfig(size_px=config.size_px, policy="none"),
-            model=ModelConfig(
-                backbone=config.backbone,
-                init=config.init,
-                weights=config.weights,
-                normalization=config.normalization,
-            ),
-            cluster=ClusterConfig(address=config.address, device=config.device),
-        )
-    )
 
 
 def print_advice(advice: Advice, manifest: Manifest, out: str) -> None:

@@ -5,26 +5,21 @@ N images, D features.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
-from cluster.io.errors import UserError
 from cluster.io.statistics import count_discordant, mcnemar, wilson
-from cluster.io.terminal import count, report
+from cluster.io.terminal import count
 from cluster.runtime import Resources
-from datasets.passes.features import load_view, read_view
+from datasets.passes.features import FeatureArrays
 from datasets.plan import IGNORE_INDEX
 from datasets.shards import Manifest
 from trainers.config import FinetuneConfig
-from trainers.inference.actors import plan_actors
-from trainers.inference.prefix import open_frozen
+from trainers.inference.passes import compute_features
+from trainers.inference.probe import fit_probe, predict
 from trainers.networks.backbones import find
-from trainers.networks.precision import choose_precision
-from tuning.advice.probe import fit_probe, predict
 from tuning.advice.quadrants import Stage
-from tuning.sharing.passes import plan_entries, run_pass
 
 logger = logging.getLogger(__name__)
 
@@ -41,49 +36,20 @@ def collect(
 ) -> list[dict[str, Samples]]:
     """Return each stage's features of the training and validation images, by split.
 
-    One pass computes those that the cache lacks; feature maps are averaged over positions.
-
     Raises:
-        UserError: if features overflow half precision.
+        UserError: as `compute_features`.
     """
-    plan = plan_actors(resources, training.cluster)
-    compute = choose_precision(training.compute, use_gpu=plan.use_gpu)
-    training = replace(training, compute=compute)
-    network = open_frozen(training, len(manifest.classes), pooled=True)
     depths = range(1, len(find(training.model.backbone).stages) + 1)
-    entries = [
-        plan_entries(
-            network,
-            depth,
-            output=depth - 1,
-            shape=shape,
-            num_views=1,
-            manifest=manifest,
-            cache=cache,
-            use_gpu=plan.use_gpu,
-        )
-        for depth, shape in zip(depths, network.shapes(depths), strict=True)
-    ]
-    flat = [entry for of_depth in entries for entry in of_depth]
-    built = run_pass(network, depths, flat, manifest=manifest, plan=plan)
-    if built.problems:
-        raise UserError(
-            f"model.weights is {training.model.weights!r}: {built.problems[0]}; use other weights"
-        )
-    if built.num_images:
-        rate = built.num_images / built.seconds
-        report(f"{built.num_images} images through all stages: {rate:.0f} images/s -> {cache}")
-    else:
-        report(f"Features of all stages are in the cache: {cache}")
+    features = compute_features(
+        training, manifest, resources, cache, depths=depths, splits=("train", "val")
+    )
     return [
-        {entry.split: _load(entry.uri, entry.split) for entry in of_depth} for of_depth in entries
+        {split: _without_unreadable(arrays, split) for split, arrays in of_depth.items()}
+        for of_depth in features
     ]
 
 
-def _load(uri: str, split: str) -> Samples:
-    view = read_view(uri, 0)
-    assert view is not None, "a pass without problems leaves whole views"
-    arrays = load_view(view)
+def _without_unreadable(arrays: FeatureArrays, split: str) -> Samples:
     readable_N = arrays.labels_N != IGNORE_INDEX
     if arrays.unreadable:
         logger.warning(

@@ -1,22 +1,14 @@
-"""The review as one HTML file with its style and scripts, which needs no network.
+"""The review as one HTML file: what its template shows."""
 
-Jinja2 escapes all text of the sweep (class names, paths, errors). The page's policy also allows
-only its own scripts, by their hashes, and no downloads.
-"""
-
-import base64
-import hashlib
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from cluster.io.page import render
 from cluster.io.statistics import CONFIDENCE, wilson
 from cluster.io.uris import name_of
 from trainers import metrics
@@ -71,19 +63,12 @@ def render_page(
         "importance": draw_importance(record),
         "confusion": predictions and predictions.confusion,
     }
-    scripts = [Markup(get_plotlyjs()), Markup((HERE / "review.js").read_text())]
-    environment = Environment(
-        loader=FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    text = environment.get_template("review.html.j2").render(
+    return render(
+        HERE / "review.html.j2",
+        style=(HERE / "review.css").read_text() + write_scales(),
+        scripts=[get_plotlyjs(), (HERE / "review.js").read_text()],
         sweep=record,
         name=name_of(record.out),
-        made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         verdict=verdict,
         depth=None if verdict.best is None else record.depth_of(verdict.best),
         point=show_point(verdict.best) if verdict.best else [],
@@ -97,13 +82,9 @@ def render_page(
         figures=collect_figures(charts.values()),
         facts=list_facts(record),
         commands=list_commands(record),
-        style=Markup((HERE / "review.css").read_text() + write_scales()),
-        scripts=scripts,
-        policy=write_policy(scripts),
         refresh_s=refresh_s,
         show=show,
     )
-    return text.encode()
 
 
 def collect_figures(charts: Sequence[Chart | None] | Any) -> dict[str, Any]:
@@ -127,18 +108,6 @@ def write_scales() -> str:
         for step in range(NUM_SHADES)
     }
     return f":root {{{''.join(f'{name}:{css};' for name, css in (blends | shades).items())}}}"
-
-
-def write_policy(scripts: Sequence[str]) -> str:
-    """Write a Content-Security-Policy under which only these scripts run, and nothing is loaded."""
-    hashes = [
-        base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts
-    ]
-    allowed = " ".join(f"'sha256-{each}'" for each in hashes)
-    return (
-        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
-    )
 
 
 def list_tiles(record: SweepRecord, verdict: SweepVerdict) -> list[Tile]:

@@ -3,16 +3,15 @@
 K classes; H x W pixels.
 """
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import matplotlib
 import numpy as np
 
 from cluster.io.errors import UserError
+from datasets.images import encode_thumbnail
 from trainers.evaluation.explain import explain, order
 from trainers.evaluation.measures import ConfusedPair, confusion_matrix, find_confused_pairs
 from trainers.evaluation.pictures import Explained
@@ -24,7 +23,6 @@ from tuning.review.confusion import draw_confusion
 from tuning.review.figure import Chart
 
 NUM_PAIRS, NUM_MISTAKES, NUM_RIGHT = 8, 8, 4
-THUMB_PX, QUALITY = 168, 82
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +117,7 @@ def _picture(
     images_NHWC = read_views(config, record.manifest, split, [row["row"] for row in rows])
     if not images_NHWC.any():  # unreadable images are black
         return nothing, [], f"The images in {config.data} can no longer be read."
-    uris = [encode(image_HWC) if image_HWC.any() else None for image_HWC in images_NHWC]
+    uris = [encode_thumbnail(image_HWC) if image_HWC.any() else None for image_HWC in images_NHWC]
     try:
         _, _, model = run_folder.load_best_model(winner.run)
         explained = explain(model, config, record.manifest, split, rows[num_plain:])
@@ -130,7 +128,7 @@ def _picture(
 
 def _encode_heats(item: Explained) -> list[tuple[str, float, str]]:
     return [
-        (name, probability, encode(blend(item.image_HWC, heat_HW)))
+        (name, probability, encode_thumbnail(blend(item.image_HWC, heat_HW)))
         for name, probability, heat_HW in item.heats
     ]
 
@@ -141,16 +139,3 @@ def blend(image_HWC: np.ndarray, heat_HW: np.ndarray) -> np.ndarray:
     colour_HWC = 255 * matplotlib.colormaps["inferno"](heat_HW)[..., :3]
     alpha_HW1 = 0.75 * heat_HW[..., None]
     return ((1 - alpha_HW1) * grey_HW1 + alpha_HW1 * colour_HWC).astype(np.uint8)
-
-
-def encode(image_HWC: np.ndarray) -> str:
-    """Write an RGB image as a small data URI."""
-    height, width = image_HWC.shape[:2]
-    scale = min(1.0, THUMB_PX / max(height, width))
-    if scale < 1:
-        size = (round(scale * width), round(scale * height))
-        image_HWC = cv2.resize(image_HWC, size, interpolation=cv2.INTER_AREA)
-    _, content = cv2.imencode(
-        ".webp", image_HWC[..., ::-1], [int(cv2.IMWRITE_WEBP_QUALITY), QUALITY]
-    )
-    return f"data:image/webp;base64,{base64.b64encode(content.tobytes()).decode()}"

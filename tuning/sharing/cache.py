@@ -14,7 +14,6 @@ from cluster.io import storage
 from cluster.io.errors import require
 from cluster.io.records import read_object
 from cluster.io.terminal import literal_console
-from cluster.io.uris import parent_of
 from tuning.sharing.config import CacheConfig
 
 
@@ -30,13 +29,6 @@ class CacheEntry:
     """Of all files, incomplete views included."""
     used_s: float
     """When it was last written or opened by a sweep, in seconds since 1970."""
-
-
-def cache_uri(out: str, cache: str | None) -> str:
-    """Return the URI of a sweep's cache: `cache` beside its folder, unless one is named."""
-    if cache is not None:
-        return storage.absolute(cache, "cache")
-    return storage.join(parent_of(out), "cache")
 
 
 def list_entries(cache: str) -> list[CacheEntry]:

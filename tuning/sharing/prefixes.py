@@ -23,11 +23,11 @@ from datasets.passes.features import (
 from datasets.shards import Manifest
 from datasets.sources import BatchSource
 from trainers.inference.actors import plan_actors
+from trainers.inference.passes import cache_uri, plan_entries, run_pass
 from trainers.inference.prefix import FrozenNetwork, hash_tensors, open_frozen
 from trainers.prepare import PrefixFeatures
 from tuning.config import TuningConfig
-from tuning.sharing.cache import cache_uri, list_entries
-from tuning.sharing.passes import plan_entries, run_pass
+from tuning.sharing.cache import list_entries
 from tuning.sharing.plan import PrefixPlan, SharingPlan
 from tuning.space import FREEZE_DEPTH, INIT, training_of
 
@@ -158,7 +158,7 @@ class PrefixStore:
                 prefix.depth,
                 output=output,
                 shape=prefix.shape,
-                num_views=prefix.num_views,
+                num_views={"train": prefix.num_views, "val": 1},
                 manifest=self._manifest,
                 cache=self._cache,
                 use_gpu=self._plan.use_gpu,

@@ -5,7 +5,7 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
-from tuning.advice.probe import HELD_OUT, STRENGTHS, fit_linear, fit_probe, hold_out, predict
+from trainers.inference.probe import HELD_OUT, STRENGTHS, fit_linear, fit_probe, hold_out, predict
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

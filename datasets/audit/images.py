@@ -1,0 +1,145 @@
+"""Measures of every image of a prepared data set, by one pass over its shards.
+
+N images, H x W pixels, C the channels red, green, blue.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import pyarrow as pa
+
+from cluster.io import storage
+from cluster.io.errors import UserError
+from cluster.io.progress import collect
+from datasets.decode import decode
+from datasets.images import BadImage
+from datasets.passes.collection import list_images
+from datasets.passes.inference import choose_block_images
+from datasets.prepare.duplicates.near import hash_image
+from datasets.prepare.listing import Reader
+from datasets.prepare.parquet import open_parquet
+from datasets.prepare.prepare import run_blocks
+from datasets.shards import SPLITS, Manifest, read_manifest
+
+_DARKEST, _BRIGHTEST = 1, 99  # percentiles: a few pixels are noise, or a logo
+_IMAGE_BYTES, _NUM_CPUS = 256 * 341 * 3, 16  # usual; they set the size of tasks alone
+MEASURES = pa.schema(
+    [
+        ("position", pa.int64()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("darkest", pa.int32()),  # of the grey values, without the lowest percent
+        ("brightest", pa.int32()),
+        ("hashes", pa.binary()),  # `near.hash_image`
+        ("reason", pa.string()),  # why it can't be read; else null
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditedImages:
+    """A data set and the measures of its images, in the order of SPLITS and of the shards."""
+
+    data: str
+    manifest: Manifest
+    table: pa.Table
+    """References with split, label and MEASURES."""
+    read: Reader
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def splits_N(self) -> np.ndarray:
+        return np.asarray(self.table["split"].to_pylist(), object)
+
+    @property
+    def labels_N(self) -> np.ndarray:
+        return self.table["label"].to_numpy()
+
+    @property
+    def is_readable_N(self) -> np.ndarray:
+        return self.table["reason"].is_null().to_numpy()
+
+    def read_images(self, indices: Sequence[int] | np.ndarray) -> dict[int, np.ndarray]:
+        """Decode images by their row, in the driver; those that can't be read are left out."""
+        rows = np.unique(np.asarray(indices, np.int64))
+        contents = self.read(self.table.take(rows))
+        return {
+            int(row): decode(content)
+            for row, content in zip(rows, contents, strict=True)
+            if not isinstance(content, BadImage) and self.table["reason"][int(row)].as_py() is None
+        }
+
+
+def measure_images(data: str) -> AuditedImages:
+    """Measure every image of a prepared data set on the cluster.
+
+    Raises:
+        UserError: where there is no prepared data set.
+    """
+    manifest = read_manifest(data)
+    images = list_images(data)
+    references = images.references.append_column("split", _list_splits(manifest))
+    references = references.append_column("label", _read_labels(data, manifest))
+    num_images = len(references)
+    references = references.append_column("position", pa.array(np.arange(num_images)))
+    size = choose_block_images(num_images, _IMAGE_BYTES, num_cpus=_NUM_CPUS)
+    blocks = [references.slice(i, size) for i in range(0, num_images, size)]
+    measured = run_blocks(blocks, measure_block, read=images.read)
+    measures = collect(measured, num_images, "Measuring images").sort_by("position")
+    for name in MEASURES.names[1:]:
+        references = references.append_column(name, measures[name])
+    return AuditedImages(data=data, manifest=manifest, table=references, read=images.read)
+
+
+def _list_splits(manifest: Manifest) -> pa.Array:
+    counts = [
+        (name, manifest.splits[name].num_images) for name in SPLITS if name in manifest.splits
+    ]
+    return pa.array([name for name, number in counts for _ in range(number)], pa.string())
+
+
+def _read_labels(data: str, manifest: Manifest) -> pa.Array:
+    """Read the label of every image; 0 where it is damaged, as its image is unreadable then."""
+    splits = [manifest.splits[name] for name in SPLITS if name in manifest.splits]
+    files = [
+        open_parquet("data", data, storage.resolve(storage.join(data, shard.path))[1])
+        for split in splits
+        for shard in split.shards
+    ]
+    labels_N = np.concatenate([file.read(["label"])["label"].to_numpy() for file in files])
+    is_known_N = (labels_N >= 0) & (labels_N < len(manifest.classes))
+    return pa.array(np.where(is_known_N, labels_N, 0), pa.int32())
+
+
+def measure_block(references: pa.Table, *, read: Reader) -> pa.Table:
+    """Measure the images of a block, a row of MEASURES each. Runs in a Ray task."""
+    cv2.setNumThreads(0)  # tasks already fill the cores
+    rows = []
+    for position, content in zip(references["position"].to_pylist(), read(references), strict=True):
+        row = {"position": position}
+        try:
+            if isinstance(content, BadImage):
+                raise content
+            row |= measure(decode(content))
+        except (BadImage, UserError) as bad:
+            row["reason"] = str(bad)
+        rows.append(row)
+    return pa.Table.from_pylist(rows, schema=MEASURES)
+
+
+def measure(image_HWC: np.ndarray) -> dict[str, object]:
+    """Return the measures of an image."""
+    grey_HW = cv2.cvtColor(image_HWC, cv2.COLOR_RGB2GRAY)
+    darkest, brightest = np.percentile(grey_HW, (_DARKEST, _BRIGHTEST))
+    height, width = grey_HW.shape
+    return {
+        "height": height,
+        "width": width,
+        "darkest": round(float(darkest)),
+        "brightest": round(float(brightest)),
+        "hashes": hash_image(image_HWC)[0],
+    }
