@@ -64,9 +64,8 @@ def check_splits(features_ND: np.ndarray, splits_N: np.ndarray, rows_N: np.ndarr
         result="; ".join(parts) or "one split alone",
         method=(
             "A linear classifier tells the splits apart by the features, cross-validated: an AUC "
-            f"of 0.5 is a guess. Of concern above {MAX_AUC}: another camera, place or time, and "
-            "the accuracy on test is not the one on train. Below are the images that are least "
-            "like train."
+            f"of 0.5 or less is a guess. Of concern above {MAX_AUC}: another camera, place or "
+            "time. Then the images least like train are below."
         ),
         reason="unlike train",
         is_fine=is_fine,
