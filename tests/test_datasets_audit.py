@@ -120,7 +120,7 @@ def test_near_duplicates_across_splits_leave_out_the_image_that_trains(tmp_path:
         "train/4.jpg": ("train/9.jpg", True),
     }
     (check,) = [check for check in checks if check.name == "near duplicates"]
-    assert check.result == "4 pairs of near duplicates, 2 of them across splits"
+    assert check.result == "4 pairs, 2 of them across splits"
 
 
 def test_an_unreadable_image_is_named(tmp_path: Path) -> None:

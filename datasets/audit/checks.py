@@ -7,7 +7,7 @@ import numpy as np
 from datasets.audit.findings import Check, Suspect, Table, of_images
 from datasets.audit.images import AuditedImages
 from datasets.prepare.duplicates.near import find_pairs, hash_image
-from datasets.prepare.duplicates.report import Pair, describe_pairs, order_pairs
+from datasets.prepare.duplicates.report import Pair, order_pairs
 
 DARK, BRIGHT, FLAT = 80, 242, 20
 """Grey values of 255: an image is dark if 99 percent of its pixels are below DARK, bright if 99
@@ -49,10 +49,11 @@ def find_near_duplicates(images: AuditedImages) -> Check:
     pairs = [(int(readable[one]), int(readable[other]), score) for one, other, score in found]
     splits = images.splits_N.tolist()
     pairs = order_pairs(pairs, splits)
+    num_across = sum(splits[one] != splits[other] for one, other, _ in pairs)
     suspects = [_suspect_pair(images, pair, splits) for pair in pairs]
     return Check(
         name="near duplicates",
-        result=describe_pairs(pairs, splits) if pairs else "none",
+        result=f"{len(pairs)} pairs, {num_across} of them across splits" if pairs else "none",
         method=(
             "Images that were compressed again, scaled, mirrored or cropped a little. A training "
             "image that is like a test image makes the test too easy: the list has the one of the "
