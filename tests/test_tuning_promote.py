@@ -173,6 +173,7 @@ def test_a_seed_is_the_winner_but_longer_and_without_a_stop(
         replace(config, seeds=5)
 
 
+@pytest.mark.extended
 def test_each_fold_is_validated_by_a_training_on_the_others(
     ray_cluster: str, easy_data: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
