@@ -72,8 +72,7 @@ def build_optimizer(model: nn.Module, backbone_name: str, config: OptimConfig) -
     if config.optimizer == "adamw":
         # On CPUs the fused kernel takes a third of the time. A run that resumes keeps its own.
         on_cpu = all(parameter.is_cpu for parameter in chain.from_iterable(parameters.values()))
-        kernel = {"fused": True} if on_cpu else {"foreach": True}
-        return AdamW(groups, lr=config.learning_rate, **kernel)
+        return AdamW(groups, lr=config.learning_rate, fused=on_cpu, foreach=not on_cpu)
     return SGD(groups, lr=config.learning_rate, momentum=config.momentum, foreach=True)
 
 
