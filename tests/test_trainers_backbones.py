@@ -3,10 +3,7 @@
 Networks are built on the meta device: shapes without memory, so that all of them take seconds.
 """
 
-import sys
-import tomllib
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,10 +12,8 @@ from torch import nn
 from trainers.config import NORMALIZATIONS
 from trainers.networks.backbones import BACKBONES, build, find, require_size
 from trainers.networks.freezing import freeze
-from trainers.networks.published import TIMM
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-ROOT = Path(__file__).resolve().parent.parent
 KERAS_TABLE = {
     *("vgg16", "vgg19", "densenet121", "densenet169", "densenet201"),
     *(f"resnet{depth}{version}" for depth in (50, 101, 152) for version in ("", "_v2")),
@@ -206,6 +201,8 @@ def test_facts_of_timm_are_those_of_timm(name: str):
         assert facts is not None
         hub_url = f"https://huggingface.co/{facts.hf_hub_id}/resolve/main/model.safetensors"
         assert published.url == (hub_url if facts.hf_hub_id else facts.url)
+        assert published.license == facts.license
+        assert isinstance(backbone.normalization, str)
         assert (facts.mean, facts.std) == NORMALIZATIONS[backbone.normalization]
         assert (facts.test_input_size or facts.input_size)[1] == backbone.size_px
 
@@ -228,17 +225,3 @@ def test_what_torchvision_trained_with_half_is_known():
         n for n, b in BACKBONES.items() if b.source == "torchvision" and b.normalization == "half"
     }
     assert half == {"inception_v3", "efficientnet_v2_l"}
-
-
-def test_without_timm_one_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "timm", None)
-    message = r"model\.backbone is 'xception': it comes from timm; pip install 'timm>=1\.0\.31,<2'"
-    with pytest.raises(ValueError, match=message):
-        build("xception", 5)
-    assert build("lenet5", 5) is not None
-
-
-def test_the_sentence_names_the_version_of_the_extra():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
-    assert extras["zoo"] == [TIMM] and TIMM in extras["dev"]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from trainers.config import OptimConfig
 from trainers.evaluation.config import ExplainConfig
 from trainers.evaluation.explain import grad_cam, order
-from trainers.networks.backbones import build
+from trainers.networks.backbones import build, find
 from trainers.step import StepSettings
 
 SETTINGS = StepSettings(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), optim=OptimConfig())
@@ -117,3 +117,15 @@ def test_a_random_choice_follows_its_seed() -> None:
 def test_a_sheet_of_no_image_is_refused() -> None:
     with pytest.raises(ValueError, match="num_images is 0: use 1 to 60"):
         ExplainConfig(run="runs/head", num_images=0)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_convnext"])
+def test_tokens_have_a_map_as_well(name: str) -> None:
+    """Patches of the last block have no part in the logits of a class token."""
+    model = build(name, 2, 96).eval()
+    images_BHWC = torch.randint(0, 256, (2, 96, 96, 3), dtype=torch.uint8)
+    _, heats_BJHW = grad_cam(
+        model, images_BHWC, torch.tensor([[0, 1], [1, 0]]), SETTINGS, find(name)
+    )
+    assert heats_BJHW.shape == (2, 2, 96, 96)
+    assert heats_BJHW.amax((2, 3)).max() == 1 and heats_BJHW.std() > 0

@@ -74,7 +74,13 @@ def test_train_mode_is_whole_after_a_thaw_and_dropout_of_the_head_is_on():
     assert len(evals) == 52 and all(isinstance(module, nn.BatchNorm2d) for module in evals)
 
 
-@pytest.mark.parametrize(("given", "depth"), [(0, 0), (3, 3), (5, 5), ("all", 5), (-2, 3), (-5, 0)])
+@pytest.mark.parametrize(
+    ("given", "depth"),
+    [
+        *((0, 0), (3, 3), (5, 5), ("all", 5), (-2, 3), (-5, 0)),
+        *((0.75, 4), (0.5, 3), (0.1, 1), (0.0, 0), (1.0, 5), ("stem", 1), ("layer4", 5)),
+    ],
+)
 def test_a_depth_resolves_to_a_number_of_stages(given: FreezeDepth, depth: int):
     assert resolve_depth("resnet50", given) == depth
     assert is_head_only(ModelConfig(freeze_depth=given)) == (depth == 5)
@@ -83,8 +89,12 @@ def test_a_depth_resolves_to_a_number_of_stages(given: FreezeDepth, depth: int):
 def test_a_depth_out_of_range_names_value_and_range():
     message = (
         r"model\.freeze_depth is 6: resnet50 has 5 stages "
-        r"\(stem, layer1, layer2, layer3, layer4\): use -5 to 5, or `all`"
+        r"\(stem, layer1, layer2, layer3, layer4\): use -5 to 5, or `all`, or a share from 0\.0 "
+        r"to 1\.0, or a stage's name"
     )
     with pytest.raises(ValueError, match=message):
         resolve_depth("resnet50", 6)
     assert resolve_depth("mobilenet_v2", 6) == 6
+    for depth in (1.5, -0.5, "layer5"):
+        with pytest.raises(ValueError, match=r"model\.freeze_depth is .*: resnet50 has 5 stages"):
+            resolve_depth("resnet50", depth)

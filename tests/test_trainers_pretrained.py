@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
+import timm
 import torch
 from torch import Tensor
 
@@ -280,7 +281,7 @@ def test_timm_reads_its_own_weights(hub: Path, monkeypatch: pytest.MonkeyPatch):
     full, model = build("efficientnet_v2_b0", 1000), build("efficientnet_v2_b0", 5)
     asked = []
     monkeypatch.setattr(
-        published.import_timm("efficientnet_v2_b0"),
+        timm,
         "create_model",
         lambda name, *, pretrained: asked.append((name, pretrained)) or full,
     )

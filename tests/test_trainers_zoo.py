@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import sys
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from torchvision import models
 from cluster.io import storage
 from tests.test_trainers_backbones import KERAS_TABLE
 from trainers.__main__ import parse
-from trainers.networks import measure, zoo
+from trainers.networks import measure
 from trainers.networks.backbones import BACKBONES
 from trainers.networks.config import ZooConfig
 from trainers.networks.measure import (
@@ -94,8 +93,8 @@ def test_a_step_is_timed(monkeypatch: pytest.MonkeyPatch):
 
 def test_the_command_prints_a_table_and_writes_csv(tmp_path, capsys: pytest.CaptureFixture[str]):
     out = str(tmp_path / "zoo")
-    config = parse(["zoo", "--names", *FEW, "--classes", "20", "--no-time", "--out", out])
-    assert config == ZooConfig(names=FEW, classes=20, time=False, out=out)
+    config = parse(["zoo", "--backbones", *FEW, "--classes", "20", "--no-time", "--out", out])
+    assert config == ZooConfig(backbones=FEW, classes=20, time=False, out=out)
     run_zoo(config)
     printed = capsys.readouterr().out
     assert "mobilenet_v2  torchvision" in printed and "2,249,492" in printed
@@ -106,23 +105,35 @@ def test_the_command_prints_a_table_and_writes_csv(tmp_path, capsys: pytest.Capt
 
 
 def test_json_is_all_that_is_printed(tmp_path, capsys: pytest.CaptureFixture[str]):
-    run_zoo(ZooConfig(names=FEW, time=False, json=True, out=str(tmp_path)))
+    run_zoo(ZooConfig(backbones=FEW, time=False, json=True, out=str(tmp_path)))
     rows = [ZooRow(**row) for row in json.loads(capsys.readouterr().out)]
     assert [row.name for row in rows] == list(FEW)
 
 
-def test_without_timm_its_networks_are_left_out_and_counted(
-    tmp_path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_a_pattern_lists_networks_of_timm_with_license_and_url(
+    tmp_path, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(zoo, "find_spec", lambda name: None)
-    monkeypatch.setitem(sys.modules, "timm", None)
-    monkeypatch.setattr(zoo, "BACKBONES", {n: BACKBONES[n] for n in (*FEW, "xception")})
-    run_zoo(ZooConfig(time=False, json=True, out=str(tmp_path)))
+    run_zoo(ZooConfig(backbones=("test_vit*.r160_in1k",), time=False, json=True, out=str(tmp_path)))
+    rows = [ZooRow(**row) for row in json.loads(capsys.readouterr().out)]
+    names = {row.name for row in rows}
+    assert {"test_vit.r160_in1k", "test_vit3.r160_in1k"} <= names
+    row = next(row for row in rows if row.name == "test_vit.r160_in1k")
+    assert (row.license, row.size_px, row.stages) == ("apache-2.0", 160, 7)
+    assert (
+        row.url == "https://huggingface.co/timm/test_vit.r160_in1k/resolve/main/model.safetensors"
+    )
+    assert 0 < row.gflops < 0.2
+    with pytest.raises(ValueError, match=r"backbones is 'vit_\*nothing': no network of timm"):
+        run_zoo(ZooConfig(backbones=("vit_*nothing",), out=str(tmp_path)))
+
+
+def test_what_a_pattern_matches_but_cannot_freeze_is_left_out_and_said(
+    tmp_path, capsys: pytest.CaptureFixture[str]
+):
+    run_zoo(ZooConfig(backbones=("poolformer_s12.*", "lenet5"), time=False, out=str(tmp_path)))
     printed = capsys.readouterr()
-    assert [row["name"] for row in json.loads(printed.out)] == list(FEW)
-    assert "1 networks are timm's: pip install 'timm" in printed.err
-    with pytest.raises(ValueError, match=r"model\.backbone is 'xception': it comes from timm"):
-        run_zoo(ZooConfig(names=("xception",), time=False, out=str(tmp_path)))
+    assert "lenet5" in printed.out and "poolformer_s12.sail_in1k" in printed.err
+    assert "timm does not group its parameters" in " ".join(printed.err.split())
 
 
 @pytest.mark.parametrize(
@@ -130,7 +141,7 @@ def test_without_timm_its_networks_are_left_out_and_counted(
     [
         ({"classes": 0}, r"classes is 0: use 1 or more"),
         ({"batch_size": 0}, r"batch_size is 0: use 1 or more"),
-        ({"names": ("resnet51",)}, r"model\.backbone is 'resnet51': choose from resnet50"),
+        ({"backbones": ("resnet51",)}, r"model\.backbone is 'resnet51': choose from resnet50"),
     ],
 )
 def test_bad_values_are_named(options: dict[str, object], message: str, tmp_path):

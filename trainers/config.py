@@ -32,7 +32,7 @@ NORMALIZATIONS = {
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
 
-FreezeDepth = int | Literal["all"]
+FreezeDepth = int | float | str
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Pretrained = Literal["imagenet", "imagenet_v1", "imagenet_v2", "file"]
 Random = Literal["xavier", "he", "normal", "orthogonal", "zeros"]
@@ -46,19 +46,21 @@ class ModelConfig:
     """The network, its initial weights, and how much of it stays frozen."""
 
     backbone: Annotated[str, NOT_ON_CARD] = "resnet50"
-    """A name in trainers.backbones.BACKBONES."""
+    """A name that `python -m trainers zoo` prints, or any classifier of timm by its name, or
+    hf-hub:ORGANIZATION/NAME."""
     init: Annotated[Init, ON_CARD] = "imagenet"
-    """Initialization: imagenet (newest), imagenet_v1, imagenet_v2, file, or xavier, he, normal,
-    orthogonal, zeros."""
+    """Initialization: imagenet (the newest published weights, of a network of timm whatever they
+    were trained on), imagenet_v1, imagenet_v2, file, or xavier, he, normal, orthogonal, zeros."""
     weights: Annotated[str | None, URI, NOT_IN_KEY] = None
-    """URI of a .pth or .safetensors state dict, for `init file`; with `init
+    """URI of a .pth or .safetensors state dict or of its folder, for `init file`; with `init
     imagenet`, used in place of the download."""
     head: Annotated[str | None, URI] = None
     """URI of a .safetensors file with the tensors of a head to start from (LP-FT: Kumar et al.
     2022); default: drawn from the seed. A sweep with --head-first writes such files."""
     freeze_depth: Annotated[FreezeDepth, ON_CARD, SET_BY_PHASES] = 0
     """How many stages, counted from the input, stay frozen: 0 (nothing) to `all` (head only);
-    -2 freezes all but the last two."""
+    -2 freezes all but the last two; 0.5 freezes half of them, rounded; a stage's name freezes up to
+    that stage."""
     freeze_batchnorm: bool = False
     """Keep the statistics of every BatchNorm, those of thawed stages as well: steadier where
     batches are small, and the same on any number of workers."""

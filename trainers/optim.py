@@ -48,14 +48,16 @@ class KerasAdam(Adam):
 def build_optimizer(model: nn.Module, backbone_name: str, config: OptimConfig) -> Optimizer:
     """Build the optimizer of the parameters that require gradients.
 
-    Two groups a stage: weights, and parameters without weight decay (biases, normalization). A
-    group has its `stage`, as `Backbone.stage_of` counts, and the `rate_scale` of its learning rate.
+    Two groups a stage: weights, and parameters without weight decay (biases, normalization, and
+    those that timm names, such as tokens and positions). A group has its `stage`, as
+    `Backbone.stage_of` counts, and the `rate_scale` of its learning rate.
     """
     backbone = find(backbone_name)
+    undecayed = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()  # pyright: ignore[reportCallIssue]
     parameters: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            key = backbone.stage_of(name), parameter.ndim > 1
+            key = backbone.stage_of(name), parameter.ndim > 1 and name not in undecayed
             parameters.setdefault(key, []).append(parameter)
     groups: list[dict[str, Any]] = [
         {

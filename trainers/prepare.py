@@ -18,7 +18,7 @@ from datasets.sources import BatchSource, MemorySource, ReadLimits, ShardSource
 from trainers.config import RANDOM, FinetuneConfig, ModelConfig
 from trainers.networks.backbones import build, require_size
 from trainers.networks.freezing import resolve_depth
-from trainers.networks.initializers import initialize, pretrained_available
+from trainers.networks.initializers import initialize, license_note, pretrained_available
 from trainers.networks.precision import choose_precision
 from trainers.run import checkpoint
 from trainers.run.checkpoint import TrainingProgress
@@ -193,18 +193,19 @@ def check_network(
     if config.model.init in RANDOM and config.model.weights is not None:
         logger.warning("model.weights is not used: init %s draws random ones", config.model.init)
     if not resumes:
-        _check_weights(replace(config.model, freeze_depth=0), classes)
+        _check_weights(replace(config.model, freeze_depth=0), classes, config.ingest.size_px)
 
 
 @cache
-def _check_weights(config: ModelConfig, classes: tuple[str, ...]) -> None:
+def _check_weights(config: ModelConfig, classes: tuple[str, ...], size_px: int) -> None:
     """Load pretrained weights once, here, rather than fail in every worker; report which."""
     if config.init in RANDOM:
         return
     if (problem := pretrained_available(config)) is not None:
         raise UserError(problem)
-    loaded = initialize(build(config.backbone, len(classes)), config, seed=0, classes=classes)
-    for note in loaded.notes:
+    network = build(config.backbone, len(classes), size_px)
+    loaded = initialize(network, config, seed=0, classes=classes)
+    for note in filter(None, (license_note(config), *loaded.notes)):
         report(f"Weights: {note}")
 
 

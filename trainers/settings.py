@@ -20,7 +20,7 @@ def step_settings(config: FinetuneConfig, device: torch.device) -> StepSettings:
     of_model = config.model.normalization
     if of_model == "auto":
         of_model = find(config.model.backbone).normalization
-    mean, std = NORMALIZATIONS[of_model]
+    mean, std = NORMALIZATIONS[of_model] if isinstance(of_model, str) else of_model
     return StepSettings(
         mean=mean,
         std=std,

@@ -74,7 +74,7 @@ class TrainState:
         """`cut_depth`: stages whose features come in place of images."""
         self._config, self._worker, self._cut_depth = config, worker, cut_depth
         self._suffixes: dict[nn.Module, Suffix] = {}
-        self.model = build(config.model.backbone, num_classes)
+        self.model = build(config.model.backbone, num_classes, config.ingest.size_px)
         place_model(self.model, config.compute, worker.device)
         self.scaler = GradScaler(
             worker.device.type,

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
+from math import isqrt
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from trainers.evaluation.config import ExplainConfig, Which
 from trainers.evaluation.evaluate import write_evaluation
 from trainers.evaluation.pictures import Explained, draw_heat_maps
 from trainers.evaluation.split import read_views
+from trainers.networks.backbones import Backbone, find
 from trainers.run import folder as run_folder
 from trainers.run.evaluations import predictions_uri, read_evaluation
 from trainers.run.predictions import read_table
@@ -97,6 +100,7 @@ def explain(
         torch.tensor(images_BHWC),
         torch.tensor(classes_B2),
         replace(step_settings(config, torch.device("cpu")), autocast_dtype=None),
+        find(config.model.backbone),
     )
     return [
         Explained(
@@ -128,11 +132,16 @@ def order(rows: Sequence[dict[str, Any]], which: Which, seed: int) -> list[dict[
 
 
 def grad_cam(
-    model: nn.Module, images_BHWC: Tensor, classes_BJ: Tensor, settings: StepSettings
+    model: nn.Module,
+    images_BHWC: Tensor,
+    classes_BJ: Tensor,
+    settings: StepSettings,
+    backbone: Backbone | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute the heat map of each of J classes, in the last layer that has a map.
 
-    Only the layers after it are differentiated, so frozen networks work as well.
+    In a plain ViT it is the input of the last block, since patches after it may have no part in the
+    logits. Only the layers after it are differentiated, so frozen networks work as well.
 
     Returns:
         probabilities_BK, and heats_BJHW from 0 to 1 (each map by its own maximum).
@@ -142,24 +151,38 @@ def grad_cam(
     """
     last: list[Tensor] = []
 
-    def keep(module: nn.Module, inputs: Any, output: Any) -> Tensor | None:
-        if not isinstance(output, Tensor) or output.ndim != 4 or min(output.shape[2:]) < 2:
+    with_tokens = backbone.stages[-2][1][-1] if backbone and len(backbone.stages) > 1 else None
+
+    def to_maps(output: Tensor) -> Tensor:
+        """Return maps_BChw of maps, or of tokens_BND after class token and registers."""
+        if output.ndim == 3:
+            patches_BND = output[:, getattr(model, "num_prefix_tokens", 0) :]
+            side = isqrt(patches_BND.shape[1])
+            return patches_BND[:, : side**2].transpose(1, 2).unflatten(2, (side, side))
+        return output.permute(0, 3, 1, 2) if backbone and backbone.channels_last else output
+
+    def keep(name: str, module: nn.Module, inputs: Any, output: Any) -> Tensor | None:
+        if not isinstance(output, Tensor) or output.ndim not in (3, 4):
+            return None
+        if len(output) != len(images_BHWC) or (output.ndim == 3 and name != with_tokens):
+            return None
+        if min(to_maps(output).shape[2:]) < 2:
             return None
         last[:] = [output.detach().requires_grad_()]
         return last[0].clone()  # the next layer may work in place
 
     with ExitStack() as hooks:
-        for module in model.modules():
-            hooks.enter_context(module.register_forward_hook(keep))
+        for name, module in model.named_modules():
+            hooks.enter_context(module.register_forward_hook(partial(keep, name)))
         logits_BK = predict(model, images_BHWC, settings)
     if not last:
         raise UserError("run has a network without convolutional layers: Grad-CAM needs one")
-    activations_BChw, heats = last[0], []
+    activations_BChw, heats = to_maps(last[0].detach()), []
     for classes_B in classes_BJ.T:
         score = logits_BK.gather(1, classes_B[:, None]).sum()  # in eval mode images don't interact
-        (gradient_BChw,) = torch.autograd.grad(score, activations_BChw, retain_graph=True)
-        weights_BC11 = gradient_BChw.mean((2, 3), keepdim=True)
-        heats.append((weights_BC11 * activations_BChw.detach()).sum(1).relu())
+        (gradient,) = torch.autograd.grad(score, last[0], retain_graph=True)
+        weights_BC11 = to_maps(gradient).mean((2, 3), keepdim=True)
+        heats.append((weights_BC11 * activations_BChw).sum(1).relu())
     heats_BJhw = torch.stack(heats, 1)
     heats_BJHW = F.interpolate(heats_BJhw, images_BHWC.shape[1:3], mode="bilinear")
     highest_BJ11 = heats_BJHW.amax((2, 3), keepdim=True).clamp(min=torch.finfo().tiny)

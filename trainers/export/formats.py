@@ -94,10 +94,10 @@ def _write_safetensors(subject: Subject) -> bytes:
 def _load_safetensors(content: bytes) -> Run:
     header_bytes = int.from_bytes(content[:8], "little")
     metadata = json.loads(content[8 : 8 + header_bytes])["__metadata__"]
-    backbone, classes, mean, std = (
-        json.loads(metadata[name]) for name in ("backbone", "classes", "mean", "std")
+    backbone, classes, mean, std, size_px = (
+        json.loads(metadata[name]) for name in ("backbone", "classes", "mean", "std", "size_px")
     )
-    network = build(backbone, len(classes))
+    network = build(backbone, len(classes), size_px)
     network.load_state_dict(safetensors.torch.load(content))
     return Classifier(network, mean, std).eval()
 

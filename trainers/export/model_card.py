@@ -11,8 +11,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from cluster.io.markers import NOT_ON_CARD, ON_CARD, SET_BY_PHASES, URI, flatten, marked
 from cluster.io.uris import name_of
-from trainers.config import FinetuneConfig
+from trainers.config import PRETRAINED, FinetuneConfig
 from trainers.networks.backbones import find
+from trainers.networks.initializers import describe_weights
 from trainers.run.checkpoint import TrainingProgress
 
 TEMPLATE = Path(__file__).with_name("model_card.md.j2")
@@ -93,7 +94,10 @@ def training_rows(facts: CardFacts, data: str) -> list[tuple[str, str]]:
     values, defaults = (
         flatten(config.to_dict()) for config in (facts.config, FinetuneConfig(data=""))
     )
+    origin, license = describe_weights(facts.config.model)
     rows = [("network", facts.config.model.backbone)]
+    if facts.config.model.init in PRETRAINED:
+        rows += [("initial weights", origin), ("their license", license or "none is stated")]
     always, never, uris, unused = (
         marked(FinetuneConfig, marker) for marker in (ON_CARD, NOT_ON_CARD, URI, SET_BY_PHASES)
     )

@@ -35,6 +35,7 @@ class StageFeatures(nn.Module):
         self.network = network
         self.module = dict(find(backbone).stages)[stage][-1]
         self.activation = find(backbone).activations.get(self.module, nn.Identity())
+        self.channels_last = find(backbone).channels_last
         self.pooling: Pooling = pooling
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
@@ -45,18 +46,23 @@ class StageFeatures(nn.Module):
         try:
             self.network(images_BCHW)
         except _Reached as reached:
-            return pool(self.activation(reached.output), self.pooling)
+            return pool(self.activation(reached.output), self.pooling, self.channels_last)
         finally:
             hook.remove()
         raise AssertionError(f"the forward pass calls {self.module}")
 
 
-def pool(output: Tensor, pooling: Pooling) -> Tensor:
-    """Turn a stage's output, maps_BCHW or vectors_BD, into float32 features_BD."""
+def pool(output: Tensor, pooling: Pooling, channels_last: bool = False) -> Tensor:
+    """Turn a stage's output into float32 features_BD.
+
+    Args:
+        output: vectors_BD, tokens_BND, or maps_BCHW; maps_BHWC if `channels_last`.
+    """
     output = output.float()
     if output.ndim == 2 or pooling == "none":
         return output.flatten(1)
-    return output.mean((2, 3)) if pooling == "avg" else output.amax((2, 3))
+    positions = (1,) if output.ndim == 3 else (1, 2) if channels_last else (2, 3)
+    return output.mean(positions) if pooling == "avg" else output.amax(positions)
 
 
 def find_stage(backbone_name: str, stage: str | None) -> str:

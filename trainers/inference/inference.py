@@ -27,7 +27,7 @@ from datasets.prepare.partition import tally_reasons
 from trainers.config import FinetuneConfig, ModelConfig
 from trainers.inference.actors import plan_actors
 from trainers.inference.config import InferenceConfig
-from trainers.networks.backbones import build, find, require_size
+from trainers.networks.backbones import build, find, require_size, set_size
 from trainers.networks.initializers import initialize, pretrained_available
 from trainers.networks.precision import inference_precision
 from trainers.networks.published import IMAGENET_CLASSES
@@ -65,9 +65,10 @@ def open_network(config: InferenceConfig, *, keep_head: bool) -> Network:
         network = Network(model=model, config=run, classes=progress.classes, origin=origin)
     else:
         network = _open_pretrained(config, keep_head=keep_head)
-    if config.size_px is None:
+    if config.size_px in (None, network.config.ingest.size_px):
         return network
     require_size(network.config.model.backbone, config.size_px)
+    set_size(network.model, network.config.model.backbone, config.size_px)
     ingest = replace(network.config.ingest, size_px=config.size_px)
     return replace(network, config=replace(network.config, ingest=ingest))
 
@@ -84,15 +85,18 @@ def _open_pretrained(config: InferenceConfig, *, keep_head: bool) -> Network:
     )
     if (problem := pretrained_available(chosen)) is not None:
         raise UserError(f"{problem}; give a file with --weights")
-    model = build(chosen.backbone, len(IMAGENET_CLASSES))
+    size_px = config.size_px or backbone.size_px
+    require_size(chosen.backbone, size_px)
+    model = build(chosen.backbone, len(IMAGENET_CLASSES), size_px)
     report = initialize(model, chosen, seed=0)
-    needed = (*backbone.stages, ("head", (backbone.head,) if keep_head else ()))
-    modules = tuple(f"{module}." for _, of_stage in needed for module in of_stage)
+    unused = f"{backbone.aux}."
     missing = [
         name
         for name in (*report.replaced, *report.missing)
+        if (keep_head or backbone.stage_of(name) < len(backbone.stages))
         # Files of torch before 0.4.1 lack these counters, which only training reads.
-        if name.startswith(modules) and not name.endswith(".num_batches_tracked")
+        and not name.startswith(unused)
+        and not name.endswith(".num_batches_tracked")
     ]
     require(
         not missing,
@@ -104,7 +108,7 @@ def _open_pretrained(config: InferenceConfig, *, keep_head: bool) -> Network:
     )
     return Network(
         model=model.eval(),
-        config=FinetuneConfig(data="", model=chosen, ingest=IngestConfig(size_px=backbone.size_px)),
+        config=FinetuneConfig(data="", model=chosen, ingest=IngestConfig(size_px=size_px)),
         classes=IMAGENET_CLASSES,
         origin=f"{chosen.backbone} ({weights or chosen.init})",
     )

@@ -73,10 +73,13 @@ class _Stages(nn.Module):
         graph = build_prefix(network.model, network.config.model.backbone, depths)
         self.graph = fold_batchnorm(graph)
         self._pooled = network.pooled
+        self._channels_last = find(network.config.model.backbone).channels_last
 
     def forward(self, images_BCHW: Tensor) -> tuple[Tensor, ...]:
         outputs: tuple[Tensor, ...] = self.graph(images_BCHW)
-        return tuple(pool(output, "avg") for output in outputs) if self._pooled else outputs
+        if not self._pooled:
+            return outputs
+        return tuple(pool(output, "avg", self._channels_last) for output in outputs)
 
 
 class PrefixActor:
@@ -116,7 +119,7 @@ def open_frozen(config: FinetuneConfig, num_classes: int, *, pooled: bool = Fals
     Raises:
         UserError: where its weights can't be read.
     """
-    model = build(config.model.backbone, num_classes)
+    model = build(config.model.backbone, num_classes, config.ingest.size_px)
     initialize(model, replace(config.model, freeze_depth=0), seed=config.seed)
     return FrozenNetwork(config=config, model=model.eval(), pooled=pooled)
 

@@ -1,5 +1,6 @@
 """The backbones: LeNet-5, AlexNet, and every row of the Keras Applications table but NASNetMobile,
-which neither torchvision nor timm has. families.py divides them into stages.
+which neither torchvision nor timm has, which families.py divides into stages; and any other
+classifier of timm by its name there, divided by the rule of timm_models.py.
 """
 
 from functools import cache
@@ -9,7 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cluster.io.errors import UserError, require
-from trainers.networks import families
+from trainers.networks import families, timm_models
 from trainers.networks.families import Backbone
 from trainers.networks.published import from_timm
 
@@ -47,7 +48,6 @@ def _timm() -> dict[str, Backbone]:
     def efficientnet(size: str, size_px: int, top1: float, top5: float) -> Backbone:
         architecture = f"tf_efficientnetv2_{size}"
         return families.timm_mobile(
-            f"efficientnet_v2_{size}",
             architecture,
             groups=6,
             top=True,
@@ -58,7 +58,6 @@ def _timm() -> dict[str, Backbone]:
     def resnet(depth: int, top1: float | None, top5: float | None) -> Backbone:
         architecture = f"resnetv2_{depth}"
         return families.timm_stages(
-            f"resnet{depth}_v2",
             architecture,
             norm=("norm",),
             published=from_timm(architecture, "a1h_in1k", top1, top5) if top1 else None,
@@ -81,7 +80,6 @@ def _timm() -> dict[str, Backbone]:
             size_px=299,
         ),
         "mobilenet_v1": families.timm_mobile(
-            "mobilenet_v1",
             "mobilenetv1_100",
             groups=5,
             top=False,
@@ -100,7 +98,6 @@ def _timm() -> dict[str, Backbone]:
         "efficientnet_v2_b3": efficientnet("b3", 300, 81.970, 95.788),
         "convnext_xlarge": families.timm_stages(
             "convnext_xlarge",
-            "convnext_xlarge",
             norm=(),
             published=from_timm("convnext_xlarge", "fb_in22k_ft_in1k", 87.330, 98.328),
             size_px=288,
@@ -112,59 +109,100 @@ BACKBONES: dict[str, Backbone] = {**_torchvision(), "lenet5": families.lenet5(),
 
 
 def find(name: str) -> Backbone:
-    """Return a backbone by its name.
+    """Return a backbone by its name: one of BACKBONES, or a classifier of timm.
 
     Raises:
-        UserError: for an unknown name, with the names to choose from.
+        UserError: for an unknown name, with the names to choose from, and for a network of timm
+            whose stages can't be frozen one after the other.
     """
-    if name not in BACKBONES:
-        raise UserError(f"model.backbone is {name!r}: choose from {', '.join(BACKBONES)}")
-    return BACKBONES[name]
+    return BACKBONES[name] if name in BACKBONES else _find_in_timm(name)
 
 
-def build(name: str, num_classes: int) -> nn.Module:
+@cache
+def _find_in_timm(name: str) -> Backbone:
+    if (backbone := timm_models.describe(name)) is not None:
+        return backbone
+    similar = ", ".join(timm_models.similar_names(name))
+    raise UserError(
+        f"model.backbone is {name!r}: choose from {', '.join(BACKBONES)}, or any classifier of timm"
+        f"{similar and f' (such as {similar})'}, or hf-hub:ORGANIZATION/NAME"
+    )
+
+
+def build(name: str, num_classes: int, size_px: int | None = None) -> nn.Module:
     """Build a network on the CPU; `initializers.initialize` then decides its weights.
 
+    Args:
+        size_px: of its images, where positions or windows depend on it; default: its own size.
+
     Raises:
-        UserError: for an unknown name, or one of timm's where timm is not installed.
+        UserError: as `find`, and for a size that the network can't have.
     """
-    with torch.random.fork_rng(devices=[]):  # libraries draw weights that will be replaced
-        return find(name).build(num_classes=num_classes)
+    backbone = find(name)
+    size = {"size_px": size_px or backbone.size_px} if backbone.takes_size else {}
+    # Libraries draw weights that will be replaced. Those that are not (class tokens and positions
+    # of a random initialization) are the same in every process.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        try:
+            return backbone.build(num_classes=num_classes, **size)
+        except (AssertionError, ValueError, RuntimeError) as error:
+            if size_px in (None, backbone.size_px):
+                raise
+            raise UserError(f"size_px is {size_px}: {name} can't have it ({error})") from None
 
 
-def on_meta(name: str, num_classes: int) -> nn.Module:
+def on_meta(name: str, num_classes: int, size_px: int | None = None) -> nn.Module:
     """Build a network in eval mode on the meta device: shapes without memory or computation."""
     with torch.device("meta"):
-        return build(name, num_classes).eval()
+        return build(name, num_classes, size_px).eval()
+
+
+def set_size(model: nn.Module, name: str, size_px: int) -> None:
+    """Make a network that `require_size` accepts take another image size, in place."""
+    if find(name).takes_size:
+        require(
+            hasattr(model, "set_input_size"),
+            "size_px",
+            size_px,
+            f"{name} keeps the size of its training; leave it out",
+        )
+        model.set_input_size((size_px, size_px))  # pyright: ignore[reportCallIssue]
 
 
 def require_size(
     name: str, size_px: int, *, field: str = "size_px", training: bool = False
 ) -> None:
-    """Refuse images that are too small for a network.
+    """Refuse images that are too small for a network, or of no multiple of its patches.
 
     Args:
         field: its name in the error.
         training: whether an auxiliary head must take them as well.
 
     Raises:
-        UserError: for images that are too small, and as `build`.
+        UserError: for such images, and as `find`.
     """
+    own_px = find(name).size_px
+    fits = find(name).takes_size and next(
+        (px for px in range(size_px, own_px + 65) if _takes_size(name, px, training)), own_px
+    )
     require(
         _takes_size(name, size_px, training),
         field,
         size_px,
-        f"too small for {name}; its own size is {find(name).size_px}",
+        f"{name} does not take it; the next size that it takes is {fits}, its own {own_px}"
+        if fits
+        else f"too small for {name}; its own size is {own_px}",
     )
 
 
 @cache
 def _takes_size(name: str, size_px: int, training: bool) -> bool:
-    model = on_meta(name, 2).train(training)
     try:
+        model = on_meta(name, 2, size_px).train(training)
         with torch.no_grad():
             model(torch.zeros(2, 3, size_px, size_px, device="meta"))
-    except RuntimeError:
+    except (RuntimeError, AssertionError, ValueError):
         return False
     return True
 

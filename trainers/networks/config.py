@@ -13,14 +13,16 @@ class ZooConfig:
     this machine, and write the table as zoo.csv.
 
       python -m trainers zoo --classes 196
-      python -m trainers zoo --names resnet50 mobilenet_v2 --batch-size 32
+      python -m trainers zoo --backbones resnet50 mobilenet_v2 --batch-size 32
+      python -m trainers zoo --backbones 'vit_small*dinov2*' --no-time
       python -m trainers zoo --no-time --json
     """
 
     classes: int = 1000
     """Outputs of the head, which counts in size and parameters."""
-    names: tuple[str, ...] = ()
-    """Networks to list; default: all. Timing them all takes minutes."""
+    backbones: tuple[str, ...] = ()
+    """Networks to list: names, or patterns such as 'vit_*dinov2*' of timm's names of weights.
+    Default: the networks of Keras Applications; timing them all takes minutes."""
     time: bool = True
     """Time an inference step of each: on the CPU, and on the GPU where there is one."""
     batch_size: int = 1

@@ -7,6 +7,7 @@ but the prefix's output: such a network is refused.
 """
 
 from collections.abc import Sequence
+from inspect import signature
 
 from torch import Tensor, fx, nn
 from torch.nn.modules.dropout import _DropoutNd as Dropout
@@ -21,7 +22,7 @@ class _StageTracer(fx.Tracer):
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         parts = [module for _, modules in backbone.stages for module in modules]
-        self._leaves = {*parts, backbone.head, backbone.aux or backbone.head}
+        self._leaves = {*parts, *backbone.heads}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return module_qualified_name in self._leaves or super().is_leaf_module(
@@ -97,17 +98,28 @@ def _trace(
 ) -> tuple[fx.GraphModule, list[fx.Node]]:
     """Return a network's forward pass as a graph, and the node of each depth's features."""
     backbone = find(backbone_name)
+    parameters = signature(network.forward).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     try:
-        traced = fx.GraphModule(network, _StageTracer(backbone).trace(network))
+        graph = _StageTracer(backbone).trace(network, concrete_args=defaults or None)
+        traced = fx.GraphModule(network, graph)
     except Exception as error:  # any error of a forward pass on symbols
         raise UserError(f"{backbone_name} can't be cut: it can't be traced ({error})") from error
+    if defaults:  # such as a ViT's attention mask: they are constants, and no inputs
+        _simplify(traced)
+        for node in traced.graph.find_nodes(op="placeholder")[1:]:
+            traced.graph.erase_node(node)
+        traced.recompile()
     return traced, [_find_cut(network, traced.graph, backbone, depth) for depth in depths]
 
 
 def _find_cut(network: nn.Module, graph: fx.Graph, backbone: Backbone, depth: int) -> fx.Node:
     """Follow the output of a stage's last module to where it is smallest."""
     last = backbone.stages[depth - 1][1][-1]
-    node = next(n for n in graph.nodes if n.op == "call_module" and n.target == last)
+    calls = [n for n in graph.nodes if n.op == "call_module" and n.target == last]
+    if len(calls) != 1:
+        raise UserError(f"can't be cut: {last} is called {len(calls)} times")
+    node = calls[0]
     while len(node.users) == 1:
         (user,) = node.users
         if user.all_input_nodes != [node] or not _is_fixed(network, user):

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torchvision import models
 
 from trainers.networks.lecture_nets import LeNet5
-from trainers.networks.published import Published, from_torchvision, import_timm
+from trainers.networks.published import Published, from_torchvision
 
 Stage = tuple[str, tuple[str, ...]]  # name, and the modules that belong to it
-Normalization = Literal["imagenet", "half"]
+Triple = tuple[float, float, float]
+Normalization = Literal["imagenet", "half"] | tuple[Triple, Triple]
 
 STEM_AND_STAGES = ("stem", *(f"stage{number}" for number in range(1, 9)))
 
@@ -35,6 +36,10 @@ class Backbone:
     """From the input to the features; each tensor is in one stage or head."""
     head: str
     """The module that turns features into logits_BK; never frozen."""
+    head_parts: tuple[str, ...] = ()
+    """Other modules of the head: normalization of pooled features, a second classifier."""
+    tensors: Mapping[str, int] = field(default_factory=dict)
+    """The stage of each tensor that no module of a stage has, such as a class token."""
     aux: str | None = None
     """An auxiliary head, never frozen. In train mode such a network returns torchvision's
     InceptionOutputs: logits_BK, and the auxiliary head's."""
@@ -44,9 +49,19 @@ class Backbone:
     published: Mapping[str, Published] = field(default_factory=dict)
     """Its ImageNet weights by `model.init`; empty where none are published."""
     normalization: Normalization = "imagenet"
-    """A name in config.NORMALIZATIONS: that of the published weights."""
+    """A name in config.NORMALIZATIONS, or mean and standard deviation: those of the published
+    weights."""
     size_px: int = 224
     """Height and width of an image where the published accuracy was measured."""
+    takes_size: bool = False
+    """`build` takes `size_px`: positions, windows or attention belong to an image size."""
+    channels_last: bool = False
+    """Maps of its stages are maps_BHWC."""
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Modules that are never frozen."""
+        return (self.head, *self.head_parts, *([self.aux] if self.aux else []))
 
     def stage_of(self, name: str) -> int:
         """Return the stage index of a parameter or buffer, `len(stages)` for a head.
@@ -54,8 +69,9 @@ class Backbone:
         Raises:
             KeyError: for a name in no stage.
         """
-        heads = ("heads", (self.head, self.aux or self.head))
-        for index, (_, modules) in enumerate((*self.stages, heads)):
+        if name in self.tensors:
+            return self.tensors[name]
+        for index, (_, modules) in enumerate((*self.stages, ("head", self.heads))):
             if any(name.startswith(f"{module}.") for module in modules):
                 return index
         raise KeyError(name)
@@ -167,16 +183,16 @@ def sequential(name: str, ends: tuple[int, ...], head: str = "classifier") -> Ba
     return _from_torchvision(name, _cut("features", ends), head)
 
 
-def _create_timm(backbone: str, architecture: str, *, num_classes: int) -> nn.Module:
-    return import_timm(backbone).create_model(architecture, num_classes=num_classes)
+def _create_timm(architecture: str, *, num_classes: int) -> nn.Module:
+    import timm  # takes a second, which networks of torchvision don't pay
+
+    return timm.create_model(architecture, num_classes=num_classes)
 
 
-def _from_timm(
-    name: str, architecture: str, stages: tuple[Stage, ...], head: str, **facts: Any
-) -> Backbone:
+def _from_timm(architecture: str, stages: tuple[Stage, ...], head: str, **facts: Any) -> Backbone:
     published = facts.pop("published")
     return Backbone(
-        build=partial(_create_timm, name, architecture),
+        build=partial(_create_timm, architecture),
         source="timm",
         stages=stages,
         head=head,
@@ -185,19 +201,19 @@ def _from_timm(
     )
 
 
-def timm_stages(name: str, architecture: str, *, norm: tuple[str, ...], **facts: Any) -> Backbone:
+def timm_stages(architecture: str, *, norm: tuple[str, ...], **facts: Any) -> Backbone:
     """Describe a timm network of stem, four stages, `norm` and head (ResNetV2, ConvNeXt)."""
     stages = tuple((f"stage{number}", (f"stages.{number - 1}",)) for number in range(1, 4))
     last = ("stage4", ("stages.3", *norm))
-    return _from_timm(name, architecture, (("stem", ("stem",)), *stages, last), "head", **facts)
+    return _from_timm(architecture, (("stem", ("stem",)), *stages, last), "head", **facts)
 
 
-def timm_mobile(name: str, architecture: str, *, groups: int, top: bool, **facts: Any) -> Backbone:
+def timm_mobile(architecture: str, *, groups: int, top: bool, **facts: Any) -> Backbone:
     """Describe a timm network of MobileNet's build; `top` where a convolution ends it."""
     blocks = tuple((f"stage{number}", (f"blocks.{number - 1}",)) for number in range(1, groups + 1))
     last = ((f"stage{groups + 1}", ("conv_head", "bn2")),) if top else ()
     stages = (("stem", ("conv_stem", "bn1")), *blocks, *last)
-    return _from_timm(name, architecture, stages, "classifier", **facts)
+    return _from_timm(architecture, stages, "classifier", **facts)
 
 
 def xception(**facts: Any) -> Backbone:
@@ -207,7 +223,7 @@ def xception(**facts: Any) -> Backbone:
         ("middle", tuple(f"block{number}" for number in range(4, 12))),
         ("exit", ("block12", "conv3", "bn3", "act3", "conv4", "bn4", "act4")),
     )
-    return _from_timm("xception", "legacy_xception", stages, "fc", **facts)
+    return _from_timm("legacy_xception", stages, "fc", **facts)
 
 
 def inception_resnet_v2(**facts: Any) -> Backbone:
@@ -218,7 +234,7 @@ def inception_resnet_v2(**facts: Any) -> Backbone:
         ("mixed6", ("mixed_6a", "repeat_1")),
         ("mixed7", ("mixed_7a", "repeat_2", "block8", "conv2d_7b")),
     )
-    return _from_timm("inception_resnet_v2", "inception_resnet_v2", stages, "classif", **facts)
+    return _from_timm("inception_resnet_v2", stages, "classif", **facts)
 
 
 def nasnet_large(**facts: Any) -> Backbone:
@@ -231,4 +247,4 @@ def nasnet_large(**facts: Any) -> Backbone:
     )
     # The next cell begins with ReLU.
     facts["activations"] = dict.fromkeys(("cell_stem_1", "cell_5", "cell_11"), F.relu)
-    return _from_timm("nasnet_large", "nasnetalarge", stages, "last_linear", **facts)
+    return _from_timm("nasnetalarge", stages, "last_linear", **facts)

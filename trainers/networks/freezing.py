@@ -1,5 +1,7 @@
 """Freeze depth: the number of frozen stages, counted from the input."""
 
+from math import floor
+
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
@@ -9,22 +11,30 @@ from trainers.networks.backbones import find, unwrap
 
 
 def resolve_depth(backbone: str, depth: FreezeDepth) -> int:
-    """Return the number of frozen stages; `all` is every stage, -2 all but the last two.
+    """Return the number of frozen stages.
+
+    `all` is every stage, -2 all but the last two; a share such as 0.5 is rounded, halves up; a
+    stage's name freezes the stages up to it.
 
     Raises:
         UserError: for an unknown backbone or a depth it does not have.
     """
-    stages = find(backbone).stages
+    names = [name for name, _ in find(backbone).stages]
     if depth == "all":
-        return len(stages)
+        return len(names)
+    if depth in names:
+        return names.index(str(depth)) + 1
+    is_share = isinstance(depth, float) and 0 <= depth <= 1
     require(
-        -len(stages) <= depth <= len(stages),
+        is_share or (isinstance(depth, int) and -len(names) <= depth <= len(names)),
         "model.freeze_depth",
         depth,
-        f"{backbone} has {len(stages)} stages "
-        f"({', '.join(name for name, _ in stages)}): use -{len(stages)} to {len(stages)}, or `all`",
+        f"{backbone} has {len(names)} stages ({', '.join(names)}): use -{len(names)} to "
+        f"{len(names)}, or `all`, or a share from 0.0 to 1.0, or a stage's name",
     )
-    return depth if depth >= 0 else len(stages) + depth
+    if is_share:
+        return floor(float(depth) * len(names) + 0.5)
+    return int(depth) if int(depth) >= 0 else len(names) + int(depth)
 
 
 def count_frozen(config: ModelConfig) -> int:

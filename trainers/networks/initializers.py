@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import huggingface_hub
 import torch
 from pyarrow import fs
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from datasets.prepare.classes import clean
 from trainers.config import RANDOM, ModelConfig
 from trainers.networks.backbones import find
 from trainers.networks.class_rows import MatchedHead, match_head
+from trainers.networks.cut import before
 from trainers.networks.published import IMAGENET_CLASSES, Published
 from trainers.networks.state_dicts import (
     describe_mismatch,
@@ -35,9 +37,13 @@ from trainers.networks.tensors import (
     read_metadata,
     refuse_not_finite,
 )
+from trainers.networks.timm_models import adapt
 
 CONNECT_TIMEOUT_S = 4.0
 MAX_WEIGHTS_BYTES = 8 * 2**30
+PERMISSIVE = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "unknown")
+NON_COMMERCIAL = ("-nc", "noncommercial", "apple-amlr")
+"""Licenses by their names at timm."""
 NAMES_SHOWN = 4
 DRAWN = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)")  # norm.1 is norm1 today
@@ -178,15 +184,40 @@ def pretrained_available(config: ModelConfig) -> str | None:
     published = _published(config)
     if published.is_cached():
         return None
-    request = urllib.request.Request(published.url, method="HEAD")
-    try:
-        urllib.request.urlopen(request, timeout=CONNECT_TIMEOUT_S).close()
-    except (OSError, http.client.HTTPException) as error:
-        return (
-            f"ImageNet weights of {config.backbone} can't be downloaded from {published.url} "
-            f"({error})"
-        )
-    return None
+    reason = "HF_HUB_OFFLINE is set"
+    if not huggingface_hub.is_offline_mode():
+        request = urllib.request.Request(published.url, method="HEAD")
+        try:
+            urllib.request.urlopen(request, timeout=CONNECT_TIMEOUT_S).close()
+            return None
+        except (OSError, http.client.HTTPException) as error:
+            reason = str(error)
+    return (
+        f"weights {published.name} of {config.backbone} can't be downloaded from {published.url} "
+        f"({reason}): fetch that file elsewhere and give it with --weights"
+    )
+
+
+def describe_weights(config: ModelConfig) -> tuple[str, str | None]:
+    """Return the origin of the initial weights, and their license; None where none is stated."""
+    published = find(config.backbone).published.get(config.init)
+    if published is None:
+        return f"{config.init} {config.weights or ''}".strip(), None
+    file = f", read from {config.weights}" if config.weights else ""
+    return f"{published.name}, {published.url}{file}", published.license
+
+
+def license_note(config: ModelConfig) -> str | None:
+    """Return what a user must know before training from weights of such a license."""
+    origin, name = describe_weights(config)
+    if name is None or name in PERMISSIVE:
+        return None
+    terms = (
+        "forbids commercial use"
+        if any(mark in name for mark in NON_COMMERCIAL)
+        else ("has terms of its own: read them before you use or share the network")
+    )
+    return f"license {name} of the weights {origin} {terms}"
 
 
 @contextmanager
@@ -227,20 +258,32 @@ def _read_pretrained(model: nn.Module, config: ModelConfig) -> Weights:
     if config.weights:
         weights = _read_file(config.weights, model)
         if config.init != "file":  # stands in for the download
-            weights = replace(weights, classes=IMAGENET_CLASSES)
+            weights = replace(weights, classes=_published(config).classes)
     else:
-        weights = Weights(tensors=_published(config).read(), classes=IMAGENET_CLASSES)
+        published = _published(config)
+        weights = Weights(tensors=published.read(), classes=published.classes)
     renamed = {OLD_DENSENET.sub(r"\1", name): tensor for name, tensor in weights.tensors.items()}
+    if find(config.backbone).takes_size and not _fits(renamed, model, config.backbone):
+        renamed = adapt(renamed, model)
     return replace(weights, tensors=renamed)
 
 
+def _fits(tensors: dict[str, Tensor], model: nn.Module, backbone_name: str) -> bool:
+    """Whether the tensors before the head are those of the network."""
+    wanted = before(model.state_dict(), backbone_name, len(find(backbone_name).stages))
+    return all(name in tensors and tensors[name].shape == t.shape for name, t in wanted.items())
+
+
 def _weights_file(uri: str) -> str:
-    """Return `uri`, or the weights in it where it is a folder, of a checkpoint or Hugging Face."""
+    """Return `uri`, or the weights in it where it is a folder: of a checkpoint, of Hugging Face, or
+    of a repository in Hugging Face's cache."""
     filesystem, path = storage.resolve(uri)
     with storage.explaining(uri):
         is_folder = filesystem.get_file_info(path).type == fs.FileType.Directory
     if not is_folder:
         return uri
+    if storage.exists(revision := storage.join(uri, "refs", "main")):
+        uri = storage.join(uri, "snapshots", storage.read_bytes(revision).decode().strip())
     older = storage.join(uri, "pytorch_model.bin")
     return older if storage.exists(older) else storage.join(uri, "model.safetensors")
 

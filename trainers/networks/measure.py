@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from trainers.networks.backbones import on_meta
 
@@ -57,6 +58,17 @@ def measure_depth(model: nn.Module, size_px: int) -> int:
     return logits_BK.depth
 
 
+def count_flops(model: nn.Module, size_px: int) -> float:
+    """Count the FLOPs (multiply-adds x 2) of an image's inference step.
+
+    Args:
+        model: in eval mode, on the meta device.
+    """
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 3, size_px, size_px, device="meta"))
+    return float(counter.get_total_flops())
+
+
 def describe_devices() -> str:
     """Return the names of the devices of `time_step`."""
     devices = [f"{torch.get_num_threads()} CPU threads"]
@@ -76,8 +88,8 @@ def time_step(
     times_ms = {}
     for device in devices:
         model = on_meta(name, num_classes).to_empty(device=device)
-        for tensor in model.state_dict().values():
-            tensor.zero_()
+        for tensor in (*model.parameters(), *model.buffers()):  # also those of no state dict
+            tensor.detach().zero_()
         model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         images_BCHW = torch.rand(shape_BCHW, device=device).to(memory_format=torch.channels_last)
         with torch.inference_mode():

@@ -1,20 +1,15 @@
-"""Published ImageNet weights: torchvision's, and timm's. timm is optional, imported where used."""
+"""Published weights: torchvision's, and timm's on Hugging Face. timm is imported where used."""
 
-import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
 import torch
 from torch import Tensor
 from torchvision import models
 
-from cluster.io.errors import UserError
-
-TIMM = "timm>=1.0.31,<2"  # as the extra `zoo` in pyproject.toml
 HUB_FILE = "model.safetensors"
 IMAGENET_CLASSES = tuple(models.ResNet50_Weights.DEFAULT.meta["categories"])
 """Names of the 1000 outputs of every network pretrained on ImageNet."""
@@ -35,21 +30,10 @@ class Published:
     top1: float | None
     """Percent of ImageNet's validation images, as published; None where unknown."""
     top5: float | None
-
-
-def import_timm(backbone: str) -> Any:
-    """Import timm.
-
-    Raises:
-        UserError: where it is not installed.
-    """
-    try:
-        return importlib.import_module("timm")
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"model.backbone is {backbone!r}: it comes from timm; pip install '{TIMM}' on every "
-            "node"
-        ) from error
+    license: str | None = None
+    """As its publisher states it; None where none is stated."""
+    classes: tuple[str, ...] | None = IMAGENET_CLASSES
+    """Names of the outputs; None where there are none, or they have no names."""
 
 
 def from_torchvision(name: str) -> dict[str, Published]:
@@ -76,7 +60,12 @@ def _describe(member: models.WeightsEnum) -> Published:
 
 
 def from_timm(
-    architecture: str, tag: str, top1: float | None, top5: float | None, *, url: str | None = None
+    architecture: str,
+    tag: str,
+    top1: float | None,
+    top5: float | None,
+    *,
+    url: str | None = None,
 ) -> Published:
     """Return timm's weights, on Hugging Face or at `url`.
 
@@ -84,25 +73,45 @@ def from_timm(
         top1, top5: percent, as in timm's results/results-imagenet.csv.
     """
     name = f"{architecture}.{tag}"
-    hub = f"timm/{name}"
+    published = from_hub(tag, f"timm/{name}", url=url, read=partial(_read_timm, name))
+    return replace(published, top1=top1, top5=top5, license="apache-2.0")
+
+
+def from_hub(
+    name: str,
+    repository: str,
+    *,
+    read: Callable[[], dict[str, Tensor]],
+    file: str = HUB_FILE,
+    url: str | None = None,
+    license: str | None = None,
+    classes: tuple[str, ...] | None = IMAGENET_CLASSES,
+) -> Published:
+    """Return weights of a repository on Hugging Face, or at `url`."""
     return Published(
-        name=tag,
-        url=url or f"https://huggingface.co/{hub}/resolve/main/{HUB_FILE}",
-        read=partial(_read_timm, name),
-        is_cached=partial(_in_torch_hub, url) if url else partial(_in_hugging_face_hub, hub),
-        top1=top1,
-        top5=top5,
+        name=name,
+        url=url or f"https://huggingface.co/{repository}/resolve/main/{file}",
+        read=read,
+        is_cached=partial(_in_torch_hub, url)
+        if url
+        else partial(_in_hugging_face_hub, repository, file),
+        top1=None,
+        top5=None,
+        license=license,
+        classes=classes,
     )
 
 
 def _read_timm(name: str) -> dict[str, Tensor]:
     """Read through timm's model, which renames old tensors; timm reads no pickled code either."""
-    return import_timm(name).create_model(name, pretrained=True).state_dict()
+    import timm
+
+    return timm.create_model(name, pretrained=True).state_dict()
 
 
 def _in_torch_hub(url: str) -> bool:
     return (Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name).exists()
 
 
-def _in_hugging_face_hub(repository: str) -> bool:
-    return isinstance(huggingface_hub.try_to_load_from_cache(repository, HUB_FILE), str)
+def _in_hugging_face_hub(repository: str, file: str) -> bool:
+    return isinstance(huggingface_hub.try_to_load_from_cache(repository, file), str)

@@ -1,28 +1,32 @@
 """The table of the networks, as of Keras Applications, measured on this machine."""
 
+import fnmatch
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
-from importlib.util import find_spec
 from typing import Any
 
+from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from cluster.io import storage
+from cluster.io.errors import UserError, require
 from cluster.io.tables import to_csv
 from cluster.io.terminal import is_quiet, literal_console
 from trainers.networks.backbones import BACKBONES, find
 from trainers.networks.config import ZooConfig
 from trainers.networks.measure import (
     count_bytes,
+    count_flops,
     count_parameters,
     describe_devices,
     measure_depth,
     on_meta,
     time_step,
 )
-from trainers.networks.published import TIMM
+from trainers.networks.timm_models import list_names
 
 # Top-1 of https://keras.io/api/applications: of Keras' weights, which are not the ones used here.
 KERAS_TOP1 = {
@@ -68,7 +72,9 @@ KERAS_TOP1 = {
 LEGEND = """\
 MiB: all tensors, in float32. top-1, top-5: percent of ImageNet's validation images, published for
 px x px: torchvision's of its newest weights, timm's from its results-imagenet.csv. keras: top-1 of
-Keras' own weights. depth: convolutions and dense layers on the longest path from image to logits.
+Keras' own weights. GFLOPs: two for each multiply-add of an image. depth: convolutions and dense
+layers on the longest path from image to logits. license: of the weights, as timm states it
+(torchvision states none); zoo.csv has their URLs.
 ms: median inference step of {batch_size} x px x px, float32, on {device}.
 inception_v3 counts its auxiliary head. NASNetMobile, a row of Keras' table, is in neither
 torchvision nor timm, so it is missing."""
@@ -88,9 +94,14 @@ class ZooRow:
     top5: float | None
     keras_top1: float | None
     parameters: int
+    gflops: float
     depth: int
     stages: int
     size_px: int
+    license: str | None
+    """Of the weights, as their publisher states it."""
+    url: str | None
+    """Of the weights."""
     cpu_ms: float | None
     gpu_ms: float | None
 
@@ -99,7 +110,7 @@ def describe(name: str, config: ZooConfig) -> ZooRow:
     """Measure one network; weights are not read, and memory is only used to time it.
 
     Raises:
-        UserError: for an unknown name, or one of timm's where timm is not installed.
+        UserError: as `find`.
     """
     backbone = find(name)
     published = backbone.published.get("imagenet")
@@ -115,9 +126,12 @@ def describe(name: str, config: ZooConfig) -> ZooRow:
         top5=published and published.top5,
         keras_top1=KERAS_TOP1.get(name),
         parameters=count_parameters(model),
+        gflops=round(count_flops(model, backbone.size_px) / 1e9, 2),
         depth=measure_depth(model, backbone.size_px),
         stages=len(backbone.stages),
         size_px=backbone.size_px,
+        license=published and published.license,
+        url=published and published.url,
         cpu_ms=times_ms.get("cpu"),
         gpu_ms=times_ms.get("cuda"),
     )
@@ -126,12 +140,7 @@ def describe(name: str, config: ZooConfig) -> ZooRow:
 def run_zoo(config: ZooConfig) -> None:
     """Measure, print, write zoo.csv."""
     aside = literal_console(stderr=True)
-    for name in config.names:
-        find(name)
-    names = config.names or tuple(BACKBONES)
-    if not config.names and find_spec("timm") is None:
-        names = tuple(name for name in names if BACKBONES[name].source != "timm")
-        aside.print(f"{len(BACKBONES) - len(names)} networks are timm's: pip install '{TIMM}'")
+    names = tuple(dict.fromkeys(_expand(config.backbones, aside))) or tuple(BACKBONES)
     if config.time and (load := os.getloadavg()[0]) > (os.cpu_count() or 1) / 2:
         aside.print(f"Other processes use this CPU (load {load:.1f}): its times will be too long")
     silent = len(names) < 2 or is_quiet()
@@ -150,6 +159,24 @@ def run_zoo(config: ZooConfig) -> None:
     print(f"Written: {config.out}/zoo.csv")
 
 
+def _expand(patterns: tuple[str, ...], aside: Console) -> Iterator[str]:
+    """Yield names, and those that match a pattern but for networks that `find` refuses."""
+    for pattern in patterns:
+        if "*" not in pattern:
+            find(pattern)
+            yield pattern
+            continue
+        matching = [*fnmatch.filter(BACKBONES, pattern), *list_names(pattern)]
+        require(bool(matching), "backbones", pattern, "no network of timm has such a name")
+        for name in matching:
+            try:
+                find(name)
+            except UserError as error:
+                aside.print(f"Left out: {error}")
+            else:
+                yield name
+
+
 def table(rows: list[ZooRow]) -> Table:
     """Lay the rows out for a terminal, without empty columns."""
     columns: dict[str, tuple[str, str]] = {
@@ -159,9 +186,11 @@ def table(rows: list[ZooRow]) -> Table:
         "top5": ("top-5", "{:.1f}"),
         "keras_top1": ("keras", "{:.1f}"),
         "parameters": ("parameters", "{:,}"),
+        "gflops": ("GFLOPs", "{:.1f}"),
         "depth": ("depth", "{}"),
         "stages": ("stages", "{}"),
         "size_px": ("px", "{}"),
+        "license": ("license", "{}"),
         "cpu_ms": ("CPU ms", "{:.1f}"),
         "gpu_ms": ("GPU ms", "{:.1f}"),
     }
@@ -169,7 +198,8 @@ def table(rows: list[ZooRow]) -> Table:
     shown = [field for field in columns if any(row[field] is not None for row in values)]
     grid = Table("name", box=None, pad_edge=False)
     for field in shown:
-        grid.add_column(columns[field][0], justify="left" if field == "source" else "right")
+        is_text = field in ("source", "license")
+        grid.add_column(columns[field][0], justify="left" if is_text else "right")
     for row in values:
         cells = ["-" if row[f] is None else columns[f][1].format(row[f]) for f in shown]
         grid.add_row(row["name"], *cells)

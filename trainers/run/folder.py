@@ -87,7 +87,7 @@ def load_best_model(run: str) -> tuple[FinetuneConfig, TrainingProgress, nn.Modu
     """
     config = read_config(run)
     progress, weights = checkpoint.load_best(run)
-    model = build(config.model.backbone, len(progress.classes))
+    model = build(config.model.backbone, len(progress.classes), config.ingest.size_px)
     load_weights(model, weights, checkpoint.folder(run, progress.global_step))
     return config, progress, model.eval()
 

@@ -108,5 +108,5 @@ class RunContent:
 def find_tags(config: FinetuneConfig, manifest: Manifest) -> list[str]:
     """Return a run's tags: network, initialization, data and commit."""
     commit = find_commit(ROOT)
-    tags = [config.model.backbone, config.model.init, f"data:{manifest.fingerprint[:12]}"]
+    tags = [config.model.backbone[:64], config.model.init, f"data:{manifest.fingerprint[:12]}"]
     return tags if commit is None else [*tags, f"commit:{commit[:12]}"]

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from cluster.io.page import render
 from cluster.io.statistics import CONFIDENCE, wilson
 from cluster.io.uris import name_of
 from trainers import metrics
+from trainers.config import PRETRAINED
+from trainers.networks.initializers import describe_weights
 from tuning.record import SweepRecord
 from tuning.review.charts import draw_cost, draw_depths, draw_importance
 from tuning.review.curves import draw_clipping, draw_curves
@@ -157,6 +159,7 @@ def list_facts(record: SweepRecord) -> list[tuple[str, str]]:
     """Return the network, the data and the code of the results."""
     facts = [
         ("Network", f"{record.base.model.backbone}, stages {', '.join(record.stages)}"),
+        ("Weights", _list_weights(record)),
         ("Data set", record.base.data),
         ("Data fingerprint", record.fingerprint),
         ("Sweep", record.out),
@@ -171,6 +174,16 @@ def list_facts(record: SweepRecord) -> list[tuple[str, str]]:
         ("Versions", versions),
         ("Started", started["started_at"]),
     ]
+
+
+def _list_weights(record: SweepRecord) -> str:
+    """Name the pretrained weights of the space, and their licenses."""
+    origins = []
+    for init in record.config.space.inits:
+        if init in PRETRAINED:
+            origin, license = describe_weights(replace(record.base.model, init=init))
+            origins.append(f"{origin} (license: {license or 'none is stated'})")
+    return "; ".join(origins) or "none: all are drawn from the seed"
 
 
 def list_commands(record: SweepRecord) -> list[tuple[str, str]]:

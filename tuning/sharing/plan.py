@@ -206,7 +206,7 @@ def count_flops(
         and why the network can't be cut there (empty where it can).
     """
     name, size_px = base.model.backbone, base.ingest.size_px
-    network = on_meta(name, 2)
+    network = on_meta(name, 2, size_px)
     image = torch.zeros(1, 3, size_px, size_px, device="meta")
     total = _flops_of(network, image)[0]
     counted: dict[int, tuple[float, tuple[int, ...], str]] = {}
