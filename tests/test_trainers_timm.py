@@ -9,11 +9,11 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import safetensors.torch
-import timm
 import torch
+from timm.layers.drop import DropPath
 from torch import Tensor
 
-from trainers.config import ModelConfig, OptimConfig
+from trainers.config import NORMALIZATIONS, ModelConfig, OptimConfig
 from trainers.networks.backbones import BACKBONES, build, find, on_meta, require_size, set_size
 from trainers.networks.cut import Suffix, behind, build_prefix
 from trainers.networks.freezing import freeze, train_mode
@@ -27,6 +27,7 @@ from trainers.optim import build_optimizer
 from trainers.step import StepSettings, train_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+MEAN, STD = NORMALIZATIONS["half"]
 VIT = "test_vit.r160_in1k"
 SMALL = {
     **{VIT: 32, "test_vit3": 32, "test_vit4": 32, "test_vit_relpos": 32},
@@ -79,7 +80,7 @@ def train(name: str, depth: int, size_px: int) -> set[str]:
     freeze(model, name, depth)
     train_mode(model, name, depth)
     optim = OptimConfig(optimizer="sgd", learning_rate=0.1)
-    settings = StepSettings(mean=(0.5,) * 3, std=(0.5,) * 3, optim=optim)
+    settings = StepSettings(mean=MEAN, std=STD, optim=optim)
     optimizer = build_optimizer(model, name, optim)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for _ in range(2):
@@ -257,7 +258,7 @@ def test_training_behind_the_cut_draws_the_same_random_numbers() -> None:
     for cut in (False, True):
         network = build(VIT, 3, 64)
         for block in network.get_submodule("blocks").children():
-            block.drop_path1 = timm.layers.DropPath(0.5)
+            block.drop_path1 = DropPath(0.5)
         depth = 4
         freeze(network, VIT, depth)
         images_BCHW = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))

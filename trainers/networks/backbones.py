@@ -153,9 +153,12 @@ def build(name: str, num_classes: int, size_px: int | None = None) -> nn.Module:
 
 
 def on_meta(name: str, num_classes: int, size_px: int | None = None) -> nn.Module:
-    """Build a network in eval mode on the meta device: shapes without memory or computation."""
+    """Build a network in eval mode on the meta device: shapes without memory or computation.
+
+    No parameter requires a gradient: torch's FLOP counter fails on one that a module is called on.
+    """
     with torch.device("meta"):
-        return build(name, num_classes, size_px).eval()
+        return build(name, num_classes, size_px).eval().requires_grad_(False)
 
 
 def set_size(model: nn.Module, name: str, size_px: int) -> None:
