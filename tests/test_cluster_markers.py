@@ -48,7 +48,7 @@ SWEEP = {"out", "advice", "evaluate_winner", "max_failures", "share", "cache", "
         (
             FinetuneConfig,
             NOT_IN_KEY,
-            {"out", "checkpoint_every_steps", "optim.clipnorm", "model.weights"}
+            {"fold", "out", "checkpoint_every_steps", "optim.clipnorm", "model.weights"}
             | (INGEST | TRACK | CLUSTER - {"cluster.device", "cluster.num_workers"}),
         ),
         (

@@ -267,7 +267,7 @@ class FinetuneConfig:
 
     data: Annotated[str, URI, NOT_ON_CARD]
     """URI of a prepared data set (`python -m datasets prepare`)."""
-    fold: int = 0
+    fold: Annotated[int, NOT_IN_KEY] = 0
     """The fold that validates, of a data set with folds; the others train (`prepare --folds`)."""
     out: Annotated[str, URI, RESUMABLE, NOT_IN_KEY, NOT_ON_CARD] = "runs/latest"
     """URI of the run folder: config, metrics, checkpoints, result. The same folder resumes."""
