@@ -22,7 +22,7 @@ RESUMABLE = Marker("resumable")
 RUN_RESUMABLE = Marker("run_resumable")
 """May change when a run is resumed, but not in a sweep, whose trials are compared."""
 NOT_IN_KEY = Marker("not_in_key")
-"""Left out of the key that a result is reused by: it decides nothing, or the key has its content."""
+"""Left out of the key that a result is reused by: it decides nothing, or its content is there."""
 IN_FINGERPRINT = Marker("in_fingerprint")
 """Decides the pixels of a data set or the order they are read in: part of its fingerprint."""
 ON_CARD = Marker("on_card")
