@@ -69,6 +69,8 @@ def ray_nodes() -> Iterator[Cluster]:
             "include_log_monitor": False,
             "dashboard_port": None,  # any, where another Ray of this machine has 8265
             "object_store_memory": 2**30,
+            # Ray frees objects once a second: fast streams would seem to fill the store meanwhile.
+            "_system_config": {"free_objects_period_milliseconds": 100},
         },
     )
     for _ in range(2):

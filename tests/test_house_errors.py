@@ -84,7 +84,7 @@ def test_a_bug_of_ours_keeps_its_traceback(
     """Even where one of Thaw's own lines raises what a user's error is made of."""
     monkeypatch.setattr(sys, "argv", ["datasets", "info", "--data", "cars"])
 
-    def read_manifest(uri: str) -> None:
+    def read_manifest(*arguments: object) -> None:
         raise planted("not enough values to unpack (expected 3, got 2)")
 
     monkeypatch.setattr("datasets.commands.read_manifest", read_manifest)
