@@ -91,10 +91,14 @@ def hostile_words(name: str, hint: Any) -> list[list[str]]:
     found = kinds(hint)
     if bool in found:
         return []
+    if name == "phases":  # its rate; freeze depths, which stages' names are too, are tried alone
+        found = {float}
     words = list(TEXTS if str in found else NUMBERS if found & {int, float} else ["banana"])
+    if name in ("freeze_depth", "freeze_depths"):  # numbers as well; banana may be a stage
+        words += [word for word in NUMBERS if word != "banana"]
     if float in found and str not in found:
         words.remove("2147483648")  # a rate as good as another
-    if name in MAY_BE_NEGATIVE:
+    if name in MAY_BE_NEGATIVE and "-1" in words:
         words.remove("-1")
     if name == "phases":
         return [["all", "4", word] for word in words] + [["all", "2147483648", "0.1"]]
