@@ -290,7 +290,7 @@ def run_with(tmp_path: Path, contents: dict[str, bytes], backbone: str, **facts:
 def builds_toy(toy_backbone: str, monkeypatch: pytest.MonkeyPatch) -> str:
     from trainers.run import folder as run_folder
 
-    monkeypatch.setattr(run_folder, "build", lambda name, num_classes: model())
+    monkeypatch.setattr(run_folder, "build", lambda *arguments: model())
     return toy_backbone
 
 
