@@ -265,12 +265,17 @@ def test_workers_of_a_stopped_trial_are_freed(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("num_trials", [1, pytest.param(2, marks=pytest.mark.extended)])
 def test_they_are_freed_without_a_dashboard_too_and_the_sweep_goes_on(
-    own_ray: dict[str, str], easy_data: str, tmp_path: Path
+    own_ray: dict[str, str], easy_data: str, tmp_path: Path, num_trials: int
 ) -> None:
-    """Ray Train's own cleaner of what a killed training had reserved needs a dashboard."""
+    """Ray Train's own cleaner of what a killed training had reserved needs a dashboard.
+
+    A trial that follows starts if every CPU is free, which is looked at after the last one.
+    """
     run = subprocess.run(
-        [sys.executable, "-m", "tests.support.stopped_trials", easy_data, str(tmp_path / "stopped")],  # noqa: E501
+        [sys.executable, "-m", "tests.support.stopped_trials", easy_data, str(tmp_path / "stopped"),
+         str(num_trials)],
         env={**os.environ, **own_ray}, cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 

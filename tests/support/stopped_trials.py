@@ -1,9 +1,9 @@
 """Trials of DDP workers, each stopped by Tune in mid-training, as ASHA would.
 
-test_tuning_run runs one of two workers on its cluster, and two of one worker as a program on 2 CPUs
-without dashboard: a worker that is left would leave too little CPU for that of the next trial.
+test_tuning_run runs one of two workers on its cluster, and one or two of one worker as a program on
+2 CPUs without dashboard: a worker that is left would leave too little CPU for the next trial's.
 
-usage: python -m tests.support.stopped_trials DATA OUT
+usage: python -m tests.support.stopped_trials DATA OUT NUM_TRIALS
 """
 
 import sys
@@ -75,7 +75,7 @@ def free_cpus() -> float:
     return ray.available_resources().get("CPU", 0.0)  # Ray leaves out what is used up
 
 
-def main(data: str, out: str) -> None:
+def main(data: str, out: str, num_trials: str) -> None:
     nodes = Cluster(
         initialize_head=True,
         head_node_args={
@@ -86,7 +86,7 @@ def main(data: str, out: str) -> None:
         },
     )
     runtime.connect(nodes.address, quiet=True)
-    freed_s = stop_trials(data, out, 1e-3, 1e-4, num_workers=1)
+    freed_s = stop_trials(data, out, *(1e-3, 1e-4)[: int(num_trials)], num_workers=1)
     print(f"freed after {freed_s:.1f} s", flush=True)
     ray.shutdown()
     nodes.shutdown()

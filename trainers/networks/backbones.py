@@ -140,10 +140,9 @@ def build(name: str, num_classes: int, size_px: int | None = None) -> nn.Module:
     """
     backbone = find(name)
     size = {"size_px": size_px or backbone.size_px} if backbone.takes_size else {}
-    # Libraries draw weights that will be replaced. Those that are not (class tokens and positions
-    # of a random initialization) are the same in every process.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
+    with torch.random.fork_rng(devices=[]):  # libraries draw weights that will be replaced
+        if name not in BACKBONES:  # all but class tokens and positions: the same in every process
+            torch.default_generator.manual_seed(0)
         try:
             return backbone.build(num_classes=num_classes, **size)
         except (AssertionError, ValueError, RuntimeError) as error:
