@@ -23,7 +23,7 @@ from cluster.io.storage import JOB_ENV_VAR
 from cluster.io.terminal import is_quiet, report
 from cluster.memory_allocator import ALLOCATOR_ENV
 from cluster.ray_internals import silence_driver
-from cluster.session_folder import choose_session_folder, raise_file_limit
+from cluster.session_folder import choose_session_folder, provide_token, raise_file_limit
 
 REACH_TIMEOUT_S = 5.0
 LOCAL = "local"
@@ -113,6 +113,7 @@ def start_early(address: str | None, imports: Sequence[str] = ()) -> None:
     os.environ.update({**WORKER_ENV, **DRIVER_ENV, **os.environ})  # what the user set, wins
     options: dict[str, Any] = {"include_dashboard": wants_dashboard()}
     raise_file_limit()
+    provide_token()
     if (folder := choose_session_folder()) is not None:
         options["_temp_dir"] = folder
     start = _start = Future[str | None]()

@@ -1,4 +1,5 @@
-"""Where a Ray cluster on this machine keeps its session: a writable folder whose path is short.
+"""What a Ray cluster on this machine needs of it: a writable folder whose path is short for its
+session, a token, and open files.
 
 Ray puts Unix sockets into it, whose paths may have 107 bytes (103 on macOS). Batch systems set a
 TMPDIR of their own for each job, which is often longer.
@@ -6,9 +7,12 @@ TMPDIR of their own for each job, which is often longer.
 
 import os
 import resource
+import secrets
+import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 
 from cluster.io.errors import UserError
 from cluster.io.terminal import report
@@ -20,6 +24,8 @@ SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 NUM_FILES = 65_536
 """Open files of a process that Ray's processes are given, where the hard limit allows it."""
 FEW_FILES = 1024
+MIN_FREE_MIB = 64
+"""For the logs and sockets of a session."""
 
 
 def choose_session_folder(environment: Mapping[str, str] = os.environ) -> str | None:
@@ -60,9 +66,25 @@ def _find_problem(folder: str) -> str | None:
     try:
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
-            return None
+            free_mib = shutil.disk_usage(folder).free / 2**20
     except OSError as error:
         return f"it can't be written ({error.strerror})"
+    return f"it has {free_mib:.0f} MiB free" if free_mib < MIN_FREE_MIB else None
+
+
+def provide_token() -> None:
+    """Give a cluster on this machine a token of its own where Ray can't keep one in ~/.ray."""
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    try:
+        folder = Path.home() / ".ray"
+        if (folder / "auth_token").exists():
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except (OSError, RuntimeError):  # RuntimeError: a user without a home
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def raise_file_limit() -> None:

@@ -83,7 +83,7 @@ def test_a_job_works(machine: str, folder: Path) -> None:
     assert "Traceback" not in ran.stdout + ran.stderr
     counts = [split.num_images for split in read_manifest(f"{folder}/out/data").splits.values()]
     assert sum(counts) == 24
-    assert read_result(f"{folder}/out/run")["epoch"] == 1
+    assert Path(read_result(f"{folder}/out/run")["checkpoint"]).is_dir()
 
 
 @pytest.mark.parametrize("machine", REFUSED)

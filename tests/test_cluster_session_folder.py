@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,12 @@ from pathlib import Path
 import pytest
 
 from cluster import session_folder
-from cluster.session_folder import BELOW, MAX_SOCKET_BYTES, choose_session_folder
+from cluster.session_folder import (
+    BELOW,
+    MAX_SOCKET_BYTES,
+    choose_session_folder,
+    provide_token,
+)
 from tests.conftest import ROOT
 
 LONG = "/tmp/slurm_jobdir/1355700/tmp.t0016/scratch-of-this-job-alone"
@@ -46,6 +52,25 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr(session_folder, "SHORT_FOLDERS", ("/proc/1", short))
     with pytest.raises(ValueError, match=r"TMPDIR is '/proc/x': .* set TMPDIR or RAY_TMPDIR"):
         choose_session_folder({"TMPDIR": short})
+
+
+def test_a_full_folder_is_replaced(monkeypatch):
+    usage = shutil.disk_usage
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda folder: usage(folder)._replace(free=(folder != "/tmp") << 30)
+    )
+    assert choose_session_folder({}) == "/var/tmp/ray"
+    with pytest.raises(ValueError, match=r"RAY_TMPDIR is '/tmp': it has 0 MiB free; set it to"):
+        choose_session_folder({"RAY_TMPDIR": "/tmp"})
+
+
+@pytest.mark.parametrize("home", ["/proc/home", None])
+def test_a_token_where_the_home_can_not_be_written(home, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", home or str(tmp_path))
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    provide_token()
+    assert len(os.environ.pop("RAY_AUTH_TOKEN", "")) == (64 if home else 0)
 
 
 @pytest.mark.parametrize("environment", [{}, {"TMPDIR": "/tmp"}, {"RAY_TMPDIR": "/tmp"}])
