@@ -13,7 +13,8 @@ import torch
 from timm.layers.drop import DropPath
 from torch import Tensor
 
-from trainers.config import NORMALIZATIONS, ModelConfig, OptimConfig
+from tests.support.training import train_two_steps
+from trainers.config import ModelConfig, OptimConfig
 from trainers.networks.backbones import BACKBONES, build, find, on_meta, require_size, set_size
 from trainers.networks.cut import Suffix, behind, build_prefix
 from trainers.networks.freezing import freeze, train_mode
@@ -24,10 +25,8 @@ from trainers.networks.initializers import (
     pretrained_available,
 )
 from trainers.optim import build_optimizer
-from trainers.step import StepSettings, train_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-MEAN, STD = NORMALIZATIONS["half"]
 VIT = "test_vit.r160_in1k"
 SMALL = {
     **{VIT: 32, "test_vit3": 32, "test_vit4": 32, "test_vit_relpos": 32},
@@ -76,17 +75,7 @@ def train(name: str, depth: int, size_px: int) -> set[str]:
     images_BHWC = torch.randint(
         0, 256, (4, size_px, size_px, 3), dtype=torch.uint8, generator=generator
     )
-    model = build(name, 4, size_px)
-    freeze(model, name, depth)
-    train_mode(model, name, depth)
-    optim = OptimConfig(optimizer="sgd", learning_rate=0.1)
-    settings = StepSettings(mean=MEAN, std=STD, optim=optim)
-    optimizer = build_optimizer(model, name, optim)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    for _ in range(2):
-        train_step(model, optimizer, images_BHWC, torch.tensor([0, 0, 1, 2]), settings=settings)
-    after = model.state_dict()
-    return {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    return train_two_steps(build(name, 4, size_px), name, depth, images_BHWC)
 
 
 def assert_divided(name: str) -> None:

@@ -1,6 +1,6 @@
 """The backbones: LeNet-5, AlexNet, and every row of the Keras Applications table but NASNetMobile,
 which neither torchvision nor timm has, which families.py divides into stages; and any other
-classifier of timm by its name there, divided by the rule of timm_models.py.
+classifier of timm by its name there, divided by the rule of timm_stages.py.
 """
 
 from functools import cache
