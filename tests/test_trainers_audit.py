@@ -11,7 +11,7 @@ from cluster.io.errors import UserError
 from cluster.io.statistics import auc
 from datasets.prepare.exclude import parse_list
 from trainers.__main__ import main
-from trainers.audit.folds import FOLDS, assign_folds, predict_held_out
+from trainers.audit.folds import FOLDS, draw_folds, predict_held_out
 from trainers.audit.labels import check_labels, find_errors
 from trainers.audit.outliers import check_outliers, measure_distances
 from trainers.audit.splits import MAX_AUC, check_splits
@@ -84,7 +84,7 @@ def test_wrong_labels_are_found_where_a_third_are_wrong() -> None:
 @pytest.mark.parametrize("sizes", [(50, 50), (101, 7), (3, 3), (1, 40)])
 def test_the_images_of_a_class_are_spread_over_the_folds(sizes: tuple[int, int]) -> None:
     labels_N = np.random.default_rng(0).permutation(np.repeat(np.arange(2), sizes))
-    folds_N = assign_folds(labels_N)
+    folds_N = draw_folds(labels_N)
     for label in range(2):
         counts = np.bincount(folds_N[labels_N == label], minlength=FOLDS)
         assert counts.max() - counts.min() <= 1

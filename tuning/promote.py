@@ -59,7 +59,7 @@ def run_promote(config: PromoteConfig) -> dict[str, Any]:
     out = storage.absolute(config.out or storage.join(sweep, kind), "out")
     winner = find_promoted(sweep)
     base = read_config(winner.run)
-    manifest = read_manifest(base.data, base.fold)
+    manifest = read_manifest(base.data, 0 if config.folds else base.fold)
     if not config.folds:
         manifest.split("test")
     trainings = plan_trainings(config, base, sweep, out, num_folds=len(manifest.folds))
@@ -210,7 +210,7 @@ def _summarize_folds(
         "sweep": sweep,
         "winner": winner.to_dict(),
         "data": first.data,
-        "fingerprint": read_manifest(first.data).fingerprint,
+        "fingerprint": manifest.fingerprint,
         "epochs": first.epochs,
         "num_images": num_images,
         "confidence": CONFIDENCE,

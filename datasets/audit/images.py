@@ -10,16 +10,14 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from cluster.io import storage
 from cluster.io.errors import UserError
 from cluster.io.progress import collect
 from datasets.decode import decode
 from datasets.images import BadImage
-from datasets.passes.collection import list_images
+from datasets.passes.collection import KEY, list_images
 from datasets.passes.inference import choose_block_images
 from datasets.prepare.duplicates.near import hash_image
 from datasets.prepare.listing import Reader
-from datasets.prepare.parquet import open_parquet
 from datasets.prepare.prepare import run_blocks
 from datasets.shards import SPLITS, Manifest, read_manifest
 
@@ -83,7 +81,9 @@ def measure_images(data: str) -> AuditedImages:
     manifest = read_manifest(data)
     images = list_images(data)
     references = images.references.append_column("split", _list_splits(manifest))
-    references = references.append_column("label", _read_labels(data, manifest))
+    references = references.append_column(
+        "label", _number_labels(references[f"{KEY}label"], manifest)
+    )
     num_images = len(references)
     references = references.append_column("position", pa.array(np.arange(num_images)))
     size = choose_block_images(num_images, _IMAGE_BYTES, num_cpus=_NUM_CPUS)
@@ -102,17 +102,10 @@ def _list_splits(manifest: Manifest) -> pa.Array:
     return pa.array([name for name, number in counts for _ in range(number)], pa.string())
 
 
-def _read_labels(data: str, manifest: Manifest) -> pa.Array:
-    """Read the label of every image; 0 where it is damaged, as its image is unreadable then."""
-    splits = [manifest.splits[name] for name in SPLITS if name in manifest.splits]
-    files = [
-        open_parquet("data", data, storage.resolve(storage.join(data, shard.path))[1])
-        for split in splits
-        for shard in split.shards
-    ]
-    labels_N = np.concatenate([file.read(["label"])["label"].to_numpy() for file in files])
-    is_known_N = (labels_N >= 0) & (labels_N < len(manifest.classes))
-    return pa.array(np.where(is_known_N, labels_N, 0), pa.int32())
+def _number_labels(names: pa.ChunkedArray, manifest: Manifest) -> pa.Array:
+    """Return the label of every image; 0 where it is damaged, as its image is unreadable then."""
+    label_of = {name: label for label, name in enumerate(manifest.classes)}
+    return pa.array([label_of.get(name, 0) for name in names.to_pylist()], pa.int32())
 
 
 def measure_block(references: pa.Table, *, read: Reader) -> pa.Table:

@@ -22,7 +22,7 @@ def predict_held_out(
         strength: C of `fit_linear`.
     """
     probabilities_NK = np.zeros((len(labels_N), int(labels_N.max()) + 1))
-    folds_N = assign_folds(labels_N)
+    folds_N = draw_folds(labels_N)
     for fold in range(FOLDS):
         held_N = folds_N == fold
         if not held_N.any() or len(np.unique(labels_N[~held_N])) < 2:
@@ -33,7 +33,7 @@ def predict_held_out(
     return probabilities_NK
 
 
-def assign_folds(labels_N: np.ndarray, seed: int = 0) -> np.ndarray:
+def draw_folds(labels_N: np.ndarray, seed: int = 0) -> np.ndarray:
     """Return the fold of each image; the images of a class are spread over the folds.
 
     As scikit-learn's StratifiedKFold, which refuses classes with fewer images than folds.
