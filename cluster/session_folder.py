@@ -64,12 +64,17 @@ def _find_problem(folder: str) -> str | None:
     if num_bytes > MAX_SOCKET_BYTES:
         return f"{num_bytes - MAX_SOCKET_BYTES} bytes too long for Ray's sockets"
     try:
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            free_mib = shutil.disk_usage(folder).free / 2**20
+        _try_writing(folder)
+        free_mib = shutil.disk_usage(folder).free / 2**20
     except OSError as error:
         return f"it can't be written ({error.strerror})"
     return f"it has {free_mib:.0f} MiB free" if free_mib < MIN_FREE_MIB else None
+
+
+def _try_writing(folder: str | Path) -> None:
+    """Make a folder and a file in it that is deleted; raises OSError where that fails."""
+    os.makedirs(folder, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
 
 
 def provide_token() -> None:
@@ -78,11 +83,8 @@ def provide_token() -> None:
         return
     try:
         folder = Path.home() / ".ray"
-        if (folder / "auth_token").exists():
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return
+        if not (folder / "auth_token").exists():
+            _try_writing(folder)
     except (OSError, RuntimeError):  # RuntimeError: a user without a home
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 

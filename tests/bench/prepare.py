@@ -1,8 +1,8 @@
 """Images per second of `prepare`, checks included: python -m tests.bench.prepare, `make bench`.
 
-As many photographs as Stanford Cars has, of 224 px: blends of two of `../shared/cars`, so that
-few are near duplicates. The first turn only warms up. To compare two commits in
-turns, give both the same folder of images: python -m tests.bench.prepare PHOTOS
+As many photographs as Stanford Cars has, of 224 px: blends of two of `../shared/cars`, so that few
+are near duplicates. The first turn only warms up. To compare two commits in turns, give both the
+same folder of images: python -m tests.bench.prepare PHOTOS
 """
 
 import os
@@ -18,7 +18,7 @@ import numpy as np
 from cluster import runtime
 from datasets.config import PrepareConfig
 from datasets.prepare.prepare import prepare
-from tests.bench.report import ROOT, keep
+from tests.bench.report import ROOT, keep, to_row
 
 CARS = ROOT.parent / "shared" / "cars" / "train"
 NUM_IMAGES, NUM_CLASSES, NUM_RUNS = 16_185, 196, 3
@@ -62,9 +62,9 @@ def main() -> None:
     ours = statistics.median(rates)
     print(f"ingest/prepare_images_per_s: {ours:.0f} of {', '.join(f'{r:.0f}' for r in rates)}")
     if len(sys.argv) == 1:
-        row = {"name": "ingest/prepare_images_per_s", "ours": ours, "peer": TARGET, "target": 1.0}
-        row |= {"ratio": ours / TARGET, "limit_fraction": ours / TARGET, "runs": NUM_RUNS}
-        keep([{**row, "machine": f"{os.cpu_count()} cores"}])
+        row = to_row("ingest/prepare_images_per_s", ours=ours, peer=TARGET, limit=TARGET,
+                     target=1.0, num_runs=NUM_RUNS)  # fmt: skip
+        keep([row | {"machine": f"{os.cpu_count()} cores"}])
 
 
 if __name__ == "__main__":
