@@ -21,6 +21,7 @@ from datasets.memory import Memory, open_memory
 from datasets.plan import Chunk, Plan, RowGroup, plan_epochs
 from datasets.shards import read_manifest
 from datasets.sources import BatchSource, MemorySource, ReadLimits, ShardSource
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.ray
 INGEST = IngestConfig(size_px=32, policy="cars", interleave=2, task_images=16)
@@ -124,16 +125,28 @@ def test_train_and_val_as_one_split_share_the_memory_of_both(easy_data: str) -> 
     assert [found[row][1] for row in range(17)] == stored.tolist()
 
 
+def keeps(memory: Memory, num_images: int) -> bool:
+    return len(memory.find(np.arange(num_images))) == num_images
+
+
+def restarted(memory: Memory) -> bool:
+    try:
+        ray.get(memory.index.find.remote(np.zeros(1, int)))
+    except ray.exceptions.ActorUnavailableError:
+        return False
+    return True
+
+
 def test_a_memory_that_is_lost_is_filled_again(alone: list[Batch], easy_data: str) -> None:
     memory = open_memory(read_manifest(easy_data), shared=False)["train"]
     read(easy_data, memory=memory, num_epochs=1)
     ray.kill(memory.index, no_restart=False)
 
-    # Ray Data starts an epoch's tasks while the index restarts: those don't wait for it.
+    # Ray Data starts an epoch's tasks while the index restarts: those neither wait nor add to it.
     assert_same(alone[6:], read(easy_data, memory=memory, start_epoch=1))
+    wait_until(partial(restarted, memory), "the index restarts")
     read(easy_data, memory=memory, num_epochs=1)
-    found = ray.get(memory.index.find.remote(np.arange(48)))[0]
-    assert (found >= 0).all()
+    wait_until(partial(keeps, memory, 48), "all images are kept")
 
 
 def test_tasks_end_while_nothing_is_read(ray_cluster: str, easy_data: str) -> None:
@@ -145,10 +158,8 @@ def test_tasks_end_while_nothing_is_read(ray_cluster: str, easy_data: str) -> No
     batches = stream(planned, read_from, limits)
     next(batches)
 
-    deadline_s = time.monotonic() + 20
-    while ray.available_resources().get("CPU", 0.0) < ray.cluster_resources()["CPU"]:
-        assert time.monotonic() < deadline_s
-        time.sleep(0.1)
+    all_cpus = ray.cluster_resources()["CPU"]
+    wait_until(lambda: ray.available_resources().get("CPU") == all_cpus, "all tasks end", 20)
     batches.close()
 
 
@@ -199,10 +210,7 @@ def test_pieces_outlive_the_readers_that_made_them(
         scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)
     ).remote()
     ray.get(reader.keep.remote(memory))
-    deadline_s = time.monotonic() + 30
-    while len(memory.find(np.arange(2))) < 2:
-        assert time.monotonic() < deadline_s
-        time.sleep(0.1)
+    wait_until(partial(keeps, memory, 2), "two images are kept", 30)
 
     ray.kill(reader)
     time.sleep(1)
@@ -212,9 +220,7 @@ def test_pieces_outlive_the_readers_that_made_them(
     started = piece_actors() - before
     assert started
     del memory, found
-    while started & piece_actors():
-        assert time.monotonic() < deadline_s + 30, "they end with their memory"
-        time.sleep(0.1)
+    wait_until(lambda: not started & piece_actors(), "they end with their memory", 30)
 
 
 @pytest.mark.parametrize("num_chunks", [1, 2, 26, 512])

@@ -19,6 +19,7 @@ from cluster.io import storage
 from datasets.shards import read_manifest
 from tests.conftest import ROOT
 from tests.support.small import small_training
+from tests.support.waiting import wait_until
 from tests.support.wandb_checks import check_run
 from tests.support.wandb_files import read_record
 from tests.support.wandb_server import WandbServer
@@ -260,7 +261,7 @@ def test_a_server_that_dies_delays_no_step_and_no_end(
     """With artifacts under way wandb would wait for ever."""
     without_s, _ = train(off := replace(config, out=f"{config.out}-off", track=OFF))
     with driver(config) as process:
-        wait_for(lambda: "UseArtifact" in server.asked)
+        wait_until(lambda: "UseArtifact" in server.asked, "the artifact is used")
         start(process, until=len(STEPS) // 3)
         server.stop()
         printed, warned = process.communicate(timeout=CLOSE_TIMEOUT_S + 30)
@@ -270,10 +271,3 @@ def test_a_server_that_dies_delays_no_step_and_no_end(
     assert read_rows(config.out) == read_rows(off.out)
     assert "W&B did not take all" in warned
     assert_local(config)
-
-
-def wait_for(is_so: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + 60
-    while not is_so():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
