@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms import v2
 
 from datasets.plan import IGNORE_INDEX
 from trainers.config import LossConfig
@@ -21,13 +20,15 @@ def build_mix(
     One share for all images of a call, from torch's global random state; each image is blended
     with its neighbour. Labels are smoothed before they are blended.
     """
+    if not config.mixup_alpha and not config.cutmix_alpha:
+        return None
+    from torchvision.transforms import v2  # imports torch's compiler
+
     blends = [
         blend(alpha=alpha, num_classes=num_classes)
         for blend, alpha in ((v2.MixUp, config.mixup_alpha), (v2.CutMix, config.cutmix_alpha))
         if alpha > 0
     ]
-    if not blends:
-        return None
     blend = v2.RandomChoice(blends)
 
     def mix(images_BCHW: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,7 @@ from trainers.networks.cut import Suffix, behind
 from trainers.networks.freezing import freeze, has_live_batchnorm, resolve_depth, train_mode
 from trainers.networks.initializers import LoadReport, initialize
 from trainers.networks.tensors import load_weights, parse_pickle, parse_safetensors
+from trainers.networks.torch_internals import keep_methods_as_they_are, without_compiler
 from trainers.optim import build_optimizer, carry_state
 
 AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -119,6 +120,8 @@ class TrainState:
         config = self._config
         depth = resolve_depth(config.model.backbone, phase.freeze_depth)
         freeze(self.model, config.model.backbone, depth)
+        if not config.compute.compile:
+            keep_methods_as_they_are()
         optimizer = build_optimizer(self.model, config.model.backbone, config.optim)
         if self.optimizer is not None:
             carry_state(self.optimizer, optimizer)
@@ -126,12 +129,13 @@ class TrainState:
         self.train_mode()
         self.network = self._behind_cut(self.model)
         if self._worker.world_size > 1:
-            self.network = DistributedDataParallel(
-                self.network,
-                # Saves a copy from bucket to gradient; on CPUs, clipping is slower on views.
-                gradient_as_bucket_view=self._worker.device.type != "cpu",
-                forward_sync_buffers=has_live_batchnorm(self.model),
-            )
+            with without_compiler():
+                self.network = DistributedDataParallel(
+                    self.network,
+                    # Saves a copy from bucket to gradient; on CPUs, clipping is slower on views.
+                    gradient_as_bucket_view=self._worker.device.type != "cpu",
+                    forward_sync_buffers=has_live_batchnorm(self.model),
+                )
         if config.compute.compile:
             self.network.compile()
 

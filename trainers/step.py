@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from datasets.plan import IGNORE_INDEX
 from trainers.config import OptimConfig
 from trainers.networks.backbones import unwrap
+from trainers.networks.torch_internals import without_compiler
 from trainers.optim import clip_gradients
 
 RGB = tuple[float, float, float]
@@ -128,7 +129,8 @@ def train_step(
         sums = {name: sums[name] + value if sums else value for name, value in part_sums.items()}
     scaler.unscale_(optimizer)
     clipping = clip_gradients(optimizer, settings.optim)
-    scaler.step(optimizer)
+    with without_compiler():
+        scaler.step(optimizer)
     scaler.update()
     if scaler.is_enabled():  # it skips steps that overflow: some do, but not many in a row
         finite = sums["loss_sum"].isfinite() & (scaler.get_scale() >= MIN_LOSS_SCALE)

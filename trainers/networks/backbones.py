@@ -13,6 +13,7 @@ from cluster.io.errors import UserError, require
 from trainers.networks import families, timm_models
 from trainers.networks.families import Backbone
 from trainers.networks.published import from_timm
+from trainers.networks.torch_internals import without_compiler
 
 XCEPTION_URL = (
     "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-cadene/"
@@ -156,7 +157,7 @@ def on_meta(name: str, num_classes: int, size_px: int | None = None) -> nn.Modul
 
     No parameter requires a gradient: torch's FLOP counter fails on one that a module is called on.
     """
-    with torch.device("meta"):
+    with without_compiler(), torch.device("meta"):
         return build(name, num_classes, size_px).eval().requires_grad_(False)
 
 
@@ -202,7 +203,7 @@ def require_size(
 def _takes_size(name: str, size_px: int, training: bool) -> bool:
     try:
         model = on_meta(name, 2, size_px).train(training)
-        with torch.no_grad():
+        with without_compiler(), torch.no_grad():
             model(torch.zeros(2, 3, size_px, size_px, device="meta"))
     except (RuntimeError, AssertionError, ValueError):
         return False

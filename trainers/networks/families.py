@@ -14,10 +14,10 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision import models
 
 from trainers.networks.lecture_nets import LeNet5
 from trainers.networks.published import Published, from_torchvision
+from trainers.networks.torch_internals import models
 
 Stage = tuple[str, tuple[str, ...]]  # name, and the modules that belong to it
 Triple = tuple[float, float, float]

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainers.networks.backbones import on_meta
+from trainers.networks.torch_internals import without_compiler
 
 WEIGHTED = (F.conv1d, F.conv2d, F.conv3d, F.linear)
 NUM_WARMUPS, MIN_STEPS, MIN_S = 2, 5, 1.0
@@ -53,7 +54,7 @@ def measure_depth(model: nn.Module, size_px: int) -> int:
     Args:
         model: in eval mode, on the meta device.
     """
-    with torch.inference_mode(), _Depth():
+    with without_compiler(), torch.inference_mode(), _Depth():
         logits_BK = model(torch.zeros(1, 3, size_px, size_px, device="meta"))
     return logits_BK.depth
 
@@ -64,7 +65,7 @@ def count_flops(model: nn.Module, size_px: int) -> float:
     Args:
         model: in eval mode, on the meta device.
     """
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with without_compiler(), FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, 3, size_px, size_px, device="meta"))
     return float(counter.get_total_flops())
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import huggingface_hub
 import torch
 from torch import Tensor
-from torchvision import models
+
+from trainers.networks.torch_internals import models
 
 HUB_FILE = "model.safetensors"
 IMAGENET_CLASSES = tuple(models.ResNet50_Weights.DEFAULT.meta["categories"])

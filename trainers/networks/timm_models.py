@@ -21,6 +21,7 @@ from trainers.config import NORMALIZATIONS
 from trainers.networks.families import Backbone, Normalization
 from trainers.networks.published import HUB_FILE, IMAGENET_CLASSES, Published, from_hub
 from trainers.networks.timm_stages import NUM_CLASSES, Refused, divide
+from trainers.networks.torch_internals import without_compiler
 
 HUB = "hf-hub:"
 CONFIG_FILE = "config.json"
@@ -50,7 +51,7 @@ def describe(name: str) -> Backbone | None:
     weights = model.weights
     size_px = (weights.test_input_size or weights.input_size)[1]
     try:
-        with torch.device("meta"):
+        with without_compiler(), torch.device("meta"):
             network = _create(model, num_classes=NUM_CLASSES)
             signatures = (signature(base.__init__) for base in type(network).__mro__)
             options = {name for of_class in signatures for name in of_class.parameters}

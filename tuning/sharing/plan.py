@@ -20,6 +20,7 @@ from trainers.config import FinetuneConfig
 from trainers.networks.backbones import find, on_meta
 from trainers.networks.cut import Suffix, build_prefix
 from trainers.networks.freezing import count_frozen, resolve_depth
+from trainers.networks.torch_internals import without_compiler
 from tuning.config import TuningConfig
 from tuning.search import count_trials
 from tuning.space import FREEZE_DEPTH, INIT, Point, models, points, training_of
@@ -223,7 +224,7 @@ def count_flops(
 
 
 def _flops_of(network: torch.nn.Module, image: torch.Tensor) -> tuple[float, Any]:
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with without_compiler(), FlopCounterMode(display=False) as counter, torch.no_grad():
         output = network(image)
     return float(counter.get_total_flops()), output
 
