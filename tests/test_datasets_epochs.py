@@ -100,6 +100,7 @@ def test_memory_shows_the_same_pixels_and_needs_the_shards_once(
     memory = open_memory(read_manifest(data), shared=False)["train"]
 
     first = read(data, memory=memory, num_epochs=1)
+    wait_until(partial(keeps, memory, 48), "all images are kept")
     fs.LocalFileSystem().delete_dir_contents(f"{data}/train")
     second = read(data, memory=memory, start_epoch=1)
 
@@ -121,6 +122,7 @@ def test_train_and_val_as_one_split_share_the_memory_of_both(easy_data: str) -> 
     assert len(set(np.concatenate(ids))) == 48 + 17
 
     stored = np.concatenate([batch["image_id"] for batch in read(easy_data, train=False)[:6]])
+    wait_until(partial(keeps, memories["val"], 17), "all images of val are kept")
     found = memories["val"].find(np.arange(17))
     assert [found[row][1] for row in range(17)] == stored.tolist()
 
@@ -179,7 +181,7 @@ def test_pieces_that_are_lost_are_kept_again(alone: list[Batch], easy_data: str)
     time.sleep(1)
 
     assert_same(alone[6:], read(easy_data, memory=memory, start_epoch=1))
-    assert len(memory.find(np.arange(48))) == 48
+    wait_until(partial(keeps, memory, 48), "all images are kept")
 
 
 @ray.remote(num_cpus=0)

@@ -20,8 +20,9 @@ from trainers.__main__ import parse
 from trainers.config import FinetuneConfig
 from trainers.prepare import prepare_run
 
+# In bfloat16, another number of workers rounds otherwise.
 OPTIONS = """--backbone lenet5 --init he --freeze-depth 0 --size-px 32 --policy light
-    --global-batch-size 8 --epochs 3 --log-every-steps 1 --wandb off"""
+    --global-batch-size 8 --epochs 3 --log-every-steps 1 --wandb off --precision fp32"""
 
 
 class Arena:
