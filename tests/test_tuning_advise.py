@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,17 @@ import numpy as np
 import pytest
 import torch
 
+from cluster.io.errors import UserError
 from cluster.io.statistics import count_discordant, mcnemar
 from datasets.shards import read_manifest, write_manifest
-from trainers.config import FinetuneConfig
+from trainers.config import FinetuneConfig, ModelConfig
 from trainers.inference import passes
 from trainers.networks.backbones import build, find
 from tuning import run
 from tuning.__main__ import parse
 from tuning.advice.advice import Advice, advice_uri, read_advice, score_advice
 from tuning.advice.advise import run_advise
+from tuning.advice.candidates import SETS, expand, plan_candidates
 from tuning.advice.config import AdviseConfig
 from tuning.advice.quadrants import (
     QUADRANTS,
@@ -28,6 +31,7 @@ from tuning.advice.quadrants import (
     recommend,
     with_neighbours,
 )
+from tuning.advice.ranking import Ranked, mark_front
 from tuning.config import TuningConfig
 from tuning.leaderboard import LEARNS, LEARNS_NOT, TrialResult
 from tuning.record import SweepRecord
@@ -247,6 +251,118 @@ def test_a_sweep_ends_with_the_score(
     )
     run._close(record)
     assert "Advice:       recommended freeze depth 2; no trial" in capsys.readouterr().out
+
+
+def test_candidates_are_names_sets_and_weights() -> None:
+    training = FinetuneConfig(data="data", out="out", model=ModelConfig(init="imagenet"))
+
+    def plan(*texts: str) -> list[tuple[str, ModelConfig]]:
+        planned = plan_candidates(texts, training)
+        return [(candidate.name, candidate.training.model) for candidate in planned]
+
+    model = partial(ModelConfig, init="imagenet")
+    assert plan("lenet5", "lenet5=he", "resnet50=s3://b/f.pth@half", "timm/resnet18", "lenet5") == [
+        ("lenet5", model(backbone="lenet5")),
+        ("lenet5-2", model(backbone="lenet5", init="he")),
+        (
+            "resnet50",
+            model(backbone="resnet50", init="file", weights="s3://b/f.pth", normalization="half"),
+        ),
+        ("timm-resnet18", model(backbone="timm/resnet18")),
+    ]
+    assert plan("mobilenet_v2=here.pth")[0][1].weights == str(Path("here.pth").absolute())
+    assert [candidate.training.out for candidate in plan_candidates(("lenet5",), training)] == [
+        "out/lenet5"
+    ]
+    for text, sentence in {
+        "resnet50=": "use NAME, NAME=INIT",
+        "resnet50@whole": "backbones is 'whole'",
+        "resnet5000": "resnet5000",
+    }.items():
+        with pytest.raises(UserError, match=sentence):
+            plan(text)
+
+
+def test_the_networks_of_the_sets_are_there() -> None:
+    networks = expand(SETS)
+    assert len(networks) == len(set(networks)) == 12
+    assert {find(network).source for network in networks} == {"torchvision", "timm"}
+
+
+def test_the_front_has_networks_that_no_other_dominates() -> None:
+    def ranked(name: str, top1: float, image_ms: float) -> Ranked:
+        return Ranked(
+            name=name,
+            backbone=name,
+            init="he",
+            weights="he",
+            license=None,
+            note=None,
+            stage="stem",
+            top1=top1,
+            low=top1,
+            high=top1,
+            p_best=1.0,
+            image_ms=image_ms,
+            size_mib=1.0,
+            on_front=False,
+        )
+
+    rows = mark_front(
+        [
+            ranked("slow", 0.8, 9.0),
+            ranked("fast", 0.6, 1.0),
+            ranked("best", 0.9, 5.0),
+            ranked("equal", 0.9, 6.0),
+            ranked("middle", 0.7, 3.0),
+        ]
+    )
+    assert [row.name for row in rows] == ["best", "equal", "slow", "middle", "fast"]
+    assert [row.name for row in rows if row.on_front] == ["best", "middle", "fast"]
+
+
+@pytest.mark.ray
+def test_networks_are_compared_in_one_pass(
+    ray_cluster: str,
+    easy_data: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    one_thread: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    torch.manual_seed(0)
+    torch.save(build("lenet5", 3).state_dict(), tmp_path / "lenet5.pth")
+    passes_seen: list[tuple[int, int]] = []
+
+    def run_pass(networks: Any, *arguments: Any, **options: Any) -> Any:
+        built = run_pass_(networks, *arguments, **options)
+        passes_seen.append((len(networks), built.num_images))
+        return built
+
+    run_pass_ = passes.run_pass
+    monkeypatch.setattr(passes, "run_pass", run_pass)
+    out = tmp_path / "advice"
+    config = AdviseConfig(
+        data=easy_data,
+        out=str(out),
+        backbones=(f"lenet5={tmp_path}/lenet5.pth@half", "lenet5=zeros"),
+        size_px=32,
+    )
+    values = run_advise(config)
+    run_advise(replace(config, backbones=(*config.backbones, "lenet5=he")))
+
+    assert passes_seen == [(2, 48 + 17), (1, 48 + 17)]
+    first, last = values["networks"]
+    assert (first["name"], last["name"], last["init"]) == ("lenet5", "lenet5-2", "zeros")
+    assert first["top1"] > last["top1"] and last["p_best"] < 0.05
+    assert first["on_front"] and first["image_ms"] > 0
+    assert (out / "backbones.png").read_bytes().startswith(b"\x89PNG")
+    assert len(json.loads((out / "backbones.json").read_text())["networks"]) == 3
+    printed = capsys.readouterr().out
+    assert f"Sweep it: python -m tuning --from-advice {out}/lenet5" in printed
+    advice = read_advice(f"{out}/lenet5")
+    assert (advice.normalization, advice.stages[-1].top1 <= first["top1"]) == ("half", True)
+    assert parse(["--from-advice", f"{out}/lenet5-2"]).space.inits == ("zeros",)
 
 
 @pytest.mark.ray

@@ -240,7 +240,7 @@ def compare_evaluation(folder: str) -> dict:
             num_views={"train": 1},
             manifest=manifest, cache=f"{folder}/cache-{turn}", use_gpu=plan.use_gpu,
         )  # fmt: skip
-        built = run_pass(frozen, [depth], entries, manifest=manifest, plan=plan)
+        built = run_pass([(frozen, [depth])], entries, manifest=manifest, plan=plan)
         assert built.num_images == num_images
         rates["features"].append(built.num_images / built.seconds)
     print("evaluate", {name: [round(rate) for rate in of_side] for name, of_side in rates.items()})

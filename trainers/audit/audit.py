@@ -19,7 +19,6 @@ from trainers.audit.labels import check_labels
 from trainers.audit.outliers import check_outliers
 from trainers.audit.splits import check_splits
 from trainers.inference.passes import build_training, cache_uri, compute_features
-from trainers.networks.backbones import find
 
 
 def run_audit(config: FeatureAuditConfig) -> None:
@@ -35,14 +34,15 @@ def run_audit(config: FeatureAuditConfig) -> None:
     resources = connect(config.address)
     with hold_lease(training.out):
         images = measure_images(training.data)
-        (features,) = compute_features(
-            training,
+        (computed,) = compute_features(
+            [training],
             manifest,
             resources,
             cache_uri(training.out, config.cache),
-            depths=(len(find(config.backbone).stages),),
+            depths=lambda backbone: (len(backbone.stages),),
             splits=tuple(manifest.splits),
         )
+        (features,) = computed.load()
         report("Running the checks")
         checks = [*check_features(images, features), *run_checks(images)]
         write_audit(training.out, images, checks, max_shown=config.max_shown)

@@ -12,14 +12,19 @@ CPU_THREADS = 1
 """Of each actor: threads wait for each other after every layer, and for readers on their cores."""
 ACTOR_GIB = 1.5
 """Memory of an actor on a CPU: torch, a network, activations of a batch."""
+NETWORK_GIB = 0.25
+"""Memory of each further network."""
 
 
-def plan_actors(resources: Resources, cluster: ClusterConfig) -> WorkerPlan:
+def plan_actors(
+    resources: Resources, cluster: ClusterConfig, *, num_networks: int = 1
+) -> WorkerPlan:
     """Plan `cluster.num_workers` actors; by default one per GPU, or without GPUs one for every
     CPU_THREADS CPUs, as many as memory holds."""
     plan = plan_workers(resources, cluster)
     if plan.use_gpu or cluster.num_workers is not None:
         return plan
-    num_actors = min(resources.num_cpus / CPU_THREADS, resources.memory_gib / ACTOR_GIB)
+    actor_gib = ACTOR_GIB + NETWORK_GIB * (num_networks - 1)
+    num_actors = min(resources.num_cpus / CPU_THREADS, resources.memory_gib / actor_gib)
     num_workers = max(plan.num_workers, int(num_actors))
     return plan_workers(resources, replace(cluster, num_workers=num_workers))

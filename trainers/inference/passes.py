@@ -1,7 +1,7 @@
 """A pass of all images through a frozen network, which leaves features in the cache."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import ray
@@ -22,6 +22,8 @@ from trainers.config import FinetuneConfig, ModelConfig
 from trainers.inference.actors import plan_actors
 from trainers.inference.config import FrozenConfig
 from trainers.inference.prefix import FrozenNetwork, PrefixActor, open_frozen
+from trainers.networks.backbones import find
+from trainers.networks.families import Backbone
 from trainers.networks.precision import choose_precision
 from trainers.prepare import with_absolute_paths
 
@@ -52,51 +54,81 @@ def build_training(config: FrozenConfig, out: str) -> FinetuneConfig:
     )
 
 
+@dataclass(frozen=True)
+class Features:
+    """The features of one network in the cache."""
+
+    entries: list[dict[str, Entry]]
+    """Of each depth, by split."""
+
+    def load(self) -> list[dict[str, FeatureArrays]]:
+        """Read them, by depth and split, in the order of the shards."""
+        return [
+            {split: _load(entry) for split, entry in of_depth.items()} for of_depth in self.entries
+        ]
+
+
 def compute_features(
-    training: FinetuneConfig,
+    trainings: Sequence[FinetuneConfig],
     manifest: Manifest,
     resources: Resources,
     cache: str,
     *,
-    depths: Sequence[int],
+    depths: Callable[[Backbone], Sequence[int]],
     splits: Sequence[str],
-) -> list[dict[str, FeatureArrays]]:
-    """Return the features behind each depth, by split, in the order of the shards.
+) -> list[Features]:
+    """Compute the features of the networks of some trainings that the cache lacks, in one pass over
+    the images; feature maps are averaged over positions.
 
-    One pass computes those that the cache lacks; feature maps are averaged over positions.
+    Args:
+        trainings: with the same data, image size and cluster.
+        depths: of a network.
 
     Raises:
         UserError: if features overflow half precision.
     """
-    plan = plan_actors(resources, training.cluster)
-    compute = choose_precision(training.compute, use_gpu=plan.use_gpu)
-    training = replace(training, compute=compute)
-    network = open_frozen(training, len(manifest.classes), pooled=True)
-    entries = [
-        plan_entries(
-            network,
-            depth,
-            output=output,
-            shape=shape,
-            num_views=dict.fromkeys(splits, 1),
-            manifest=manifest,
-            cache=cache,
-            use_gpu=plan.use_gpu,
+    plan = plan_actors(resources, trainings[0].cluster, num_networks=len(trainings))
+    networks: list[tuple[FrozenNetwork, Sequence[int]]] = []
+    missing: list[Entry] = []
+    features: list[Features] = []
+    for training in trainings:
+        compute = choose_precision(training.compute, use_gpu=plan.use_gpu)
+        network = open_frozen(
+            replace(training, compute=compute), len(manifest.classes), pooled=True
         )
-        for output, (depth, shape) in enumerate(zip(depths, network.shapes(depths), strict=True))
-    ]
-    flat = [entry for of_depth in entries for entry in of_depth]
-    built = run_pass(network, depths, flat, manifest=manifest, plan=plan)
-    if built.problems:
-        raise UserError(
-            f"model.weights is {training.model.weights!r}: {built.problems[0]}; use other weights"
-        )
-    if built.num_images:
-        rate = built.num_images / built.seconds
-        report(f"{built.num_images} images through the network: {rate:.0f} images/s -> {cache}")
-    else:
+        of_network = depths(find(training.model.backbone))
+        first_output = sum(len(others) for _, others in networks)
+        entries = [
+            plan_entries(
+                network,
+                depth,
+                output=output,
+                shape=shape,
+                num_views=dict.fromkeys(splits, 1),
+                manifest=manifest,
+                cache=cache,
+                use_gpu=plan.use_gpu,
+            )
+            for output, (depth, shape) in enumerate(
+                zip(of_network, network.shapes(of_network), strict=True), start=first_output
+            )
+        ]
+        features.append(Features([{entry.split: entry for entry in each} for each in entries]))
+        lacking = [entry for each in entries for entry in each if read_view(entry.uri, 0) is None]
+        if lacking:  # else no actor loads this network
+            networks.append((network, of_network))
+            missing += lacking
+    if not missing:
         report(f"Features are in the cache: {cache}")
-    return [{entry.split: _load(entry) for entry in of_depth} for of_depth in entries]
+        return features
+    built = run_pass(networks, missing, manifest=manifest, plan=plan)
+    if built.problems:
+        names = ", ".join(str(network.config.model.weights) for network, _ in networks)
+        raise UserError(f"model.weights is {names!r}: {built.problems[0]}; use other weights")
+    rate = built.num_images / built.seconds
+    through = "the network" if len(networks) == 1 else f"{len(networks)} networks"
+    report(f"{built.num_images} images through {through}: {rate:.0f} images/s -> {cache}")
+    return features
 
 
 def _load(entry: Entry) -> FeatureArrays:
@@ -145,15 +177,18 @@ def plan_entries(
 
 
 def run_pass(
-    network: FrozenNetwork,
-    depths: Sequence[int],
+    networks: Sequence[tuple[FrozenNetwork, Sequence[int]]],
     entries: Sequence[Entry],
     *,
     manifest: Manifest,
     plan: WorkerPlan,
 ) -> Built:
-    """Compute the entries that the cache lacks, all depths in one pass."""
-    config = network.config
+    """Compute the entries that the cache lacks, all networks and their depths in one pass.
+
+    Args:
+        networks: each with its depths; the outputs of entries are counted over all of them.
+    """
+    config = networks[0][0].config
     return build_features(
         entries,
         data=config.data,
@@ -162,8 +197,7 @@ def run_pass(
         seed=config.seed,
         load=partial(
             PrefixActor,
-            ray.put(network),
-            depths,
+            [(ray.put(network), depths) for network, depths in networks],
             threads=plan.threads_per_worker,
             use_gpu=plan.use_gpu,
         ),

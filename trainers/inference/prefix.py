@@ -21,7 +21,7 @@ from trainers.networks.cut import before, build_prefix
 from trainers.networks.folding import fold_batchnorm
 from trainers.networks.initializers import initialize
 from trainers.settings import prepare_inference, step_settings
-from trainers.step import to_inputs
+from trainers.step import StepSettings, to_inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,32 +83,49 @@ class _Stages(nn.Module):
 
 
 class PrefixActor:
-    """Turns uint8 images_NSSC into float32 features of some depths on the device of its actor."""
+    """Turns uint8 images_NSSC into float32 features on the device of its actor: those of some
+    depths of each network, one network after the other."""
 
     def __init__(
         self,
-        network: "ray.ObjectRef[FrozenNetwork]",
-        depths: Sequence[int],
+        networks: "Sequence[tuple[ray.ObjectRef[FrozenNetwork], Sequence[int]]]",
         *,
         threads: int,
         use_gpu: bool,
     ) -> None:
-        loaded = ray.get(network)
-        self._stages = _Stages(loaded, depths)
-        self._device, self._settings = prepare_inference(
-            self._stages, loaded.config, threads=threads, use_gpu=use_gpu
-        )
+        self._networks: list[tuple[_Stages, torch.device, StepSettings]] = []
+        for network, depths in networks:
+            loaded = ray.get(network)
+            stages = _Stages(loaded, depths)
+            device, settings = prepare_inference(
+                stages, loaded.config, threads=threads, use_gpu=use_gpu
+            )
+            self._networks.append((stages, device, settings))
         self._batch_size = GPU_BATCH_SIZE if use_gpu else CPU_BATCH_SIZE
 
     @torch.inference_mode()
     def __call__(self, images_NSSC: np.ndarray) -> list[np.ndarray]:
-        dtype = self._settings.autocast_dtype
+        return [
+            output
+            for network in self._networks
+            for output in self._compute(*network, images_NSSC=images_NSSC)
+        ]
+
+    def _compute(
+        self,
+        stages: _Stages,
+        device: torch.device,
+        settings: StepSettings,
+        *,
+        images_NSSC: np.ndarray,
+    ) -> list[np.ndarray]:
+        dtype = settings.autocast_dtype
         batches: list[list[Tensor]] = []
         for start in range(0, len(images_NSSC), self._batch_size):
             images_BHWC = torch.tensor(images_NSSC[start : start + self._batch_size])
-            inputs = to_inputs(images_BHWC.to(self._device), self._settings)
-            with torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not None):
-                outputs: tuple[Tensor, ...] = self._stages(inputs)
+            inputs = to_inputs(images_BHWC.to(device), settings)
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+                outputs: tuple[Tensor, ...] = stages(inputs)
             batches.append([output.float().cpu() for output in outputs])
         return [torch.cat(of_depth).numpy() for of_depth in zip(*batches, strict=True)]
 

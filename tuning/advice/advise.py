@@ -2,6 +2,11 @@
 
 OUT/advice.png    the linear classifiers and the quadrant
 OUT/advice.json   written last; `python -m tuning --from-advice OUT` starts the sweep
+
+With several networks, these two lie in OUT/NAME for each, and OUT has:
+
+OUT/backbones.png    accuracy against cost
+OUT/backbones.json   the ranking
 """
 
 import json
@@ -9,14 +14,18 @@ import shlex
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from cluster.io import storage
 from cluster.io.lease import hold_lease
-from cluster.runtime import Resources, connect
+from cluster.runtime import connect
 from datasets.shards import Manifest, read_manifest
 from trainers import prepare
 from trainers.config import FinetuneConfig
-from trainers.inference.passes import build_training, cache_uri
+from trainers.inference.passes import Features, build_training, cache_uri
 from tuning.advice.advice import Advice, advice_uri
+from tuning.advice.candidates import plan_candidates
+from tuning.advice.compare import compare
 from tuning.advice.config import AdviseConfig
 from tuning.advice.picture import draw_advice
 from tuning.advice.quadrants import find_quadrant
@@ -24,7 +33,8 @@ from tuning.advice.stages import collect, probe_stages
 
 
 def run_advise(config: AdviseConfig) -> dict[str, Any]:
-    """Probe every stage; print and write the advice, and return the content of advice.json.
+    """Probe every stage; print and write the advice, and return the content of advice.json, or of
+    backbones.json where several networks are compared.
 
     Raises:
         UserError: for a configuration that a training would refuse, or features that overflow half
@@ -32,17 +42,31 @@ def run_advise(config: AdviseConfig) -> dict[str, Any]:
     """
     training = build_training(config, config.out)
     manifest = read_manifest(training.data)
-    prepare.check(training, manifest)
+    candidates = plan_candidates(config.backbones, training)
+    trainings = [candidate.training for candidate in candidates] or [training]
+    for each in trainings:
+        prepare.check(each, manifest)
     resources = connect(config.address)
+    cache = cache_uri(training.out, config.cache)
     with hold_lease(training.out):
-        return _advise(config, training, manifest, resources)
+        features = collect(trainings, manifest, resources, cache)
+        probed = [
+            _advise(config, each, manifest, of_network)
+            for each, of_network in zip(trainings, features, strict=True)
+        ]
+        if candidates:
+            return compare(candidates, probed, manifest, training.out)
+        ((advice, _),) = probed
+        print_advice(advice, manifest, training.out)
+        return advice.to_dict()
 
 
 def _advise(
-    config: AdviseConfig, training: FinetuneConfig, manifest: Manifest, resources: Resources
-) -> dict[str, Any]:
-    samples = collect(training, manifest, resources, cache_uri(training.out, config.cache))
-    stages = probe_stages(config.backbone, samples)
+    config: AdviseConfig, training: FinetuneConfig, manifest: Manifest, features: Features
+) -> tuple[Advice, np.ndarray]:
+    """Probe and write the advice of one network; return also which validation images the best
+    classifier gets right."""
+    stages, correct_N = probe_stages(training.model.backbone, features)
     val_counts = manifest.split("val").class_counts
     quadrant = find_quadrant(
         stages,
@@ -53,19 +77,18 @@ def _advise(
     advice = Advice(
         data=training.data,
         fingerprint=manifest.fingerprint,
-        backbone=config.backbone,
-        init=config.init,
+        backbone=training.model.backbone,
+        init=training.model.init,
         weights=training.model.weights,
-        normalization=config.normalization,
+        normalization=training.model.normalization,
         size_px=config.size_px,
         verdict=quadrant,
         stages=stages,
     )
     storage.write_bytes(storage.join(training.out, "advice.png"), draw_advice(advice))
-    values = advice.to_dict()
-    storage.write_bytes(advice_uri(training.out), json.dumps(values, indent=1).encode())
-    print_advice(advice, manifest, training.out)
-    return values
+    values = json.dumps(advice.to_dict(), indent=1).encode()
+    storage.write_bytes(advice_uri(training.out), values)
+    return advice, correct_N
 
 
 def print_advice(advice: Advice, manifest: Manifest, out: str) -> None:

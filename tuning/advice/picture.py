@@ -51,7 +51,7 @@ def _draw_probes(axes: Axes, advice: Advice) -> None:
     axes.set_xticks(depths, [f"{stage.depth}\n{stage.name}" for stage in stages], fontsize=8)
     axes.set_ylabel("validation top-1, with 95 percent intervals")
     axes.set_xlabel("linear classifier on the frozen stages up to")
-    _clean(axes)
+    clean(axes)
     axes.grid(axis="y", color=GRAY)
 
 
@@ -110,9 +110,9 @@ def _draw_quadrants(axes: Axes, quadrant: Quadrant) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.set_xlabel("training images in the median class (logarithmic)")
     axes.set_ylabel("gap between chance and 1 that the last stage closes")
-    _clean(axes)
+    clean(axes)
 
 
-def _clean(axes: Axes) -> None:
+def clean(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)

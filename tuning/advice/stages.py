@@ -1,4 +1,4 @@
-"""Probe every stage of a frozen network: one pass over all images, then a linear classifier each.
+"""Probe every stage of frozen networks: one pass over all images, then a linear classifier each.
 
 N images, D features.
 """
@@ -16,7 +16,7 @@ from datasets.passes.features import FeatureArrays
 from datasets.plan import IGNORE_INDEX
 from datasets.shards import Manifest
 from trainers.config import FinetuneConfig
-from trainers.inference.passes import compute_features
+from trainers.inference.passes import Features, compute_features
 from trainers.inference.probe import fit_probe, predict
 from trainers.networks.backbones import find
 from tuning.advice.quadrants import Stage
@@ -32,21 +32,21 @@ class Samples(NamedTuple):
 
 
 def collect(
-    training: FinetuneConfig, manifest: Manifest, resources: Resources, cache: str
-) -> list[dict[str, Samples]]:
-    """Return each stage's features of the training and validation images, by split.
+    trainings: Sequence[FinetuneConfig], manifest: Manifest, resources: Resources, cache: str
+) -> list[Features]:
+    """Return each network's features of the training and validation images, at every stage.
 
     Raises:
         UserError: as `compute_features`.
     """
-    depths = range(1, len(find(training.model.backbone).stages) + 1)
-    features = compute_features(
-        training, manifest, resources, cache, depths=depths, splits=("train", "val")
+    return compute_features(
+        trainings,
+        manifest,
+        resources,
+        cache,
+        depths=lambda backbone: range(1, len(backbone.stages) + 1),
+        splits=("train", "val"),
     )
-    return [
-        {split: _without_unreadable(arrays, split) for split, arrays in of_depth.items()}
-        for of_depth in features
-    ]
 
 
 def _without_unreadable(arrays: FeatureArrays, split: str) -> Samples:
@@ -61,10 +61,18 @@ def _without_unreadable(arrays: FeatureArrays, split: str) -> Samples:
     return Samples(arrays.features[readable_N], arrays.labels_N[readable_N])
 
 
-def probe_stages(backbone: str, samples: Sequence[dict[str, Samples]]) -> tuple[Stage, ...]:
-    """Train a linear classifier on each stage and measure it on validation images."""
+def probe_stages(backbone: str, features: Features) -> tuple[tuple[Stage, ...], np.ndarray]:
+    """Train a linear classifier on each stage and measure it on validation images.
+
+    Returns:
+        The stages; and for each validation image, whether the best stage's classifier is right.
+    """
+    samples = [
+        {split: _without_unreadable(arrays, split) for split, arrays in of_depth.items()}
+        for of_depth in features.load()
+    ]
     probes: list[tuple[float, np.ndarray]] = []
-    with count("Probing stages", len(samples), "stages") as advance:
+    with count(f"Probing {backbone}", len(samples), "stages") as advance:
         for of_stage in samples:
             train, val = of_stage["train"], of_stage["val"]
             probe, strength = fit_probe(train.features_ND, train.labels_N)
@@ -88,4 +96,5 @@ def probe_stages(backbone: str, samples: Sequence[dict[str, Samples]]) -> tuple[
                 p_better=mcnemar(*count_discordant(correct_N, last_N), "greater"),
             )
         )
-    return tuple(stages)
+    best = max(stages, key=lambda stage: (stage.top1, stage.depth))
+    return tuple(stages), probes[best.depth - 1][1]

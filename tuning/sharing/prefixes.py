@@ -85,8 +85,7 @@ class PrefixStore:
             for number, prefix in enumerate(prefixes)
         }
         outcome = run_pass(
-            network,
-            [prefix.depth for prefix in prefixes],
+            [(network, [prefix.depth for prefix in prefixes])],
             [entry for of_depth in entries.values() for entry in of_depth],
             manifest=self._manifest,
             plan=self._plan,
