@@ -97,7 +97,6 @@ def compute_features(
             replace(training, compute=compute), len(manifest.classes), pooled=True
         )
         of_network = depths(find(training.model.backbone))
-        first_output = sum(len(others) for _, others in networks)
         entries = [
             plan_entries(
                 network,
@@ -110,7 +109,8 @@ def compute_features(
                 use_gpu=plan.use_gpu,
             )
             for output, (depth, shape) in enumerate(
-                zip(of_network, network.shapes(of_network), strict=True), start=first_output
+                zip(of_network, network.shapes(of_network), strict=True),
+                start=sum(len(others) for _, others in networks),
             )
         ]
         features.append(Features([{entry.split: entry for entry in each} for each in entries]))
@@ -118,17 +118,27 @@ def compute_features(
         if lacking:  # else no actor loads this network
             networks.append((network, of_network))
             missing += lacking
-    if not missing:
+    if networks:
+        _compute(networks, missing, manifest, plan, cache)
+    else:
         report(f"Features are in the cache: {cache}")
-        return features
-    built = run_pass(networks, missing, manifest=manifest, plan=plan)
+    return features
+
+
+def _compute(
+    networks: Sequence[tuple[FrozenNetwork, Sequence[int]]],
+    entries: Sequence[Entry],
+    manifest: Manifest,
+    plan: WorkerPlan,
+    cache: str,
+) -> None:
+    built = run_pass(networks, entries, manifest=manifest, plan=plan)
     if built.problems:
-        names = ", ".join(str(network.config.model.weights) for network, _ in networks)
-        raise UserError(f"model.weights is {names!r}: {built.problems[0]}; use other weights")
+        weights = ", ".join(str(network.config.model.weights) for network, _ in networks)
+        raise UserError(f"model.weights is {weights!r}: {built.problems[0]}; use other weights")
     rate = built.num_images / built.seconds
     through = "the network" if len(networks) == 1 else f"{len(networks)} networks"
     report(f"{built.num_images} images through {through}: {rate:.0f} images/s -> {cache}")
-    return features
 
 
 def _load(entry: Entry) -> FeatureArrays:
