@@ -45,6 +45,14 @@ def find_session_folder() -> str:
     return node.get_session_dir_path()
 
 
+def find_memory_share() -> float:
+    """Return the used share of this node's memory, as Ray's memory monitor computes it."""
+    from ray._common.utils import get_system_memory
+    from ray._private.utils import get_used_memory
+
+    return get_used_memory() / get_system_memory()
+
+
 def find_server_version(client: Any) -> str:
     """Return the version of Ray behind a job server."""
     return str(client._server_ray_version)

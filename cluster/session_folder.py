@@ -28,35 +28,41 @@ MIN_FREE_MIB = 64
 """For the logs and sockets of a session."""
 
 
+class MachineError(UserError):
+    """No cluster can be started on this machine."""
+
+
 def choose_session_folder(environment: Mapping[str, str] = os.environ) -> str | None:
     """Return a folder for Ray in place of the one it would take; None where that one is good.
 
     Raises:
-        UserError: where RAY_TMPDIR is no good, or no short writable folder is there.
+        MachineError: where RAY_TMPDIR is no good, or no short writable folder is there.
     """
-    name = "RAY_TMPDIR" if environment.get("RAY_TMPDIR") else "TMPDIR"
-    folder = environment.get(name) or "/tmp"
-    if environment.get(name) == "":  # Ray would take the working folder
-        return "/tmp/ray"
-    problem = _find_problem(folder)
+    if environment.get("TMPDIR") == "" and not environment.get("RAY_TMPDIR"):
+        return "/tmp/ray"  # Ray would take the working folder
+    problem = find_session_problem(environment)
     if problem is None:
         return None
-    if name == "RAY_TMPDIR":
-        raise UserError(
-            f"RAY_TMPDIR is {folder!r}: {problem}; set it to a short folder that you may write, "
-            "such as /tmp"
-        )
+    if environment.get("RAY_TMPDIR"):
+        raise MachineError(f"{problem}; set it to a short folder that you may write, such as /tmp")
     for other in SHORT_FOLDERS:
         if _find_problem(other) is None:
             report(
-                f"TMPDIR is {folder!r}: {problem}, so Ray's session is in {other}; RAY_TMPDIR sets "
-                "another folder for it"
+                f"{problem}, so Ray's session is in {other}; RAY_TMPDIR sets another folder for it"
             )
             return os.path.join(other, "ray")
-    raise UserError(
-        f"TMPDIR is {folder!r}: {problem}, and neither can {', '.join(SHORT_FOLDERS)} be used; set "
-        "TMPDIR or RAY_TMPDIR to a short folder that you may write"
+    raise MachineError(
+        f"{problem}, and neither can {', '.join(SHORT_FOLDERS)} be used; set TMPDIR or RAY_TMPDIR "
+        "to a short folder that you may write"
     )
+
+
+def find_session_problem(environment: Mapping[str, str]) -> str | None:
+    """Describe why Ray's session can't be in the folder that the environment names."""
+    name = "RAY_TMPDIR" if environment.get("RAY_TMPDIR") else "TMPDIR"
+    folder = environment.get(name) or "/tmp"
+    problem = _find_problem(folder)
+    return None if problem is None else f"{name} is {folder!r}: {problem}"
 
 
 def _find_problem(folder: str) -> str | None:
@@ -93,14 +99,14 @@ def raise_file_limit() -> None:
     """Let the processes of a cluster on this machine open as many files as the machine allows.
 
     Raises:
-        UserError: where Ray would fail for want of files.
+        MachineError: where Ray would fail for want of files.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = NUM_FILES if hard == resource.RLIM_INFINITY else min(NUM_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     if hard != resource.RLIM_INFINITY and hard < FEW_FILES:
-        raise UserError(
+        raise MachineError(
             f"ulimit -n is {hard}: Ray's processes need {FEW_FILES} open files or more; raise the "
             "hard limit (`ulimit -Hn`, or nofile in limits.conf or of the container)"
         )

@@ -300,7 +300,8 @@ class AuditConfig:
       python -m datasets audit --data runs/cars
 
     `python -m trainers audit` does all of this, and finds label errors, images of other things and
-    splits that differ, by the features of a pretrained network.
+    splits that differ, by the features of a pretrained network. Of a data set with folds, val is
+    fold 0.
 
     OUT/audit.html shows the images; OUT/exclude.csv is for `prepare --exclude`.
     """

@@ -1,12 +1,14 @@
 """What answers of nodes mean: tables of answers, and what is made of them."""
 
 import io
+import resource
+import socket
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from cluster.doctor import checks, probes
+from cluster.doctor import checks, machine, probes
 from cluster.doctor.nodes import Node, ProbeError
 from cluster.doctor.pair import choose_pair
 from cluster.doctor.results import CheckResult, fail, list_names
@@ -39,6 +41,71 @@ def test_a_cluster_without_cpus_or_with_dead_nodes() -> None:
     head = node("head", CPU=0.0)
     assert levels(checks.judge_nodes({"head": 0.0}, [head], 0)) == ["ok", "fail"]
     assert levels(checks.judge_nodes({"head": 0.0}, [node("head", CPU=2.0)], 3)) == ["ok", "warn"]
+
+
+def test_one_cpu_is_a_warning() -> None:
+    assert levels(checks.judge_nodes({"a": 0.0}, [node("a", CPU=1.0)], 0)) == ["ok", "warn"]
+
+
+PLENTY = {"RAY_memory_usage_threshold": "2"}
+"""Of memory, however much of it other processes use."""
+
+
+def refuse_name(*arguments: object) -> None:
+    raise socket.gaierror(-2, "Name or service not known")
+
+
+@pytest.mark.parametrize(
+    ("environment", "level", "words"),
+    [
+        ({"http_proxy": "http://me:secret@127.0.0.1:9"}, "warn", "the proxy in http_proxy"),
+        ({"HTTPS_PROXY": "127.0.0.1:9"}, "warn", "HTTPS_PROXY does not answer (Connection refused"),
+        ({"ALL_PROXY": "me:secret"}, "warn", "ALL_PROXY does not answer (no host and port)"),
+        ({"TORCH_HOME": "/proc/x/y"}, "warn", "/proc/x/y can't be written"),
+        ({"HF_HOME": "/proc/x"}, "warn", "no weights can be downloaded"),
+        ({"RAY_memory_usage_threshold": "0.0001"}, "fail", "Ray kills tasks from 0%"),
+        ({"no_proxy": "x", "RAY_memory_usage_threshold": "much"}, None, ""),
+    ],
+)
+def test_what_variables_do_to_a_machine(environment, level, words, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(socket, "gethostname", lambda: "localhost")
+    problems = machine.find_machine_problems(PLENTY | environment)
+    found = machine.judge_machine({"a": problems}, started_here=False)
+    assert [finding.level for finding in found] == [level or "ok"]
+    assert words in found[0].text and "secret" not in str(found)
+
+
+def test_limits_of_a_machine(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(socket, "gethostname", lambda: "localhost")
+    assert machine.find_machine_problems(PLENTY) == []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 4096))
+    monkeypatch.setattr(socket, "getaddrinfo", refuse_name)
+    problems = machine.find_machine_problems(PLENTY)
+    answers = {"a": problems, "b": problems, "c": [], "d": ProbeError("no answer in 5 s")}
+    found = machine.judge_machine(answers, started_here=False)
+    assert [(finding.level, finding.nodes) for finding in found] == [
+        ("fail", ("d",)),
+        ("fail", ("a", "b")),
+        ("warn", ("a", "b")),
+    ]
+    assert found[1].text == "ulimit -n is 256" and "does not resolve" in found[2].text
+
+
+def test_a_folder_for_ray_that_is_not_used_is_named(monkeypatch) -> None:
+    monkeypatch.setattr(machine, "find_session_folder", lambda: "/tmp/ray/session")
+    monkeypatch.setenv("TMPDIR", f"/tmp/{'x' * 90}")
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    (found,) = machine.judge_machine({"a": []}, started_here=True)
+    assert "bytes too long for Ray's sockets, so Ray's session is in /tmp/ray" in found.text
+
+
+def test_a_clock_that_jumps_is_named() -> None:
+    before = {"a": 100.0, "b": 100.0, "c": ProbeError("no answer in 5 s")}
+    after = {"a": 3700.0, "b": 100.4, "c": 100.0}
+    (found,) = machine.judge_jumps(before, after)
+    assert found.nodes == ("a",) and "jumped by 3600 s" in found.text
 
 
 def test_every_node_needs_this_process_versions() -> None:

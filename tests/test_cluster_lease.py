@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -115,6 +116,29 @@ def test_a_lease_of_another_machine_is_watched(
         with hold_lease(str(tmp_path)):
             pass
         assert not (tmp_path / NAME).exists()
+
+
+@pytest.mark.parametrize("off_s", [-3600.0, -20.0, 3600.0])
+def test_a_clock_an_hour_off_takes_over_what_is_dead_alone(tmp_path, quick, monkeypatch, off_s):
+    """The watcher's clock is off, that of the thread which beats is right."""
+    watcher, now = threading.current_thread(), time.time
+
+    def read_clock() -> float:
+        return now() + off_s * (threading.current_thread() is watcher)
+
+    with hold_lease(str(tmp_path)):
+        monkeypatch.setattr(module, "_find_machine", lambda: "another")
+        monkeypatch.setattr(module.time, "time", read_clock)
+        with (
+            pytest.raises(ValueError, match="its heartbeat is there, its clock differs"),
+            hold_lease(str(tmp_path)),
+        ):
+            pass
+    write_other(tmp_path, machine="of a dead driver", seen=now())
+    started_s = time.monotonic()
+    with hold_lease(str(tmp_path)):
+        pass
+    assert time.monotonic() - started_s < 5
 
 
 def test_a_reused_process_number_is_no_holder(tmp_path, quick):

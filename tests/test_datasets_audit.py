@@ -168,6 +168,8 @@ def test_the_page_escapes_names_and_needs_no_network(tmp_path: Path, capsys) -> 
     options = {"source": "folder", "root": "/photos/my cars", "val_fraction": 0.2, "address": "x"}
     write_manifest(str(tmp_path / "data"), replace(manifest, classes=names, options=options))
     images = measure_images(str(tmp_path / "data"))
+    folds = (images.manifest.splits["val"],) * 3
+    images = replace(images, manifest=replace(images.manifest, folds=folds))
     write_audit(str(tmp_path / "out"), images, run_checks(images), max_shown=8)
     page = (tmp_path / "out/audit.html").read_text()
     assert "<script>alert(1)" not in page and "&lt;script&gt;alert(1)" in page
@@ -176,6 +178,7 @@ def test_the_page_escapes_names_and_needs_no_network(tmp_path: Path, capsys) -> 
     assert "1 of 36 images needs a look" in page
     printed = capsys.readouterr().out
     assert "1 image, 2.8%" in printed and "1 image of train and val" in printed
+    assert "Folds:    val is fold 0 of 3" in printed
 
 
 def test_the_exclude_list_is_read_by_prepare_and_keeps_an_earlier_one(tmp_path: Path) -> None:

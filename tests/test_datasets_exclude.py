@@ -1,16 +1,24 @@
 """`prepare --exclude`: listed images are left out, counted and named; nothing else changes."""
 
+import re
+import shlex
 from pathlib import Path
 
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from cluster.io.errors import UserError
 from cluster.io.tables import to_csv
+from datasets.__main__ import main
 from datasets.config import PrepareConfig
 from datasets.prepare.exclude import COLUMNS, exclude, parse_list
 from datasets.prepare.listing import Listing
 from datasets.prepare.prepare import describe
 from datasets.prepare.sources import SOURCES
+from datasets.shards import read_manifest
+from tests.test_datasets_near import photograph
 
 FILES = ("train/audi/1.jpg", "train/audi/2.jpg", "train/bmw/1.jpg", "train/bmw/3.jpg",
          "test/audi/1.jpg", "test/bmw/5.jpg")  # fmt: skip
@@ -99,6 +107,40 @@ def test_paths_survive_csv() -> None:
     entries, num_rows = parse_list("exclude.csv", to_csv(COLUMNS, rows))
     assert list(entries) == paths and num_rows == len(paths)
     assert {entry.reason for own in entries.values() for entry in own} == {"too dark"}
+
+
+@pytest.mark.ray
+def test_prepare_leaves_out_what_audit_lists(ray_cluster: str, tmp_path: Path, capsys) -> None:
+    """By the command that audit prints: images are in a split, in quarantine or named as unused."""
+    root, first, out = tmp_path / "my photos", tmp_path / "cars", tmp_path / "audit"
+    pictures = {
+        f"{split}/{name}/{number}.jpg": photograph(1000 * len(name) + 10 * len(split) + number)
+        for split, size in (("train", 8), ("test", 2))
+        for name in ("audi", "bmw x")
+        for number in range(size)
+    }
+    pictures["train/audi/dark.jpg"] = np.full((90, 90, 3), 4, np.uint8)
+    of_test = pictures["test/bmw x/0.jpg"]
+    pictures["train/bmw x/near.jpg"] = cv2.resize(of_test, None, fx=0.7, fy=0.7)
+    for name, image in pictures.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(root / name), image)
+    main(["prepare", "--source", "folder", "--root", str(root), "--out", str(first)])
+    main(["audit", "--data", str(first), "--out", str(out)])
+    printed = capsys.readouterr().out
+    (command,) = re.findall(r"Next:     python -m datasets (.*)", printed)
+    main(shlex.split(command))
+
+    manifest = read_manifest(f"{first}-clean")
+    assert sum(split.num_images for split in manifest.splits.values()) == len(pictures) - 2
+    assert (manifest.num_unused, manifest.num_quarantined) == (2, 0)
+    unused = pq.read_table(f"{first}-clean/unused.parquet").to_pylist()
+    assert {row["path"].removeprefix(f"{root}/"): row["reason"] for row in unused} == {
+        "train/audi/dark.jpg": "excluded: dark or blank",
+        "train/bmw x/near.jpg": "excluded: near duplicate",
+    }
+    main(["audit", "--data", f"{first}-clean", "--out", str(out)])
+    assert "0 images of train and val" in capsys.readouterr().out
 
 
 def test_a_dry_run_names_what_is_excluded(photos: Path, capsys) -> None:

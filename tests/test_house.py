@@ -1,6 +1,7 @@
 """Structure of the repository: imports, sizes of folders, docstrings of sub-packages."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ FOLDERS = sorted(
 )
 
 
+@cache
 def imports(file: Path) -> set[str]:
     """Full names of what a module imports: `from ray import tune` is `ray.tune`."""
     names: set[str] = set()
@@ -49,6 +51,24 @@ def test_ray_libraries_and_wandb_are_imported_only_where_they_belong(package: st
 
     assert users
     assert {user for user in users if not user.startswith(MAY_IMPORT[package])} == set()
+
+
+def test_durations_do_not_depend_on_a_clock_that_jumps() -> None:
+    """time.time is for what other machines read; durations use time.monotonic or perf_counter."""
+    users = {
+        str(file.relative_to(ROOT))
+        for room in ROOMS
+        for file in (ROOT / room).rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("time.time", "time.time_ns")
+    }
+
+    assert users == {
+        "cluster/doctor/machine.py",  # compares both clocks
+        "cluster/doctor/probes.py",  # compares the clocks of nodes
+        "cluster/io/lease.py",  # a heartbeat, judged by whether it changes
+        "cluster/jobs/jobs.py",  # the job server's start of a job
+    }
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=str)

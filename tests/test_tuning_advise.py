@@ -13,7 +13,8 @@ import torch
 
 from cluster.io.errors import UserError
 from cluster.io.statistics import count_discordant, mcnemar
-from datasets.shards import read_manifest, write_manifest
+from datasets.shards import join_splits, read_manifest, write_manifest
+from tests.test_datasets_folds import part
 from trainers.config import FinetuneConfig, ModelConfig
 from trainers.inference import passes
 from trainers.networks.backbones import build, find
@@ -222,6 +223,22 @@ def test_advice_sets_the_options_that_the_command_line_leaves_out(
     assert parse(["--data", "d"]).advice is None
     with pytest.raises(ValueError, match="data is None: give --data URI, or --from-advice OUT"):
         parse([])
+
+
+def test_advice_of_a_fold_sets_the_fold(advice: Advice, tmp_path: Path) -> None:
+    data = str(shutil.copytree(advice.data, tmp_path / "folds"))
+    manifest = read_manifest(data)
+    val, fold = manifest.splits["val"], part("fold-1", 2, 2, 2)
+    splits = {**manifest.splits, "train": join_splits([manifest.splits["train"], fold])}
+    write_manifest(data, replace(manifest, splits=splits, folds=(val, fold)))
+    of_fold = replace(
+        advice, data=data, fold=1, fingerprint=read_manifest(data, fold=1).fingerprint
+    )
+    Path(advice_uri(str(tmp_path / "advice"))).write_text(json.dumps(of_fold.to_dict()))
+    out = str(tmp_path / "advice")
+    assert read_advice(out) == of_fold
+    assert parse(["--from-advice", out]).base.fold == 1
+    assert parse(["--from-advice", out, "--fold", "0"]).base.fold == 0
 
 
 def test_advice_about_other_data_is_refused(advice: Advice, tmp_path: Path) -> None:

@@ -29,8 +29,12 @@ def judge_nodes(answers: Replies, nodes: list[Node], num_dead: int) -> list[Chec
         findings.append(
             warn("nodes", f"{num_dead} died since the cluster began", "see `ray list nodes`")
         )
-    if not any(node.resources.get("CPU", 0.0) for node in nodes):
+    num_cpus = sum(node.resources.get("CPU", 0.0) for node in nodes)
+    if not num_cpus:
         findings.append(fail("nodes", "no node has CPUs", "start a worker node"))
+    elif num_cpus < 2:
+        text = "one CPU: a training and the tasks that read its images take turns"
+        findings.append(warn("nodes", text, "use two CPUs or more"))
     if len(good) == len(nodes):
         cpus, gpus = (sum(node.resources.get(unit, 0.0) for node in nodes) for unit in _UNITS)
         memory = sum(node.resources.get("memory", 0.0) for node in nodes) / 2**30

@@ -6,8 +6,8 @@
     address         HOST:PORT of the cluster, null where none answered
     ok              whether nothing failed
     findings        list of objects, in the order of the checks:
-        check       cluster | nodes | versions | space | decoders | allocator | datasets |
-                    auth | clock | out | data | wandb | all-reduce
+        check       cluster | nodes | clock | machine | versions | space | decoders | allocator |
+                    datasets | auth | out | data | wandb | all-reduce
         level       ok | warn | fail
         text        what was found
         remedy      what to do about it, null where all is well
@@ -17,6 +17,7 @@ Exit code 0: nothing failed (warnings may be there). 1: something failed. 2: the
 """
 
 import json
+import os
 from collections.abc import Iterator
 from math import inf
 
@@ -35,13 +36,21 @@ from cluster.doctor.checks import (
     judge_space,
     judge_versions,
 )
+from cluster.doctor.machine import (
+    find_machine_problems,
+    judge_jumps,
+    judge_machine,
+    read_clock_lead,
+)
 from cluster.doctor.nodes import NodeProbes, ProbeError, Replies, find_nodes
 from cluster.doctor.pair import check_all_reduce
 from cluster.doctor.results import CheckResult, fail, has_failed, summarize, to_json
 from cluster.doctor.storage_checks import ask_data, ask_out, judge_data
 from cluster.doctor.wandb_reach import check_wandb
 from cluster.io import storage
+from cluster.io.terminal import QUIET_VAR
 from cluster.memory_allocator import glibc_version
+from cluster.session_folder import MachineError
 
 CLOCK_ROUNDS = 3
 
@@ -52,6 +61,8 @@ def run_doctor(config: DoctorConfig) -> None:
     Raises:
         UserError: where the address is no address, or a URI is relative in a job.
     """
+    if config.json:
+        os.environ[QUIET_VAR] = "1"  # stdout has the object alone
     findings = []
     for finding in examine(config):
         findings.append(finding)
@@ -77,7 +88,7 @@ def examine(config: DoctorConfig) -> Iterator[CheckResult]:
     try:
         if not ray.is_initialized():
             runtime.open_session(config.address)
-    except runtime.Unreachable as error:
+    except (runtime.Unreachable, MachineError) as error:
         text, _, remedy = str(error).partition("; ")
         yield fail("cluster", text, remedy)
         return
@@ -104,6 +115,8 @@ def _examine_nodes(
     yield from judge_clock(
         _measure_clocks(probes_of_nodes)
     )  # first: the others keep the nodes busy
+    clocks = probes_of_nodes.ask(read_clock_lead).answers()
+    machine = probes_of_nodes.ask(find_machine_problems)
     versions = probes_of_nodes.ask(probes.find_versions)
     space = probes_of_nodes.ask(probes.find_space)
     decoders = probes_of_nodes.ask(probes.find_broken_decoders)
@@ -111,6 +124,7 @@ def _examine_nodes(
     foreign = probes_of_nodes.ask(probes.find_datasets)
     auth = probes_of_nodes.ask(probes.find_auth_mode)
     fingerprints = ask_data(probes_of_nodes, data) if data else None
+    yield from judge_machine(machine.answers(), runtime.find_resources().started_here)
     yield from judge_versions(versions.answers(), probes.find_versions())
     yield from judge_space(space.answers(), nodes)
     yield from judge_decoders(decoders.answers())
@@ -122,6 +136,7 @@ def _examine_nodes(
     if data and fingerprints:
         yield from judge_data(fingerprints.answers(), data)
     yield from check_all_reduce(probes_of_nodes, config.timeout_s)
+    yield from judge_jumps(clocks, probes_of_nodes.ask(read_clock_lead).answers())
 
 
 def _measure_clocks(probes_of_nodes: NodeProbes) -> Replies:

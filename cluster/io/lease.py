@@ -48,10 +48,13 @@ class Lease:
 
     def describe(self) -> str:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.started))
-        ago_s = max(0.0, time.time() - self.seen)
+        ago_s = time.time() - self.seen
+        seen = f"last seen {max(0.0, ago_s):.0f} s ago"
+        if self.machine != _find_machine() and not _is_recent(ago_s):
+            seen = "its heartbeat is there, its clock differs from this one's"
         return (
-            f"process {self.process} on {self.host} writes there since {since} (last seen "
-            f"{ago_s:.0f} s ago): `{self.command}`"
+            f"process {self.process} on {self.host} writes there since {since} ({seen}): "
+            f"`{self.command}`"
         )
 
 
@@ -135,7 +138,7 @@ def _lives(lease: Lease, uri: str) -> bool:
     """
     if lease.machine == _find_machine():
         return _find_start(lease.process) == lease.process_started
-    if abs(time.time() - lease.seen) < STALE_S:
+    if _is_recent(time.time() - lease.seen):
         return True
     until = time.monotonic() + 2.5 * BEAT_S
     while time.monotonic() < until:
@@ -144,6 +147,11 @@ def _lives(lease: Lease, uri: str) -> bool:
         if now is None or now != lease:
             return now is not None
     return False
+
+
+def _is_recent(ago_s: float) -> bool:
+    """Whether the holder was just seen; clocks that are set by NTP differ by less than a beat."""
+    return -BEAT_S < ago_s < STALE_S
 
 
 def _beat(uri: str, lease: Lease, over: threading.Event) -> None:

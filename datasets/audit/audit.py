@@ -67,6 +67,8 @@ def write_audit(
     console = literal_console(highlight=False, soft_wrap=True)
     console.print(table)
     print(f"Page:     {storage.join(out, PAGE)} ({len(page) / 1e6:.1f} MB)")
+    if folds := images.manifest.folds:
+        print(f"Folds:    val is fold 0 of {len(folds)}, train has the others")
     print(f"Findings: {storage.join(out, FINDINGS)}, {len(rows)} rows")
     print(
         f"Exclude:  {exclude}, {count_images(len(excluded))} of train and val: look at them first"

@@ -23,7 +23,8 @@ class Advice:
 
     data: str
     fingerprint: str
-    """Of the data set."""
+    """Of the data set with the fold that validated."""
+    fold: int = 0
     backbone: str
     init: Init
     weights: str | None
@@ -67,6 +68,7 @@ class Advice:
         """Return the fields of a sweep's command that come from the advice."""
         return {
             "data": self.data,
+            "fold": self.fold,
             "backbone": self.backbone,
             "inits": (self.init,),
             "weights": self.weights,
@@ -82,7 +84,7 @@ class Advice:
             UserError: also if there is no data set.
         """
         require(
-            read_manifest(data).fingerprint == self.fingerprint,
+            read_manifest(data, self.fold).fingerprint == self.fingerprint,
             "data",
             data,
             "the advice was measured on another data set, or before this one was prepared again; "

@@ -11,6 +11,7 @@ OUT/backbones.json   the ranking
 
 import json
 import shlex
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -40,8 +41,8 @@ def run_advise(config: AdviseConfig) -> dict[str, Any]:
         UserError: for a configuration that a training would refuse, or features that overflow half
             precision.
     """
-    training = build_training(config, config.out)
-    manifest = read_manifest(training.data)
+    training = replace(build_training(config, config.out), fold=config.fold)
+    manifest = read_manifest(training.data, config.fold)
     candidates = plan_candidates(config.backbones, training)
     trainings = [candidate.training for candidate in candidates] or [training]
     for each in trainings:
@@ -77,6 +78,7 @@ def _advise(
     advice = Advice(
         data=training.data,
         fingerprint=manifest.fingerprint,
+        fold=config.fold,
         backbone=training.model.backbone,
         init=training.model.init,
         weights=training.model.weights,
@@ -98,9 +100,11 @@ def print_advice(advice: Advice, manifest: Manifest, out: str) -> None:
         out: URI of the folder with the advice.
     """
     num_train, num_val = (manifest.split(split).num_images for split in ("train", "val"))
+    fold = f" (fold {advice.fold} of {len(manifest.folds)})" if manifest.folds else ""
     print(
         f"\nLinear classifiers on the frozen stages of {advice.backbone} ({advice.init}), trained "
-        f"on {num_train} and validated on {num_val} images of {len(manifest.classes)} classes\n"
+        f"on {num_train} and validated on {num_val} images{fold} of {len(manifest.classes)} "
+        "classes\n"
     )
     quadrant = advice.verdict
     _print_row("stage", "depth", "features", "val/top1", "95 percent")
