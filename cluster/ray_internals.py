@@ -45,6 +45,20 @@ def find_session_folder() -> str:
     return node.get_session_dir_path()
 
 
+def count_cpus() -> int:
+    """Return how many CPUs this process may use, at least one.
+
+    Ray counts those of the machine or of a container's quota, also where a batch system lends a job
+    some of them, and 0 for half of one.
+    """
+    from ray._private.utils import get_num_cpus
+
+    num_cpus = int(get_num_cpus(override_docker_cpu_warning=True))
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        num_cpus = min(num_cpus, len(os.sched_getaffinity(0)))
+    return max(1, num_cpus)
+
+
 def find_memory_share() -> float:
     """Return the used share of this node's memory, as Ray's memory monitor computes it."""
     from ray._common.utils import get_system_memory

@@ -22,7 +22,7 @@ from cluster.io.errors import UserError
 from cluster.io.storage import JOB_ENV_VAR
 from cluster.io.terminal import is_quiet, report
 from cluster.memory_allocator import ALLOCATOR_ENV
-from cluster.ray_internals import silence_driver
+from cluster.ray_internals import count_cpus, silence_driver
 from cluster.session_folder import choose_session_folder, provide_token, raise_file_limit
 
 REACH_TIMEOUT_S = 5.0
@@ -111,7 +111,7 @@ def start_early(address: str | None, imports: Sequence[str] = ()) -> None:
     if _find_address(address) != LOCAL or _start is not None or ray.is_initialized():
         return
     os.environ.update({**WORKER_ENV, **DRIVER_ENV, **os.environ})  # what the user set, wins
-    options: dict[str, Any] = {"include_dashboard": wants_dashboard()}
+    options: dict[str, Any] = {"include_dashboard": wants_dashboard(), "num_cpus": count_cpus()}
     raise_file_limit()
     provide_token()
     if (folder := choose_session_folder()) is not None:

@@ -39,13 +39,29 @@ WORKS = {
 }
 REFUSED = {
     "too few files": ("ulimit -n 512", "ulimit -n is 512: "),
+    "a memory monitor that kills": (
+        "export RAY_memory_usage_threshold=0.01 RAY_memory_monitor_refresh_ms=250",
+        "memory of a node ran out",
+    ),
     "no folder for Ray": (
         "mount -t tmpfs -o ro tmpfs /tmp; mount -t tmpfs -o ro tmpfs /var/tmp; "
         "mount -t tmpfs -o ro tmpfs /dev/shm",
         "TMPDIR is '/tmp': it can't be written",
     ),
 }
+DOCTOR = {
+    "a container's /dev/shm of 64 MB": "/dev/shm has 0.1 GiB",
+    "no home that can be written": "/proc/home/.cache/torch can't be written",
+    "a read-only root": "can't be written (Read-only file system): no weights",
+    "proxies that are not there": "the proxy in https_proxy does not answer",
+    "a host name that does not resolve": "the host name no-such-host.invalid does not resolve",
+    "one CPU": "one CPU: a training and the tasks that read its images take turns",
+    "a long TMPDIR": "bytes too long for Ray's sockets, so Ray's session is in /tmp/ray",
+    "a full /tmp": "TMPDIR is '/tmp': it has 0 MiB free, so Ray's session is in /var/tmp/ray",
+}
+"""What the doctor says of a machine on which a job works; of others nothing."""
 JOB = """
+"$PYTHON" -m cluster doctor > "$OUT/doctor" 2>&1
 "$PYTHON" -m datasets prepare --source folder --root "$DATA" --out "$OUT/data" &&
 "$PYTHON" -m trainers transfer --data "$OUT/data" --out "$OUT/run" --backbone lenet5 --init he \
     --freeze-depth 0 --size-px 32 --policy none --epochs 1 --global-batch-size 6 --wandb off
@@ -84,6 +100,8 @@ def test_a_job_works(machine: str, folder: Path) -> None:
     counts = [split.num_images for split in read_manifest(f"{folder}/out/data").splits.values()]
     assert sum(counts) == 24
     assert Path(read_result(f"{folder}/out/run")["checkpoint"]).is_dir()
+    doctor = Path(folder, "out/doctor").read_text()
+    assert "0 failed" in doctor and DOCTOR.get(machine, "ok    machine") in doctor, doctor
 
 
 @pytest.mark.parametrize("machine", REFUSED)
@@ -93,3 +111,5 @@ def test_a_job_says_what_is_wrong(machine: str, folder: Path) -> None:
 
     assert ran.returncode == 2, ran.stdout[-1500:] + ran.stderr[-1500:]
     assert f"error: {sentence}" in ran.stderr and "Traceback" not in ran.stdout + ran.stderr
+    found = [line for line in Path(folder, "out/doctor").read_text().splitlines() if "fail" in line]
+    assert any(words in found[0] for words in (sentence, "Ray kills tasks from 1%")), found

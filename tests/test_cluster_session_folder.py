@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster import session_folder
+from cluster.ray_internals import count_cpus
 from cluster.session_folder import (
     BELOW,
     MAX_SOCKET_BYTES,
@@ -77,6 +78,15 @@ def test_a_token_where_the_home_can_not_be_written(home, tmp_path, monkeypatch):
 def test_a_short_folder_stays(environment):
     assert choose_session_folder(environment) is None
     assert choose_session_folder({"TMPDIR": ""}) == "/tmp/ray"
+
+
+@pytest.mark.parametrize(
+    ("quota", "lent", "expected"), [(64, {3, 9}, 2), (2, {0, 1, 2, 3}, 2), (0, {0}, 1), (8, {5}, 1)]
+)
+def test_a_job_of_a_batch_system_has_the_cpus_that_it_is_lent(quota, lent, expected, monkeypatch):
+    monkeypatch.setattr("ray._private.utils.get_num_cpus", lambda **_: quota)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: lent)
+    assert count_cpus() == expected
 
 
 @pytest.mark.parametrize(("soft", "hard", "ends"), [(256, 4096, 4096), (256, 512, None)])

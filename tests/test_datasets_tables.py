@@ -488,6 +488,9 @@ def test_dry_run_says_all_and_writes_nothing(tmp_path, capsys, monkeypatch):
     ):
         assert said in text
     assert not out.exists()
+    write_text(tmp_path, "train.csv", "file,label\n1.jpg,bus\n2.jpg,van\n")
+    run_datasets(["prepare", *source, "--out", f"{out}", "--dry-run"])
+    assert "no validation split, as no class has a training image to" in capsys.readouterr().out
     write_text(tmp_path, "train.csv", "file,label\n1.jpg,bus\n2.jpg,bus\n")
     with pytest.raises(UserError, match="it has 1 class"):
         run_datasets(["prepare", *source, "--out", f"{out}", "--dry-run"])

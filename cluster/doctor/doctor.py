@@ -17,8 +17,9 @@ Exit code 0: nothing failed (warnings may be there). 1: something failed. 2: the
 """
 
 import json
-import os
+import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from math import inf
 
 import ray
@@ -48,7 +49,6 @@ from cluster.doctor.results import CheckResult, fail, has_failed, summarize, to_
 from cluster.doctor.storage_checks import ask_data, ask_out, judge_data
 from cluster.doctor.wandb_reach import check_wandb
 from cluster.io import storage
-from cluster.io.terminal import QUIET_VAR
 from cluster.memory_allocator import glibc_version
 from cluster.session_folder import MachineError
 
@@ -61,13 +61,12 @@ def run_doctor(config: DoctorConfig) -> None:
     Raises:
         UserError: where the address is no address, or a URI is relative in a job.
     """
-    if config.json:
-        os.environ[QUIET_VAR] = "1"  # stdout has the object alone
     findings = []
-    for finding in examine(config):
-        findings.append(finding)
-        if not config.json:
-            print(finding, flush=True)
+    with redirect_stdout(sys.stderr if config.json else sys.stdout):  # which has JSON alone
+        for finding in examine(config):
+            findings.append(finding)
+            if not config.json:
+                print(finding, flush=True)
     if config.json:
         address = ray.get_runtime_context().gcs_address if ray.is_initialized() else None
         print(json.dumps(to_json(address, findings), indent=1))

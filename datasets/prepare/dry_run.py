@@ -11,7 +11,7 @@ from rich.table import Table
 from cluster.io.terminal import literal_console
 from datasets.config import PrepareConfig
 from datasets.prepare.listing import Listing
-from datasets.prepare.partition import num_validation
+from datasets.prepare.partition import describe_missing_validation, num_validation
 from datasets.shards import SPLITS
 
 MAX_CLASSES, MAX_NAMES = 200, 5
@@ -34,6 +34,10 @@ def print_listing(listing: Listing, config: PrepareConfig) -> None:
         console.print(f"rule      val is cut from train, about {share:.0%} of each class")
     counts = {split: counts[split] for split in SPLITS if split in counts}
     console.print(_tabulate(listing.classes, counts))
+    if "train" in counts and "val" in counts:
+        train, val = (counts[split].tolist() for split in ("train", "val"))
+        if missing := describe_missing_validation(listing.classes, train, val):
+            console.print(f"missing   {missing}")
     unlabelled = sum(label < 0 for label in listing.references["label"].to_pylist())
     if unlabelled:
         console.print(f"no label  {unlabelled} images, which will be left out")

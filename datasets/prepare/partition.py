@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -150,6 +151,22 @@ def _choose_validation(
             for label, number in taken.items():
                 wanted[label] -= number
     return chosen
+
+
+def describe_missing_validation(
+    classes: Sequence[str], train: Sequence[int], val: Sequence[int]
+) -> str | None:
+    """Describe classes that have training images and no validation image, by images per class;
+    None without any."""
+    if not any(val):
+        return (
+            "no validation split, as no class has a training image to spare; train with "
+            "`--train-on train+val`, which validates nothing"
+        )
+    missing = [name for name, a, b in zip(classes, train, val, strict=True) if a and not b]
+    if not missing:
+        return None
+    return f"no validation image of {len(missing)} classes ({shorten(', '.join(missing), 80)})"
 
 
 def num_validation(num_images: int, val_fraction: float) -> int:

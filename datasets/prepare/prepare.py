@@ -17,7 +17,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -54,6 +53,7 @@ from datasets.prepare.partition import (
     NEAR_VAL,
     assign_splits,
     cut_row_groups,
+    describe_missing_validation,
     fingerprint,
     tally_reasons,
 )
@@ -141,8 +141,13 @@ def _write(config: PrepareConfig, listing: Listing) -> Manifest:
         storage.delete_folder(staging)
     if manifest.folds:
         print(f"{config.out}: folds: {describe_folds(manifest)}")
-    elif problem := describe_missing_validation(manifest):
-        print(f"{config.out}: {problem}")
+    elif "train" in splits:
+        train, val = splits["train"].class_counts, splits.get("val")
+        missing = describe_missing_validation(
+            listing.classes, train, val.class_counts if val is not None else [0] * len(train)
+        )
+        if missing is not None:
+            print(f"{config.out}: {missing}")
     counts = ", ".join(f"{split.num_images} {name}" for name, split in manifest.splits.items())
     duration_s = time.monotonic() - started_s
     print(f"{config.out}: {len(manifest.classes)} classes; {counts} images; {duration_s:.0f} s")
@@ -159,28 +164,6 @@ def describe(config: PrepareConfig) -> None:
     listing = _list_source(config)
     print_listing(listing, config)
     _check_classes(config, listing.classes, listing.references)
-
-
-def describe_missing_validation(manifest: Manifest) -> str | None:
-    """Describe classes that have training images and no validation image; None without any."""
-    val = manifest.splits.get("val")
-    if "train" not in manifest.splits:
-        return None
-    train = manifest.splits["train"].class_counts
-    counts = val.class_counts if val is not None else (0,) * len(train)
-    missing = [
-        name
-        for name, num_train, num_val in zip(manifest.classes, train, counts, strict=True)
-        if num_train and not num_val
-    ]
-    if val is None:
-        return (
-            "no validation split, as no class has a training image to spare; train with "
-            "`--train-on train+val`, which validates nothing"
-        )
-    if not missing:
-        return None
-    return f"no validation image of {len(missing)} classes ({shorten(', '.join(missing), 80)})"
 
 
 def _write_unused(config: PrepareConfig, listing: Listing) -> None:
