@@ -230,6 +230,17 @@ def test_what_a_file_has_too_much_or_lacks_is_told_by_name(
     assert "1 unexpected (intruder)" in str(report)
 
 
+def test_counters_that_old_files_lack_are_not_missing(
+    weights: Weights, toy_backbone: str, tmp_path: Path
+) -> None:
+    del weights["stem.1.num_batches_tracked"]
+    torch.save(weights, tmp_path / "w.pth")
+    config = ModelConfig(backbone=toy_backbone, init="file", weights=str(tmp_path / "w.pth"))
+    report = initialize(network := model(), config, seed=0)
+    assert report.missing == report.replaced == () and set(report.loaded) == set(weights)
+    assert torch.equal(network.state_dict()["stem.1.weight"], weights["stem.1.weight"])
+
+
 def test_a_file_larger_than_any_network_is_not_read(tmp_path: Path) -> None:
     file = tmp_path / "w.pth"
     with open(file, "wb") as stream:

@@ -2,7 +2,10 @@
 
 import argparse
 import json
+import sys
+from collections import defaultdict
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -34,6 +37,29 @@ def prefixed(plain: dict[str, Tensor], prefix: str, add: float = 0.0) -> dict[st
     return {f"{prefix}{name}": tensor + add for name, tensor in plain.items()}
 
 
+FAKES: set[str] = set()
+"""Modules that are there while a file is written, and not where it is read."""
+
+
+def new(name: str, **values: object) -> object:
+    """Return an object of a package that is not installed."""
+    module, _, class_name = name.rpartition(".")
+    parts = module.split(".")
+    for end in range(1, len(parts) + 1):
+        FAKES.add(part := ".".join(parts[:end]))
+        sys.modules[part] = ModuleType(part)
+    made = type(class_name, (dict,), {"__module__": module, "__qualname__": class_name})
+    setattr(sys.modules[module], class_name, made)
+    vars(instance := made(values)).update(values)
+    return instance
+
+
+def save_without_fakes(values: object, file: Path) -> None:
+    torch.save(values, file)
+    while FAKES:
+        del sys.modules[FAKES.pop()]
+
+
 WRAPPERS = {
     "tutorial": lambda p: {
         "epoch": 1,
@@ -52,7 +78,31 @@ WRAPPERS = {
         "args": argparse.Namespace(lr=0.1, out=Path("/x")),
         "metric": np.float64(0.9),
     },
-    "MMPretrain": lambda p: {"meta": {"epoch": 1}, "state_dict": prefixed(p, "backbone.")},
+    "MMPretrain": lambda p: {
+        "meta": {"dataset_meta": {"classes": VEHICLES}},
+        "message_hub": {"log_scalars": {"loss": new("mmengine.logging.history_buffer.History")}},
+        "state_dict": {
+            f"{'head.' if name.startswith('head.') else 'backbone.'}{name}": tensor
+            for name, tensor in p.items()
+        },
+    },
+    "Lightning, Hydra": lambda p: {
+        "state_dict": prefixed(p, "model."),
+        "hyper_parameters": new("omegaconf.dictconfig.DictConfig", lr=1e-3, out=Path("/x")),
+        "callbacks": {"EarlyStopping": defaultdict(list, a=[1])},
+    },
+    "MoCo": lambda p: {
+        "state_dict": {
+            **prefixed(p, "module.encoder_q."),
+            **prefixed(p, "module.encoder_k.", -1),
+            "module.queue": torch.ones(2),
+        }
+    },
+    "DeepSpeed": lambda p: {"module": p, "ds_version": "0.16", "optimizer": None},
+    "OpenCLIP": lambda p: {
+        "epoch": 3,
+        "state_dict": prefixed(p, "module.visual.trunk.") | {"module.logit_scale": torch.ones(1)},
+    },
     "DINO": lambda p: {
         "student": prefixed(p, "module.backbone.", -1),
         "teacher": prefixed(p, "backbone."),
@@ -70,7 +120,7 @@ WRAPPERS = {
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_all_tensors_are_loaded_from_a_wrapper(wrapper, plain, tmp_path):
     file = tmp_path / "w.pth"
-    torch.save(WRAPPERS[wrapper](plain), file)
+    save_without_fakes(WRAPPERS[wrapper](plain), file)
     report, loaded = load(file)
     assert set(report.loaded) == set(plain)
     assert all(torch.equal(loaded[name], tensor) for name, tensor in plain.items())
@@ -92,12 +142,41 @@ def test_all_tensors_are_loaded_from_a_wrapper(wrapper, plain, tmp_path):
         ("w.pth", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         ("w.pth", b"<!DOCTYPE html><html>", "a web page"),
         ("model.safetensors.index.json", b"{}", "shards of a large model"),
+        ("__0_0.distcp", bytes(9), "torch.distributed.checkpoint.format_utils dcp_to_torch"),
     ],
 )
 def test_other_formats_are_named_with_the_way_out(name, content, words, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=rf"^model\.weights is .*{words}"):
         load(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("saved_model.pb", "TensorFlow's .*SavedModel"),
+        ("model.safetensors.index.json", "shards of a large model"),
+        (".metadata", "join it with `python -m torch.distributed.checkpoint.format_utils"),
+        ("flax_model.msgpack", "NumPy or Flax"),
+        ("weights.pt", "no file there"),
+    ],
+)
+def test_a_folder_of_another_format_is_named(name, words, tmp_path):
+    (tmp_path / name).write_bytes(b"{}")
+    with pytest.raises(ValueError, match=rf"^model\.weights is .*{words}"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [torch.nn.Linear(2, 2), {"state_dict": {}, "run": print}, {"w": torch.nn.Linear(2, 2)}],
+    ids=["a whole model", "a function", "a model inside"],
+)
+def test_what_would_run_code_is_named(values, tmp_path):
+    torch.save(values, tmp_path / "w.pth")
+    held = "builtins.print" if isinstance(values, dict) and "run" in values else "torch.nn.modules"
+    with pytest.raises(ValueError, match=rf"would run code, which is refused \(it holds {held}"):
+        load(tmp_path / "w.pth")
 
 
 def test_names_of_another_network_are_shown_beside_ours(tmp_path):
@@ -128,13 +207,21 @@ def save_hugging_face(folder: Path, plain: dict[str, Tensor], classes) -> Path:
     return folder
 
 
+def save_mmpretrain(folder: Path, plain: dict[str, Tensor], classes) -> Path:
+    meta = {"dataset_meta": {"classes": list(classes)}, "epoch": 3}
+    torch.save({"meta": meta, "state_dict": plain}, file := folder.with_suffix(".pth"))
+    return file
+
+
 def save_script(folder: Path, plain: dict[str, Tensor], classes) -> Path:
     numbers = {name: number for number, name in enumerate(classes)}
     torch.save({"model": plain, "class_to_idx": numbers}, file := folder.with_suffix(".pth"))
     return file
 
 
-@pytest.mark.parametrize("save", [save_checkpoint, save_export, save_hugging_face, save_script])
+@pytest.mark.parametrize(
+    "save", [save_checkpoint, save_export, save_hugging_face, save_script, save_mmpretrain]
+)
 @pytest.mark.parametrize(
     "classes",
     [

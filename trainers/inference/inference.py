@@ -94,9 +94,7 @@ def _open_pretrained(config: InferenceConfig, *, keep_head: bool) -> Network:
         name
         for name in (*report.replaced, *report.missing)
         if (keep_head or backbone.stage_of(name) < len(backbone.stages))
-        # Files of torch before 0.4.1 lack these counters, which only training reads.
         and not name.startswith(unused)
-        and not name.endswith(".num_batches_tracked")
     ]
     require(
         not missing,

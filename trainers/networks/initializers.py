@@ -45,6 +45,12 @@ PERMISSIVE = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "unknown")
 NON_COMMERCIAL = ("-nc", "noncommercial", "apple-amlr")
 """Licenses by their names at timm."""
 NAMES_SHOWN = 4
+WEIGHTS_FILES = (
+    *("pytorch_model.bin", "model.safetensors", "model.safetensors.index.json"),
+    *("pytorch_model.bin.index.json", ".metadata", "saved_model.pb", "tf_model.h5"),
+    *("flax_model.msgpack",),
+)
+"""In a folder; all but the first two are of kinds that `name_format` describes."""
 DRAWN = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)")  # norm.1 is norm1 today
 
@@ -284,8 +290,8 @@ def _weights_file(uri: str) -> str:
         return uri
     if storage.exists(revision := storage.join(uri, "refs", "main")):
         uri = storage.join(uri, "snapshots", storage.read_bytes(revision).decode().strip())
-    older = storage.join(uri, "pytorch_model.bin")
-    return older if storage.exists(older) else storage.join(uri, "model.safetensors")
+    found = (file for name in WEIGHTS_FILES if storage.exists(file := storage.join(uri, name)))
+    return next(found, storage.join(uri, "model.safetensors"))
 
 
 def _read_file(uri: str, model: nn.Module) -> Weights:
@@ -402,7 +408,12 @@ def _load(
     report = LoadReport(
         loaded=tuple(name for name in common if name not in replaced),
         replaced=tuple(name for name in common if name in replaced),
-        missing=tuple(name for name in wanted if name not in given),
+        missing=tuple(
+            name
+            for name in wanted
+            # Files of torch before 0.4.1 lack these counters, which nothing here reads.
+            if name not in given and not name.endswith(".num_batches_tracked")
+        ),
         unexpected=tuple(name for name in given if name not in wanted),
     )
     loaded = {name: given[name] for name in common if name not in misfits or source is not None}

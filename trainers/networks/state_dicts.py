@@ -4,7 +4,7 @@ Names of formats that are no state dicts, with the way out. Pure functions of co
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Set
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -14,7 +14,10 @@ IGNORED_PARTS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_mod
 """Put anywhere in names by torch.compile, FSDP and activation checkpointing."""
 AVERAGES = ("ema", "averaged", "average", "avg", "swa", "teacher")
 """Parts of the keys of averaged weights, which evaluate better than the raw ones beside them."""
-CLASS_KEYS = ("classes", "class_names", "class_to_idx", "idx_to_class", "id2label")
+HEADS = {"backbone.": "head."}
+"""Prefix of a network -> that of the head beside it, in files of MMPretrain."""
+CLASS_KEYS = ("classes", "CLASSES", "class_names", "class_to_idx", "idx_to_class", "id2label")
+CONFIG_KEYS = ("meta", "dataset_meta", "hyper_parameters", "config")
 _NAMES_SHOWN = 3
 
 
@@ -32,7 +35,7 @@ class Found(NamedTuple):
         return _is_average(self.where)
 
 
-def find_tensors(values: Mapping[Any, Any], wanted: Collection[str]) -> Found:
+def find_tensors(values: Mapping[Any, Any], wanted: Set[str]) -> Found:
     """Return the tensors of the nested dict, under the prefix, that most of `wanted` are in.
 
     Of several with as many, averages come first, then the order of the file.
@@ -45,6 +48,9 @@ def find_tensors(values: Mapping[Any, Any], wanted: Collection[str]) -> Found:
                 for name, tensor in tensors.items()
                 if name.startswith(prefix) or not prefix
             }
+            if head := HEADS.get(prefix):
+                beside = {name: tensors.get(f"{head}{name}") for name in wanted - stripped.keys()}
+                stripped |= {name: tensor for name, tensor in beside.items() if tensor is not None}
             where = " ".join(filter(None, (key, prefix and f"prefix {prefix!r}")))
             best.append((num_found, where, stripped))
     if not best:
@@ -56,7 +62,7 @@ def find_tensors(values: Mapping[Any, Any], wanted: Collection[str]) -> Found:
     return Found(tensors, where, tuple(other for other, _ in rest) if most else ())
 
 
-def find_classes(values: Mapping[Any, Any]) -> tuple[str, ...] | None:
+def find_classes(values: Mapping[Any, Any], depth: int = 2) -> tuple[str, ...] | None:
     """Return class names that a script saved beside the weights, in the order of the outputs."""
     for key in CLASS_KEYS:
         given = values.get(key)
@@ -71,7 +77,9 @@ def find_classes(values: Mapping[Any, Any]) -> tuple[str, ...] | None:
                 return tuple(by_number[number] for number in range(len(given)))
         if isinstance(given, list | tuple) and given and all(isinstance(n, str) for n in given):
             return tuple(given)
-    return None
+    configs = (values.get(key) for key in CONFIG_KEYS if depth)
+    found = (find_classes(config, depth - 1) for config in configs if isinstance(config, Mapping))
+    return next(filter(None, found), None)
 
 
 def _list_state_dicts(
@@ -150,6 +158,11 @@ def name_format(content: bytes, uri: str) -> str | None:
         return "this is a pointer of Git LFS; fetch the file itself with `git lfs pull`"
     if content[:64].lstrip().lower().startswith((b"<!doctype html", b"<html")):
         return "this is a web page, so the download failed; fetch the file again"
+    if name.endswith((".distcp", ".metadata")):
+        return (
+            "this is of torch.distributed.checkpoint; join it with `python -m "
+            "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER weights.pth`"
+        )
     if name.endswith(".index.json"):
         return "this lists the shards of a large model; join them into one .safetensors file"
     return None

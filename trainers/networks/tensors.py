@@ -4,6 +4,7 @@ import io
 import json
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,8 +26,15 @@ INERT = (
     "pathlib.PosixPath",
     "pathlib.WindowsPath",
     *(f"numpy.dtypes.{name}DType" for name in ("Float64", "Float32", "Int64", "Int32", "Bool")),
+    *(f"builtins.{name}" for name in ("list", "dict", "int", "float", "str", "bool")),
+    "typing.Any",
 )
 """Types of values that scripts save beside weights: an `_Ignored` takes the place of each."""
+CONTAINERS = (
+    *("collections.defaultdict", "omegaconf.", "pytorch_lightning.", "lightning.", "mmengine."),
+    *("lightning_fabric.", "mmcv.", "fvcore.", "yacs.", "easydict.", "addict.", "ml_collections."),
+)
+"""Beginnings of types of configs, histories and callbacks: a plain dict takes the place of each."""
 MAX_HEADER_BYTES = 2**23
 """Of a safetensors file; ten thousand tensors take a megabyte."""
 SAVE = "save the bare state dict, best as .safetensors"
@@ -59,14 +67,19 @@ def parse_safetensors(content: bytes, origin: str) -> dict[str, Tensor]:
 
 
 class _Ignored(dict[Any, Any]):
-    """Takes any arguments, state and items, and keeps none."""
+    """Takes any arguments and state, and keeps none."""
 
     def __init__(self, *arguments: object) -> None:
         super().__init__()
 
     def __setstate__(self, state: object) -> None: ...
 
-    def __setitem__(self, key: object, value: object) -> None: ...
+
+class _Container:
+    """Makes a dict that takes items and attributes; torch sets those of OrderedDict alone."""
+
+    def __new__(cls, *arguments: object) -> OrderedDict[Any, Any]:
+        return OrderedDict()
 
 
 def read_metadata(content: bytes) -> dict[str, str]:
@@ -85,18 +98,36 @@ def parse_pickle(content: bytes, origin: str) -> Any:
     """
     if _is_safetensors(content):
         raise UserError(f"{origin}: a safetensors file; let its name end in .safetensors")
+    refused = f"{origin}: damaged, or a pickle that would run code, which is refused; {SAVE}"
+    stand_ins: dict[str, type] = dict.fromkeys(INERT, _Ignored)
     if content.startswith(_ZIP):
         _refuse_bomb(content, origin)
-    refused = f"{origin}: damaged, or a pickle that would run code, which is refused; {SAVE}"
+        types = _list_types(content, refused)
+        stand_ins |= {name: _Ignored for name in types if name.startswith("numpy.")}
+        stand_ins |= {name: _Container for name in types if name.startswith(CONTAINERS)}
+        if unknown := sorted(types - stand_ins.keys()):
+            raise UserError(
+                f"{origin}: a pickle that would run code, which is refused (it holds "
+                f"{unknown[0][:100]}); {SAVE}"
+            )
     if _GROWS in content:
         raise UserError(refused)
     try:
-        ignored: list[Any] = [(_Ignored, name) for name in INERT]
+        ignored: list[Any] = [(stand_in, name) for name, stand_in in stand_ins.items()]
         # Warnings are about files that are refused anyway.
         with warnings.catch_warnings(), torch.serialization.safe_globals(ignored):
             warnings.simplefilter("ignore")
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds for damaged bytes
+        raise UserError(refused) from error
+
+
+def _list_types(content: bytes, refused: str) -> set[str]:
+    """Return the types and functions that a zip of torch.save names, other than torch's own; they
+    are read, not imported."""
+    try:
+        return set(torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(content)))
+    except Exception as error:  # many kinds for damaged bytes
         raise UserError(refused) from error
 
 
