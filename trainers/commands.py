@@ -20,14 +20,19 @@ def run_training(config: FinetuneConfig) -> None:
     """Check, connect, train; print progress, the result and the next command."""
     if not config.data:
         raise UserError("data is '': give --data URI of a prepared data set")
-    result, sync = follow_training(prepare_run(config), job_type="train")
+    run = prepare_run(config)
+    result, sync = follow_training(run, job_type="train")
     if result["epochs"] < config.num_epochs:
         patience = config.schedule.early_stopping_epochs
         print(f"Stopped early: val/top1 was not higher for {patience} epochs")
     if config.validates:
         print(f"Best val/top1 {result[metrics.VAL_BEST_TOP1]:.4f} in epoch {result['best_epoch']}")
     print(f"Weights:  {result['checkpoint']}/model.safetensors")
-    print(f"Test it:  python -m trainers evaluate --run {shlex.quote(config.out)}")
+    command = f"python -m trainers evaluate --run {shlex.quote(config.out)}"
+    if "test" in run.manifest.splits:
+        print(f"Test it:  {command}")
+    elif config.validates:  # there is no test split
+        print(f"Measures: {command} --split val")
     if sync:
         print(f"W&B:      {sync}")
 

@@ -141,7 +141,8 @@ def describe_unused(unused: Sequence[tuple[str, str]]) -> str:
     for reason, paths in sorted(paths_of.items(), key=lambda item: -len(item[1])):
         more = " ..." if len(paths) > _NAMES_SHOWN else ""
         parts.append(f"{len(paths)} {reason} ({', '.join(paths[:_NAMES_SHOWN])}{more})")
-    return f"{len(unused)} files not used: {'; '.join(parts)}"
+    files = "1 file" if len(unused) == 1 else f"{len(unused)} files"
+    return f"{files} not used: {'; '.join(parts)}"
 
 
 def list_visible(field: str, uri: str) -> list[fs.FileInfo]:

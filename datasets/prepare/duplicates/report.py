@@ -32,7 +32,8 @@ def order_pairs(pairs: Sequence[Pair], splits: Sequence[str]) -> list[Pair]:
 
 def describe_pairs(pairs: Sequence[Pair], splits: Sequence[str]) -> str:
     across = sum(splits[one] != splits[other] for one, other, _ in pairs)
-    return f"{len(pairs)} pairs of near duplicates, {across} of them across splits"
+    noun = "pair" if len(pairs) == 1 else "pairs"
+    return f"{len(pairs)} {noun} of near duplicates, {across} of them across splits"
 
 
 def write_report(
