@@ -67,6 +67,20 @@ def test_labels_come_with_their_names(tmp_path: Path, write_data: WriteData) -> 
     assert prepared["key:label"].to_pylist() == ["class 0", "class 1", "class 2", "class 0"]
 
 
+def test_rows_have_the_names_that_their_file_gives_them(tmp_path: Path) -> None:
+    """Those that a submission asks for; where there is none, the file and the row."""
+    content = write_photograph(tmp_path / "0.jpg", 0, 0)
+    names = ["IMG_4711.jpg", None, "a/b [x].png", "", "IMG_4711.jpg"]
+    rows = [{"bytes": content, "path": name} for name in names]
+    file = tmp_path / "test-00000-of-00001.parquet"
+    pq.write_table(pa.table({"image": rows, "id": range(5), "weight": [0.5] * 5}), file)
+    references = list_images(str(file)).references
+    expected = [name or f"{file}#{row}" for row, name in enumerate(names)]
+    assert references["path"].to_pylist() == expected
+    assert references["key:id"].to_pylist() == list(range(5))
+    assert references["key:weight"].to_pylist() == [0.5] * 5
+
+
 def test_blocks_are_bounded_by_pixels_and_by_results() -> None:
     of_pixels = 3 * 224**2
     assert choose_block_images(10, of_pixels, num_cpus=2) == 16
