@@ -269,3 +269,15 @@ def test_folders_of_the_same_names_in_classes_are_said():
         ("train", f"{year} {make}"): 1 for year in (2023, 2024) for make in ("audi", "bmw")
     }
     assert not arrange(["audi/trip/1.jpg", "bmw/trip/2.jpg"]).rule, "one album of each"
+    of_splits = [f"{split}/{file}" for split in ("train", "test/test") for file in files[:4]]
+    assert arrange(of_splits).rule.endswith("use --class-depth -1")
+    assert count(*of_splits, class_depth=-1)["test", "bmw"] == 2
+    assert "same names" not in arrange(["train/audi/trip/1.jpg", "train/bmw/trip/2.jpg"]).rule
+
+
+@pytest.mark.parametrize("labels", ["labels/1.txt", "Annotations/a/1.xml", "meta/x.json"])
+def test_folders_of_annotations_are_no_class(labels):
+    for above in ("", "train/", "train/train/"):
+        layout = arrange([f"{above}{path}" for path in ("a/1.jpg", "b/1.jpg", labels)])
+        assert sorted(layout.classes) == ["a", "b"]
+        assert layout.unused == [(f"{above}{labels}", NO_CLASS)]

@@ -126,6 +126,11 @@ def test_folder_errors(tmp_path):
     write_files(tmp_path, "loose/1")
     with pytest.raises(ValueError, match=r"for images without classes, use `python -m trainers p"):
         list_source("folder", tmp_path / "loose")
+    write_files(tmp_path, "one/images/1.jpg", "one/labels.csv")
+    with pytest.raises(ValueError, match=r"'images' hold no class folders; where labels.csv tells"):
+        list_source("folder", tmp_path / "one")
+    of_test = PrepareConfig(source="folder", test_root=str(tmp_path / "one"), out="/unused")
+    assert SOURCES["folder"](of_test).classes == ("images",)
     write_files(tmp_path, "train/a/1", "test/a/2")
     with pytest.raises(ValueError, match=r"test_root is .* leave one of the two out"):
         list_source("folder", tmp_path, test_root=str(tmp_path))

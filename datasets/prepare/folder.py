@@ -59,7 +59,7 @@ def list_folder(config: PrepareConfig) -> Listing:
             f"train/Audi S6 Sedan 2011/1.jpg{loose}"
             + ("; for images without classes, use `python -m trainers predict`" if loose else "")
         )
-    _refuse_tables(source, [layout for layout, _ in roots.values()], names)
+    _refuse_tables(config, [layout for layout, _ in roots.values()], names)
     try:
         class_of = unify(names)
     except UserError as error:
@@ -116,19 +116,22 @@ def _arrange(
     return layout, infos
 
 
-def _refuse_tables(source: str, layouts: Sequence[Layout], classes: Sequence[str]) -> None:
-    """Refuse train/1.jpg and test/2.jpg beside a table, as Kaggle has them: folders that have the
-    names of splits and no classes in them.
+def _refuse_tables(
+    config: PrepareConfig, layouts: Sequence[Layout], classes: Sequence[str]
+) -> None:
+    """Refuse train/1.jpg and test/2.jpg beside a table, as Kaggle has them, or one folder of
+    images: folders that have the names of splits and no classes in them.
 
     Raises:
         UserError: with the tables.
     """
     loose = [path for layout in layouts for path, reason in layout.unused if reason == NO_CLASS]
     tables = [path for path in loose if "/" not in path and is_table(path)]
-    if tables and all(map(split_of_name, classes)):
+    one = config.root is not None and len(set(classes)) == 1
+    if tables and (one or all(map(split_of_name, classes))):
         raise UserError(
-            f"{source}: {', '.join(map(repr, classes))} hold no class folders; where "
-            f"{', '.join(tables[:3])} tells the classes, use --source table"
+            f"{describe_source(config)}: {', '.join(map(repr, classes))} hold no class folders; "
+            f"where {', '.join(tables[:3])} tells the classes, use --source table"
         )
 
 

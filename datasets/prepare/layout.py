@@ -223,14 +223,19 @@ def _choose_splits(tops: _Tops) -> dict[str, str]:
     return keyed
 
 
-def _find_alike(tops: _Tops, limit: int = 3) -> list[str]:
-    """Return folders of images that most of the top folders have: `2023/audi`, `2024/audi`."""
+def _describe_alike(tops: _Tops, limit: int = 3) -> str | None:
+    """Name folders of images that most of the top folders have: `2023/audi`, `2024/audi`."""
     tallies = Counter(
         sub for below in tops.subfolders.values() for sub, has_images in below.items() if has_images
     )
     num_tops = sum(map(tops.has_images, tops.names))
     alike = [sub for sub, number in tallies.items() if number > 1 and 2 * number > num_tops]
-    return sorted(alike)[:limit] if len(alike) > 1 else []
+    if len(alike) < 2:
+        return None
+    return (
+        f"folders of the same names are in several classes ({', '.join(sorted(alike)[:limit])}); "
+        "where these are the classes, use --class-depth -1"
+    )
 
 
 def _name_class(path: str, class_depth: int) -> str | None:
@@ -242,18 +247,24 @@ def _name_class(path: str, class_depth: int) -> str | None:
 
 
 def _arrange_splits(tops: _Tops, splits: dict[str, str], class_depth: int) -> Layout:
+    rules = [", ".join(f"{tops.base}{name}/ is {split}" for name, split in splits.items())]
+    inside_of = {name: _find_doubled(tops, name) for name in splits}
+    if class_depth == 1:
+        alike = (_describe_alike(_Tops(tops.files[name], (), inside_of[name])) for name in splits)
+        rules += [rule for rule in alike if rule is not None][:1]
     layout = Layout(
         splits={f"{tops.base}{name}": split for name, split in splits.items()},
-        rule=", ".join(f"{tops.base}{name}/ is {split}" for name, split in splits.items()),
+        rule="; ".join(rules),
     )
     layout.unused.extend((path, NO_CLASS) for path in tops.loose)
     classes = dict[str, None]()
+    placed = defaultdict[str, list[Placed]](list)
     for name, files in tops.files.items():
         if name not in splits:
             reason = f"in {tops.base}{name}/, which has no split's name"
             layout.unused.extend((tops.path_of(name, rest), reason) for rest in files)
     for name, split in splits.items():
-        inside = _find_doubled(tops, name)
+        inside = inside_of[name]
         below = f"{tops.base}{name}/{inside}"
         for rest in tops.files[name]:
             path = tops.path_of(name, rest)
@@ -261,10 +272,16 @@ def _arrange_splits(tops: _Tops, splits: dict[str, str], class_depth: int) -> La
             if not path.startswith(below) or class_name is None:
                 layout.unused.append((path, NO_CLASS))
             else:
-                classes[class_name] = None
-                layout.images.append(Placed(path, split, class_name))
+                placed[class_name].append(Placed(path, split, class_name))
         if not inside and class_depth == 1:
             classes.update(dict.fromkeys(tops.subfolders[name]))
+    for class_name, files in placed.items():
+        if all(is_other_file(file.path) for file in files):  # labels/ beside images/
+            layout.unused.extend((file.path, NO_CLASS) for file in files)
+            classes.pop(class_name, None)
+        else:
+            classes[class_name] = None
+            layout.images.extend(files)
     layout.classes.extend(classes)
     return layout
 
@@ -310,11 +327,8 @@ def _arrange_classes(tops: _Tops) -> Layout:
     rules = [f"classes are the folders in {tops.base}"] if tops.base else []
     if by_split:
         rules.append("the folders train, val and test in each class are its splits")
-    elif alike := _find_alike(tops):
-        rules.append(
-            f"folders of the same names are in several classes ({', '.join(alike)}); where these "
-            "are the classes, use --class-depth -1"
-        )
+    elif alike := _describe_alike(tops):
+        rules.append(alike)
     layout = Layout(rule="; ".join(rules))
     layout.unused.extend((path, NO_CLASS) for path in tops.loose)
     for name in tops.names:
