@@ -65,6 +65,11 @@ def refuse_name(*arguments: object) -> None:
         ({"HF_HOME": "/proc/x"}, "warn", "no weights can be downloaded"),
         ({"RAY_memory_usage_threshold": "0.0001"}, "fail", "Ray kills tasks from 0%"),
         ({"no_proxy": "x", "RAY_memory_usage_threshold": "much"}, None, ""),
+        (
+            {"RAY_memory_usage_threshold": "0.0001", "RAY_memory_monitor_refresh_ms": "0"},
+            None,
+            "",
+        ),
     ],
 )
 def test_what_variables_do_to_a_machine(environment, level, words, tmp_path, monkeypatch) -> None:

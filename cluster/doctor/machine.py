@@ -58,6 +58,8 @@ def _find_little_memory(environment: Mapping[str, str]) -> Problem | None:
         threshold = float(environment.get("RAY_memory_usage_threshold") or MEMORY_THRESHOLD)
     except ValueError:
         return None  # Ray refuses it by name
+    if environment.get("RAY_memory_monitor_refresh_ms") == "0":
+        return None  # Ray kills none
     if used <= threshold - LITTLE_MEMORY and threshold > LITTLE_MEMORY:
         return None
     level: Level = "fail" if used >= threshold else "warn"
