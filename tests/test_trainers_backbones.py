@@ -12,18 +12,19 @@ from torch import nn
 from trainers.config import NORMALIZATIONS
 from trainers.networks.backbones import BACKBONES, build, find, require_size
 from trainers.networks.freezing import freeze
+from trainers.networks.measure import count_flops, count_parameters, count_statistics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 KERAS_TABLE = {
     *("vgg16", "vgg19", "densenet121", "densenet169", "densenet201"),
     *(f"resnet{depth}{version}" for depth in (50, 101, 152) for version in ("", "_v2")),
-    *("xception", "inception_v3", "inception_resnet_v2", "nasnet_large"),
-    *("mobilenet_v1", "mobilenet_v2"),
+    *("xception", "inception_v3", "inception_resnet_v2", "nasnet_large", "nasnet_mobile"),
+    *("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large"),
     *(f"efficientnet_b{size}" for size in range(8)),
     *(f"efficientnet_v2_{size}" for size in ("b0", "b1", "b2", "b3", "s", "m", "l")),
     *(f"convnext_{size}" for size in ("tiny", "small", "base", "large", "xlarge")),
 }
-"""Every row of https://keras.io/api/applications but NASNetMobile."""
+"""Every network of https://keras.io/api/applications."""
 
 
 @cache
@@ -77,12 +78,22 @@ def test_the_networks_of_the_lecture_are_all_there():
         ("vgg16", 1000, 138_357_544),  # as in Keras' table, and so are VGG19 and NASNet's head
         ("vgg19", 1000, 143_667_240),
         ("mobilenet_v1", 1000, 4_231_976),  # Keras: 4,253,864 with 21,888 moving statistics
+        ("mobilenet_v3_small", 1000, 2_542_856),  # Keras: 2,554,968 with 12,112
+        ("mobilenet_v3_large", 1000, 5_483_032),  # Keras: 5,507,432 with 24,400
     ],
 )
 def test_networks_have_the_parameters_of_the_literature(
     name: str, num_classes: int, parameters: int
 ):
     assert sum(p.numel() for p in meta(name, num_classes).parameters()) == parameters
+
+
+def test_nasnet_mobile_is_that_of_keras_and_of_the_paper():
+    model = meta("nasnet_mobile", 1000)
+    assert count_parameters(model) + count_statistics(model) == 5_326_716
+    assert (
+        round(count_flops(model.requires_grad_(False), 224) / 2e6) == 564
+    )  # million multiply-adds
 
 
 def test_the_head_of_the_lecture():

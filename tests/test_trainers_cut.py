@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 FAMILIES = [
     *("resnet50", "mobilenet_v2", "alexnet", "vgg16", "inception_v3", "densenet121", "lenet5"),
     *("efficientnet_b0", "efficientnet_v2_s", "convnext_tiny", "resnet50_v2", "xception"),
-    *("inception_resnet_v2", "mobilenet_v1", "efficientnet_v2_b0"),
+    *("inception_resnet_v2", "mobilenet_v1", "mobilenet_v3_small", "efficientnet_v2_b0"),
 ]
 
 
@@ -46,9 +46,14 @@ def test_every_network_is_cut_at_every_stage_that_its_training_allows(name: str)
         assert Suffix(network, name, depth)(features).shape == (1, 3)
 
 
-def test_nasnet_needs_two_outputs_at_once_and_is_refused() -> None:
-    with pytest.raises(ValueError, match="nasnet_large can't be cut behind stem: what follows"):
-        Suffix(on_meta("nasnet_large", 3), "nasnet_large", 1)
+@pytest.mark.parametrize("name", ["nasnet_large", "nasnet_mobile"])
+def test_nasnet_needs_two_outputs_at_once_and_is_refused_but_at_its_end(name: str) -> None:
+    network, images_BCHW = on_meta(name, 3), torch.zeros(1, 3, 64, 64, device="meta")
+    for depth, stage in enumerate(("stem", "cells1", "cells2"), start=1):
+        with pytest.raises(ValueError, match=f"{name} can't be cut behind {stage}: what follows"):
+            Suffix(network, name, depth)
+    (features,) = build_prefix(network, name, [4])(images_BCHW)
+    assert Suffix(network, name, 4)(features).shape == (1, 3)
 
 
 def test_features_of_the_last_stage_are_pooled() -> None:

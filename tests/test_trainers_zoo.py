@@ -12,9 +12,10 @@ from torchvision import models
 from cluster.io import storage
 from tests.test_trainers_backbones import KERAS_TABLE
 from trainers.__main__ import parse
-from trainers.networks import measure
+from trainers.networks import measure, zoo
 from trainers.networks.backbones import BACKBONES
 from trainers.networks.config import ZooConfig
+from trainers.networks.keras_table import KERAS_TOP1, LECTURE, OTHERS
 from trainers.networks.measure import (
     count_bytes,
     count_parameters,
@@ -22,7 +23,7 @@ from trainers.networks.measure import (
     on_meta,
     time_step,
 )
-from trainers.networks.zoo import KERAS_TOP1, ZooRow, describe, run_zoo
+from trainers.networks.zoo import ZooRow, describe, run_zoo
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FEW = ("lenet5", "mobilenet_v2")
@@ -98,10 +99,30 @@ def test_the_command_prints_a_table_and_writes_csv(tmp_path, capsys: pytest.Capt
     run_zoo(config)
     printed = capsys.readouterr().out
     assert "mobilenet_v2  torchvision" in printed and "2,249,492" in printed
-    assert "NASNetMobile" in printed and "CPU ms" not in printed
+    assert "CPU ms" not in printed
     rows = list(csv.DictReader(io.StringIO(storage.read_bytes(f"{out}/zoo.csv").decode())))
     assert [row["name"] for row in rows] == list(FEW)
     assert rows[1]["parameters"] == "2249492" and rows[0]["top1"] == ""
+
+
+def test_the_table_of_the_lecture_has_its_figures_beside_ours(
+    tmp_path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    assert len(LECTURE) == 19 and set(LECTURE) | set(OTHERS) == KERAS_TABLE
+    few = {name: LECTURE[name] for name in ("vgg16", "resnet50", "nasnet_mobile")}
+    monkeypatch.setattr(zoo, "LECTURE", few)  # all of them take a while
+    run_zoo(parse(["zoo", "--lecture", "--no-time", "--out", str(tmp_path)]))
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[1].startswith("vgg16 528 528 71.3 71.6 90.1 90.4 138.4 138.4 16 16 69.5 - ")
+    assert lines[2].startswith("resnet50 98 98 74.9 80.9 92.1 95.4 25.6 25.6 107 50 58.2 - ")
+    assert lines[3] == "nasnet_mobile 23 20 74.4 - 91.9 - 5.3 5.3 389 98 27.0 - 6.7 -"
+    content = storage.read_bytes(f"{tmp_path}/lecture.csv").decode()
+    first = next(csv.DictReader(io.StringIO(content)))
+    assert (first["lecture_cpu_ms"], first["cpu_ms"], first["lecture_size_mib"]) == (
+        "69.5",
+        "",
+        "528",
+    )
 
 
 def test_json_is_all_that_is_printed(tmp_path, capsys: pytest.CaptureFixture[str]):
@@ -141,6 +162,10 @@ def test_what_a_pattern_matches_but_cannot_freeze_is_left_out_and_said(
     [
         ({"classes": 0}, r"classes is 0: use 1 or more"),
         ({"batch_size": 0}, r"batch_size is 0: use 1 or more"),
+        (
+            {"lecture": True, "backbones": ("lenet5",)},
+            r"backbones is \('lenet5',\): --lecture prints",
+        ),
         ({"backbones": ("resnet51",)}, r"model\.backbone is 'resnet51': choose from resnet50"),
     ],
 )

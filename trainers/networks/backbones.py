@@ -1,6 +1,5 @@
-"""The backbones: LeNet-5, AlexNet, and every row of the Keras Applications table but NASNetMobile,
-which neither torchvision nor timm has, which families.py divides into stages; and any other
-classifier of timm by its name there, divided by the rule of timm_stages.py.
+"""The backbones: LeNet-5, AlexNet and the networks of Keras Applications, which families.py divides
+into stages; and any other classifier of timm by its name there, divided by timm_stages.py.
 """
 
 from functools import cache
@@ -30,6 +29,10 @@ def _torchvision() -> dict[str, Backbone]:
         **{name: families.resnet(name) for name in resnets},
         # a new one at each reduction of the resolution, and where the width steps up
         "mobilenet_v2": families.sequential("mobilenet_v2", (1, 3, 6, 10, 13, 17, 18)),
+        "mobilenet_v3_small": families.mobilenet_v3("mobilenet_v3_small", (0, 1, 3, 6, 8, 11, 12)),
+        "mobilenet_v3_large": families.mobilenet_v3(
+            "mobilenet_v3_large", (1, 3, 6, 10, 12, 15, 16)
+        ),
         "alexnet": families.alexnet(),
         "vgg16": families.vgg("vgg16", (4, 9, 16, 23, 30)),
         "vgg19": families.vgg("vgg19", (4, 9, 18, 27, 36)),
@@ -106,7 +109,12 @@ def _timm() -> dict[str, Backbone]:
     }
 
 
-BACKBONES: dict[str, Backbone] = {**_torchvision(), "lenet5": families.lenet5(), **_timm()}
+BACKBONES: dict[str, Backbone] = {
+    **_torchvision(),
+    "lenet5": families.lenet5(),
+    **_timm(),
+    "nasnet_mobile": families.nasnet_mobile(),
+}
 
 
 def find(name: str) -> Backbone:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from cluster.io.errors import require_at_least
+from cluster.io.errors import require, require_at_least
 from cluster.io.markers import URI
 
 
@@ -15,6 +15,7 @@ class ZooConfig:
       python -m trainers zoo --classes 196
       python -m trainers zoo --backbones resnet50 mobilenet_v2 --batch-size 32
       python -m trainers zoo --backbones 'vit_small*dinov2*' --no-time
+      python -m trainers zoo --lecture --batch-size 32
       python -m trainers zoo --no-time --json
     """
 
@@ -23,6 +24,8 @@ class ZooConfig:
     backbones: tuple[str, ...] = ()
     """Networks to list: names, or patterns such as 'vit_*dinov2*' of timm's names of weights.
     Default: the networks of Keras Applications; timing them all takes minutes."""
+    lecture: bool = False
+    """Print the lecture's table of Keras Applications row by row: its figures beside those here."""
     time: bool = True
     """Time an inference step of each: on the CPU, and on the GPU where there is one."""
     batch_size: int = 1
@@ -35,3 +38,9 @@ class ZooConfig:
     def __post_init__(self) -> None:
         require_at_least("classes", self.classes, 1)
         require_at_least("batch_size", self.batch_size, 1)
+        require(
+            not (self.lecture and self.backbones),
+            "backbones",
+            self.backbones,
+            "--lecture prints the lecture's networks: leave one of the two out",
+        )

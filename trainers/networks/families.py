@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.networks.lecture_nets import LeNet5
+from trainers.networks.lecture_nets import LeNet5, NASNetMobile
 from trainers.networks.published import Published, from_torchvision
 from trainers.networks.torch_internals import models
 
@@ -177,6 +177,13 @@ def inception_v3() -> Backbone:
     )
 
 
+def mobilenet_v3(name: str, ends: tuple[int, ...]) -> Backbone:
+    """Keras' definition has the same tensors, the two last layers as 1x1 convolutions of pooled
+    maps; where a stride is 2 it pads the end of the maps more."""
+    stages = (*_cut("features", ends), *_cut("classifier", (1,), ("dense",)))
+    return _from_torchvision(name, stages, "classifier.3")
+
+
 def sequential(name: str, ends: tuple[int, ...], head: str = "classifier") -> Backbone:
     """Describe a torchvision network whose `features` are one Sequential (MobileNetV2,
     EfficientNet, ConvNeXt) of stages that end with the children numbered `ends`."""
@@ -239,12 +246,32 @@ def inception_resnet_v2(**facts: Any) -> Backbone:
 
 def nasnet_large(**facts: Any) -> Backbone:
     cells = [tuple(f"cell_{cell}" for cell in range(first, first + 6)) for first in (0, 6, 12)]
+    stages, activations = _divide_nasnet(cells, ("reduction_cell_0", "reduction_cell_1"))
+    return _from_timm("nasnetalarge", stages, "last_linear", activations=activations, **facts)
+
+
+def nasnet_mobile() -> Backbone:
+    cells = [tuple(f"cells{group}.{cell}" for cell in range(4)) for group in (1, 2, 3)]
+    stages, activations = _divide_nasnet(cells, ("reduction1", "reduction2"))
+    return Backbone(
+        build=NASNetMobile,
+        source="thaw",
+        stages=stages,
+        head="head",
+        activations=activations,
+        normalization="half",
+    )
+
+
+def _divide_nasnet(
+    cells: list[tuple[str, ...]], reductions: tuple[str, str]
+) -> tuple[tuple[Stage, ...], dict[str, Callable[[Tensor], Tensor]]]:
+    """Return the stages of a NASNet, and the activation behind all but the last: the next cell
+    begins with ReLU."""
     stages = (
         ("stem", ("conv0", "cell_stem_0", "cell_stem_1")),
         ("cells1", cells[0]),
-        ("cells2", ("reduction_cell_0", *cells[1])),
-        ("cells3", ("reduction_cell_1", *cells[2], "act")),
+        ("cells2", (reductions[0], *cells[1])),
+        ("cells3", (reductions[1], *cells[2], "act")),
     )
-    # The next cell begins with ReLU.
-    facts["activations"] = dict.fromkeys(("cell_stem_1", "cell_5", "cell_11"), F.relu)
-    return _from_timm("nasnetalarge", stages, "last_linear", **facts)
+    return stages, dict.fromkeys((modules[-1] for _, modules in stages[:-1]), F.relu)

@@ -1,8 +1,13 @@
-"""LeNet-5, the lecture's first network, which torchvision lacks."""
+"""The lecture's networks that neither torchvision nor timm has: LeNet-5 and NASNetMobile."""
+
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+PAD_TYPE = "same"
+"""timm's name of TensorFlow's padding."""
 
 
 class LeNet5(nn.Module):
@@ -28,3 +33,57 @@ class LeNet5(nn.Module):
         features_BD = torch.tanh(self.dense1(features_BD))
         features_BD = torch.tanh(self.dense2(features_BD))
         return self.head(features_BD)
+
+
+class NASNetMobile(nn.Module):
+    """NASNet-A (4 @ 1056): three groups of four normal cells, a reduction cell between two of them
+    (Zoph et al., 2018), of the cells of timm's NASNetLarge.
+
+    Keras' definition, with its 5,326,716 parameters and BatchNorm statistics for 1000 classes. A
+    cell takes the outputs of the two before it; in NASNetLarge, the first one behind a reduction
+    takes an older output. Pooling leaves the padding out, where Keras pads with zeros.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        from timm.layers.conv_bn_act import (
+            ConvNormAct,
+        )  # takes a second, which other networks don't pay
+        from timm.models.nasnet import CellStem0, CellStem1, ReductionCell0
+
+        super().__init__()
+        norm = partial(nn.BatchNorm2d, eps=1e-3)
+        self.conv0 = ConvNormAct(3, 32, 3, stride=2, padding=0, norm_layer=norm, apply_act=False)
+        self.cell_stem_0 = CellStem0(32, 11, PAD_TYPE)
+        self.cell_stem_1 = CellStem1(32, 22, PAD_TYPE)
+        self.cells1 = _build_cells(44, 88, width=44)
+        self.reduction1 = ReductionCell0(264, 88, 264, 88, PAD_TYPE)
+        self.cells2 = _build_cells(264, 352, width=88)
+        self.reduction2 = ReductionCell0(528, 176, 528, 176, PAD_TYPE)
+        self.cells3 = _build_cells(528, 704, width=176)
+        self.act = nn.ReLU()
+        self.head = nn.Linear(1056, num_classes)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        stem_BCHW = self.conv0(images_BCHW)
+        before_BCHW = self.cell_stem_0(stem_BCHW)
+        maps_BCHW = self.cell_stem_1(stem_BCHW, before_BCHW)
+        cells = (*self.cells1, self.reduction1, *self.cells2, self.reduction2, *self.cells3)
+        for cell in cells:
+            before_BCHW, maps_BCHW = maps_BCHW, cell(maps_BCHW, before_BCHW)
+        return self.head(self.act(maps_BCHW).mean((2, 3)))
+
+
+def _build_cells(channels_before: int, channels: int, *, width: int) -> nn.ModuleList:
+    """Build four normal cells; the maps before the first one's input are twice as high and wide.
+
+    Args:
+        channels_before: of those maps.
+        channels: of the input.
+        width: channels of each of the six outputs that a cell concatenates.
+    """
+    from timm.models.nasnet import FirstCell, NormalCell
+
+    first = FirstCell(channels_before, width // 2, channels, width, PAD_TYPE)
+    second = NormalCell(channels, width, 6 * width, width, PAD_TYPE)
+    others = (NormalCell(6 * width, width, 6 * width, width, PAD_TYPE) for _ in range(2))
+    return nn.ModuleList([first, second, *others])

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -24,6 +25,14 @@ NUM_WARMUPS, MIN_STEPS, MIN_S = 2, 5, 1.0
 
 def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_statistics(model: nn.Module) -> int:
+    """Count the means and variances of BatchNorm, which Keras counts as parameters."""
+    norms = (module for module in model.modules() if isinstance(module, BatchNorm))
+    return sum(
+        b.numel() for norm in norms for b in (norm.running_mean, norm.running_var) if b is not None
+    )
 
 
 def count_bytes(model: nn.Module) -> int:

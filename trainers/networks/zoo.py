@@ -4,7 +4,7 @@ import fnmatch
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Console
@@ -17,57 +17,19 @@ from cluster.io.tables import to_csv
 from cluster.io.terminal import is_quiet, literal_console
 from trainers.networks.backbones import BACKBONES, find
 from trainers.networks.config import ZooConfig
+from trainers.networks.keras_table import KERAS_TOP1, LECTURE, Figures, compare, lay_out
+from trainers.networks.keras_table import LEGEND as LECTURE_LEGEND
 from trainers.networks.measure import (
     count_bytes,
     count_flops,
     count_parameters,
+    count_statistics,
     describe_devices,
     measure_depth,
     on_meta,
     time_step,
 )
 from trainers.networks.timm_models import list_names
-
-# Top-1 of https://keras.io/api/applications: of Keras' weights, which are not the ones used here.
-KERAS_TOP1 = {
-    "xception": 79.0,
-    "vgg16": 71.3,
-    "vgg19": 71.3,
-    "resnet50": 74.9,
-    "resnet50_v2": 76.0,
-    "resnet101": 76.4,
-    "resnet101_v2": 77.2,
-    "resnet152": 76.6,
-    "resnet152_v2": 78.0,
-    "inception_v3": 77.9,
-    "inception_resnet_v2": 80.3,
-    "mobilenet_v1": 70.4,
-    "mobilenet_v2": 71.3,
-    "densenet121": 75.0,
-    "densenet169": 76.2,
-    "densenet201": 77.3,
-    "nasnet_large": 82.5,
-    "efficientnet_b0": 77.1,
-    "efficientnet_b1": 79.1,
-    "efficientnet_b2": 80.1,
-    "efficientnet_b3": 81.6,
-    "efficientnet_b4": 82.9,
-    "efficientnet_b5": 83.6,
-    "efficientnet_b6": 84.0,
-    "efficientnet_b7": 84.3,
-    "efficientnet_v2_b0": 78.7,
-    "efficientnet_v2_b1": 79.8,
-    "efficientnet_v2_b2": 80.5,
-    "efficientnet_v2_b3": 82.0,
-    "efficientnet_v2_s": 83.9,
-    "efficientnet_v2_m": 85.3,
-    "efficientnet_v2_l": 85.7,
-    "convnext_tiny": 81.3,
-    "convnext_small": 82.3,
-    "convnext_base": 85.3,
-    "convnext_large": 86.3,
-    "convnext_xlarge": 86.7,
-}
 
 LEGEND = """\
 MiB: all tensors, in float32. top-1, top-5: percent of ImageNet's validation images, published for
@@ -76,8 +38,7 @@ Keras' own weights. GFLOPs: two for each multiply-add of an image. depth: convol
 layers on the longest path from image to logits. license: of the weights, as timm states it
 (torchvision states none); zoo.csv has their URLs.
 ms: median inference step of {batch_size} x px x px, float32, on {device}.
-inception_v3 counts its auxiliary head. NASNetMobile, a row of Keras' table, is in neither
-torchvision nor timm, so it is missing."""
+inception_v3 counts its auxiliary head."""
 TABLE_WIDTH = 120  # where the output is not a terminal
 
 
@@ -94,6 +55,8 @@ class ZooRow:
     top5: float | None
     keras_top1: float | None
     parameters: int
+    statistics: int
+    """Of BatchNorm, which Keras counts as parameters."""
     gflops: float
     depth: int
     stages: int
@@ -126,6 +89,7 @@ def describe(name: str, config: ZooConfig) -> ZooRow:
         top5=published and published.top5,
         keras_top1=KERAS_TOP1.get(name),
         parameters=count_parameters(model),
+        statistics=count_statistics(model),
         gflops=round(count_flops(model, backbone.size_px) / 1e9, 2),
         depth=measure_depth(model, backbone.size_px),
         stages=len(backbone.stages),
@@ -138,9 +102,10 @@ def describe(name: str, config: ZooConfig) -> ZooRow:
 
 
 def run_zoo(config: ZooConfig) -> None:
-    """Measure, print, write zoo.csv."""
+    """Measure, print, write zoo.csv, or lecture.csv with the lecture's figures."""
     aside = literal_console(stderr=True)
-    names = tuple(dict.fromkeys(_expand(config.backbones, aside))) or tuple(BACKBONES)
+    listed = tuple(LECTURE) if config.lecture else tuple(BACKBONES)
+    names = tuple(dict.fromkeys(_expand(config.backbones, aside))) or listed
     if config.time and (load := os.getloadavg()[0]) > (os.cpu_count() or 1) / 2:
         aside.print(f"Other processes use this CPU (load {load:.1f}): its times will be too long")
     silent = len(names) < 2 or is_quiet()
@@ -148,15 +113,28 @@ def run_zoo(config: ZooConfig) -> None:
         describe(name, config)
         for name in track(names, "Measuring", console=aside, transient=True, disable=silent)
     ]
-    header = [field.name for field in fields(ZooRow)]
-    content = to_csv(header, (asdict(row).values() for row in rows))
-    storage.write_bytes(storage.join(config.out, "zoo.csv"), content)
+    values = [compare(row.name, _figures(row)) if config.lecture else asdict(row) for row in rows]
+    file = storage.join(config.out, "lecture.csv" if config.lecture else "zoo.csv")
+    storage.write_bytes(file, to_csv(values[0], (row.values() for row in values)))
     if config.json:
-        print(json.dumps([asdict(row) for row in rows], indent=1))
+        print(json.dumps(values, indent=1))
         return
-    literal_console(width=TABLE_WIDTH).print(table(rows))
-    print(LEGEND.format(batch_size=config.batch_size, device=describe_devices()))
-    print(f"Written: {config.out}/zoo.csv")
+    grid, legend = (lay_out(values), LECTURE_LEGEND) if config.lecture else (table(rows), LEGEND)
+    literal_console(width=TABLE_WIDTH).print(grid)
+    print(legend.format(batch_size=config.batch_size, device=describe_devices()))
+    print(f"Written: {file}")
+
+
+def _figures(row: ZooRow) -> Figures:
+    return Figures(
+        size_mib=row.size_mib,
+        top1=row.top1,
+        top5=row.top5,
+        parameters_m=round((row.parameters + row.statistics) / 1e6, 2),
+        depth=row.depth,
+        cpu_ms=row.cpu_ms,
+        gpu_ms=row.gpu_ms,
+    )
 
 
 def _expand(patterns: tuple[str, ...], aside: Console) -> Iterator[str]:
