@@ -7,7 +7,14 @@ from torch import Tensor, nn
 from tests.support.training import train_two_steps
 from trainers.config import NORMALIZATIONS, FreezeDepth, ModelConfig
 from trainers.networks.backbones import build, find
-from trainers.networks.freezing import freeze, is_head_only, resolve_depth, train_mode
+from trainers.networks.freezing import (
+    describe_frozen,
+    freeze,
+    is_head_only,
+    resolve_depth,
+    show_frozen,
+    train_mode,
+)
 from trainers.networks.initializers import initialize
 from trainers.step import normalize
 
@@ -74,6 +81,13 @@ def test_train_mode_is_whole_after_a_thaw_and_dropout_of_the_head_is_on():
 def test_a_depth_resolves_to_a_number_of_stages(given: FreezeDepth, depth: int):
     assert resolve_depth("resnet50", given) == depth
     assert is_head_only(ModelConfig(freeze_depth=given)) == (depth == 5)
+
+
+def test_a_depth_is_shown_by_its_last_stage_and_share():
+    depths: tuple[FreezeDepth, ...] = (0, 0.5, "layer3", "all")
+    shown = [show_frozen("resnet50", depth) for depth in depths]
+    assert shown == ["none 0%", "layer2 60%", "layer3 80%", "all 100%"]
+    assert describe_frozen("mobilenet_v3_small", -1) == ("stage6", 0.875)
 
 
 def test_a_depth_out_of_range_names_value_and_range():

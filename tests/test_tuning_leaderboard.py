@@ -78,23 +78,25 @@ def test_files_hold_what_was_ranked(tmp_path: Path) -> None:
     folder = tmp_path / "trials"
     folder.mkdir()
     trials = [end_trial(folder, "a", [0.5]), end_trial(folder, "b", [], failed=True)]
+    trials = [replace(trial, point=trial.point | {FREEZE_DEPTH: 0.75}) for trial in trials]
     trials = rank(trials, epochs=1, class_counts=CLASS_COUNTS)
     assert read_leaderboard(str(tmp_path)) is None
-    write_leaderboard(str(tmp_path), trials, sync=["wandb sync x"])
+    write_leaderboard(str(tmp_path), trials, "resnet50", sync=["wandb sync x"])
     assert read_leaderboard(str(tmp_path)) == (trials, {"sync": ["wandb sync x"]})
     rows = list(csv.DictReader((tmp_path / "leaderboard.csv").read_text().splitlines()))
     assert [row["trial_id"] for row in rows] == ["a", "b"]
     assert rows[0][LEARNING_RATE] == "0.001"
+    assert [(row["frozen_stage"], row["frozen_share"]) for row in rows] == [("layer3", "0.8")] * 2
 
 
 def test_plain_text_where_there_is_no_terminal(tmp_path: Path) -> None:
     trials = rank([end_trial(tmp_path, "a", [0.5])], epochs=1, class_counts=CLASS_COUNTS)
     plain, table = io.StringIO(), io.StringIO()
-    print_leaderboard(trials, Console(file=plain))
-    print_leaderboard(trials, Console(file=table, force_terminal=True, width=120))
+    print_leaderboard(trials, "resnet50", Console(file=plain))
+    print_leaderboard(trials, "resnet50", Console(file=table, force_terminal=True, width=120))
     header, row = plain.getvalue().splitlines()
     assert header.split()[:2] == ["rank", "freeze"]
-    assert row.split()[:7] == ["1", "all", "0.001", "none", "file", "0.500", "1/1"]
+    assert row.split()[:8] == ["1", "all", "100%", "0.001", "none", "file", "0.500", "1/1"]
     assert "0.500" in table.getvalue() and "\x1b" in table.getvalue()
 
 

@@ -9,6 +9,7 @@ from cluster.io.markers import flatten
 from trainers.config import PRETRAINED, FinetuneConfig, ModelConfig, OptimConfig
 from trainers.recipes import RECIPES
 from tuning.__main__ import parse
+from tuning.check import distinct_depths
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.demo import NUM_TRIALS, SPACE, SWEEP_SEED
 from tuning.space import (
@@ -162,6 +163,21 @@ def test_bad_space(values: dict, message: str) -> None:
 def test_bad_sweep(values: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TuningConfig(**{"base": BASE, **values})
+
+
+def test_the_default_freeze_depths_suit_any_network(capsys: pytest.CaptureFixture[str]) -> None:
+    for backbone, kept in (
+        ("resnet50", ("all", 0.75, 0.5, 0)),  # 5, 4, 3 and 0 stages
+        ("nasnet_mobile", ("all", 0.75, 0.5, 0)),
+        ("lenet5", ("all", 0.75, 0)),
+    ):
+        sweep = distinct_depths(parse(["--data", "d", "--backbone", backbone]))
+        assert sweep.space.freeze_depths == kept
+    assert capsys.readouterr().out == (
+        "freeze depth 0.5 is left out: in lenet5, 0.75 freezes the same 2 stages\n"
+    )
+    shares = parse(["--data", "d", "--freeze-depths", "all", "0.75", "layer2", "-1"])
+    assert shares.space.freeze_depths == ("all", 0.75, "layer2", -1)
 
 
 def test_command_line() -> None:

@@ -89,7 +89,7 @@ def test_a_running_sweep_has_workspaces_and_no_report(own_sweep: str) -> None:
 
 def test_a_sweep_without_winner_has_a_report_that_says_so(own_sweep: str) -> None:
     rows = [at(0, 0.3, verdict=LEARNS_NOT), at(1, None, state="failed", verdict=LEARNS_NOT)]
-    write_leaderboard(own_sweep, rows, sync=[])
+    write_leaderboard(own_sweep, rows, "lenet5", sync=[])
     models = models_of(own_sweep)
     assert list(models) == list(NAMES)
     assert "No trial learned." in json.dumps(models["report"])

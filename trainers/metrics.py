@@ -30,6 +30,9 @@ PEAK_NORM = "clip/peak_norm"
 STAGE_CLIPPING = "clip/stages"
 """The three of each stage that trains, as one vector; `stage_metrics` names its parts."""
 
+FROZEN_STAGE, FROZEN_SHARE = "frozen/stage", "frozen/share"
+"""The last frozen stage and the share of frozen stages, in W&B's summary of a run."""
+
 EPOCH_S = "time/epoch_s"
 TRAIN_S = "time/train_s"
 TOTAL_S = "time/total_s"

@@ -1,12 +1,15 @@
 """Whether a sweep can run, and whether OUT may resume it."""
 
+from dataclasses import replace
 from typing import Any
 
-from cluster.io import storage
+from cluster.io import storage, terminal
 from cluster.io.errors import UserError
 from cluster.io.markers import RESUMABLE, flatten, marked
 from datasets.shards import Manifest, read_manifest
 from trainers import prepare
+from trainers.config import FreezeDepth
+from trainers.networks.freezing import resolve_depth
 from tuning.config import TuningConfig
 from tuning.record import read_sweep_config
 from tuning.space import models, training_of
@@ -36,6 +39,27 @@ def check(config: TuningConfig) -> Manifest:
                     "use the same value to resume it, or another --out"
                 )
     return manifest
+
+
+def distinct_depths(config: TuningConfig) -> TuningConfig:
+    """Return the sweep without the freeze depths that freeze as many stages as an earlier one, and
+    warn: of 3 stages, 0.75 and 0.5 are 2.
+
+    Raises:
+        UserError: as `resolve_depth`.
+    """
+    backbone = config.base.model.backbone
+    kept: dict[int, FreezeDepth] = {}
+    for depth in config.space.freeze_depths:
+        number = resolve_depth(backbone, depth)
+        if number in kept:
+            terminal.report(
+                f"freeze depth {depth} is left out: in {backbone}, {kept[number]} freezes the same "
+                f"{number} stages",
+                warning=True,
+            )
+        kept.setdefault(number, depth)
+    return replace(config, space=replace(config.space, freeze_depths=tuple(kept.values())))
 
 
 def facts_of(config: TuningConfig, fingerprint: str | None) -> dict[str, Any]:

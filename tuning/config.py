@@ -25,8 +25,9 @@ DEFAULT_TRIALS = 12
 class SpaceConfig:
     """The four axes: how deep to freeze, learning rate, clipping, initialization."""
 
-    freeze_depths: tuple[FreezeDepth, ...] = ("all", 4, 3, 0)
-    """Stages that stay frozen with pretrained weights, 0 (nothing) to `all` (head only)."""
+    freeze_depths: tuple[FreezeDepth, ...] = ("all", 0.75, 0.5, 0)
+    """How much stays frozen with pretrained weights: a number of stages from 0 (nothing) to `all`
+    (head only), a share such as 0.5, or a stage's name, which freezes up to it."""
     learning_rates: tuple[float, ...] = (3e-3, 1e-3, 3e-4)
     """Learning rates to choose from."""
     learning_rate_range: tuple[float, float] | None = None

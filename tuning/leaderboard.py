@@ -16,15 +16,18 @@ from cluster.io.statistics import is_above_chance
 from cluster.io.tables import to_csv
 from cluster.io.terminal import literal_console
 from trainers import metrics
+from trainers.networks.freezing import describe_frozen, show_frozen
 from trainers.run.rows import epoch_rows
 from tuning.sharing.reuse import read_origin
-from tuning.space import AXES, POINT, Point, show
+from tuning.space import AXES, POINT, Point, depth_of, show
 
 RUNNING, FINISHED, PRUNED, FAILED, KILLED = "running", "finished", "pruned", "failed", "killed"
 LEARNS = "learns"
 LEARNS_NOT = "does not learn"
 COLUMNS = ("rank", *AXES.values(), "val/top1", "epoch", "state", "time", "verdict")
 """Headings of the printed table."""
+FROZEN = ("frozen_stage", "frozen_share")
+"""Columns of the files that the point and the network imply."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +59,6 @@ class TrialResult:
         storage.require_name("trial_id", self.trial_id)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a row of the leaderboard's files."""
         values = {name: getattr(self, name) for name in _COLUMN_HINTS}
         return values | self.point
 
@@ -107,9 +109,18 @@ def find_winner(trials: Sequence[TrialResult]) -> TrialResult | None:
     return next((row for row in trials if row.verdict == LEARNS), None)
 
 
-def write_leaderboard(out: str, trials: Sequence[TrialResult], **facts: Any) -> None:
+def list_rows(trials: Sequence[TrialResult], backbone: str) -> list[dict[str, Any]]:
+    """Return the rows of the leaderboard's files, with FROZEN of each trial."""
+    return [
+        row.to_dict()
+        | dict(zip(FROZEN, describe_frozen(backbone, depth_of(row.point)), strict=True))
+        for row in trials
+    ]
+
+
+def write_leaderboard(out: str, trials: Sequence[TrialResult], backbone: str, **facts: Any) -> None:
     """Write OUT/leaderboard.csv and, last, OUT/leaderboard.json with `facts` beside the trials."""
-    rows = [row.to_dict() for row in trials]
+    rows = list_rows(trials, backbone)
     content = to_csv(rows[0], (row.values() for row in rows))
     storage.write_bytes(storage.join(out, "leaderboard.csv"), content)
     storage.write_bytes(
@@ -133,6 +144,7 @@ def read_leaderboard(out: str) -> tuple[list[TrialResult], dict[str, Any]] | Non
     trials = []
     for row in facts.pop("trials"):
         point = {axis: row.pop(axis) for axis in AXES}
+        row = {name: value for name, value in row.items() if name not in FROZEN}
         try:
             trial = build(TrialResult, row | {"point": point}, "trials.")
         except UserError as error:
@@ -141,11 +153,13 @@ def read_leaderboard(out: str) -> tuple[list[TrialResult], dict[str, Any]] | Non
     return trials, facts | {"sync": facts["sync"] or []}
 
 
-def show_trial(row: TrialResult) -> tuple[str, ...]:
+def show_trial(row: TrialResult, backbone: str) -> tuple[str, ...]:
     """Return a trial's cells under COLUMNS."""
+    _, *others = AXES
     return (
         str(row.rank),
-        *(show(row.point[axis]) for axis in AXES),
+        show_frozen(backbone, depth_of(row.point)),
+        *(show(row.point[axis]) for axis in others),
         "-" if row.val_top1 is None else f"{row.val_top1:.3f}",
         f"{row.best_epoch or '-'}/{row.num_epochs}",
         row.state,
@@ -154,11 +168,13 @@ def show_trial(row: TrialResult) -> tuple[str, ...]:
     )
 
 
-def print_leaderboard(trials: Sequence[TrialResult], console: Console | None = None) -> None:
+def print_leaderboard(
+    trials: Sequence[TrialResult], backbone: str, console: Console | None = None
+) -> None:
     """Print a table, or aligned plain text where the output is not a terminal."""
     console = console or literal_console()
     header = [*COLUMNS, "trial"]
-    cells = [[*show_trial(row), row.trial_id] for row in trials]
+    cells = [[*show_trial(row, backbone), row.trial_id] for row in trials]
     if not console.is_terminal:
         widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
         for line in [header, *cells]:

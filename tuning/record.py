@@ -38,7 +38,7 @@ from tuning.leaderboard import (
     read_leaderboard,
 )
 from tuning.sharing.savings import Savings
-from tuning.space import AXES, FREEZE_DEPTH
+from tuning.space import AXES, depth_of
 from tuning.states import read_trials
 
 MEASURES = {metrics.TEST_TOP1: "top-1", metrics.TEST_TOP5: "top-5"}
@@ -185,8 +185,7 @@ class SweepRecord:
 
     def depth_of(self, trial: TrialResult) -> int:
         """Return a trial's number of frozen stages."""
-        depth: Any = trial.point[FREEZE_DEPTH]
-        return resolve_depth(self.base.model.backbone, depth)
+        return resolve_depth(self.base.model.backbone, depth_of(trial.point))
 
     def predictions_of(self, trial: TrialResult, split: str) -> Predictions | None:
         """Return the predictions of a trial's best weights for the validation or test images; None

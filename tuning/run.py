@@ -21,12 +21,12 @@ from datasets.memory import open_memory
 from datasets.shards import Manifest
 from trainers import metrics, prepare
 from trainers.inference.passes import cache_uri
-from trainers.networks.freezing import count_frozen, is_head_only
+from trainers.networks.freezing import count_frozen, is_head_only, show_frozen
 from trainers.networks.precision import choose_precision
 from trainers.prepare import SharedImages
 from trainers.tracking.config import sync_command
 from trainers.tracking.where import describe_tracking
-from tuning.check import check, facts_of
+from tuning.check import check, distinct_depths, facts_of
 from tuning.config import TuningConfig
 from tuning.heads import train_heads
 from tuning.leaderboard import (
@@ -68,7 +68,7 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
         UserError: where the config is wrong, or OUT has another sweep.
     """
     base = prepare.with_absolute_paths(replace(config.base, out=config.out))
-    config = replace(config, base=base, out=base.out)
+    config = distinct_depths(replace(config, base=base, out=base.out))
     manifest = check(config)
     before, known = read_sweep_config(config.out), read_leaderboard(config.out)
     if known is not None and all(row.state != FAILED for row in known[0]):
@@ -131,7 +131,8 @@ def _execute(
         images_per_epoch=sum(manifest.split(split).num_images for split in ("train", "val")),
     )
     sync = [] if is_synced else [sync_command(config.out)]
-    write_leaderboard(config.out, trials, sync=sync, sharing=savings.to_dict())
+    backbone = config.base.model.backbone
+    write_leaderboard(config.out, trials, backbone, sync=sync, sharing=savings.to_dict())
     record = _read_record(config)
     if (command := log_sweep(record)) is not None:
         record = replace(record, sync=[command])
@@ -285,7 +286,7 @@ def _announce(
     space = config.space
     rates = space.learning_rate_range or space.learning_rates
     axes = {
-        "freeze depth": space.freeze_depths,
+        "freeze depth": [show_frozen(config.base.model.backbone, d) for d in space.freeze_depths],
         "learning rate": rates,
         "clipnorm": space.clipnorms,
         "initialization": space.inits,
@@ -338,7 +339,7 @@ def _close(record: SweepRecord) -> dict[str, Any]:
     """Print the leaderboard, the answer and the next commands."""
     out, winner, test, verdict = record.out, record.winner, record.test, judge(record)
     print()
-    print_leaderboard(record.trials)
+    print_leaderboard(record.trials, record.base.model.backbone)
     print(f"\nAnswer:       {verdict.text}")
     print(f"Leaderboard:  {out}/leaderboard.json, leaderboard.csv")
     print(f"Review:       python -m tuning review --out {shlex.quote(out)}")

@@ -141,6 +141,11 @@ def suggest(trial: Suggester, space: SpaceConfig) -> Point:
     return {}
 
 
+def depth_of(point: Point) -> FreezeDepth:
+    depth: Any = point[FREEZE_DEPTH]
+    return depth
+
+
 def describe(point: Point) -> str:
     """Write a point in one short line: `freeze=all lr=0.001 clip=none init=imagenet`."""
     return " ".join(f"{AXES[axis]}={show(point[axis])}" for axis in AXES)

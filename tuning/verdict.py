@@ -113,11 +113,11 @@ def thawing(record: SweepRecord, depth: int) -> str:
 
 
 def depth_name(record: SweepRecord, depth: int) -> str:
-    """Name a freeze depth: `2 of 5 stages frozen`."""
+    """Name a freeze depth: `2 of 5 stages frozen, up to layer1`."""
     num_stages = len(record.stages)
     if depth in (0, num_stages):
         return "nothing frozen" if depth == 0 else f"all {num_stages} stages frozen"
-    return f"{depth} of {num_stages} stages frozen"
+    return f"{depth} of {num_stages} stages frozen, up to {record.stages[depth - 1]}"
 
 
 def _compare_in_words(record: SweepRecord, comparison: Comparison | None) -> str:

@@ -125,7 +125,8 @@ def write_sweep(
             expected=2.4, num_on_features=9, num_passes=60_000, num_computed=4_000, computed_s=40.0
         )
         results = rank(ended, epochs=epochs, class_counts=counts)
-        write_leaderboard(str(out), results, sync=[f"wandb sync {out}"], sharing=sharing.to_dict())
+        sync = [f"wandb sync {out}"]
+        write_leaderboard(str(out), results, backbone, sync=sync, sharing=sharing.to_dict())
     return str(out)
 
 

@@ -37,6 +37,20 @@ def resolve_depth(backbone: str, depth: FreezeDepth) -> int:
     return int(depth) if int(depth) >= 0 else len(names) + int(depth)
 
 
+def describe_frozen(backbone: str, depth: FreezeDepth) -> tuple[str, float]:
+    """Return the last frozen stage, or `none` or `all`, and the share of frozen stages; raises as
+    `resolve_depth`."""
+    names, number = [name for name, _ in find(backbone).stages], resolve_depth(backbone, depth)
+    last = {0: "none", len(names): "all"}.get(number) or names[number - 1]
+    return last, round(number / len(names), 3)
+
+
+def show_frozen(backbone: str, depth: FreezeDepth) -> str:
+    """Write a freeze depth as `layer3 80%`; raises as `resolve_depth`."""
+    last, share = describe_frozen(backbone, depth)
+    return f"{last} {share:.0%}"
+
+
 def count_frozen(config: ModelConfig) -> int:
     """Return the number of frozen stages; raises as `resolve_depth`."""
     return resolve_depth(config.backbone, config.freeze_depth)

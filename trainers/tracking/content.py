@@ -9,6 +9,7 @@ from cluster.provenance import find_commit
 from datasets.shards import Manifest
 from trainers import metrics
 from trainers.config import FinetuneConfig
+from trainers.networks.freezing import describe_frozen
 from trainers.run.folder import find_result
 from trainers.run.predictions import read_predictions
 from trainers.run.rows import Row, RowReader, read_rows
@@ -44,8 +45,12 @@ class RunContent:
         self._images_per_epoch = sum(manifest.split(split).num_images for split in splits)
 
     def log_start(self) -> None:
-        """Log the data set, and a sheet of augmented images."""
+        """Log the data set, how much is frozen, and a sheet of augmented images."""
         run, config = self._run, self._config
+        if not config.schedule.phases:
+            frozen = describe_frozen(config.model.backbone, config.model.freeze_depth)
+            names = (metrics.FROZEN_STAGE, metrics.FROZEN_SHARE)
+            run.summarize(dict(zip(names, frozen, strict=True)))
         run.try_to(lambda: run.use_artifact(data_artifact(config.data, self._manifest)), "data")
         if self._logged_step < 0:
             run.try_to(

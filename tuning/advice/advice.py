@@ -14,7 +14,7 @@ from trainers.config import Init
 from trainers.networks.freezing import resolve_depth
 from tuning.advice.quadrants import Quadrant, Stage
 from tuning.leaderboard import TrialResult, find_winner
-from tuning.space import FREEZE_DEPTH
+from tuning.space import depth_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,5 +147,4 @@ def score_advice(recommended: int, backbone: str, results: Sequence[TrialResult]
 
 
 def _depth(row: TrialResult, backbone: str) -> int:
-    depth: Any = row.point[FREEZE_DEPTH]
-    return resolve_depth(backbone, depth)
+    return resolve_depth(backbone, depth_of(row.point))

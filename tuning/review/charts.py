@@ -42,10 +42,10 @@ def draw_depths(record: SweepRecord) -> Chart | None:
         showlegend=len(best) > 1,
         xaxis={
             "tickvals": list(range(len(depths))),
-            "ticktext": [_depth_tick(record, depth) for depth in depths],
+            "ticktext": [short_depth(record, depth).replace(" ", "<br>") for depth in depths],
             "range": [-0.5, len(depths) - 0.5],
             "showgrid": False,
-            "title": {"text": "frozen stages, and the last of them"},
+            "title": {"text": "last frozen stage, and the share of frozen stages"},
             "tickangle": 0,
         },
         yaxis={"title": {"text": "val/top1"}, "rangemode": "tozero"},
@@ -208,9 +208,3 @@ def draw_importance(record: SweepRecord) -> Chart | None:
         header=("axis", "share"),
         table=[[name, f"{value:.3f}"] for name, value in zip(names, values, strict=True)],
     )
-
-
-def _depth_tick(record: SweepRecord, depth: int) -> str:
-    if depth in (0, len(record.stages)):
-        return f"{depth}<br>{'nothing' if depth == 0 else 'all'}"
-    return f"{depth}<br>{record.stages[depth - 1]}"

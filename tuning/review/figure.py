@@ -12,6 +12,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from trainers import metrics
+from trainers.networks.freezing import show_frozen
 from tuning.leaderboard import TrialResult
 from tuning.record import SweepRecord
 from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE, describe
@@ -124,7 +125,8 @@ def describe_trial(row: TrialResult) -> str:
 
 
 def short_depth(record: SweepRecord, depth: int) -> str:
-    return {0: "0 frozen", len(record.stages): "all frozen"}.get(depth, f"{depth} frozen")
+    """Name a freeze depth by the last frozen stage and their share: `layer3 80%`."""
+    return show_frozen(record.base.model.backbone, depth)
 
 
 def top1_of(rows: Sequence[dict[str, Any]]) -> tuple[list[int], list[float]]:

@@ -8,7 +8,7 @@ from typing import Any
 from cluster.io.statistics import Estimate, wilson
 from tuning.leaderboard import LEARNS, TrialResult
 from tuning.record import SweepRecord
-from tuning.review.figure import AXIS_NAMES, measured
+from tuning.review.figure import AXIS_NAMES, measured, short_depth
 from tuning.space import AXES, CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE, order_clipnorm, show
 from tuning.verdict import depth_name
 
@@ -22,6 +22,8 @@ class Line:
 
     row: TrialResult
     depth: int
+    frozen: str
+    """The freeze depth as `layer3 80%`."""
     interval: Estimate | None
     epochs: str
     time: str
@@ -67,6 +69,7 @@ def list_trials(record: SweepRecord) -> list[Line]:
         Line(
             row=row,
             depth=record.depth_of(row),
+            frozen=short_depth(record, record.depth_of(row)),
             interval=wilson(row.val_top1, num_images)
             if num_images and row.val_top1 is not None
             else None,

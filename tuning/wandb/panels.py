@@ -84,6 +84,13 @@ def best_by(axis: str) -> wr.BarPlot:
     )
 
 
+def best_over(name: str) -> wr.ScatterPlot:
+    """Draw the best accuracy of each trial over a number of its summary."""
+    return wr.ScatterPlot(
+        title=f"Best val/top1 over {name}", x=wr.SummaryMetric(name), y=wr.SummaryMetric(BEST)
+    )
+
+
 def best_of_all() -> wr.ScalarChart:
     """Show the best accuracy of all trials."""
     return wr.ScalarChart(title="Best val/top1", metric=BEST, groupby_aggfunc="max")

@@ -81,6 +81,7 @@ def build_sweep_review(
             _section("What decides", panels.parallel_coordinates(), panels.importance(), columns=2),
             _section(
                 "How deep to thaw",
+                panels.best_over(metrics.FROZEN_SHARE),
                 panels.best_by(FREEZE_DEPTH),
                 panels.best_by(INIT),
                 panels.best_of_all(),
@@ -118,6 +119,8 @@ def _runs(filters: str) -> ws.RunsetSettings:
             "run:displayName",
             f"summary:{panels.BEST}",
             *(f"config:{section}.value.{field}" for section, field in sections),
+            f"summary:{metrics.FROZEN_STAGE}",
+            f"summary:{metrics.FROZEN_SHARE}",
             "summary:state",
             f"summary:{EPOCH}",
             f"summary:{metrics.TOTAL_S}",
