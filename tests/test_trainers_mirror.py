@@ -92,6 +92,7 @@ def test_an_offline_run_holds_config_metrics_group_and_tags(config: FinetuneConf
     assert state["project"] == "thaw-test" and state["name"] == "trial a"
     assert state["summary"]["val/top1"]["max"] == 0.75
     assert state["summary"]["state"] == "pruned" and state["exit_code"] == 0
+    assert state["summary"]["frozen/stage"] == "none" and state["summary"]["frozen/share"] == 0
     assert run["run_group"] == "sweep" and run["job_type"] == "train"
     fingerprint = read_manifest(config.data).fingerprint
     assert {"lenet5", "he", "mine", f"data:{fingerprint[:12]}"} <= set(run["tags"])

@@ -60,6 +60,9 @@ def test_a_key_holds_all_that_decides_the_losses() -> None:
         replace(config, cluster=replace(config.cluster, num_workers=2)),
     ]
     assert {key(changed) for changed in same} == {key(config)}
+    for depth, equal in ((4, 0.75), ("all", 5), (0, -5)):  # of 5 stages
+        first, second = (ModelConfig(freeze_depth=each) for each in (depth, equal))
+        assert key(replace(config, model=first)) == key(replace(config, model=second))
     keys = {key(config), *map(key, other), key(config, "g"), key(config, "f", "t")}
     assert len(keys) == len(other) + 3
 

@@ -48,7 +48,7 @@ RECIPE is the training that every trial starts from: {", ".join(RECIPES)} (defau
 Every trial changes its freeze depth, learning rate, clipnorm and initialization:
 
   python -m tuning --data runs/cars
-  python -m tuning --data runs/cars --freeze-depths all 4 3 --learning-rates 1e-3 3e-4
+  python -m tuning --data runs/cars --freeze-depths all 0.75 layer2 --learning-rates 1e-3 3e-4
   python -m tuning --data runs/cars --backbone mobilenet_v2 --inits file he --weights FILE
   python -m tuning --data runs/cars --search optuna --learning-rate-range 1e-5 1e-2 --trials 40
 

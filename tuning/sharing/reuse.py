@@ -21,7 +21,7 @@ from cluster.io.markers import NOT_IN_KEY, leave_out, marked
 from cluster.io.records import read_record
 from cluster.io.uris import name_of
 from trainers.config import FinetuneConfig
-from trainers.networks.freezing import is_head_only
+from trainers.networks.freezing import count_frozen, is_head_only
 from trainers.run import checkpoint
 from trainers.run import predictions as val_predictions
 from trainers.run.checkpoint import TrainingProgress, prefix_uri
@@ -64,8 +64,10 @@ def result_key(config: FinetuneConfig, *, fingerprint: str, start_hash: str) -> 
         start_hash: of the tensors it starts from.
     """
     facts = leave_out(config.to_dict(), marked(FinetuneConfig, NOT_IN_KEY))
+    facts["model"]["freeze_depth"] = count_frozen(config.model)
     if is_head_only(config.model):  # no batch statistics, which are of each worker's own images
         facts["cluster"]["num_workers"] = None
+        facts["model"]["freeze_depth"] = "all"
     facts |= {"data": fingerprint, "start": start_hash, "format": FORMAT_VERSION}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
 
