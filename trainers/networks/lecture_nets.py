@@ -45,9 +45,8 @@ class NASNetMobile(nn.Module):
     """
 
     def __init__(self, num_classes: int) -> None:
-        from timm.layers.conv_bn_act import (
-            ConvNormAct,
-        )  # takes a second, which other networks don't pay
+        # timm takes a second, which other networks don't pay.
+        from timm.layers.conv_bn_act import ConvNormAct
         from timm.models.nasnet import CellStem0, CellStem1, ReductionCell0
 
         super().__init__()
