@@ -81,12 +81,13 @@ COLUMNS = {
     "gpu_ms": ("GPU ms", "{:.1f}"),
 }
 LEGEND = """\
-Two figures each: the lecture's, of Keras' weights, and Thaw's, of its own (-: none published).
+Two figures each: the lecture's, of Keras' weights, and Thaw's, of its own; -: none published, or
+not measured.
 MiB: of the weights. parameters, in millions: with BatchNorm's statistics, as Keras counts; here,
 inception_v3 has its auxiliary head. depth: for Keras activations and normalization are layers as
 well (VGG's excepted); here, convolutions and dense layers.
-ms: Keras' are of batches of 32, on 92 cores of an AMD EPYC and on an A100; here, of {batch_size},
-float32, on {device}. `--batch-size 32` compares.
+ms: Keras' are of batches of 32, on 92 cores of an AMD EPYC and on an A100; here, of batches of
+{batch_size}, float32, on {device}. `--batch-size 32` compares.
 """ + fill(
     f"Also named on the page, without figures: {', '.join(OTHERS)}; `python -m trainers zoo` lists "
     "them.",
