@@ -5,11 +5,13 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 
 import ray
+from ray._private import parameter
+from ray._private.node import Node
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +108,22 @@ def silence_driver(warn: Callable[[str], None]) -> None:
 
     if connect.__name__ != connect_silently.__name__:
         worker.print_to_stdstream, worker.connect = print_message, connect_silently
+
+
+@contextmanager
+def starting_few_processes() -> Iterator[None]:
+    """Let `ray.init` start a node without what only people outside look at, three Python processes
+    of a second of CPU each: the API server of the dashboard, the autoscaler's monitor (the node is
+    all there is) and the log monitor (no log comes to this terminal). Its agent takes any port:
+    where another Ray of the machine has the usual one, it would wait for 4 s."""
+    params, start = parameter.RayParams, Node.start_api_server
+    few: dict[str, Any] = {"no_monitor": True, "include_log_monitor": False}
+    parameter.RayParams = partial(params, **few, dashboard_agent_listen_port=0)
+    Node.start_api_server = lambda self, **options: None
+    try:
+        yield
+    finally:
+        parameter.RayParams, Node.start_api_server = params, start
 
 
 @contextmanager

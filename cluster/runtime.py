@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from cluster.io.errors import UserError
 from cluster.io.storage import JOB_ENV_VAR
 from cluster.io.terminal import is_quiet, report
 from cluster.memory_allocator import ALLOCATOR_ENV
-from cluster.ray_internals import count_cpus, silence_driver
+from cluster.ray_internals import count_cpus, silence_driver, starting_few_processes
 from cluster.session_folder import choose_session_folder, provide_token, raise_file_limit
 
 REACH_TIMEOUT_S = 5.0
@@ -120,7 +121,8 @@ def start_early(address: str | None, imports: Sequence[str] = ()) -> None:
 
     def run() -> None:
         try:
-            dashboard = _init(LOCAL, **options)
+            with nullcontext() if wants_dashboard() else starting_few_processes():
+                dashboard = _init(LOCAL, **options)
             _preload(imports)
         except BaseException as error:  # raised by `open_session`
             start.set_exception(error)

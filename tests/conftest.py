@@ -13,6 +13,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from tests.support.data import WriteData, write_shards
+from tests.support.nodes import HEAD
 
 if TYPE_CHECKING:
     from tests.support.job_server import TokenCluster
@@ -64,9 +65,8 @@ def ray_nodes() -> Iterator[Cluster]:
     nodes = Cluster(
         initialize_head=True,
         head_node_args={
-            "num_cpus": 2,
+            **HEAD,
             "include_dashboard": True,
-            "include_log_monitor": False,
             "dashboard_port": None,  # any, where another Ray of this machine has 8265
             "object_store_memory": 2**30,
             # Ray frees objects once a second: fast streams would seem to fill the store meanwhile.

@@ -15,6 +15,7 @@ from tests.chaos.checks import INTERVAL
 from tests.chaos.processes import Driver, find_free_port
 from tests.chaos.sabotage import Plan, plan_of, sabotaged_loop
 from tests.support.data import write_shards
+from tests.support.nodes import HEAD
 from trainers import launch
 from trainers.__main__ import parse
 from trainers.config import FinetuneConfig
@@ -46,7 +47,7 @@ class Arena:
         nodes = Cluster(
             initialize_head=True,
             head_node_args={
-                "num_cpus": 2,
+                **HEAD,
                 "object_store_memory": 2**29,
                 "include_dashboard": True,
                 "dashboard_port": find_free_port(),  # 8265 may be another cluster's

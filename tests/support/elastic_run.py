@@ -18,6 +18,7 @@ from ray.cluster_utils import Cluster
 
 from cluster import runtime
 from cluster.config import ClusterConfig
+from tests.support.nodes import HEAD
 from tests.support.small import small_training
 from tests.support.training import train_here, train_in_workers
 from trainers.config import FinetuneConfig, ModelConfig, OptimConfig, TrackConfig
@@ -28,7 +29,7 @@ from trainers.run.rows import read_rows
 def main(data: str, out: str, alone: str) -> None:
     nodes = Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": 2, "object_store_memory": 2**29, "include_dashboard": False},
+        head_node_args={**HEAD, "object_store_memory": 2**29},
     )
     others = [nodes.add_node(num_cpus=2, object_store_memory=2**28) for _ in range(2)]
     runtime.connect(nodes.address, quiet=True)

@@ -67,7 +67,12 @@ class TokenCluster:
         if private is not None:
             mount = f'mount -t tmpfs none {private} && exec "$@"'
             within = ["unshare", "--mount", "sh", "-c", mount, "sh"]
-        self._start([f"--address={self.address}", "--num-cpus=1"], within=within, **variables or {})
+        (agent,) = free_ports(1)
+        self._start(
+            [f"--address={self.address}", "--num-cpus=1", f"--dashboard-agent-listen-port={agent}"],
+            within=within,
+            **variables or {},
+        )
         return sorted(set(self.pids()) - before)
 
     def _start(

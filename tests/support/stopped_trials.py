@@ -15,6 +15,7 @@ from ray.cluster_utils import Cluster
 
 from cluster import runtime
 from datasets.shards import read_manifest
+from tests.support.nodes import HEAD
 from tests.support.small import living_workers, small_training
 from trainers.config import ClusterConfig, ModelConfig, TrackConfig
 from trainers.run.rows import epoch_rows
@@ -78,12 +79,7 @@ def free_cpus() -> float:
 def main(data: str, out: str, num_trials: str) -> None:
     nodes = Cluster(
         initialize_head=True,
-        head_node_args={
-            "num_cpus": 2,
-            "object_store_memory": 2**29,
-            "include_dashboard": False,
-            "include_log_monitor": False,
-        },
+        head_node_args={**HEAD, "object_store_memory": 2**29},
     )
     runtime.connect(nodes.address, quiet=True)
     freed_s = stop_trials(data, out, *(1e-3, 1e-4)[: int(num_trials)], num_workers=1)
