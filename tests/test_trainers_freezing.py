@@ -36,7 +36,14 @@ def pretrained_like(backbone: str, images_BHWC: Tensor) -> nn.Module:
 
 @pytest.mark.parametrize(
     ("backbone", "depth"),
-    [("mobilenet_v2", 0), ("mobilenet_v2", 4), ("mobilenet_v2", 7), ("resnet50", 3)],
+    [
+        ("mobilenet_v2", 0),
+        ("mobilenet_v2", 4),
+        ("mobilenet_v2", 7),
+        ("resnet50", 3),
+        ("mobilenet_v3_small", 7),
+        ("nasnet_mobile", 2),
+    ],
 )
 def test_training_changes_exactly_the_stages_that_are_not_frozen(backbone: str, depth: int):
     generator = torch.Generator().manual_seed(0)

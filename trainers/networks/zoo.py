@@ -33,9 +33,9 @@ from trainers.networks.timm_models import list_names
 
 LEGEND = """\
 MiB: all tensors, in float32. top-1, top-5: percent of ImageNet's validation images, published for
-px x px: torchvision's of its newest weights, timm's from its results-imagenet.csv. keras: top-1 of
-Keras' own weights. GFLOPs: two for each multiply-add of an image. depth: convolutions and dense
-layers on the longest path from image to logits. license: of the weights, as timm states it
+px x px: torchvision's of its newest weights, timm's from its results-imagenet.csv or README. keras:
+top-1 of Keras' own weights. GFLOPs: two for each multiply-add of an image. depth: convolutions and
+dense layers on the longest path from image to logits. license: of the weights, as timm states it
 (torchvision states none); zoo.csv has their URLs.
 ms: median inference step of {batch_size} x px x px, float32, on {device}.
 inception_v3 counts its auxiliary head."""
