@@ -55,17 +55,25 @@ def find_key(environment: Mapping[str, str] = os.environ) -> Setting | None:
         if value := environment.get(variable):
             return Setting(value, variable)
     files = [environment["NETRC"]] if environment.get("NETRC") else ["~/.netrc", "~/_netrc"]
+    server = urlsplit(find_base_url(environment))
     for name in files:
         file = os.path.expanduser(name)
         try:
-            found = netrc.netrc(file).authenticators(
-                urlsplit(find_base_url(environment)).hostname or ""
-            )
+            logins = netrc.netrc(file)
         except (OSError, netrc.NetrcParseError, UnicodeDecodeError):
             continue
+        # Today's client writes and reads HOST:PORT, older ones wrote HOST.
+        found = logins.authenticators(server.netloc) or logins.authenticators(server.hostname or "")
         if found is not None and found[2]:
             return Setting(found[2], file)
     return None
+
+
+def find_login(environment: Mapping[str, str] = os.environ) -> str | None:
+    """Return the key of a login in a file, for W&B's client, which finds none of older ones."""
+    found = find_key(environment)
+    is_login = found is not None and not found.source.startswith("WANDB_")
+    return found.value if found is not None and is_login else None
 
 
 def find_mode(environment: Mapping[str, str] = os.environ) -> Setting:

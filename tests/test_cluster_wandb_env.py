@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cluster.doctor.wandb_reach import check_wandb
-from cluster.wandb_env import CLOUD, find_base_url, find_key, find_mode, find_setting
+from cluster.wandb_env import CLOUD, find_base_url, find_key, find_login, find_mode, find_setting
 from trainers.config import FinetuneConfig, TrackConfig
 from trainers.run import rows
 from trainers.tracking.where import describe_tracking, project_of
@@ -47,6 +47,8 @@ def write_settings(file: Path, **values: str) -> None:
         ("api.wandb.ai", {"WANDB_BASE_URL": OURS}, False),
         ("wandb.example.com", {"WANDB_BASE_URL": OURS}, True),
         ("127.0.0.1", {"WANDB_BASE_URL": "http://127.0.0.1:8080/"}, True),
+        ("127.0.0.1:8080", {"WANDB_BASE_URL": "http://127.0.0.1:8080/"}, True),
+        ("127.0.0.1:8081", {"WANDB_BASE_URL": "http://127.0.0.1:8080/"}, False),
         ("other.example.com", {}, False),
     ],
 )
@@ -60,6 +62,7 @@ def test_a_login_counts(place, host, environment, found, home, monkeypatch):
         monkeypatch.setenv(name, value)
     key = find_key()
     assert (key is not None and key.value == KEY) == found
+    assert find_login() == (KEY if found else None)
     assert find_mode().value == ("online" if found else "offline")
     assert rows.find_mode(TrackConfig()) == find_mode().value
     (result,) = check_wandb()

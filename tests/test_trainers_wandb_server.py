@@ -22,7 +22,7 @@ from tests.support.small import small_training
 from tests.support.waiting import wait_until
 from tests.support.wandb_checks import check_run
 from tests.support.wandb_files import read_record
-from tests.support.wandb_server import WandbServer
+from tests.support.wandb_server import KEY, WandbServer
 from tests.test_trainers_mirror import end_of_epoch, row, write_progress, write_result
 from trainers.__main__ import main
 from trainers.config import FinetuneConfig, ModelConfig, TrackConfig
@@ -123,6 +123,27 @@ def test_an_online_run_arrives_whole(server: WandbServer, config: FinetuneConfig
     (model,) = run.outputs
     assert model.type == "model" and set(model.aliases) == {"best", "latest"}
     assert all(artifact.committed for artifact in server.artifacts)
+
+
+@pytest.mark.parametrize("with_port", [True, False], ids=["today's", "of an older client"])
+def test_a_login_in_netrc_is_used(
+    with_port: bool, server: WandbServer, config: FinetuneConfig, monkeypatch, tmp_path: Path
+) -> None:
+    """`wandb login` writes HOST:PORT today, and wrote HOST before."""
+    host = server.url.removeprefix("http://")
+    login = tmp_path / "netrc"
+    login.write_text(
+        f"machine {host if with_port else host.partition(':')[0]}\n login user\n password {KEY}\n"
+    )
+    monkeypatch.delenv("WANDB_API_KEY")
+    monkeypatch.setenv("NETRC", str(login))
+    wandb.teardown()
+    track = replace(config.track, wandb="auto")
+    _, command = train(replace(config, track=track))
+
+    assert command is None and len(server.runs) == 1
+    files = [file for file in Path(config.out).rglob("*") if file.is_file()]
+    assert files and not [file for file in files if KEY.encode() in file.read_bytes()]
 
 
 DRIVER = f"""

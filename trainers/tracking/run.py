@@ -14,6 +14,7 @@ import wandb
 from pyarrow import fs
 
 from cluster.io import storage
+from cluster.wandb_env import find_login
 from trainers.config import TrackConfig
 from trainers.metrics import EPOCH, GLOBAL_STEP, SUMMARIES
 from trainers.run.rows import find_mode
@@ -79,6 +80,7 @@ class WandbRun:
             "dir": self._folder,
             "reinit": "create_new",  # a sweep's driver keeps several runs open at once
             "settings": wandb.Settings(
+                api_key=find_login(),
                 console="off",
                 silent=True,
                 init_timeout=PATIENCE_S,

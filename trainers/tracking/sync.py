@@ -1,5 +1,6 @@
 """Uploads offline runs, and the rest of interrupted online ones, by `wandb sync`."""
 
+import os
 import shlex
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 from rich.progress import Progress
 
 from cluster.io.terminal import literal_console
-from cluster.wandb_env import find_base_url, find_key
+from cluster.wandb_env import find_base_url, find_key, find_login
 from trainers.tracking.config import SyncConfig, sync_command
 from trainers.tracking.local_runs import TrackedFolder, find_folders, local_copy
 from trainers.tracking.wandb_internals import is_synced
@@ -59,9 +60,14 @@ def sync_folders(folders: Sequence[TrackedFolder], config: SyncConfig) -> bool:
 def sync(folder: TrackedFolder) -> str | None:
     """Upload a run; return W&B's reason where it did not take all of it, else None."""
     missing = folder.missing
+    login = {"WANDB_API_KEY": key} if (key := find_login()) is not None else {}
     with tempfile.TemporaryDirectory() as scratch:  # wandb writes a log into its working directory
         done = subprocess.run(
-            [WANDB, *sync_arguments(folder)], cwd=scratch, capture_output=True, text=True
+            [WANDB, *sync_arguments(folder)],
+            cwd=scratch,
+            env={**os.environ, **login},
+            capture_output=True,
+            text=True,
         )
     # Its exit code is 0 also where the server refused the key.
     if all(is_synced(session) for session in missing):
