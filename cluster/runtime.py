@@ -23,6 +23,7 @@ from cluster.io.errors import UserError
 from cluster.io.storage import JOB_ENV_VAR
 from cluster.io.terminal import is_quiet, report
 from cluster.memory_allocator import ALLOCATOR_ENV
+from cluster.memory_watch import watch_memory
 from cluster.ray_internals import count_cpus, silence_driver, starting_few_processes
 from cluster.session_folder import choose_session_folder, provide_token, raise_file_limit
 
@@ -201,6 +202,7 @@ def open_session(address: str | None = None) -> str | None:
         start, _start = _start, None
         assert start is not None
         dashboard, _started_here = start.result(), True
+        watch_memory(partial(report, warning=True))
         _handle_sigterm()  # again: Ray's core has set its own
         return dashboard
     os.environ.update({**WORKER_ENV, **DRIVER_ENV, **os.environ})  # what the user set, wins

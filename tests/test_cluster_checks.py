@@ -1,6 +1,7 @@
 """What answers of nodes mean: tables of answers, and what is made of them."""
 
 import io
+import queue
 import resource
 import socket
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cluster import memory_watch
 from cluster.doctor import checks, machine, probes
 from cluster.doctor.nodes import Node, ProbeError
 from cluster.doctor.pair import choose_pair
@@ -79,6 +81,15 @@ def test_what_variables_do_to_a_machine(environment, level, words, tmp_path, mon
     found = machine.judge_machine({"a": problems}, started_here=False)
     assert [finding.level for finding in found] == [level or "ok"]
     assert words in found[0].text and "secret" not in str(found)
+
+
+def test_memory_is_watched(monkeypatch) -> None:
+    shares, said = iter([0.97, 0.5, 0.96, 0.98]), queue.Queue[str]()
+    monkeypatch.setattr(memory_watch, "find_memory_share", lambda: next(shares))
+    monkeypatch.setattr(memory_watch, "CHECK_EVERY_S", 0.01)
+    memory_watch.watch_memory(said.put)
+    assert said.get(timeout=5).startswith("98% of this machine's memory is used, and Ray kills")
+    assert next(shares, None) is None and said.empty()
 
 
 def test_limits_of_a_machine(tmp_path, monkeypatch) -> None:

@@ -113,3 +113,5 @@ def test_a_job_says_what_is_wrong(machine: str, folder: Path) -> None:
     assert f"error: {sentence}" in ran.stderr and "Traceback" not in ran.stdout + ran.stderr
     found = [line for line in Path(folder, "out/doctor").read_text().splitlines() if "fail" in line]
     assert any(words in found[0] for words in (sentence, "Ray kills tasks from 1%")), found
+    if "memory" in machine:
+        assert "memory is used, and Ray kills and repeats tasks from 1%" in ran.stdout

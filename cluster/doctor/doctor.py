@@ -92,6 +92,9 @@ def examine(config: DoctorConfig) -> Iterator[CheckResult]:
         yield fail("cluster", text, remedy)
         return
     nodes = find_nodes()
+    started_here = runtime.find_resources().started_here
+    if started_here:  # before any task, as Ray may kill it
+        yield from judge_machine({nodes[0].name: find_machine_problems()}, started_here)
     num_dead = len(ray.nodes()) - len(nodes)
     with NodeProbes(nodes, config.timeout_s) as probes_of_nodes:
         ready = probes_of_nodes.ask(probes.read_clock).answers()
@@ -100,7 +103,7 @@ def examine(config: DoctorConfig) -> Iterator[CheckResult]:
             [name for name, answer in ready.items() if isinstance(answer, ProbeError)]
         )
         if probes_of_nodes.nodes:
-            yield from _examine_nodes(probes_of_nodes, config, out, data)
+            yield from _examine_nodes(probes_of_nodes, config, out, data, not started_here)
     yield from check_wandb()
 
 
@@ -109,13 +112,14 @@ def _examine_nodes(
     config: DoctorConfig,
     out: str | None,
     data: str | None,
+    asks_machine: bool,
 ) -> Iterator[CheckResult]:
     nodes = probes_of_nodes.nodes
     yield from judge_clock(
         _measure_clocks(probes_of_nodes)
     )  # first: the others keep the nodes busy
     clocks = probes_of_nodes.ask(read_clock_lead).answers()
-    machine = probes_of_nodes.ask(find_machine_problems)
+    machine = probes_of_nodes.ask(find_machine_problems) if asks_machine else None
     versions = probes_of_nodes.ask(probes.find_versions)
     space = probes_of_nodes.ask(probes.find_space)
     decoders = probes_of_nodes.ask(probes.find_broken_decoders)
@@ -123,7 +127,8 @@ def _examine_nodes(
     foreign = probes_of_nodes.ask(probes.find_datasets)
     auth = probes_of_nodes.ask(probes.find_auth_mode)
     fingerprints = ask_data(probes_of_nodes, data) if data else None
-    yield from judge_machine(machine.answers(), runtime.find_resources().started_here)
+    if machine is not None:
+        yield from judge_machine(machine.answers(), False)
     yield from judge_versions(versions.answers(), probes.find_versions())
     yield from judge_space(space.answers(), nodes)
     yield from judge_decoders(decoders.answers())

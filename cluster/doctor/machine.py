@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from cluster.doctor.checks import LOOK_AT_NODE, separate
 from cluster.doctor.nodes import Replies
 from cluster.doctor.results import CheckResult, Level, fail, group, ok, warn
+from cluster.memory_watch import find_kill_share
 from cluster.ray_internals import find_memory_share, find_session_folder
 from cluster.session_folder import FEW_FILES, find_session_problem
 
@@ -19,8 +20,8 @@ PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 PROXY_TIMEOUT_S = 3.0
 CACHES = {"TORCH_HOME": "~/.cache/torch", "HF_HOME": "~/.cache/huggingface"}
 """Where downloaded weights are kept, by the variable that sets another folder."""
-MEMORY_THRESHOLD, LITTLE_MEMORY = 0.95, 0.1
-"""Ray's default share of memory above which it kills tasks; a share that is soon used."""
+LITTLE_MEMORY = 0.1
+"""A share of the memory that is soon used."""
 JUMP_S = 2.0
 
 Problem = tuple[Level, str, str]
@@ -53,13 +54,7 @@ def _find_unresolved_name() -> Problem | None:
 
 
 def _find_little_memory(environment: Mapping[str, str]) -> Problem | None:
-    used = find_memory_share()
-    try:
-        threshold = float(environment.get("RAY_memory_usage_threshold") or MEMORY_THRESHOLD)
-    except ValueError:
-        return None  # Ray refuses it by name
-    if environment.get("RAY_memory_monitor_refresh_ms") == "0":
-        return None  # Ray kills none
+    used, threshold = find_memory_share(), find_kill_share(environment)
     if used <= threshold - LITTLE_MEMORY and threshold > LITTLE_MEMORY:
         return None
     level: Level = "fail" if used >= threshold else "warn"
