@@ -22,6 +22,8 @@ from trainers.config import (
 from trainers.networks.initializers import pretrained_available
 from trainers.run.folder import read_result
 from tuning.config import DemoConfig, SpaceConfig, TuningConfig
+from tuning.review.config import ReviewConfig
+from tuning.review.review import run_review
 from tuning.run import tune_sweep
 
 # ResNet50 at 64 px on two cores, images/s: 210 forward, 55 trained whole in one process, 35 by DDP.
@@ -50,7 +52,8 @@ DEMO_GROUP = "demo"
 
 
 def run_demo(config: DemoConfig) -> dict[str, Any]:
-    """Prepare, pretrain where ImageNet weights are not available, and sweep; return the answer.
+    """Prepare, pretrain where ImageNet weights are not available, sweep, and write the review page;
+    return the answer.
 
     Raises:
         UserError: where the given weights are missing.
@@ -76,15 +79,16 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
         )
         base = replace(base, model=replace(base.model, init="file", weights=weights))
         space = replace(space, inits=("file", *RANDOM_INITS))
-    return tune_sweep(
-        TuningConfig(
-            base=base,
-            space=space,
-            out=storage.join(out, "sweep"),
-            trials=NUM_TRIALS,
-            seed=SWEEP_SEED,
-        )
+    sweep = TuningConfig(
+        base=base,
+        space=space,
+        out=storage.join(out, "sweep"),
+        trials=NUM_TRIALS,
+        seed=SWEEP_SEED,
     )
+    answer = tune_sweep(sweep)
+    run_review(ReviewConfig(out=sweep.out))
+    return answer
 
 
 def _prepare(cars: SyntheticConfig, uri: str) -> str:
