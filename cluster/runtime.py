@@ -256,12 +256,11 @@ def refuse_foreign_datasets() -> None:
     Raises:
         UserError: where it is not.
     """
-    places: dict[str, Callable[[], str | None]] = {
-        "this process": find_foreign_datasets,
-        "a Ray worker": lambda: ray.get(
+    places: dict[str, Callable[[], str | None]] = {"this process": find_foreign_datasets}
+    if not _started_here:  # workers of a cluster of this process search its paths
+        places["a Ray worker"] = lambda: ray.get(
             ray.remote(num_cpus=0)(find_foreign_datasets).remote()  # pyright: ignore
-        ),
-    }
+        )
     for place, find in places.items():
         foreign = find()
         if foreign is not None:
