@@ -50,4 +50,4 @@ def test_every_metric_is_named_once_as_phase_and_quantity():
     ]
     assert len(names) == len(set(names)) == 27
     phases = {name.partition("/")[0] for name in names if "/" in name}
-    assert phases == {"train", "val", "test", "optim", "clip", "time", "ingest"}
+    assert phases == {"train", "val", "test", "optim", "clip", "time", "ingest", "frozen"}
