@@ -5,6 +5,7 @@ python -m tests.support.secrets_run FOLDER
 
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 import ray
@@ -16,8 +17,9 @@ import trainers.__main__ as trainers_main
 import tuning.__main__ as tuning_main
 from cluster.config import ClusterConfig
 from tests.support.small import small_training
-from tests.support.training import train_in_workers
+from trainers import launch
 from trainers.config import ModelConfig
+from trainers.prepare import prepare_run
 
 SMALL = ("--policy", "light", "--size-px", "32", "--backbone", "lenet5", "--wandb", "offline",
          "--epochs", "1", "--global-batch-size", "8")  # fmt: skip
@@ -38,14 +40,12 @@ def main(folder: str) -> None:
     tuning_main.main(
         ["scratch", "--data", data, "--out", f"{out}/sweep", *SMALL, *space, "--trials", "2"]
     )
-    crash = small_training(
-        data,
-        f"{out}/crash",
-        model=ModelConfig(backbone="no_such_network", init="he"),
-        cluster=ClusterConfig(num_workers=2, max_failures=0),
-    )
+    lenet5 = ModelConfig(backbone="lenet5", init="he")
+    cluster = ClusterConfig(num_workers=2, max_failures=0)
+    run = prepare_run(small_training(data, f"{out}/crash", model=lenet5, cluster=cluster))
+    unknown = replace(lenet5, backbone="no_such_network")  # `prepare_run` would refuse it
     try:
-        train_in_workers(crash)
+        launch.fit(replace(run, config=replace(run.config, model=unknown)))
     except ValueError as error:
         traceback.print_exc()
         if not isinstance(error.__cause__, ray.train.TrainingFailedError):
