@@ -10,6 +10,7 @@ from cluster.io import storage
 from cluster.io.errors import StorageError, UserError
 from cluster.io.fields import take_object
 from cluster.io.records import read_object
+from cluster.io.uris import parent_of
 
 SHARE = (
     "use storage that every node mounts at the same path, or a bucket such as s3://bucket/folder"
@@ -80,7 +81,10 @@ class Unread:
 
 
 def _write(uri: str, content: str) -> None:
-    storage.write_bytes(uri, content.encode())
+    try:
+        storage.write_bytes(uri, content.encode())
+    except StorageError as error:  # in the same words on every node, for `group`
+        raise StorageError(str(error).replace(uri, parent_of(uri))) from None
 
 
 def _read(uri: str) -> str:
