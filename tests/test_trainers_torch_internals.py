@@ -10,12 +10,16 @@ import sys
 import torch
 from torch import distributed, nn
 from trainers import loop, state
+from trainers.config import LossConfig
+from trainers.mixing import build_mix
 from trainers.networks.backbones import on_meta, require_size
 from trainers.networks.measure import count_flops
 from trainers.networks.torch_internals import keep_methods_as_they_are, without_compiler
 
 require_size("resnet50", 224)
 count_flops(on_meta("resnet50", 10), 224)
+mix = build_mix(LossConfig(mixup_alpha=0.1, cutmix_alpha=0.1), 3)
+mix(torch.ones(2, 3, 8, 8), torch.tensor([0, 2]))
 keep_methods_as_they_are()
 distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
 with without_compiler():

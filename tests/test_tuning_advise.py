@@ -338,37 +338,49 @@ def test_the_front_has_networks_that_no_other_dominates() -> None:
     assert [row.name for row in rows if row.on_front] == ["best", "middle", "fast"]
 
 
+@pytest.fixture
+def passes_run(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The number of networks and of images of each pass."""
+    found: list[tuple[int, int]] = []
+
+    def run_pass(networks: Any, *arguments: Any, **options: Any) -> Any:
+        built = run_pass_(networks, *arguments, **options)
+        found.append((len(networks), built.num_images))
+        return built
+
+    run_pass_ = passes.run_pass
+    monkeypatch.setattr(passes, "run_pass", run_pass)
+    return found
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> str:
+    torch.manual_seed(0)
+    torch.save(build("lenet5", 3).state_dict(), tmp_path / "lenet5.pth")
+    return str(tmp_path / "lenet5.pth")
+
+
 @pytest.mark.ray
 def test_networks_are_compared_in_one_pass(
     ray_cluster: str,
     easy_data: str,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    weights: str,
+    passes_run: list[tuple[int, int]],
     one_thread: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    torch.manual_seed(0)
-    torch.save(build("lenet5", 3).state_dict(), tmp_path / "lenet5.pth")
-    passes_seen: list[tuple[int, int]] = []
-
-    def run_pass(networks: Any, *arguments: Any, **options: Any) -> Any:
-        built = run_pass_(networks, *arguments, **options)
-        passes_seen.append((len(networks), built.num_images))
-        return built
-
-    run_pass_ = passes.run_pass
-    monkeypatch.setattr(passes, "run_pass", run_pass)
     out = tmp_path / "advice"
     config = AdviseConfig(
         data=easy_data,
         out=str(out),
-        backbones=(f"lenet5={tmp_path}/lenet5.pth@half", "lenet5=zeros"),
+        backbones=(f"lenet5={weights}@half", "lenet5=zeros"),
         size_px=32,
     )
     values = run_advise(config)
     run_advise(replace(config, backbones=(*config.backbones, "lenet5=he")))
 
-    assert passes_seen == [(2, 48 + 17), (1, 48 + 17)]
+    assert passes_run == [(2, 48 + 17), (1, 48 + 17)]
     first, last = values["networks"]
     assert (first["name"], last["name"], last["init"]) == ("lenet5", "lenet5-2", "zeros")
     assert first["top1"] > last["top1"] and last["p_best"] < 0.05
@@ -387,33 +399,23 @@ def test_stages_are_probed_on_the_users_images_in_one_pass_that_is_kept(
     ray_cluster: str,
     easy_data: str,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    weights: str,
+    passes_run: list[tuple[int, int]],
     one_thread: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    torch.manual_seed(0)
-    torch.save(build("lenet5", 3).state_dict(), tmp_path / "lenet5.pth")
-    computed: list[int] = []
-
-    def run_pass(*arguments: Any, **options: Any) -> Any:
-        built = run_pass_(*arguments, **options)
-        computed.append(built.num_images)
-        return built
-
-    run_pass_ = passes.run_pass
-    monkeypatch.setattr(passes, "run_pass", run_pass)
     config = AdviseConfig(
         data=easy_data,
         out=str(tmp_path / "advice"),
         backbone="lenet5",
         init="file",
-        weights=str(tmp_path / "lenet5.pth"),
+        weights=weights,
         size_px=32,
         little_per_class=10,
     )
     values = run_advise(config)
     assert run_advise(config) == values
-    assert computed == [48 + 17]
+    assert passes_run == [(1, 48 + 17)]
 
     assert (tmp_path / "advice" / "advice.png").read_bytes().startswith(b"\x89PNG")
     found = read_advice(config.out)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from datasets.plan import IGNORE_INDEX
 from trainers.config import LossConfig
+from trainers.networks.torch_internals import without_compiler
 
 
 def build_mix(
@@ -22,7 +23,8 @@ def build_mix(
     """
     if not config.mixup_alpha and not config.cutmix_alpha:
         return None
-    from torchvision.transforms import v2  # imports torch's compiler
+    with without_compiler():
+        from torchvision.transforms import v2
 
     blends = [
         blend(alpha=alpha, num_classes=num_classes)

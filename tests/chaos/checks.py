@@ -1,6 +1,5 @@
 """What a run must look like after a fault, and what it cost."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import safetensors.torch
 import torch
 
 from tests.chaos.sabotage import steps_taken
+from tests.support.waiting import comes
 from trainers.run import checkpoint
 from trainers.run.rows import read_rows
 
@@ -28,10 +28,7 @@ def ensure(condition: object, why: str) -> None:
 
 
 def wait_until(condition: Callable[[], object], what: str, timeout_s: float = TIMEOUT_S) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        ensure(time.monotonic() < deadline_s, f"{what} never came")
-        time.sleep(0.02)
+    ensure(comes(condition, timeout_s), f"{what} never came")
 
 
 def ensure_same(run: str | Path, straight: str, *, rel: float = 0.0) -> None:

@@ -4,8 +4,15 @@ import time
 from collections.abc import Callable
 
 
-def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 60) -> None:
+def comes(condition: Callable[[], object], timeout_s: float) -> bool:
+    """Wait until a condition holds; return whether it did within the time."""
     deadline_s = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline_s, f"{what}: never came"
-        time.sleep(0.05)
+        if time.monotonic() >= deadline_s:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 60) -> None:
+    assert comes(condition, timeout_s), f"{what}: never came"

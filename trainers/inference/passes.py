@@ -118,27 +118,17 @@ def compute_features(
         if lacking:  # else no actor loads this network
             networks.append((network, of_network))
             missing += lacking
-    if networks:
-        _compute(networks, missing, manifest, plan, cache)
-    else:
-        report(f"Features are in the cache: {cache}")
-    return features
-
-
-def _compute(
-    networks: Sequence[tuple[FrozenNetwork, Sequence[int]]],
-    entries: Sequence[Entry],
-    manifest: Manifest,
-    plan: WorkerPlan,
-    cache: str,
-) -> None:
-    built = run_pass(networks, entries, manifest=manifest, plan=plan)
+    built = run_pass(networks, missing, manifest=manifest, plan=plan) if networks else Built()
     if built.problems:
         weights = ", ".join(str(network.config.model.weights) for network, _ in networks)
         raise UserError(f"model.weights is {weights!r}: {built.problems[0]}; use other weights")
-    rate = built.num_images / built.seconds
-    through = "the network" if len(networks) == 1 else f"{len(networks)} networks"
-    report(f"{built.num_images} images through {through}: {rate:.0f} images/s -> {cache}")
+    if built.num_images:
+        rate = built.num_images / built.seconds
+        through = "the network" if len(networks) == 1 else f"{len(networks)} networks"
+        report(f"{built.num_images} images through {through}: {rate:.0f} images/s -> {cache}")
+    else:
+        report(f"Features are in the cache: {cache}")
+    return features
 
 
 def _load(entry: Entry) -> FeatureArrays:

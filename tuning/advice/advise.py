@@ -10,7 +10,6 @@ OUT/backbones.json   the ranking
 """
 
 import json
-import shlex
 from dataclasses import replace
 from statistics import median
 from typing import Any
@@ -29,6 +28,7 @@ from tuning.advice.candidates import plan_candidates
 from tuning.advice.compare import compare
 from tuning.advice.config import AdviseConfig
 from tuning.advice.picture import draw_advice
+from tuning.advice.printing import print_advice
 from tuning.advice.quadrants import find_quadrant
 from tuning.advice.stages import collect, probe_stages
 
@@ -91,46 +91,3 @@ def _advise(
     values = json.dumps(advice.to_dict(), indent=1).encode()
     storage.write_bytes(advice_uri(training.out), values)
     return advice, correct_N
-
-
-def print_advice(advice: Advice, manifest: Manifest, out: str) -> None:
-    """Print a row per stage, the quadrant and the recommendation.
-
-    Args:
-        out: URI of the folder with the advice.
-    """
-    num_train, num_val = (manifest.split(split).num_images for split in ("train", "val"))
-    fold = f" (fold {advice.fold} of {len(manifest.folds)})" if manifest.folds else ""
-    print(
-        f"\nLinear classifiers on the frozen stages of {advice.backbone} ({advice.init}), trained "
-        f"on {num_train} and validated on {num_val} images{fold} of {len(manifest.classes)} "
-        "classes\n"
-    )
-    quadrant = advice.verdict
-    _print_row("stage", "depth", "features", "val/top1", "95 percent")
-    for stage in advice.stages:
-        _print_row(
-            stage.name,
-            str(stage.depth),
-            str(stage.num_features),
-            f"{stage.top1:.3f}",
-            f"{stage.low:.3f}-{stage.high:.3f}",
-        )
-    _print_row("chance", "", "", f"{quadrant.chance:.3f}")
-    data, task = quadrant.describe()
-    first, *others = quadrant.freeze_depths
-    name = advice.stages[first - 1].name if first else "nothing"
-    print(f"\nData:     {data}")
-    print(f"Task:     {task}")
-    print(
-        f"Advice:   {quadrant.advice}: freeze depth {first} of {len(advice.stages)} (up to {name})"
-    )
-    print(f"Compare:  freeze depths {' and '.join(map(str, others))}; the sweep tests the advice")
-    print(f"Written:  {out}/advice.json, advice.png")
-    print(f"Sweep it: {shlex.join(['python', '-m', 'tuning', '--from-advice', out])}")
-
-
-def _print_row(stage: str, *cells: str) -> None:
-    widths = (7, 10, 10, 13)
-    line = "".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=False))
-    print(f"{stage:<10}{line}".rstrip())

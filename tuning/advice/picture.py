@@ -21,10 +21,14 @@ DECADES = 1.5
 def draw_advice(advice: Advice) -> bytes:
     """Return a PNG."""
     figure = Figure(figsize=(11, 4.6), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
     _draw_probes(left, advice)
     _draw_quadrants(right, advice.verdict)
+    return to_png(figure)
+
+
+def to_png(figure: Figure) -> bytes:
+    FigureCanvasAgg(figure)
     content = io.BytesIO()
     figure.savefig(content, format="png")
     return content.getvalue()

@@ -87,6 +87,11 @@ class Quadrant:
         ]
 
 
+def find_best(stages: Sequence[Stage]) -> Stage:
+    """Return the stage with the most accurate classifier; of equals, the last."""
+    return max(stages, key=lambda stage: (stage.top1, stage.depth))
+
+
 def find_quadrant(
     stages: Sequence[Stage], *, chance: float, images_per_class: float, little_per_class: int
 ) -> Quadrant:
@@ -111,7 +116,7 @@ def find_quadrant(
         len(stages),
         is_little=quadrant.is_little,
         is_similar=quadrant.is_similar,
-        best_depth=max(stages, key=lambda stage: (stage.top1, stage.depth)).depth,
+        best_depth=find_best(stages).depth,
     )
     return replace(quadrant, freeze_depths=with_neighbours(depth, len(stages)))
 

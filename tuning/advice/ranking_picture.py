@@ -1,20 +1,17 @@
 """Networks as a picture: accuracy against the cost of an image."""
 
-import io
 from collections.abc import Sequence
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from tuning.advice.picture import ACCENT, GRAY, INK, clean
+from tuning.advice.picture import ACCENT, GRAY, INK, clean, to_png
 from tuning.advice.ranking import Ranked
 
 
 def draw_ranking(rows: Sequence[Ranked]) -> bytes:
     """Return a PNG of networks in the order of the ranking."""
     figure = Figure(figsize=(9, 5), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     front = [row for row in rows if row.on_front]
     axes.step(
@@ -55,6 +52,4 @@ def draw_ranking(rows: Sequence[Ranked]) -> bytes:
     axes.legend(loc="lower right", frameon=False, fontsize=8)
     axes.grid(axis="y", color=GRAY)
     clean(axes)
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    return content.getvalue()
+    return to_png(figure)

@@ -19,7 +19,7 @@ from trainers.config import FinetuneConfig
 from trainers.inference.passes import Features, compute_features
 from trainers.inference.probe import fit_probe, predict
 from trainers.networks.backbones import find
-from tuning.advice.quadrants import Stage
+from tuning.advice.quadrants import Stage, find_best
 
 logger = logging.getLogger(__name__)
 
@@ -96,5 +96,4 @@ def probe_stages(backbone: str, features: Features) -> tuple[tuple[Stage, ...], 
                 p_better=mcnemar(*count_discordant(correct_N, last_N), "greater"),
             )
         )
-    best = max(stages, key=lambda stage: (stage.top1, stage.depth))
-    return tuple(stages), probes[best.depth - 1][1]
+    return tuple(stages), probes[find_best(stages).depth - 1][1]
