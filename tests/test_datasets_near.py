@@ -127,4 +127,64 @@ def test_copies_of_the_same_pixels_are_no_near_duplicates():
     read = {0: thumbnail, 1: thumbnail, 2: other}
     found = find_pairs([hashes, hashes, changed], [7, 7, 8], lambda indices: read)
     assert [pair[:2] for pair in found] == [(0, 2)]
-    assert correlate(thumbnail, thumbnail) == pytest.approx(1, abs=1e-5)
+    assert correlate(np.array([[0, 1]]), read) == pytest.approx(1, abs=1e-5)
+
+
+def correlate_by_definition(one: bytes, other: bytes) -> float:
+    """The largest correlation of one image with each crop of the other, as OpenCV crops."""
+    size = near.THUMBNAIL_PX
+    crops = [(1.0, 1.0, 0.0, 0.0)]
+    for scale in (0.97, 0.94, 0.91, 0.88):
+        offsets = np.linspace(0, 1 - scale, 3)
+        crops += [(scale, scale, x, y) for x in offsets for y in offsets]
+    for scale in (0.96, 0.92):
+        crops += [(scale, 1.0, x, 0.0) for x in (0, 1 - scale)]
+        crops += [(1.0, scale, 0.0, y) for y in (0, 1 - scale)]
+
+    def list_views(image_SS: np.ndarray) -> np.ndarray:
+        return np.array([
+            cv2.warpAffine(
+                image_SS,
+                np.array([[w, 0, x * size + w / 2 - 0.5], [0, h, y * size + h / 2 - 0.5]]),
+                (size, size),
+                flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+                borderMode=cv2.BORDER_REPLICATE,
+            ).ravel()
+            for w, h, x, y in crops
+        ])  # fmt: skip
+
+    one_SS, other_SS = (np.frombuffer(t, np.uint8).reshape(size, size) for t in (one, other))
+    mirrored_SS = np.ascontiguousarray(other_SS[:, ::-1])
+    sides = ((one_SS, other_SS), (one_SS, mirrored_SS), (other_SS, one_SS), (mirrored_SS, one_SS))
+    best = 0.0
+    for fixed_SS, moved_SS in sides:
+        for view in list_views(moved_SS):
+            a, b = fixed_SS.ravel() - fixed_SS.mean(), view - view.mean()
+            best = max(best, (a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
+    return best
+
+
+@pytest.mark.shared
+def test_pairs_of_real_photographs_are_those_of_the_definition(shared_dir):
+    """Photographs of cars, changed in each way, and with blends on both sides of the bound."""
+    files = sorted((shared_dir / "cars/train").rglob("*.jpg"))[::45]
+    images = [np.array(Image.open(file).convert("RGB")) for file in files]
+    images += [change(image) for change in CHANGES.values() for image in images]
+    hashes, thumbnails = zip(*(hash_image(np.ascontiguousarray(i)) for i in images), strict=True)
+    candidates = find_candidates(
+        np.frombuffer(b"".join(hashes), np.uint64).reshape(len(images), -1)
+    )
+    candidates = candidates[:: -(-len(candidates) // 200)]
+    greys = [np.frombuffer(thumbnail, np.uint8) for thumbnail in thumbnails[: len(files)]]
+    for share in (0.25, 0.35, 0.45):
+        pairs = [*zip(greys, [*greys[1:], greys[0]], strict=True)]
+        blends = [((1 - share) * one + share * other).round() for one, other in pairs]
+        thumbnails += tuple(blend.astype(np.uint8).tobytes() for blend in blends)
+    with_blends = [[i % len(files), i] for i in range(len(images), len(thumbnails))]
+    pairs = np.concatenate([candidates, with_blends])
+    expected = np.array([correlate_by_definition(*(thumbnails[i] for i in p)) for p in pairs])
+    found = correlate(pairs, dict(enumerate(thumbnails)))
+    np.testing.assert_allclose(found, expected, atol=5e-4)
+    is_near = expected >= near.MIN_CORRELATION
+    np.testing.assert_array_equal(found >= near.MIN_CORRELATION, is_near)
+    assert 100 < is_near.sum() < len(pairs) - 20 and (abs(expected - 0.93) < 0.02).sum() > 10

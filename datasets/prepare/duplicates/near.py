@@ -5,11 +5,12 @@ here of 15 windows of the image: the whole, and crops by 5 and 10 percent. Mirro
 of odd horizontal frequencies, so a mirrored image needs no hash of its own. Pairs whose hashes
 differ in few bits are candidates; the correlation of small aligned copies decides.
 
-N images, W windows, S side of a grey copy in pixels.
+N images, W windows, C crops, P partners of an image, S side of a grey copy in pixels.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -32,7 +33,7 @@ _WINDOWS = (
 NUM_WINDOWS = len(_WINDOWS)
 MAX_BUCKET, MAX_COMPARED = 64, 20_000
 """Bounds for many images of one scene, such as a video's: hashes that one is compared with in each
-part, and pairs whose pixels are compared (1.5 ms each)."""
+part, and pairs whose pixels are compared (0.2 ms each)."""
 _CHUNK = 2**22
 logger = logging.getLogger(__name__)
 
@@ -128,8 +129,9 @@ def _expand(
         begin = end
 
 
-def _list_crops() -> np.ndarray:
-    """Return affine maps of thumbnails, `[C, 2, 3]`, that crop by up to 12 percent."""
+def _list_crops() -> tuple[np.ndarray, np.ndarray]:
+    """Return crops by up to 12 percent, enlarged to S pixels: matrices of rows and of columns, each
+    `[C, S, S]`. Every crop has its mirror image among them."""
     crops = [(1.0, 1.0, 0.0, 0.0)]
     for scale in (0.97, 0.94, 0.91, 0.88):
         offsets = np.linspace(0, 1 - scale, 3)
@@ -137,34 +139,41 @@ def _list_crops() -> np.ndarray:
     for scale in (0.96, 0.92):
         crops += [(scale, 1.0, x, 0.0) for x in (0, 1 - scale)]
         crops += [(1.0, scale, 0.0, y) for y in (0, 1 - scale)]
+    rows = [_interpolate(height, y) for _, height, _, y in crops]
+    columns = [_interpolate(width, x).T for width, _, x, _ in crops]
+    return np.array(rows), np.array(columns)
+
+
+def _interpolate(scale: float, offset: float) -> np.ndarray:
+    """Return the matrix that enlarges a part of S pixels to all of them, linearly."""
     size = THUMBNAIL_PX
-    return np.array(
-        [[[w, 0, x * size + w / 2 - 0.5], [0, h, y * size + h / 2 - 0.5]] for w, h, x, y in crops],
-        np.float32,
-    )
+    at = (np.arange(size) + 0.5) * scale + offset * size - 0.5
+    distance = abs(at.clip(0, size - 1)[:, None] - np.arange(size))
+    return (1 - distance).clip(0).astype(np.float32)
 
 
-_CROPS = _list_crops()
+_ROWS_CSS, _COLUMNS_CSS = _list_crops()
 
 
-def correlate(one: bytes, other: bytes) -> float:
-    """Return the largest correlation of two thumbnails, one mirrored or cropped a little."""
-    shape = (THUMBNAIL_PX, THUMBNAIL_PX)
-    one_SS, other_SS = (np.frombuffer(t, np.uint8).reshape(shape) for t in (one, other))
-    mirrored_SS = np.ascontiguousarray(other_SS[:, ::-1])
-    best = 0.0
-    for fixed, moved in (
-        (one_SS, other_SS),
-        (one_SS, mirrored_SS),
-        (other_SS, one_SS),
-        (mirrored_SS, one_SS),
-    ):
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        views = [
-            cv2.warpAffine(moved, crop, shape, flags=flags, borderMode=cv2.BORDER_REPLICATE)
-            for crop in _CROPS
-        ]
-        best = max(best, float((_unit(np.array(views)) @ _unit(fixed[None])[0]).max()))
+def correlate(pairs: np.ndarray, thumbnails: Mapping[int, bytes]) -> np.ndarray:
+    """Return the largest correlation of each pair, one image mirrored or cropped a little.
+
+    The crops of an image are made once, and compared with all images that it is paired with.
+    """
+    best = np.zeros(len(pairs))
+    images, owners = np.unique(pairs.T, return_inverse=True)  # all first, then all second images
+    owners = owners.ravel()
+    partners, order = np.roll(owners, len(pairs)), np.argsort(owners, kind="stable")
+    grey_NSS = np.array([np.frombuffer(thumbnails[int(i)], np.uint8) for i in images])
+    grey_NSS = grey_NSS.reshape(-1, THUMBNAIL_PX, THUMBNAIL_PX)
+    starts = np.searchsorted(owners[order], np.arange(len(images) + 1))
+    for image, (start, end) in enumerate(pairwise(starts)):
+        rows = order[start:end]
+        crops_CSS = np.rint(_ROWS_CSS @ grey_NSS[image].astype(np.float32) @ _COLUMNS_CSS)
+        others_PSS = grey_NSS[partners[rows]]
+        fixed = _unit(np.concatenate([others_PSS, others_PSS[..., ::-1]]))
+        scores = (_unit(crops_CSS) @ fixed.T).max(0).reshape(2, -1).max(0)
+        np.maximum.at(best, rows % len(pairs), scores)
     return best
 
 
@@ -197,10 +206,10 @@ def find_pairs(
         )
         bits = count_bits(hashes_NW, candidates)
         candidates = candidates[np.argsort(bits, kind="stable")[:MAX_COMPARED]]
-    thumbnails = read_thumbnails(np.unique(candidates))
-    pairs = [
-        (int(min(one, other)), int(max(one, other)), correlate(thumbnails[one], thumbnails[other]))
-        for one, other in candidates
+    scores = correlate(candidates, read_thumbnails(np.unique(candidates)))
+    near = [
+        (int(min(pair)), int(max(pair)), float(score))
+        for pair, score in zip(candidates, scores, strict=True)
+        if score >= MIN_CORRELATION
     ]
-    near = [pair for pair in pairs if pair[2] >= MIN_CORRELATION]
     return sorted(near, key=lambda pair: (-pair[2], pair[0], pair[1]))
