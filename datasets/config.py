@@ -300,14 +300,15 @@ class AuditConfig:
       python -m datasets audit --data runs/cars
 
     `python -m trainers audit` does all of this, and finds label errors, images of other things and
-    splits that differ, by the features of a pretrained network. Of a data set with folds, val is
-    fold 0.
+    splits that differ, by the features of a pretrained network.
 
     OUT/audit.html shows the images; OUT/exclude.csv is for `prepare --exclude`.
     """
 
     data: Annotated[str, URI]
     """URI of a prepared data set."""
+    fold: int = 0
+    """The fold that validates, of a data set with folds; the others train."""
     out: Annotated[str, URI] = "runs/audit"
     """URI of the folder for the page and the lists."""
     max_shown: int = 48
@@ -316,4 +317,5 @@ class AuditConfig:
     """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
 
     def __post_init__(self) -> None:
+        require_between("fold", self.fold, 0, MAX_FOLDS)
         require_between("max_shown", self.max_shown, 0, 1000)

@@ -2,6 +2,7 @@
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
+from cluster.io.errors import UserError
 from datasets.audit import images as audited
 from datasets.audit.audit import list_findings, write_audit, write_command
 from datasets.audit.checks import check_balance, run_checks
@@ -168,8 +170,6 @@ def test_the_page_escapes_names_and_needs_no_network(tmp_path: Path, capsys) -> 
     options = {"source": "folder", "root": "/photos/my cars", "val_fraction": 0.2, "address": "x"}
     write_manifest(str(tmp_path / "data"), replace(manifest, classes=names, options=options))
     images = measure_images(str(tmp_path / "data"))
-    folds = (images.manifest.splits["val"],) * 3
-    images = replace(images, manifest=replace(images.manifest, folds=folds))
     write_audit(str(tmp_path / "out"), images, run_checks(images), max_shown=8)
     page = (tmp_path / "out/audit.html").read_text()
     assert "<script>alert(1)" not in page and "&lt;script&gt;alert(1)" in page
@@ -178,7 +178,27 @@ def test_the_page_escapes_names_and_needs_no_network(tmp_path: Path, capsys) -> 
     assert "1 of 36 images needs a look" in page
     printed = capsys.readouterr().out
     assert "1 image, 2.8%" in printed and "1 image of train and val" in printed
-    assert "Folds:    val is fold 0 of 3" in printed
+
+
+def test_a_fold_validates_and_the_others_train(tmp_path: Path, capsys) -> None:
+    good, data = draw_good(), str(tmp_path / "data")
+    good["train"][3] = (1, np.full((60, 80, 3), 9, np.uint8))
+    write_images_of(data, good, classes=2)
+    manifest = read_manifest(data)
+    folds = manifest.splits["val"], manifest.splits["train"]
+    write_manifest(data, replace(manifest, folds=folds))
+    for fold, split in enumerate(("train", "val")):
+        images = measure_images(data, fold)
+        number = {"train": 24, "val": 4, "test": 8} if fold == 0 else {"train": 4, "val": 24}
+        assert Counter(images.splits_N) == {"test": 8, **number}
+        write_audit(str(tmp_path / "out"), images, run_checks(images), max_shown=8)
+        with (tmp_path / "out/exclude.csv").open() as stream:
+            (row,) = csv.DictReader(stream)
+        assert (row["path"], row["split"]) == ("train/3.jpg", split)
+        assert f"val is fold {fold} of 2" in (tmp_path / "out/audit.html").read_text()
+        assert f"Folds:    val is fold {fold} of 2, train has the others" in capsys.readouterr().out
+    with pytest.raises(UserError, match="fold is 2: this data set has 2 folds, counted from 0"):
+        measure_images(data, 2)
 
 
 def test_the_exclude_list_is_read_by_prepare_and_keeps_an_earlier_one(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def run_audit(config: AuditConfig) -> None:
     data, out = storage.absolute(config.data, "data"), storage.absolute(config.out, "out")
     runtime.connect(config.address)
     with hold_lease(out):
-        images = measure_images(data)
+        images = measure_images(data, config.fold)
         write_audit(out, images, run_checks(images), max_shown=config.max_shown)
     print(_MORE)
 
@@ -68,7 +68,7 @@ def write_audit(
     console.print(table)
     print(f"Page:     {storage.join(out, PAGE)} ({len(page) / 1e6:.1f} MB)")
     if folds := images.manifest.folds:
-        print(f"Folds:    val is fold 0 of {len(folds)}, train has the others")
+        print(f"Folds:    val is fold {images.fold} of {len(folds)}, train has the others")
     print(f"Findings: {storage.join(out, FINDINGS)}, {len(rows)} rows")
     print(
         f"Exclude:  {exclude}, {count_images(len(excluded))} of train and val: look at them first"

@@ -45,6 +45,8 @@ class AuditedImages:
     table: pa.Table
     """References with split, label and MEASURES."""
     read: Reader
+    fold: int = 0
+    """The one that validates, of a data set with folds."""
 
     def __len__(self) -> int:
         return len(self.table)
@@ -72,14 +74,14 @@ class AuditedImages:
         }
 
 
-def measure_images(data: str) -> AuditedImages:
+def measure_images(data: str, fold: int = 0) -> AuditedImages:
     """Measure every image of a prepared data set on the cluster.
 
     Raises:
-        UserError: where there is no prepared data set.
+        UserError: where there is no prepared data set, or no such fold.
     """
-    manifest = read_manifest(data)
-    images = list_images(data)
+    manifest = read_manifest(data, fold)
+    images = list_images(data, fold=fold)
     references = images.references.append_column("split", _list_splits(manifest))
     references = references.append_column(
         "label", _number_labels(references[f"{KEY}label"], manifest)
@@ -92,7 +94,9 @@ def measure_images(data: str) -> AuditedImages:
     measures = collect(measured, num_images, "Measuring images").sort_by("position")
     for name in MEASURES.names[1:]:
         references = references.append_column(name, measures[name])
-    return AuditedImages(data=data, manifest=manifest, table=references, read=images.read)
+    return AuditedImages(
+        data=data, manifest=manifest, table=references, read=images.read, fold=fold
+    )
 
 
 def _list_splits(manifest: Manifest) -> pa.Array:

@@ -76,7 +76,10 @@ def render_audit(
         for name, suspects in shown.items()
     }
     found = {suspect.image for check in checks for suspect in check.suspects}
-    counts = {name: split.num_images for name, split in images.manifest.splits.items()}
+    of_splits = images.manifest.splits.items()
+    counts = ", ".join(f"{split.num_images:,} {name}" for name, split in of_splits)
+    if folds := images.manifest.folds:
+        counts += f"; val is fold {images.fold} of {len(folds)}"
     return render(
         HERE / "audit.html.j2",
         style=(HERE / "audit.css").read_text(),
@@ -85,7 +88,7 @@ def render_audit(
         fingerprint=images.manifest.fingerprint,
         num_classes=len(classes),
         num_images=len(images),
-        counts=", ".join(f"{number:,} {split}" for split, number in counts.items()),
+        counts=counts,
         num_found=len(found),
         num_excluded=num_excluded,
         command=command,

@@ -53,26 +53,29 @@ def lies_in(uri: str, folder: str) -> bool:
     return file_system == other and f"{path.rstrip('/')}/".startswith(f"{root.rstrip('/')}/")
 
 
-def list_images(uri: str, *, split: str | None = None, image_column: str = "image") -> Collection:
+def list_images(
+    uri: str, *, split: str | None = None, fold: int = 0, image_column: str = "image"
+) -> Collection:
     """List every image at `uri`: a file, a folder, Parquet or a prepared data set.
 
     Every visible file of a folder counts as an image; files that are not images are reported.
 
     Args:
         split: of a prepared data set; all of them by default.
+        fold: of a prepared data set with folds: the one that validates.
         image_column: of Parquet files: bytes, or Hugging Face's struct.
 
     Raises:
         UserError: where there is no image, or the arguments don't fit the kind of images.
     """
-    collection = _list(uri, split, image_column)
+    collection = _list(uri, split, fold, image_column)
     require(len(collection.references) > 0, "images", uri, "it holds no image; give another")
     return collection
 
 
-def _list(uri: str, split: str | None, image_column: str) -> Collection:
+def _list(uri: str, split: str | None, fold: int, image_column: str) -> Collection:
     if is_prepared(uri):
-        return _list_prepared(uri, split)
+        return _list_prepared(uri, split, fold)
     require(split is None, "split", split, "only a prepared data set has splits: leave it out")
     files = _list_files(uri)
     tables = [info for info in files if is_parquet(info)]
@@ -158,8 +161,8 @@ def name_labels(labels: Sequence[Any], classes: Sequence[str]) -> list[str | Non
     return [find(label) for label in labels]
 
 
-def _list_prepared(uri: str, split: str | None) -> Collection:
-    manifest = read_manifest(uri)
+def _list_prepared(uri: str, split: str | None, fold: int) -> Collection:
+    manifest = read_manifest(uri, fold)
     chosen = [split] if split is not None else [name for name in SPLITS if name in manifest.splits]
     shards = [shard for name in chosen for shard in manifest.split(name).shards]
     require(bool(shards), "images", uri, "it holds no image; prepare it again")

@@ -29,11 +29,11 @@ def run_audit(config: FeatureAuditConfig) -> None:
             precision.
     """
     training = build_training(config, storage.absolute(config.out, "out"))
-    manifest = read_manifest(training.data)
+    manifest = read_manifest(training.data, config.fold)
     prepare.check_network(training, manifest.classes)
     resources = connect(config.address)
     with hold_lease(training.out):
-        images = measure_images(training.data)
+        images = measure_images(training.data, config.fold)
         (computed,) = compute_features(
             [training],
             manifest,

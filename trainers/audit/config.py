@@ -20,8 +20,7 @@ class FeatureAuditConfig(FrozenConfig):
           --weights mobilenet_v2_imagenet.pth --normalization half
 
     One pass computes the features of the frozen network, which `advise` and sweeps share. `python
-    -m datasets audit` runs the checks that need no network. Of a data set with folds, val is fold
-    0.
+    -m datasets audit` runs the checks that need no network.
 
     OUT/audit.html shows the images; OUT/exclude.csv is for `prepare --exclude`.
     """

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from cluster.config import Device
 from cluster.io.errors import require, require_at_least, require_between
 from cluster.io.markers import URI
-from datasets.config import SIZES_PX, IngestConfig
+from datasets.config import MAX_FOLDS, SIZES_PX, IngestConfig
 from trainers.config import ModelConfig
 
 
@@ -26,6 +26,8 @@ class FrozenConfig:
     """Pixel mean and standard deviation the weights were trained with."""
     size_px: int = IngestConfig.size_px
     """Height and width of the network's input images."""
+    fold: int = 0
+    """The fold that validates, of a data set with folds; the others train."""
     cache: Annotated[str | None, URI] = None
     """URI of the feature cache. Default: `cache` beside OUT."""
     device: Device = "auto"
@@ -35,6 +37,7 @@ class FrozenConfig:
 
     def __post_init__(self) -> None:
         require_between("size_px", self.size_px, *SIZES_PX)
+        require_between("fold", self.fold, 0, MAX_FOLDS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,6 +40,7 @@ def build_training(config: FrozenConfig, out: str) -> FinetuneConfig:
     return with_absolute_paths(
         FinetuneConfig(
             data=config.data,
+            fold=config.fold,
             out=out,
             global_batch_size=1,
             ingest=IngestConfig(size_px=config.size_px, policy="none"),

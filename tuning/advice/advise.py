@@ -10,7 +10,6 @@ OUT/backbones.json   the ranking
 """
 
 import json
-from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -41,7 +40,7 @@ def run_advise(config: AdviseConfig) -> dict[str, Any]:
         UserError: for a configuration that a training would refuse, or features that overflow half
             precision.
     """
-    training = replace(build_training(config, config.out), fold=config.fold)
+    training = build_training(config, config.out)
     manifest = read_manifest(training.data, config.fold)
     candidates = plan_candidates(config.backbones, training)
     trainings = [candidate.training for candidate in candidates] or [training]

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from cluster.io.errors import require, require_at_least, require_between
+from cluster.io.errors import require, require_at_least
 from cluster.io.markers import URI
-from datasets.config import MAX_FOLDS
 from trainers.inference.config import FrozenConfig
 
 
@@ -39,8 +38,6 @@ class AdviseConfig(FrozenConfig):
 
     out: Annotated[str, URI] = "runs/advice"
     """URI of the folder for advice.json and advice.png."""
-    fold: int = 0
-    """The fold that validates the classifiers, of a data set with folds; the others train them."""
     little_per_class: int = 100
     """Little data: fewer training images than this in the median class."""
 
@@ -52,5 +49,4 @@ class AdviseConfig(FrozenConfig):
             self.weights,
             "each of --backbones has its own: give NAME=URI there",
         )
-        require_between("fold", self.fold, 0, MAX_FOLDS)
         require_at_least("little_per_class", self.little_per_class, 1)
