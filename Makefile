@@ -8,7 +8,7 @@ IS_USABLE = import ensurepip, sys; sys.exit("%d.%d" % sys.version_info[:2] not i
 PYTHON ?= $(shell for python in $(PYTHONS:%=python%) python3 python; do \
 	$$python -c '$(IS_USABLE)' 2> /dev/null && { command -v $$python; break; }; done)
 
-.PHONY: setup check-python demo test test-extended fuzz check bench golden clean check-k8s chaos
+.PHONY: setup check-python demo test test-extended fuzz check bench golden clean check-k8s crds chaos
 
 setup: $(READY)  ## Make .venv with everything pyproject.toml lists
 
@@ -49,8 +49,20 @@ check-python: $(READY)  ## The dependencies resolve for each of PYTHONS; nothing
 		$(BIN)/python -c "import json; found = json.load(open('.venv/report.json'))['install']; \
 			print('Python $$version:', len(found), 'packages, all as wheels')"; done
 
+KUBERAY ?= 1.7.1
+crds:  ## Fetch the CRDs of KubeRay KUBERAY into k8s/crds, which check-k8s then reads
+	@mkdir -p k8s/crds
+	@for kind in rayclusters rayjobs rayservices raycronjobs; do \
+		curl --fail --silent --show-error --location --output k8s/crds/ray.io_$$kind.yaml \
+			https://raw.githubusercontent.com/ray-project/kuberay/v$(KUBERAY)/ray-operator/config/crd/bases/ray.io_$$kind.yaml \
+			|| exit 1; done
+	@echo "k8s/crds: CRDs of KubeRay $(KUBERAY)"
+
+ifeq ($(wildcard k8s/crds/*.yaml ../shared/kuberay-crds/*.yaml),)
+check-k8s: crds
+endif
 check-k8s: $(READY)  ## Build and check every overlay of k8s/: schemas, CEL, rules of the operator and ours
-	$(BIN)/python -m tests.k8s
+	$(BIN)/python -m cluster check-k8s
 	$(BIN)/hadolint k8s/Dockerfile
 
 chaos: $(READY)  ## Real runs under faults, into runs/chaos/chaos.md: CHAOS="--seed 1 --only worker"

@@ -1,4 +1,4 @@
-"""python -m cluster doctor | submit | status | logs | stop"""
+"""python -m cluster doctor | submit | status | logs | stop | check-k8s"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,6 +26,17 @@ The rooms of this folder are sent along. Before that the command is parsed, and 
 and versions are checked. Ctrl-C detaches and leaves the job running. The exit code is the job's: 0,
 or 1 where it failed. Where the cluster asks for a token, set RAY_AUTH_MODE=token and have it in
 RAY_AUTH_TOKEN or ~/.ray/auth_token.
+"""
+
+CHECK_K8S_HELP = """Build Kubernetes overlays and check them, without a cluster.
+
+  python -m cluster check-k8s                        # all of k8s/
+  python -m cluster check-k8s deploy/thaw            # your own overlay, or a folder with several
+  python -m cluster check-k8s built.yaml --json      # what helm or kustomize wrote, for machines
+
+The rules are those of Kubernetes 1.29 to 1.37 and of KubeRay 1.7 (schemas, CEL, what its operator
+refuses), Pod Security `restricted`, and what a job of Thaw's needs: traffic, quota, disks, storage,
+pods that are not evicted, entrypoints that parse. The exit code is 1 where something is found.
 """
 
 VERBS = {
@@ -56,6 +67,12 @@ VERBS = {
         "stop a job, with time to save its state",
         "cluster.jobs.config:StopConfig",
         "cluster.jobs.jobs:run_stop",
+    ),
+    "check-k8s": Verb(
+        "check Kubernetes overlays, yours or those of k8s/, without a cluster",
+        "cluster.manifests:CheckK8sConfig",
+        "cluster.manifests:run_check",
+        help=CHECK_K8S_HELP,
     ),
 }
 

@@ -16,9 +16,9 @@ import tuning.__main__ as tuning_main
 import tuning.commands
 from cluster.io.errors import UserError
 from datasets.shards import read_manifest
+from k8s.checker.judge import RULES
+from k8s.checker.overlays import list_overlays
 from tests.conftest import ROOT
-from tests.k8s.checker import RULES
-from tests.k8s.overlays import list_overlays
 from tests.test_house_hostile_configs import DOORS, leaves
 from trainers.run.folder import read_result
 from tuning.leaderboard import COLUMNS

@@ -7,19 +7,19 @@ from typing import Any
 import pytest
 from jsonschema import ValidationError
 
-from tests.k8s.checker import check
-from tests.k8s.crds import (
-    CRD_FOLDER,
+from k8s.checker.crds import (
     NEEDS_CRDS,
     evaluate,
     find_errors,
+    find_folder,
     load_schemas,
     make_strict,
     path_of,
     with_defaults,
 )
-from tests.k8s.overlays import Overlay
-from tests.k8s.schemas import VERSIONS, find_problems
+from k8s.checker.judge import check
+from k8s.checker.overlays import Overlay
+from k8s.checker.schemas import VERSIONS, find_problems
 
 pytestmark = pytest.mark.shared
 
@@ -181,13 +181,13 @@ def test_usual_object_raises_no_alarm(name: str, shared_dir: Path) -> None:
 
 
 def test_crds_are_those_of_all_kinds(shared_dir: Path) -> None:
-    kinds = {kind for version, kind in load_schemas(CRD_FOLDER) if version == "ray.io/v1"}
+    kinds = {kind for version, kind in load_schemas(find_folder()) if version == "ray.io/v1"}
 
     assert kinds == {"RayCluster", "RayJob", "RayService", "RayCronJob"}
 
 
 def test_null_counts_as_not_given_and_takes_the_default(shared_dir: Path) -> None:
-    schema = load_schemas(CRD_FOLDER)["ray.io/v1", "RayJob"]
+    schema = load_schemas(find_folder())["ray.io/v1", "RayJob"]
     job = with_defaults(SAMPLES["nulls that an editor left"], schema)["spec"]
 
     assert job["submissionMode"] == "K8sJobMode"

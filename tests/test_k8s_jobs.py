@@ -8,10 +8,10 @@ from urllib.error import HTTPError
 
 import pytest
 
+from k8s.checker.overlays import Object, build
+from k8s.checker.parts import dig
+from k8s.checker.rules.entrypoints import parse_entrypoint
 from tests.k8s.job_server import ask, find_processes, serve_jobs
-from tests.k8s.overlays import Object, build
-from tests.k8s.parts import dig
-from tests.k8s.rules.entrypoints import parse_entrypoint
 
 MOUNT = "/mnt/thaw"
 ORDER = ("thaw-prepare", "thaw-train", "thaw-sweep")

@@ -6,10 +6,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.k8s.checker import RULES, check
-from tests.k8s.crds import NEEDS_CRDS
+from cluster.io.errors import UserError
+from k8s.checker.crds import NEEDS_CRDS
+from k8s.checker.judge import RULES, check
+from k8s.checker.overlays import (
+    K8S,
+    ON_CLUSTER,
+    REFUSES_CLUSTER,
+    build,
+    find_overlays,
+    list_overlays,
+    name_of,
+)
 from tests.k8s.mutations import MUTATIONS
-from tests.k8s.overlays import K8S, build, find_overlays, list_overlays, name_of
 
 OVERLAYS = list_overlays()
 
@@ -18,8 +27,13 @@ def test_every_folder_that_is_applied_is_checked() -> None:
     folders = {file.parent for file in K8S.rglob("kustomization.yaml")}
     pieces = {folder for folder in folders if folders & set(folder.parents)}
 
-    assert {K8S / name for name in OVERLAYS} == folders - pieces
-    assert {f"overlays/{name}" for name in ("cpu-smoke", "gpu", "spot", "s3")} <= set(OVERLAYS)
+    assert {K8S / name.removeprefix(ON_CLUSTER) for name in OVERLAYS} == folders - pieces
+
+
+@pytest.mark.parametrize("name", REFUSES_CLUSTER)
+def test_component_for_jobs_alone_does_not_build_on_a_cluster(name: str) -> None:
+    with pytest.raises(UserError, match="does not build"):
+        build(f"{ON_CLUSTER}{name}")
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
@@ -71,6 +85,10 @@ def test_overlays_elsewhere_are_found_and_built(file: str, tmp_path: Path) -> No
     folder.mkdir(parents=True)
     text = yaml.safe_dump({"resources": [os.path.relpath(K8S / "base", folder)]})
     (folder / file).write_text(text)
+    (folder / "piece").mkdir()
+    (folder / "piece" / file).write_text("")
     (tmp_path / "deploy/notes.yaml").write_text("no kustomization")
     assert find_overlays(tmp_path) == ["deploy/team"]
-    assert build("deploy/team", tmp_path).objects == build("base").objects
+    built = build("deploy/team", tmp_path)
+    assert built.objects == build("base").objects
+    assert not built.is_shipped and build("base").is_shipped

@@ -10,11 +10,11 @@ import pytest
 import yaml
 
 from cluster.entry import ROOT
-from tests.k8s.checker import RULES, check
-from tests.k8s.crds import NEEDS_CRDS
-from tests.k8s.overlays import K8S, build, list_overlays
-from tests.k8s.parts import dig
-from tests.k8s.rules.entrypoints import parse_entrypoint
+from k8s.checker.crds import NEEDS_CRDS
+from k8s.checker.judge import RULES, check
+from k8s.checker.overlays import K8S, build, list_overlays
+from k8s.checker.parts import dig
+from k8s.checker.rules.entrypoints import parse_entrypoint
 
 README = (K8S / "README.md").read_text()
 COMPONENT = "app.kubernetes.io/component"

@@ -1,23 +1,26 @@
 """What rules are made of: shells, quantities, schedules, keys, and the door of the checker."""
 
+import json
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from tests.k8s import __main__ as door
-from tests.k8s import crds
-from tests.k8s.checker import check
+import cluster.__main__ as cluster_main
+from cluster.io.errors import UserError
+from k8s.checker import crds
+from k8s.checker.judge import check
+from k8s.checker.overlays import K8S, Overlay, build, find_kubectl
+from k8s.checker.parts import containers
+from k8s.checker.quantities import parse_quantity
+from k8s.checker.rules.entrypoints import find_commands, job_line, parse_entrypoint
+from k8s.checker.rules.keys import KEY_FORMS, SECRET_NAME
+from k8s.checker.rules.network import WEB, Peer, allows, selects
+from k8s.checker.rules.operator_jobs import find_cron_problem
+from k8s.checker.rules.pods import tag_of
 from tests.k8s.mutations import MUTATIONS
-from tests.k8s.overlays import Overlay, build, find_kubectl
-from tests.k8s.parts import containers
-from tests.k8s.quantities import parse_quantity
-from tests.k8s.rules.entrypoints import find_commands, job_line, parse_entrypoint
-from tests.k8s.rules.keys import KEY_FORMS, SECRET_NAME
-from tests.k8s.rules.network import WEB, Peer, allows, selects
-from tests.k8s.rules.operator_jobs import find_cron_problem
-from tests.k8s.rules.pods import tag_of
 
 PREPARE = "python -m datasets prepare --source synthetic --out /mnt/cars"
 TRAIN = "python -m trainers head --data /mnt/cars"
@@ -232,44 +235,56 @@ def test_policy_lets_out_what_it_says(rule: dict[str, Any], port: int, gets_thro
     assert allows(Overlay(name="one", objects=(policy,)), WEB, pod, port), "ingress is open"
 
 
-def test_door_says_that_all_is_well(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, shared_dir: Path
+def check_k8s(*arguments: str) -> int:
+    """Run `python -m cluster check-k8s`; return its exit code."""
+    try:
+        cluster_main.main(["check-k8s", *arguments])
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_command_says_that_all_is_well(
+    capsys: pytest.CaptureFixture[str], shared_dir: Path
 ) -> None:
     """Of one overlay: test_k8s_overlays and `make check` look at all of them."""
-    monkeypatch.setattr(door, "list_overlays", lambda: ["base"])
-
-    assert door.main() == 0
+    assert check_k8s(str(K8S / "base")) == 0
     assert capsys.readouterr().out.endswith(" rules: no findings\n")
 
 
-def test_door_prints_findings_and_fails(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_command_prints_findings_and_fails(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, shared_dir: Path
 ) -> None:
+    """Of a file that another tool has written, as lines and as JSON."""
     broken = MUTATIONS["head_that_works"].apply(build("base"))
-    monkeypatch.setattr(door, "list_overlays", lambda: ["base"])
-    monkeypatch.setattr(door, "build", lambda name: broken)
+    file = tmp_path / "built.yaml"
+    file.write_text(yaml.safe_dump_all(broken.objects))
 
-    assert door.main() == 1
-    first, second, last = capsys.readouterr().out.splitlines()[:3]
-    assert first == "base  RayJob thaw-train  head_takes_no_work (thaw)"
-    assert second.strip().startswith("spec.rayClusterSpec.headGroupSpec.rayStartParams.num-cpus: ")
-    assert "1 finding" in last
+    assert check_k8s(str(file)) == 1
+    printed = capsys.readouterr().out.splitlines()
+    assert f"{file}  RayJob thaw-train  head_takes_no_work (thaw)" in printed
+    assert check_k8s(str(file), "--json") == 1
+    report = json.loads(capsys.readouterr().out)
+    (finding,) = [item for item in report["findings"] if item["rule"] == "head_takes_no_work"]
+    assert finding["path"] == "spec.rayClusterSpec.headGroupSpec.rayStartParams.num-cpus"
+    assert not report["ok"] and report["overlays"] == {str(file): len(broken.objects)}
 
 
-def test_door_says_what_it_leaves_out(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Without ../shared a developer gets a line; CI must fail."""
-    monkeypatch.setattr(crds, "CRD_FOLDER", tmp_path / "none")
-    monkeypatch.delenv("THAW_REQUIRE_SHARED", raising=False)
-    monkeypatch.setattr(door, "list_overlays", lambda: ["base"])
+def test_missing_crds_are_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(crds, "FOLDERS", list(crds.FOLDERS))
 
-    assert door.main() == 0
-    assert f"left out: crd_schema, crd_cel, for {tmp_path / 'none'} is not there" in (
-        capsys.readouterr().out
-    )
-    monkeypatch.setenv("THAW_REQUIRE_SHARED", "1")
-    assert door.main() == 1
+    with pytest.raises(UserError, match="no CRDs of KubeRay are there; `make crds` fetches them"):
+        check_k8s("--crds", str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["missing", "notes.yaml", "."])
+def test_path_without_manifests_is_an_error(name: str, tmp_path: Path, shared_dir: Path) -> None:
+    (tmp_path / "notes.yaml").write_text("a: [1")
+
+    with pytest.raises(
+        UserError, match=r"^path is .*: (there is no|it is no YAML|no kustomization)"
+    ):
+        check_k8s(str(tmp_path / name))
 
 
 def test_overlay_that_does_not_build_says_why(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""The checker of k8s/: overlays, built and judged by small named rules (`python -m tests.k8s`)."""
+"""Mutations of the overlays of k8s/, which the rules must notice, and a job server."""

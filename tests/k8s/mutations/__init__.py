@@ -1,6 +1,6 @@
 """All mutations, by name."""
 
-from tests.k8s.mutations import jobs, kuberay, pods  # noqa: F401  each registers its mutations
+from tests.k8s.mutations import between, jobs, kuberay, pods  # noqa: F401  each registers its mutations
 from tests.k8s.mutations.drafts import REGISTERED, Mutation
 
 __all__ = ["MUTATIONS", "Mutation"]

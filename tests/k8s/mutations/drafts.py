@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from tests.k8s.overlays import Object, Overlay, name_of
+from k8s.checker.overlays import Object, Overlay, build, name_of
 
 Mutate = Callable[["Draft"], None]
 
@@ -14,18 +14,22 @@ class Draft:
     """A copy of an overlay's objects, to be changed."""
 
     def __init__(self, overlay: Overlay) -> None:
-        self._name = overlay.name
+        self._overlay = overlay
         self.objects = deepcopy(list(overlay.objects))
 
     def to_overlay(self) -> Overlay:
-        return Overlay(name=self._name, objects=tuple(self.objects))
+        return replace(self._overlay, objects=tuple(self.objects))
+
+    def replace_by(self, name: str) -> None:
+        """Have what another build has."""
+        self.objects = deepcopy(list(build(name).objects))
 
     def one(self, kind: str, name: str | None = None) -> Object:
         """The object of this kind and name, or the first of this kind."""
         found = [
             item for item in self.objects if item["kind"] == kind and name in (None, name_of(item))
         ]
-        assert found, f"{self._name} has no {kind} {name or ''}"
+        assert found, f"{self._overlay.name} has no {kind} {name or ''}"
         return found[0]
 
     @property

@@ -52,11 +52,9 @@ def queue_that_is_not_there(draft: Draft) -> None:
     labels["kueue.x-k8s.io/queue-name"] = "cars"
 
 
-@breaks("queued_job_is_suspended")
-def queued_job_that_starts_by_itself(draft: Draft) -> None:
-    labels = draft.rayjob["metadata"].setdefault("labels", {})
-    labels["kueue.x-k8s.io/queue-name"] = "cars"
-    draft.job["suspend"] = False
+@breaks("queued_job_returns_its_quota", "components/kueue")
+def queued_job_that_keeps_its_quota(draft: Draft) -> None:
+    draft.job["shutdownAfterJobFinishes"] = False
 
 
 @breaks("binding_exists")
@@ -72,14 +70,14 @@ def binding_of_a_role_that_is_not_there(draft: Draft) -> None:
     )
 
 
-@breaks("traffic_denied_by_default")
+@breaks("other_traffic_stops")
 def traffic_allowed_by_default(draft: Draft) -> None:
-    draft.objects.remove(draft.one("NetworkPolicy", "default-deny"))
+    draft.objects.remove(draft.one("NetworkPolicy", "thaw-default-deny"))
 
 
 @breaks("needed_traffic_flows")
 def submitter_that_is_not_let_out(draft: Draft) -> None:
-    draft.objects.remove(draft.one("NetworkPolicy", "submitter"))
+    draft.objects.remove(draft.one("NetworkPolicy", "thaw-submitter"))
 
 
 @breaks("needed_traffic_flows")
@@ -89,36 +87,36 @@ def submitter_without_its_label(draft: Draft) -> None:
 
 @breaks("needed_traffic_flows")
 def workers_that_are_kept_apart(draft: Draft) -> None:
-    draft.objects.remove(draft.one("NetworkPolicy", "ray-nodes"))
+    draft.objects.remove(draft.one("NetworkPolicy", "thaw-ray-nodes"))
 
 
 @breaks("needed_traffic_flows")
 def names_that_nobody_resolves(draft: Draft) -> None:
-    ports = draft.one("NetworkPolicy", "dns")["spec"]["egress"][0]["ports"]
+    ports = draft.one("NetworkPolicy", "thaw-dns")["spec"]["egress"][0]["ports"]
     ports[:] = [port for port in ports if port["protocol"] == "TCP"]
 
 
 @breaks("needed_traffic_flows")
 def operator_that_is_kept_out(draft: Draft) -> None:
-    (rule,) = draft.one("NetworkPolicy", "ray-dashboard")["spec"]["ingress"]
+    (rule,) = draft.one("NetworkPolicy", "thaw-dashboard")["spec"]["ingress"]
     rule["from"] = [peer for peer in rule["from"] if "namespaceSelector" not in peer]
 
 
 @breaks("other_traffic_stops")
 def dashboard_for_every_namespace(draft: Draft) -> None:
-    (rule,) = draft.one("NetworkPolicy", "ray-dashboard")["spec"]["ingress"]
+    (rule,) = draft.one("NetworkPolicy", "thaw-dashboard")["spec"]["ingress"]
     rule["from"].append({"namespaceSelector": {}})
 
 
 @breaks("other_traffic_stops")
 def metrics_for_everyone(draft: Draft) -> None:
-    (rule,) = draft.one("NetworkPolicy", "ray-metrics")["spec"]["ingress"]
+    (rule,) = draft.one("NetworkPolicy", "thaw-metrics")["spec"]["ingress"]
     del rule["from"]
 
 
 @breaks("other_traffic_stops")
 def web_at_every_port(draft: Draft) -> None:
-    (rule,) = draft.one("NetworkPolicy", "https")["spec"]["egress"]
+    (rule,) = draft.one("NetworkPolicy", "thaw-https")["spec"]["egress"]
     del rule["ports"]
 
 

@@ -26,7 +26,7 @@ def kind_that_nobody_knows(draft: Draft) -> None:
 
 @breaks("kubernetes_schema")
 def port_written_as_text_of_a_list(draft: Draft) -> None:
-    draft.one("NetworkPolicy", "ray-metrics")["spec"]["ingress"][0]["ports"] = {"port": 8080}
+    draft.one("NetworkPolicy", "thaw-metrics")["spec"]["ingress"][0]["ports"] = {"port": 8080}
 
 
 @breaks("pod_schema")
@@ -144,25 +144,20 @@ def folder_of_the_host(draft: Draft) -> None:
     draft.worker_pod["volumes"].append({"name": "data", "hostPath": {"path": "/data"}})
 
 
-@breaks("namespace_restricted")
+@breaks("namespace_restricted", "namespace")
 def namespace_that_enforces_the_baseline(draft: Draft) -> None:
     labels = draft.one("Namespace")["metadata"]["labels"]
     labels["pod-security.kubernetes.io/enforce"] = "baseline"
 
 
-@breaks("namespace_restricted")
+@breaks("one_namespace")
 def job_in_another_namespace(draft: Draft) -> None:
     draft.rayjob["metadata"]["namespace"] = "default"
 
 
-@breaks("namespace_restricted")
+@breaks("one_namespace")
 def job_in_no_namespace(draft: Draft) -> None:
     del draft.rayjob["metadata"]["namespace"]
-
-
-@breaks("namespace_restricted", "components/kueue")
-def quota_in_a_namespace(draft: Draft) -> None:
-    draft.one("ClusterQueue")["metadata"]["namespace"] = "thaw"
 
 
 @breaks("requests_equal_limits")
