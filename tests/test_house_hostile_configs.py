@@ -26,7 +26,7 @@ from tuning.config import TuningConfig
 SECRET = "wJalrXUtnFEMI-K7MDENG-bPxRfiCY"
 MAY_BE_NEGATIVE = ("class_depth", "freeze_depth", "freeze_depths", "phases")
 """-2 freezes all stages but the last two; -1 is the folder that an image is in."""
-POSITIONAL = ("job",)
+POSITIONAL = ("job", "paths")
 NUMBERS = ("nan", "inf", "1e39", "1e999", "2147483648", "9" * 400, "banana", "-1")
 TEXTS = ("a\nb", "a\0b", "\x1b[2J", "\udc80", "x" * 5000, f"s3://AKIA:{SECRET}@bucket/cars")
 

@@ -36,18 +36,10 @@ def test_component_for_jobs_alone_does_not_build_on_a_cluster(name: str) -> None
         build(f"{ON_CLUSTER}{name}")
 
 
+@pytest.mark.extended  # `make check-k8s` judges all of them
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_overlay_has_no_findings(name: str) -> None:
-    overlay = build(name)
-
-    assert overlay.objects
-    assert check(overlay, [rule for rule in RULES if rule not in NEEDS_CRDS]) == []
-
-
-@pytest.mark.shared
-@pytest.mark.parametrize("name", OVERLAYS)
-def test_overlay_fits_the_crds(name: str, shared_dir: Path) -> None:
-    assert check(build(name), NEEDS_CRDS) == []
+def test_overlay_has_no_findings(name: str, shared_dir: Path) -> None:
+    assert check(build(name)) == []
 
 
 @pytest.mark.parametrize("name", MUTATIONS)

@@ -1,5 +1,5 @@
-"""k8s/README.md to the letter: its commands parse, its overlays and labels are there, the overlay
-that it shows has no findings; and components go together."""
+"""The pages of k8s/ to the letter: commands parse, overlays and labels exist, shown overlays are
+those shipped or have no findings; and components go together."""
 
 import re
 import shlex
@@ -9,87 +9,151 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.entry import ROOT
 from k8s.checker.crds import NEEDS_CRDS
 from k8s.checker.judge import RULES, check
 from k8s.checker.overlays import K8S, build, list_overlays
 from k8s.checker.parts import dig
+from k8s.checker.rule import Finding
 from k8s.checker.rules.entrypoints import parse_entrypoint
+from k8s.checker.rules.settings import COMPONENTS
 
-README = (K8S / "README.md").read_text()
+PAGES = {page.stem: page.read_text() for page in K8S.glob("*.md")}
 COMPONENT = "app.kubernetes.io/component"
 WITHOUT_CRDS = [name for name in RULES if name not in NEEDS_CRDS]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, page: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGES[page], re.DOTALL)
+
+
+def lines(page: str) -> list[str]:
+    """Lines of a page's commands, continuation lines joined, comments cut off."""
+    joined = "".join(blocks("bash", page)).replace("\\\n", " ").splitlines()
+    return [line.partition("  #")[0].strip() for line in joined]
 
 
 def commands(start: str) -> list[str]:
-    """Lines of README's commands that hold this, continuation lines joined, comments cut off."""
-    lines = "".join(blocks("bash")).replace("\\\n", " ").splitlines()
-    return [
-        line[line.index(start) :].partition("  #")[0].strip() for line in lines if start in line
-    ]
+    return [line[line.index(start) :] for page in PAGES for line in lines(page) if start in line]
 
 
 @pytest.mark.parametrize("command", commands("python -m "))
 def test_command_parses(command: str) -> None:
-    assert parse_entrypoint(command, "K8sJobMode")
+    for part in command.split(" -- "):
+        assert parse_entrypoint(part, "K8sJobMode")
 
 
-@pytest.mark.parametrize("command", commands("kubectl apply -k "))
-def test_applied_objects_are_there(command: str) -> None:
-    overlay = re.search(r"OVERLAY=k8s/(\S+)", README)
-    assert overlay
-    words = shlex.split(command.replace("$OVERLAY", f"k8s/{overlay[1]}"))
-    name = str(Path(words[words.index("-k") + 1]).relative_to("k8s"))
+@pytest.mark.parametrize("page", PAGES)
+def test_applied_objects_are_there(page: str) -> None:
+    """Each overlay builds, each label has objects; no command touches a whole overlay of jobs."""
+    overlay = "k8s/deploy/team"
+    for line in lines(page):
+        overlay = line.partition("OVERLAY=")[2] or overlay
+        words = shlex.split(line.replace("$OVERLAY", overlay))
+        if words[:2] not in (["kubectl", "apply"], ["kubectl", "delete"]) or "-k" not in words:
+            continue
+        folder = words[words.index("-k") + 1]
+        if folder.startswith("https:") or folder.endswith("team-staged"):
+            continue
+        name = folder.removeprefix("k8s/").replace("deploy/team", "deploy/eks")
+        assert name in list_overlays()
+        assert "-l" in words or name == "namespace"
+        if "-l" in words:
+            key, value = words[words.index("-l") + 1].split("=")
+            chosen = [dig(item, "metadata.labels", {}).get(key) for item in build(name).objects]
+            assert key == COMPONENT and value in chosen
 
-    assert name in list_overlays()
-    if "-l" in words:
-        key, value = words[words.index("-l") + 1].split("=")
-        assert key == COMPONENT
-        chosen = [dig(item, "metadata.labels", {}).get(key) for item in build(name).objects]
-        assert value in chosen
-        assert None not in chosen, "an object that no `-l` would apply"
+
+def test_every_label_is_on_the_pages() -> None:
+    named = set(re.findall(r"`(\w+)`", PAGES["README"]))
+
+    assert set(COMPONENTS) <= named
 
 
-def test_overlay_of_ones_own_has_no_findings(tmp_path: Path) -> None:
-    """The one that README shows, beside a copy of k8s/."""
-    (text,) = blocks("yaml")
-    place = re.match(r"# (\S+)/kustomization.yaml", text)
-    assert place
-    shutil.copytree(K8S, tmp_path / "k8s")
-    (tmp_path / place[1]).mkdir(parents=True)
-    (tmp_path / place[1] / "kustomization.yaml").write_text(text)
+@pytest.mark.parametrize("page", PAGES)
+def test_log_is_read_after_the_job_has_started(page: str) -> None:
+    """The submitter, whose log it is, is made when all pods are up."""
+    started = set()
+    for line in lines(page):
+        if found := re.search(r"wait rayjob/(\S+) .*=Running", line):
+            started.add(found[1])
+        elif (found := re.search(r"logs -f .*job/(\S+)", line)) and page == "kind":
+            assert found[1] in started
 
-    overlay = build(place[1], tmp_path)
 
-    assert check(overlay, WITHOUT_CRDS) == []
+def test_images_of_the_pages_can_be_pulled() -> None:
+    """On kind the image is loaded; everywhere else the overlay names a registry."""
+    assert "kind load docker-image thaw:2.60.0-cpu" in PAGES["kind"]
+    for line in lines("your-cluster"):
+        if "docker build" in line:
+            assert "-t $IMAGE:" in line
+
+
+@pytest.mark.parametrize("name", ["eks", "gke", "onprem"])
+def test_example_of_the_page_is_the_one_shipped(name: str) -> None:
+    shown = f"# k8s/deploy/{name}/kustomization.yaml\n"
+    (text,) = [block for block in blocks("yaml", "your-cluster") if block.startswith(shown)]
+
+    assert text.removeprefix(shown) == (K8S / f"deploy/{name}/kustomization.yaml").read_text()
+
+
+def build_beside(text: str | dict[str, object], folder: str, tmp_path: Path) -> list[Finding]:
+    """Build a kustomization in a copy of k8s/; return the findings."""
+    shutil.copytree(K8S, tmp_path / "k8s", ignore=shutil.ignore_patterns("checker", "*.md"))
+    place = tmp_path / folder
+    place.mkdir(parents=True)
+    text = text if isinstance(text, str) else yaml.safe_dump(text)
+    (place / "kustomization.yaml").write_text(text)
+    return check(build(folder, tmp_path), WITHOUT_CRDS)
+
+
+def test_second_training_of_the_page_has_no_findings(tmp_path: Path) -> None:
+    """A job alone, whose account and volume were applied before."""
+    (text,) = [block for block in blocks("yaml", "your-cluster") if "nameSuffix" in block]
+    folder = text.split("/kustomization.yaml")[0].removeprefix("# ")
+
+    assert build_beside(text, folder, tmp_path) == []
+    assert build(folder, tmp_path).named("RayJob").keys() == {"thaw-train-staged"}
 
 
 @pytest.mark.parametrize("scheduler", ["kueue", "volcano"])
-@pytest.mark.parametrize("last", ["s3", "cron"])  # cron's command names the volume
+@pytest.mark.parametrize("last", ["no-volume", "cron", "http"])  # cron's command names the volume
 def test_components_go_together(scheduler: str, last: str, tmp_path: Path) -> None:
-    chosen = ["gpu", "spot", "monitoring", scheduler, last]
-    shutil.copytree(K8S, tmp_path / "k8s")
-    (tmp_path / "all").mkdir()
+    chosen = ["gpu", "spot", "monitoring", "openshift", "pull-secret", scheduler, last]
     kustomization = {
         "resources": ["../k8s/base"],
         "components": [f"../k8s/components/{name}" for name in chosen],
+        "images": [{"name": "thaw", "newName": "registry.example.org/thaw"}],
+        "patches": [
+            {
+                "target": {"kind": kind},
+                "patch": yaml.safe_dump([{"op": "add", "path": path, "value": value}]),
+            }
+            for kind, path, value in (
+                ("PersistentVolumeClaim", "/spec/storageClassName", "nfs"),
+                ("ConfigMap", "/data/THAW_BUCKET", "s3://cars"),
+            )
+        ],
     }
-    (tmp_path / "all" / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
 
-    overlay = build("all", tmp_path)
-
-    assert check(overlay, WITHOUT_CRDS) == []
+    assert build_beside(kustomization, "all", tmp_path) == []
 
 
 def test_folders_are_those_of_the_readme() -> None:
-    folders = {path.name for path in K8S.iterdir() if path.is_dir()}
+    folders = {path.name for path in K8S.iterdir() if path.is_dir()} - {"crds", "__pycache__"}
 
-    assert folders == set(re.findall(r"^    (\w+)/ ", README, re.MULTILINE))
-    for kind in ("overlays", "components"):
-        for folder in (K8S / kind).iterdir():
-            assert f"- **{folder.name}**" in README, f"README does not tell of {kind}/{folder.name}"
-    assert (ROOT / "k8s" / "Dockerfile").is_file()
+    assert folders == set(re.findall(r"^    (\w+)/ ", PAGES["README"], re.MULTILINE))
+    for folder in (K8S / "components").iterdir():
+        assert f"| **{folder.name}** |" in PAGES["your-cluster"], folder
+    for folder in (*(K8S / "overlays").iterdir(), *(K8S / "deploy").iterdir()):
+        assert folder.name in PAGES["README"]
+
+
+def test_operator_is_told_to_wait_for_a_lost_node() -> None:
+    """A node's pods are replaced after 30 to 340 s; by default KubeRay gives up after 300."""
+    values = yaml.safe_load((K8S / "operator/values.yaml").read_text())
+    variables = {item["name"]: item["value"] for item in values["env"]}
+
+    assert int(variables["RAYJOB_STATUS_CHECK_TIMEOUT_SECONDS"]) >= 900
+    for page in ("kind", "your-cluster"):
+        (install,) = [line for line in lines(page) if "helm install" in line]
+        assert "-f k8s/operator/values.yaml" in install

@@ -13,6 +13,7 @@ Exit code 0: no findings. 1: findings. 2: the command is wrong, or an overlay do
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -51,9 +52,14 @@ def build_all(paths: Sequence[str]) -> Iterator[Overlay]:
 
 
 def print_lines(overlays: Sequence[Overlay], findings: Sequence[Finding]) -> None:
+    alike: dict[tuple[str, str, str], list[Finding]] = defaultdict(list)
     for item in findings:
-        print(f"{item.overlay}  {item.kind} {item.name}  {item.rule} ({RULES[item.rule].source})")
-        print(f"    {item.path}: {item.message}")
+        alike[item.overlay, item.rule, item.message].append(item)
+    for (overlay, name, message), (item, *more) in alike.items():
+        print(f"{overlay}  {item.kind} {item.name}  {name} ({RULES[name].source})")
+        print(f"    {item.path}: {message}")
+        if more:
+            print(f"    and at {len(more)} other places, such as {more[-1].kind} {more[-1].name}")
     num_objects = sum(len(overlay.objects) for overlay in overlays)
     print(
         f"{len(overlays)} overlays, {num_objects} objects, {len(RULES)} rules: "

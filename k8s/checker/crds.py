@@ -1,6 +1,7 @@
 """KubeRay's CRDs as an API server with strict field validation reads them: nulls pruned, defaults
 set, unknown fields refused, list keys unique, CEL rules asked."""
 
+import json
 from collections.abc import Iterator
 from copy import deepcopy
 from functools import cache
@@ -139,9 +140,17 @@ Validator = validators.extend(
 )
 
 
-def find_errors(item: Object) -> Iterator[ValidationError]:
+def find_errors(item: Object) -> tuple[ValidationError, ...]:
     """Judge an object of KubeRay's by the CRD of its kind."""
-    schemas = load_schemas(find_folder())
+    return _find_errors(find_folder(), json.dumps(item, sort_keys=True, default=str))
+
+
+@cache  # two rules ask
+def _find_errors(folder: Path, text: str) -> tuple[ValidationError, ...]:
+    return tuple(_judge(json.loads(text), load_schemas(folder)))
+
+
+def _judge(item: Object, schemas: dict[tuple[str, str], Schema]) -> Iterator[ValidationError]:
     schema = schemas.get((item.get("apiVersion", ""), item.get("kind", "")))
     if schema is None:
         known = ", ".join(sorted(version for version, kind in schemas if kind == item["kind"]))

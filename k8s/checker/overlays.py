@@ -77,7 +77,8 @@ def build(name: str, root: Path = K8S) -> Overlay:
     """
     folder = root / name.removeprefix(ON_CLUSTER)
     file = next(file for kind in KUSTOMIZATIONS if (file := folder / kind).exists())
-    is_shipped = root == K8S and not name.startswith("deploy/")
+    place = folder.resolve()
+    is_shipped = place.is_relative_to(K8S) and not place.is_relative_to(K8S / "deploy")
     shown = name if root == K8S else str(root / name)
     if yaml.safe_load(file.read_text()).get("kind") != "Component":
         return Overlay(name=shown, objects=run_kustomize(folder), is_shipped=is_shipped)

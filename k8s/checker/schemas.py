@@ -47,8 +47,14 @@ def validator_of(api_version: str, kind: str, version: str) -> Draft202012Valida
     return Draft202012Validator(schema, registry=registry)
 
 
-def find_problems(item: Object) -> Iterator[Problem]:
+def find_problems(item: Object) -> tuple[Problem, ...]:
     """Judge an object by all versions; a sentence names those that refuse it."""
+    return _find_problems(json.dumps(item, sort_keys=True, default=str))
+
+
+@cache  # most pods and policies are the same in many overlays
+def _find_problems(text: str) -> tuple[Problem, ...]:
+    item = json.loads(text)
     refused_by: dict[Problem, list[str]] = defaultdict(list)
     for version in VERSIONS:
         validator = validator_of(str(item.get("apiVersion")), str(item.get("kind")), version)
@@ -58,9 +64,11 @@ def find_problems(item: Object) -> Iterator[Problem]:
             continue
         for error in validator.iter_errors(item):
             refused_by[path_of(error), shorten(error.message)].append(version)
-    for (path, message), versions in refused_by.items():
-        span = versions[0] if len(versions) == 1 else f"{versions[0]} to {versions[-1]}"
-        yield path, f"Kubernetes {span}: {message}"
+    spans = {
+        key: versions[0] if len(versions) == 1 else f"{versions[0]} to {versions[-1]}"
+        for key, versions in refused_by.items()
+    }
+    return tuple((path, f"Kubernetes {span}: {message}") for (path, message), span in spans.items())
 
 
 def is_foreign(item: Object) -> bool:
