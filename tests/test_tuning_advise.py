@@ -22,7 +22,7 @@ from tuning import run
 from tuning.__main__ import parse
 from tuning.advice.advice import Advice, advice_uri, read_advice, score_advice
 from tuning.advice.advise import run_advise
-from tuning.advice.candidates import SETS, expand, plan_candidates
+from tuning.advice.candidates import plan_candidates
 from tuning.advice.config import AdviseConfig
 from tuning.advice.quadrants import (
     QUADRANTS,
@@ -33,6 +33,7 @@ from tuning.advice.quadrants import (
     with_neighbours,
 )
 from tuning.advice.ranking import Ranked, mark_front
+from tuning.axes.backbones import SETS, read_backbones
 from tuning.config import TuningConfig
 from tuning.leaderboard import LEARNS, LEARNS_NOT, TrialResult
 from tuning.record import SweepRecord
@@ -127,6 +128,9 @@ def test_the_verdict_says_its_numbers() -> None:
     )
 
 
+BASE = FinetuneConfig(data="", model=ModelConfig(backbone="mobilenet_v2"))
+
+
 def standing(rank: int, depth: object, top1: float | None, **changes: Any) -> TrialResult:
     values: dict[str, Any] = {"state": "finished", "verdict": LEARNS} | changes
     return TrialResult(
@@ -164,12 +168,12 @@ def standing(rank: int, depth: object, top1: float | None, **changes: Any) -> Tr
     ],
 )
 def test_the_end_of_a_sweep_scores_the_advice(standings: list[TrialResult], sentence: str) -> None:
-    scored = score_advice(7, "mobilenet_v2", standings)
+    scored = score_advice(7, BASE, standings)
     assert scored == f"recommended freeze depth 7{sentence}"
 
 
 def test_freezing_more_may_gain_too() -> None:
-    scored = score_advice(3, "mobilenet_v2", [standing(1, 7, 0.9), standing(2, 3, 0.8)])
+    scored = score_advice(3, BASE, [standing(1, 7, 0.9), standing(2, 3, 0.8)])
     assert scored.endswith("the winner has 7 (0.900): freezing more stages gained 0.100")
 
 
@@ -301,7 +305,7 @@ def test_candidates_are_names_sets_and_weights() -> None:
 
 
 def test_the_networks_of_the_sets_are_there() -> None:
-    networks = expand(SETS)
+    networks = [network.name for network in read_backbones(tuple(SETS))]
     assert len(networks) == len(set(networks)) == 12
     assert {find(network).source for network in networks} == {"torchvision", "timm"}
 

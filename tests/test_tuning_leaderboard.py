@@ -28,6 +28,7 @@ from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE, Point
 from tuning.winner import command_of
 
 CLASS_COUNTS = (20, 20, 20, 20)
+BASE = FinetuneConfig(data="")
 
 
 def end_trial(
@@ -81,7 +82,7 @@ def test_files_hold_what_was_ranked(tmp_path: Path) -> None:
     trials = [replace(trial, point=trial.point | {FREEZE_DEPTH: 0.75}) for trial in trials]
     trials = rank(trials, epochs=1, class_counts=CLASS_COUNTS)
     assert read_leaderboard(str(tmp_path)) is None
-    write_leaderboard(str(tmp_path), trials, "resnet50", sync=["wandb sync x"])
+    write_leaderboard(str(tmp_path), trials, BASE, sync=["wandb sync x"])
     assert read_leaderboard(str(tmp_path)) == (trials, {"sync": ["wandb sync x"]})
     rows = list(csv.DictReader((tmp_path / "leaderboard.csv").read_text().splitlines()))
     assert [row["trial_id"] for row in rows] == ["a", "b"]
@@ -92,8 +93,8 @@ def test_files_hold_what_was_ranked(tmp_path: Path) -> None:
 def test_plain_text_where_there_is_no_terminal(tmp_path: Path) -> None:
     trials = rank([end_trial(tmp_path, "a", [0.5])], epochs=1, class_counts=CLASS_COUNTS)
     plain, table = io.StringIO(), io.StringIO()
-    print_leaderboard(trials, "resnet50", Console(file=plain))
-    print_leaderboard(trials, "resnet50", Console(file=table, force_terminal=True, width=120))
+    print_leaderboard(trials, BASE, Console(file=plain))
+    print_leaderboard(trials, BASE, Console(file=table, force_terminal=True, width=120))
     header, row = plain.getvalue().splitlines()
     assert header.split()[:2] == ["rank", "freeze"]
     assert row.split()[:8] == ["1", "all", "100%", "0.001", "none", "file", "0.500", "1/1"]

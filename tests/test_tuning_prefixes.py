@@ -26,7 +26,7 @@ from trainers.run.rows import epoch_rows
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.sharing.cache import evict, list_entries, run_cache
 from tuning.sharing.config import CacheConfig
-from tuning.sharing.plan import plan_sharing
+from tuning.sharing.plan import plan_sharing, prefix_key
 from tuning.sharing.prefixes import PrefixStore
 from tuning.space import FREEZE_DEPTH, INIT, training_of
 
@@ -116,7 +116,7 @@ def test_a_trial_on_features_has_the_losses_of_one_on_images(
         images = replace(training, out=str(tmp_path / f"images-{depth}"))
         features = replace(training, out=f"{config.out}/trials/{depth}")
         train_here(images)
-        train_here(features, prefix=built.prefixes["file", int(depth)])
+        train_here(features, prefix=built.prefixes[prefix_key(training)])
 
         for row, other in zip(epoch_rows(images.out), epoch_rows(features.out), strict=True):
             for name in (metrics.TRAIN_LOSS, metrics.VAL_LOSS, metrics.GRAD_NORM):

@@ -60,7 +60,7 @@ def write_sweep(sweep: Path, config: FinetuneConfig, verdict: str = LEARNS) -> N
     """Write what a sweep of one trial leaves, without its training."""
     Path(config.out).mkdir(parents=True, exist_ok=True)
     (Path(config.out) / "config.json").write_text(json.dumps(config.to_dict()))
-    write_leaderboard(str(sweep), [standing(config.out, verdict)], "lenet5", sync=[])
+    write_leaderboard(str(sweep), [standing(config.out, verdict)], config, sync=[])
 
 
 class Mirror(RunMirror):

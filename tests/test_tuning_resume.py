@@ -20,8 +20,7 @@ from tuning import run
 from tuning.__main__ import parse
 from tuning.progress import SweepProgress
 from tuning.run import tune_sweep
-from tuning.search import point_of
-from tuning.space import AXES, FREEZE_DEPTH
+from tuning.space import AXES, FREEZE_DEPTH, point_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 NUM_TRIALS, NUM_EPOCHS = 6, 10

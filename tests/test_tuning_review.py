@@ -22,7 +22,6 @@ from tuning.record import SweepRecord
 from tuning.review import review
 from tuning.review.charts import pareto_front
 from tuning.review.config import ReviewConfig
-from tuning.review.figure import short_depth
 from tuning.review.importance import rank_axes
 from tuning.review.page import render_page
 from tuning.review.pictures import show_predictions
@@ -63,8 +62,8 @@ def test_every_kind_of_sweep_has_a_page(
     content = render_page(sweep)
     assert len(content) < MAX_BYTES
     assert verdict.headline in content.decode()
-    depths = {sweep.depth_of(row) for row in sweep.trials}
-    assert all(f">{short_depth(sweep, depth)}</td>" in content.decode() for depth in depths)
+    depths = {sweep.frozen_of(row).short for row in sweep.trials}
+    assert all(f">{depth}</td>" in content.decode() for depth in depths)
     assert sweep.status == options.get("status", "ended")
 
 

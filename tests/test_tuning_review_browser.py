@@ -122,7 +122,7 @@ def test_leaderboard_sorts_and_filters_by_mouse_and_keys(
     assert seconds == sorted(seconds)
 
     page.locator("#filters [name=depth]").select_option(label="nothing frozen")
-    deep = [str(row.rank) for row in sweep.trials if sweep.depth_of(row) == 0]
+    deep = [str(row.rank) for row in sweep.trials if sweep.frozen_of(row).depth == 0]
     assert sorted(ranks(page)) == sorted(deep)
     assert page.locator("#count").inner_text() == f"{len(deep)} of 24 trials"
     page.locator("#filters [name=text]").focus()

@@ -27,8 +27,7 @@ from trainers.networks import backbones
 from tuning import progress, run
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.run import tune_sweep
-from tuning.search import point_of
-from tuning.space import FREEZE_DEPTH, INIT, LEARNING_RATE
+from tuning.space import FREEZE_DEPTH, INIT, LEARNING_RATE, point_of
 from tuning.trial import config_of
 
 pytestmark = pytest.mark.ray

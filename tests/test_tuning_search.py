@@ -9,8 +9,8 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from trainers.config import FinetuneConfig, ModelConfig
 from tuning.config import SpaceConfig, TuningConfig
-from tuning.search import build_scheduler, build_search, count_trials, point_of
-from tuning.space import INIT, points
+from tuning.search import build_scheduler, build_search, count_trials
+from tuning.space import INIT, point_of, points
 
 SPACE = SpaceConfig(freeze_depths=("all", 2), clipnorms=(None,), inits=("file", "he"))
 

@@ -57,7 +57,7 @@ def test_the_arithmetic_of_a_plan(easy_data: str) -> None:
     total, by_depth = count_flops(config.base, [6, 7])
     told = plan(config)
 
-    assert [(p.init, p.depth, p.num_trials, p.problem) for p in told.prefixes] == [
+    assert [(p.name, p.depth, p.num_trials, p.problem) for p in told.prefixes] == [
         ("imagenet", 7, 4, ""),
         ("imagenet", 6, 4, ""),
     ]

@@ -23,7 +23,7 @@ def test_answer_names_depth_lead_and_certainty(tmp_path: Path) -> None:
     assert verdict.top1.low < verdict.top1.mean < verdict.top1.high
     found = verdict.comparison
     assert found is not None and found.is_certain
-    assert sweep.depth_of(found.rival) != sweep.depth_of(verdict.best)
+    assert sweep.frozen_of(found.rival) != sweep.frozen_of(verdict.best)
     assert found.wins is not None and found.losses is not None
     assert (found.wins - found.losses) / 320 == pytest.approx(found.lead)
     assert "significant (p < 0.001)" in verdict.lead

@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.golden_views import GOLDEN, NAMES, models_of, standing, write_sweep
 from trainers.config import FinetuneConfig
+from tuning.axes.axis import INIT
 from tuning.config import TuningConfig
 from tuning.leaderboard import LEARNS_NOT, write_leaderboard
 from tuning.record import SweepRecord
@@ -54,7 +55,7 @@ def test_axes_are_where_wandb_has_nested_config(sweep: str) -> None:
 
 @pytest.mark.parametrize("group", ["sweep", 'lr=1e-3 <it\'s> "best"', "größe/2 \\n"])
 def test_a_filter_holds_the_group_whatever_its_name(group: str) -> None:
-    model = build_run_review("team", "cars", group)._to_model()
+    model = build_run_review("team", "cars", group, fields=[INIT])._to_model()
     (runset,) = model.model_dump()["spec"]["section"]["run_sets"]
     (found,) = runset["filters"]["filters"]
     assert (found["key"]["name"], found["op"], found["value"]) == ("group", "=", group)
@@ -89,7 +90,7 @@ def test_a_running_sweep_has_workspaces_and_no_report(own_sweep: str) -> None:
 
 def test_a_sweep_without_winner_has_a_report_that_says_so(own_sweep: str) -> None:
     rows = [at(0, 0.3, verdict=LEARNS_NOT), at(1, None, state="failed", verdict=LEARNS_NOT)]
-    write_leaderboard(own_sweep, rows, "lenet5", sync=[])
+    write_leaderboard(own_sweep, rows, SweepRecord.read(own_sweep).base, sync=[])
     models = models_of(own_sweep)
     assert list(models) == list(NAMES)
     assert "No trial learned." in json.dumps(models["report"])

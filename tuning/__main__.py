@@ -45,12 +45,16 @@ OTHERS = {
 HELP = f"""Find out how much of a pretrained network to thaw for your images.
 
 RECIPE is the training that every trial starts from: {", ".join(RECIPES)} (default {DEFAULT}).
-Every trial changes its freeze depth, learning rate, clipnorm and initialization:
+Every trial changes its freeze depth, learning rate, clipnorm and initialization, and any other
+field that --axis names:
 
   python -m tuning --data runs/cars
   python -m tuning --data runs/cars --freeze-depths all 0.75 layer2 --learning-rates 1e-3 3e-4
   python -m tuning --data runs/cars --backbone mobilenet_v2 --inits file he --weights FILE
   python -m tuning --data runs/cars --search optuna --learning-rate-range 1e-5 1e-2 --trials 40
+  python -m tuning --data runs/cars --backbones resnet50 mobilenet_v2=FILE@half
+  python -m tuning --data runs/cars --axis ingest.policy light cars \\
+      --axis optim.weight_decay 0.01..0.3 log --when model.freeze_depth=0
 
 Run the same command again to resume; a finished sweep is reused. Other commands, each with its own
 --help:

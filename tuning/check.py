@@ -1,36 +1,41 @@
 """Whether a sweep can run, and whether OUT may resume it."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from cluster.io import storage, terminal
 from cluster.io.errors import UserError
-from cluster.io.markers import RESUMABLE, flatten, marked
+from cluster.io.markers import RESUMABLE, URI, flatten, marked
 from datasets.shards import Manifest, read_manifest
 from trainers import prepare
-from trainers.config import FreezeDepth
+from trainers.config import PRETRAINED, FinetuneConfig, FreezeDepth
 from trainers.networks.freezing import resolve_depth
+from tuning.axes.axis import BACKBONE, FREEZE_DEPTH, INIT, WHEN, Axis, Condition
+from tuning.axes.backbones import with_weights
 from tuning.config import TuningConfig
 from tuning.record import read_sweep_config
-from tuning.space import models, training_of
+from tuning.space import corners, models, training_of
 
 PRECISION = "base.compute.precision"
 
 
 def check(config: TuningConfig) -> Manifest:
-    """Find the user's errors before anything starts, in every network of the space."""
+    """Find the user's errors before anything starts, in every network and value of the space."""
     manifest = read_manifest(config.base.data, config.base.fold)
+    for point in corners(config.space):
+        training_of(config.base, point)
     for model in models(config.space):
         prepare.check(training_of(config.base, model), manifest)
     if storage.exists(storage.join(config.out, "config.json")):
         known = read_sweep_config(config.out)
-        before = flatten(facts_of(*known)) if known else {}
+        before = _flatten(facts_of(*known)) if known else {}
         if before.get("data_fingerprint") != manifest.fingerprint:
             raise UserError(
                 f"data is {config.base.data!r}: it was prepared again since the sweep in "
                 f"{config.out} began, and is another data set now; use another --out"
             )
-        for field, value in flatten(facts_of(config, manifest.fingerprint)).items():
+        for field, value in _flatten(facts_of(config, manifest.fingerprint)).items():
             if field == PRECISION and "auto" in (value, before.get(field)):
                 continue  # `choose_precision` takes that of the sweep
             if field not in marked(TuningConfig, RESUMABLE) and before.get(field) != value:
@@ -41,16 +46,51 @@ def check(config: TuningConfig) -> Manifest:
     return manifest
 
 
+def with_absolute_axes(config: TuningConfig) -> TuningConfig:
+    """Return the sweep with absolute URIs in its space: workers run in folders of their own."""
+
+    def change(axis: Axis | Condition) -> Any:
+        if axis.field not in marked(FinetuneConfig, URI):
+            return axis
+        paths = (value and storage.absolute(str(value), axis.field) for value in axis.values)
+        return replace(axis, values=tuple(paths))
+
+    space = config.space
+    axes = (replace(axis, when=tuple(map(change, axis.when))) for axis in map(change, space.axes))
+    texts = with_weights(space.backbones, lambda uri: storage.absolute(uri, "backbones"))
+    return replace(config, space=replace(space, backbones=texts, axes=tuple(axes)))
+
+
 def distinct_depths(config: TuningConfig) -> TuningConfig:
     """Return the sweep without the freeze depths that freeze as many stages as an earlier one, and
-    warn: of 3 stages, 0.75 and 0.5 are 2.
+    warn: of 3 stages, 0.75 and 0.5 are 2. Each of several networks has depths of its own.
 
     Raises:
         UserError: as `resolve_depth`.
     """
-    backbone = config.base.model.backbone
+    space = config.space
+    if any(axis.field == FREEZE_DEPTH for axis in space.axes):
+        return config
+    networks = space.values_of(BACKBONE)
+    if not networks:
+        kept = _distinct(config.base.model.backbone, space.freeze_depths)
+        return replace(config, space=replace(space, freeze_depths=kept))
+    pretrained = {m[BACKBONE] for m in models(space) if m.get(INIT, "") in PRETRAINED}
+    depths = (
+        Axis(
+            field=FREEZE_DEPTH,
+            values=_distinct(str(name), space.freeze_depths),
+            when=(Condition(field=BACKBONE, values=(str(name),)),),
+        )
+        for name in networks
+        if name in pretrained
+    )
+    return replace(config, space=replace(space, axes=(*space.axes, *depths)))
+
+
+def _distinct(backbone: str, depths: Sequence[FreezeDepth]) -> tuple[FreezeDepth, ...]:
     kept: dict[int, FreezeDepth] = {}
-    for depth in config.space.freeze_depths:
+    for depth in depths:
         number = resolve_depth(backbone, depth)
         if number in kept:
             terminal.report(
@@ -59,9 +99,19 @@ def distinct_depths(config: TuningConfig) -> TuningConfig:
                 warning=True,
             )
         kept.setdefault(number, depth)
-    return replace(config, space=replace(config.space, freeze_depths=tuple(kept.values())))
+    return tuple(kept.values())
 
 
 def facts_of(config: TuningConfig, fingerprint: str | None) -> dict[str, Any]:
     """Return what config.json holds: a sweep has one config and one data set."""
     return config.to_dict() | {"data_fingerprint": fingerprint}
+
+
+def _flatten(facts: dict[str, Any]) -> dict[str, Any]:
+    """Name the facts by dotted paths, each axis by its field and its conditions."""
+    flat = flatten(facts)
+    for axis in flat.pop("space.axes", []):
+        conditions = "".join(f" {WHEN} {of['field']}={of['values']}" for of in axis["when"])
+        values = axis["values"] or axis["range"]
+        flat[f"space.{axis['field']}{conditions}"] = values + ["log"] * axis["log"]
+    return flat

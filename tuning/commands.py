@@ -3,6 +3,7 @@
 import ast
 import inspect
 import textwrap
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass, replace
 from functools import cache, partial
@@ -11,10 +12,11 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 import tyro
 
 from cluster.dispatch import parse_options
-from cluster.io.errors import require
-from cluster.io.markers import replace_at
+from cluster.io.errors import UserError, require
+from cluster.io.markers import URI, replace_at
 from trainers.config import FinetuneConfig
 from trainers.recipes import RECIPES
+from tuning.axes.axis import CLIPNORM, WHEN, Axis, read_axes, read_axis
 from tuning.config import SpaceConfig, TuningConfig
 
 OPTIONS = {
@@ -31,6 +33,9 @@ OPTIONS = {
     "inits": "space.inits",
     "weights": "base.model.weights",
     "backbone": "base.model.backbone",
+    "backbones": "space.backbones",
+    "axis": None,
+    "space": None,
     "normalization": "base.model.normalization",
     "epochs": "base.epochs",
     "global_batch_size": "base.global_batch_size",
@@ -55,7 +60,7 @@ OPTIONS = {
     "project": "base.track.project",
     "group": "base.track.group",
 }
-"""Option -> the field of TuningConfig that it sets; None: a flag that `to_config` interprets."""
+"""Option -> the field of TuningConfig that it sets; None: one that `to_config` interprets."""
 FROM_RECIPE = (
     "weights",
     "backbone",
@@ -67,13 +72,23 @@ FROM_RECIPE = (
     "views",
 )
 """Options with the recipe's value as default."""
-TYPES = {"clipnorms": (tuple[float | Literal["none"], ...], ("none", 1.0))}
-"""Options whose annotation and default are not those of the field."""
+TYPES = {
+    "clipnorms": (tuple[float | Literal["none"], ...], ("none", 1.0)),
+    "axis": (Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction], ()),
+    "space": (Annotated[str | None, URI], None),
+}
+"""Options whose annotation and default are not those of the field; others without one are flags."""
 HELP = {
     "from_advice": "URI of the folder of a `python -m tuning advise`: data, network, weights, size "
     "and freeze depths are taken from there where they are not given here.",
     "clipnorms": "Norms that each tensor's gradient is clipped to; `none` does not clip. Where one "
     "is set, it replaces the recipe's global_clipnorm.",
+    "axis": "FIELD VALUE ..., or FIELD LOW..HIGH, with `log` for a range that is uniform in the "
+    "logarithm: search any field of a training by its dotted path, such as optim.weight_decay 0 "
+    "0.05. Repeat it for each field; it replaces the short option of the field. `--when "
+    "FIELD=VALUE,VALUE` behind it: only where another axis has one of these values.",
+    "space": "URI of a TOML file of axes: a table [[axis]] for each, with field, values or range, "
+    "log, when.",
     "weights": "URI of a state dict, for `file`; also replaces the download of `imagenet`.",
     "backbone": "Network. Default: the recipe's, as for the next six.",
     "epochs": "Epochs of a trial that is not pruned.",
@@ -96,7 +111,10 @@ def _build_command() -> type[Any]:
 def _build_option(name: str, path: str | None) -> tuple[str, Any, Any]:
     """Return an option's name, annotation and default from the field at a dotted path."""
     if path is None:
-        return name, Annotated[bool, tyro.conf.arg(help=HELP[name])], field(default=False)
+        whole, default = TYPES.get(name, (bool, False))
+        hint, *markers = _split(whole)
+        text = tyro.conf.arg(help=HELP[name])
+        return name, Annotated[hint, *markers, text], field(default=default)
     owner: type[Any] = TuningConfig
     *sections, attribute = path.split(".")
     for section in sections:
@@ -131,16 +149,64 @@ Command: Any = _build_command()
 """The options of a sweep that the command line offers; the recipe has the other fields."""
 
 
-def to_config(command: Any, recipe: str) -> TuningConfig:
-    """Return the sweep that a command describes."""
+def place_conditions(options: Sequence[str]) -> list[str]:
+    """Write each `--when` as a word of the `--axis` before it.
+
+    Raises:
+        UserError: where there is none.
+    """
+    placed: list[str] = []
+    last = None
+    for word in options:
+        name, _, value = word.partition("=")
+        if name != "--when":
+            last = name if word.startswith("--") else last
+            placed.append(word)
+            continue
+        require(last == "--axis", "when", value or word, "write it behind the --axis it is about")
+        placed += [WHEN, *filter(None, [value])]
+    return placed
+
+
+def read_space(uri: str) -> tuple[Axis, ...]:
+    """Read the axes in a TOML file.
+
+    Raises:
+        UserError: where there is no such file, or it has anything else.
+    """
+    from cluster.io import storage
+
+    uri = storage.absolute(uri, "space")
+    try:
+        values = tomllib.loads(storage.read_bytes(uri).decode())
+    except FileNotFoundError:
+        raise UserError(f"space is {uri!r}: no such file; give a TOML file") from None
+    except ValueError as error:
+        raise UserError(f"space is {uri!r}: no TOML ({error})") from None
+    unknown = ", ".join(sorted(values.keys() - {"axis"}))
+    require(not unknown, "space", unknown, f"{uri} may have tables [[axis]] only")
+    return read_axes(values.get("axis", []), uri)
+
+
+def to_config(command: Any, recipe: str, advised: Sequence[Axis] = ()) -> TuningConfig:
+    """Return the sweep that a command describes.
+
+    Args:
+        advised: axes of an advice, where the command has none of the field.
+    """
     require(command.data is not None, "data", command.data, "give --data URI, or --from-advice OUT")
     given: dict[str, Any] = {
         path: value
         for name, path in OPTIONS.items()
         if path and ((value := getattr(command, name)) is not None or name not in FROM_RECIPE)
     }
-    clipnorms = tuple(None if value == "none" else value for value in command.clipnorms)
-    given["space.clipnorms"] = clipnorms
+    axes = [] if command.space is None else [*read_space(command.space)]
+    axes += map(read_axis, command.axis)
+    own = {axis.field for axis in axes}
+    given["space.axes"] = (*axes, *(axis for axis in advised if axis.field not in own))
+    clipnorms = (None if value == "none" else value for value in command.clipnorms)
+    given["space.clipnorms"] = tuple(clipnorms)
+    space = SpaceConfig(**_inside(given, "space"))
     source = RECIPES[recipe]
     epochs = command.epochs or source.epochs
     base: dict[str, Any] = {
@@ -150,11 +216,11 @@ def to_config(command: Any, recipe: str) -> TuningConfig:
     }
     if not command.mix:
         base |= {"loss.mixup_alpha": 0.0, "loss.cutmix_alpha": 0.0}
-    if any(clipnorm is not None for clipnorm in clipnorms):
+    if any(clipnorm is not None for clipnorm in space.values_of(CLIPNORM)):
         base["optim.global_clipnorm"] = None
     return TuningConfig(
         base=replace_at(source, base),
-        space=SpaceConfig(**_inside(given, "space")),
+        space=space,
         **{path: value for path, value in given.items() if "." not in path},
     )
 
@@ -185,25 +251,30 @@ def parse_sweep(recipe: str, options: Sequence[str], help: str) -> TuningConfig 
     Raises:
         UserError: where there is no advice, or it is about other data.
     """
+    options = place_conditions(options)
     parse = partial(parse_options, Command, options, prog="python -m tuning", help=help)
-    command = parse()
+    command, advised = parse(), ()
     if command.from_advice is not None:
         from cluster.io import storage
-        from tuning.advice.advice import read_advice
+        from tuning.advice.front import find_advice
 
         uri = storage.absolute(command.from_advice, "from_advice")
-        advice = read_advice(uri)
+        advice = find_advice(uri)
         command = replace(parse(default=Command(**advice.options())), from_advice=uri)
         assert command.data is not None
         advice.require_same_data(command.data)
-    config = to_config(command, recipe)
+        if command.freeze_depths == SpaceConfig.freeze_depths:
+            advised = advice.axes()
+    config = to_config(command, recipe, advised)
     return Explanation(config) if command.explain else config
 
 
 def parse_without_advice(recipe: str, options: Sequence[str], help: str) -> Any:
-    """Parse as `parse_sweep` does; a command with advice is returned as it is."""
-    command = parse_options(Command, options, prog="python -m tuning", help=help)
-    return command if command.from_advice is not None else parse_sweep(recipe, options, help)
+    """Parse as `parse_sweep` does; a command that names files to read is returned as it is."""
+    placed = place_conditions(options)
+    command = parse_options(Command, placed, prog="python -m tuning", help=help)
+    reads = command.from_advice is not None or command.space is not None
+    return command if reads else parse_sweep(recipe, options, help)
 
 
 def run_sweep(config: TuningConfig | Explanation) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from cluster.config import Device
@@ -17,13 +18,17 @@ from cluster.io.fields import build, check_fields
 from cluster.io.markers import RESUMABLE, URI
 from cluster.io.uris import name_of
 from trainers.config import FinetuneConfig, FreezeDepth, Init
+from tuning.axes.axis import CLIPNORM, FREEZE_DEPTH, LEARNING_RATE, Axis
+from tuning.axes.backbones import read_backbones
+from tuning.axes.combine import axes_of_backbones, combine
 
 DEFAULT_TRIALS = 12
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpaceConfig:
-    """The four axes: how deep to freeze, learning rate, clipping, initialization."""
+    """The axes of a sweep: four with short options (how deep to freeze, learning rate, clipping,
+    initialization), networks, and any other field of a training."""
 
     freeze_depths: tuple[FreezeDepth, ...] = ("all", 0.75, 0.5, 0)
     """How much stays frozen with pretrained weights: a number of stages from 0 (nothing) to `all`
@@ -36,6 +41,12 @@ class SpaceConfig:
     """Keras' clipnorm per tensor; none does not clip."""
     inits: tuple[Init, ...] = ("imagenet", "he")
     """Initializations; random ones always train the whole network."""
+    backbones: tuple[str, ...] = ()
+    """Networks to choose from, instead of --backbone: names of timm or of `python -m trainers zoo`,
+    or the sets `fast`, `accurate` and `all`. NAME=INIT or NAME=URI set the initial weights of one,
+    NAME=URI@half their normalization; else --inits does."""
+    axes: tuple[Axis, ...] = ()
+    """Other fields to search; an axis of a field above takes its place."""
 
     def __post_init__(self) -> None:
         for name in ("freeze_depths", "learning_rates", "clipnorms", "inits"):
@@ -59,6 +70,29 @@ class SpaceConfig:
                 self.learning_rate_range,
                 "give the smaller rate first, such as 1e-4 1e-2",
             )
+        assert self.all_axes, "made here, so that its errors are found now"
+
+    @cached_property
+    def all_axes(self) -> tuple[Axis, ...]:
+        """All axes alike, in the order in which a point is made."""
+        rates, networks = self.learning_rate_range, read_backbones(self.backbones)
+        short = [
+            *axes_of_backbones(networks, self.inits),
+            Axis(field=FREEZE_DEPTH, values=self.freeze_depths),
+            Axis(
+                field=LEARNING_RATE,
+                values=() if rates else self.learning_rates,
+                range=rates,
+                log=rates is not None,
+            ),
+            Axis(field=CLIPNORM, values=self.clipnorms),
+        ]
+        return combine(short, self.axes)
+
+    def values_of(self, field: str) -> tuple[object, ...]:
+        """Return the values of a field that is an axis; those of a range are its bounds."""
+        axes = [axis for axis in self.all_axes if axis.field == field]
+        return tuple(dict.fromkeys(v for axis in axes for v in axis.values or axis.range or ()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +147,19 @@ class TuningConfig:
             self.space.learning_rate_range,
             "a grid needs --learning-rates, or use --search random",
         )
+        for axis in self.space.all_axes:
+            require(
+                self.search != "grid" or axis.range is None,
+                axis.field,
+                axis.describe_values(),
+                "a grid needs values; list them, or use --search random",
+            )
+        require(
+            not self.space.backbones or self.base.model.weights is None,
+            "model.weights",
+            self.base.model.weights,
+            "each of --backbones has its own: give NAME=URI there",
+        )
         require(
             not self.base.schedule.phases,
             "schedule.phases",
@@ -131,9 +178,9 @@ class TuningConfig:
         require_not_negative("feature_cache_gib", self.feature_cache_gib)
         require(
             self.base.optim.global_clipnorm is None
-            or all(clipnorm is None for clipnorm in self.space.clipnorms),
+            or all(clipnorm is None for clipnorm in self.space.values_of(CLIPNORM)),
             "space.clipnorms",
-            self.space.clipnorms,
+            self.space.values_of(CLIPNORM),
             "the base clips globally (optim.global_clipnorm): unset one of the two",
         )
 

@@ -1,10 +1,11 @@
 """LP-FT: heads trained on the frozen network, once, for all deeper trials to start from.
 
-SWEEP/heads/INIT-RATE/         a head-only run for each learning rate of the space
-SWEEP/heads/INIT.safetensors   the best of them
+SWEEP/heads/NETWORK-RATE/         a head-only run for each learning rate of the space
+SWEEP/heads/NETWORK.safetensors   the best of them
 """
 
 import json
+import re
 from dataclasses import replace
 
 import safetensors.torch
@@ -18,58 +19,55 @@ from trainers.networks.initializers import head_tensors
 from trainers.prepare import prepare_run
 from trainers.run.folder import load_best_model
 from trainers.tracking.mirror import RunMirror, follow
+from tuning.axes.axis import CLIPNORM, FREEZE_DEPTH, LEARNING_RATE, show
 from tuning.config import TuningConfig
+from tuning.sharing.plan import name_networks, network_of
 from tuning.sharing.reuse import record
-from tuning.space import (
-    CLIPNORM,
-    FREEZE_DEPTH,
-    INIT,
-    LEARNING_RATE,
-    Point,
-    models,
-    show,
-    training_of,
-)
+from tuning.space import Point, models, training_of
 from tuning.trial import Shared
 
 
-def train_heads(config: TuningConfig, shared: Shared) -> dict[str, str]:
+def train_heads(config: TuningConfig, shared: Shared) -> dict[FinetuneConfig, str]:
     """Train the heads that deeper trials start from, unless that is done.
 
     Returns:
-        The URI of the best head by initialization.
+        The URI of the best head by network.
     """
-    deeper = {
-        training.model.init
-        for model in models(config.space)
-        if not is_head_only((training := training_of(config.base, model)).model)
+    names = name_networks(config)
+    points: dict[FinetuneConfig, Point] = {}
+    for point in models(config.space):
+        training = training_of(config.base, point)
+        if training.model.init in PRETRAINED and not is_head_only(training.model):
+            points.setdefault(network_of(training), point)
+    files = {key: re.sub(r"[^\w.-]+", "-", names[key]) for key in points}
+    heads = {
+        key: storage.join(config.out, "heads", f"{name}.safetensors") for key, name in files.items()
     }
-    inits = [init for init in config.space.inits if init in deeper and init in PRETRAINED]
-    heads = {init: storage.join(config.out, "heads", f"{init}.safetensors") for init in inits}
-    missing = {init: _points(config, init) for init in inits if not storage.exists(heads[init])}
+    missing = [key for key in points if not storage.exists(heads[key])]
     if not missing:
         return heads
-    with count("Training heads", sum(map(len, missing.values())), "heads") as advance:
-        for init, points in missing.items():
+    rates = config.space.values_of(LEARNING_RATE) or (config.base.optim.learning_rate,)
+    with count("Training heads", len(missing) * len(rates), "heads") as advance:
+        for key in missing:
             trained: list[tuple[FinetuneConfig, float]] = []
-            for point in points:
-                trained.append(_train(config, shared, point))
+            for rate in rates:
+                point = _head_point(config, points[key], rate)
+                trained.append(_train(config, shared, point, f"{files[key]}-{show(rate)}"))
                 advance(1)
-            _write_best(heads[init], trained)
+            _write_best(heads[key], trained)
     return heads
 
 
-def _points(config: TuningConfig, init: str) -> list[Point]:
-    rates = config.space.learning_rate_range or config.space.learning_rates
-    clipnorm = config.space.clipnorms[0]
-    return [
-        {INIT: init, FREEZE_DEPTH: "all", LEARNING_RATE: rate, CLIPNORM: clipnorm} for rate in rates
-    ]
+def _head_point(config: TuningConfig, network: Point, rate: object) -> Point:
+    """Return the point of a head: the first of a network with all stages frozen."""
+    clipnorm = next(iter(config.space.values_of(CLIPNORM)), config.base.optim.clipnorm)
+    return network | {FREEZE_DEPTH: "all", LEARNING_RATE: rate, CLIPNORM: clipnorm}
 
 
-def _train(config: TuningConfig, shared: Shared, point: Point) -> tuple[FinetuneConfig, float]:
+def _train(
+    config: TuningConfig, shared: Shared, point: Point, name: str
+) -> tuple[FinetuneConfig, float]:
     """Train a head, whose result a trial of the same point will be copied from."""
-    name = f"{point[INIT]}-{show(point[LEARNING_RATE])}"
     training = replace(training_of(config.base, point), out=storage.join(config.out, "heads", name))
     training = replace(training, track=replace(training.track, group=config.group))
     mirror = RunMirror(

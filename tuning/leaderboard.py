@@ -16,16 +16,18 @@ from cluster.io.statistics import is_above_chance
 from cluster.io.tables import to_csv
 from cluster.io.terminal import literal_console
 from trainers import metrics
+from trainers.config import FinetuneConfig
 from trainers.networks.freezing import describe_frozen, show_frozen
 from trainers.run.rows import epoch_rows
+from tuning.axes.axis import FREEZE_DEPTH
 from tuning.sharing.reuse import read_origin
-from tuning.space import AXES, POINT, Point, depth_of, show
+from tuning.space import Point, compared_fields, model_of, short_name, show_at, take_point
 
 RUNNING, FINISHED, PRUNED, FAILED, KILLED = "running", "finished", "pruned", "failed", "killed"
 LEARNS = "learns"
 LEARNS_NOT = "does not learn"
-COLUMNS = ("rank", *AXES.values(), "val/top1", "epoch", "state", "time", "verdict")
-"""Headings of the printed table."""
+COLUMNS = ("val/top1", "epoch", "state", "time", "verdict")
+"""Headings of the printed table, behind the rank and the fields that are compared."""
 FROZEN = ("frozen_stage", "frozen_share")
 """Columns of the files that the point and the network imply."""
 
@@ -109,19 +111,33 @@ def find_winner(trials: Sequence[TrialResult]) -> TrialResult | None:
     return next((row for row in trials if row.verdict == LEARNS), None)
 
 
-def list_rows(trials: Sequence[TrialResult], backbone: str) -> list[dict[str, Any]]:
-    """Return the rows of the leaderboard's files, with FROZEN of each trial."""
-    return [
-        row.to_dict()
-        | dict(zip(FROZEN, describe_frozen(backbone, depth_of(row.point)), strict=True))
-        for row in trials
-    ]
+def list_rows(trials: Sequence[TrialResult], base: FinetuneConfig) -> list[dict[str, Any]]:
+    """Return the rows of the leaderboard's files, with FROZEN of each trial.
+
+    Args:
+        base: the training that every trial starts from.
+    """
+    rows = []
+    for row in trials:
+        model = model_of(base, row.point)
+        frozen = describe_frozen(model.backbone, model.freeze_depth)
+        rows.append(row.to_dict() | dict(zip(FROZEN, frozen, strict=True)))
+    return rows
 
 
-def write_leaderboard(out: str, trials: Sequence[TrialResult], backbone: str, **facts: Any) -> None:
+def tabulate(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    """Return the columns of rows of the leaderboard, and their cells; a field whose axis does not
+    apply to a trial is empty."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    return columns, [[row.get(name) for name in columns] for row in rows]
+
+
+def write_leaderboard(
+    out: str, trials: Sequence[TrialResult], base: FinetuneConfig, **facts: Any
+) -> None:
     """Write OUT/leaderboard.csv and, last, OUT/leaderboard.json with `facts` beside the trials."""
-    rows = list_rows(trials, backbone)
-    content = to_csv(rows[0], (row.values() for row in rows))
+    rows = list_rows(trials, base)
+    content = to_csv(*tabulate(rows))
     storage.write_bytes(storage.join(out, "leaderboard.csv"), content)
     storage.write_bytes(
         storage.join(out, "leaderboard.json"),
@@ -140,12 +156,13 @@ def read_leaderboard(out: str) -> tuple[list[TrialResult], dict[str, Any]] | Non
     uri = storage.join(out, "leaderboard.json")
     if not storage.exists(uri):
         return None
-    facts = read_object(uri, {"trials": [POINT | _COLUMN_HINTS], "sync": list[str] | None})
+    facts = read_object(uri, {"trials": [_COLUMN_HINTS], "sync": list[str] | None})
     trials = []
     for row in facts.pop("trials"):
-        point = {axis: row.pop(axis) for axis in AXES}
-        row = {name: value for name, value in row.items() if name not in FROZEN}
+        point = {n: v for n, v in row.items() if n not in _COLUMN_HINTS and n not in FROZEN}
+        row = {name: value for name, value in row.items() if name in _COLUMN_HINTS}
         try:
+            point = take_point(point, "trials.")
             trial = build(TrialResult, row | {"point": point}, "trials.")
         except UserError as error:
             raise damaged(uri, error) from None
@@ -153,13 +170,19 @@ def read_leaderboard(out: str) -> tuple[list[TrialResult], dict[str, Any]] | Non
     return trials, facts | {"sync": facts["sync"] or []}
 
 
-def show_trial(row: TrialResult, backbone: str) -> tuple[str, ...]:
-    """Return a trial's cells under COLUMNS."""
-    _, *others = AXES
+def show_field(row: TrialResult, field: str, base: FinetuneConfig) -> str:
+    """Write the value of a trial's field; a freeze depth as `layer3 80%`."""
+    if field != FREEZE_DEPTH:
+        return show_at(row.point, field)
+    model = model_of(base, row.point)
+    return show_frozen(model.backbone, model.freeze_depth)
+
+
+def show_trial(row: TrialResult, fields: Sequence[str], base: FinetuneConfig) -> tuple[str, ...]:
+    """Return a trial's cells: its rank, its fields, and those under COLUMNS."""
     return (
         str(row.rank),
-        show_frozen(backbone, depth_of(row.point)),
-        *(show(row.point[axis]) for axis in others),
+        *(show_field(row, field, base) for field in fields),
         "-" if row.val_top1 is None else f"{row.val_top1:.3f}",
         f"{row.best_epoch or '-'}/{row.num_epochs}",
         row.state,
@@ -169,12 +192,13 @@ def show_trial(row: TrialResult, backbone: str) -> tuple[str, ...]:
 
 
 def print_leaderboard(
-    trials: Sequence[TrialResult], backbone: str, console: Console | None = None
+    trials: Sequence[TrialResult], base: FinetuneConfig, console: Console | None = None
 ) -> None:
     """Print a table, or aligned plain text where the output is not a terminal."""
     console = console or literal_console()
-    header = [*COLUMNS, "trial"]
-    cells = [[*show_trial(row, backbone), row.trial_id] for row in trials]
+    fields = compared_fields([row.point for row in trials])
+    header = ["rank", *map(short_name, fields), *COLUMNS, "trial"]
+    cells = [[*show_trial(row, fields, base), row.trial_id] for row in trials]
     if not console.is_terminal:
         widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
         for line in [header, *cells]:

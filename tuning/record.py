@@ -20,13 +20,13 @@ from cluster.io.records import damaged, read_object
 from datasets.shards import Manifest, read_manifest
 from trainers import metrics
 from trainers.config import FinetuneConfig
-from trainers.networks.backbones import find
-from trainers.networks.freezing import resolve_depth
+from trainers.networks.freezing import describe_frozen, name_stages, resolve_depth
 from trainers.run.evaluations import predictions_uri, read_evaluation
 from trainers.run.folder import read_config
 from trainers.run.predictions import Predictions, read_predictions, read_table
 from trainers.run.rows import Row, read_rows
-from tuning.advice.advice import read_advice, score_advice
+from tuning.advice.front import find_advice
+from tuning.axes.axis import BACKBONE
 from tuning.config import TuningConfig
 from tuning.leaderboard import (
     FINISHED,
@@ -38,7 +38,7 @@ from tuning.leaderboard import (
     read_leaderboard,
 )
 from tuning.sharing.savings import Savings
-from tuning.space import AXES, depth_of
+from tuning.space import compared_fields, corners, model_of, order_fields
 from tuning.states import read_trials
 
 MEASURES = {metrics.TEST_TOP1: "top-1", metrics.TEST_TOP5: "top-5"}
@@ -61,6 +61,57 @@ _PROMOTED = {
     "winner": dict.fromkeys(MEASURES, float | None),
 }
 Status = Literal["running", "stopped", "ended"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenPart:
+    """How much of its network a trial freezes."""
+
+    backbone: str
+    stages: tuple[str, ...]
+    """Of the network, from the input on."""
+    depth: int
+    """Frozen stages."""
+    last: str
+    """The last of them, or none, or all."""
+    share: float
+    is_only_network: bool
+    """Whether all trials have this network."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Equal for trials that freeze the same part of the same network."""
+        return self.backbone, self.last
+
+    @property
+    def column(self) -> tuple[float, str]:
+        """Its position among those of all trials, and its label: `layer3 80%`, or the share alone
+        where there are several networks."""
+        return self.share, self.short if self.is_only_network else f"{self.share:.0%}"
+
+    @property
+    def short(self) -> str:
+        return f"{self.last} {self.share:.0%}"
+
+    @property
+    def name(self) -> str:
+        """`2 of 5 stages frozen, up to layer1`, with the network where there are several."""
+        num_stages = len(self.stages)
+        name = f"{self.depth} of {num_stages} stages frozen, up to {self.last}"
+        if self.depth in (0, num_stages):
+            name = "nothing frozen" if self.depth == 0 else f"all {num_stages} stages frozen"
+        return name if self.is_only_network else f"{self.backbone}, {name}"
+
+    @property
+    def instruction(self) -> str:
+        """`thaw from layer3 on`, with the network where there are several."""
+        if self.depth == 0:
+            text = "thaw the whole network"
+        elif self.depth == len(self.stages):
+            text = "train only the head"
+        else:
+            text = f"thaw from {self.stages[self.depth]} on"
+        return text if self.is_only_network else f"with {self.backbone}, {text}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +163,7 @@ class SweepRecord:
             trials, facts = leaderboard
             trials = _add_states(trials, started)
         else:
-            trials, facts = _rank_started(out, config.base, started, manifest), {}
+            trials, facts = _rank_started(out, config, started, manifest), {}
         return cls(
             out=out,
             config=config,
@@ -137,9 +188,14 @@ class SweepRecord:
         return find_winner(self.trials)
 
     @property
-    def stages(self) -> tuple[str, ...]:
-        """Names of the network's stages, from the input on."""
-        return tuple(name for name, _ in find(self.base.model.backbone).stages)
+    def backbones(self) -> tuple[str, ...]:
+        """The networks of the space."""
+        return tuple(map(str, self.config.space.values_of(BACKBONE))) or (self.base.model.backbone,)
+
+    @property
+    def fields(self) -> list[str]:
+        """The fields that tell its trials apart, in the order of their columns."""
+        return compared_fields(corners(self.config.space))
 
     @cached_property
     def rows(self) -> dict[str, list[Row]]:
@@ -162,10 +218,10 @@ class SweepRecord:
         if self.config.advice is None:
             return None
         try:
-            recommended = read_advice(self.config.advice).recommended
+            advice = find_advice(self.config.advice)
         except UserError:
             return f"The advice of this sweep is missing ({self.config.advice})."
-        return score_advice(recommended, self.base.model.backbone, self.trials)
+        return advice.score(self.base, self.trials)
 
     @cached_property
     def num_val_images(self) -> int | None:
@@ -183,9 +239,19 @@ class SweepRecord:
         counts = self.manifest.split("val").class_counts
         return max(counts) / sum(counts)
 
-    def depth_of(self, trial: TrialResult) -> int:
-        """Return a trial's number of frozen stages."""
-        return resolve_depth(self.base.model.backbone, depth_of(trial.point))
+    def frozen_of(self, trial: TrialResult) -> FrozenPart:
+        """Return how much of its network a trial freezes."""
+        model = model_of(self.base, trial.point)
+        stages = tuple(name_stages(model.backbone))
+        last, share = describe_frozen(model.backbone, model.freeze_depth)
+        return FrozenPart(
+            backbone=model.backbone,
+            depth=resolve_depth(model.backbone, model.freeze_depth),
+            stages=stages,
+            last=last,
+            share=share,
+            is_only_network=len(self.backbones) == 1,
+        )
 
     def predictions_of(self, trial: TrialResult, split: str) -> Predictions | None:
         """Return the predictions of a trial's best weights for the validation or test images; None
@@ -252,9 +318,10 @@ def _add_states(
 
 
 def _rank_started(
-    out: str, base: FinetuneConfig, known: dict[str, TrialResult], manifest: Manifest | None
+    out: str, sweep: TuningConfig, known: dict[str, TrialResult], manifest: Manifest | None
 ) -> list[TrialResult]:
     """Rank the trials of a sweep that has not ended by what is in their run folders."""
+    base = sweep.base
     if manifest is None:
         raise UserError(
             f"data is {base.data!r}: the data set of this sweep, which has not ended, is missing; "
@@ -267,6 +334,7 @@ def _rank_started(
             trials.append(replace(trial, run=run))
         elif storage.exists(storage.join(run, "config.json")):
             config = read_config(run)
-            point = {axis: attrgetter(axis)(config) for axis in AXES}
+            fields = {axis.field for axis in sweep.space.all_axes}
+            point = {field: attrgetter(field)(config) for field in order_fields(fields)}
             trials.append(TrialResult(trial_id=trial_id, point=point, run=run, state=FINISHED))
     return rank(trials, epochs=base.epochs, class_counts=manifest.split("val").class_counts)

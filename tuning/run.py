@@ -21,12 +21,13 @@ from datasets.memory import open_memory
 from datasets.shards import Manifest
 from trainers import metrics, prepare
 from trainers.inference.passes import cache_uri
-from trainers.networks.freezing import count_frozen, is_head_only, show_frozen
+from trainers.networks.freezing import is_head_only
 from trainers.networks.precision import choose_precision
 from trainers.prepare import SharedImages
 from trainers.tracking.config import sync_command
 from trainers.tracking.where import describe_tracking
-from tuning.check import check, distinct_depths, facts_of
+from tuning.axes.axis import BACKBONE
+from tuning.check import check, distinct_depths, facts_of, with_absolute_axes
 from tuning.config import TuningConfig
 from tuning.heads import train_heads
 from tuning.leaderboard import (
@@ -41,11 +42,11 @@ from tuning.leaderboard import (
 from tuning.progress import SweepProgress
 from tuning.record import SweepRecord, read_sweep_config
 from tuning.runner import AbortTrainings, start_runner
-from tuning.search import STATE_FOLDER, build_tuner, count_trials, point_of, run_folder
+from tuning.search import STATE_FOLDER, build_tuner, count_trials, run_folder
 from tuning.sharing.plan import SharingPlan, plan_sharing
 from tuning.sharing.prefixes import BuiltPrefixes, PrefixStore
 from tuning.sharing.savings import measure_savings
-from tuning.space import left_out, models, show, training_of
+from tuning.space import left_out, models, point_of, training_of
 from tuning.states import TrialStates
 from tuning.sweep_display import SweepDisplay
 from tuning.trial import Shared, build_trial, trains_in_process
@@ -68,7 +69,7 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
         UserError: where the config is wrong, or OUT has another sweep.
     """
     base = prepare.with_absolute_paths(replace(config.base, out=config.out))
-    config = distinct_depths(replace(config, base=base, out=base.out))
+    config = distinct_depths(with_absolute_axes(replace(config, base=base, out=base.out)))
     manifest = check(config)
     before, known = read_sweep_config(config.out), read_leaderboard(config.out)
     if known is not None and all(row.state != FAILED for row in known[0]):
@@ -131,8 +132,7 @@ def _execute(
         images_per_epoch=sum(manifest.split(split).num_images for split in ("train", "val")),
     )
     sync = [] if is_synced else [sync_command(config.out)]
-    backbone = config.base.model.backbone
-    write_leaderboard(config.out, trials, backbone, sync=sync, sharing=savings.to_dict())
+    write_leaderboard(config.out, trials, config.base, sync=sync, sharing=savings.to_dict())
     record = _read_record(config)
     if (command := log_sweep(record)) is not None:
         record = replace(record, sync=[command])
@@ -250,9 +250,7 @@ def _count_concurrent(config: TuningConfig, resources: Resources, plan: SharingP
     """Trials side by side: heads on features take a CPU each, the others share the cluster."""
     trainings = [training_of(config.base, model) for model in models(config.space)]
     if resources.num_gpus == 0 and all(
-        is_head_only(training.model)
-        and plan.find(training.model.init, count_frozen(training.model))
-        for training in trainings
+        is_head_only(training.model) and plan.find(training) for training in trainings
     ):
         return int(resources.num_cpus)
     return max_concurrent_trials(resources, config.base.cluster)
@@ -284,19 +282,13 @@ def _announce(
         num_trainings=num_trials,
     )
     space = config.space
-    rates = space.learning_rate_range or space.learning_rates
-    axes = {
-        "freeze depth": [show_frozen(config.base.model.backbone, d) for d in space.freeze_depths],
-        "learning rate": rates,
-        "clipnorm": space.clipnorms,
-        "initialization": space.inits,
-    }
-    listed = "; ".join(f"{name} {', '.join(map(show, values))}" for name, values in axes.items())
-    between = " (drawn between the two)" if space.learning_rate_range else ""
+    names = ", ".join(map(str, space.values_of(BACKBONE))) or config.base.model.backbone
     say(
-        f"Sweep of {num_trials} trials of {config.base.model.backbone}, {config.search} search, "
-        f"{config.base.epochs} epochs at most\n  {listed}{between}"
+        f"Sweep of {num_trials} trials of {names}, {config.search} search, "
+        f"{config.base.epochs} epochs at most"
     )
+    for axis in space.all_axes:
+        say(f"  {axis.describe()}")
     if (line := left_out(space)) is not None:
         say(f"  {line}")
     workers = f"{plan.num_workers} DDP workers" if plan.num_workers else "their own process"
@@ -339,7 +331,7 @@ def _close(record: SweepRecord) -> dict[str, Any]:
     """Print the leaderboard, the answer and the next commands."""
     out, winner, test, verdict = record.out, record.winner, record.test, judge(record)
     print()
-    print_leaderboard(record.trials, record.base.model.backbone)
+    print_leaderboard(record.trials, record.base)
     print(f"\nAnswer:       {verdict.text}")
     print(f"Leaderboard:  {out}/leaderboard.json, leaderboard.csv")
     print(f"Review:       python -m tuning review --out {shlex.quote(out)}")

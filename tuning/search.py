@@ -15,7 +15,7 @@ from cluster.ray_internals import fill_rungs, replace_restored
 from trainers import metrics
 from trainers.run.rows import epoch_rows
 from tuning.config import DEFAULT_TRIALS, TuningConfig
-from tuning.space import Point, points, suggest
+from tuning.space import points, suggest
 
 STATE_FOLDER = "tune"
 """Below the sweep's folder: Tune's own state, for resumption."""
@@ -44,11 +44,6 @@ def count_trials(config: TuningConfig) -> int:
     if config.search == "optuna":
         return config.trials or DEFAULT_TRIALS
     return len(points(config.space, config.search, config.trials, config.seed))
-
-
-def point_of(params: dict[str, Any]) -> Point:
-    """Return the point in a Tune trial's config."""
-    return params.get("point", params)
 
 
 def build_tuner(

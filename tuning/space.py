@@ -1,35 +1,40 @@
-"""The search space of a sweep: points, which are dicts of dotted config paths and values.
-
-Freezing layers that were drawn at random is degenerate: nothing in them was learned. So a random
-initialization is only ever paired with freeze depth 0.
-"""
+"""The points of a sweep's space: dicts of dotted config paths and values."""
 
 import random
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import cycle, islice, product
 from math import exp, inf, log
 from typing import Any, Protocol
 
 from cluster.io.errors import UserError
+from cluster.io.fields import hint_at, take_object
 from cluster.io.markers import flatten, replace_at
-from trainers.config import PRETRAINED, FinetuneConfig, FreezeDepth, Init
+from cluster.io.uris import name_of
+from trainers.config import PRETRAINED, FinetuneConfig, ModelConfig
+from tuning.axes.axis import (
+    BACKBONE,
+    CLIPNORM,
+    FREEZE_DEPTH,
+    INIT,
+    LEARNING_RATE,
+    NORMALIZATION,
+    WEIGHTS,
+    Axis,
+    show,
+)
 from tuning.config import DEFAULT_TRIALS, SpaceConfig
 
 Point = dict[str, object]
 
-FREEZE_DEPTH = "model.freeze_depth"
-INIT = "model.init"
-LEARNING_RATE = "optim.learning_rate"
-CLIPNORM = "optim.clipnorm"
-POINT = {
-    FREEZE_DEPTH: FreezeDepth,
-    INIT: Init,
-    LEARNING_RATE: float,
-    CLIPNORM: float | None,
-}
-"""Types of a point in a file."""
 AXES = {FREEZE_DEPTH: "freeze", LEARNING_RATE: "lr", CLIPNORM: "clip", INIT: "init"}
-"""The axes and their short names."""
+"""The axes with short options, and their short names."""
+SHORT_NAMES = {BACKBONE: "net", **AXES, WEIGHTS: "weights", NORMALIZATION: "norm"}
+"""In the order of their columns; another field's short name is its last part."""
+NUMBERED = "#"
+"""Parts the name of an Optuna parameter from the number of its axis, where a field has several."""
+NOT_IN_NETWORK = ("optim.", "schedule.")
+"""Sections of fields that change neither images nor network."""
+MAX_POINTS = 100_000
 
 
 class Suggester(Protocol):
@@ -37,6 +42,7 @@ class Suggester(Protocol):
 
     def suggest_categorical(self, name: str, choices: Any) -> Any: ...
     def suggest_float(self, name: str, low: float, high: float, *, log: bool) -> float: ...
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool) -> int: ...
 
 
 def apply(config: FinetuneConfig, point: Point) -> FinetuneConfig:
@@ -60,15 +66,27 @@ def training_of(base: FinetuneConfig, point: Point) -> FinetuneConfig:
     return replace(config, model=replace(config.model, weights=None))
 
 
+def take_point(values: dict[str, Any], section: str) -> Point:
+    """Check a point of a file by the fields of a training.
+
+    Raises:
+        UserError: for a field that a training lacks, or a value of another type.
+    """
+    for path in values:
+        if hint_at(FinetuneConfig, path) is None:
+            raise UserError(f"{section}{path} is unknown to this version of Thaw")
+    return take_object(values, {path: hint_at(FinetuneConfig, path) for path in values}, section)
+
+
 def points(space: SpaceConfig, search: str, trials: int | None, seed: int) -> list[Point]:
     """List the points of a grid, or draw distinct ones at random.
 
-    A random search of a space with fewer points than `trials` has only those. Where learning
-    rates are drawn from a range, the other axes are visited evenly. The tighter a point clips, the
-    later it comes: by then the same training without clipping may be recorded.
+    A random search of a space with fewer points than `trials` has only those. Where an axis is
+    drawn from a range, the other axes are visited evenly. The tighter a point clips, the later it
+    comes: by then the same training without clipping may be recorded.
     """
     return sorted(
-        _draw(space, search, trials, seed), key=lambda point: -order_clipnorm(point[CLIPNORM])
+        _draw(space, search, trials, seed), key=lambda point: -order_clipnorm(point.get(CLIPNORM))
     )
 
 
@@ -78,80 +96,184 @@ def order_clipnorm(clipnorm: object) -> float:
 
 
 def _draw(space: SpaceConfig, search: str, trials: int | None, seed: int) -> list[Point]:
-    grid = _grid(space)
+    grid = _grid(space.all_axes)
     if search == "grid":
         return grid
     rng = random.Random(seed)
     rng.shuffle(grid)
     num_trials = trials or DEFAULT_TRIALS
-    if space.learning_rate_range is None:
-        return grid[:num_trials]
-    low, high = (log(rate) for rate in space.learning_rate_range)
-    return [
-        point | {LEARNING_RATE: float(f"{exp(rng.uniform(low, high)):.3g}")}
-        for point in islice(cycle(grid), num_trials)
-    ]
+    drawn: list[Point] = []
+    while grid and len(drawn) < num_trials:
+        drawn += [_draw_ranges(point, rng) for point in grid[: num_trials - len(drawn)]]
+        grid = [point for point in grid if any(isinstance(v, Axis) for v in point.values())]
+    return drawn
 
 
-def _grid(space: SpaceConfig) -> list[Point]:
-    """All points; where rates come from a range, all combinations of the other axes."""
-    rates = space.learning_rates if space.learning_rate_range is None else (None,)
-    return [
-        model | {LEARNING_RATE: rate, CLIPNORM: clipnorm}
-        for model in models(space)
-        for rate, clipnorm in product(rates, space.clipnorms)
-    ]
+def _draw_ranges(point: Point, rng: random.Random) -> Point:
+    return {
+        field: _draw_number(value, rng) if isinstance(value, Axis) else value
+        for field, value in point.items()
+    }
 
 
-def _depths(space: SpaceConfig, init: str) -> tuple[FreezeDepth, ...]:
-    return space.freeze_depths if init in PRETRAINED else (0,)
+def _draw_number(axis: Axis, rng: random.Random) -> int | float:
+    assert axis.range is not None
+    low, high = axis.range
+    drawn = exp(rng.uniform(log(low), log(high))) if axis.log else rng.uniform(low, high)
+    rounded = round(drawn) if axis.is_whole else float(f"{drawn:.3g}")
+    return min(max(rounded, low), high)
+
+
+def _grid(axes: Sequence[Axis]) -> list[Point]:
+    """Return all points; a field that is drawn from a range has its axis for a value.
+
+    Raises:
+        UserError: where two axes of a field apply to one point, or there are too many points.
+    """
+    grid: list[Point] = [{}]
+    for axis in axes:
+        values = axis.values or (axis,)
+        applied = [axis.applies(point) for point in grid]
+        for point, applies in zip(grid, applied, strict=True):
+            if applies and axis.field in point:
+                raise UserError(
+                    f"space.axes: two axes of {axis.field} apply at once, one of them "
+                    f"{axis.describe()!r}; give them other conditions"
+                )
+        grid = [
+            point | {axis.field: value} if applies else point
+            for point, applies in zip(grid, applied, strict=True)
+            for value in (values if applies else (None,))
+        ]
+        if len(grid) > MAX_POINTS:
+            raise UserError(
+                f"space.axes: the space has more than {MAX_POINTS} points; give ranges, or fewer "
+                "values"
+            )
+    return grid
 
 
 def models(space: SpaceConfig) -> list[Point]:
-    """List the networks of a space: its pairs of initialization and freeze depth."""
-    return [
-        {INIT: init, FREEZE_DEPTH: depth} for init in space.inits for depth in _depths(space, init)
-    ]
+    """List the networks of a space: the distinct points without the fields of the optimizer and the
+    schedule, and without those drawn from a range."""
+    found: list[Point] = []
+    for point in _grid(space.all_axes):
+        model = {
+            field: value
+            for field, value in point.items()
+            if not field.startswith(NOT_IN_NETWORK) and not isinstance(value, Axis)
+        }
+        if model not in found:
+            found.append(model)
+    return found
+
+
+def corners(space: SpaceConfig) -> list[Point]:
+    """List the points of a space, with both bounds in place of each range.
+
+    Raises:
+        UserError: for an axis that applies to no point.
+    """
+    axes = [replace(a, values=a.range or a.values, range=None, log=False) for a in space.all_axes]
+    grid = _grid(axes)
+    for axis in axes:
+        if not any(axis.applies(point) for point in grid):
+            raise UserError(f"axis is {axis.describe()!r}: its conditions never hold; change them")
+    return grid
 
 
 def left_out(space: SpaceConfig) -> str | None:
     """Name the pairs that the space leaves out in one line; None where there are none."""
-    random_inits = [init for init in space.inits if init not in PRETRAINED]
-    frozen = [depth for depth in space.freeze_depths if depth != 0]
+    random_inits = [init for init in space.values_of(INIT) if init not in PRETRAINED]
+    frozen = [depth for depth in space.values_of(FREEZE_DEPTH) if depth != 0]
     if not random_inits or not frozen:
         return None
     return (
-        f"left out {len(random_inits) * len(frozen)} pairs: {', '.join(random_inits)} with freeze "
-        f"depth {', '.join(map(str, frozen))} (frozen random layers have learned nothing); "
-        "random initializations train whole"
+        f"left out {len(random_inits) * len(frozen)} pairs: {', '.join(map(str, random_inits))} "
+        f"with freeze depth {', '.join(map(str, frozen))} (frozen random layers have learned "
+        "nothing); random initializations train whole"
     )
 
 
 def suggest(trial: Suggester, space: SpaceConfig) -> Point:
     """Draw one point by Optuna, define-by-run; returns what was set without a draw."""
-    init = trial.suggest_categorical(INIT, space.inits)
-    trial.suggest_categorical(CLIPNORM, space.clipnorms)
-    if space.learning_rate_range is None:
-        trial.suggest_categorical(LEARNING_RATE, space.learning_rates)
-    else:
-        trial.suggest_float(LEARNING_RATE, *space.learning_rate_range, log=True)
-    if init not in PRETRAINED:
-        return {FREEZE_DEPTH: 0}
-    trial.suggest_categorical(FREEZE_DEPTH, space.freeze_depths)
-    return {}
+    point: Point = {}
+    fixed: Point = {}
+    names = name_parameters(space)
+    for axis, name in zip(space.all_axes, names, strict=True):
+        if not axis.applies(point):
+            continue
+        if len(axis.values) == 1:
+            (fixed[axis.field],) = axis.values
+            point |= fixed
+        elif axis.range is None:
+            point[axis.field] = trial.suggest_categorical(name, axis.values)
+        elif axis.is_whole:
+            low, high = map(int, axis.range)
+            point[axis.field] = trial.suggest_int(name, low, high, log=axis.log)
+        else:
+            point[axis.field] = trial.suggest_float(name, *axis.range, log=axis.log)
+    return fixed
 
 
-def depth_of(point: Point) -> FreezeDepth:
-    depth: Any = point[FREEZE_DEPTH]
-    return depth
+def name_parameters(space: SpaceConfig) -> list[str]:
+    """Return the name of Optuna's parameter for each axis: a parameter has one set of values."""
+    drawn = [axis.field for axis in space.all_axes if len(axis.values) != 1]
+    return [
+        axis.field if drawn.count(axis.field) < 2 else f"{axis.field}{NUMBERED}{number}"
+        for number, axis in enumerate(space.all_axes)
+    ]
+
+
+def point_of(params: dict[str, Any]) -> Point:
+    """Return the point in a Tune trial's config."""
+    if "point" in params:
+        return params["point"]
+    return {name.partition(NUMBERED)[0]: value for name, value in params.items()}
+
+
+def model_of(base: FinetuneConfig, point: Point) -> ModelConfig:
+    """Return the network at a point, its name and freeze depth at least."""
+    known: dict[str, Any] = {f: point[f] for f in (BACKBONE, FREEZE_DEPTH) if f in point}
+    return replace_at(base, known).model
+
+
+def short_name(field: str) -> str:
+    return SHORT_NAMES.get(field) or field.rpartition(".")[2]
+
+
+def order_fields(fields: Iterable[str]) -> list[str]:
+    """Sort fields as their columns are: those with short names first."""
+    order = {field: number for number, field in enumerate(SHORT_NAMES)}
+    return sorted(dict.fromkeys(fields), key=lambda field: order.get(field, len(order)))
+
+
+def compared_fields(trials: Sequence[Point]) -> list[str]:
+    """Return the fields that tell points apart, beside the axes with short options: those that
+    have several values among points of one network and initialization."""
+    groups: dict[tuple[object, object], list[Point]] = {}
+    for point in trials:
+        groups.setdefault((point.get(BACKBONE), point.get(INIT)), []).append(point)
+    shown: list[str] = []
+    for field in order_fields(field for point in trials for field in point):
+        within = field != BACKBONE
+        sets = groups.values() if within else [list(trials)]
+        if field in AXES or any(len({_key(point, field) for point in of}) > 1 for of in sets):
+            shown.append(field)
+    return shown
+
+
+def _key(point: Point, field: str) -> tuple[bool, object]:
+    return field in point, point.get(field)
 
 
 def describe(point: Point) -> str:
     """Write a point in one short line: `freeze=all lr=0.001 clip=none init=imagenet`."""
-    return " ".join(f"{AXES[axis]}={show(point[axis])}" for axis in AXES)
+    return " ".join(f"{short_name(f)}={show_at(point, f)}" for f in order_fields(point))
 
 
-def show(value: object) -> str:
-    if value is None:
-        return "none"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def show_at(point: Point, field: str) -> str:
+    """Write a value of a point; `-` where its axis does not apply."""
+    if field not in point:
+        return "-"
+    return name_of(str(point[field])) if field == WEIGHTS else show(point[field])

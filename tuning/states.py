@@ -7,10 +7,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cluster.io import storage
-from cluster.io.fields import take_object
 from cluster.io.records import damaged, read_record
 from tuning.leaderboard import KILLED, RUNNING, TrialResult
-from tuning.space import POINT, Point
+from tuning.space import Point, take_point
 
 WRITE_EVERY_S, WRITING_SHARE = 1.0, 0.1
 """The file is written at most once a second and for this share of the time: it has all trials, and
@@ -98,7 +97,7 @@ def read_trials(out: str) -> Trials | None:
     try:
         trials = read_record(uri, Trials)
         for trial in trials.trials:
-            take_object(trial.point, POINT, "trials.point.")
+            take_point(trial.point, "trials.point.")
     except FileNotFoundError:
         return None
     except ValueError as error:

@@ -15,14 +15,15 @@ from cluster.scaling import in_process, plan_workers
 from datasets.shards import Manifest
 from trainers import launch, metrics
 from trainers.config import FinetuneConfig
-from trainers.networks.freezing import count_frozen, is_head_only
+from trainers.networks.freezing import is_head_only
 from trainers.prepare import PrefixFeatures, SharedImages, prepare_run
 from trainers.run.folder import is_over, read_result
 from trainers.run.rows import RowReader, epoch_rows
 from tuning.config import TuningConfig
-from tuning.search import point_of, run_folder
+from tuning.search import run_folder
+from tuning.sharing.plan import Key, network_of, prefix_key
 from tuning.sharing.reuse import copy_run, find_known, result_key
-from tuning.space import Point, training_of
+from tuning.space import Point, point_of, training_of
 
 POLL_S = 0.5
 DRIVER_CPUS = 0.01
@@ -36,14 +37,14 @@ class Shared:
     """Work that the trials of a sweep share; empty but for the manifest where nothing is shared."""
 
     manifest: Manifest
-    prefixes: dict[tuple[str, int], PrefixFeatures] = field(default_factory=dict)
-    """Features by initialization and frozen stages."""
-    heads: dict[str, str] = field(default_factory=dict)
-    """URI of the head that deeper trials start from, by initialization."""
+    prefixes: dict[Key, PrefixFeatures] = field(default_factory=dict)
+    """Features by network and frozen stages."""
+    heads: dict[FinetuneConfig, str] = field(default_factory=dict)
+    """URI of the head that deeper trials start from, by network."""
     results: str | None = None
     """URI of the folder of recorded results."""
-    starts: dict[str, str] = field(default_factory=dict)
-    """Hash of the tensors a training starts from, by initialization."""
+    starts: dict[FinetuneConfig, str] = field(default_factory=dict)
+    """Hash of the tensors a training starts from, by network."""
     images: SharedImages | None = None
     """Images of the trials that have no features."""
     runner: ActorHandle | None = None
@@ -51,13 +52,13 @@ class Shared:
 
     def prefix_of(self, config: FinetuneConfig) -> PrefixFeatures | None:
         """Return the features that a training can use instead of images."""
-        return self.prefixes.get((config.model.init, count_frozen(config.model)))
+        return self.prefixes.get(prefix_key(config))
 
     def results_of(self, config: FinetuneConfig) -> str | None:
         """Return the URI of the recorded results of a training, whatever their clipnorm."""
-        if self.results is None:
+        start_hash = self.starts.get(network_of(config))
+        if self.results is None or start_hash is None:
             return None
-        start_hash = self.starts[config.model.init]
         key = result_key(config, fingerprint=self.manifest.fingerprint, start_hash=start_hash)
         return storage.join(self.results, key)
 
@@ -72,7 +73,7 @@ def config_of(
         out=run_folder(config, trial_id),
         track=replace(training.track, group=config.group),
     )
-    head = shared.heads.get(training.model.init) if shared else None
+    head = shared.heads.get(network_of(training)) if shared else None
     if head is None or is_head_only(training.model):
         return training
     return replace(training, model=replace(training.model, head=head))

@@ -1,9 +1,9 @@
 """The verdict on a sweep: how deep to thaw, by how much that is better, and whether that is
 significant.
 
-The best trial is compared with the best one of any other freeze depth: by McNemar's exact test
-where both kept their predictions for the validation images, else by Fisher's exact test, which
-treats them as predictions for different images and is the more conservative.
+The best trial is compared with the best one of any other network or freeze depth: by McNemar's
+exact test where both kept their predictions for the validation images, else by Fisher's exact test,
+which treats them as predictions for different images and is the more conservative.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from tuning.record import SweepRecord
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The best trial against the best one of another freeze depth."""
+    """The best trial against the best one of another network or freeze depth."""
 
     rival: TrialResult
     lead: float
@@ -67,10 +67,10 @@ def judge(record: SweepRecord) -> SweepVerdict:
         return SweepVerdict(headline=headline, lead=lead)
     comparison, num_images = compare_depths(record, best), record.num_val_images
     top1 = wilson(best.val_top1, num_images) if num_images else None
-    thaw = thawing(record, record.depth_of(best))
+    thaw = record.frozen_of(best).instruction
     headline = f"{thaw[0].upper()}{thaw[1:]}"
     if comparison is not None and not comparison.is_certain:
-        headline += f", or {thawing(record, record.depth_of(comparison.rival))}"
+        headline += f", or {record.frozen_of(comparison.rival).instruction}"
     reached = f"reaches val/top1 {best.val_top1:.3f}"
     if top1 is not None:
         reached += f" (95 percent interval {top1.low:.3f} to {top1.high:.3f})"
@@ -85,10 +85,11 @@ def judge(record: SweepRecord) -> SweepVerdict:
 
 
 def compare_depths(record: SweepRecord, best: TrialResult) -> Comparison | None:
-    """Compare the best trial with the best of another freeze depth; None where there is none."""
-    depth = record.depth_of(best)
-    rivals = (t for t in record.trials if t.val_top1 is not None and record.depth_of(t) != depth)
-    rival = next(rivals, None)
+    """Compare the best trial with the best of another network or freeze depth; None where there is
+    none."""
+    key = record.frozen_of(best).key
+    measured = (trial for trial in record.trials if trial.val_top1 is not None)
+    rival = next((trial for trial in measured if record.frozen_of(trial).key != key), None)
     if rival is None:
         return None
     assert best.val_top1 is not None and rival.val_top1 is not None
@@ -103,27 +104,10 @@ def compare_depths(record: SweepRecord, best: TrialResult) -> Comparison | None:
     return Comparison(rival=rival, lead=lead, p_value=p_value)
 
 
-def thawing(record: SweepRecord, depth: int) -> str:
-    """Write a freeze depth as an instruction: `thaw from layer3 on`."""
-    if depth == 0:
-        return "thaw the whole network"
-    if depth == len(record.stages):
-        return "train only the head"
-    return f"thaw from {record.stages[depth]} on"
-
-
-def depth_name(record: SweepRecord, depth: int) -> str:
-    """Name a freeze depth: `2 of 5 stages frozen, up to layer1`."""
-    num_stages = len(record.stages)
-    if depth in (0, num_stages):
-        return "nothing frozen" if depth == 0 else f"all {num_stages} stages frozen"
-    return f"{depth} of {num_stages} stages frozen, up to {record.stages[depth - 1]}"
-
-
 def _compare_in_words(record: SweepRecord, comparison: Comparison | None) -> str:
     if comparison is None:
         return "No other freeze depth has a result to compare it with."
-    name = depth_name(record, record.depth_of(comparison.rival))
+    name = record.frozen_of(comparison.rival).name
     by = f"{comparison.lead:.3f} better than" if comparison.lead else "no better than"
     start = f"That is {by} the best trial with {name} ({comparison.rival.val_top1:.3f})"
     if comparison.p_value is None:

@@ -8,6 +8,8 @@ dotted field. Standard library only.
 import math
 import types
 import unicodedata
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -75,6 +77,41 @@ def take_object(values: object, hints: dict[str, Any], section: str = "") -> dic
             raise UserError(f"{section}{key} is missing")
         taken[key] = _take(values.get(key), hint, f"{section}{key}")
     return values | taken
+
+
+def hint_at(cls: type[Any], path: str) -> Any:
+    """Return the annotation of the field at a dotted path; None where there is no such field."""
+    name, _, inside = path.partition(".")
+    hint = _hints(cls).get(name)
+    if is_dataclass(hint):
+        assert isinstance(hint, type)
+        return hint_at(hint, inside) if inside else None
+    return None if inside else hint
+
+
+def read_value(value: object, hint: Any, name: str) -> Any:
+    """Convert a value of JSON, or a word of a command line, to the type of the annotation; the word
+    `none` is None.
+
+    Raises:
+        UserError: for a value of another type.
+    """
+    candidates = [*_read_words(value), value] if isinstance(value, str) else [value]
+    for candidate in candidates:
+        with suppress(UserError):
+            taken = _take(candidate, hint, name)
+            _check(taken, hint, name)
+            return taken
+    raise _mismatch(name, value, describe(hint))
+
+
+def _read_words(text: str) -> Iterator[object]:
+    words = {"none": None, "true": True, "false": False}
+    if text in words:
+        yield words[text]
+    for number in (int, float):
+        with suppress(ValueError):
+            yield number(text)
 
 
 def check_text(value: str, name: str) -> None:

@@ -43,7 +43,7 @@ def write_sweep(folder: Path) -> str:
         standing(sweep, 5, 0, None, num_epochs=0, state="failed", verdict=LEARNS_NOT),
     ]
     savings = Savings(num_on_features=2, num_passes=900, num_computed=90, computed_s=3.0)
-    write_leaderboard(sweep, standings, "lenet5", sync=[], sharing=savings.to_dict())
+    write_leaderboard(sweep, standings, config.base, sync=[], sharing=savings.to_dict())
     return sweep
 
 

@@ -126,7 +126,7 @@ def write_sweep(
         )
         results = rank(ended, epochs=epochs, class_counts=counts)
         sync = [f"wandb sync {out}"]
-        write_leaderboard(str(out), results, backbone, sync=sync, sharing=sharing.to_dict())
+        write_leaderboard(str(out), results, config.base, sync=sync, sharing=sharing.to_dict())
     return str(out)
 
 

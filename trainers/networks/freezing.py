@@ -10,6 +10,11 @@ from trainers.config import FreezeDepth, ModelConfig
 from trainers.networks.backbones import find, unwrap
 
 
+def name_stages(backbone: str) -> list[str]:
+    """Return the names of a network's stages, from the input on."""
+    return [name for name, _ in find(backbone).stages]
+
+
 def resolve_depth(backbone: str, depth: FreezeDepth) -> int:
     """Return the number of frozen stages.
 
@@ -19,7 +24,7 @@ def resolve_depth(backbone: str, depth: FreezeDepth) -> int:
     Raises:
         UserError: for an unknown backbone or a depth it does not have.
     """
-    names = [name for name, _ in find(backbone).stages]
+    names = name_stages(backbone)
     if depth == "all":
         return len(names)
     if depth in names:
@@ -40,7 +45,7 @@ def resolve_depth(backbone: str, depth: FreezeDepth) -> int:
 def describe_frozen(backbone: str, depth: FreezeDepth) -> tuple[str, float]:
     """Return the last frozen stage, or `none` or `all`, and the share of frozen stages; raises as
     `resolve_depth`."""
-    names, number = [name for name, _ in find(backbone).stages], resolve_depth(backbone, depth)
+    names, number = name_stages(backbone), resolve_depth(backbone, depth)
     last = {0: "none", len(names): "all"}.get(number) or names[number - 1]
     return last, round(number / len(names), 3)
 

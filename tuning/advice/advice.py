@@ -10,11 +10,12 @@ from cluster.io.errors import UserError, require
 from cluster.io.fields import build
 from cluster.io.records import damaged, read_object
 from datasets.shards import read_manifest
-from trainers.config import Init
-from trainers.networks.freezing import resolve_depth
+from trainers.config import FinetuneConfig, Init
+from trainers.networks.freezing import count_frozen
 from tuning.advice.quadrants import Quadrant, Stage
+from tuning.axes.axis import Axis
 from tuning.leaderboard import TrialResult, find_winner
-from tuning.space import depth_of
+from tuning.space import model_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +78,14 @@ class Advice:
             "freeze_depths": self.verdict.freeze_depths,
         }
 
+    def axes(self) -> tuple[Axis, ...]:
+        """Return none: its freeze depths have a short option."""
+        return ()
+
+    def score(self, base: FinetuneConfig, results: Sequence[TrialResult]) -> str:
+        """As `score_advice`."""
+        return score_advice(self.recommended, base, results)
+
     def require_same_data(self, data: str) -> None:
         """Refuse another data set than the advice was measured on.
 
@@ -122,22 +131,23 @@ def read_advice(out: str) -> Advice:
         raise damaged(advice_uri(out), error) from None
 
 
-def score_advice(recommended: int, backbone: str, results: Sequence[TrialResult]) -> str:
+def score_advice(recommended: int, base: FinetuneConfig, results: Sequence[TrialResult]) -> str:
     """Say in one sentence how the recommended freeze depth did in a sweep.
 
     Args:
+        base: the training that every trial starts from.
         results: of all trials, in order of rank.
     """
     start = f"recommended freeze depth {recommended}"
     winner = find_winner(results)
     if winner is None or winner.val_top1 is None:
         return f"{start}; no trial of this sweep learned"
-    depth = _depth(winner, backbone)
+    depth = _depth(winner, base)
     if depth == recommended:
         return f"{start}; the winner has it ({winner.val_top1:.3f})"
     won = f"the winner has {depth} ({winner.val_top1:.3f})"
     for row in results:
-        if _depth(row, backbone) == recommended and row.val_top1 is not None:
+        if _depth(row, base) == recommended and row.val_top1 is not None:
             best = (
                 f"its best trial: {row.val_top1:.3f}{', pruned' if row.state == 'pruned' else ''}"
             )
@@ -146,5 +156,5 @@ def score_advice(recommended: int, backbone: str, results: Sequence[TrialResult]
     return f"{start}, with which no trial of this sweep finished an epoch; {won}"
 
 
-def _depth(row: TrialResult, backbone: str) -> int:
-    return resolve_depth(backbone, depth_of(row.point))
+def _depth(row: TrialResult, base: FinetuneConfig) -> int:
+    return count_frozen(model_of(base, row.point))

@@ -82,6 +82,8 @@ def print_ranking(rows: Sequence[Ranked], manifest: Manifest, fold: int, out: st
     for row in rows:
         if row.on_front:
             _print_sweep(storage.join(out, row.name))
+    if sum(row.on_front for row in rows) > 1:
+        _print_sweep(out, "All of *: ")
 
 
 def _describe_images(manifest: Manifest, fold: int) -> str:
@@ -93,8 +95,8 @@ def _describe_images(manifest: Manifest, fold: int) -> str:
     )
 
 
-def _print_sweep(out: str) -> None:
-    print(f"Sweep it: {shlex.join(['python', '-m', 'tuning', '--from-advice', out])}")
+def _print_sweep(out: str, title: str = "Sweep it: ") -> None:
+    print(f"{title}{shlex.join(['python', '-m', 'tuning', '--from-advice', out])}")
 
 
 def _print_row(widths: Sequence[int], *cells: str) -> None:

@@ -4,24 +4,23 @@ from collections.abc import Sequence
 from typing import Any
 
 from cluster.io.statistics import wilson
+from tuning.axes.axis import INIT
 from tuning.leaderboard import TrialResult
 from tuning.record import SweepRecord
 from tuning.review.figure import (
-    AXIS_NAMES,
     HOVER_TEXT,
     SYMBOLS,
     Chart,
-    depth_colour,
+    colour_of,
     describe_trial,
     mark_chance,
     measured,
+    name_axis,
     new_figure,
     plain,
-    short_depth,
 )
 from tuning.review.importance import rank_axes
-from tuning.space import INIT, describe
-from tuning.verdict import depth_name
+from tuning.space import describe
 
 INIT_COLOURS = ("var(--thaw)", "var(--frost)", "var(--c2)", "var(--c3)", "var(--c4)", "var(--c5)")
 GAP = 0.16
@@ -33,17 +32,19 @@ def draw_depths(record: SweepRecord) -> Chart | None:
     rows = measured(record)
     if not rows:
         return None
-    depths = sorted({record.depth_of(row) for row in rows})
-    best: dict[str, dict[int, TrialResult]] = {}
+    column_of = {row.trial_id: record.frozen_of(row).column for row in rows}
+    columns = sorted(set(column_of.values()))
+    line_of = {row.trial_id: _name_line(record, row) for row in rows}
+    best: dict[str, dict[tuple[float, str], TrialResult]] = {}
     for row in rows:  # in order of rank
-        best.setdefault(str(row.point[INIT]), {}).setdefault(record.depth_of(row), row)
+        best.setdefault(line_of[row.trial_id], {}).setdefault(column_of[row.trial_id], row)
     figure = new_figure(
         height=400,
         showlegend=len(best) > 1,
         xaxis={
-            "tickvals": list(range(len(depths))),
-            "ticktext": [short_depth(record, depth).replace(" ", "<br>") for depth in depths],
-            "range": [-0.5, len(depths) - 0.5],
+            "tickvals": list(range(len(columns))),
+            "ticktext": [label.replace(" ", "<br>") for _, label in columns],
+            "range": [-0.5, len(columns) - 0.5],
             "showgrid": False,
             "title": {"text": "last frozen stage, and the share of frozen stages"},
             "tickangle": 0,
@@ -51,28 +52,28 @@ def draw_depths(record: SweepRecord) -> Chart | None:
         yaxis={"title": {"text": "val/top1"}, "rangemode": "tozero"},
     )
     table: list[list[Any]] = []
-    for number, (init, best_of) in enumerate(best.items()):
+    for number, (line, best_of) in enumerate(best.items()):
         colour = INIT_COLOURS[number % len(INIT_COLOURS)]
         marker = {"color": colour, "symbol": SYMBOLS[number % len(SYMBOLS)]}
-        position: dict[int, float] = {}
-        for index, depth in enumerate(depths):
-            beside = [name for name, others in best.items() if depth in others]
-            if init in beside:
-                position[depth] = index + GAP * (beside.index(init) - (len(beside) - 1) / 2)
-        of_init = [row for row in rows if row.point[INIT] == init]
+        position: dict[tuple[float, str], float] = {}
+        for index, column in enumerate(columns):
+            beside = [name for name, others in best.items() if column in others]
+            if line in beside:
+                position[column] = index + GAP * (beside.index(line) - (len(beside) - 1) / 2)
+        of_line = [row for row in rows if line_of[row.trial_id] == line]
         figure.add_scatter(
             mode="markers",
-            x=[position[record.depth_of(row)] for row in of_init],
-            y=[row.val_top1 for row in of_init],
-            text=list(map(describe_trial, of_init)),
+            x=[position[column_of[row.trial_id]] for row in of_line],
+            y=[row.val_top1 for row in of_line],
+            text=list(map(describe_trial, of_line)),
             hovertemplate=HOVER_TEXT,
             marker=marker | {"size": 7, "opacity": 0.4},
             showlegend=False,
         )
-        found = [best_of[depth] for depth in position]
+        found = [best_of[column] for column in position]
         figure.add_scatter(
             mode="lines+markers",
-            name=plain(init),
+            name=plain(line),
             x=list(position.values()),
             y=[row.val_top1 for row in found],
             text=list(map(describe_trial, found)),
@@ -82,20 +83,26 @@ def draw_depths(record: SweepRecord) -> Chart | None:
             error_y=_intervals(found, record.num_val_images, colour),
         )
         table += [
-            [init, depth_name(record, depth), f"{best_of[depth].val_top1:.3f}", row.trial_id]
-            for depth, row in zip(position, found, strict=True)
+            [line, record.frozen_of(row).name, f"{row.val_top1:.3f}", row.trial_id] for row in found
         ]
     mark_chance(figure, record)
     return Chart(
         name="depths",
         title="Accuracy against freeze depth",
         label=f"Best val/top1 is {rows[0].val_top1:.3f} with "
-        f"{depth_name(record, record.depth_of(rows[0]))}. "
-        + "; ".join(f"{init}, {name}: {top1}" for init, name, top1, _ in table[:12]),
+        f"{record.frozen_of(rows[0]).name}. "
+        + "; ".join(f"{line}, {name}: {top1}" for line, name, top1, _ in table[:12]),
         figures={"": figure},
         header=("initialization", "freeze depth", "best val/top1", "trial"),
         table=table,
     )
+
+
+def _name_line(record: SweepRecord, row: TrialResult) -> str:
+    """Name the line of a trial: its initialization, and its network where there are several."""
+    frozen = record.frozen_of(row)
+    init = str(row.point.get(INIT, record.base.model.init))
+    return init if frozen.is_only_network else f"{frozen.backbone} {init}"
 
 
 def _intervals(
@@ -133,17 +140,18 @@ def draw_cost(record: SweepRecord) -> Chart | None:
         line={"color": "var(--faint)", "width": 2, "shape": "hv"},
         hoverinfo="skip",
     )
-    for number, depth in enumerate(sorted({record.depth_of(row) for row in rows})):
-        of_depth = [row for row in rows if record.depth_of(row) == depth]
+    parts = {record.frozen_of(row).column: record.frozen_of(row) for row in rows}
+    for number, (column, frozen) in enumerate(sorted(parts.items(), key=lambda item: item[0])):
+        of_depth = [row for row in rows if record.frozen_of(row).column == column]
         figure.add_scatter(
             mode="markers",
-            name=short_depth(record, depth),
+            name=column[1],
             x=[row.seconds for row in of_depth],
             y=[row.val_top1 for row in of_depth],
             text=[f"{describe_trial(row)}<br>{row.seconds:,.1f} s" for row in of_depth],
             hovertemplate=HOVER_TEXT,
             marker={
-                "color": depth_colour(record, depth),
+                "color": colour_of(frozen),
                 "size": 10,
                 "symbol": SYMBOLS[number % len(SYMBOLS)],
                 "line": {"color": "var(--surface)", "width": 1},
@@ -180,7 +188,7 @@ def draw_importance(record: SweepRecord) -> Chart | None:
     shares = rank_axes(record.trials)
     if not shares:
         return None
-    names = [AXIS_NAMES[axis] for axis in shares]
+    names = [name_axis(axis) for axis in shares]
     values = list(shares.values())
     figure = new_figure(
         height=220,

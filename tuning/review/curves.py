@@ -7,20 +7,21 @@ import plotly.graph_objects as go
 
 from trainers import metrics
 from trainers.run.rows import Row
+from tuning.axes.axis import CLIPNORM
 from tuning.leaderboard import PRUNED, TrialResult
 from tuning.record import SweepRecord
 from tuning.review.figure import (
     SYMBOLS,
     Chart,
     blend,
-    depth_colour,
+    colour_of,
     mark_chance,
     measured,
     new_figure,
     plain,
     top1_of,
 )
-from tuning.space import CLIPNORM, describe
+from tuning.space import describe
 
 NUM_HIGHLIGHTED = 5
 """Learning curves in colour."""
@@ -62,7 +63,7 @@ def draw_curves(record: SweepRecord) -> Chart | None:
         )
     for number, row in reversed(list(enumerate(best))):
         epochs, top1s = top1_of(record.rows[row.trial_id])
-        colour = depth_colour(record, record.depth_of(row))
+        colour = colour_of(record.frozen_of(row))
         figure.add_scatter(
             mode="lines+markers",
             name=f"#{row.rank} {plain(describe(row.point))}",
@@ -127,12 +128,13 @@ def draw_clipping(record: SweepRecord) -> Chart | None:
     chosen: dict[tuple[Any, ...], TrialResult] = {}
     for row in measured(record):
         if any(metrics.GRAD_NORM in line for line in record.rows[row.trial_id]):
-            chosen.setdefault((record.depth_of(row), row.point[CLIPNORM]), row)
+            chosen.setdefault((record.frozen_of(row).key, row.point.get(CLIPNORM)), row)
+    shown = list(chosen.values())[:MAX_CHOICES]
     picked = {
         f"#{row.rank} {describe(row.point)}": [
             line for line in record.rows[row.trial_id] if metrics.GRAD_NORM in line
         ]
-        for row in list(chosen.values())[:MAX_CHOICES]
+        for row in shown
     }
     if not picked:
         return None
@@ -151,7 +153,10 @@ def draw_clipping(record: SweepRecord) -> Chart | None:
         title="Gradient clipping",
         label=f"The best trial ends with a gradient norm of {before} before clipping and {after} "
         f"after it; {share} of its tensors are clipped.",
-        figures={name: _draw_run(record.stages, steps) for name, steps in picked.items()},
+        figures={
+            name: _draw_run(record.frozen_of(row).stages, steps)
+            for row, (name, steps) in zip(shown, picked.items(), strict=True)
+        },
         header=("trial", "last norm before clipping", "last norm after", "tensors clipped"),
         table=table,
     )

@@ -12,17 +12,19 @@ from typing import Any
 import plotly.graph_objects as go
 
 from trainers import metrics
-from trainers.networks.freezing import show_frozen
+from tuning.axes.axis import BACKBONE, CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
 from tuning.leaderboard import TrialResult
-from tuning.record import SweepRecord
-from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE, describe
+from tuning.record import FrozenPart, SweepRecord
+from tuning.space import describe
 
 AXIS_NAMES = {
+    BACKBONE: "network",
     FREEZE_DEPTH: "freeze depth",
     LEARNING_RATE: "learning rate",
     CLIPNORM: "clipnorm",
     INIT: "initialization",
 }
+"""Of fields; another has its dotted path."""
 SYMBOLS = (
     "circle",
     "diamond",
@@ -105,9 +107,9 @@ def mark_chance(figure: go.Figure, record: SweepRecord) -> None:
     )
 
 
-def depth_colour(record: SweepRecord, depth: int) -> str:
+def colour_of(frozen: FrozenPart) -> str:
     """From the colour of a thawed network to that of a frozen one."""
-    return blend(depth / len(record.stages))
+    return blend(frozen.depth / len(frozen.stages))
 
 
 def blend(frozen: float) -> str:
@@ -124,9 +126,8 @@ def describe_trial(row: TrialResult) -> str:
     return f"#{row.rank} {plain(row.trial_id)}<br>{plain(describe(row.point))}<br>{top1}"
 
 
-def short_depth(record: SweepRecord, depth: int) -> str:
-    """Name a freeze depth by the last frozen stage and their share: `layer3 80%`."""
-    return show_frozen(record.base.model.backbone, depth)
+def name_axis(field: str) -> str:
+    return AXIS_NAMES.get(field, field)
 
 
 def top1_of(rows: Sequence[dict[str, Any]]) -> tuple[list[int], list[float]]:

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from cluster.io.statistics import CONFIDENCE, wilson
 from cluster.io.uris import name_of
 from trainers import metrics
 from trainers.config import PRETRAINED
+from trainers.networks.freezing import name_stages
 from trainers.networks.initializers import describe_weights
 from tuning.record import SweepRecord
 from tuning.review.charts import draw_cost, draw_depths, draw_importance
@@ -23,13 +24,14 @@ from tuning.review.pictures import show_predictions
 from tuning.review.tables import (
     format_seconds,
     list_choices,
+    list_columns,
     list_trials,
     list_work,
     map_heat,
     show_point,
 )
-from tuning.space import show
-from tuning.verdict import SweepVerdict, depth_name, judge, show_p
+from tuning.space import models, training_of
+from tuning.verdict import SweepVerdict, judge, show_p
 from tuning.winner import list_next, reproduce
 
 HERE = Path(__file__).parent
@@ -72,10 +74,11 @@ def render_page(
         sweep=record,
         name=name_of(record.out),
         verdict=verdict,
-        depth=None if verdict.best is None else record.depth_of(verdict.best),
+        frozen=verdict.best and record.frozen_of(verdict.best),
         point=show_point(verdict.best) if verdict.best else [],
         tiles=list_tiles(record, verdict),
         lines=list_trials(record),
+        columns=list_columns(record),
         choices=list_choices(record),
         heat_maps=map_heat(record),
         work=list_work(record),
@@ -85,7 +88,6 @@ def render_page(
         facts=list_facts(record),
         commands=list_commands(record),
         refresh_s=refresh_s,
-        show=show,
     )
 
 
@@ -123,7 +125,7 @@ def list_tiles(record: SweepRecord, verdict: SweepVerdict) -> list[Tile]:
             )
         tiles.append(Tile(name="val/top1", value=f"{verdict.best.val_top1:.3f}", note=note))
     if (found := verdict.comparison) is not None:
-        note = f"over {depth_name(record, record.depth_of(found.rival))}"
+        note = f"over {record.frozen_of(found.rival).name}"
         if found.wins is not None:
             note += (
                 f"; only this trial is right on {found.wins} images, the other on {found.losses}"
@@ -158,7 +160,7 @@ def list_tiles(record: SweepRecord, verdict: SweepVerdict) -> list[Tile]:
 def list_facts(record: SweepRecord) -> list[tuple[str, str]]:
     """Return the network, the data and the code of the results."""
     facts = [
-        ("Network", f"{record.base.model.backbone}, stages {', '.join(record.stages)}"),
+        *(("Network", _describe_network(name)) for name in record.backbones),
         ("Weights", _list_weights(record)),
         ("Data set", record.base.data),
         ("Data fingerprint", record.fingerprint),
@@ -176,13 +178,18 @@ def list_facts(record: SweepRecord) -> list[tuple[str, str]]:
     ]
 
 
+def _describe_network(name: str) -> str:
+    return f"{name}, stages {', '.join(name_stages(name))}"
+
+
 def _list_weights(record: SweepRecord) -> str:
     """Name the pretrained weights of the space, and their licenses."""
-    origins = []
-    for init in record.config.space.inits:
-        if init in PRETRAINED:
-            origin, license = describe_weights(replace(record.base.model, init=init))
-            origins.append(f"{origin} (license: {license or 'none is stated'})")
+    origins = dict[str, None]()
+    for point in models(record.config.space):
+        model = training_of(record.base, point).model
+        if model.init in PRETRAINED:
+            origin, license = describe_weights(model)
+            origins[f"{origin} (license: {license or 'none is stated'})"] = None
     return "; ".join(origins) or "none: all are drawn from the seed"
 
 

@@ -1,12 +1,15 @@
-"""A chart of every trial along the four axes and val/top1.
+"""A chart of every trial along the axes and val/top1.
 
 Lines in SVG rather than Plotly's parcoords, which needs WebGL and can't be printed.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import log10
 from typing import Any
 
+from tuning.axes.axis import CLIPNORM, FREEZE_DEPTH, LEARNING_RATE, show
+from tuning.leaderboard import TrialResult
 from tuning.record import SweepRecord
 from tuning.review.figure import (
     HOVER_TEXT,
@@ -14,57 +17,48 @@ from tuning.review.figure import (
     Chart,
     describe_trial,
     measured,
+    name_axis,
     new_figure,
     plain,
-    short_depth,
 )
-from tuning.space import AXES, CLIPNORM, INIT, LEARNING_RATE, describe, order_clipnorm, show
+from tuning.space import compared_fields, describe, order_clipnorm, short_name, show_at
 
 MAX_LISTED = 50
 """Trials in the chart's table."""
+MAX_TICKS = 6
+"""Of an axis of numbers; of more, the ends are named."""
 
 
 def draw_parallel(record: SweepRecord) -> Chart | None:
-    """Draw each trial as a line over the four axes and val/top1, stronger where it is better."""
+    """Draw each trial as a line over the axes and val/top1, stronger where it is better."""
     rows = measured(record)
     if len(rows) < 2:
         return None
-    depths = sorted({record.depth_of(row) for row in rows})
-    clipnorms = sorted({row.point[CLIPNORM] for row in rows}, key=order_clipnorm)
-    inits = sorted({str(row.point[INIT]) for row in rows})
-    rates = [float(str(row.point[LEARNING_RATE])) for row in rows]
-    listed = sorted(set(rates))
-    shown = listed if len(listed) <= 6 else [listed[0], listed[-1]]
+    fields = compared_fields([row.point for row in rows])
+    axes = [_place(record, rows, field) for field in fields]
     top1s = [row.val_top1 or 0.0 for row in rows]
     low, high = min(top1s), max(top1s)
-    heights = [
-        _spread([depths.index(record.depth_of(row)) for row in rows], len(depths)),
-        [_scale(log10(rate), log10(listed[0]), log10(listed[-1])) for rate in rates],
-        _spread([clipnorms.index(row.point[CLIPNORM]) for row in rows], len(clipnorms)),
-        _spread([inits.index(str(row.point[INIT])) for row in rows], len(inits)),
-        [_scale(top1, low, high) for top1 in top1s],
-    ]
-    ticks = [
-        [(_at(i, len(depths)), short_depth(record, depth)) for i, depth in enumerate(depths)],
-        [(_scale(log10(r), log10(listed[0]), log10(listed[-1])), show(r)) for r in shown],
-        [(_at(i, len(clipnorms)), show(value)) for i, value in enumerate(clipnorms)],
-        [(_at(i, len(inits)), plain(init)) for i, init in enumerate(inits)],
-        [(0.0, f"{low:.3f}"), (1.0, f"{high:.3f}")] if high > low else [(0.5, f"{low:.3f}")],
-    ]
+    best = _Column(
+        name="val/top1",
+        heights=[_scale(top1, low, high) for top1 in top1s],
+        ticks=[(0.0, f"{low:.3f}"), (1.0, f"{high:.3f}")] if high > low else [(0.5, f"{low:.3f}")],
+    )
+    columns = [*axes, best]
+    heights = [column.heights for column in columns]
     figure = new_figure(
         height=420,
         showlegend=False,
         margin={"l": 12, "r": 12, "t": 12, "b": 44},
         xaxis={
-            "tickvals": list(range(5)),
-            "ticktext": ["freeze", "lr", "clip", "init", "val/top1"],
-            "range": [-0.12, 4.5],
+            "tickvals": list(range(len(columns))),
+            "ticktext": [column.name for column in columns],
+            "range": [-0.12, len(columns) - 0.5],
             "showgrid": False,
         },
         yaxis={"visible": False, "range": [-0.14, 1.14]},
         shapes=[
             {"type": "line", "x0": i, "x1": i, "y0": 0, "y1": 1, "line": {"color": "var(--faint)"}}
-            for i in range(5)
+            for i in range(len(columns))
         ],
         annotations=[
             {
@@ -77,8 +71,8 @@ def draw_parallel(record: SweepRecord) -> Chart | None:
                 "bgcolor": "var(--veil)",
                 "font": {"size": 12},
             }
-            for axis, of_axis in enumerate(ticks)
-            for height, text in of_axis
+            for axis, column in enumerate(columns)
+            for height, text in column.ticks
         ],
     )
     shades = [min(NUM_SHADES - 1, int(share * NUM_SHADES)) for share in heights[-1]]
@@ -104,14 +98,54 @@ def draw_parallel(record: SweepRecord) -> Chart | None:
     return Chart(
         name="parallel",
         title="Every trial along its axes",
-        label=f"{len(rows)} trials over freeze depth, learning rate, clipnorm, initialization and "
+        label=f"{len(rows)} trials over {', '.join(map(name_axis, fields))} and "
         f"val/top1 ({low:.3f} to {high:.3f}); stronger and thicker lines are better. The best: "
         f"{describe(rows[0].point)}.",
         figures={"": figure},
-        header=(*AXES.values(), "val/top1"),
+        header=(*map(short_name, fields), "val/top1"),
         table=[
-            [*(show(row.point[axis]) for axis in AXES), f"{row.val_top1:.3f}"]
+            [*(show_at(row.point, field) for field in fields), f"{row.val_top1:.3f}"]
             for row in rows[:MAX_LISTED]
+        ],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Column:
+    """A vertical axis of the chart."""
+
+    name: str
+    heights: Sequence[float]
+    """Of each trial, 0 to 1."""
+    ticks: Sequence[tuple[float, str]]
+
+
+def _place(record: SweepRecord, rows: Sequence[TrialResult], field: str) -> _Column:
+    """Place the trials along a field: numbers by their size, other values side by side."""
+    values = [row.point.get(field) for row in rows]
+    numbers = [float(v) for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+    if field not in (FREEZE_DEPTH, CLIPNORM) and len(numbers) == len(rows):
+        listed = sorted(set(numbers))
+        is_log = listed[0] > 0 and (field == LEARNING_RATE or listed[-1] >= 10 * listed[0])
+        scaled = [log10(number) if is_log else number for number in (*numbers, *listed)]
+        ends = min(scaled), max(scaled)
+        heights = [_scale(number, *ends) for number in scaled]
+        ticks = list(zip(heights[len(rows) :], map(show, listed), strict=True))
+        ticks = ticks if len(ticks) <= MAX_TICKS else [ticks[0], ticks[-1]]
+        return _Column(name=short_name(field), heights=heights[: len(rows)], ticks=ticks)
+    keys: list[tuple[Any, str]] = [
+        record.frozen_of(row).column
+        if field == FREEZE_DEPTH
+        else (order_clipnorm(value) if field == CLIPNORM else str(value), show_at(row.point, field))
+        for row, value in zip(rows, values, strict=True)
+    ]
+    listed_keys = sorted(set(keys))
+    return _Column(
+        name=short_name(field),
+        heights=_spread([listed_keys.index(key) for key in keys], len(listed_keys)),
+        ticks=[
+            (_at(number, len(listed_keys)), plain(text))
+            for number, (_, text) in enumerate(listed_keys)
         ],
     )
 

@@ -137,7 +137,7 @@
       let shown = 0;
       for (const row of rows) {
         row.hidden = !(
-          ["depth", "init", "state"].every((name) => !wanted[name] || row.dataset[name] === wanted[name])
+          ["network", "depth", "init", "state"].every((name) => !wanted[name] || row.dataset[name] === wanted[name])
           && parts.every((part) => words.get(row).includes(part))
         );
         shown += !row.hidden;

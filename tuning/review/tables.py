@@ -1,16 +1,16 @@
 """Tables of a review: the leaderboard, heat maps of learning rate x clipnorm, work shared."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import log10
 from typing import Any
 
 from cluster.io.statistics import Estimate, wilson
-from tuning.leaderboard import LEARNS, TrialResult
-from tuning.record import SweepRecord
-from tuning.review.figure import AXIS_NAMES, measured, short_depth
-from tuning.space import AXES, CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE, order_clipnorm, show
-from tuning.verdict import depth_name
+from tuning.axes.axis import BACKBONE, CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE, show
+from tuning.leaderboard import LEARNS, TrialResult, show_field
+from tuning.record import FrozenPart, SweepRecord
+from tuning.review.figure import measured, name_axis
+from tuning.space import compared_fields, order_clipnorm, order_fields, short_name, show_at
 
 MAX_RATES = 7
 """Rows of a heat map; more learning rates are binned into this many ranges."""
@@ -21,9 +21,10 @@ class Line:
     """A row of the leaderboard."""
 
     row: TrialResult
-    depth: int
-    frozen: str
-    """The freeze depth as `layer3 80%`."""
+    frozen: FrozenPart
+    init: str
+    cells: Sequence[tuple[object, str]]
+    """Of the fields that are compared: what sorts, and what is shown."""
     interval: Estimate | None
     epochs: str
     time: str
@@ -64,12 +65,13 @@ class Work:
 
 def list_trials(record: SweepRecord) -> list[Line]:
     """Return the leaderboard's rows."""
-    num_images = record.num_val_images
+    num_images, fields = record.num_val_images, compared_fields([r.point for r in record.trials])
     return [
         Line(
             row=row,
-            depth=record.depth_of(row),
-            frozen=short_depth(record, record.depth_of(row)),
+            frozen=record.frozen_of(row),
+            init=str(row.point.get(INIT, record.base.model.init)),
+            cells=[_cell(record, row, field) for field in fields],
             interval=wilson(row.val_top1, num_images)
             if num_images and row.val_top1 is not None
             else None,
@@ -82,35 +84,62 @@ def list_trials(record: SweepRecord) -> list[Line]:
     ]
 
 
+def _cell(record: SweepRecord, row: TrialResult, field: str) -> tuple[object, str]:
+    value, text = row.point.get(field, ""), show_field(row, field, record.base)
+    if field == FREEZE_DEPTH:
+        return record.frozen_of(row).share, text
+    return order_clipnorm(value) if field == CLIPNORM else value, text
+
+
+def list_columns(record: SweepRecord) -> list[tuple[str, str]]:
+    """Return the title of each field that is compared, and whether it sorts as number or text."""
+    points = [row.point for row in record.trials]
+    columns = []
+    for field in compared_fields(points):
+        values = [point[field] for point in points if field in point and point[field] is not None]
+        is_number = field == FREEZE_DEPTH or all(isinstance(value, int | float) for value in values)
+        columns.append((short_name(field), "number" if is_number else "text"))
+    return columns
+
+
 def list_choices(record: SweepRecord) -> list[tuple[str, str, list[tuple[str, str]]]]:
     """Return the filters of the leaderboard: key, title, and values with titles."""
-    depths = sorted({record.depth_of(row) for row in record.trials})
-    inits = list(dict.fromkeys(str(row.point[INIT]) for row in record.trials))
-    states = list(dict.fromkeys(row.state for row in record.trials))
-    return [
-        ("depth", AXIS_NAMES[FREEZE_DEPTH], [(str(d), depth_name(record, d)) for d in depths]),
-        ("init", AXIS_NAMES[INIT], [(init, init) for init in inits]),
-        ("state", "state", [(state, state) for state in states]),
-    ]
+    parts = [record.frozen_of(row) for row in record.trials]
+    depths = {part.column: part.name if part.is_only_network else part.column[1] for part in parts}
+    choices = {
+        "depth": (FREEZE_DEPTH, [(label, depths[at, label]) for at, label in sorted(depths)]),
+        "init": (INIT, _twice(line.init for line in list_trials(record))),
+        "state": ("state", _twice(row.state for row in record.trials)),
+    }
+    if len(record.backbones) > 1:
+        choices = {"network": (BACKBONE, _twice(part.backbone for part in parts))} | choices
+    return [(key, name_axis(field), listed) for key, (field, listed) in choices.items()]
+
+
+def _twice(values: Iterable[str]) -> list[tuple[str, str]]:
+    """Return each distinct value, and itself as its title."""
+    return [(value, value) for value in dict.fromkeys(values)]
 
 
 def map_heat(record: SweepRecord) -> list[HeatMap]:
-    """Return a heat map per freeze depth, over all initializations."""
+    """Return a heat map per network and freeze depth, over all initializations."""
     rows = measured(record)
     if not rows:
         return []
-    clipnorms = sorted({row.point[CLIPNORM] for row in rows}, key=order_clipnorm)
-    bands = _bands(sorted({_rate(row) for row in rows}))
+    clipnorms = sorted({_clipnorm(record, row) for row in rows}, key=order_clipnorm)
+    bands = _bands(sorted({_rate(record, row) for row in rows}))
     top1s = [row.val_top1 or 0.0 for row in rows]
     low, high = min(top1s), max(top1s)
 
-    def cell(depth: int, band: tuple[float, float], clipnorm: Any) -> Cell:
+    parts = {record.frozen_of(row) for row in rows}
+
+    def cell(part: FrozenPart, band: tuple[float, float], clipnorm: Any) -> Cell:
         found = [
             row.val_top1 or 0.0
             for row in rows
-            if record.depth_of(row) == depth
-            and band[0] <= _rate(row) <= band[1]
-            and row.point[CLIPNORM] == clipnorm
+            if record.frozen_of(row) == part
+            and band[0] <= _rate(record, row) <= band[1]
+            and _clipnorm(record, row) == clipnorm
         ]
         best = max(found, default=None)
         share = 0.0 if best is None else (best - low) / (high - low) if high > low else 0.5
@@ -118,22 +147,26 @@ def map_heat(record: SweepRecord) -> list[HeatMap]:
 
     return [
         HeatMap(
-            name=depth_name(record, depth),
+            name=part.name,
             clipnorms=[show(clipnorm) for clipnorm in clipnorms],
             lines=[
                 (
                     show(band[0]) if band[0] == band[1] else f"{band[0]:.2g} to {band[1]:.2g}",
-                    [cell(depth, band, clipnorm) for clipnorm in clipnorms],
+                    [cell(part, band, clipnorm) for clipnorm in clipnorms],
                 )
                 for band in reversed(bands)
             ],
         )
-        for depth in sorted({record.depth_of(row) for row in rows})
+        for part in sorted(parts, key=lambda part: (part.backbone, part.depth))
     ]
 
 
-def _rate(row: TrialResult) -> float:
-    return float(str(row.point[LEARNING_RATE]))
+def _rate(record: SweepRecord, row: TrialResult) -> float:
+    return float(str(row.point.get(LEARNING_RATE, record.base.optim.learning_rate)))
+
+
+def _clipnorm(record: SweepRecord, row: TrialResult) -> Any:
+    return row.point.get(CLIPNORM, record.base.optim.clipnorm)
 
 
 def _bands(rates: list[float]) -> list[tuple[float, float]]:
@@ -190,5 +223,6 @@ def format_seconds(seconds: float) -> str:
 
 
 def show_point(row: TrialResult) -> list[tuple[str, str]]:
-    """Return the axes of a trial by name, with their values."""
-    return [(AXIS_NAMES[axis], show(row.point[axis])) for axis in AXES]
+    """Return the fields of a trial's point by name, with their values."""
+    fields = order_fields(field for field in row.point if field != FREEZE_DEPTH)
+    return [(name_axis(field), show_at(row.point, field)) for field in fields]

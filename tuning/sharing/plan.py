@@ -9,21 +9,24 @@ the prefix once, for all trials together.
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from cluster.config import ClusterConfig
 from datasets.passes.features import count_bytes
 from datasets.shards import Manifest
-from trainers.config import FinetuneConfig
+from trainers.config import FinetuneConfig, ModelConfig
 from trainers.networks.backbones import find, on_meta
 from trainers.networks.cut import Suffix, build_prefix
-from trainers.networks.freezing import count_frozen, resolve_depth
+from trainers.networks.freezing import count_frozen
 from trainers.networks.torch_internals import without_compiler
+from tuning.axes.axis import FREEZE_DEPTH
 from tuning.config import TuningConfig
 from tuning.search import count_trials
-from tuning.space import FREEZE_DEPTH, INIT, Point, models, points, training_of
+from tuning.space import Point, compared_fields, models, points, show_at, training_of
 
 MIN_SAVING = 0.02
 """Share of the sweep's computation; a prefix that saves less is not worth its disk space."""
@@ -33,7 +36,10 @@ MIN_SAVING = 0.02
 class PrefixPlan:
     """A frozen prefix that some trials share."""
 
-    init: str
+    network: FinetuneConfig
+    """As `network_of` returns it."""
+    name: str
+    """Of the network among those of the sweep, such as its initialization."""
     depth: int
     stage: str
     num_trials: float
@@ -64,8 +70,10 @@ class SharingPlan:
     def shared(self) -> tuple[PrefixPlan, ...]:
         return tuple(prefix for prefix in self.prefixes if not prefix.problem)
 
-    def find(self, init: object, depth: int) -> PrefixPlan | None:
-        return next((p for p in self.shared if (p.init, p.depth) == (init, depth)), None)
+    def find(self, training: FinetuneConfig) -> PrefixPlan | None:
+        """Return the prefix whose features a training can use."""
+        key = prefix_key(training)
+        return next((p for p in self.shared if (p.network, p.depth) == key), None)
 
     def describe(self) -> list[str]:
         """Write the plan in lines."""
@@ -73,7 +81,7 @@ class SharingPlan:
             return [f"nothing is shared: {self.problem}"]
         lines = []
         for prefix in self.prefixes:
-            name = f"{prefix.init} up to {prefix.stage} (freeze depth {prefix.depth})"
+            name = f"{prefix.name} up to {prefix.stage} (freeze depth {prefix.depth})"
             if prefix.problem:
                 lines.append(f"{name}: from images, {prefix.problem}")
                 continue
@@ -89,6 +97,41 @@ class SharingPlan:
                 f"PFLOPs in networks, {share:.1%} less"
             )
         return lines
+
+
+Key = tuple[FinetuneConfig, int]
+"""A network as `network_of` returns it, and frozen stages."""
+
+
+def network_of(training: FinetuneConfig) -> FinetuneConfig:
+    """Return what the features and the initial tensors of a training depend on: a training that is
+    equal for all that have them in common."""
+    model = training.model
+    return FinetuneConfig(
+        data=training.data,
+        fold=training.fold,
+        train_on=training.train_on,
+        seed=training.seed,
+        ingest=training.ingest,
+        model=ModelConfig(
+            backbone=model.backbone,
+            init=model.init,
+            weights=model.weights,
+            normalization=model.normalization,
+        ),
+        compute=training.compute,
+        cluster=ClusterConfig(device=training.cluster.device),
+    )
+
+
+def prefix_key(training: FinetuneConfig) -> Key:
+    """Return the key of the features that a training can use; those of 0 stages are its images."""
+    return network_of(training), 0 if blends(training) else count_frozen(training.model)
+
+
+def blends(training: FinetuneConfig) -> bool:
+    """Whether mixup or CutMix blend pixels, which no cached feature can."""
+    return bool(training.loss.mixup_alpha or training.loss.cutmix_alpha)
 
 
 def plan_sharing(
@@ -107,52 +150,53 @@ def plan_sharing(
     base = config.base
     if not config.share:
         return SharingPlan(problem="--no-share")
-    if base.loss.mixup_alpha or base.loss.cutmix_alpha:
+    if all(blends(training_of(base, model)) for model in models(config.space)):
         return SharingPlan(problem="mixup and CutMix blend pixels, which no cached feature can")
-    total, by_depth = count_flops(base, _depths(config))
-    epochs = expected_epochs(config)
     counts = _count_trials(config)
+    epochs = expected_epochs(config)
     num_train, num_val = (manifest.split(split).num_images for split in ("train", "val"))
-    num_views = base.ingest.num_views(base.epochs)
-    num_passes = num_views * num_train + num_val
 
-    def cost(prefix_flops: float, *, on_features: bool) -> float:
+    def cost(total: float, prefix_flops: float, *, on_features: bool) -> float:
         """FLOPs of one trial."""
         rest = total - prefix_flops
         prefix = 0.0 if on_features else prefix_flops
         return epochs * (num_train * (prefix + 3 * rest) + num_val * (prefix + rest))
 
+    names = name_networks(config)
     without, gains, prefixes = 0.0, {}, []
-    for (init, depth), number in counts.items():
+    for (network, depth), number in counts.items():
+        depths = tuple(at for of, at in counts if of == network and at > 0)
+        total, by_depth = count_flops(network, depths)
         flops, shape, problem = by_depth.get(depth, (0.0, (), ""))
-        without += number * cost(flops, on_features=False)
+        without += number * cost(total, flops, on_features=False)
         if depth == 0:
             continue
-        num_bytes = num_passes * count_bytes(shape)
-        saved = number * (cost(flops, on_features=False) - cost(flops, on_features=True))
+        num_views = network.ingest.num_views(base.epochs)
+        saved = cost(total, flops, on_features=False) - cost(total, flops, on_features=True)
         prefix = PrefixPlan(
-            init=init,
+            network=network,
+            name=names[network],
             depth=depth,
-            stage=find(base.model.backbone).stages[depth - 1][0],
+            stage=find(network.model.backbone).stages[depth - 1][0],
             num_trials=number,
             num_views=num_views,
             shape=shape,
-            num_bytes=num_bytes,
+            num_bytes=(num_views * num_train + num_val) * count_bytes(shape),
             flops=flops,
             problem=problem,
         )
         prefixes.append(prefix)
-        gains[init, depth] = saved
+        gains[network, depth] = number * saved
     problems, saving = _choose(
         [prefix for prefix in prefixes if not prefix.problem],
         gains,
-        num_passes=num_passes,
+        num_passes=lambda prefix: prefix.num_views * num_train + num_val,
         free_bytes=free_bytes(),
         missing_bytes=missing_bytes,
         min_saving=MIN_SAVING * without,
     )
     chosen = tuple(
-        replace(prefix, problem=problems.get((prefix.init, prefix.depth), prefix.problem))
+        replace(prefix, problem=problems.get((prefix.network, prefix.depth), prefix.problem))
         for prefix in prefixes
     )
     return SharingPlan(prefixes=chosen, without=without, with_sharing=without - saving)
@@ -160,27 +204,28 @@ def plan_sharing(
 
 def _choose(
     prefixes: Sequence[PrefixPlan],
-    gains: dict[tuple[str, int], float],
+    gains: dict[Key, float],
     *,
-    num_passes: int,
+    num_passes: Callable[[PrefixPlan], int],
     free_bytes: float,
     missing_bytes: Callable[[PrefixPlan], float],
     min_saving: float,
-) -> tuple[dict[tuple[str, int], str], float]:
+) -> tuple[dict[Key, str], float]:
     """Choose prefixes in the order of their savings, while they fit.
 
-    One pass through the deepest prefix of an initialization serves the shallower ones as well.
+    One pass through the deepest prefix of a network serves the shallower ones as well.
 
     Returns:
         Why the others are not chosen, and the FLOPs saved.
     """
     saving = 0.0
-    computed: dict[str, float] = {}  # FLOPs of an image's pass so far
-    problems: dict[tuple[str, int], str] = {}
-    for prefix in sorted(prefixes, key=lambda p: -gains[p.init, p.depth]):
-        key = prefix.init, prefix.depth
+    computed: dict[FinetuneConfig, float] = {}  # FLOPs of an image's pass so far
+    problems: dict[Key, str] = {}
+    for prefix in sorted(prefixes, key=lambda p: -gains[p.network, p.depth]):
+        key = prefix.network, prefix.depth
         missing = missing_bytes(prefix)
-        pass_flops = max(0.0, prefix.flops - computed.get(prefix.init, 0.0)) * num_passes
+        more_flops = max(0.0, prefix.flops - computed.get(prefix.network, 0.0))
+        pass_flops = more_flops * num_passes(prefix)
         gain = gains[key] - (pass_flops if missing else 0.0)
         if gain < min_saving:
             problems[key] = "as computing it once saves next to nothing"
@@ -193,7 +238,7 @@ def _choose(
             free_bytes -= missing
             saving += gain
             if missing:
-                computed[prefix.init] = max(prefix.flops, computed.get(prefix.init, 0.0))
+                computed[prefix.network] = max(prefix.flops, computed.get(prefix.network, 0.0))
     return problems, saving
 
 
@@ -206,7 +251,13 @@ def count_flops(
         Those of the whole network; by depth those of the prefix, the shape of an image's features,
         and why the network can't be cut there (empty where it can).
     """
-    name, size_px = base.model.backbone, base.ingest.size_px
+    return _count_flops(base.model.backbone, base.ingest.size_px, tuple(depths))
+
+
+@cache
+def _count_flops(
+    name: str, size_px: int, depths: tuple[int, ...]
+) -> tuple[float, dict[int, tuple[float, tuple[int, ...], str]]]:
     network = on_meta(name, 2, size_px)
     image = torch.zeros(1, 3, size_px, size_px, device="meta")
     total = _flops_of(network, image)[0]
@@ -229,25 +280,35 @@ def _flops_of(network: torch.nn.Module, image: torch.Tensor) -> tuple[float, Any
     return float(counter.get_total_flops()), output
 
 
-def _depths(config: TuningConfig) -> list[int]:
-    """Frozen stages of the space's pretrained networks."""
-    name = config.base.model.backbone
-    return sorted({d for f in config.space.freeze_depths if (d := resolve_depth(name, f)) > 0})
-
-
-def _count_trials(config: TuningConfig) -> dict[tuple[str, int], float]:
-    """Count the trials of each initialization and depth; the expectation where they are drawn."""
-
-    def key(point: Point) -> tuple[str, int]:
-        model = training_of(config.base, point).model
-        return model.init, count_frozen(model)
-
+def _list_points(config: TuningConfig) -> list[Point]:
+    """List the points of the trials, or the networks that they are drawn from."""
     if config.search == "optuna":
-        listed = models(config.space)
-        share = count_trials(config) / len(listed)
-        return {at: share * number for at, number in Counter(map(key, listed)).items()}
-    listed = points(config.space, config.search, config.trials, config.seed)
-    return dict(Counter(key({k: p[k] for k in (INIT, FREEZE_DEPTH)}) for p in listed))
+        return models(config.space)
+    return points(config.space, config.search, config.trials, config.seed)
+
+
+def _count_trials(config: TuningConfig) -> dict[Key, float]:
+    """Count the trials of each network and depth; the expectation where they are drawn."""
+    listed = _list_points(config)
+    share = count_trials(config) / len(listed)
+    counted = Counter(prefix_key(training_of(config.base, point)) for point in listed)
+    return {key: share * number for key, number in counted.items()}
+
+
+def name_networks(config: TuningConfig) -> dict[FinetuneConfig, str]:
+    """Name each network of a sweep by what tells it from the others, such as `file`."""
+    listed = [*models(config.space), *_list_points(config)]
+    fields = [
+        field
+        for field in compared_fields(listed)
+        if field != FREEZE_DEPTH and not field.startswith(("optim.", "schedule.", "loss."))
+    ]
+    return {
+        network_of(training_of(config.base, point)): " ".join(
+            show_at(point, field) for field in fields
+        )
+        for point in listed
+    }
 
 
 def expected_epochs(config: TuningConfig) -> float:

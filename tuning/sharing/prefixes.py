@@ -22,17 +22,15 @@ from datasets.passes.features import (
 )
 from datasets.shards import Manifest
 from datasets.sources import BatchSource
+from trainers.config import FinetuneConfig, ModelConfig
 from trainers.inference.actors import plan_actors
 from trainers.inference.passes import cache_uri, plan_entries, run_pass
 from trainers.inference.prefix import FrozenNetwork, hash_tensors, open_frozen
 from trainers.prepare import PrefixFeatures
 from tuning.config import TuningConfig
 from tuning.sharing.cache import list_entries
-from tuning.sharing.plan import PrefixPlan, SharingPlan
-from tuning.space import FREEZE_DEPTH, INIT, training_of
-
-Key = tuple[str, int]
-"""Initialization and frozen stages."""
+from tuning.sharing.plan import Key, PrefixPlan, SharingPlan, network_of
+from tuning.space import models, training_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +45,13 @@ class BuiltPrefixes:
 
 
 class PrefixStore:
-    """The networks of a sweep's initializations, and the URIs of their features."""
+    """The networks of a sweep with their initial weights, and the URIs of their features."""
 
     def __init__(self, config: TuningConfig, manifest: Manifest, resources: Resources) -> None:
         self._config, self._manifest, self._resources = config, manifest, resources
         self._plan = plan_actors(resources, ClusterConfig(device=config.base.cluster.device))
         self._cache = cache_uri(config.out, config.cache)
-        self._networks: dict[str, FrozenNetwork] = {}
+        self._networks: dict[tuple[ModelConfig, int, int], FrozenNetwork] = {}
         self._known_entries: dict[Key, list[Entry]] = {}
 
     def missing_bytes(self, prefix: PrefixPlan) -> float:
@@ -66,10 +64,10 @@ class PrefixStore:
         return missing
 
     def build(self, plan: SharingPlan) -> BuiltPrefixes:
-        """Build the plan's prefixes, those of one initialization in one pass."""
+        """Build the plan's prefixes, those of one network in one pass."""
         built = [
-            self._build(init, [prefix for prefix in plan.shared if prefix.init == init])
-            for init in dict.fromkeys(prefix.init for prefix in plan.shared)
+            self._build(network, [prefix for prefix in plan.shared if prefix.network == network])
+            for network in dict.fromkeys(prefix.network for prefix in plan.shared)
         ]
         return BuiltPrefixes(
             prefixes={key: prefix for each in built for key, prefix in each.prefixes.items()},
@@ -78,8 +76,8 @@ class PrefixStore:
             problems=tuple(problem for each in built for problem in each.problems),
         )
 
-    def _build(self, init: str, prefixes: list[PrefixPlan]) -> BuiltPrefixes:
-        network = self._network(init)
+    def _build(self, key: FinetuneConfig, prefixes: list[PrefixPlan]) -> BuiltPrefixes:
+        network = self._network(key)
         entries = {
             prefix.depth: self._entries(prefix, output=number)
             for number, prefix in enumerate(prefixes)
@@ -94,7 +92,7 @@ class PrefixStore:
         for depth, of_depth in entries.items():
             if (sources := self._open(of_depth)) is not None:
                 name = self._keep_tensors(network, depth, of_depth[0].facts["weights_sha256"])
-                ready[init, depth] = PrefixFeatures(depth=depth, sources=sources, tensors=name)
+                ready[key, depth] = PrefixFeatures(depth=depth, sources=sources, tensors=name)
         return BuiltPrefixes(
             prefixes=ready,
             num_images=outcome.num_images,
@@ -131,16 +129,22 @@ class PrefixStore:
             storage.write_bytes(uri, safetensors.torch.save(tensors))
         return name
 
-    def _network(self, init: str) -> FrozenNetwork:
-        if init not in self._networks:
-            config = training_of(self._config.base, {INIT: init, FREEZE_DEPTH: "all"})
-            self._networks[init] = open_frozen(config, len(self._manifest.classes))
-        return self._networks[init]
+    def _network(self, key: FinetuneConfig) -> FrozenNetwork:
+        """Return a network; those that only see other pixels have the same tensors."""
+        model = replace(key.model, normalization="auto")
+        tensors = model, key.seed, key.ingest.size_px
+        if tensors not in self._networks:
+            self._networks[tensors] = open_frozen(key, len(self._manifest.classes))
+        return replace(self._networks[tensors], config=key)
 
-    def start_hashes(self) -> dict[str, str]:
-        """Return the SHA-256 of all tensors that trainings start from, by initialization."""
-        inits = self._config.space.inits
-        return {init: hash_tensors(self._network(init).model.state_dict()) for init in inits}
+    def start_hashes(self) -> dict[FinetuneConfig, str]:
+        """Return the SHA-256 of all tensors that trainings start from, by network."""
+        base, hashes = self._config.base, dict[int, str]()
+        keys = [network_of(training_of(base, model)) for model in models(self._config.space)]
+        networks = {key: self._network(key).model for key in keys}
+        for model in networks.values():
+            hashes[id(model)] = hashes.get(id(model)) or hash_tensors(model.state_dict())
+        return {key: hashes[id(model)] for key, model in networks.items()}
 
     def free_bytes(self) -> float:
         """Return the free space of the cache."""
@@ -150,10 +154,10 @@ class PrefixStore:
 
     def _entries(self, prefix: PrefixPlan, *, output: int) -> list[Entry]:
         """Return the entries of a prefix's features; kept, as its weights have to be hashed."""
-        key = prefix.init, prefix.depth
+        key = prefix.network, prefix.depth
         if key not in self._known_entries:
             self._known_entries[key] = plan_entries(
-                self._network(prefix.init),
+                self._network(prefix.network),
                 prefix.depth,
                 output=output,
                 shape=prefix.shape,

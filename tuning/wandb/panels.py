@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from wandb_workspaces.reports.v2 import interface as wr
 
 from trainers import metrics
-from tuning.space import AXES, LEARNING_RATE
+from tuning.axes.axis import LEARNING_RATE
+from tuning.space import short_name
 
 BEST = metrics.VAL_BEST_TOP1
 MAX_CURVES = 100
@@ -56,13 +57,15 @@ def table(name: str) -> wr.WeavePanelSummaryTable:
     return wr.WeavePanelSummaryTable(table_name=name)
 
 
-def parallel_coordinates() -> wr.ParallelCoordinatesPlot:
-    """Draw each trial as a line over the axes of the space and its accuracy."""
+def parallel_coordinates(fields: Sequence[str]) -> wr.ParallelCoordinatesPlot:
+    """Draw each trial as a line over the fields of the space and its accuracy."""
     columns = [
         wr.ParallelCoordinatesPlotColumn(
-            metric=wr.Config(axis), display_name=name, log=axis == LEARNING_RATE or None
+            metric=wr.Config(field),
+            display_name=short_name(field),
+            log=field == LEARNING_RATE or None,
         )
-        for axis, name in AXES.items()
+        for field in fields
     ]
     best = wr.ParallelCoordinatesPlotColumn(metric=wr.SummaryMetric(BEST), display_name="val/top1")
     return wr.ParallelCoordinatesPlot(title="Each line is a trial", columns=[*columns, best])

@@ -20,7 +20,7 @@ def build_report(entity: str, project: str, record: SweepRecord) -> wr.Report:
         entity=entity,
         project=project,
         title=panels.name_view(f"How deep to thaw: {group}"),
-        description=f"{record.base.model.backbone} on {record.base.data}",
+        description=f"{', '.join(record.backbones)} on {record.base.data}",
         blocks=[
             wr.CalloutBlock(text=verdict.headline),
             wr.P(text=verdict.lead),

@@ -10,7 +10,7 @@ from trainers.tracking.content import find_tags
 from trainers.tracking.media import augmentation_image
 from trainers.tracking.run import WandbRun
 from trainers.tracking.thread import WandbThread
-from tuning.leaderboard import list_rows
+from tuning.leaderboard import list_rows, tabulate
 from tuning.record import SweepRecord
 from tuning.review.importance import rank_axes
 from tuning.review.page import render_page
@@ -48,9 +48,8 @@ def _log(record: SweepRecord, page: bytes) -> str | None:
         config=config.to_dict(),
         tags=find_tags(config.base, manifest),
     )
-    rows = list_rows(record.trials, config.base.model.backbone)
     tables = {
-        "sweep/leaderboard": (list(rows[0]), [list(row.values()) for row in rows]),
+        "sweep/leaderboard": tabulate(list_rows(record.trials, config.base)),
         "sweep/importance": (("axis", "importance"), rank_axes(record.trials).items()),
         "sweep/sharing": (("measure", "value"), record.savings.to_dict().items()),
     }

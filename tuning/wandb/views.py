@@ -73,9 +73,10 @@ def build_views(entity: str, project: str, record: SweepRecord) -> list[Any]:
     from tuning.wandb.report import build_report
     from tuning.wandb.workspaces import build_run_review, build_sweep_review
 
+    group, fields = record.config.group, record.fields
     views: list[Any] = [
-        build_run_review(entity, project, record.config.group),
-        build_sweep_review(entity, project, record.config.group, rungs=record.config.rungs),
+        build_run_review(entity, project, group, fields=fields),
+        build_sweep_review(entity, project, group, fields=fields, rungs=record.config.rungs),
     ]
     if record.status == "ended":
         views.append(build_report(entity, project, record))

@@ -12,13 +12,19 @@ from wandb_workspaces.reports.v2 import interface as wr
 from trainers import metrics
 from trainers.metrics import EPOCH, GLOBAL_STEP
 from trainers.tracking.mirror import TRIAL
-from tuning.space import AXES, FREEZE_DEPTH, INIT
+from tuning.axes.axis import CLIPNORM, LEARNING_RATE
 from tuning.wandb import panels
 from tuning.wandb.sweep import SWEEP
 
 
-def build_run_review(entity: str, project: str, group: str) -> ws.Workspace:
-    """Build the workspace with the curves, data and predictions of a group's runs."""
+def build_run_review(
+    entity: str, project: str, group: str, *, fields: Sequence[str]
+) -> ws.Workspace:
+    """Build the workspace with the curves, data and predictions of a group's runs.
+
+    Args:
+        fields: of the space.
+    """
     clipping = (metrics.GRAD_NORM, metrics.GRAD_NORM_AFTER, metrics.CLIPPED_SHARE)
     return ws.Workspace(
         entity=entity,
@@ -61,29 +67,32 @@ def build_run_review(entity: str, project: str, group: str) -> ws.Workspace:
             ),
         ],
         settings=ws.WorkspaceSettings(max_runs=panels.MAX_CURVES),
-        runset_settings=_runs(panels.where(group)),
+        runset_settings=_runs(panels.where(group), fields),
     )
 
 
 def build_sweep_review(
-    entity: str, project: str, group: str, *, rungs: Sequence[int]
+    entity: str, project: str, group: str, *, fields: Sequence[str], rungs: Sequence[int]
 ) -> ws.Workspace:
     """Build the workspace that compares the trials of a sweep, with the tables of its own run.
 
     Args:
+        fields: of the space.
         rungs: epochs after which trials are pruned.
     """
+    compared = [field for field in fields if field not in (LEARNING_RATE, CLIPNORM)]
     return ws.Workspace(
         entity=entity,
         project=project,
         name=panels.name_view(f"Sweep review: {group}"),
         sections=[
-            _section("What decides", panels.parallel_coordinates(), panels.importance(), columns=2),
+            _section(
+                "What decides", panels.parallel_coordinates(fields), panels.importance(), columns=2
+            ),
             _section(
                 "How deep to thaw",
                 panels.best_over(metrics.FROZEN_SHARE),
-                panels.best_by(FREEZE_DEPTH),
-                panels.best_by(INIT),
+                *map(panels.best_by, compared),
                 panels.best_of_all(),
             ),
             _section("Pruning", panels.accuracy_curves(rungs), panels.ends(rungs), columns=2),
@@ -96,7 +105,7 @@ def build_sweep_review(
             ),
         ],
         settings=ws.WorkspaceSettings(x_axis=EPOCH, max_runs=panels.MAX_CURVES),
-        runset_settings=_runs(panels.where(group, TRIAL, SWEEP)),
+        runset_settings=_runs(panels.where(group, TRIAL, SWEEP), fields),
     )
 
 
@@ -109,16 +118,16 @@ def _section(name: str, *shown: Any, columns: int = 3) -> ws.Section:
     )
 
 
-def _runs(filters: str) -> ws.RunsetSettings:
+def _runs(filters: str, fields: Sequence[str]) -> ws.RunsetSettings:
     """Sort the best run first, and show its point and state as columns."""
-    sections = [axis.split(".", 1) for axis in AXES]
     return ws.RunsetSettings(
         filters=filters,
         order=[ws.Ordering(ws.Summary(panels.BEST), ascending=False)],
         pinned_columns=[
             "run:displayName",
             f"summary:{panels.BEST}",
-            *(f"config:{section}.value.{field}" for section, field in sections),
+            *(f"config:{'.value.'.join(field.split('.', 1))}" for field in fields if "." in field),
+            *(f"config:{field}.value" for field in fields if "." not in field),
             f"summary:{metrics.FROZEN_STAGE}",
             f"summary:{metrics.FROZEN_SHARE}",
             "summary:state",
