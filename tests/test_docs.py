@@ -23,6 +23,7 @@ from tests.test_house_hostile_configs import DOORS, leaves
 from trainers.run.folder import read_result
 from tuning.leaderboard import COLUMNS
 from tuning.record import SweepRecord
+from tuning.space import AXES
 
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -112,7 +113,8 @@ def test_the_leaderboard_of_the_pages_has_the_columns_of_a_sweep() -> None:
         if line.startswith("rank ")
     ]
 
-    assert tables == [list(COLUMNS), [*COLUMNS, "trial"]]
+    columns = ["rank", *AXES.values(), *COLUMNS]
+    assert tables == [columns, [*columns, "trial"]]
 
 
 def test_errors_of_the_pages_are_those_raised() -> None:

@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass, replace
 from functools import cache, partial
+from itertools import zip_longest
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import tyro
@@ -157,13 +158,14 @@ def place_conditions(options: Sequence[str]) -> list[str]:
     """
     placed: list[str] = []
     last = None
-    for word in options:
+    for word, following in zip_longest(options, options[1:], fillvalue=""):
         name, _, value = word.partition("=")
         if name != "--when":
             last = name if word.startswith("--") else last
             placed.append(word)
             continue
-        require(last == "--axis", "when", value or word, "write it behind the --axis it is about")
+        condition = value or following
+        require(last == "--axis", "when", condition, "write it behind the --axis that it is about")
         placed += [WHEN, *filter(None, [value])]
     return placed
 

@@ -49,6 +49,7 @@ class SpaceConfig:
     """Other fields to search; an axis of a field above takes its place."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "space.")
         for name in ("freeze_depths", "learning_rates", "clipnorms", "inits"):
             values: tuple[object, ...] = getattr(self, name)
             require(

@@ -35,6 +35,8 @@ NUMBERED = "#"
 NOT_IN_NETWORK = ("optim.", "schedule.")
 """Sections of fields that change neither images nor network."""
 MAX_POINTS = 100_000
+NUM_REDRAWS = 20
+"""Of a point that was drawn before, as whole numbers are."""
 
 
 class Suggester(Protocol):
@@ -102,11 +104,21 @@ def _draw(space: SpaceConfig, search: str, trials: int | None, seed: int) -> lis
     rng = random.Random(seed)
     rng.shuffle(grid)
     num_trials = trials or DEFAULT_TRIALS
-    drawn: list[Point] = []
-    while grid and len(drawn) < num_trials:
-        drawn += [_draw_ranges(point, rng) for point in grid[: num_trials - len(drawn)]]
-        grid = [point for point in grid if any(isinstance(v, Axis) for v in point.values())]
-    return drawn
+    drawn: dict[tuple[tuple[str, object], ...], Point] = {}
+    for _ in range(num_trials):
+        for point in grid[: num_trials - len(drawn)]:
+            redrawn = (_draw_ranges(point, rng) for _ in range(NUM_REDRAWS))
+            new = next((new for new in redrawn if tuple(new.items()) not in drawn), point)
+            if not _has_ranges(new):
+                drawn[tuple(new.items())] = new
+        grid = list(filter(_has_ranges, grid))
+        if not grid or len(drawn) == num_trials:
+            break
+    return list(drawn.values())
+
+
+def _has_ranges(point: Point) -> bool:
+    return any(isinstance(value, Axis) for value in point.values())
 
 
 def _draw_ranges(point: Point, rng: random.Random) -> Point:

@@ -96,13 +96,12 @@ def read_value(value: object, hint: Any, name: str) -> Any:
     Raises:
         UserError: for a value of another type.
     """
-    candidates = [*_read_words(value), value] if isinstance(value, str) else [value]
-    for candidate in candidates:
+    for word in _read_words(value) if isinstance(value, str) else ():
         with suppress(UserError):
-            taken = _take(candidate, hint, name)
-            _check(taken, hint, name)
-            return taken
-    raise _mismatch(name, value, describe(hint))
+            return read_value(word, hint, name)
+    taken = _take(value, hint, name)
+    _check(taken, hint, name)
+    return taken
 
 
 def _read_words(text: str) -> Iterator[object]:
@@ -143,7 +142,7 @@ def _take(value: Any, hint: Any, name: str) -> Any:
         return value
     if is_dataclass(hint):
         assert isinstance(hint, type)
-        return build(hint, value, f"{name}.")
+        return value if isinstance(value, hint) else build(hint, value, f"{name}.")
     if isinstance(hint, dict):
         return take_object(value, hint, f"{name}.")
     if isinstance(hint, list):

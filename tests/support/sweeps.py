@@ -17,6 +17,7 @@ from trainers import metrics
 from trainers.config import FinetuneConfig, ModelConfig
 from trainers.networks.backbones import find
 from trainers.networks.freezing import resolve_depth
+from tuning.axes.axis import BACKBONE
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.leaderboard import FINISHED, PRUNED, TrialResult, rank, write_leaderboard
 from tuning.sharing.savings import Savings
@@ -51,10 +52,12 @@ def write_sweep(
     predictions: bool = True,
     lead: float = 0.08,
     seed: int = 0,
+    space: SpaceConfig | None = None,
 ) -> str:
     """Write a sweep and return its URI.
 
     Args:
+        space: by default one of four axes.
         data: a prepared data set; default: only a manifest, beside the sweep.
         predictions: whether trials keep what they say to validation images.
         lead: by which the best freeze depth is better than the next, about.
@@ -68,9 +71,14 @@ def write_sweep(
             out=str(out),
             epochs=epochs,
             ingest=IngestConfig(size_px=32),
-            model=ModelConfig(backbone=backbone, init="file", weights="imagenet.pth"),
+            model=ModelConfig(
+                backbone=backbone,
+                init="imagenet" if space else "file",
+                weights=None if space else "imagenet.pth",
+            ),
         ),
-        space=SpaceConfig(
+        space=space
+        or SpaceConfig(
             freeze_depths=("all", *range(len(find(backbone).stages) - 1, -1, -2)),
             learning_rates=(3e-3, 1e-3, 3e-4, 1e-4),
             learning_rate_range=(1e-5, 1e-2) if trials > 60 else None,
@@ -96,12 +104,13 @@ def write_sweep(
     for number, point in enumerate(_draw(config, trials), start=1):
         state = _state(rng, number, trials, kind, status)
         run = out / "trials" / f"5eed0_{number - 1:05d}"
-        asymptote = _asymptote(rng, point, backbone, kind, 1 / len(manifest.classes), lead)
+        network = str(point.get(BACKBONE, backbone))
+        asymptote = _asymptote(rng, point, network, kind, 1 / len(manifest.classes), lead)
         num_epochs = {"failed": 0, "finished": epochs, "pruned": rng.choice((1, 3))}.get(
             state, rng.randint(1, max(1, epochs - 1))
         )
         write_json(run / "config.json", training_of(config.base, point).to_dict())
-        top1s = _write_rows(rng, run, point, backbone, num_epochs, asymptote, counts)
+        top1s = _write_rows(rng, run, point, network, num_epochs, asymptote, counts)
         if predictions and top1s:
             best = max(top1s)
             name = f"val_predictions/epoch-{1 + top1s.index(best):05d}.parquet"
