@@ -36,6 +36,7 @@ OPTIONS = {
     "backbone": "base.model.backbone",
     "backbones": "space.backbones",
     "axis": None,
+    "when": None,
     "space": None,
     "normalization": "base.model.normalization",
     "epochs": "base.epochs",
@@ -73,9 +74,11 @@ FROM_RECIPE = (
     "views",
 )
 """Options with the recipe's value as default."""
+WORDS = Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction]
 TYPES = {
     "clipnorms": (tuple[float | Literal["none"], ...], ("none", 1.0)),
-    "axis": (Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction], ()),
+    "axis": (WORDS, ()),
+    "when": (WORDS, ()),
     "space": (Annotated[str | None, URI], None),
 }
 """Options whose annotation and default are not those of the field; others without one are flags."""
@@ -86,8 +89,8 @@ HELP = {
     "is set, it replaces the recipe's global_clipnorm.",
     "axis": "FIELD VALUE ..., or FIELD LOW..HIGH, with `log` for a range that is uniform in the "
     "logarithm: search any field of a training by its dotted path, such as optim.weight_decay 0 "
-    "0.05. Repeat it for each field; it replaces the short option of the field. `--when "
-    "FIELD=VALUE,VALUE` behind it: only where another axis has one of these values.",
+    "0.05. Repeat it for each field; it replaces the short option of the field.",
+    "when": "FIELD=VALUE,VALUE behind an --axis: only where another axis has one of these values.",
     "space": "URI of a TOML file of axes: a table [[axis]] for each, with field, values or range, "
     "log, when.",
     "weights": "URI of a state dict, for `file`; also replaces the download of `imagenet`.",
@@ -151,7 +154,7 @@ Command: Any = _build_command()
 
 
 def place_conditions(options: Sequence[str]) -> list[str]:
-    """Write each `--when` as a word of the `--axis` before it.
+    """Write each `--when` as a word of the `--axis` before it, as a parser has no order of options.
 
     Raises:
         UserError: where there is none.
