@@ -5,7 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -96,3 +96,21 @@ def find_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
         with suppress(PackageNotFoundError):
             versions[package] = version(package)
     return versions
+
+
+def find_differences(theirs: Mapping[str, str], ours: Mapping[str, str]) -> list[str]:
+    """Name each version that is another, as people mean it: Python 3.11.14 and 3.11.7 agree, and
+    so do torch 2.14.1+cpu and 2.14.1."""
+    return [
+        f"{name} {theirs.get(name)} (here {version})"
+        for name, version in ours.items()
+        if _simplify(name, theirs.get(name)) != _simplify(name, version)
+    ]
+
+
+def _simplify(name: str, version: str | None) -> str | None:
+    if version is None:
+        return None
+    if name == "python":
+        return ".".join(version.split(".")[:2])
+    return version.partition("+")[0]  # what follows says how it was built

@@ -4,15 +4,17 @@ import io
 import queue
 import resource
 import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from cluster import memory_watch
-from cluster.doctor import checks, machine, probes
+from cluster.doctor import checks, gpus, hosts, machine, probes
+from cluster.doctor.all_reduce import find_transport
 from cluster.doctor.nodes import Node, ProbeError
-from cluster.doctor.pair import choose_pair
+from cluster.doctor.pair import choose_pair, judge_transport
 from cluster.doctor.results import CheckResult, fail, list_names
 from cluster.doctor.storage_checks import judge_data
 from cluster.doctor.wandb_reach import check_wandb
@@ -126,6 +128,9 @@ def test_a_clock_that_jumps_is_named() -> None:
 
 def test_every_node_needs_this_process_versions() -> None:
     ours = {"python": "3.11.7", "ray": "2.60.0", "torch": "2.14.1", "wandb": "0.31.0"}
+    ours = ours | {"python": "3.11.7", "torch": "2.14.1"}
+    same = ours | {"python": "3.11.14", "torch": "2.14.1+cpu"}  # as people mean it
+    assert levels(checks.judge_versions({"a": same}, ours)) == ["ok"]
     other = checks.judge_versions({"a": ours, "b": ours | {"torch": "2.13.0"}}, ours)
 
     assert levels(checks.judge_versions({"a": ours}, ours)) == ["ok"]
@@ -134,6 +139,85 @@ def test_every_node_needs_this_process_versions() -> None:
     ]
     missing = checks.judge_versions({}, ours | {"wandb": "missing"})
     assert missing[0].text == "not installed: wandb"
+
+
+@pytest.mark.parametrize(
+    ("cuda", "driver", "level", "text"),
+    [
+        ("13.0", "580.65.06", "ok", "CUDA 13.0, driver 580.65.06, on 1 node"),
+        ("13.0", "535.183.01", "fail", "driver 535.183.01 is too old for CUDA 13.0"),
+        ("12.6", "535.183.01", "ok", "CUDA 12.6"),
+        (None, "580.65.06", "fail", "torch has no CUDA"),
+        ("13.0", None, "ok", "CUDA 13.0, driver unknown"),
+    ],
+)
+def test_cuda_and_driver(cuda: str | None, driver: str | None, level: str, text: str) -> None:
+    nodes = [node("gpu", GPU=8.0), node("cpu")]
+
+    (finding,) = gpus.judge_gpus({"gpu": (cuda, driver), "cpu": (None, None)}, nodes)
+
+    assert finding.level == level and finding.text.startswith(text)
+    assert gpus.judge_gpus({"cpu": (None, None)}, nodes) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "driver"),
+    [
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12", "535.183.01"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Rel", "580.65.06"),
+        ("", None),
+    ],
+)
+def test_cuda_is_that_of_torch_and_the_driver_that_of_the_kernel(
+    text: str, driver: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    (tmp_path / "version").write_text(text)
+    monkeypatch.setattr(gpus, "DRIVER", tmp_path / "version")
+
+    assert gpus.find_cuda() == (torch.version.cuda, driver)
+
+
+def test_hosts_are_asked_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def refuse(address: tuple[str, int], timeout: float) -> socket.socket:
+        asked.append(address)
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    unreachable = hosts.find_unreachable_hosts({})
+    (finding,) = hosts.judge_hosts({"a": unreachable, "b": unreachable})
+
+    assert asked == [(host, 443) for host in hosts.HOSTS]
+    assert finding.level == "warn" and finding.nodes == ("a", "b")
+    assert finding.text.startswith("download.pytorch.org is out of reach (timed out), hugg")
+    assert hosts.find_unreachable_hosts({"HTTPS_PROXY": "http://proxy"}) == {}
+    assert levels(hosts.judge_hosts({"a": {}})) == ["ok"]
+
+
+NCCL_LOG = """host:1:9 [0] NCCL INFO Channel 00/0 : 0[0] -> 1[1] via {0}
+host:1:9 [0] NCCL INFO Channel 01/0 : 1[1] -> 0[0] via {0} comm 0x5 nRanks 02
+"""
+
+
+@pytest.mark.parametrize(
+    ("transport", "names", "level"),
+    [
+        ("P2P/CUMEM", ["a"], "ok"),
+        ("SHM/direct/direct", ["a"], "warn"),
+        ("NET/Socket/0", ["a", "b"], "ok"),
+    ],
+)
+def test_transport_is_read_from_the_log_of_nccl(
+    transport: str, names: list[str], level: str
+) -> None:
+    found = find_transport(NCCL_LOG.format(transport))
+
+    assert found == transport
+    assert judge_transport(f"NCCL: by {found}", [found], names).level == level
+    assert find_transport("NCCL INFO Bootstrap: Using eth0") is None
 
 
 @pytest.mark.parametrize(

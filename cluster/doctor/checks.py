@@ -6,6 +6,7 @@ from typing import Any
 from cluster.doctor.nodes import Node, ProbeError, Replies
 from cluster.doctor.probes import DECODERS
 from cluster.doctor.results import CheckResult, fail, group, ok, warn
+from cluster.provenance import find_differences
 
 SPILL_LIMIT = 0.95
 """Ray writes no object to a disk that is fuller than this."""
@@ -51,12 +52,7 @@ def judge_versions(answers: Replies, ours: Mapping[str, str]) -> list[CheckResul
     good, findings = separate("versions", answers, LOOK_AT_NODE)
     texts = {}
     for node, versions in good.items():
-        other = [
-            f"{name} {versions.get(name)} (here {version})"
-            for name, version in ours.items()
-            if versions.get(name) != version
-        ]
-        if other:
+        if other := find_differences(versions, ours):
             texts[node] = ", ".join(other)
     remedy = "let every node run the same image, or install the versions of pyproject.toml there"
     findings += [fail("versions", text, remedy, nodes) for text, nodes in group(texts).items()]

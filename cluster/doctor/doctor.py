@@ -6,8 +6,8 @@
     address         HOST:PORT of the cluster, null where none answered
     ok              whether nothing failed
     findings        list of objects, in the order of the checks:
-        check       cluster | nodes | clock | machine | versions | space | decoders | allocator |
-                    datasets | auth | out | data | wandb | all-reduce
+        check       cluster | nodes | clock | machine | versions | gpus | space | decoders |
+                    allocator | datasets | auth | out | data | hosts | wandb | all-reduce
         level       ok | warn | fail
         text        what was found
         remedy      what to do about it, null where all is well
@@ -37,6 +37,8 @@ from cluster.doctor.checks import (
     judge_space,
     judge_versions,
 )
+from cluster.doctor.gpus import find_cuda, judge_gpus
+from cluster.doctor.hosts import find_unreachable_hosts, judge_hosts
 from cluster.doctor.machine import (
     find_machine_problems,
     judge_jumps,
@@ -121,6 +123,8 @@ def _examine_nodes(
     clocks = probes_of_nodes.ask(read_clock_lead).answers()
     machine = probes_of_nodes.ask(find_machine_problems) if asks_machine else None
     versions = probes_of_nodes.ask(probes.find_versions)
+    cudas = probes_of_nodes.ask(find_cuda)
+    hosts = probes_of_nodes.ask(find_unreachable_hosts)
     space = probes_of_nodes.ask(probes.find_space)
     decoders = probes_of_nodes.ask(probes.find_broken_decoders)
     allocators = probes_of_nodes.ask(glibc_version)
@@ -130,6 +134,7 @@ def _examine_nodes(
     if machine is not None:
         yield from judge_machine(machine.answers(), False)
     yield from judge_versions(versions.answers(), probes.find_versions())
+    yield from judge_gpus(cudas.answers(), nodes)
     yield from judge_space(space.answers(), nodes)
     yield from judge_decoders(decoders.answers())
     yield from judge_allocator(allocators.answers())
@@ -140,6 +145,7 @@ def _examine_nodes(
     if data and fingerprints:
         yield from judge_data(fingerprints.answers(), data)
     yield from check_all_reduce(probes_of_nodes, config.timeout_s)
+    yield from judge_hosts(hosts.answers())  # last: a name that does not resolve takes seconds
     yield from judge_jumps(clocks, probes_of_nodes.ask(read_clock_lead).answers())
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import ray
 
 from cluster.doctor.nodes import Node, NodeProbes, ProbeError, on_node, receive
-from cluster.doctor.results import CheckResult, fail, ok
+from cluster.doctor.results import CheckResult, fail, ok, warn
 
 OPEN_PORTS = (
     "open all ports between the nodes (firewall, NetworkPolicy), or name their network in "
@@ -16,13 +16,25 @@ OPEN_PORTS = (
 
 
 def check_all_reduce(probes_of_nodes: NodeProbes, timeout_s: float) -> list[CheckResult]:
-    """Time an all-reduce of 32 MiB: with GPUs by NCCL, where there are two, else by gloo."""
-    pair, use_gpu = choose_pair(probes_of_nodes.nodes)
+    """Time an all-reduce of 32 MiB: with GPUs by NCCL, between nodes and inside one, where there
+    are two; else by gloo."""
+    nodes = probes_of_nodes.nodes
+    pair, use_gpu = choose_pair(nodes)
+    pairs = [pair]
+    inside = next((node for node in nodes if node.resources.get("GPU", 0) >= 2), None)
+    if use_gpu and inside is not None and pair[0] is not pair[1]:
+        pairs.append([inside, inside])
+    return [_check_pair(probes_of_nodes, pair, use_gpu, timeout_s) for pair in pairs]
+
+
+def _check_pair(
+    probes_of_nodes: NodeProbes, pair: Sequence[Node], use_gpu: bool, timeout_s: float
+) -> CheckResult:
     began_s = time.monotonic()
     port = probes_of_nodes.ask_each(find_free_port, {pair[0].name: ()}).answers()[pair[0].name]
     names = list(dict.fromkeys(node.name for node in pair))
     if isinstance(port, ProbeError):
-        return [fail("all-reduce", str(port), OPEN_PORTS, names)]
+        return fail("all-reduce", str(port), OPEN_PORTS, names)
     task = ray.remote(num_cpus=0, num_gpus=int(use_gpu), max_retries=0)(_time_all_reduce)  # pyright: ignore
     refs = [
         task.options(scheduling_strategy=on_node(node)).remote(
@@ -38,19 +50,29 @@ def check_all_reduce(probes_of_nodes: NodeProbes, timeout_s: float) -> list[Chec
     answers = [receive(ref) for ref in done]
     if troubles := [str(answer) for answer in answers if isinstance(answer, ProbeError)]:
         remedy = f"let both have the same torch, and {OPEN_PORTS}"
-        return [fail("all-reduce", f"{backend}: {troubles[0]}", remedy, names)]
+        return fail("all-reduce", f"{backend}: {troubles[0]}", remedy, names)
     if late:
         remedy = f"free two GPUs, or {OPEN_PORTS}" if use_gpu else OPEN_PORTS
         text = f"{backend}: two workers didn't meet in {timeout_s:g} s"
-        return [fail("all-reduce", text, remedy, names)]
-    where = "between 2 nodes" if len(names) == 2 else "on 1 node"
-    speed = f"{min(answers) / 2**20:.0f} MiB/s"
-    return [ok("all-reduce", f"{backend}: 32 MiB {where} at {speed}")]
+        return fail("all-reduce", text, remedy, names)
+    where = "between 2 nodes" if len(names) == 2 else "inside 1 node"
+    transports = sorted({transport for _, transport in answers if transport})
+    by = f" by {', '.join(transports)}" if transports else ""
+    speed = f"{min(speed for speed, _ in answers) / 2**20:.0f} MiB/s"
+    return judge_transport(f"{backend}: 32 MiB {where} at {speed}{by}", transports, names)
+
+
+def judge_transport(text: str, transports: Sequence[str], names: Sequence[str]) -> CheckResult:
+    """Inside a node NCCL copies from GPU to GPU (P2P), else through shared memory or sockets."""
+    if len(names) == 1 and transports and not any("P2P" in name for name in transports):
+        remedy = "no NVLink or peer access between these GPUs: look at `nvidia-smi topo -m`"
+        return warn("all-reduce", text, remedy, names)
+    return ok("all-reduce", text)
 
 
 def _time_all_reduce(
     rank: int, world_size: int, address: str, *, use_gpu: bool, timeout_s: float
-) -> float:
+) -> tuple[float, str | None]:
     from cluster.doctor.all_reduce import time_all_reduce  # imports torch, on the nodes only
 
     return time_all_reduce(rank, world_size, address, use_gpu=use_gpu, timeout_s=timeout_s)

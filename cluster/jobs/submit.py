@@ -23,7 +23,7 @@ from cluster.jobs.entrypoint import check_command
 from cluster.jobs.job_server import JobServer, has_ended
 from cluster.jobs.jobs import STOP_WAIT_S, follow_to_end, write
 from cluster.jobs.package import list_files, pack
-from cluster.provenance import COMMIT_VAR, PACKAGES, find_commit
+from cluster.provenance import COMMIT_VAR, PACKAGES, find_commit, find_differences
 from cluster.secrets import refuse_secrets_in_files, refuse_secrets_in_words
 
 VERSIONS_TIMEOUT_S = 120.0
@@ -134,12 +134,7 @@ def refuse_other_versions(server: JobServer, name: str, reconnect_s: float) -> N
 
 
 def _compare(server: JobServer, theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:
-    other = [
-        f"{name} {theirs.get(name)} (here {version})"
-        for name, version in ours.items()
-        if theirs.get(name) != version
-    ]
-    if other:
+    if other := find_differences(theirs, ours):
         raise UserError(
             f"check_versions: {server.address} has {', '.join(other)}; let the cluster run what "
             "pyproject.toml says, or say --no-check-versions"
