@@ -42,6 +42,12 @@ UNREADABLE_IMAGES = "ingest/lost_images"
 UNREADABLE_NAMES = "ingest/lost_names"
 IMAGES_PER_S = "ingest/images_per_s"
 
+PUBLISHED = (
+    *(EPOCH, GLOBAL_STEP, TRAIN_LOSS, VAL_TOP1, EPOCH_S, WAIT_S, IMAGES_PER_S),
+    UNREADABLE_IMAGES,
+)
+"""What Prometheus sees of each training."""
+
 SUMMARIES = {
     VAL_TOP1: (EPOCH, "max"),
     VAL_TOP5: (EPOCH, "max"),

@@ -23,7 +23,8 @@ from tuning.axes.axis import FREEZE_DEPTH
 from tuning.sharing.reuse import read_origin
 from tuning.space import Point, compared_fields, model_of, short_name, show_at, take_point
 
-RUNNING, FINISHED, PRUNED, FAILED, KILLED = "running", "finished", "pruned", "failed", "killed"
+STATES = ("running", "finished", "pruned", "failed", "killed")
+RUNNING, FINISHED, PRUNED, FAILED, KILLED = STATES
 LEARNS = "learns"
 LEARNS_NOT = "does not learn"
 COLUMNS = ("val/top1", "epoch", "state", "time", "verdict")

@@ -2,13 +2,15 @@
 
 import json
 import time
+from collections import Counter
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from cluster.gauges import publish
 from cluster.io import storage
 from cluster.io.records import damaged, read_record
-from tuning.leaderboard import KILLED, RUNNING, TrialResult
+from tuning.leaderboard import KILLED, RUNNING, STATES, TrialResult
 from tuning.space import Point, take_point
 
 WRITE_EVERY_S, WRITING_SHARE = 1.0, 0.1
@@ -83,8 +85,15 @@ class TrialStates:
             trials=tuple(sorted(self._trials.values(), key=lambda trial: trial.number)),
         )
         storage.write_bytes(trials_uri(self._out), json.dumps(trials.to_dict(), indent=1).encode())
+        publish(self._count(), sweep=self._out)
         self._written_s, self._changed = time.monotonic(), False
         self._rest_s = max(WRITE_EVERY_S, (self._written_s - began_s) / WRITING_SHARE)
+
+    def _count(self) -> dict[str, float]:
+        """Count the trials by state, for Prometheus."""
+        states = Counter(trial.state for trial in self._trials.values())
+        left = self._num_trials - sum(states.values()) + states[RUNNING]
+        return {f"trials/{state}": states[state] for state in STATES} | {"trials/left": left}
 
 
 def trials_uri(out: str) -> str:

@@ -7,6 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
+from cluster.gauges import publish
+from trainers.metrics import PUBLISHED
 from trainers.run import checkpoint
 from trainers.run.checkpoint import TrainingProgress
 from trainers.run.predictions import Predictions, write_predictions
@@ -36,7 +38,11 @@ class Recorder:
         """Write a row of metrics."""
         while self._pending and self._pending[0].done():
             self._pending.popleft().result()
-        self._pending.append(self._pool.submit(self._tracker.log, row))
+        self._pending.append(self._pool.submit(self._log, row))
+
+    def _log(self, row: Row) -> None:
+        self._tracker.log(row)
+        publish({name: row[name] for name in PUBLISHED if row.get(name) is not None}, run=self._run)
 
     def save(self, serialize: Callable[[], dict[str, bytes]], progress: TrainingProgress) -> None:
         """Write a checkpoint of the current state.
