@@ -36,11 +36,13 @@ fuzz: $(READY)  ## Minutes of random content for every file that is read back
 	THAW_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/test_house_fuzz.py --timeout 3600
 	if $(BIN)/python -c "import atheris" 2> /dev/null; then $(BIN)/python -m tests.support.hostile_readers 60; fi
 
-check: $(READY) check-k8s  ## Formatting, lint, types, direction of imports, manifests
+check: $(READY) check-k8s  ## Formatting, lint, types, direction of imports, manifests, workflows
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --warnings
 	$(BIN)/lint-imports
+	$(BIN)/zizmor --offline --quiet .github/workflows
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 check-python: $(READY)  ## The dependencies resolve for each of PYTHONS; nothing is downloaded
 	@set -e; for version in $(PYTHONS); do \

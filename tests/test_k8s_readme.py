@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cluster.io.errors import UserError
 from k8s.checker.crds import NEEDS_CRDS
 from k8s.checker.judge import RULES, check
 from k8s.checker.overlays import K8S, build, list_overlays
@@ -118,7 +119,8 @@ def test_second_training_of_the_page_has_no_findings(tmp_path: Path) -> None:
 @pytest.mark.parametrize("scheduler", ["kueue", "volcano"])
 @pytest.mark.parametrize("last", ["no-volume", "cron", "http"])  # cron's command names the volume
 def test_components_go_together(scheduler: str, last: str, tmp_path: Path) -> None:
-    chosen = ["gpu", "spot", "monitoring", "openshift", "pull-secret", scheduler, last]
+    chosen = ["gpu", "spot", "logs", "monitoring", "openshift", "pull-secret", scheduler, last]
+    chosen = [name for name in chosen if (name, last) != ("logs", "no-volume")]
     kustomization = {
         "resources": ["../k8s/base"],
         "components": [f"../k8s/components/{name}" for name in chosen],
@@ -136,6 +138,13 @@ def test_components_go_together(scheduler: str, last: str, tmp_path: Path) -> No
     }
 
     assert build_beside(kustomization, "all", tmp_path) == []
+
+
+def test_logs_need_the_volume(tmp_path: Path) -> None:
+    components = ["../k8s/components/no-volume", "../k8s/components/logs"]
+
+    with pytest.raises(UserError, match="does not build"):
+        build_beside({"resources": ["../k8s/base"], "components": components}, "all", tmp_path)
 
 
 def test_folders_are_those_of_the_readme() -> None:
