@@ -127,12 +127,12 @@ def test_components_go_together(scheduler: str, last: str, tmp_path: Path) -> No
         "images": [{"name": "thaw", "newName": "registry.example.org/thaw"}],
         "patches": [
             {
-                "target": {"kind": kind},
+                "target": {"kind": kind, "name": name},
                 "patch": yaml.safe_dump([{"op": "add", "path": path, "value": value}]),
             }
-            for kind, path, value in (
-                ("PersistentVolumeClaim", "/spec/storageClassName", "nfs"),
-                ("ConfigMap", "/data/THAW_BUCKET", "s3://cars"),
+            for kind, name, path, value in (
+                ("PersistentVolumeClaim", "thaw", "/spec/storageClassName", "nfs"),
+                ("ConfigMap", "thaw-bucket", "/data/THAW_BUCKET", "s3://cars"),
             )
         ],
     }
