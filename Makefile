@@ -8,7 +8,7 @@ IS_USABLE = import ensurepip, sys; sys.exit("%d.%d" % sys.version_info[:2] not i
 PYTHON ?= $(shell for python in $(PYTHONS:%=python%) python3 python; do \
 	$$python -c '$(IS_USABLE)' 2> /dev/null && { command -v $$python; break; }; done)
 
-.PHONY: setup check-python demo test test-extended fuzz check bench golden clean check-k8s crds chaos
+.PHONY: setup check-python demo test test-extended test-token fuzz check bench golden clean check-k8s crds chaos
 
 setup: $(READY)  ## Make .venv with everything pyproject.toml lists
 
@@ -30,6 +30,10 @@ test: $(READY)  ## All tests, in two processes: one has a real Ray cluster of th
 
 test-extended: $(READY)  ## Tests that take minutes each, such as lost nodes in an elastic run
 	$(BIN)/python -m pytest -m extended
+
+test-token: $(READY)  ## Tests of clusters and jobs, where every cluster asks for a token
+	RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$$(openssl rand -hex 32) \
+		$(BIN)/python -m pytest -m "ray and not extended" tests/test_cluster_*.py
 
 FUZZ_EXAMPLES ?= 2000
 fuzz: $(READY)  ## Minutes of random content for every file that is read back
