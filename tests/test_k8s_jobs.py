@@ -14,7 +14,7 @@ from k8s.checker.rules.entrypoints import parse_entrypoint
 from tests.k8s.job_server import ask, find_processes, serve_jobs
 
 MOUNT = "/mnt/thaw"
-ORDER = ("thaw-prepare", "thaw-train", "thaw-sweep")
+ORDER = ("thaw-doctor", "thaw-prepare", "thaw-train", "thaw-sweep")
 
 
 @pytest.mark.ray
@@ -40,7 +40,8 @@ def test_jobs_of_cpu_smoke_run_one_after_the_other(tmp_path: Path) -> None:
         }
 
     assert states == dict.fromkeys(ORDER, "SUCCEEDED")
-    prepare, train, sweep = (config_of(jobs[name], str(tmp_path)) for name in ORDER)
+    _, prepare, train, sweep = (config_of(jobs[name], str(tmp_path)) for name in ORDER)
+    assert ", 0 failed" in printed["thaw-doctor"]
     assert f"{prepare.synthetic.num_classes} classes;" in printed["thaw-prepare"]
     assert "Best val/top1" in printed["thaw-train"]
     assert read_json(train.out, "result.json")["epochs"] == train.num_epochs

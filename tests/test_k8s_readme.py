@@ -153,7 +153,7 @@ def test_folders_are_those_of_the_readme() -> None:
     assert folders == set(re.findall(r"^    (\w+)/ ", PAGES["README"], re.MULTILINE))
     for folder in (K8S / "components").iterdir():
         assert f"| **{folder.name}** |" in PAGES["your-cluster"], folder
-    for folder in (*(K8S / "overlays").iterdir(), *(K8S / "deploy").iterdir()):
+    for folder in (K8S / "overlays").iterdir():
         assert folder.name in PAGES["README"]
 
 
