@@ -27,7 +27,7 @@ COMPONENTS = (
     *("admin", "setup", "storage", "files", "doctor", "prepare", "train", "sweep"),
     *("cluster", "cron"),
 )
-"""Labels by which k8s/README.md applies objects."""
+"""Labels by which the pages of k8s/ apply objects."""
 ROLES = ("head", "worker", "submitter", "files")
 RAY_KINDS = ("RayJob", "RayCluster", "RayCronJob")
 KUEUE_QUEUE = "kueue.x-k8s.io/queue-name"
