@@ -89,7 +89,7 @@ class TrialStates:
         self._written_s, self._changed = time.monotonic(), False
         self._rest_s = max(WRITE_EVERY_S, (self._written_s - began_s) / WRITING_SHARE)
 
-    def _count(self) -> dict[str, float]:
+    def _count(self) -> dict[str, int]:
         """Count the trials by state, for Prometheus."""
         states = Counter(trial.state for trial in self._trials.values())
         left = self._num_trials - sum(states.values()) + states[RUNNING]

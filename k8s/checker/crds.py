@@ -11,6 +11,7 @@ from typing import Any
 import celpy
 import yaml
 from celpy import celtypes
+from celpy.adapter import json_to_cel
 from jsonschema import Draft202012Validator, FormatChecker, ValidationError, validators
 
 from cluster.io.errors import UserError
@@ -126,7 +127,7 @@ def ask_cel(
 
 def evaluate(expression: str, value: Any) -> bool:
     """Whether a CEL expression holds for `self`."""
-    return bool(compile_cel(expression).evaluate({"self": celpy.json_to_cel(value)}))
+    return bool(compile_cel(expression).evaluate({"self": json_to_cel(value)}))
 
 
 @cache
