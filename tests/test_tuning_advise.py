@@ -24,6 +24,7 @@ from tuning.advice.advice import Advice, advice_uri, read_advice, score_advice
 from tuning.advice.advise import run_advise
 from tuning.advice.candidates import plan_candidates
 from tuning.advice.config import AdviseConfig
+from tuning.advice.extrapolation import Expected, Race, Raced, extrapolate, find_regrets
 from tuning.advice.quadrants import (
     QUADRANTS,
     Quadrant,
@@ -131,6 +132,40 @@ def test_the_verdict_says_its_numbers() -> None:
 BASE = FinetuneConfig(data="", model=ModelConfig(backbone="mobilenet_v2"))
 
 
+def race_of(curves: dict[int, tuple[float, ...]], num_epochs: int = 4) -> Race:
+    """The race of freeze depths with these accuracies on 100 images."""
+    expected = [extrapolate(top1s, num_epochs, 100) for top1s in curves.values()]
+    raced = [
+        Raced(
+            depth=depth, learning_rate=1e-3, top1s=curves[depth], expected=of_depth, regret=regret
+        )
+        for depth, of_depth, regret in zip(curves, expected, find_regrets(expected), strict=True)
+    ]
+    return Race(
+        num_epochs=num_epochs, depths=tuple(sorted(raced, key=lambda each: each.regret.expected))
+    )
+
+
+def test_a_curve_is_expected_to_gain_half_as_much_with_each_doubling_of_its_epochs() -> None:
+    done = extrapolate((0.2, 0.5, 0.4, 0.6), 4, 100)
+    assert (done.top1, done.deviation) == (0.6, pytest.approx((0.24 / 200) ** 0.5))
+    cut = extrapolate((0.2, 0.4, 0.4, 0.6), 16, 100)  # 0.2 since epoch 2
+    assert cut.top1 == pytest.approx(0.6 + 0.1 + 0.05)
+    assert cut.deviation == pytest.approx((0.24 / 200 + 0.075**2) ** 0.5)
+    assert extrapolate((0.9, 1.0), 100, 100).top1 == 1.0
+    assert extrapolate((0.4,), 2, 100).top1 == pytest.approx(0.5)
+
+
+def test_the_regret_of_a_training_is_what_the_others_may_be_better_by() -> None:
+    sure = find_regrets([Expected(top1=0.9, deviation=0.001), Expected(top1=0.8, deviation=0.001)])
+    assert [each.expected for each in sure] == pytest.approx([0.0, 0.1], abs=1e-3)
+    assert [each.p_tie for each in sure] == [1.0, 0.0]
+    alike = find_regrets([Expected(top1=0.5, deviation=0.1)] * 2)
+    # The mean of the positive part of a difference with a deviation of 0.1 * sqrt(2).
+    assert alike[0].expected == pytest.approx(0.1 * 2**0.5 / (2 * np.pi) ** 0.5, rel=0.05)
+    assert alike[0].p_tie == pytest.approx(0.5, abs=0.05)
+
+
 def standing(rank: int, depth: object, top1: float | None, **changes: Any) -> TrialResult:
     values: dict[str, Any] = {"state": "finished", "verdict": LEARNS} | changes
     return TrialResult(
@@ -214,8 +249,12 @@ def test_advice_sets_the_options_that_the_command_line_leaves_out(
     assert (config.base.data, config.base.ingest.size_px) == (advice.data, 32)
     model = config.base.model
     assert (model.backbone, model.weights, model.normalization) == ("lenet5", "weights.pth", "half")
-    assert (config.space.freeze_depths, config.space.inits) == ((2, 1, 0), ("file",))
+    assert (config.space.freeze_depths, config.space.inits) == (("all", 0.75, 0.5, 0), ("file",))
     assert config.advice == out
+    raced = replace(advice, race=race_of({0: (0.9, 0.95), 2: (0.8, 0.81), 1: (0.5, 0.5)}))
+    Path(advice_uri(out)).write_text(json.dumps(raced.to_dict()))
+    assert read_advice(out) == raced and raced.recommended == 0
+    assert parse(["--from-advice", out]).space.freeze_depths == (0, 2, 1)
 
     copy = shutil.copytree(advice.data, tmp_path / "copy")
     options = f"--data {copy} --freeze-depths all 1 --inits he --size-px 48 --epochs 3"
@@ -380,6 +419,7 @@ def test_networks_are_compared_in_one_pass(
         out=str(out),
         backbones=(f"lenet5={weights}@half", "lenet5=zeros"),
         size_px=32,
+        race=False,
     )
     values = run_advise(config)
     run_advise(replace(config, backbones=(*config.backbones, "lenet5=he")))
@@ -416,6 +456,7 @@ def test_stages_are_probed_on_the_users_images_in_one_pass_that_is_kept(
         weights=weights,
         size_px=32,
         little_per_class=10,
+        race=False,
     )
     values = run_advise(config)
     assert run_advise(config) == values
@@ -430,4 +471,42 @@ def test_stages_are_probed_on_the_users_images_in_one_pass_that_is_kept(
     assert found.stages[-1].top1 > found.verdict.chance == 6 / 17
     printed = capsys.readouterr().out
     assert f"Sweep it: python -m tuning --from-advice {config.out}" in printed
-    assert parse(["--from-advice", config.out]).space.freeze_depths == found.verdict.freeze_depths
+    assert parse(["--from-advice", config.out]).space.freeze_depths == ("all", 0.75, 0.5, 0)
+
+
+@pytest.mark.ray
+def test_freeze_depths_race_until_the_winner_is_clear_and_the_race_is_kept(
+    ray_cluster: str,
+    easy_data: str,
+    tmp_path: Path,
+    weights: str,
+    one_thread: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = AdviseConfig(
+        data=easy_data,
+        out=str(tmp_path / "advice"),
+        backbone="lenet5",
+        init="file",
+        weights=weights,
+        size_px=32,
+        epochs=6,
+        global_batch_size=16,
+        policy="none",
+        num_workers=0,
+    )
+    race = Advice.from_dict(run_advise(config)).race
+    assert race is not None and race.num_epochs == 6
+    assert {raced.depth for raced in race.depths} >= {0, len(find("lenet5").stages)}
+    assert {len(raced.top1s) for raced in race.depths} <= set(range(2, 7))
+    regrets = [raced.regret.expected for raced in race.depths]
+    assert regrets == sorted(regrets)
+    trials = list((tmp_path / "advice" / "race").glob("*/trials/*/metrics.jsonl"))
+    written = {file: file.read_bytes() for file in trials}
+    assert len(trials) >= len(race.depths)
+
+    assert Advice.from_dict(run_advise(config)).race == race
+    assert {file: file.read_bytes() for file in trials} == written
+    printed = capsys.readouterr().out
+    assert "Sure:     as good as the best of them, within 0.01, with a chance of" in printed
+    assert f"Lecture:  {read_advice(config.out).verdict.advice} (freeze depth" in printed

@@ -10,12 +10,17 @@ from cluster.io.errors import UserError, require
 from cluster.io.fields import build
 from cluster.io.records import damaged, read_object
 from datasets.shards import read_manifest
-from trainers.config import FinetuneConfig, Init
+from trainers.config import FinetuneConfig, FreezeDepth, Init
 from trainers.networks.freezing import count_frozen
+from tuning.advice.extrapolation import Race
 from tuning.advice.quadrants import Quadrant, Stage
 from tuning.axes.axis import Axis
+from tuning.config import SpaceConfig
 from tuning.leaderboard import TrialResult, find_winner
 from tuning.space import model_of
+
+NUM_TO_SWEEP = 3
+"""Freeze depths that a sweep takes from a race."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +38,19 @@ class Advice:
     size_px: int
     verdict: Quadrant
     stages: tuple[Stage, ...]
+    race: Race | None = None
 
     @property
     def recommended(self) -> int:
-        return self.verdict.freeze_depths[0]
+        """The freeze depth that wins the race; without one, that of the quadrant."""
+        return self.race.depths[0].depth if self.race else self.verdict.freeze_depths[0]
+
+    @property
+    def to_sweep(self) -> tuple[FreezeDepth, ...]:
+        """The three best depths of the race; without one, a sweep's usual ones."""
+        if self.race is None:
+            return SpaceConfig().freeze_depths
+        return tuple(raced.depth for raced in self.race.depths[:NUM_TO_SWEEP])
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values, with the quadrant in words."""
@@ -75,7 +89,7 @@ class Advice:
             "weights": self.weights,
             "normalization": None if self.normalization == "auto" else self.normalization,
             "size_px": self.size_px,
-            "freeze_depths": self.verdict.freeze_depths,
+            "freeze_depths": self.to_sweep,
         }
 
     def axes(self) -> tuple[Axis, ...]:

@@ -1,6 +1,6 @@
-"""Measure the lecture's four quadrants on a data set and recommend freeze depths for a sweep.
+"""Measure the lecture's four quadrants on a data set, race freeze depths, and recommend one.
 
-OUT/advice.png    the linear classifiers and the quadrant
+OUT/advice.png    the linear classifiers, the quadrant and the race
 OUT/advice.json   written last; `python -m tuning --from-advice OUT` starts the sweep
 
 With several networks, these two lie in OUT/NAME for each, and OUT has:
@@ -10,6 +10,7 @@ OUT/backbones.json   the ranking
 """
 
 import json
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -20,7 +21,7 @@ from cluster.io.lease import hold_lease
 from cluster.runtime import connect
 from datasets.shards import Manifest, read_manifest
 from trainers import prepare
-from trainers.config import FinetuneConfig
+from trainers.config import PRETRAINED, FinetuneConfig
 from trainers.inference.passes import Features, build_training, cache_uri
 from tuning.advice.advice import Advice, advice_uri
 from tuning.advice.candidates import plan_candidates
@@ -29,6 +30,7 @@ from tuning.advice.config import AdviseConfig
 from tuning.advice.picture import draw_advice
 from tuning.advice.printing import print_advice
 from tuning.advice.quadrants import find_quadrant
+from tuning.advice.race import run_race
 from tuning.advice.stages import collect, probe_stages
 
 
@@ -51,21 +53,27 @@ def run_advise(config: AdviseConfig) -> dict[str, Any]:
     with hold_lease(training.out):
         features = collect(trainings, manifest, resources, cache)
         probed = [
-            _advise(config, each, manifest, of_network)
+            _probe(config, each, manifest, of_network)
             for each, of_network in zip(trainings, features, strict=True)
         ]
+        best = max(range(len(probed)), key=lambda number: probed[number][1].sum())
+        advice, correct_N = probed[best]
+        if config.race and trainings[best].model.init in PRETRAINED:
+            race = run_race(config, trainings[best], advice.stages, manifest, resources)
+            advice = replace(advice, race=race)
+            probed[best] = advice, correct_N
+        for each, (of_network, _) in zip(trainings, probed, strict=True):
+            _write(of_network, each.out)
         if candidates:
             return compare(candidates, probed, manifest, training.out)
-        ((advice, _),) = probed
         print_advice(advice, manifest, training.out)
         return advice.to_dict()
 
 
-def _advise(
+def _probe(
     config: AdviseConfig, training: FinetuneConfig, manifest: Manifest, features: Features
 ) -> tuple[Advice, np.ndarray]:
-    """Probe and write the advice of one network; return also which validation images the best
-    classifier gets right."""
+    """Probe one network; return also which validation images the best classifier gets right."""
     stages, correct_N = probe_stages(training.model.backbone, features)
     val_counts = manifest.split("val").class_counts
     quadrant = find_quadrant(
@@ -86,7 +94,9 @@ def _advise(
         verdict=quadrant,
         stages=stages,
     )
-    storage.write_bytes(storage.join(training.out, "advice.png"), draw_advice(advice))
-    values = json.dumps(advice.to_dict(), indent=1).encode()
-    storage.write_bytes(advice_uri(training.out), values)
     return advice, correct_N
+
+
+def _write(advice: Advice, out: str) -> None:
+    storage.write_bytes(storage.join(out, "advice.png"), draw_advice(advice))
+    storage.write_bytes(advice_uri(out), json.dumps(advice.to_dict(), indent=1).encode())

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from cluster.io.errors import require, require_at_least
 from cluster.io.markers import URI
+from datasets.config import Policy
 from trainers.inference.config import FrozenConfig
 
 
@@ -14,10 +15,12 @@ class AdviseConfig(FrozenConfig):
 
     One pass computes the features of every stage of the frozen network; a linear classifier is
     trained and validated on each. Two measures (little or much data, similar or different task)
-    give one of the lecture's four quadrants, and the quadrant gives the freeze depths to sweep.
+    give one of the lecture's four quadrants. Then a race: a few freeze depths train the first
+    epochs of a sweep's trials. The depth with the smallest expected loss of accuracy is advised.
 
     With --backbones, one pass computes the features of several networks. They are ranked by the
-    best linear classifier, beside what an image costs; each has its own advice in OUT/NAME.
+    best linear classifier, beside what an image costs; each has its own advice in OUT/NAME. Only
+    the depths of the best one race.
 
       python -m tuning advise --data runs/cars
 
@@ -40,6 +43,18 @@ class AdviseConfig(FrozenConfig):
     """URI of the folder for advice.json and advice.png."""
     little_per_class: int = 100
     """Little data: fewer training images than this in the median class."""
+    race: bool = True
+    """Train at a few freeze depths for some epochs. Without it, the depths to sweep are those that
+    a sweep has by default."""
+    epochs: int | None = None
+    """Epochs of the sweep's trials, which the race is to predict. Default: those of `transfer`."""
+    global_batch_size: int | None = None
+    """Images per step in the race. Default: as `transfer`, or all where there are fewer."""
+    num_workers: int | None = None
+    """DDP workers of the race's trainings; 0 trains in this process. Default: one per GPU, or one
+    per node without GPUs."""
+    policy: Policy | None = None
+    """Augmentation of the race's training images. Default: as `transfer`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,3 +65,6 @@ class AdviseConfig(FrozenConfig):
             "each of --backbones has its own: give NAME=URI there",
         )
         require_at_least("little_per_class", self.little_per_class, 1)
+        require_at_least("num_workers", self.num_workers, 0)
+        require_at_least("epochs", self.epochs, 1)
+        require_at_least("global_batch_size", self.global_batch_size, 1)

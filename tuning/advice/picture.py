@@ -1,6 +1,7 @@
-"""Advice as a picture: the accuracy of each stage's linear classifier, and the quadrant."""
+"""Advice as a picture: each stage's linear classifier, the quadrant, and the race of depths."""
 
 import io
+from collections.abc import Sequence
 from math import log10
 from textwrap import fill
 
@@ -11,19 +12,25 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter
 
 from tuning.advice.advice import Advice
+from tuning.advice.extrapolation import Race
 from tuning.advice.quadrants import MIN_GAP_CLOSED, QUADRANTS, Quadrant
 
 INK, ACCENT, SHADE, GRAY = "#333333", "#c0392b", "#fbeae7", "#e4e4e4"
+LABEL_GAP = 0.04
+"""Between labels, of the height of the picture."""
 DECADES = 1.5
 """Minimum length of the data axis on each side of the threshold."""
 
 
 def draw_advice(advice: Advice) -> bytes:
     """Return a PNG."""
-    figure = Figure(figsize=(11, 4.6), dpi=110, layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
+    widths = (1, 1.15) if advice.race is None else (1, 1.15, 1)
+    figure = Figure(figsize=(5.2 * len(widths), 4.6), dpi=110, layout="constrained")
+    left, middle, *right = figure.subplots(1, len(widths), width_ratios=widths)
     _draw_probes(left, advice)
-    _draw_quadrants(right, advice.verdict)
+    _draw_quadrants(middle, advice.verdict)
+    if advice.race is not None:
+        _draw_race(right[0], advice.race)
     return to_png(figure)
 
 
@@ -115,6 +122,49 @@ def _draw_quadrants(axes: Axes, quadrant: Quadrant) -> None:
     axes.set_xlabel("training images in the median class (logarithmic)")
     axes.set_ylabel("gap between chance and 1 that the last stage closes")
     clean(axes)
+
+
+def _draw_race(axes: Axes, race: Race) -> None:
+    """Draw each freeze depth's curve, and what is expected after all epochs."""
+    first = race.depths[0]
+    for raced in race.depths:
+        epochs, color = range(1, len(raced.top1s) + 1), ACCENT if raced is first else INK
+        axes.plot(epochs, raced.top1s, "o-", ms=3, lw=1, color=color)
+        ends = (len(raced.top1s), race.num_epochs)
+        axes.plot(ends, (max(raced.top1s), raced.expected.top1), ":", lw=1, color=color)
+        axes.errorbar(
+            race.num_epochs,
+            raced.expected.top1,
+            yerr=2 * raced.expected.deviation,
+            fmt="o",
+            ms=4,
+            capsize=3,
+            color=color,
+        )
+    labels = spread([raced.expected.top1 for raced in race.depths], LABEL_GAP)
+    for raced, height in zip(race.depths, labels, strict=True):
+        axes.text(
+            1.05 * race.num_epochs,
+            height,
+            f"freeze {raced.depth}",
+            va="center",
+            fontsize=8,
+            color=ACCENT if raced is first else INK,
+        )
+    axes.set_xlim(0.5, 1.3 * race.num_epochs)
+    axes.set_ylim(0, 1)
+    axes.set_ylabel("validation top-1; expected with 2 standard deviations")
+    axes.set_xlabel("epoch")
+    clean(axes)
+    axes.grid(axis="y", color=GRAY)
+
+
+def spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Move labels apart, upwards from the lowest, so that none is nearer than `gap` to another."""
+    moved, lowest = list(heights), -1.0
+    for number in sorted(range(len(heights)), key=lambda number: heights[number]):
+        moved[number] = lowest = max(heights[number], lowest + gap)
+    return moved
 
 
 def clean(axes: Axes) -> None:

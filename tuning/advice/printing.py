@@ -8,9 +8,11 @@ from cluster.io.statistics import SIGNIFICANCE
 from datasets.shards import Manifest
 from trainers.networks.measure import describe_devices
 from tuning.advice.advice import Advice
+from tuning.advice.extrapolation import TIE, Race
 from tuning.advice.ranking import Ranked
 
 STAGE_WIDTHS, NETWORK_WIDTHS = (10, 7, 10, 10, 13), (40, 10, 9, 13, 8, 7, 15)
+RACE_WIDTHS = (10, 7, 8, 8, 10, 15, 6)
 
 
 def print_advice(advice: Advice, manifest: Manifest, out: str) -> None:
@@ -36,16 +38,48 @@ def print_advice(advice: Advice, manifest: Manifest, out: str) -> None:
         )
     _print_row(STAGE_WIDTHS, "chance", "", "", f"{quadrant.chance:.3f}")
     data, task = quadrant.describe()
-    first, *others = quadrant.freeze_depths
-    name = advice.stages[first - 1].name if first else "nothing"
     print(f"\nData:     {data}")
     print(f"Task:     {task}")
-    print(
-        f"Advice:   {quadrant.advice}: freeze depth {first} of {len(advice.stages)} (up to {name})"
-    )
-    print(f"Compare:  freeze depths {' and '.join(map(str, others))}; the sweep tests the advice")
+    print(f"Lecture:  {quadrant.advice} ({_describe(advice, quadrant.freeze_depths[0])})")
+    if advice.race is not None:
+        _print_race(advice, advice.race)
     print(f"Written:  {out}/advice.json, advice.png")
     _print_sweep(out)
+
+
+def _print_race(advice: Advice, race: Race) -> None:
+    """Print a row per freeze depth, the advice, how sure it is and what would change it."""
+    print(f"\nFreeze depths trained for a few of {race.num_epochs} epochs\n")
+    _print_row(RACE_WIDTHS, "frozen", "depth", "lr", "epochs", "val/top1", "expected", "regret")
+    for raced in race.depths:
+        _print_row(
+            RACE_WIDTHS,
+            advice.stages[raced.depth - 1].name if raced.depth else "nothing",
+            str(raced.depth),
+            f"{raced.learning_rate:g}",
+            str(len(raced.top1s)),
+            f"{max(raced.top1s):.3f}",
+            f"{raced.expected.top1:.3f} ± {2 * raced.expected.deviation:.3f}",
+            f"{raced.regret.expected:.3f}",
+        )
+    first, *others = race.depths
+    print(f"\nAdvice:   {_describe(advice, first.depth)}")
+    print(
+        f"Sure:     as good as the best of them, within {TIE:g}, with a chance of "
+        f"{first.regret.p_tie:.2f}; expected regret {first.regret.expected:.3f}"
+    )
+    if others:
+        gap = first.expected.top1 - others[0].expected.top1
+        print(
+            f"Change:   {_describe(advice, others[0].depth)} would be the advice if it gained "
+            f"{max(gap, 0):.3f} more; the sweep trains both to the end"
+        )
+
+
+def _describe(advice: Advice, depth: int) -> str:
+    """Write a freeze depth with the last frozen stage."""
+    last = f"up to {advice.stages[depth - 1].name}" if depth else "train everything"
+    return f"freeze depth {depth} of {len(advice.stages)}, {last}"
 
 
 def print_ranking(rows: Sequence[Ranked], manifest: Manifest, fold: int, out: str) -> None:

@@ -1,0 +1,208 @@
+"""Short trainings at several freeze depths, continued until it is clear which is the best.
+
+A linear classifier says what a frozen stage is worth, not what training the rest would add. So a
+few depths train the first epochs of a sweep's trials, on cached features of what they freeze, and
+their curves are extrapolated. Depths that hardly can win are dropped (racing, after Maron and Moore
+1994, https://papers.nips.cc/paper/841). What trains next to nothing trains all epochs.
+
+OUT/race/KEY/trials/DEPTH-RATE   their run folders, for a race that is cut
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+
+from cluster.io import storage
+from cluster.io.terminal import count
+from cluster.runtime import Resources
+from datasets.config import IngestConfig
+from datasets.memory import open_memory
+from datasets.passes.features import hash_facts
+from datasets.shards import Manifest
+from trainers import launch, metrics
+from trainers.config import FinetuneConfig, TrackConfig
+from trainers.networks.backbones import find
+from trainers.networks.freezing import is_head_only, resolve_depth
+from trainers.prepare import SharedImages, plan_ingest, plan_training, prepare_run
+from trainers.recipes import transfer
+from trainers.run.rows import epoch_rows
+from tuning.advice.config import AdviseConfig
+from tuning.advice.extrapolation import Expected, Race, Raced, extrapolate, find_regrets
+from tuning.advice.quadrants import Stage, find_best
+from tuning.config import SpaceConfig, TuningConfig
+from tuning.sharing.plan import count_flops, plan_sharing
+from tuning.sharing.prefixes import PrefixStore
+from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE, show
+from tuning.trial import Shared, config_of
+
+SHARES = (0.75, 0.5, 0.25)
+"""Frozen shares of the stages that race, beside all, nothing and the best linear classifier's."""
+CHEAP = 0.1
+"""A training that computes at most this share of the network is cheap."""
+CHEAP_RATES, RATES = (1e-2, 3e-3), (3e-4,)
+"""Learning rates of Adam. Large ones forget what the network knows."""
+NUM_VIEWS = 2
+"""Augmented views of each image: each one is a pass through the frozen stages."""
+ROUNDS, MIN_EPOCHS, MIN_STEPS = (0.25, 0.5), 2, 20
+"""Shares of the epochs after which it is asked whether the winner is clear."""
+CLEAR, HARDLY = 0.9, 0.02
+"""Chance that a depth is as good as the best: one with more wins, those with less are dropped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Training:
+    depth: int
+    config: FinetuneConfig
+    is_cheap: bool
+
+
+def run_race(
+    config: AdviseConfig,
+    training: FinetuneConfig,
+    stages: Sequence[Stage],
+    manifest: Manifest,
+    resources: Resources,
+) -> Race:
+    """Race the freeze depths of a network.
+
+    Args:
+        training: of `build_training`, with the network and its weights.
+        stages: probed.
+    """
+    sweep = _plan_sweep(config, training, stages, manifest)
+    trainings, shared = _share(sweep, manifest, resources)
+    num_val, num_epochs = manifest.split("val").num_images, sweep.base.epochs
+    steps_per_epoch = manifest.split("train").num_images / sweep.base.global_batch_size
+    curves: dict[str, tuple[float, ...]] = {}
+    left = {each.depth for each in trainings}
+    for share in ROUNDS:
+        enough = max(share * num_epochs, MIN_EPOCHS, 4 * share * MIN_STEPS / steps_per_epoch)
+        limit = min(num_epochs, ceil(enough))
+        racing = [each for each in trainings if each.depth in left]
+        with count(f"Racing freeze depths to epoch {limit}", len(racing), "trainings") as advance:
+            for each in racing:
+                epochs = num_epochs if each.is_cheap else limit
+                curves[each.config.out] = _train(each.config, epochs, shared, resources)
+                advance(1)
+        raced = _compare(trainings, curves, num_epochs, num_val)
+        if raced[0].regret.p_tie >= CLEAR:
+            break
+        left = {each.depth for each in raced if each.regret.p_tie > HARDLY}
+    return Race(num_epochs=num_epochs, depths=raced)
+
+
+def _plan_sweep(
+    config: AdviseConfig, training: FinetuneConfig, stages: Sequence[Stage], manifest: Manifest
+) -> TuningConfig:
+    """Return the sweep whose trials race."""
+    name = training.model.backbone
+    num_stages = len(find(name).stages)
+    depths = {num_stages, find_best(stages).depth, 0}
+    depths |= {resolve_depth(name, share) for share in SHARES}
+    recipe = transfer()
+    base = replace(
+        recipe,
+        data=training.data,
+        fold=training.fold,
+        epochs=config.epochs or recipe.epochs,
+        global_batch_size=min(
+            config.global_batch_size or recipe.global_batch_size,
+            manifest.split("train").num_images,
+        ),
+        ingest=IngestConfig(
+            size_px=training.ingest.size_px,
+            policy=config.policy or recipe.ingest.policy,
+            views=NUM_VIEWS,
+        ),
+        model=training.model,
+        cluster=replace(training.cluster, num_workers=config.num_workers),
+        track=TrackConfig(wandb="off"),
+    )
+    key = hash_facts({"base": base.to_dict(), "data": manifest.fingerprint})
+    return TuningConfig(
+        base=base,
+        space=SpaceConfig(
+            freeze_depths=tuple(sorted(depths, reverse=True)),
+            learning_rates=RATES,
+            clipnorms=(None,),
+            inits=(base.model.init,),
+        ),
+        out=storage.join(training.out, "race", key),
+        search="grid",
+        cache=config.cache or storage.join(training.out, "..", "cache"),
+    )
+
+
+def _share(
+    sweep: TuningConfig, manifest: Manifest, resources: Resources
+) -> tuple[list[_Training], Shared]:
+    """List the trainings, and compute the features that they share."""
+    store = PrefixStore(sweep, manifest, resources)
+    plan = plan_sharing(
+        sweep, manifest, free_bytes=store.free_bytes, missing_bytes=store.missing_bytes
+    )
+    shared = Shared(manifest=manifest, prefixes=dict(store.build(plan).prefixes))
+    base, depths = sweep.base, [int(depth) for depth in sweep.space.freeze_depths]
+    total, by_depth = count_flops(base, [depth for depth in depths if depth])
+    trainings = []
+    for depth in depths:
+        is_cheap = depth > 0 and 1 - by_depth[depth][0] / total <= CHEAP
+        for rate in CHEAP_RATES if is_cheap else RATES:
+            point = {
+                INIT: base.model.init,
+                FREEZE_DEPTH: depth,
+                LEARNING_RATE: rate,
+                CLIPNORM: None,
+            }
+            training = config_of(sweep, point, f"{depth}-{show(rate)}")
+            trainings.append(_Training(depth=depth, config=training, is_cheap=is_cheap))
+    if any(shared.prefix_of(each.config) is None for each in trainings):
+        workers = plan_training(base, resources)
+        remember, why = plan_ingest(
+            base, manifest, resources, workers, num_trainings=len(trainings)
+        )
+        memory = open_memory(manifest, shared=True) if remember else {}
+        shared = replace(shared, images=SharedImages(memory=memory, ingest=why))
+    return trainings, shared
+
+
+def _train(
+    config: FinetuneConfig, epochs: int, shared: Shared, resources: Resources
+) -> tuple[float, ...]:
+    """Train, or go on, to an epoch; return val/top1 after each."""
+    run = prepare_run(
+        replace(config, epochs=epochs),
+        resources,
+        manifest=shared.manifest,
+        prefix=shared.prefix_of(config),
+        images=shared.images,
+        here=is_head_only(config.model),
+    )
+    launch.fit(run)
+    return tuple(row[metrics.VAL_TOP1] for row in epoch_rows(config.out)[:epochs])
+
+
+def _compare(
+    trainings: Sequence[_Training],
+    curves: dict[str, tuple[float, ...]],
+    num_epochs: int,
+    num_images: int,
+) -> tuple[Raced, ...]:
+    """Return the depths by expected regret, each with the learning rate that promises most."""
+    best: dict[int, tuple[Expected, _Training]] = {}
+    for each in trainings:
+        expected = extrapolate(curves[each.config.out], num_epochs, num_images)
+        if each.depth not in best or expected.top1 > best[each.depth][0].top1:
+            best[each.depth] = expected, each
+    regrets = find_regrets([expected for expected, _ in best.values()])
+    raced = [
+        Raced(
+            depth=each.depth,
+            learning_rate=each.config.optim.learning_rate,
+            top1s=curves[each.config.out],
+            expected=expected,
+            regret=regret,
+        )
+        for (expected, each), regret in zip(best.values(), regrets, strict=True)
+    ]
+    return tuple(sorted(raced, key=lambda each: each.regret.expected))
