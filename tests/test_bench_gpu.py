@@ -78,7 +78,7 @@ def find_absent() -> set[str]:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.extended
 def test_all_parts_run_on_a_cpu_with_the_packages_of_a_bare_machine(own_ray, tmp_path):
     absent = find_absent()
     assert {"aiohttp_cors", "opencensus", "colorful", "sqlalchemy"} <= absent, "the dashboard's"

@@ -263,8 +263,8 @@ def test_workers_of_a_stopped_trial_are_freed(
     stop_trials(easy_data, str(tmp_path / "stopped"), 1e-3, num_workers=2)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("num_trials", [1, pytest.param(2, marks=pytest.mark.extended)])
+@pytest.mark.extended
+@pytest.mark.parametrize("num_trials", [1, 2])
 def test_they_are_freed_without_a_dashboard_too_and_the_sweep_goes_on(
     own_ray: dict[str, str], easy_data: str, tmp_path: Path, num_trials: int
 ) -> None:

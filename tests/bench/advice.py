@@ -41,8 +41,8 @@ from tuning.space import depth_of
 
 CARS, WEIGHTS = (ROOT.parent / "shared" / name for name in ("cars", "weights"))
 BACKBONE, BATCH_SIZE = "mobilenet_v2", 32
-PHOTOGRAPHS_PX, DRAWINGS_PX = 80, 64
-VAL_PER_CLASS, MIN_EPOCHS, MAX_EPOCHS, MIN_STEPS = 20, 6, 24, 120
+SIZE_PX = 64
+VAL_PER_CLASS, MIN_EPOCHS, MAX_EPOCHS, MIN_STEPS = 20, 4, 24, 80
 BODIES = ("SUV", "Coupe", "Sedan", "Convertible", "Van", "Minivan", "Cab", "Hatchback")
 PRETRAINING = SyntheticConfig(num_classes=60, train_per_class=36, test_per_class=2, render_px=96,
                               label_by="body", seed=1)  # fmt: skip
@@ -55,7 +55,6 @@ class Task:
     """A data set, and whose weights the network starts from."""
 
     data: Path
-    size_px: int
     drawn: bool = False
     """Weights of a network that was trained on other synthetic cars, not on ImageNet."""
 
@@ -110,10 +109,9 @@ def list_tasks(out: Path) -> list[Task]:
     ]
     drawings = [prepare_drawings(out, *size) for size in ((10, 40), (40, 20), (100, 8))]
     return [
-        *(Task(data=data, size_px=PHOTOGRAPHS_PX) for data in photographs),
-        *(Task(data=data, size_px=DRAWINGS_PX) for data in drawings),
-        *(Task(data=data, size_px=DRAWINGS_PX, drawn=True) for data in drawings),
-        Task(data=photographs[3], size_px=PHOTOGRAPHS_PX, drawn=True),
+        *(Task(data=data) for data in photographs),
+        *(Task(data=data) for data in drawings),
+        *(Task(data=data, drawn=True) for data in (*drawings, photographs[3])),
     ]
 
 
@@ -126,7 +124,7 @@ def pretrain(out: Path) -> str:
         out=str(out / "pretrained"),
         epochs=5,
         global_batch_size=BATCH_SIZE,
-        ingest=IngestConfig(size_px=DRAWINGS_PX, policy="light"),
+        ingest=IngestConfig(size_px=SIZE_PX, policy="light"),
         model=ModelConfig(backbone=BACKBONE, init="he"),
         optim=OptimConfig(optimizer="adamw", learning_rate=1e-3, global_clipnorm=1.0),
         schedule=ScheduleConfig(schedule="cosine", warmup_epochs=0.25),
@@ -154,7 +152,7 @@ def find_truth(task: Task, model: ModelConfig, out: Path) -> tuple[dict[int, flo
             data=str(task.data),
             epochs=min(max(epochs, MIN_EPOCHS), MAX_EPOCHS),
             global_batch_size=BATCH_SIZE,
-            ingest=IngestConfig(size_px=task.size_px, policy="light"),
+            ingest=IngestConfig(size_px=SIZE_PX, policy="light"),
             model=model,
             track=TrackConfig(wandb="off"),
         )
@@ -205,7 +203,7 @@ def advise(task: Task, model: ModelConfig, truth: dict[int, float], sweep_s: flo
         advice = run_advise(
             AdviseConfig(data=str(task.data), backbone=BACKBONE, init="file",
                          weights=model.weights, normalization=model.normalization,
-                         size_px=task.size_px, out=str(out / f"{task.name}-advice"),
+                         size_px=SIZE_PX, out=str(out / f"{task.name}-advice"),
                          cache=str(out / f"{task.name}-cache"), epochs=epochs,
                          global_batch_size=BATCH_SIZE, policy="light")
         )  # fmt: skip
