@@ -42,7 +42,7 @@ from tuning.space import depth_of
 CARS, WEIGHTS = (ROOT.parent / "shared" / name for name in ("cars", "weights"))
 BACKBONE, BATCH_SIZE = "mobilenet_v2", 32
 SIZE_PX = 64
-VAL_PER_CLASS, MIN_EPOCHS, MAX_EPOCHS, MIN_STEPS = 20, 4, 24, 80
+VAL_PER_CLASS, MIN_EPOCHS, MAX_EPOCHS, MIN_STEPS = 20, 4, 10, 80
 BODIES = ("SUV", "Coupe", "Sedan", "Convertible", "Van", "Minivan", "Cab", "Hatchback")
 PRETRAINING = SyntheticConfig(num_classes=60, train_per_class=36, test_per_class=2, render_px=96,
                               label_by="body", seed=1)  # fmt: skip
@@ -226,11 +226,15 @@ def advise(task: Task, model: ModelConfig, truth: dict[int, float], sweep_s: flo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "advice-bench")
-    out = parser.parse_args().out.absolute()
+    parser.add_argument("--minutes", type=float, default=1000.0, help="start no task after")
+    options = parser.parse_args()
+    out, ends_s = options.out.absolute(), time.monotonic() + 60 * options.minutes
     runtime.connect(None, quiet=True)
     tasks, drawn_weights = list_tasks(out), pretrain(out)
     outcomes: list[Outcome] = []
     for task in tasks:
+        if time.monotonic() > ends_s:
+            break
         model = model_of(task, drawn_weights)
         truth, sweep_s = find_truth(task, model, out)
         outcome = advise(task, model, truth, sweep_s, out)

@@ -35,7 +35,7 @@ from tuning.sharing.prefixes import PrefixStore
 from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE, show
 from tuning.trial import Shared, config_of
 
-SHARES = (0.75, 0.5, 0.25)
+SHARES = (0.75, 0.5)
 """Frozen shares of the stages that race, beside all, nothing and the best linear classifier's."""
 CHEAP = 0.1
 """A training that computes at most this share of the network is cheap."""
@@ -43,7 +43,7 @@ CHEAP_RATES, RATES = (1e-2, 3e-3), (3e-4,)
 """Learning rates of Adam. Large ones forget what the network knows."""
 NUM_VIEWS = 2
 """Augmented views of each image: each one is a pass through the frozen stages."""
-ROUNDS, MIN_EPOCHS, MIN_STEPS = (0.25, 0.5), 2, 20
+ROUNDS, MIN_EPOCHS, MIN_STEPS = (0.2, 0.4), 2, 20
 """Shares of the epochs after which it is asked whether the winner is clear."""
 CLEAR, HARDLY = 0.9, 0.02
 """Chance that a depth is as good as the best: one with more wins, those with less are dropped."""
@@ -76,7 +76,9 @@ def run_race(
     curves: dict[str, tuple[float, ...]] = {}
     left = {each.depth for each in trainings}
     for share in ROUNDS:
-        enough = max(share * num_epochs, MIN_EPOCHS, 4 * share * MIN_STEPS / steps_per_epoch)
+        enough = max(
+            share * num_epochs, MIN_EPOCHS, share / ROUNDS[0] * MIN_STEPS / steps_per_epoch
+        )
         limit = min(num_epochs, ceil(enough))
         racing = [each for each in trainings if each.depth in left]
         with count(f"Racing freeze depths to epoch {limit}", len(racing), "trainings") as advance:
