@@ -35,9 +35,9 @@ from trainers.recipes import transfer
 from trainers.run.folder import read_result
 from tuning.advice.advise import run_advise
 from tuning.advice.config import AdviseConfig
+from tuning.axes.axis import FREEZE_DEPTH
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.run import tune_sweep
-from tuning.space import depth_of
 
 CARS, WEIGHTS = (ROOT.parent / "shared" / name for name in ("cars", "weights"))
 BACKBONE, BATCH_SIZE = "mobilenet_v2", 32
@@ -173,7 +173,7 @@ def find_truth(task: Task, model: ModelConfig, out: Path) -> tuple[dict[int, flo
             )  # fmt: skip
             seconds += answer["sharing"]["computed_s"]
             for row in answer["trials"]:
-                depth = resolve_depth(BACKBONE, depth_of(row))
+                depth = resolve_depth(BACKBONE, row[FREEZE_DEPTH])
                 best[depth] = max(best[depth], row["val_top1"] or 0.0)
                 seconds += row["seconds"]
         file.write_text(json.dumps({"best": best, "seconds": seconds, "epochs": base.epochs}))

@@ -7,7 +7,7 @@ from typing import Any
 from cluster.io import storage
 from cluster.io.errors import UserError
 from cluster.io.records import damaged, read_object
-from trainers.config import PRETRAINED, FinetuneConfig
+from trainers.config import PRETRAINED, FinetuneConfig, FreezeDepth
 from tuning.advice.advice import Advice, advice_uri, read_advice
 from tuning.axes.axis import BACKBONE, FREEZE_DEPTH, Axis, Condition
 from tuning.axes.backbones import NamedBackbone
@@ -42,11 +42,11 @@ class Front:
 
     def axes(self) -> tuple[Axis, ...]:
         """Return the recommended freeze depths of each network and their neighbours."""
-        depths: dict[str, dict[int, None]] = {}
+        depths: dict[str, dict[FreezeDepth, None]] = {}
         for advice in self.advices:
             if advice.init in PRETRAINED:
                 of_network = depths.setdefault(advice.backbone, {})
-                of_network |= dict.fromkeys(advice.verdict.freeze_depths)
+                of_network |= dict.fromkeys(advice.to_sweep)
         return tuple(
             Axis(
                 field=FREEZE_DEPTH,

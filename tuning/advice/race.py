@@ -29,10 +29,10 @@ from trainers.run.rows import epoch_rows
 from tuning.advice.config import AdviseConfig
 from tuning.advice.extrapolation import Expected, Race, Raced, extrapolate, find_regrets
 from tuning.advice.quadrants import Stage, find_best
+from tuning.axes.axis import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE, show
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.sharing.plan import count_flops, plan_sharing
 from tuning.sharing.prefixes import PrefixStore
-from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE, show
 from tuning.trial import Shared, config_of
 
 SHARES = (0.75, 0.5)
