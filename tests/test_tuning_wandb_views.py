@@ -69,7 +69,7 @@ def views(monkeypatch: pytest.MonkeyPatch) -> Views:
 
 
 def test_views_are_saved_and_saved_again_in_their_place(
-    server: WandbServer, views: Views, sweep: str, capfd: pytest.CaptureFixture[str]
+    server: WandbServer, views: Views, sweep: str, capfd: pytest.CaptureFixture[str], monkeypatch
 ) -> None:
     capfd.readouterr()
     urls = save_views(sweep, project="cars", entity=None)
@@ -98,6 +98,26 @@ def test_views_are_saved_and_saved_again_in_their_place(
     other = save_views(sweep, project="lorries", entity="team")
     assert not set(other) & set(urls)
     assert [view.get("id") for view in views.saved[6:]] == [None] * 3
+
+    monkeypatch.setenv("WANDB_ENTITY", "team")
+    assert save_views(sweep, project="lorries", entity=None) == other
+    assert save_views(sweep, project="cars", entity=ENTITY) == urls  # an option is stronger
+
+
+@pytest.mark.parametrize("with_port", [True, False], ids=["today's", "of an older client"])
+def test_a_login_in_netrc_saves_views(
+    with_port: bool, server: WandbServer, views: Views, sweep: str, monkeypatch, tmp_path, capfd
+) -> None:
+    """As a training's login: `wandb login` writes HOST:PORT today, and wrote HOST before."""
+    host = server.url.removeprefix("http://")
+    login = tmp_path / "no-netrc"
+    host = host if with_port else host.partition(":")[0]
+    login.write_text(f"machine {host}\n login user\n password {KEY}\n")
+    login.chmod(0o600)
+    monkeypatch.delenv("WANDB_API_KEY")
+    capfd.readouterr()
+    assert len(save_views(sweep, project="cars", entity=None)) == len(views.saved) == len(NAMES)
+    assert capfd.readouterr() == ("", "")
 
 
 def give_wrong_key(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,4 +30,4 @@ class ReviewConfig:
     """Also save two workspaces (run review, sweep review) and a report with the answer in W&B.
     Needs a key and the package wandb-workspaces."""
     entity: str | None = None
-    """User or team in W&B. Default: the key's."""
+    """User or team in W&B. Default: WANDB_ENTITY, else the key's."""

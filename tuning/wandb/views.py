@@ -12,6 +12,7 @@ import wandb
 from cluster.io import storage
 from cluster.io.errors import UserError
 from cluster.io.records import read_object
+from cluster.wandb_env import find_base_url, find_login, find_setting
 from trainers.tracking import wandb_internals
 from tuning.record import SweepRecord
 
@@ -25,7 +26,7 @@ def save_views(sweep: str, *, project: str, entity: str | None) -> list[str]:
 
     Args:
         sweep: URI of the sweep's folder.
-        entity: user or team; default: that of the key.
+        entity: user or team; default: WANDB_ENTITY, else that of the key.
 
     Returns:
         Their URLs.
@@ -39,10 +40,12 @@ def save_views(sweep: str, *, project: str, entity: str | None) -> list[str]:
     uri = storage.join(record.out, KNOWN)
     known: dict[str, Saved] = read_object(uri) if storage.exists(uri) else {}
     deleted = f"; if they were deleted in W&B, delete {uri}" if known else ""
-    wandb.setup()  # first, as it resets the terminal's settings
-    wandb.termsetup(wandb.Settings(silent=True), None)  # the caller prints the URLs
+    # Silent, as the caller prints the URLs. wandb-workspaces takes the key of the session.
+    login = wandb.Settings(api_key=find_login(), base_url=find_base_url(), silent=True)
+    wandb.setup(login)
     try:
-        entity = entity or wandb.Api().default_entity
+        found = find_setting("entity")  # as `wandb.init` of the trials
+        entity = entity or (found.value if found else wandb.Api().default_entity)
         if entity is None:
             raise UserError("entity is None, and the API key has no user; give --entity TEAM")
         urls = []
@@ -52,8 +55,8 @@ def save_views(sweep: str, *, project: str, entity: str | None) -> list[str]:
     except wandb_internals.VIEW_ERRORS as error:
         raise UserError(
             f"project is {project!r}: W&B refused the views of {record.out} "
-            f"({str(error).strip().rstrip('.')}); set WANDB_API_KEY, and WANDB_BASE_URL for a "
-            f"self-hosted server, or leave out --wandb{deleted}"
+            f"({str(error).strip().rstrip('.')}); set WANDB_API_KEY or log in, and "
+            f"WANDB_BASE_URL for a self-hosted server, or leave out --wandb{deleted}"
         ) from error
     return urls
 
