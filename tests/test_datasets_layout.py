@@ -32,6 +32,7 @@ def count(
         ("eval", "test"),
         ("evaluation_2024", "test"),
         ("my train set", "train"),
+        ("split=test", "test"),
         ("cars.test.v2", "test"),
         ("train2", "train"),
         ("trainer", None),
@@ -55,6 +56,7 @@ def test_a_split_is_a_keyword_between_separators(name, split):
         ("test/0000.parquet", "test"),
         ("test/train-00000-of-00001.parquet", "train"),
         ("train/eval/0.parquet", "test"),
+        ("split=validation/part-0.parquet", "val"),
         ("cars_dev.parquet", "val"),
         ("cars.parquet", "train"),
     ],
@@ -273,6 +275,37 @@ def test_folders_of_the_same_names_in_classes_are_said():
     assert arrange(of_splits).rule.endswith("use --class-depth -1")
     assert count(*of_splits, class_depth=-1)["test", "bmw"] == 2
     assert "same names" not in arrange(["train/audi/trip/1.jpg", "train/bmw/trip/2.jpg"]).rule
+
+
+@pytest.mark.parametrize(
+    ("files", "base"),
+    [
+        (["PetImages/Cat/1.jpg", "PetImages/Dog/1.jpg", "MSR-LA - 3467.docx"], "PetImages/"),
+        (["cars/a/1.jpg", "cars/b/1.jpg", "cars.url"], "cars/"),
+        (["cars/a/1.jpg", "cars/b/1.jpg", "cover.jpg"], ""),
+        (["cars/a/1.jpg", "cars/b/1.jpg", "0001"], ""),
+    ],
+)
+def test_a_stray_file_beside_the_folder_around_all_classes(files, base):
+    layout = arrange(files)
+    assert layout.rule == (f"classes are the folders in {base}" if base else "")
+    assert (files[2], NO_CLASS) in layout.unused
+
+
+def test_test_images_without_classes_in_doubled_folders():
+    """As Kaggle's ASL alphabet unpacks."""
+    layout = arrange(["x_train/x_train/A/1.jpg", "x_train/x_train/B/1.jpg", "x_test/x_test/A.jpg"])
+    assert sorted(layout.classes) == ["A", "B"]
+    assert layout.unused == [("x_test/x_test/A.jpg", NO_CLASS)]
+
+
+def test_splits_in_one_of_the_top_folders_are_no_class():
+    """As Kaggle's plant diseases unpack."""
+    files = [f"Plants/Plants/{s}/{c}/1.jpg" for s in ("train", "valid") for c in ("rot", "scab")]
+    with pytest.raises(ValueError, match=r"'Plants' has splits of its own \(train, valid\) beside "
+                       r"'test'; give --root the folder 'Plants/Plants'"):  # fmt: skip
+        arrange([*files, "test/test/1.jpg"])
+    assert count("bus/train/1.jpg", "car/trip/2.jpg") == {("train", "bus"): 1, ("train", "car"): 1}
 
 
 @pytest.mark.parametrize("labels", ["labels/1.txt", "Annotations/a/1.xml", "meta/x.json"])

@@ -138,6 +138,28 @@ def test_folder_errors(tmp_path):
         list_source("folder", tmp_path / "train", test_root=str(tmp_path / "gone"))
 
 
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (
+            ["images/train/1.jpg", "images/val/2.jpg", "labels/train/1.txt"],
+            "'train', 'val' hold no",
+        ),
+        (["train/1.jpg", "valid/2.jpg", "train/labels.csv"], "where train/labels.csv tells"),
+        (["images/Beagle_1.jpg", "annotations/trimaps/1.png"], "'annotations', 'images' hold no"),
+        (["images/1.jpg", "masks/1.png"], "write a table of their paths and classes"),
+        (["train/images/1.jpg", "valid/images/2.jpg", "train/labels/1.txt"], "'images' hold no"),
+        (["train/1.jpg", "test1/2.jpg", "sampleSubmission.csv"], "write a table of their paths"),
+    ],
+)
+def test_folders_of_splits_and_annotations_are_no_classes(tmp_path, files, words):
+    write_files(tmp_path, *files)
+    with pytest.raises(ValueError, match=r"root is .* hold no class folders; .*--source table"):
+        list_source("folder", tmp_path)
+    with pytest.raises(ValueError, match=words):
+        list_source("folder", tmp_path)
+
+
 def write_annotations(path, rows):
     """Write a struct array like the devkit's; rows are (x1, y1, x2, y2[, class], name)."""
     corners = ["bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2"]

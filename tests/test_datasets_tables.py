@@ -82,6 +82,8 @@ ROWS = {"file": ["a 1.jpg", "b.jpg"], "label": ["Audi", "smart, fortwo"], "year"
             json.dumps(to_objects(ROWS)),
         ),
         ("x.json", json.dumps({k: dict(enumerate(v)) for k, v in ROWS.items()})),
+        ("x.csv", 'sep=;\r\nfile;label;year\r\na 1.jpg;Audi;2011\r\nb.jpg;"smart, fortwo";\r\n'),
+        ("x.csv", 'file,label,year\na 1.jpg,Audi,2011.0\nb.jpg,"smart, fortwo",\n'),  # pandas
     ],
 )  # fmt: skip
 def test_formats_of_tables_hold_the_same(name, text):
@@ -99,6 +101,13 @@ def test_gzip_and_utf_16_are_read():
     columns = {"file": ["1.jpg"], "label": ["Citro\u00ebn"]}
     assert read_rows("x.tsv.gz", gzip.compress(text.encode())).columns == columns
     assert read_rows("x.txt", text.encode("utf-16")).columns == columns
+
+
+@pytest.mark.parametrize("labels", [["a", "b"], [{"label": "a"}, {"label": "b", "box": [1]}]])
+def test_json_with_a_key_for_each_image(labels):
+    content = json.dumps(dict(zip(("1.jpg", "x/2.PNG"), labels, strict=True)))
+    columns = read_rows("x.json", content.encode()).columns
+    assert columns == {"file_name": ["1.jpg", "x/2.PNG"], "label": ["a", "b"]}
 
 
 def test_numbers_with_leading_zeros_are_names():
@@ -147,6 +156,7 @@ def test_coco_is_joined_and_several_categories_are_none():
         ("x.csv", "a,b\n1\n", "row 1 has 1 fields, and there are 2 columns"),
         ("x.csv", "a,a\n1,2\n", "two columns are called 'a'"),
         ("x.csv", "a,b\nCitro\xebn,1\n", "its text is not UTF-8; save it as CSV in UTF-8"),
+        ("x.csv", "a\0,\0b\0", "its text is not UTF-8"),
         ("x.csv.gz", "a,b\n1,2\n", "can't be read as a table"),
         ("x.json", '{"images": [{"id": 1}], "annotations": []}', "can't be read as a table"),
         ("x.jsonl", "[1]\n", "each row must be an object"),
@@ -180,12 +190,55 @@ def columns_of(columns, **options):
             {"path": ["1"], "label": ["a"], "subset": ["Train"], "size": [3]},
             "images from 'path', classes from 'label', splits from 'subset'",
         ),
+        (
+            {"filepaths": ["1.jpg"], "labels": ["a"], "class id": [0], "data set": ["train"]},
+            "images from 'filepaths', classes from 'labels', splits from 'data set'",
+        ),
+        (
+            {"1": ["TRAIN", "TEST"], "2": ["1.jpg", "2.jpg"], "3": ["a", "b"]},
+            "images from '2', classes from '3', splits from '1'",
+        ),
+        (
+            {"file": ["1", "2"], "label": ["a", "b"], "split": [0, 1]},
+            "images from 'file', classes from 'label'; 'split' does not name train, val or test, "
+            "and is not used",
+        ),
     ],
 )
 def test_columns_of_usual_names_are_found_and_said(columns, rule):
     found = columns_of(columns)
     assert found is not None
     assert found.rule == rule
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "splits"),
+    [
+        ("split", ["train", "dev", "holdout", None], ["train", "val", None, None]),
+        ("any name", ["training", "validation", "TEST"], ["train", "val", "test"]),
+        ("any name", ["train", "bus", "car"], None),
+        ("any name", ["test", "test"], None),
+        ("Usage", ["Training", "PublicTest"], ["train", None]),
+        ("is_valid", ["True", "False"], ["val", "train"]),
+        ("is_valid", [1, 0], ["val", "train"]),
+        ("is_test", [0, 1, None], ["train", "test", None]),
+        ("is_train", ["1.0", "0.0"], ["train", "test"]),
+        ("is_car", [1, 0], None),
+        ("is_valid", ["yes", "no"], None),
+    ],
+)
+def test_a_column_of_splits_is_found_by_its_values(name, values, splits):
+    columns = {"file": [f"{n}.jpg" for n in range(len(values))], "label": ["a"] * len(values)}
+    found = columns_of({**columns, name: values, "score": [0] * len(values)})
+    assert found is not None and found.splits == splits
+
+
+def test_two_columns_of_splits_are_refused():
+    columns = {"file": ["1"], "label": ["a"], "is_valid": [1], "split": ["train"]}
+    with pytest.raises(UserError, match="the columns is_valid and split tell splits; name one"):
+        columns_of(columns)
+    found = columns_of(columns, split_column="is_valid")
+    assert found is not None and found.splits == ["val"]
 
 
 def test_columns_by_name_and_what_is_missing():
@@ -232,6 +285,17 @@ def test_a_value_finds_its_file():
     assert Files([apart]).find(composed) == Files([apart]).find(apart, below="") == apart
     assert Files([composed]).find(apart) == composed
     assert files.find("missing.jpg") is None
+
+
+def test_a_value_in_another_case_or_quoted_as_in_a_url_finds_its_file():
+    files = Files(["My Cars/IMG_1.jpg", "a/x.jpg", "a/X.JPG", "a/100%.jpg", "B/y.jpg"])
+    assert files.find("my cars/img_1.JPG") == "My Cars/IMG_1.jpg"
+    assert files.find("My%20Cars/IMG_1.jpg") == "My Cars/IMG_1.jpg"
+    assert files.find("C:\\photos\\My Cars\\img_1.jpg") == "My Cars/IMG_1.jpg"
+    assert files.find("100%.jpg") == "a/100%.jpg"
+    assert files.find("a/x.jpg") == "a/x.jpg" and files.find("a/X.JPG") == "a/X.JPG"
+    assert files.find("A/X.jpg") is None, "two files, and neither is called so"
+    assert files.find("y.JPG", below="b") == "B/y.jpg"
 
 
 def test_kaggle(tmp_path):
@@ -327,6 +391,19 @@ def test_roboflow(tmp_path):
     assert unused(listing, tmp_path) == {"README.roboflow.txt": NO_ROW}
 
 
+def test_roboflow_in_coco_format(tmp_path):
+    for split, number in (("train", 1), ("valid", 2)):
+        write_images(tmp_path, f"{split}/{number}.jpg")
+        coco = {
+            "images": [{"id": 0, "file_name": f"{number}.jpg"}],
+            "annotations": [{"image_id": 0, "category_id": number}],
+            "categories": [{"id": 1, "name": "audi"}, {"id": 2, "name": "bmw"}],
+        }
+        write_text(tmp_path, f"{split}/_annotations.coco.json", json.dumps(coco))
+    listing = list_source("folder", tmp_path)
+    assert placed(listing) == {("train", "audi", "train/1.jpg"), ("val", "bmw", "valid/2.jpg")}
+
+
 def test_splits_and_groups_by_columns(tmp_path):
     write_images(tmp_path, *(f"{number}.jpg" for number in range(5)))
     rows = [
@@ -368,6 +445,17 @@ def test_parquet_has_splits_and_groups_by_columns(tmp_path):
     assert list(unused(listing, tmp_path).items()) == [("cars.parquet#3", NO_SPLIT)]
     with pytest.raises(UserError, match=r"group_column is 'x': .* has the columns image, label"):
         list_source("parquet", tmp_path, group_column="x")
+
+
+def test_parquet_without_a_named_column_of_splits(tmp_path):
+    table = {"image": [b"0", b"1", b"2"], "label": ["a", "b", "a"], "split": ["train", "test", "x"]}
+    pq.write_table(pa.table(table), tmp_path / "train-00000-of-00001.parquet")
+    pq.write_table(pa.table(table), tmp_path / "test-00000-of-00001.parquet")
+    listing = list_source("parquet", tmp_path)
+    splits = listing.references["split"].to_pylist()
+    assert splits == ["test"] * 3 + ["train", "test"], "a file called test has none for training"
+    assert list(unused(listing, tmp_path).values()) == [NO_SPLIT]
+    assert listing.notes[0] == "train-00000-of-00001.parquet: splits from 'split'"
 
 
 def test_local_paths_relative_paths_and_uris_in_one_table(tmp_path):

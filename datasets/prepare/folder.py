@@ -7,9 +7,10 @@ import pyarrow as pa
 from pyarrow import fs
 
 from cluster.io.errors import UserError, require
+from cluster.io.uris import name_of
 from datasets.config import PrepareConfig
 from datasets.prepare.classes import describe_spellings, unify
-from datasets.prepare.layout import NO_CLASS, Layout, Placed, arrange
+from datasets.prepare.layout import NO_CLASS, Layout, Placed, arrange, stands_for_no_class
 from datasets.prepare.listing import (
     Listing,
     describe_source,
@@ -53,13 +54,13 @@ def list_folder(config: PrepareConfig) -> Listing:
     images = [(uri, place) for uri, (layout, _) in roots.items() for place in layout.images]
     names = [name for layout, _ in roots.values() for name in layout.classes]
     if not images:
-        loose = _describe_loose(layout for layout, _ in roots.values())
+        loose = _describe_loose([layout for layout, _ in roots.values()])
         raise UserError(
             f"{source}: there are no images; use a folder for each class, such as "
             f"train/Audi S6 Sedan 2011/1.jpg{loose}"
             + ("; for images without classes, use `python -m trainers predict`" if loose else "")
         )
-    _refuse_tables(config, [layout for layout, _ in roots.values()], names)
+    _refuse_no_classes(config, [layout for layout, _ in roots.values()], names)
     try:
         class_of = unify(names)
     except UserError as error:
@@ -116,23 +117,30 @@ def _arrange(
     return layout, infos
 
 
-def _refuse_tables(
+def _refuse_no_classes(
     config: PrepareConfig, layouts: Sequence[Layout], classes: Sequence[str]
 ) -> None:
-    """Refuse train/1.jpg and test/2.jpg beside a table, as Kaggle has them, or one folder of
-    images: folders that have the names of splits and no classes in them.
+    """Refuse folders that stand for no class: train/1.jpg and test/2.jpg, as Kaggle has them,
+    images/ beside annotations/, or one folder of images beside a table.
 
     Raises:
-        UserError: with the tables.
+        UserError: with the tables that may tell the classes.
     """
-    loose = [path for layout in layouts for path, reason in layout.unused if reason == NO_CLASS]
-    tables = [path for path in loose if "/" not in path and is_table(path)]
-    one = config.root is not None and len(set(classes)) == 1
-    if tables and (one or all(map(split_of_name, classes))):
-        raise UserError(
-            f"{describe_source(config)}: {', '.join(map(repr, classes))} hold no class folders; "
-            f"where {', '.join(tables[:3])} tells the classes, use --source table"
-        )
+    tables = _list_tables(layouts)
+    is_refused = all(map(split_of_name, classes))
+    if config.root is not None:
+        one = len(set(classes)) == 1
+        is_refused |= all(map(stands_for_no_class, classes)) or (one and bool(tables))
+    if not is_refused:
+        return
+    remedy = (
+        f"where {', '.join(tables[:3])} tells the classes, use --source table"
+        if tables
+        else "move the images into a folder for each class, or write a table of their paths and "
+        "classes for --source table"
+    )
+    names = ", ".join(map(repr, dict.fromkeys(classes)))
+    raise UserError(f"{describe_source(config)}: {names} hold no class folders; {remedy}")
 
 
 def _as_test(uri: str, layout: Layout) -> Layout:
@@ -150,11 +158,28 @@ def _as_test(uri: str, layout: Layout) -> Layout:
     return replace(layout, images=images)
 
 
-def _describe_loose(layouts: Iterable[Layout]) -> str:
+def _list_tables(layouts: Iterable[Layout]) -> list[str]:
+    """List tables and annotations; texts only at the top, as YOLO has one beside each image."""
+    paths = list[str]()
+    for layout in layouts:
+        paths += [path for path, reason in layout.unused if reason == NO_CLASS]
+        paths += [place.path for place in layout.images]
+    return [
+        path
+        for path in paths
+        if is_table(path)
+        and not any(
+            word in name_of(path).casefold() for word in ("readme", "license", "submission")
+        )
+        and not ("/" in path and path.casefold().endswith(".txt"))
+    ]
+
+
+def _describe_loose(layouts: Sequence[Layout]) -> str:
     loose = [path for layout in layouts for path, reason in layout.unused if reason == NO_CLASS]
     if not loose:
         return ""
     text = f"; {len(loose)} files are in no class folder"
-    if tables := [path for path in loose if is_table(path)]:
+    if tables := _list_tables(layouts):
         text += f"; where {', '.join(tables[:3])} tells the classes, use --source table"
     return text

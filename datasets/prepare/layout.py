@@ -34,6 +34,33 @@ OTHER_SUFFIXES = (
     *(".mat", ".npy", ".npz", ".pkl", ".xlsx", ".py", ".ipynb", ".sh", ".log", ".zip", ".parquet"),
 )
 """Of files that are beside images in data sets: they do not make a folder a class."""
+_NO_CLASSES = frozenset(
+    {
+        *(
+            "image",
+            "images",
+            "img",
+            "imgs",
+            "jpegimages",
+            "jpg",
+            "jpeg",
+            "png",
+            "photos",
+            "pictures",
+        ),
+        *(
+            "annotation",
+            "annotations",
+            "label",
+            "labels",
+            "mask",
+            "masks",
+            "segmentation",
+            "trimaps",
+        ),
+    }
+)
+"""Folders of data sets whose classes are in a table or in file names."""
 HIDDEN, SYSTEM = "hidden", "of an operating system or network storage"
 NO_CLASS = "in no class folder"
 IN_IMAGE_FOLDER = "in a folder that has the name of an image"
@@ -135,6 +162,11 @@ def is_other_file(name: str) -> bool:
     return name.casefold().endswith(OTHER_SUFFIXES)
 
 
+def stands_for_no_class(folder: str) -> bool:
+    """Whether a folder is usually one of a split, of all images or of annotations."""
+    return folder.casefold() in _NO_CLASSES or split_of_name(folder) is not None
+
+
 class _Tops:
     """The files below one folder, by the folders directly in it."""
 
@@ -188,12 +220,18 @@ def _find_base(files: Sequence[str], *, several_classes: bool) -> str:
         if any(split_of_name(name) and tops.has_class_folders(name) for name in tops.names):
             return base
         with_images = [name for name in tops.names if tops.has_images(name)]
-        loose = any(not is_other_file(path) for path in tops.loose)
+        loose = any(map(_may_be_image, tops.loose))
         if several_classes and not loose and len(with_images) > 1:
             return base
         if loose or len(with_images) != 1 or tops.has_own_images(with_images[0]):
             return ""
         base = f"{base}{with_images[0]}/"
+
+
+def _may_be_image(path: str) -> bool:
+    """Whether a file at the top may be an image: a stray `license.docx` is none."""
+    name = path.rpartition("/")[2].casefold()
+    return name.endswith(IMAGE_SUFFIXES) or "." not in name
 
 
 def _choose_splits(tops: _Tops) -> dict[str, str]:
@@ -294,8 +332,6 @@ def _find_doubled(tops: _Tops, name: str) -> str:
         names = list(below.names)
         if len(names) != 1 or split_of_name(names[0]) != split_of_name(name):
             return inside
-        if not below.has_class_folders(names[0]):
-            return inside
         inside = f"{inside}{names[0]}/"
 
 
@@ -333,6 +369,8 @@ def _arrange_classes(tops: _Tops) -> Layout:
     layout.unused.extend((path, NO_CLASS) for path in tops.loose)
     for name in tops.names:
         files = tops.files[name]
+        if not by_split:
+            _refuse_splits_in_a_class(tops, name)
         if files and all(map(is_other_file, files)):
             layout.unused.extend((tops.path_of(name, rest), NO_CLASS) for rest in files)
             continue
@@ -342,3 +380,20 @@ def _arrange_classes(tops: _Tops) -> Layout:
             split = SPLIT_OF_WORD.get(sub.casefold()) if by_split and slash else None
             layout.images.append(Placed(tops.path_of(name, rest), split or "train", name))
     return layout
+
+
+def _refuse_splits_in_a_class(tops: _Tops, name: str) -> None:
+    """Refuse `cars/train/audi` and `cars/valid/audi` beside `test/1.jpg`.
+
+    Raises:
+        UserError: with the folder to give; begins after `root is X`.
+    """
+    base = _find_base(tops.files[name], several_classes=False)
+    inner = _Tops(tops.files[name], (), base)
+    found = {split_of_name(sub): sub for sub in inner.names if inner.has_class_folders(sub)}
+    if "train" in found and len(found.keys() - {None}) > 1:
+        others = ", ".join(repr(other) for other in tops.names if other != name)
+        raise UserError(
+            f"{name!r} has splits of its own ({', '.join(found.values())}) beside {others}; give "
+            f"--root the folder {f'{tops.base}{name}/{base}'.rstrip('/')!r}"
+        )

@@ -23,7 +23,7 @@ from datasets.images import BadImage
 from datasets.prepare.classes import unify
 from datasets.prepare.layout import find_system_name
 from datasets.prepare.listing import Listing, hash_files, refuse_second_test_set, walk
-from datasets.prepare.splits import split_of_file, split_of_name
+from datasets.prepare.splits import find_split_column, may_tell_splits, read_splits, split_of_file
 from datasets.shards import SPLITS
 
 NO_SPLIT = "of no split"
@@ -47,7 +47,10 @@ def list_parquet(config: PrepareConfig) -> Listing:
         check_image_column(file.schema_arrow, found.path, config.image_column)
         rows = refer_to_rows(file, found.folder, found.path, image_column=config.image_column)
         of_file = _read_labels(file, found, config)
-        splits = _read_splits(file, found, config)
+        splits: list[str | None] = [found.split] * len(rows)
+        if (column := _find_split_column(file, found, config)) is not None:
+            splits = read_splits(column, read_column(file, column))
+            notes.append(f"{found.name}: splits from {column!r}")
         rows = rows.append_column("split", pa.array(splits, pa.string()))
         if (groups := _read_optional(file, found, config, "group_column")) is not None:
             texts = [None if group is None else str(group) for group in groups]
@@ -59,7 +62,7 @@ def list_parquet(config: PrepareConfig) -> Listing:
         tables.append(rows.filter(pc.field("split").is_valid()))
     classes, label_of_rows = index_labels(labels, config.label_column)
     for split in SPLITS:
-        names = [name_of(file.path) for file in files if file.split == split]
+        names = [file.name for file in files if file.split == split]
         if names:
             notes.append(f"{split}: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}")
     return Listing(
@@ -216,6 +219,12 @@ class DataFile:
     def path(self) -> str:
         return self.info.path
 
+    @property
+    def name(self) -> str:
+        """Path below the folder."""
+        root = f"{storage.resolve(self.folder)[1].rstrip('/')}/"
+        return self.path.removeprefix(root) if self.path.startswith(root) else name_of(self.path)
+
 
 def _list_files(field: str, uri: str) -> tuple[list[DataFile], list[tuple[str, str]]]:
     """List the Parquet files at `root` or `test_root`, and the other files there with a reason."""
@@ -249,12 +258,21 @@ def _list_files(field: str, uri: str) -> tuple[list[DataFile], list[tuple[str, s
     return chosen, unused
 
 
-def _read_splits(file: pq.ParquetFile, found: DataFile, config: PrepareConfig) -> list[str | None]:
-    """Return the split of each row: of the file, or as the column says; None without one."""
-    values = _read_optional(file, found, config, "split_column")
-    if values is None or found.field == "test_root":
-        return [found.split] * file.metadata.num_rows
-    return [split_of_name(str(value)) for value in values]
+def _find_split_column(file: pq.ParquetFile, found: DataFile, config: PrepareConfig) -> str | None:
+    """Return the column that tells the splits of rows: the named one, or of a usual name where the
+    file may be of any split."""
+    if found.field == "test_root":
+        return None
+    if (name := config.split_column) is not None:
+        _check_column(file.schema_arrow, found.path, "split_column", name)
+        return name
+    if found.split != "train":
+        return None
+    names = (name for name in file.schema_arrow.names if may_tell_splits(name))
+    try:
+        return find_split_column({name: read_column(file, name) for name in names})
+    except UserError as error:
+        raise UserError(f"{found.field} is {found.folder!r}: {found.path}: {error}") from None
 
 
 def _read_optional(

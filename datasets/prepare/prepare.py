@@ -47,6 +47,7 @@ from datasets.prepare.exclude import exclude
 from datasets.prepare.existing import clear, find_existing_output
 from datasets.prepare.folds import describe_folds
 from datasets.prepare.groups import add_groups
+from datasets.prepare.layout import stands_for_no_class
 from datasets.prepare.listing import Listing, describe_source, describe_unused
 from datasets.prepare.partition import (
     NEAR_TEST,
@@ -207,8 +208,11 @@ def _check_classes(
     train, test = labels_of["train"], labels_of["test"]
     for label, name in enumerate(classes):
         if label not in train:
-            only = "only test images" if label in test else "no image"
+            only = "only validation images" if label in labels_of["val"] else "no image"
+            only = "only test images" if label in test else only
             remedy = "add training images of it, or remove the class"
+            if stands_for_no_class(name):
+                remedy = "move its images into folders of their classes, or remove the folder"
             if (similar := find_similar(name, classes)) is not None:
                 remedy = f"call it {similar!r} where that is meant, which differs in case only"
             raise UserError(f"{source}: class {name!r} has {only}{note}; {remedy}")

@@ -6,18 +6,16 @@ from dataclasses import dataclass
 from cluster.io.errors import UserError
 from datasets.config import PrepareConfig
 from datasets.prepare.layout import IMAGE_SUFFIXES
-from datasets.prepare.splits import SPLIT_OF_WORD
+from datasets.prepare.splits import ONE, ZERO, find_split_column, is_split_name, read_splits
 from datasets.prepare.tables.rows import Rows, Value
 
 IMAGE_NAMES = (
     *("file_name", "filename", "file", "image_id", "image_name", "image_path", "img", "path"),
     *("filepath", "file_path", "uri", "url", "id"),
 )
-LABEL_NAMES = ("class", "class_name", "label_name", "category", "target")
-SPLIT_NAMES = ("split", "subset", "set")
+LABEL_NAMES = ("labels", "class", "class_name", "label_name", "category", "target", "choice")
 INDEX_NAMES = ("", "index", "unnamed: 0")
 """Of the column of row numbers that pandas writes."""
-_ONE, _ZERO = {"1", "1.0", "true"}, {"0", "0.0", "false"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +24,8 @@ class Columns:
 
     images: list[Value]
     labels: list[Value]
-    splits: list[Value] | None = None
+    splits: list[str | None] | None = None
+    """None of a row whose column tells none."""
     groups: list[Value] | None = None
     rule: str = ""
     """Which columns they are, in words."""
@@ -42,6 +41,8 @@ def find_columns(rows: Rows, config: PrepareConfig) -> Columns | None:
         UserError: where a column that the config names is missing; begins after the table's name.
     """
     names = list(rows.columns)
+    if not names:
+        raise UserError("it is empty")
     image = _find(names, "image_column", config.image_column, IMAGE_NAMES, default="image")
     image = image or _guess_image(rows)
     if image is None:
@@ -50,9 +51,10 @@ def find_columns(rows: Rows, config: PrepareConfig) -> Columns | None:
         )
     split = config.split_column and _require(names, "split_column", config.split_column)
     group = config.group_column and _require(names, "group_column", config.group_column)
-    if split is None:
-        split = next((name for name in SPLIT_NAMES if _is_split(rows.columns.get(name))), None)
     label = _find(names, "label_column", config.label_column, LABEL_NAMES, default="label")
+    if split is None:
+        kept = {n: rows.columns[n] for n in names if n not in (image, label, group)}
+        split = find_split_column(kept)
     used = (image, split, group)
     others = [n for n in names if n not in used and n.casefold() not in INDEX_NAMES]
     if label is None and len(others) == 1:
@@ -64,11 +66,13 @@ def find_columns(rows: Rows, config: PrepareConfig) -> Columns | None:
         rule = f"classes from the {len(others)} columns of 0 and 1"
     rule = f"images from {image!r}, {rule}"
     rule += f", splits from {split!r}" if split else ""
+    if split is None and (odd := next(filter(is_split_name, others), None)):
+        rule += f"; {odd!r} does not name train, val or test, and is not used"
     rule += f", groups from {group!r}" if group else ""
     return Columns(
         images=rows.columns[image],
         labels=labels,
-        splits=rows.columns[split] if split else None,
+        splits=read_splits(split, rows.columns[split]) if split else None,
         groups=rows.columns[group] if group else None,
         rule=rule,
     )
@@ -101,18 +105,13 @@ def _guess_image(rows: Rows) -> str | None:
     )
 
 
-def _is_split(values: Sequence[Value] | None) -> bool:
-    kept = {str(value).casefold() for value in values or () if value is not None}
-    return bool(kept) and kept <= SPLIT_OF_WORD.keys()
-
-
 def _from_one_hot(rows: Rows, names: Sequence[str]) -> list[Value] | None:
     """Return the name of the column that is 1 in each row; None for rows with none or several."""
     texts = {name: [str(value).casefold() for value in rows.columns[name]] for name in names}
-    if len(names) < 2 or not all(set(column) <= _ONE | _ZERO for column in texts.values()):
+    if len(names) < 2 or not all(set(column) <= ONE | ZERO for column in texts.values()):
         return None
     labels: list[Value] = []
     for row in range(rows.num_rows):
-        ones = [name for name, column in texts.items() if column[row] in _ONE]
+        ones = [name for name, column in texts.items() if column[row] in ONE]
         labels.append(ones[0] if len(ones) == 1 else None)
     return labels

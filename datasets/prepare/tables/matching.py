@@ -3,25 +3,26 @@
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from urllib.parse import unquote
 
 from datasets.prepare.layout import IMAGE_SUFFIXES
 from datasets.prepare.splits import split_of_name
 
 
 class Files:
-    """Files below a root, found by what a table calls them, in any form of Unicode."""
+    """Files below a root, found by what a table calls them, in any form of Unicode; where nothing
+    is called so, in any case, as on Windows, and with %20 for a blank, as in a URL."""
 
     def __init__(self, paths: Iterable[str]) -> None:
         """`paths` are below the root, with slashes."""
-        self._paths = {_normalize(path): path for path in sorted(paths, reverse=True)}
-        self._by_name = defaultdict[str, list[str]](list)
-        for path in sorted(self._paths):
-            name = path.rpartition("/")[2]
-            self._by_name[name].append(path)
-            stem, dot, suffix = name.rpartition(".")
-            if dot and f".{suffix.casefold()}" in IMAGE_SUFFIXES:
-                self._by_name[stem].append(path)
+        self._files = list(paths)
+        self._exact = _Index(self._files, _normalize)
+
+    @cached_property
+    def _any_case(self) -> "_Index":
+        return _Index(self._files, lambda path: _normalize(path).casefold())
 
     def find(self, value: str, *, below: str = "", split: str | None = None) -> str | None:
         """Return the path that a table means; None where there is none, or several.
@@ -31,9 +32,34 @@ class Files:
             split: of the row; of several files of a name, the one in a folder of this split.
         """
         value = re.sub("^[A-Za-z]:/", "/", value.replace("\\", "/")).removeprefix("./")
+        for text in dict.fromkeys((value, unquote(value))):
+            found = self._exact.find(text, below, split) or self._any_case.find(text, below, split)
+            if found is not None:
+                return found
+        return None
+
+
+class _Index:
+    """Files by their paths and names."""
+
+    def __init__(self, paths: Sequence[str], normalize: Callable[[str], str]) -> None:
+        self._normalize = normalize
+        spellings = defaultdict[str, list[str]](list)
+        for path in paths:
+            spellings[normalize(path)].append(path)
+        self._paths = {key: same[0] for key, same in spellings.items() if len(same) == 1}
+        self._by_name = defaultdict[str, list[str]](list)
+        for path in sorted(self._paths):
+            name = path.rpartition("/")[2]
+            self._by_name[name].append(path)
+            stem, dot, suffix = name.rpartition(".")
+            if dot and f".{suffix.casefold()}" in IMAGE_SUFFIXES:
+                self._by_name[stem].append(path)
+
+    def find(self, value: str, below: str, split: str | None) -> str | None:
         while value.startswith("../"):
             value, below = value[3:], below.rpartition("/")[0]
-        value, below = _normalize(value), _normalize(below)
+        value, below = self._normalize(value), self._normalize(below)
         for path in (f"{below}/{value}" if below else value, value):
             if path in self._paths:
                 return self._paths[path]

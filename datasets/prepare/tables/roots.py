@@ -24,8 +24,8 @@ from datasets.prepare.tables.rows import Value, is_table
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 """Hugging Face's `imagefolder`; https://huggingface.co/docs/datasets/image_dataset"""
-ONE_HOT = "_classes.csv"
-"""Roboflow's export for classification, in the folder of each split."""
+ROBOFLOW = ("_classes.csv", "_annotations.coco.json")
+"""Its exports, in the folder of each split."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +68,15 @@ class Root:
             return
         tops = {name.removeprefix("./").partition("/")[::2] for name in names}
         folders = {top for top, rest in tops if rest}
-        if self.is_folder or len(folders) < len({top for top, _ in tops}):
-            folders = {""}
+        uris = {folder: storage.join(self.uri, folder) for folder in sorted(folders) if folder}
+        has_files = len(uris) < len({top for top, _ in tops})
+        uris = {folder: uri for folder, uri in uris.items() if storage.exists(uri)}
+        if self.is_folder or has_files or not uris:
+            uris = {"": self.uri}
         infos: dict[str, fs.FileInfo] = {}
-        for folder in sorted(folders):
-            uri = storage.join(self.uri, folder) if folder else self.uri
+        for folder, uri in uris.items():
             prefix = f"{folder}/" if folder else ""
-            if not folder or storage.exists(uri):
-                infos |= {f"{prefix}{p}": info for p, info in walk(self.option, uri).items()}
+            infos |= {f"{prefix}{p}": info for p, info in walk(self.option, uri).items()}
         self.infos = keep_files(infos)
 
     def locate(self, name: str, *, table: str, split: str | None) -> Place | None:
@@ -167,6 +168,6 @@ def find_metadata(infos: dict[str, fs.FileInfo]) -> tuple[str, ...]:
     return tuple(
         path
         for path in infos
-        if name_of(path).casefold() in (*METADATA, ONE_HOT)
+        if name_of(path).casefold() in (*METADATA, *ROBOFLOW)
         and find_system_name(path.split("/")) is None
     )

@@ -5,6 +5,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from datasets.prepare.layout import IMAGE_SUFFIXES
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json", ".parquet")
 Value = int | str | None
+_WHOLE = re.compile(r"-?\d+\.0+")
 _GZIP = (OSError, EOFError, zlib.error)
 
 
@@ -57,6 +59,8 @@ def read_rows(name: str, content: bytes) -> Rows:
         # Excel's "Unicode text" begins with a mark of UTF-16.
         is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
+        if "\0" in text:
+            raise UnicodeDecodeError("utf-8", content, 0, 1, "it has NUL")
         if suffix in ("jsonl", "ndjson"):
             return _from_objects([json.loads(line) for line in text.splitlines() if line.strip()])
         if suffix == "json":
@@ -83,8 +87,10 @@ def _read_parquet(content: bytes) -> Rows:
 
 def _read_csv(text: str, *, spaced: bool) -> Rows:
     """`spaced`: fields are separated by blanks, as in `images/1.jpg 3`, unless by a delimiter."""
-    first = text.lstrip().partition("\n")[0]
+    first, _, rest = text.lstrip().partition("\n")
     delimiter = max(",;\t|", key=first.count)
+    if first.casefold().startswith("sep="):  # Excel's, before the names of columns
+        text, delimiter = rest, first.rstrip()[4:] or "\t"
     if spaced and not first.count(delimiter):
         lines = [line.rsplit(maxsplit=1) for line in text.splitlines()]
     else:
@@ -116,6 +122,13 @@ def _read_csv(text: str, *, spaced: bool) -> Rows:
 def _from_json(content: Any) -> Rows:
     if isinstance(content, dict) and {"images", "annotations"} <= content.keys():
         return _from_coco(content)
+    if isinstance(content, dict) and all(k.casefold().endswith(IMAGE_SUFFIXES) for k in content):
+        return _from_objects(
+            [
+                {"file_name": name, **(value if isinstance(value, dict) else {"label": value})}
+                for name, value in content.items()
+            ]
+        )
     if isinstance(content, dict) and all(isinstance(v, dict) for v in content.values()):
         # As pandas writes it by default: {column: {index: value}}.
         columns = {name: _to_values(list(values.values())) for name, values in content.items()}
@@ -163,11 +176,15 @@ def _from_coco(content: dict[str, Any]) -> Rows:
 def _to_values(values: Sequence[Any]) -> list[Value]:
     """Blanks become None; where all other values are whole numbers, so are the results."""
     texts = [None if value is None else str(value).strip() or None for value in values]
-    kept = [text for text in texts if text is not None and text.casefold() != "nan"]
+    texts = [None if text is None or text.casefold() == "nan" else text for text in texts]
+    kept = [text for text in texts if text is not None]
+    if len(kept) < len(texts) and all(map(_WHOLE.fullmatch, kept)):
+        texts = [text and text.partition(".")[0] for text in texts]  # pandas: 3.0 beside a blank
+        kept = [text for text in texts if text is not None]
     # A leading zero is part of a name: 007.jpg.
     if kept and all(str(_to_int(text)) == text for text in kept):
         return [_to_int(text) if text is not None else None for text in texts]
-    return [None if text is None or text.casefold() == "nan" else text for text in texts]
+    return list(texts)
 
 
 def _to_int(text: str) -> int | None:

@@ -143,13 +143,12 @@ def _read_columns(
         columns = find_columns(rows, config)
         if columns is None:
             names = ", ".join(rows.columns)
-            raise UserError(f"it has the columns {names}, and none of classes")
+            remedy = "; name it by --label-column" if is_required else ""
+            raise UserError(f"it has the columns {names}, and none of classes{remedy}")
     except UserError as error:
         if is_required:
-            raise UserError(
-                f"{root.option} is {root.uri!r}: {path}: {error}; name the columns by "
-                "--image-column and --label-column"
-            ) from None
+            reason = str(error).removeprefix(f"{name_of(path)}: ")
+            raise UserError(f"{root.option} is {root.uri!r}: {path}: {reason}") from None
         root.skipped[path] = f"a table that is not used: {error}"
         return None
     found.notes += [f"{path}: {note}" for note in (*rows.notes, columns.rule)]
@@ -165,7 +164,7 @@ def _take_rows(root: Root, table: str, columns: Columns, found: Found) -> None:
     for row, value in enumerate(columns.images):
         split = of_table
         if columns.splits is not None and root.option != "test_root":
-            split = split_of_name(str(columns.splits[row]))
+            split = columns.splits[row]
             if split is None:
                 found.unused.append((f"{address}#{row}", NO_SPLIT))
                 continue
