@@ -24,9 +24,9 @@ SETTINGS = settings(
 )
 NAMES = (
     "manifest", "manifest that may be another's", "schema version", "quarantine", "exclude list",
-    "config", "rows", "result",
-    "progress", "checkpoint", "evaluation", "trials", "leaderboard", "sweep config", "advice",
-    "origin", "known results", "features", "cache", "review: config.json",
+    "config", "rows", "result", "progress", "checkpoint", "calibration", "evaluation", "trials",
+    "leaderboard", "sweep config", "advice", "origin", "known results", "features", "cache",
+    "review: config.json",
     "review: started.json", "review: trials.json", "review: leaderboard.json",
     "review: promoted/promoted.json",
 )  # fmt: skip

@@ -48,6 +48,7 @@ NEEDED = {
     "audit": ("--data", "d"),
     "bench": ("--data", "d"),
     "evaluate": ("--run", "r"),
+    "compare": ("--runs", "a", "b"),
     "explain": ("--run", "r"),
     "export": ("--run", "r", "--out", "o"),
     "predict": (*IMAGES, "--backbone", "resnet50"),

@@ -115,6 +115,10 @@ def test_what_an_evaluation_writes_agrees_with_itself(run: str) -> None:
 def test_the_validation_split_measures_as_it_did_in_training(run: str) -> None:
     row, result = read_rows(run)[-1], write_evaluation(run, split="val")
 
+    assert (
+        result["calibration"] is None
+        and "17 validation images are too few" in (result["not_calibrated"])
+    )
     assert result["val/loss"] == pytest.approx(row["val/loss"], rel=1e-5)
     assert result["val/top1"] == pytest.approx(row["val/top1"])
 

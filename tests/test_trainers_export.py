@@ -19,6 +19,7 @@ import torch
 from huggingface_hub import ModelCard
 
 from cluster.io import storage
+from tests.support.calibration import CALIBRATION
 from trainers.config import FinetuneConfig, IngestConfig, ModelConfig, ScheduleConfig
 from trainers.export import formats
 from trainers.export.config import ExportConfig, Format
@@ -27,6 +28,7 @@ from trainers.export.model_card import CardFacts, write_card
 from trainers.networks.backbones import build
 from trainers.networks.initializers import initialize
 from trainers.run import checkpoint
+from trainers.run.calibration import write_calibration
 from trainers.run.checkpoint import TrainingProgress
 from trainers.run.evaluations import read_evaluation
 from trainers.run.folder import load_best_model
@@ -66,6 +68,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> str:
     )
     of_checkpoint = {"epoch": 2, "fingerprint": "0123abcd"}
     measured = {"test/top1": 0.875, "test/top5": 1.0, "test/loss": 0.5, "num_images": 16}
+    write_calibration(config.out, 0, CALIBRATION)
     return write_run(config, {**of_checkpoint, **measured})
 
 
@@ -112,10 +115,14 @@ def check_snippets(folder: Path, run: str, images_BHWC: np.ndarray) -> int:
     assert np.abs(expected_BK).max() > 0.1
     for snippet in snippets:
         # What the garbage collector closes, pytest warns of.
-        names: dict[str, Any] = {"images": images_BHWC, "open": read_text}
+        names: dict[str, Any] = {"images": images_BHWC, "open": read_text, "logits": expected_BK}
         with torch.no_grad():
             exec(snippet, names)
         np.testing.assert_allclose(np.asarray(names["logits"]), expected_BK, atol=1e-5)
+        if "probabilities" in names:
+            probabilities_BK = CALIBRATION.probabilities(expected_BK)
+            np.testing.assert_allclose(names["probabilities"], probabilities_BK, rtol=1e-5)
+            assert names["is_unknown"].tolist() == [False] * len(images_BHWC)
         assert names.get("classes", list(CLASSES)) == list(CLASSES)
     return len(snippets)
 
@@ -126,7 +133,7 @@ def test_each_snippet_of_the_card_computes_what_the_run_does(
     monkeypatch.chdir(exported)
 
     assert {file.name for file in exported.iterdir()} == FILES
-    assert check_snippets(exported, run, draw_images(SIZE_PX)) == 3
+    assert check_snippets(exported, run, draw_images(SIZE_PX)) == 4
     assert "clone" not in (exported / "README.md").read_text()
 
 
@@ -160,7 +167,7 @@ def test_classes_are_inside_each_format(exported: Path) -> None:
         of_safetensors = file.metadata()
     session = onnxruntime.InferenceSession(exported / "model.onnx")
     of_onnx = session.get_modelmeta().custom_metadata_map
-    of_torch: dict[str, Any] = dict.fromkeys(("classes", "size_px"), "")
+    of_torch: dict[str, Any] = dict.fromkeys(("classes", "size_px", "calibration"), "")
     torch.export.load(exported / "model.pt2", extra_files=of_torch)
 
     for metadata in (of_safetensors, of_onnx, of_torch):
@@ -170,6 +177,8 @@ def test_classes_are_inside_each_format(exported: Path) -> None:
     assert isinstance(session.get_inputs()[0].shape[0], str)
     config = json.loads((exported / "config.json").read_bytes())
     assert config["classes"] == list(CLASSES) and config["mean"] == [0.5, 0.5, 0.5]
+    assert config["calibration"] == CALIBRATION.summarize(0.05)
+    assert json.loads(of_torch["calibration"]) == config["calibration"]
 
 
 def test_the_card_as_hugging_face_reads_it(exported: Path) -> None:
@@ -185,6 +194,7 @@ def test_the_card_as_hugging_face_reads_it(exported: Path) -> None:
     assert accuracies == {"top-1 accuracy": 0.875, "top-5 accuracy": 1.0}
     assert "| test (16) | top-1 | 0.8750 |" in content
     assert "| validation | top-1 | 0.7500 |" in content
+    assert "| validation (40, each by the others) | ECE after calibration | 0.0100 |" in content
     assert "fingerprint `0123abcd`" in content and "| optim.learning_rate | 0.001 |" in content
     assert "alice" not in content  # no local folders are published
     for line in content.splitlines():
@@ -196,7 +206,8 @@ def test_the_card_of_a_run_without_validation_says_so() -> None:
         config=FinetuneConfig(data="cars", train_on="train+val"),
         progress=TrainingProgress(epoch=3, classes=CLASSES),
         files={},
-        preprocessing={"mean": 0.5, "std": 0.5},
+        preprocessing={"mean": 0.5, "std": 0.5, "calibration": None},
+        calibration=None,
         dynamic_batch=True,
         evaluation=None,
         commit=None,
@@ -214,7 +225,8 @@ def test_hostile_class_names_are_text(run: str) -> None:
             config=training,
             progress=replace(progress, classes=classes),
             files={},
-            preprocessing={"mean": 0.5, "std": 0.5},
+            preprocessing={"mean": 0.5, "std": 0.5, "calibration": None},
+            calibration=None,
             dynamic_batch=True,
             evaluation=None,
             commit=None,

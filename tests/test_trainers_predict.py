@@ -1,6 +1,7 @@
 """Predictions equal evaluation's, no image is missing, and a pretrained head names classes."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -98,11 +99,16 @@ def probabilities(model: torch.nn.Module, image_HWC: np.ndarray) -> torch.Tensor
 
 @pytest.mark.ray
 def test_predictions_on_the_test_split_equal_evaluation(
-    run: str, easy_data: str, predict: Predict
+    run: str, easy_data: str, predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Through the stream and through Ray Data's actors: the same numbers."""
-    expected = write_evaluation(run)
-    written = predict(easy_data, run=run, top_k=3, batch_size=5, num_workers=2)
+    """Through the stream and through Ray Data's actors: the same numbers, all of them calibrated."""
+    monkeypatch.setattr("trainers.evaluation.calibrate.LEAST_IMAGES", 10)
+    run = shutil.copytree(run, str(tmp_path / "calibrated"))
+    expected = write_evaluation(run, hierarchy="names", least_probability=0.4, coverage=0.8)
+    written = predict(
+        easy_data, run=run, top_k=3, batch_size=5, num_workers=2, hierarchy="names",
+        least_probability=0.4, coverage=0.8,
+    )  # fmt: skip
     rows = {path: row for path, row in written["rows"].items() if path.startswith("test/")}
     table = pq.read_table(f"{easy_data}/test")
     labels = dict(zip(table["path"].to_pylist(), table["label"].to_pylist(), strict=True))
@@ -116,7 +122,15 @@ def test_predictions_on_the_test_split_equal_evaluation(
 
     assert rows.keys() == labels.keys() and len(rows) == expected["num_images"] == 13
     assert np.mean(right) == pytest.approx(expected["test/top1"])
-    assert -np.log(of_label).mean() == pytest.approx(expected["test/loss"], rel=1e-4)
+    assert -np.log(of_label).mean() == pytest.approx(expected["test/calibrated_loss"], rel=1e-4)
+    found, of_test = expected["calibration"], [rows[path] for path in labels]
+    assert np.mean([row["unknown"] for row in of_test]) == pytest.approx(found["measured_refused"])
+    assert np.mean([len(row["class_set"]) for row in of_test]) == pytest.approx(found["set_size"])
+    answers = [row["answer_level"] for row in of_test]
+    assert [level["answers"] for level in expected["hierarchy"]] == pytest.approx(
+        [answers.count(level) / len(answers) for level in ("make", "model")]
+    )
+    assert written["summary"]["calibration"]["temperature"] == found["temperature"]
     assert sum(own[0].values()) == pytest.approx(1, abs=1e-6)
     assert (
         len(written["rows"]) == written["summary"]["num_good"] == 78

@@ -17,6 +17,13 @@ OTHERS = {
         address="address",
         imports=READERS,
     ),
+    "compare": Verb(
+        "say what changed between two runs: McNemar's test, classes, pictures",
+        "trainers.evaluation.config:CompareConfig",
+        "trainers.evaluation.compare:run_compare",
+        address="address",
+        imports=READERS,
+    ),
     "explain": Verb(
         "show where it looks (Grad-CAM)",
         "trainers.evaluation.config:ExplainConfig",

@@ -157,8 +157,11 @@ def eval_step(
     Returns:
         float32 `[5, B]` on the device: `run.predictions.COLUMNS` of each image.
     """
-    labels_B = labels_B.long()
-    logits_BK = forward(unwrap(model), images, settings)
+    return score_logits(forward(unwrap(model), images, settings), labels_B.long())
+
+
+def score_logits(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
+    """Return what `eval_step` does, of logits."""
     predicted_B = logits_BK.topk(1).indices[:, 0]
     top_Bk = logits_BK.topk(min(5, logits_BK.shape[1])).indices
     # Of equal logits, the two calls may choose other classes.

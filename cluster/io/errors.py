@@ -62,6 +62,13 @@ def require_positive(field: str, value: float | None) -> None:
     )
 
 
+def require_share(field: str, value: float | None) -> None:
+    """Refuse a share that is not between 0 and 1; None means 'not set' and passes."""
+    require(
+        value is None or 0 < value < 1, field, value, "use a share between 0 and 1, such as 0.95"
+    )
+
+
 def require_not_negative(field: str, value: float) -> None:
     """Refuse a number that is not finite and at least zero."""
     require(isfinite(value) and value >= 0, field, value, "use a finite number, zero or more")

@@ -66,5 +66,7 @@ def refuse_relative_paths(config: Any, prefix: str = "") -> None:
             )
 
 
-def _is_relative(uri: str) -> bool:
+def _is_relative(uri: str | tuple[str, ...]) -> bool:
+    if isinstance(uri, tuple):
+        return any(map(_is_relative, uri))
     return "://" not in uri and not Path(uri).is_absolute()

@@ -23,10 +23,11 @@ from datasets.config import IngestConfig
 from datasets.passes import features
 from datasets.prepare.exclude import parse_list
 from tests.conftest import ROOT
+from tests.support.calibration import CALIBRATION
 from tests.support.data import write_shards
 from tests.support.sweeps import write_sweep, write_test
 from trainers.config import FinetuneConfig, ModelConfig
-from trainers.run import checkpoint, evaluations, rows
+from trainers.run import calibration, checkpoint, evaluations, rows
 from trainers.run import folder as run_folder
 from trainers.run.checkpoint import TrainingProgress
 from tuning import leaderboard, record, states, winner
@@ -157,6 +158,11 @@ def list_readers(scratch: Path) -> dict[str, Reader]:
         "result": Reader("result.json", as_json(result), _read_result),
         "progress": Reader(step, as_json(asdict(progress)), checkpoint.latest_progress),
         "checkpoint": Reader(step, as_json(asdict(progress)), checkpoint.read_latest),
+        "calibration": Reader(
+            "checkpoints/step-00000014/calibration.json",
+            as_json(asdict(CALIBRATION)),
+            lambda folder: calibration.read_calibration(folder, 14),
+        ),
         "evaluation": Reader(
             "evaluation_test.json",
             (run / "evaluation_test.json").read_bytes(),

@@ -3,7 +3,12 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from cluster.io.errors import require, require_at_least
+from cluster.io.errors import (
+    require,
+    require_at_least,
+    require_not_negative,
+    require_share,
+)
 from cluster.io.markers import URI
 
 
@@ -18,6 +23,8 @@ class EvaluateConfig:
     python -m trainers evaluate --run runs/head --split val --tta
 
     python -m trainers evaluate --run runs/head --data runs/field --map 'VW Golf=Golf'
+
+    python -m trainers evaluate --run runs/head --hierarchy names
     """
 
     run: Annotated[str, URI]
@@ -33,10 +40,26 @@ class EvaluateConfig:
     tta: bool = False
     """Test-time augmentation: the mean probability of each image and its mirror image. Takes twice
     as long, and writes evaluation_SPLIT_tta."""
+    coverage: float = 0.95
+    """Share of images whose set of classes is to have the true one; measured on the split."""
+    refused: float = 0.05
+    """Share of images of known classes that may be called unknown; sets the threshold on
+    validation images."""
+    hierarchy: str | None = None
+    """Levels of classes: `names` reads make, model and year from names such as Audi S6 Sedan 2011;
+    else the URI of a CSV file with the column class and a column for each level, the coarsest
+    first. Measures each level, and answers that back off to a coarser one."""
+    least_probability: float = 0.9
+    """With a hierarchy: the answer is of the finest level that has this probability."""
     json: bool = False
     """Print only the result, as JSON."""
     address: str | None = None
     """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
+
+    def __post_init__(self) -> None:
+        require_share("coverage", self.coverage)
+        require_share("refused", self.refused)
+        require_share("least_probability", self.least_probability)
 
 
 Which = Literal["mistakes", "confident", "random"]
@@ -72,3 +95,36 @@ class ExplainConfig:
             1 <= self.num_images <= 60, "num_images", self.num_images, "use 1 to 60, to be readable"
         )
         require_at_least("seed", self.seed, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """Compare two runs on the same images: McNemar's test, classes that gained and lost, and
+    pictures of the images that changed.
+
+    python -m trainers compare --runs runs/before runs/after
+
+    In CI, exit code 1 where the second run's top-1 is lower by more than a hundredth:
+
+    python -m trainers compare --runs runs/before runs/after --fail-if-worse 0.01
+    """
+
+    runs: Annotated[tuple[str, str], URI]
+    """Run folders of two trainings: before and after. What is not evaluated yet is evaluated."""
+    split: Literal["train", "val", "test"] = "test"
+    """Which images."""
+    data: Annotated[str | None, URI] = None
+    """URI of the data set, where the runs trained on different ones."""
+    out: Annotated[str, URI] = "runs/compared"
+    """URI of the folder to write."""
+    fail_if_worse: float | None = None
+    """Exit with code 1 where top-1 fell by more than this."""
+    address: str | None = None
+    """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.runs[0] != self.runs[1], "runs", self.runs, "give the folders of two trainings"
+        )
+        if self.fail_if_worse is not None:
+            require_not_negative("fail_if_worse", self.fail_if_worse)

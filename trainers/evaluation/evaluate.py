@@ -2,6 +2,7 @@
 
     RUN/evaluation_SPLIT/confusion.png, confused_pairs.png, reliability.png
                          confusion.csv, per_class.csv, predictions.parquet
+                         confusion_grouped.png    of the coarsest level, with --hierarchy
     RUN/evaluation_SPLIT.json    written last
 
 With test-time augmentation SPLIT becomes SPLIT_tta.
@@ -11,6 +12,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,9 +26,12 @@ from datasets.plan import IGNORE_INDEX
 from datasets.prepare.classes import clean
 from datasets.shards import TRAIN_AND_VAL, Manifest, read_manifest
 from trainers.evaluation import pictures
+from trainers.evaluation.calibrate import calibrated, find_calibration, measure_calibration
 from trainers.evaluation.config import EvaluateConfig
-from trainers.evaluation.measures import confusion_matrix, find_confused_pairs, measure
-from trainers.evaluation.split import predict_split, read_views
+from trainers.evaluation.levels import group_classes, measure_levels, show_levels
+from trainers.evaluation.measures import Measures, confusion_matrix, find_confused_pairs, measure
+from trainers.evaluation.split import Describe, describe_answers, predict_split, read_views
+from trainers.inference.hierarchy import open_hierarchy
 from trainers.inference.inference import Network
 from trainers.run import folder as run_folder
 from trainers.run.checkpoint import TrainingProgress
@@ -48,7 +53,15 @@ def run_evaluation(config: EvaluateConfig) -> None:
     writes = folder_of(config.run, config.split or "test", tta=config.tta)
     with hold_lease(writes, field="run"):
         result = write_evaluation(
-            config.run, split=config.split, data=config.data, tta=config.tta, renamed=config.map
+            config.run,
+            split=config.split,
+            data=config.data,
+            tta=config.tta,
+            renamed=config.map,
+            coverage=config.coverage,
+            refused=config.refused,
+            hierarchy=config.hierarchy,
+            least_probability=config.least_probability,
         )
     split = result["split"]
     sync = track_evaluation(config.run, split, result, tta=config.tta)
@@ -80,12 +93,19 @@ def write_evaluation(
     data: str | None = None,
     tta: bool = False,
     renamed: Sequence[str] = (),
+    coverage: float = EvaluateConfig.coverage,
+    refused: float = EvaluateConfig.refused,
+    hierarchy: str | None = None,
+    least_probability: float = EvaluateConfig.least_probability,
 ) -> dict[str, Any]:
     """Evaluate a run on a split of its data set, or of `data`; write what the module lists.
+
+    A checkpoint that has no calibration is calibrated first.
 
     Args:
         split: by default as `choose_split`.
         renamed: classes of the data set and of the network, as DATA=NETWORK.
+        coverage, refused, hierarchy, least_probability: as of EvaluateConfig.
 
     Returns:
         The content of evaluation_SPLIT.json.
@@ -96,13 +116,40 @@ def write_evaluation(
     network, progress, manifest = _open(run, data)
     split = choose_split(manifest, split, data)
     matched = match_classes(manifest, split, network, renamed)
-    predictions = _predict(network, manifest, split, tta, renamed=renamed)
+    calibration, reason = None, "not with --tta: its probabilities are means of two"
+    if not tta:
+        trained = replace(network, config=run_folder.read_config(run))
+        calibration, reason = find_calibration(run, trained, progress)
+    levels = None if hierarchy is None else open_hierarchy(hierarchy, network.classes)
+    describe = partial(
+        describe_answers,
+        calibration=calibration,
+        coverage=coverage,
+        hierarchy=levels,
+        least_probability=least_probability,
+    )
+    predictions = _predict(network, manifest, split, tta, renamed=renamed, describe=describe)
     measures, pairs = measure(predictions), find_confused_pairs(predictions, NUM_PAIRS)
+    scaled: Measures | None = None
+    calibrated_means: dict[str, float] = {}
+    found: dict[str, Any] | None = None
+    if calibration is not None:
+        in_sample = split == "val" and manifest.fingerprint == calibration.fingerprint
+        scaled = None if in_sample else measure(calibrated(predictions))
+        calibrated_means = {
+            f"{split}/calibrated_ece": scaled.ece if scaled else calibration.ece_after,
+            f"{split}/calibrated_loss": scaled.loss if scaled else calibration.loss_after,
+        }
+        found = measure_calibration(predictions, calibration, coverage=coverage, refused=refused)
     confusion_KK = confusion_matrix(predictions)
     rows_N = [pair.row for pair in pairs]
     examples = [*read_views(network.config, manifest, split, rows_N)] if pairs else []
     result = {
         **{f"{split}/{name}": value for name, value in measures.means().items()},
+        **calibrated_means,
+        "calibration": found,
+        "not_calibrated": reason,
+        "hierarchy": levels and measure_levels(predictions, levels),
         "split": split,
         "num_images": measures.num_images,
         "not_scored": matched.not_scored,
@@ -118,7 +165,9 @@ def write_evaluation(
     files = {
         "confusion.png": pictures.draw_confusion(confusion_KK, measures, network.classes),
         "confused_pairs.png": pictures.draw_confused_pairs(pairs, examples),
-        "reliability.png": pictures.draw_reliability(measures),
+        "reliability.png": pictures.draw_reliability(
+            scaled or measures, before=scaled and measures
+        ),
         "confusion.csv": to_csv(
             ["true \\ predicted", *network.classes],
             zip(network.classes, *confusion_KK.T.tolist(), strict=True),
@@ -127,6 +176,11 @@ def write_evaluation(
             result["per_class"][0], (row.values() for row in result["per_class"])
         ),
     }
+    if levels is not None:
+        grouped = group_classes(predictions, levels, 0)
+        files["confusion_grouped.png"] = pictures.draw_confusion(
+            confusion_matrix(grouped), measure(grouped), grouped.classes
+        )
     run = storage.absolute(run, "run")
     folder = folder_of(run, split, tta=tta)
     storage.write_parquet(predictions_uri(run, split, tta=tta), predictions.table)
@@ -208,10 +262,18 @@ def match_classes(
 
 
 def _predict(
-    network: Network, manifest: Manifest, split: str, tta: bool, *, renamed: Sequence[str]
+    network: Network,
+    manifest: Manifest,
+    split: str,
+    tta: bool,
+    *,
+    renamed: Sequence[str],
+    describe: Describe | None = None,
 ) -> Predictions:
     matched = match_classes(manifest, split, network, renamed)
-    predictions = predict_split(network, manifest, split, tta=tta, index_K=matched.index_K)
+    predictions = predict_split(
+        network, manifest, split, tta=tta, index_K=matched.index_K, describe=describe
+    )
     num_unreadable, ingest = predictions.num_unreadable, network.config.ingest
     if too_many_unreadable(network.config, num_unreadable, manifest.split(split).num_images):
         raise UserError(
@@ -248,6 +310,9 @@ def show(result: dict[str, Any], split: str, folder: str) -> None:
         "top-1 {top1:.3f}  top-5 {top5:.3f}  macro F1 {macro_f1:.3f}  ECE {ece:.3f}  "
         "loss {loss:.3f}".format_map(means)
     )
+    show_calibration(result, split)
+    if result["hierarchy"]:
+        show_levels(result["hierarchy"])
     print("\nWorst classes\n    F1  precision  recall  images  class")
     seen = [row for row in result["per_class"] if row["images"]]
     for row in sorted(seen, key=lambda row: row["f1"])[:NUM_SHOWN]:
@@ -262,3 +327,18 @@ def show(result: dict[str, Any], split: str, folder: str) -> None:
         print(f"{pair['count']:4} ({pair['share']:.0%})  {pair['true']} -> {pair['predicted']}")
     print(f"\nPictures: {folder}/confusion.png, confused_pairs.png, reliability.png")
     print(f"Tables:   {folder}/confusion.csv, per_class.csv, predictions.parquet; {folder}.json")
+
+
+def show_calibration(result: dict[str, Any], split: str) -> None:
+    """Print what calibration changes, and how often the model would say `unknown`."""
+    found = result["calibration"]
+    if found is None:
+        print(f"Not calibrated: {result['not_calibrated']}")
+        return
+    ece, loss = (result[f"{split}/calibrated_{name}"] for name in ("ece", "loss"))
+    print(f"Calibrated (temperature {found['temperature']:.3f}): ECE {ece:.3f}  loss {loss:.3f}")
+    print(
+        f"Unknown: {found['measured_refused']:.1%} of the images, {found['refused']:.1%} wanted.  "
+        f"Sets of {found['coverage']:.0%}: {found['measured_coverage']:.1%} have the true class, "
+        f"mean size {found['set_size']:.2f}"
+    )

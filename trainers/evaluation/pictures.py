@@ -151,8 +151,12 @@ def draw_confused_pairs(pairs: Sequence[ConfusedPair], examples: Sequence[np.nda
 
 
 @matplotlib.rc_context(STYLE)
-def draw_reliability(measures: Measures) -> bytes:
-    """Draw accuracy against confidence, in bins of confidence."""
+def draw_reliability(measures: Measures, *, before: Measures | None = None) -> bytes:
+    """Draw accuracy against confidence, in bins of confidence.
+
+    Args:
+        before: the measures before calibration.
+    """
     figure = Figure(figsize=(5.6, 6.2), dpi=DPI, layout="constrained")
     upper, lower = figure.subplots(2, height_ratios=(3, 1), sharex=True)
     centers_M = (np.arange(NUM_BINS) + 0.5) / NUM_BINS
@@ -175,8 +179,9 @@ def draw_reliability(measures: Measures) -> bytes:
     upper.legend(loc="upper left", frameon=False)
     gap = measures.mean_confidence - measures.top1
     manner = "over-confident" if gap > 0 else "under-confident"
+    earlier = f", {before.ece:.3f} before calibration" if before else ""
     upper.set_title(
-        f"Calibration error {measures.ece:.3f} (ECE, {NUM_BINS} bins)\n"
+        f"Calibration error {measures.ece:.3f} (ECE, {NUM_BINS} bins){earlier}\n"
         f"Says {measures.mean_confidence:.1%}, is right in {measures.top1:.1%}: {manner}"
     )
     lower.bar(centers_M, measures.bin_count_M, width * 0.9, color=FAINT)
@@ -194,6 +199,41 @@ def draw_reliability(measures: Measures) -> bytes:
     lower.set(xlabel="confidence: probability of the predicted class", ylabel="images")
     lower.set_yticks([])
     lower.xaxis.set_major_formatter(PercentFormatter(1))
+    return _png(figure)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Change:
+    """An image that one of two runs predicts correctly."""
+
+    image_HWC: np.ndarray
+    """uint8, RGB."""
+    true: str
+    before: str
+    after: str
+
+
+@matplotlib.rc_context(STYLE)
+def draw_changes(changes: Sequence[Change]) -> bytes:
+    """Draw a sheet of images; gains are blue, losses orange; changes may be empty."""
+    across = 6
+    down = max(1, -(-len(changes) // across))
+    height_in = 2.5 * down + 0.6
+    figure = Figure(figsize=(1.9 * across, height_in), dpi=DPI)
+    figure.subplots_adjust(left=0, right=1, bottom=0.3 / height_in, top=1 - 0.8 / height_in)
+    title = "Images that changed: now right (blue), now wrong (orange)"
+    figure.suptitle(title if changes else "No image changed", x=0.005, ha="left", fontsize=11)
+    grid = figure.subplots(down, across, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, change in zip(grid.flat, changes, strict=False):
+        axes.imshow(change.image_HWC)
+        is_gain = change.after == change.true
+        wrong = change.before if is_gain else change.after
+        _caption(axes, change.true, BLUE if is_gain else ORANGE)
+        lines = textwrap.wrap(wrong, 26, max_lines=2, placeholder=" ...")
+        text = "\n".join([("was: " if is_gain else "now: ") + lines[0], *lines[1:]])
+        axes.text(0.5, -0.04, text, transform=axes.transAxes, fontsize=7.5, ha="center", va="top")
     return _png(figure)
 
 

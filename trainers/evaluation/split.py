@@ -29,15 +29,20 @@ from datasets.shards import Manifest, Split
 from datasets.sources import RowSource, ShardSource
 from trainers.config import FinetuneConfig
 from trainers.inference.actors import CPU_BATCH_SIZE, GPU_BATCH_SIZE, plan_actors
+from trainers.inference.hierarchy import Hierarchy
 from trainers.inference.inference import Network
 from trainers.networks.folding import fold_batchnorm
 from trainers.networks.precision import inference_precision
+from trainers.run.calibration import Calibration, unknown_scores
 from trainers.run.predictions import COLUMNS, Predictions, build_predictions
 from trainers.settings import prepare_inference
-from trainers.step import StepSettings, eval_step, predict
+from trainers.step import StepSettings, predict, score_logits
 
 SMALL_SPLIT = 256
 """Images that are predicted in this process: fewer than actors would predict while they start."""
+
+Describe = Callable[[Tensor, Tensor], dict[str, pa.Array]]
+"""logits_NK and labels_N, IGNORE_INDEX where an image is not scored -> further columns."""
 
 
 class SplitPredictor:
@@ -51,6 +56,7 @@ class SplitPredictor:
         threads: int,
         use_gpu: bool,
         index_K: np.ndarray,
+        describe: Describe | None,
     ) -> None:
         """`index_K`: of each class of the data set, the network's."""
         network, self._index_K = load(), torch.tensor(index_K)
@@ -59,33 +65,28 @@ class SplitPredictor:
         self._device, settings = prepare_inference(
             self._model, network.config, threads=threads, use_gpu=use_gpu
         )
-        self._step = partial(
-            eval_step,
-            settings=settings,
-            forward=predict_mirrored if tta else predict,
-        )
+        self._forward = partial(predict_mirrored if tta else predict, settings=settings)
+        self._describe = describe
 
+    @torch.no_grad()
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Return row, image_id, COLUMNS and, for an unreadable image, its name and the reason."""
+        """Return row, image_id, COLUMNS, those of `describe` and, for an unreadable image, its
+        name and the reason."""
         images_NHWC = torch.tensor(block["image"].chunk(0).to_numpy(zero_copy_only=False))
         labels_N = torch.tensor(block["label"].to_numpy()).long()
         # Classes that the network does not have, and unreadable images, are IGNORE_INDEX.
         labels_N = self._index_K[labels_N.clamp(min=0)].where(labels_N >= 0, IGNORE_INDEX)
-        batches = zip(
-            images_NHWC.split(self._batch_size), labels_N.split(self._batch_size), strict=True
-        )
-        columns_5N = torch.cat(
-            [
-                self._step(self._model, images_BHWC.to(self._device), labels_B.to(self._device))
-                for images_BHWC, labels_B in batches
-            ],
-            dim=1,
-        )
+        batches = images_NHWC.split(self._batch_size)
+        logits_NK = torch.cat(
+            [self._forward(self._model, images_BHWC.to(self._device)) for images_BHWC in batches]
+        ).cpu()
+        columns_5N = score_logits(logits_NK, labels_N)
         return pa.table(
             {
                 "row": block["row"],
                 "image_id": block["image_id"],
-                **dict(zip(COLUMNS, columns_5N.cpu().numpy(), strict=True)),
+                **dict(zip(COLUMNS, columns_5N.numpy(), strict=True)),
+                **(self._describe(logits_NK, labels_N) if self._describe else {}),
                 "unreadable": block["read_error"],
             }
         )
@@ -98,6 +99,7 @@ def predict_split(
     *,
     index_K: np.ndarray,
     tta: bool = False,
+    describe: Describe | None = None,
 ) -> Predictions:
     """Predict each image of a split once, none augmented, in batches that are the same anywhere.
 
@@ -105,6 +107,7 @@ def predict_split(
         index_K: of each class of the data set, the network's, or IGNORE_INDEX: such images have
             no row.
         tta: predict the mean probability of each image and its mirror image.
+        describe: returns further columns of the predictions.
 
     Raises:
         UserError: where `cluster.device` asks for a GPU and there is none.
@@ -122,6 +125,7 @@ def predict_split(
         "threads": plan.threads_per_worker,
         "use_gpu": use_gpu,
         "index_K": index_K,
+        "describe": describe,
     }
     if in_process:
         predictor = SplitPredictor(load=lambda: network, **arguments)
@@ -133,12 +137,14 @@ def predict_split(
     table = table.sort_by("row")
     assert table["row"].to_pylist() == list(range(source.num_images)), "each image exactly once"
     unreadable = table["unreadable"].drop_null().to_pylist()
+    known = ("row", "image_id", *COLUMNS, "unreadable")
     predictions = build_predictions(
         {
             "row": table["row"],
             "image_id": table["image_id"],
             "path": read_paths(config.data, source),
             **{name: table[name].to_numpy() for name in COLUMNS},
+            **{name: table[name] for name in table.column_names if name not in known},
         },
         network.classes,
         unreadable=unreadable,
@@ -156,6 +162,40 @@ def plan_chunks(config: FinetuneConfig, split: Split, batch_size: int) -> list[C
         order.chunk(np.arange(start, min(start + block_images, num_images)))
         for start in range(0, num_images, block_images)
     ]
+
+
+def keep_logits(logits_NK: Tensor, labels_N: Tensor) -> dict[str, pa.Array]:
+    """Return the column `logits`, lists of K."""
+    values = pa.array(logits_NK.numpy().ravel())
+    return {"logits": pa.FixedSizeListArray.from_arrays(values, logits_NK.shape[1])}
+
+
+def describe_answers(
+    logits_NK: Tensor,
+    labels_N: Tensor,
+    *,
+    calibration: Calibration | None,
+    coverage: float,
+    hierarchy: Hierarchy | None,
+    least_probability: float,
+) -> dict[str, pa.Array]:
+    """Return columns of calibrated probabilities: confidence, loss, unknown score, and the size of
+    the set of classes that has the true one at a rate of `coverage`; and those of a hierarchy."""
+    columns: dict[str, pa.Array] = {}
+    scaled_NK = logits_NK / (calibration.temperature if calibration else 1.0)
+    probabilities_NK = scaled_NK.softmax(1)
+    if calibration is not None:
+        _, _, confidence_N, loss_N, _ = score_logits(scaled_NK, labels_N).numpy()
+        in_set_NK = probabilities_NK >= calibration.least_probability(coverage)
+        columns = {
+            "calibrated_confidence": pa.array(confidence_N),
+            "calibrated_loss": pa.array(loss_N),
+            "unknown_score": pa.array(unknown_scores(logits_NK.numpy())),
+            "set_size": pa.array(in_set_NK.sum(1).numpy().astype(np.int32)),
+        }
+    if hierarchy is not None:
+        columns |= hierarchy.describe(probabilities_NK.numpy(), least_probability)
+    return columns
 
 
 def predict_mirrored(model: nn.Module, images_BHWC: Tensor, settings: StepSettings) -> Tensor:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
-from cluster.io.errors import require
+from cluster.io.errors import require, require_share
 from cluster.io.markers import URI
 
 Format = Literal["safetensors", "onnx", "torch_export"]
@@ -28,8 +28,12 @@ class ExportConfig:
     """Which files to write; onnx needs the extra packages of `pip install '.[export]'`."""
     dynamic_batch: bool = False
     """Let ONNX and torch.export take any number of images at once; else one."""
+    refused: float = 0.05
+    """Share of images of known classes that may be called unknown; sets the threshold in
+    config.json and in the metadata of each file, where the run is calibrated."""
 
     def __post_init__(self) -> None:
+        require_share("refused", self.refused)
         require(
             bool(self.formats),
             "formats",

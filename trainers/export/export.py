@@ -7,6 +7,7 @@ OUT/README.md           the model card, written last
 """
 
 import json
+import shlex
 from dataclasses import replace
 
 import torch
@@ -16,10 +17,12 @@ from cluster.io import storage
 from cluster.io.errors import UserError, require
 from cluster.io.lease import hold_lease
 from cluster.io.records import read_json
+from cluster.io.terminal import report
 from cluster.provenance import find_commit
 from trainers.export.config import ExportConfig
 from trainers.export.formats import EXPORTERS, Exporter, Run, Subject, require_onnx
 from trainers.export.model_card import CardFacts, FileFacts, write_card
+from trainers.run.calibration import read_calibration
 from trainers.run.evaluations import read_evaluation
 from trainers.run.folder import load_best_model
 from trainers.settings import step_settings
@@ -44,12 +47,20 @@ def export(config: ExportConfig) -> dict[str, FileFacts]:
     out = storage.absolute(config.out, "out")
     training, progress, model = load_best_model(run)
     settings = step_settings(training, torch.device("cpu"))
+    calibration = read_calibration(run, progress.global_step)
+    if calibration is None and progress.validated:
+        report(
+            f"{config.run} is not calibrated: `python -m trainers evaluate --run "
+            f"{shlex.quote(config.run)}` first adds a temperature and `unknown` to the files",
+            warning=True,
+        )
     subject = Subject(
         model=model,
         config=training,
         classes=progress.classes,
         settings=replace(settings, autocast_dtype=None),
         dynamic_batch=config.dynamic_batch,
+        calibration=calibration and calibration.summarize(config.refused),
     )
     _clear(out)
     text = json.dumps({**MARK, **subject.describe()}, indent=1)
@@ -61,6 +72,7 @@ def export(config: ExportConfig) -> dict[str, FileFacts]:
         files=files,
         preprocessing=subject.describe(),
         dynamic_batch=config.dynamic_batch,
+        calibration=calibration,
         evaluation=read_evaluation(
             run, "test", epoch=progress.epoch, fingerprint=progress.fingerprint
         ),

@@ -8,7 +8,7 @@ B images, S size in pixels, H height, W width, C the channels red, green, blue, 
 import importlib.util
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,15 +61,18 @@ class Subject:
     settings: StepSettings
     """Of evaluation, in float32."""
     dynamic_batch: bool
+    calibration: Mapping[str, Any] | None = None
+    """`Calibration.summarize`."""
 
     def describe(self) -> dict[str, Any]:
-        """Return the content of config.json: network, classes and pixels."""
+        """Return the content of config.json: network, classes, pixels, calibration."""
         return {
             "backbone": self.config.model.backbone,
             "classes": list(self.classes),
             "size_px": self.config.ingest.size_px,
             "mean": list(self.settings.mean),
             "std": list(self.settings.std),
+            "calibration": self.calibration,
         }
 
     def metadata(self) -> dict[str, str]:

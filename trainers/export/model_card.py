@@ -11,11 +11,20 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from cluster.io.markers import NOT_ON_CARD, ON_CARD, SET_BY_PHASES, URI, flatten, marked
 from cluster.io.uris import name_of
+from trainers import metrics
 from trainers.config import PRETRAINED, FinetuneConfig
 from trainers.networks.backbones import find
 from trainers.networks.initializers import describe_weights
+from trainers.run.calibration import Calibration
 from trainers.run.checkpoint import TrainingProgress
 
+LABELS = {
+    metrics.TEST_TOP1: "top-1",
+    metrics.TEST_TOP5: "top-5",
+    metrics.TEST_ECE: "ECE before calibration",
+    metrics.TEST_CALIBRATED_ECE: "ECE after calibration",
+    metrics.TEST_CALIBRATED_LOSS: "loss after calibration",
+}
 TEMPLATE = Path(__file__).with_name("model_card.md.j2")
 
 
@@ -38,6 +47,7 @@ class CardFacts:
     preprocessing: Mapping[str, Any]
     """`Subject.describe`: its mean and std are those of the pixels."""
     dynamic_batch: bool
+    calibration: Calibration | None
     evaluation: Mapping[str, Any] | None
     """The content of evaluation_test.json for this checkpoint and its data set."""
     commit: str | None
@@ -60,6 +70,8 @@ def write_card(facts: CardFacts) -> str:
         results=result_rows(facts),
         files=facts.files,
         dynamic_batch=facts.dynamic_batch,
+        calibration=facts.preprocessing["calibration"],
+        num_val=facts.calibration and facts.calibration.num_images,
     )
     return f"{card.content}\n"
 
@@ -123,11 +135,17 @@ def result_rows(facts: CardFacts) -> list[tuple[str, str, str]]:
     progress = facts.progress
     top1 = f"{progress.val_top1:.4f}" if progress.validated else "not measured: they train too"
     rows = [("validation", "top-1", top1)]
+    if (found := facts.calibration) is not None:
+        val = f"validation ({found.num_images}, each by the others)"
+        rows += [
+            (val, "ECE before calibration", f"{found.ece_before:.4f}"),
+            (val, "ECE after calibration", f"{found.ece_after:.4f}"),
+        ]
     if facts.evaluation is None:
         return [*rows, ("test", "not measured", "`python -m trainers evaluate` does")]
     images = f"test ({facts.evaluation['num_images']})"
     return rows + [
-        (images, name.removeprefix("test/").replace("top", "top-"), f"{value:.4f}")
+        (images, LABELS.get(name, name.removeprefix("test/")), f"{value:.4f}")
         for name, value in facts.evaluation.items()
         if name.startswith("test/") and isinstance(value, float)
     ]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from cluster.config import Device
-from cluster.io.errors import require, require_at_least, require_between
+from cluster.io.errors import require, require_at_least, require_between, require_share
 from cluster.io.markers import URI
 from datasets.config import MAX_FOLDS, SIZES_PX, IngestConfig
 from trainers.config import ModelConfig
@@ -103,18 +103,36 @@ class PredictConfig(InferenceConfig):
       python -m trainers predict --images photos --backbone resnet50 --out runs/predicted
       python -m trainers predict --images s3://bucket/photos --backbone mobilenet_v2
           --weights mobilenet_v2_imagenet.pth --normalization half --out s3://bucket/predicted
+      python -m trainers predict --images photos --run runs/cars --coverage 0.95
+          --out runs/predicted
 
-    OUT/predictions holds path, class, probability, top_classes and top_probabilities;
+    OUT/predictions holds path, class, probability, top_classes and top_probabilities. A run that is
+    calibrated (a training and `evaluate` do it) adds unknown_score, and unknown: whether the image
+    is of none of the classes;
     OUT/predictions_bad_images.parquet path and reason of each unreadable image;
     OUT/predictions_summary.json is written last.
     """
 
     top_k: int = 5
     """How many of the likeliest classes are kept."""
+    refused: float = 0.05
+    """Share of images of known classes that may be called unknown; sets the threshold on the run's
+    validation images."""
+    coverage: float | None = None
+    """Add the column class_set: classes of which, for this share of images, one is the true one.
+    Needs a calibrated run."""
+    hierarchy: str | None = None
+    """Levels of classes, as of `evaluate`: `names`, or the URI of a CSV file. Adds the likeliest
+    group of each level, and answer, answer_level and answer_probability."""
+    least_probability: float = 0.9
+    """With a hierarchy: the answer is of the finest level that has this probability."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_at_least("top_k", self.top_k, 1)
+        require_share("refused", self.refused)
+        require_share("coverage", self.coverage)
+        require_share("least_probability", self.least_probability)
 
 
 Pooling = Literal["avg", "max", "none"]

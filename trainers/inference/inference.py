@@ -31,6 +31,7 @@ from trainers.networks.backbones import build, find, require_size, set_size
 from trainers.networks.initializers import initialize, pretrained_available
 from trainers.networks.precision import inference_precision
 from trainers.networks.published import IMAGENET_CLASSES
+from trainers.run.calibration import Calibration, read_calibration
 from trainers.run.folder import load_best_model
 from trainers.settings import prepare_inference
 from trainers.step import predict
@@ -48,6 +49,7 @@ class Network:
     classes: tuple[str, ...]
     origin: str
     """For messages."""
+    calibration: Calibration | None = None
 
 
 def open_network(config: InferenceConfig, *, keep_head: bool) -> Network:
@@ -62,7 +64,13 @@ def open_network(config: InferenceConfig, *, keep_head: bool) -> Network:
     if config.run is not None:
         run, progress, model = load_best_model(config.run)
         origin = f"{run.model.backbone} of {config.run}, epoch {progress.epoch}"
-        network = Network(model=model, config=run, classes=progress.classes, origin=origin)
+        network = Network(
+            model=model,
+            config=run,
+            classes=progress.classes,
+            origin=origin,
+            calibration=read_calibration(config.run, progress.global_step),
+        )
     else:
         network = _open_pretrained(config, keep_head=keep_head)
     if config.size_px in (None, network.config.ingest.size_px):

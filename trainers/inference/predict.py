@@ -1,5 +1,6 @@
 """Classifies photographs, and writes the likeliest classes as Parquet."""
 
+import shlex
 from functools import partial
 
 import numpy as np
@@ -8,41 +9,109 @@ from rich.table import Table
 from torch import Tensor
 
 from cluster.io import storage
-from cluster.io.terminal import literal_console
+from cluster.io.errors import require
+from cluster.io.terminal import literal_console, report
 from trainers.inference.config import PredictConfig
+from trainers.inference.hierarchy import Hierarchy, open_hierarchy
 from trainers.inference.inference import open_network, run_inference
+from trainers.run.calibration import Calibration, unknown_scores
 
 _NUM_SHOWN = 5
 
 
 def to_predictions(
-    logits_BK: Tensor, *, classes: tuple[str, ...], top_k: int
+    logits_BK: Tensor,
+    *,
+    classes: tuple[str, ...],
+    top_k: int,
+    calibration: Calibration | None = None,
+    refused: float = PredictConfig.refused,
+    coverage: float | None = None,
+    hierarchy: Hierarchy | None = None,
+    least_probability: float = PredictConfig.least_probability,
 ) -> dict[str, pa.Array]:
-    """Return columns of the likeliest class, its probability, and both for the `top_k`."""
+    """Return columns of the likeliest class, its probability, and both for the `top_k`; with a
+    calibration also whether an image is of no class and, for a `coverage`, its set of classes; with
+    a hierarchy its columns."""
     k = min(top_k, len(classes))
-    top_Bk = logits_BK.softmax(dim=1).topk(k)
+    temperature = 1.0 if calibration is None else calibration.temperature
+    probabilities_BK = (logits_BK / temperature).softmax(dim=1)
+    top_Bk = probabilities_BK.topk(k)
     names_Bk = np.array(classes, object)[top_Bk.indices.numpy()]
     names = pa.array(names_Bk.ravel(), pa.string())
     probabilities_Bk = top_Bk.values.numpy()
     offsets = pa.array(np.arange(0, names_Bk.size + 1, k), pa.int32())
-    return {
+    columns = {
         "class": pa.array(names_Bk[:, 0], pa.string()),
         "probability": pa.array(probabilities_Bk[:, 0]),
         "top_classes": pa.ListArray.from_arrays(offsets, names),
         "top_probabilities": pa.ListArray.from_arrays(offsets, probabilities_Bk.ravel()),
     }
+    if calibration is not None:
+        scores_B = unknown_scores(logits_BK.numpy())
+        columns["unknown_score"] = pa.array(scores_B)
+        columns["unknown"] = pa.array(scores_B > calibration.unknown_threshold(refused))
+        if coverage is not None:
+            columns["class_set"] = list_sets(
+                probabilities_BK, classes, calibration.least_probability(coverage)
+            )
+    if hierarchy is not None:
+        columns |= hierarchy.describe(probabilities_BK.numpy(), least_probability)
+    return columns
+
+
+def list_sets(probabilities_BK: Tensor, classes: tuple[str, ...], least: float) -> pa.Array:
+    """Return the classes of at least a probability, the likeliest first; none for some images."""
+    ordered_BK = probabilities_BK.sort(1, descending=True)
+    return pa.array(
+        [
+            [classes[label] for label in labels_K[probabilities_K >= least]]
+            for probabilities_K, labels_K in zip(
+                ordered_BK.values.numpy(), ordered_BK.indices.numpy(), strict=True
+            )
+        ],
+        pa.list_(pa.string()),
+    )
 
 
 def run_predict(config: PredictConfig) -> None:
     """Predict, and print counts and the first predictions."""
     network = open_network(config, keep_head=True)
+    calibration, hierarchy = network.calibration, None
+    if config.hierarchy is not None:
+        hierarchy = open_hierarchy(config.hierarchy, network.classes)
+    require(
+        config.coverage is None or calibration is not None,
+        "coverage",
+        config.coverage,
+        "a set of classes needs a calibrated run: give --run, and first "
+        "`python -m trainers evaluate --run RUN`",
+    )
+    if config.run is not None and calibration is None:
+        report(
+            f"{config.run} is not calibrated, so no image is called unknown: "
+            f"`python -m trainers evaluate --run {shlex.quote(config.run)}` calibrates it",
+            warning=True,
+        )
     outcome = run_inference(
         config,
         network,
-        partial(to_predictions, classes=network.classes, top_k=config.top_k),
+        partial(
+            to_predictions,
+            classes=network.classes,
+            top_k=config.top_k,
+            calibration=calibration,
+            refused=config.refused,
+            coverage=config.coverage,
+            hierarchy=hierarchy,
+            least_probability=config.least_probability,
+        ),
         name="predictions",
         row_bytes=0,  # far fewer than the pixels
-        facts={"classes": network.classes},
+        facts={
+            "classes": network.classes,
+            "calibration": calibration and calibration.summarize(config.refused),
+        },
     )
     if outcome.parts:
         show(outcome.parts[0])
@@ -57,5 +126,6 @@ def show(part: str) -> None:
         column.no_wrap = True
     for row in first.slice(0, _NUM_SHOWN).to_pylist():
         name = "/".join(row["path"].split("/")[-2:])
-        table.add_row(f"{row['probability']:.3f}", row["class"], name)
+        label = f"unknown; likeliest {row['class']}" if row.get("unknown") else row["class"]
+        table.add_row(f"{row['probability']:.3f}", label, name)
     literal_console().print(table)

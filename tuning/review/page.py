@@ -140,6 +140,8 @@ def list_tiles(record: SweepRecord, verdict: SweepVerdict) -> list[Tile]:
         top1, num_images = record.test[metrics.TEST_TOP1], record.test["num_images"]
         bounds = wilson(top1, num_images)
         note = f"{_range(bounds.low, bounds.high)} on {num_images} images, evaluated once"
+        if (after := record.test.get(metrics.TEST_CALIBRATED_ECE)) is not None:
+            note += f"; ECE {after:.3f} calibrated, {record.test[metrics.TEST_ECE]:.3f} before"
         tiles.append(Tile(name="test/top1", value=f"{top1:.3f}", note=note))
     if (promoted := record.promoted) is not None:
         top1 = promoted[metrics.TEST_TOP1]

@@ -1,0 +1,174 @@
+"""Calibrate a run's best checkpoint on its validation images.
+
+N images, K classes.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+from sklearn.model_selection import KFold
+
+from cluster.io.errors import UserError
+from datasets.shards import read_manifest
+from trainers.evaluation.measures import measure
+from trainers.evaluation.split import keep_logits, predict_split
+from trainers.inference.inference import Network
+from trainers.run.calibration import (
+    Calibration,
+    read_calibration,
+    unknown_scores,
+    write_calibration,
+)
+from trainers.run.checkpoint import TrainingProgress
+from trainers.run.folder import load_best_model
+from trainers.run.predictions import Predictions
+
+MAX_LOG_TEMPERATURE = 3.0
+NUM_FOLDS = 5
+LEAST_IMAGES = 20
+"""Below it a temperature says more about these images than about the network."""
+
+
+def calibrate(run: str) -> str:
+    """Calibrate a run's best checkpoint, unless it is; return a line that says what it found."""
+    config, progress, model = load_best_model(run)
+    network = Network(model=model, config=config, classes=progress.classes, origin=run)
+    found, reason = find_calibration(run, network, progress)
+    if found is None:
+        return f"Not calibrated: {reason}"
+    return (
+        f"Calibrated: temperature {found.temperature:.3f}; val ECE {found.ece_after:.3f} after, "
+        f"{found.ece_before:.3f} before"
+    )
+
+
+def find_calibration(
+    run: str, network: Network, progress: TrainingProgress
+) -> tuple[Calibration | None, str | None]:
+    """Return the calibration of a run's best checkpoint, fitted where the checkpoint has none.
+
+    Args:
+        network: of that checkpoint, with the config that it was trained with.
+        progress: of that checkpoint.
+
+    Returns:
+        The calibration; or None, and the reason for it.
+    """
+    if (known := read_calibration(run, progress.global_step)) is not None:
+        return known, None
+    data = network.config.data
+    if not progress.validated:
+        return None, "its validation images trained, so none are left to fit a temperature on"
+    try:
+        manifest = read_manifest(data, network.config.fold)
+    except UserError as error:
+        return None, str(error)
+    if manifest.fingerprint != progress.fingerprint:
+        return None, f"{data} was prepared again since the training"
+    num_images = manifest.split("val").num_images
+    if num_images < LEAST_IMAGES:
+        return (
+            None,
+            f"{num_images} validation images are too few, {LEAST_IMAGES} or more are needed",
+        )
+    predictions = predict_split(
+        network, manifest, "val", index_K=np.arange(len(manifest.classes)), describe=keep_logits
+    )
+    calibration = fit_calibration(predictions, manifest.fingerprint)
+    write_calibration(run, progress.global_step, calibration)
+    return calibration, None
+
+
+def fit_calibration(predictions: Predictions, fingerprint: str) -> Calibration:
+    """Fit a calibration on predictions that have logits, of images that did not train."""
+    logits_NK = np.stack(predictions.table["logits"].to_numpy(zero_copy_only=False))
+    logits_NK, labels_N = logits_NK.astype(np.float64), predictions.label_N
+    temperature = fit_temperature(logits_NK, labels_N)
+    folds = KFold(NUM_FOLDS, shuffle=True, random_state=0)
+    scaled_NK = np.empty_like(logits_NK)
+    for others, fold in folds.split(logits_NK):
+        scaled_NK[fold] = logits_NK[fold] / fit_temperature(logits_NK[others], labels_N[others])
+    before = measure(with_logits(predictions, logits_NK))
+    after = measure(with_logits(predictions, scaled_NK))
+    of_label_N = np.exp(_log_probabilities(logits_NK / temperature, labels_N))
+    return Calibration(
+        temperature=temperature,
+        fingerprint=fingerprint,
+        num_images=len(labels_N),
+        ece_before=before.ece,
+        ece_after=after.ece,
+        loss_before=before.loss,
+        loss_after=after.loss,
+        known_scores=tuple(np.sort(unknown_scores(logits_NK)).tolist()),
+        label_distances=tuple(np.sort(1 - of_label_N).tolist()),
+    )
+
+
+def fit_temperature(logits_NK: np.ndarray, labels_N: np.ndarray) -> float:
+    """Return the temperature of the least cross-entropy.
+
+    Source: Guo et al. 2017, On Calibration of Modern Neural Networks. A normal prior of its
+    logarithm (deviation 1) keeps it finite where every image is right.
+    """
+
+    def loss(log_temperature: float) -> float:
+        scaled_NK = logits_NK / np.exp(log_temperature)
+        return 0.5 * log_temperature**2 - _log_probabilities(scaled_NK, labels_N).sum()
+
+    bounds = (-MAX_LOG_TEMPERATURE, MAX_LOG_TEMPERATURE)
+    found = minimize_scalar(loss, bounds=bounds, method="bounded")
+    return float(np.exp(found.x))
+
+
+def with_logits(predictions: Predictions, logits_NK: np.ndarray) -> Predictions:
+    """Return predictions with the confidence and loss that logits give."""
+    log_NK = log_softmax(logits_NK, axis=1)
+    columns = {
+        "confidence": np.exp(log_NK.max(1)),
+        "loss": -np.take_along_axis(log_NK, predictions.label_N[:, None], 1)[:, 0],
+    }
+    return replace_columns(predictions, columns)
+
+
+def measure_calibration(
+    predictions: Predictions, calibration: Calibration, *, coverage: float, refused: float
+) -> dict[str, Any]:
+    """Return how often images are called unknown, and how often their sets have the true class.
+
+    Args:
+        predictions: with the columns of `describe_calibrated` for this coverage.
+    """
+    threshold = calibration.unknown_threshold(refused)
+    of_label_N = np.exp(-predictions.numbers("calibrated_loss"))
+    return {
+        "temperature": calibration.temperature,
+        "refused": refused,
+        "unknown_threshold": threshold,
+        "measured_refused": float((predictions.numbers("unknown_score") > threshold).mean()),
+        "coverage": coverage,
+        "measured_coverage": float((of_label_N >= calibration.least_probability(coverage)).mean()),
+        "set_size": float(predictions.numbers("set_size").mean()),
+    }
+
+
+def calibrated(predictions: Predictions) -> Predictions:
+    """Return predictions whose confidence and loss are the calibrated ones beside them."""
+    names = ("confidence", "loss")
+    return replace_columns(
+        predictions, {name: predictions.numbers(f"calibrated_{name}") for name in names}
+    )
+
+
+def replace_columns(predictions: Predictions, columns: dict[str, np.ndarray]) -> Predictions:
+    table = predictions.table
+    for name, values in columns.items():
+        table = table.set_column(table.column_names.index(name), name, [values])
+    return replace(predictions, table=table)
+
+
+def _log_probabilities(logits_NK: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
+    """Return the log probability of each image's class."""
+    return np.take_along_axis(log_softmax(logits_NK, axis=1), labels_N[:, None], 1)[:, 0]

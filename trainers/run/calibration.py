@@ -1,0 +1,110 @@
+"""The calibration of a checkpoint: RUN/checkpoints/step-00000063/calibration.json.
+
+What a network's logits mean: probabilities, whether an image is of no class, and sets of classes
+that hold the true one at a stated rate. B images, K classes, N validation images.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import logsumexp, softmax
+
+from cluster.io import storage
+from cluster.io.errors import require
+from cluster.io.records import read_record
+from trainers.run import checkpoint
+
+FILE = "calibration.json"
+COVERAGES = (0.9, 0.95, 0.99)
+"""Rates of the sets that an export names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Fitted on validation images; the numbers before and after are of validation images too, each
+    with the temperature that the other four fifths of them give."""
+
+    temperature: float
+    """Logits are divided by it before softmax."""
+    fingerprint: str
+    """Of the data set."""
+    num_images: int
+    ece_before: float
+    ece_after: float
+    loss_before: float
+    loss_after: float
+    known_scores: tuple[float, ...]
+    """`unknown_scores` of the validation images, rising."""
+    label_distances: tuple[float, ...]
+    """1 - the calibrated probability of the true class of the validation images, rising."""
+
+    def __post_init__(self) -> None:
+        require(self.temperature > 0, "temperature", self.temperature, "use a number above zero")
+        for name in ("known_scores", "label_distances"):
+            values = getattr(self, name)
+            require(
+                len(values) > 0 and all(map(math.isfinite, values)),
+                name,
+                values[:3],
+                "use one finite number or more",
+            )
+
+    def probabilities(self, logits_BK: np.ndarray) -> np.ndarray:
+        """Return calibrated probabilities_BK."""
+        return softmax(logits_BK / self.temperature, axis=1)
+
+    def unknown_threshold(self, refused: float) -> float:
+        """Return the unknown score that a share of `refused` of known images is above."""
+        return float(np.quantile(self.known_scores, 1 - refused, method="higher"))
+
+    def least_probability(self, coverage: float) -> float:
+        """Return the calibrated probability from which on a class is in an image's set, so that
+        the sets of a share of `coverage` of images have the true class.
+
+        Split conformal prediction (Sadinle et al. 2019, Least Ambiguous Set-Valued Classifiers). 0,
+        so that all classes are in each set, where there are too few validation images for it.
+        """
+        num_images = len(self.label_distances)
+        rank = math.ceil((num_images + 1) * coverage)
+        return 1 - self.label_distances[rank - 1] if rank <= num_images else 0.0
+
+    def summarize(self, refused: float) -> dict[str, Any]:
+        """Return what a reader of logits needs, for the files of an export."""
+        return {
+            "temperature": self.temperature,
+            "unknown_threshold": self.unknown_threshold(refused),
+            "refused": refused,
+            "least_probability": {
+                str(coverage): self.least_probability(coverage) for coverage in COVERAGES
+            },
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def unknown_scores(logits_BK: np.ndarray) -> np.ndarray:
+    """Return how little images look like any class, higher is less: the energy of their logits.
+
+    Source: Liu et al. 2020, Energy-based Out-of-distribution Detection.
+    """
+    return -logsumexp(logits_BK, axis=1)
+
+
+def read_calibration(run: str, step: int) -> Calibration | None:
+    """Read the calibration of the checkpoint after `step` steps; None where it has none."""
+    try:
+        return read_record(_uri(run, step), Calibration)
+    except FileNotFoundError:
+        return None
+
+
+def write_calibration(run: str, step: int, calibration: Calibration) -> None:
+    storage.write_bytes(_uri(run, step), json.dumps(calibration.to_dict(), indent=1).encode())
+
+
+def _uri(run: str, step: int) -> str:
+    return storage.join(checkpoint.folder(run, step), FILE)
