@@ -15,16 +15,18 @@ import onnxruntime
 import pytest
 import safetensors
 import safetensors.torch
+import timm
 import torch
 from huggingface_hub import ModelCard
 
 from cluster.io import storage
 from tests.support.calibration import CALIBRATION
+from tests.support.data import WriteData
 from trainers.config import FinetuneConfig, IngestConfig, ModelConfig, ScheduleConfig
 from trainers.export import formats
 from trainers.export.config import ExportConfig, Format
 from trainers.export.export import export, run_export
-from trainers.export.model_card import CardFacts, write_card
+from trainers.export.model_card import CardFacts, Measured, write_card
 from trainers.networks.backbones import build
 from trainers.networks.initializers import initialize
 from trainers.run import checkpoint
@@ -36,6 +38,7 @@ from trainers.run.folder import load_best_model
 pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES = ("Audi S6 Sedan 2011", 'smart "fortwo" 2012', "BMW M3 Coupé")
 SIZE_PX = 48
+MEASURED = {"test/top1": 1.0, "test/top5": 1.0, "num_images": 13}
 FILES = {"model.safetensors", "model.onnx", "model.pt2", "config.json", "README.md"}
 
 
@@ -82,8 +85,7 @@ def staged_run(tmp_path_factory: pytest.TempPathFactory) -> str:
         model=ModelConfig(backbone="lenet5", init="xavier", normalization="half"),
         schedule=ScheduleConfig(phases=(("all", 1, 1e-3), (0, 2, 1e-4))),
     )
-    measured = {"test/top1": 1.0, "test/top5": 1.0, "num_images": 13}
-    return write_run(config, {"epoch": 2, "fingerprint": "of others", **measured})
+    return write_run(config, {"epoch": 2, "fingerprint": "of others", **MEASURED})
 
 
 @pytest.fixture(scope="module")
@@ -314,3 +316,85 @@ def test_the_extra_lists_what_onnx_needs() -> None:
     extras = project["project"]["optional-dependencies"]
 
     assert extras["export"] == list(formats.ONNX_PACKAGES.values())
+
+
+def test_timm_loads_the_folder_for_hugging_face(
+    run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads: list[tuple[str, set[str]]] = []
+
+    class Hub:
+        def create_repo(self, repository: str, **_: Any) -> str:
+            return f"https://hub/{repository}"
+
+        def upload_folder(self, *, repo_id: str, folder_path: str, **_: Any) -> None:
+            uploads.append((repo_id, {file.name for file in Path(folder_path).iterdir()}))
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    config = ExportConfig(run=run, out=str(tmp_path), formats=("hf",), push="cars/mine")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(ValueError, match="^push needs a token of Hugging Face"):
+        export(config)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_x")
+    export(config)
+    folder = tmp_path / "hf"
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=3).eval()
+    images_BHWC = draw_images(SIZE_PX)
+
+    with torch.no_grad():
+        logits_BK = model((torch.tensor(images_BHWC) / 127.5 - 1).permute(0, 3, 1, 2))
+    np.testing.assert_allclose(logits_BK.numpy(), logits_of(run, images_BHWC), atol=1e-4)
+    assert model.pretrained_cfg["label_names"] == list(CLASSES)
+    assert model.pretrained_cfg["input_size"] == (3, SIZE_PX, SIZE_PX)
+    assert ModelCard((folder / "README.md").read_text()).data.to_dict()["library_name"] == "timm"
+    assert uploads == [("cars/mine", {"config.json", "model.safetensors", "README.md"})]
+    for at in (tmp_path, folder):
+        monkeypatch.chdir(at)
+        assert check_snippets(at, run, images_BHWC) == 1 + (at == tmp_path)
+
+
+def test_a_network_that_timm_lacks_has_no_folder(staged_run: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^formats is 'hf': timm has no network .* lenet5"):
+        export(ExportConfig(run=staged_run, out=str(tmp_path), formats=("hf",)))
+    with pytest.raises(ValueError, match="^push is 'a/b': only the format hf"):
+        ExportConfig(run="r", out="o", push="a/b")
+
+
+def test_smaller_files_are_measured_and_refused_where_they_lose_accuracy(
+    write_data: WriteData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = FinetuneConfig(
+        data=write_data(),
+        out=str(tmp_path / "run"),
+        ingest=IngestConfig(size_px=32),
+        model=ModelConfig(backbone="lenet5", init="he", normalization="half"),
+    )
+    run, out = (
+        write_run(config, {"epoch": 2, "fingerprint": "of others", **MEASURED}),
+        tmp_path / "o",
+    )
+    small = ExportConfig(
+        run=run, out=str(out), formats=("onnx", "onnx_int8", "onnx_fp16"), max_drop=0.99
+    )
+    files = export(small)
+    images_BHWC = draw_images(32)
+    expected_BK = logits_of(run, images_BHWC)
+
+    for name, tolerance in (("int8", 0.1), ("fp16", 0.01)):
+        session = onnxruntime.InferenceSession(out / f"model_{name}.onnx")
+        logits_BK = np.concatenate([session.run(None, {"images": i[None]})[0] for i in images_BHWC])
+        assert np.abs(logits_BK - expected_BK).max() < tolerance * np.abs(expected_BK).max()
+        assert files[f"onnx_{name}"].num_bytes < (0.35 if name == "int8" else 0.6) * (
+            files["onnx"].num_bytes
+        )
+    card = (out / "README.md").read_text()
+    for found in files.values():
+        assert found.measured is not None and found.measured.num_images == 13
+        assert f"| `{found.file}` | {found.measured.top1:.4f} | {found.measured.ms:.1f} |" in card
+    measured = iter(
+        [Measured(top1=top1, ms=1.0, split="test", num_images=13) for top1 in (0.9, 0.8)]
+    )
+    monkeypatch.setattr("trainers.export.quantize.measure_onnx", lambda *_: next(measured))
+    with pytest.raises(ValueError, match=r"^max_drop is 0.05: top-1 of onnx_int8 is 0.8000"):
+        export(replace(small, max_drop=0.05))
+    assert not (out / "model_int8.onnx").exists() and not (out / "README.md").exists()

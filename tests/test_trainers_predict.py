@@ -101,7 +101,7 @@ def probabilities(model: torch.nn.Module, image_HWC: np.ndarray) -> torch.Tensor
 def test_predictions_on_the_test_split_equal_evaluation(
     run: str, easy_data: str, predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Through the stream and through Ray Data's actors: the same numbers, all of them calibrated."""
+    """Through the stream and through Ray Data's actors: the same calibrated numbers."""
     monkeypatch.setattr("trainers.evaluation.calibrate.LEAST_IMAGES", 10)
     run = shutil.copytree(run, str(tmp_path / "calibrated"))
     expected = write_evaluation(run, hierarchy="names", least_probability=0.4, coverage=0.8)

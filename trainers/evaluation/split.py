@@ -227,9 +227,17 @@ def read_views(
     Returns:
         uint8 `[N, H, W, 3]`, RGB.
     """
+    return read_labelled(config, manifest, split, rows_N)[0]
+
+
+def read_labelled(
+    config: FinetuneConfig, manifest: Manifest, split: str, rows_N: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the same, and labels_N; IGNORE_INDEX for an unreadable image."""
     chunk = _stored_order(config, manifest.split(split)).chunk(np.array(rows_N))
     (block,) = ShardSource(ingest=config.ingest).read(chunk)
-    return block["image"].chunk(0).to_numpy(zero_copy_only=False)
+    images_NHWC = block["image"].chunk(0).to_numpy(zero_copy_only=False)
+    return images_NHWC, block["label"].to_numpy()
 
 
 def _stored_order(config: FinetuneConfig, split: Split) -> EpochOrder:

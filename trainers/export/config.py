@@ -3,10 +3,15 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
-from cluster.io.errors import require, require_share
+from cluster.io.errors import (
+    require,
+    require_at_least,
+    require_not_negative,
+    require_share,
+)
 from cluster.io.markers import URI
 
-Format = Literal["safetensors", "onnx", "torch_export"]
+Format = Literal["safetensors", "onnx", "torch_export", "hf", "onnx_int8", "onnx_fp16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,8 +21,11 @@ class ExportConfig:
       python -m trainers export --run runs/cars --out runs/exported
       python -m trainers export --run runs/cars --out s3://bucket/cars --formats onnx
           --dynamic-batch
+      python -m trainers export --run runs/cars --out runs/small --formats onnx onnx_int8 onnx_fp16
+      python -m trainers export --run runs/cars --out runs/hub --formats hf --push ORGANIZATION/NAME
 
-    Every file is loaded back and its logits are compared with the original's.
+    Every file is loaded back and its logits are compared with the original's. onnx_int8 and
+    onnx_fp16 are measured on the test split, beside onnx.
     """
 
     run: Annotated[str, URI]
@@ -25,14 +33,30 @@ class ExportConfig:
     out: Annotated[str, URI]
     """URI of the folder to write."""
     formats: tuple[Format, ...] = ("safetensors", "onnx", "torch_export")
-    """Which files to write; onnx needs the extra packages of `pip install '.[export]'`."""
+    """Which files to write; onnx needs the extra packages of `pip install '.[export]'`. hf: a
+    folder that timm loads and Hugging Face's Hub takes."""
     dynamic_batch: bool = False
     """Let ONNX and torch.export take any number of images at once; else one."""
     refused: float = 0.05
     """Share of images of known classes that may be called unknown; sets the threshold in
     config.json and in the metadata of each file, where the run is calibrated."""
+    max_drop: float = 0.01
+    """Refuse onnx_int8 and onnx_fp16 whose top-1 is lower than onnx' by more than this."""
+    quantization_images: int = 256
+    """Training images that choose the ranges of onnx_int8."""
+    push: str | None = None
+    """Upload the folder hf to this repository, as ORGANIZATION/NAME, private where it is new; needs
+    a token (HF_TOKEN)."""
 
     def __post_init__(self) -> None:
+        require_not_negative("max_drop", self.max_drop)
+        require_at_least("quantization_images", self.quantization_images, 1)
+        require(
+            self.push is None or "hf" in self.formats,
+            "push",
+            self.push,
+            "only the format hf is uploaded: add hf to --formats",
+        )
         require_share("refused", self.refused)
         require(
             bool(self.formats),

@@ -3,11 +3,14 @@
 OUT/model.safetensors   tensors; OUT/config.json has the network's name, classes and pixels
 OUT/model.onnx          for onnxruntime and other readers of ONNX
 OUT/model.pt2           for torch.export.load
+OUT/model_int8.onnx, model_fp16.onnx    smaller, with their accuracy in the model card
+OUT/hf                  a folder that timm loads, as Hugging Face's Hub has them
 OUT/README.md           the model card, written last
 """
 
 import json
 import shlex
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -20,7 +23,14 @@ from cluster.io.records import read_json
 from cluster.io.terminal import report
 from cluster.provenance import find_commit
 from trainers.export.config import ExportConfig
-from trainers.export.formats import EXPORTERS, Exporter, Run, Subject, require_onnx
+from trainers.export.formats import (
+    EXPORTERS,
+    Exporter,
+    Run,
+    Subject,
+    load_onnx,
+    require_onnx,
+)
 from trainers.export.model_card import CardFacts, FileFacts, write_card
 from trainers.run.calibration import read_calibration
 from trainers.run.evaluations import read_evaluation
@@ -32,6 +42,8 @@ CARD, CONFIG, MARK = "README.md", "config.json", {"exported_by": "Thaw"}
 MAX_DIFFERENCE = 1e-3
 """How far a logit may be from the original's."""
 _NUM_COMPARED = 4
+HF_FILES = ("hf/model.safetensors", "hf/config.json")
+QUANTIZED = {"onnx_int8": "model_int8.onnx", "onnx_fp16": "model_fp16.onnx"}
 
 
 def export(config: ExportConfig) -> dict[str, FileFacts]:
@@ -41,8 +53,12 @@ def export(config: ExportConfig) -> dict[str, FileFacts]:
         UserError: where there is no such run, a package is missing, or a file, then deleted,
             computes other logits than the original.
     """
-    if "onnx" in config.formats:
+    if any(name.startswith("onnx") for name in config.formats):
         require_onnx()
+    if config.push is not None:
+        from trainers.export.hugging_face import require_token
+
+        require_token()
     run = storage.absolute(config.run, "run")
     out = storage.absolute(config.out, "out")
     training, progress, model = load_best_model(run)
@@ -65,7 +81,12 @@ def export(config: ExportConfig) -> dict[str, FileFacts]:
     _clear(out)
     text = json.dumps({**MARK, **subject.describe()}, indent=1)
     storage.write_bytes(storage.join(out, CONFIG), text.encode())
-    files = {name: _export_to(EXPORTERS[name], subject, out) for name in config.formats}
+    files: dict[str, FileFacts] = {}
+    for name in config.formats:
+        if name in EXPORTERS:
+            files[name] = _export_to(EXPORTERS[name], subject, out)
+    if set(config.formats) & QUANTIZED.keys():
+        files |= _export_quantized(config, subject, out)
     facts = CardFacts(
         config=training,
         progress=progress,
@@ -78,7 +99,56 @@ def export(config: ExportConfig) -> dict[str, FileFacts]:
         ),
         commit=find_commit(ROOT),
     )
+    if "hf" in config.formats:
+        files["hf"] = _export_folder(facts, subject, out, config.push)
+    facts = replace(facts, files=files)
     storage.write_bytes(storage.join(out, CARD), write_card(facts).encode())
+    return files
+
+
+def _export_folder(facts: CardFacts, subject: Subject, out: str, push: str | None) -> FileFacts:
+    """Write the folder that timm loads, load it back and compare it; upload it to `push`."""
+    from trainers.export import hugging_face
+
+    contents = hugging_face.write_folder(subject)
+    found = _keep(
+        subject, out, dict(zip(HF_FILES, contents, strict=True)), hugging_face.load_folder
+    )
+    card = write_card(replace(facts, files={"hf": found}), folder=".").encode()
+    storage.write_bytes(storage.join(out, f"hf/{CARD}"), card)
+    if push is not None:
+        files = dict(zip((*HF_FILES, CARD), (*contents, card), strict=True))
+        print(f"Uploaded      {hugging_face.push_folder(push, files)}")
+    return found
+
+
+def _export_quantized(config: ExportConfig, subject: Subject, out: str) -> dict[str, FileFacts]:
+    """Write the smaller files, and measure them and the original on the same images.
+
+    Raises:
+        UserError: where one, then deleted, has lost more than `max_drop` of top-1.
+    """
+    from trainers.export.quantize import measure_onnx, quantize
+
+    original = EXPORTERS["onnx"].write(subject)
+    before = measure_onnx(original, subject)
+    report(f"onnx: top-1 {before.top1:.4f} on {before.num_images} {before.split} images")
+    files: dict[str, FileFacts] = {}
+    if "onnx" in config.formats:
+        files["onnx"] = replace(_export_to(EXPORTERS["onnx"], subject, out), measured=before)
+    for name in (name for name in QUANTIZED if name in config.formats):
+        content = quantize(name, original, subject, num_images=config.quantization_images)
+        after = measure_onnx(content, subject)
+        if before.top1 - after.top1 > config.max_drop:
+            raise UserError(
+                f"max_drop is {config.max_drop}: top-1 of {name} is {after.top1:.4f}, of onnx "
+                f"{before.top1:.4f} on the {before.num_images} {before.split} images; leave {name} "
+                "out of --formats, give more --quantization-images, or allow a larger drop"
+            )
+        found = _keep(
+            subject, out, {QUANTIZED[name]: content}, lambda read: load_onnx(read[0]), bound=None
+        )
+        files[name] = replace(found, measured=after)
     return files
 
 
@@ -102,23 +172,39 @@ def _clear(out: str) -> None:
         f"it has a {CARD} or {CONFIG} that no export wrote; use another folder",
     )
     # First the card: from here on there is no whole export.
-    for file in (CARD, *(exporter.file for exporter in EXPORTERS.values())):
+    written = (exporter.file for exporter in EXPORTERS.values())
+    for file in (CARD, *written, *QUANTIZED.values(), f"hf/{CARD}", *HF_FILES):
         storage.delete_file(storage.join(out, file))
 
 
 def _export_to(exporter: Exporter, subject: Subject, out: str) -> FileFacts:
-    """Write one file, load it back from where it was written and compare it."""
-    uri = storage.join(out, exporter.file)
-    storage.write_bytes(uri, exporter.write(subject))
-    content = storage.read_bytes(uri)
-    difference = compare(subject, exporter.load(content))
-    if not difference <= MAX_DIFFERENCE:  # nor is NaN
-        storage.delete_file(uri)
+    contents = {exporter.file: exporter.write(subject)}
+    return _keep(subject, out, contents, lambda read: exporter.load(read[0]))
+
+
+def _keep(
+    subject: Subject,
+    out: str,
+    contents: Mapping[str, bytes],
+    load: Callable[[list[bytes]], Run],
+    *,
+    bound: float | None = MAX_DIFFERENCE,
+) -> FileFacts:
+    """Write files, load them back from where they were written and compare them; the first one is
+    the network."""
+    for file, content in contents.items():
+        storage.write_bytes(storage.join(out, file), content)
+    read = [storage.read_bytes(storage.join(out, file)) for file in contents]
+    difference = compare(subject, load(read))
+    if bound is not None and not difference <= bound:  # nor is NaN
+        for file in contents:
+            storage.delete_file(storage.join(out, file))
         raise UserError(
-            f"{uri} computed logits that differ by {difference:.1e} from the original's, more than "
-            f"{MAX_DIFFERENCE}: it was removed; leave this format out of --formats"
+            f"{storage.join(out, next(iter(contents)))} computed logits that differ by "
+            f"{difference:.1e} from the original's, more than {bound}: it was removed; leave this "
+            "format out of --formats"
         )
-    return FileFacts(file=exporter.file, num_bytes=len(content), max_difference=difference)
+    return FileFacts(file=next(iter(contents)), num_bytes=len(read[0]), max_difference=difference)
 
 
 @torch.inference_mode()
@@ -139,8 +225,11 @@ def run_export(config: ExportConfig) -> None:
     with hold_lease(config.out):
         files = export(config)
     for name, facts in files.items():
-        print(
+        line = (
             f"{name:<13} {storage.join(config.out, facts.file)}, {facts.num_bytes / 2**20:.1f} "
             f"MiB, largest difference of a logit {facts.max_difference:.1e}"
         )
+        if (found := facts.measured) is not None:
+            line += f"; {found.split} top-1 {found.top1:.4f}, {found.ms:.1f} ms an image"
+        print(line)
     print(f"Model card    {storage.join(config.out, CARD)}")

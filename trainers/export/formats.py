@@ -134,10 +134,15 @@ def _write_onnx(subject: Subject) -> bytes:
     return program.model_proto.SerializeToString()
 
 
-def _load_onnx(content: bytes) -> Run:
+def open_session(content: bytes) -> Any:
+    """Open an ONNX file on the CPUs."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+
+
+def load_onnx(content: bytes) -> Run:
+    session = open_session(content)
     return lambda images_BHWC: torch.tensor(session.run(None, {"images": images_BHWC.numpy()})[0])
 
 
@@ -145,7 +150,7 @@ EXPORTERS: dict[str, Exporter] = {
     "safetensors": Exporter(
         file="model.safetensors", write=_write_safetensors, load=_load_safetensors
     ),
-    "onnx": Exporter(file="model.onnx", write=_write_onnx, load=_load_onnx),
+    "onnx": Exporter(file="model.onnx", write=_write_onnx, load=load_onnx),
     "torch_export": Exporter(file="model.pt2", write=_write_torch_export, load=_load_torch_export),
 }
 
@@ -160,6 +165,6 @@ def require_onnx() -> None:
     if missing:
         needed = " ".join(f"'{ONNX_PACKAGES[name]}'" for name in missing)
         raise UserError(
-            f"formats has 'onnx': it needs {', '.join(missing)}; pip install {needed}, or leave it "
+            f"formats has ONNX: it needs {', '.join(missing)}; pip install {needed}, or leave it "
             "out of --formats"
         )

@@ -29,6 +29,17 @@ TEMPLATE = Path(__file__).with_name("model_card.md.j2")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Measured:
+    """An ONNX file on the images of a split."""
+
+    top1: float
+    ms: float
+    """Median time of one image alone, milliseconds."""
+    split: str
+    num_images: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class FileFacts:
     """One exported file."""
 
@@ -36,6 +47,7 @@ class FileFacts:
     num_bytes: int
     max_difference: float
     """Largest absolute difference of a logit from the original's."""
+    measured: Measured | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +66,12 @@ class CardFacts:
     """Of the code that exported."""
 
 
-def write_card(facts: CardFacts) -> str:
-    """Return the text of README.md: YAML metadata, then Markdown."""
+def write_card(facts: CardFacts, folder: str = "hf") -> str:
+    """Return the text of README.md: YAML metadata, then Markdown.
+
+    Args:
+        folder: where the files of the format hf are, seen from the card.
+    """
     backbone, data = facts.config.model.backbone, name_of(facts.config.data)
     title = f"{backbone} for {len(facts.progress.classes)} classes of {data}"
     card = ModelCard.from_template(
@@ -69,6 +85,8 @@ def write_card(facts: CardFacts) -> str:
         training=training_rows(facts, data),
         results=result_rows(facts),
         files=facts.files,
+        folder=folder,
+        measured=[file for file in facts.files.values() if file.measured is not None],
         dynamic_batch=facts.dynamic_batch,
         calibration=facts.preprocessing["calibration"],
         num_val=facts.calibration and facts.calibration.num_images,
@@ -91,7 +109,7 @@ def _metadata(facts: CardFacts, title: str, data: str) -> ModelCardData:
         if facts.evaluation is not None
     ]
     return ModelCardData(
-        library_name="pytorch",
+        library_name="timm" if list(facts.files) == ["hf"] else "pytorch",
         pipeline_tag="image-classification",
         tags=["thaw", "image-classification", facts.config.model.backbone, *facts.files],
         datasets=[data],

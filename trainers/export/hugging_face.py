@@ -1,0 +1,129 @@
+"""A folder as Hugging Face's Hub has it, which timm loads by itself.
+
+OUT/hf/config.json, model.safetensors, README.md: `timm.create_model("local-dir:OUT/hf",
+pretrained=True)`, and on the Hub `hf-hub:ORGANIZATION/NAME`.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub.errors import HfHubHTTPError
+from torch import Tensor, nn
+
+from cluster.io.errors import UserError, require
+from trainers.export.formats import Classifier, Run, Subject
+
+FILES = ("model.safetensors", "config.json")
+SAME_IN_TIMM = {
+    **{f"resnet{depth}": f"resnet{depth}" for depth in (50, 101, 152)},
+    "mobilenet_v2": "mobilenetv2_100",
+    "vgg16": "vgg16",
+    "vgg19": "vgg19",
+}
+"""timm's name of torchvision's networks that are the same there."""
+
+
+def write_folder(subject: Subject) -> list[bytes]:
+    """Return the content of FILES.
+
+    Raises:
+        UserError: where timm has no such network.
+    """
+    from timm.models import save_for_hf
+
+    size_px, settings = subject.config.ingest.size_px, subject.settings
+    data: dict[str, Any] = {
+        "input_size": (3, size_px, size_px),
+        "mean": settings.mean,
+        "std": settings.std,
+        "crop_pct": 1.0,
+        "crop_mode": "center",
+        "interpolation": "bilinear",
+    }
+    model = to_timm(subject)
+    with tempfile.TemporaryDirectory() as folder:
+        save_for_hf(
+            model,
+            folder,
+            model_config={"pretrained_cfg": {"tag": "thaw"}, "label_names": list(subject.classes)},
+            data_config=data,
+            safe_serialization=True,
+        )
+        return [Path(folder, file).read_bytes() for file in FILES]
+
+
+def load_folder(contents: list[bytes]) -> Run:
+    """Load it as anyone would: by timm, with the pixels' mean and deviation of its config."""
+    import timm
+
+    with tempfile.TemporaryDirectory() as folder:
+        for file, content in zip(FILES, contents, strict=True):
+            Path(folder, file).write_bytes(content)
+        model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    return Classifier(model, model.pretrained_cfg["mean"], model.pretrained_cfg["std"]).eval()
+
+
+def to_timm(subject: Subject) -> Any:
+    """Return the network as timm builds it.
+
+    Raises:
+        UserError: where timm has no such network.
+    """
+    import timm
+
+    model, backbone = subject.model, subject.config.model.backbone
+    if hasattr(model, "pretrained_cfg"):
+        return model
+    require(
+        backbone in SAME_IN_TIMM,
+        "formats",
+        "hf",
+        f"timm has no network with the tensors of {backbone}: leave hf out of --formats, or train "
+        "a network of timm by its name",
+    )
+    theirs = timm.create_model(SAME_IN_TIMM[backbone], num_classes=len(subject.classes))
+    copy_tensors(model, theirs)
+    return theirs.eval()
+
+
+def copy_tensors(ours: nn.Module, theirs: nn.Module) -> None:
+    """Copy the tensors of a network into one with the same layers in the same order."""
+    given, wanted = ours.state_dict(), theirs.state_dict()
+    assert len(given) == len(wanted), "the same layers"
+    renamed: dict[str, Tensor] = dict(zip(wanted, given.values(), strict=True))
+    theirs.load_state_dict(renamed)
+
+
+def require_token() -> None:
+    """Check, before any work, that there is a token to upload with.
+
+    Raises:
+        UserError: where there is none.
+    """
+    if huggingface_hub.get_token() is None:
+        raise UserError(
+            "push needs a token of Hugging Face that may write: set HF_TOKEN, or run "
+            "`hf auth login`"
+        )
+
+
+def push_folder(repository: str, contents: dict[str, bytes]) -> str:
+    """Upload files to a repository of models, made private where it is new; return its URL.
+
+    Raises:
+        UserError: where the Hub refuses.
+    """
+    api = huggingface_hub.HfApi()
+    with tempfile.TemporaryDirectory() as folder:
+        for file, content in contents.items():
+            Path(folder, os.path.basename(file)).write_bytes(content)
+        try:
+            url = api.create_repo(repository, private=True, exist_ok=True)
+            api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Thaw export")
+        except (HfHubHTTPError, ValueError, OSError) as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise UserError(f"push is {repository!r}: the Hub refused it ({reason})") from error
+    return str(url)
