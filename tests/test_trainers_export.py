@@ -26,8 +26,9 @@ from trainers.config import FinetuneConfig, IngestConfig, ModelConfig, ScheduleC
 from trainers.export import formats
 from trainers.export.config import ExportConfig, Format
 from trainers.export.export import export, run_export
+from trainers.export.hugging_face import SAME_IN_TIMM
 from trainers.export.model_card import CardFacts, Measured, write_card
-from trainers.networks.backbones import build
+from trainers.networks.backbones import build, find, on_meta
 from trainers.networks.initializers import initialize
 from trainers.run import checkpoint
 from trainers.run.calibration import write_calibration
@@ -333,7 +334,7 @@ def test_timm_loads_the_folder_for_hugging_face(
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     config = ExportConfig(run=run, out=str(tmp_path), formats=("hf",), push="cars/mine")
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    with pytest.raises(ValueError, match="^push needs a token of Hugging Face"):
+    with pytest.raises(ValueError, match=r"^push needs a token of Hugging Face"):
         export(config)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_x")
     export(config)
@@ -350,13 +351,13 @@ def test_timm_loads_the_folder_for_hugging_face(
     assert uploads == [("cars/mine", {"config.json", "model.safetensors", "README.md"})]
     for at in (tmp_path, folder):
         monkeypatch.chdir(at)
-        assert check_snippets(at, run, images_BHWC) == 1 + (at == tmp_path)
+        assert check_snippets(at, run, images_BHWC) == 2
 
 
 def test_a_network_that_timm_lacks_has_no_folder(staged_run: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^formats is 'hf': timm has no network .* lenet5"):
         export(ExportConfig(run=staged_run, out=str(tmp_path), formats=("hf",)))
-    with pytest.raises(ValueError, match="^push is 'a/b': only the format hf"):
+    with pytest.raises(ValueError, match=r"^push is 'a/b': only the format hf"):
         ExportConfig(run="r", out="o", push="a/b")
 
 
@@ -398,3 +399,18 @@ def test_smaller_files_are_measured_and_refused_where_they_lose_accuracy(
     with pytest.raises(ValueError, match=r"^max_drop is 0.05: top-1 of onnx_int8 is 0.8000"):
         export(replace(small, max_drop=0.05))
     assert not (out / "model_int8.onnx").exists() and not (out / "README.md").exists()
+
+
+def test_networks_that_are_timms_too_have_its_layers_in_its_order() -> None:
+    """On the meta device; that each computes the same is checked at every export."""
+    for name, architecture in SAME_IN_TIMM.items():
+        aux = find(name).aux
+        given = [
+            tensor.numel()
+            for tensor_name, tensor in on_meta(name, 7).state_dict().items()
+            if aux is None or not tensor_name.startswith(f"{aux}.")
+        ]
+        with torch.device("meta"):
+            theirs = timm.create_model(architecture, num_classes=7)
+
+        assert given == [tensor.numel() for tensor in theirs.state_dict().values()], name

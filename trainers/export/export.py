@@ -42,7 +42,7 @@ CARD, CONFIG, MARK = "README.md", "config.json", {"exported_by": "Thaw"}
 MAX_DIFFERENCE = 1e-3
 """How far a logit may be from the original's."""
 _NUM_COMPARED = 4
-HF_FILES = ("hf/model.safetensors", "hf/config.json")
+HF_FILES: tuple[str, ...] = ("hf/model.safetensors", "hf/config.json")
 QUANTIZED = {"onnx_int8": "model_int8.onnx", "onnx_fp16": "model_fp16.onnx"}
 
 
@@ -117,7 +117,7 @@ def _export_folder(facts: CardFacts, subject: Subject, out: str, push: str | Non
     card = write_card(replace(facts, files={"hf": found}), folder=".").encode()
     storage.write_bytes(storage.join(out, f"hf/{CARD}"), card)
     if push is not None:
-        files = dict(zip((*HF_FILES, CARD), (*contents, card), strict=True))
+        files: dict[str, bytes] = dict(zip((*HF_FILES, CARD), (*contents, card), strict=True))
         print(f"Uploaded      {hugging_face.push_folder(push, files)}")
     return found
 

@@ -4,26 +4,33 @@ OUT/hf/config.json, model.safetensors, README.md: `timm.create_model("local-dir:
 pretrained=True)`, and on the Hub `hf-hub:ORGANIZATION/NAME`.
 """
 
+import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError
-from torch import Tensor, nn
+from torch import nn
 
 from cluster.io.errors import UserError, require
 from trainers.export.formats import Classifier, Run, Subject
+from trainers.networks.backbones import find
 
 FILES = ("model.safetensors", "config.json")
 SAME_IN_TIMM = {
     **{f"resnet{depth}": f"resnet{depth}" for depth in (50, 101, 152)},
+    **{f"densenet{depth}": f"densenet{depth}" for depth in (121, 169, 201)},
+    **{f"efficientnet_b{size}": f"efficientnet_b{size}" for size in range(5)},
+    **{f"convnext_{size}": f"convnext_{size}" for size in ("tiny", "small", "base", "large")},
+    "inception_v3": "inception_v3",
     "mobilenet_v2": "mobilenetv2_100",
     "vgg16": "vgg16",
     "vgg19": "vgg19",
 }
-"""timm's name of torchvision's networks that are the same there."""
+"""timm's names of torchvision's networks that compute the same there."""
 
 
 def write_folder(subject: Subject) -> list[bytes]:
@@ -52,6 +59,9 @@ def write_folder(subject: Subject) -> list[bytes]:
             data_config=data,
             safe_serialization=True,
         )
+        file = Path(folder, "config.json")
+        values = json.loads(file.read_text()) | {"calibration": subject.calibration}
+        file.write_text(json.dumps(values, indent=2))
         return [Path(folder, file).read_bytes() for file in FILES]
 
 
@@ -85,16 +95,29 @@ def to_timm(subject: Subject) -> Any:
         "a network of timm by its name",
     )
     theirs = timm.create_model(SAME_IN_TIMM[backbone], num_classes=len(subject.classes))
-    copy_tensors(model, theirs)
+    copy_tensors(model, theirs, without=find(backbone).aux)
     return theirs.eval()
 
 
-def copy_tensors(ours: nn.Module, theirs: nn.Module) -> None:
-    """Copy the tensors of a network into one with the same layers in the same order."""
-    given, wanted = ours.state_dict(), theirs.state_dict()
+def copy_tensors(ours: nn.Module, theirs: nn.Module, *, without: str | None) -> None:
+    """Copy the tensors of a network into one with the same layers in the same order.
+
+    Args:
+        without: name of the auxiliary head, which timm leaves out.
+    """
+    given = [
+        tensor
+        for name, tensor in ours.state_dict().items()
+        if without is None or not name.startswith(f"{without}.")
+    ]
+    wanted = theirs.state_dict()
     assert len(given) == len(wanted), "the same layers"
-    renamed: dict[str, Tensor] = dict(zip(wanted, given.values(), strict=True))
-    theirs.load_state_dict(renamed)
+    theirs.load_state_dict(
+        {
+            name: tensor.reshape(wanted[name].shape)
+            for name, tensor in zip(wanted, given, strict=True)
+        }
+    )
 
 
 def require_token() -> None:
@@ -110,7 +133,7 @@ def require_token() -> None:
         )
 
 
-def push_folder(repository: str, contents: dict[str, bytes]) -> str:
+def push_folder(repository: str, contents: Mapping[str, bytes]) -> str:
     """Upload files to a repository of models, made private where it is new; return its URL.
 
     Raises:
