@@ -21,6 +21,7 @@ MAY_IMPORT = {
         "cluster/scaling.py",
     ),
     "ray.tune": ("tuning/",),
+    "ray.serve": ("trainers/serving/",),
     "wandb": ("trainers/tracking/", "tuning/wandb/"),
 }
 FOLDERS = sorted(

@@ -51,6 +51,7 @@ NEEDED = {
     "compare": ("--runs", "a", "b"),
     "explain": ("--run", "r"),
     "export": ("--run", "r", "--out", "o"),
+    "serve": ("--run", "r"),
     "predict": (*IMAGES, "--backbone", "resnet50"),
     "features": (*IMAGES, "--backbone", "resnet50", "--stage", "layer4"),
     "promote": ("--sweep", "s"),

@@ -57,6 +57,12 @@ OTHERS = {
         "trainers.export.config:ExportConfig",
         "trainers.export.export:run_export",
     ),
+    "serve": Verb(
+        "answer over HTTP by Ray Serve, with a page to drop photographs on",
+        "trainers.serving.config:ServeConfig",
+        "trainers.serving.serve:run_serve",
+        address="address",
+    ),
     "zoo": Verb(
         "the networks: size, accuracy, parameters, depth, time of a step",
         "trainers.networks.config:ZooConfig",

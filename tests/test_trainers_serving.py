@@ -1,0 +1,255 @@
+"""The service: answers equal evaluation, and whatever is sent gets one sentence."""
+
+import asyncio
+import base64
+import io
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from starlette.requests import Request
+
+from tests.support.bad_images import KINDS
+from tests.support.calibration import CALIBRATION
+from tests.support.data import draw_image
+from tests.support.training import train_here
+from trainers.config import (
+    ClusterConfig,
+    ComputeConfig,
+    FinetuneConfig,
+    IngestConfig,
+    ModelConfig,
+    OptimConfig,
+    TrackConfig,
+)
+from trainers.evaluation.evaluate import write_evaluation
+from trainers.run import checkpoint
+from trainers.run.calibration import write_calibration
+from trainers.serving.config import ServeConfig, ServiceConfig
+from trainers.serving.uploads import Pace, Refused, decode, read_uploads
+
+SERVICE = ServiceConfig(run="r", max_upload_mib=1, max_images=3, upload_timeout_s=0.2)
+SENTENCE_CHARS = 200
+TOLERANCE = 1e-4
+
+
+def to_png(image_HWC: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image_HWC).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def request_of(parts: list[bytes], headers: dict[str, str], pause_s: float = 0.0) -> Request:
+    """A request whose body arrives in parts."""
+    left = list(parts)
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(pause_s)
+        return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
+
+    raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": raw}
+    return Request(scope, receive)
+
+
+def send(parts: list[bytes], headers: dict[str, str] | None = None, pause_s: float = 0.0) -> Any:
+    """Return names and contents of the images, or the refusal."""
+    request = request_of(parts, headers or {}, pause_s)
+    try:
+        return [(u.name, u.content) for u in asyncio.run(read_uploads(request, SERVICE))]
+    except Refused as refusal:
+        assert len(refusal.sentence) < SENTENCE_CHARS and "\n" not in refusal.sentence
+        return refusal.status
+
+
+def form_of(files: dict[str, bytes], field: str = "images") -> httpx.Request:
+    return httpx.Request("POST", "http://x", files=[(field, pair) for pair in files.items()])
+
+
+def send_form(files: dict[str, bytes], field: str = "images") -> Any:
+    request = form_of(files, field)
+    return send([request.read()], {"Content-Type": request.headers["content-type"]})
+
+
+JSON = {"Content-Type": "application/json; charset=utf-8"}
+
+
+def test_images_come_as_body_form_or_json() -> None:
+    encoded = json.dumps({"images": [base64.b64encode(b).decode() for b in (b"a", b"b")]}).encode()
+
+    assert send([b"ab", b"c"], {"Content-Type": "image/jpeg"}) == [("the image", b"abc")]
+    assert send_form({"a.jpg": b"a", "b\u202e.jpg": b"b"}) == [("a.jpg", b"a"), ("b.jpg", b"b")]
+    assert send([encoded], JSON) == [("image 1", b"a"), ("image 2", b"b")]
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status"),
+    [
+        (b"x" * (2**20 + 1), {}, 413),
+        (b"x", {"Content-Length": str(2**40)}, 413),
+        (b"x", {"Content-Length": "9" * 400}, 413),
+        (b"x", {"Content-Length": "-1"}, 400),
+        (b"{", JSON, 400),
+        (b"[" * 100_000, JSON, 400),
+        (b"[]", JSON, 400),
+        (b'{"images": "x"}', JSON, 400),
+        (b'{"images": [1]}', JSON, 400),
+        (b'{"images": ["%%%"]}', JSON, 400),
+        (b'{"images": []}', JSON, 400),
+        (b'{"images": ["", "", "", ""]}', JSON, 413),
+        (b"x", {"Content-Type": "multipart/form-data"}, 400),
+        (b"x", {"Content-Type": "multipart/form-data; boundary=x"}, 400),
+        (b"--x\r\n\r\n" * 9, {"Content-Type": "multipart/form-data; boundary=x"}, 400),
+    ],
+)
+def test_what_is_no_request_is_refused(body: bytes, headers: dict[str, str], status: int) -> None:
+    assert send([body], headers) == status
+
+
+def test_forms_that_are_too_much_or_have_no_image() -> None:
+    assert send_form({f"{number}.jpg": b"x" for number in range(4)}) == 413
+    assert send_form({f"{number}.jpg": b"x" for number in range(40)}) == 413
+    assert send_form({"a.jpg": b"x"}, field="pictures") == 400
+
+
+def test_a_slow_client_is_not_waited_for() -> None:
+    assert send([b"x"] * 100, pause_s=0.03) == 408
+    assert send([b"x"] * 3, pause_s=0.01) == [("the image", b"xxx")]
+
+
+def test_a_client_has_a_pace() -> None:
+    pace = Pace(60)
+    for _ in range(60):
+        pace.take("a", 0.0)
+    with pytest.raises(Refused) as caught:
+        pace.take("a", 0.5)
+    pace.take("b", 0.5)
+    pace.take("a", 1.5)
+
+    assert caught.value.status == 429
+
+
+@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.make])
+def test_each_kind_of_bad_image_is_decoded_or_refused(name: str) -> None:
+    kind = KINDS[name]
+    assert kind.make is not None
+    from trainers.serving.uploads import Upload
+
+    upload = Upload("mine", kind.make(Image.fromarray(draw_image(1, 2, size_px=96))))
+    if kind.reason is None:
+        assert decode(upload, 32).shape == (32, 32, 3)
+        return
+    with pytest.raises(Refused) as caught:
+        decode(upload, 32)
+    assert caught.value.status in (413, 415, 422)
+    assert kind.reason.partition(":")[0] in caught.value.sentence
+    assert "\n" not in caught.value.sentence and len(caught.value.sentence) < SENTENCE_CHARS
+
+
+@pytest.fixture(scope="module")
+def run(ray_cluster: str, easy_data: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Run folder of a LeNet-5, which is calibrated."""
+    out = str(tmp_path_factory.mktemp("served") / "run")
+    train_here(
+        FinetuneConfig(
+            data=easy_data,
+            out=out,
+            epochs=1,
+            global_batch_size=16,
+            ingest=IngestConfig(size_px=32, policy="light"),
+            model=ModelConfig(backbone="lenet5", init="he"),
+            optim=OptimConfig(learning_rate=1e-3),
+            compute=ComputeConfig(precision="fp32"),
+            cluster=ClusterConfig(num_workers=0),
+            track=TrackConfig(wandb="off"),
+        )
+    )
+    progress, _ = checkpoint.load_best(out)
+    write_calibration(out, progress.global_step, CALIBRATION)
+    return out
+
+
+@pytest.fixture(scope="module")
+def service(run: str) -> Iterator[httpx.Client]:
+    """A client of the running service."""
+    from trainers.serving.serve import start, stop
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start(ServeConfig(run=run, port=port, max_upload_mib=1, max_images=20, upload_timeout_s=2))
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        yield client
+    stop()
+
+
+@pytest.mark.ray
+def test_answers_equal_evaluation(service: httpx.Client, run: str, easy_data: str) -> None:
+    write_evaluation(run)
+    table = pq.read_table(f"{easy_data}/test").to_pylist()
+    expected = pq.read_table(Path(run, "evaluation_test", "predictions.parquet")).to_pylist()
+    files = [("images", (row["path"], row["image"])) for row in table]
+    answers = service.post("/predict", files=files).json()["answers"]
+    by_path = {row["path"]: row for row in expected}
+
+    assert [answer["name"] for answer in answers] == [row["path"] for row in table]
+    for answer in answers:
+        row = by_path[answer["name"]]
+        assert answer["class"] == row["predicted"]
+        assert answer["probability"] == pytest.approx(row["calibrated_confidence"], abs=TOLERANCE)
+        assert answer["unknown_score"] == pytest.approx(row["unknown_score"], abs=TOLERANCE)
+        assert len(answer["class_set"]) == row["set_size"]
+        assert sum(top["probability"] for top in answer["top"]) == pytest.approx(1)
+        assert answer["unknown"] is False
+
+
+@pytest.mark.ray
+def test_the_service_lives_through_what_is_sent(service: httpx.Client) -> None:
+    good = to_png(draw_image(1, 2))
+    for kind in KINDS.values():
+        if kind.make is None:
+            continue
+        response = service.post("/predict", content=kind.make(Image.fromarray(draw_image(0, 1))))
+        if response.status_code == 200:
+            assert kind.reason is None
+            continue
+        assert response.status_code in (413, 415, 422), kind.about
+        assert response.json()["error"].endswith(".")
+    assert service.post("/predict", content=b"x" * (2**20 + 1)).status_code == 413
+    assert service.post("/predict").status_code == 415
+    assert service.get("/predict").status_code == 405
+    assert service.post("/nowhere").status_code == 404
+    port = service.base_url.port
+    assert port is not None
+    with socket.create_connection(("127.0.0.1", port)) as slow:
+        slow.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx")
+        assert service.post("/predict", content=good).status_code == 200  # meanwhile
+        slow.settimeout(20)
+        assert b" 408 " in slow.recv(4096).partition(b"\r\n")[0]
+    answer = service.post("/predict", content=good).json()["answers"][0]
+    assert answer["name"] == "the image" and len(answer["top"]) == 3
+
+
+@pytest.mark.ray
+def test_health_metrics_interface_page_and_grad_cam(service: httpx.Client) -> None:
+    good = to_png(draw_image(1, 2))
+    assert service.get("/healthz").json()["temperature"] == 2.0
+    service.post("/predict", content=good)
+    metrics = service.get("/metrics").text
+    paths = service.get("/openapi.json").json()["paths"]
+    page = service.get("/")
+    heat = service.post("/explain", content=good)
+
+    assert 'thaw_requests_total{status="200"}' in metrics and "thaw_batch_images_bucket" in metrics
+    assert set(paths) == {"/healthz", "/metrics", "/predict", "/explain"}
+    assert "429" in paths["/predict"]["post"]["responses"]
+    assert "http://" not in page.text and "https://" not in page.text
+    assert Image.open(io.BytesIO(heat.content)).size == (32, 32)
+    assert service.post("/explain", files=[("images", ("a", good))] * 2).status_code == 400
