@@ -93,6 +93,9 @@ class InferenceConfig:
         require_at_least("num_workers", self.num_workers, 1)
 
 
+RankBy = Literal["uncertainty", "diversity"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(InferenceConfig):
     """Classify photographs of any folder, Parquet or prepared data set; writes Parquet to OUT.
@@ -105,6 +108,8 @@ class PredictConfig(InferenceConfig):
           --weights mobilenet_v2_imagenet.pth --normalization half --out s3://bucket/predicted
       python -m trainers predict --images photos --run runs/cars --coverage 0.95
           --out runs/predicted
+      python -m trainers predict --images unlabelled --run runs/cars --rank-by diversity
+          --num-picks 100 --out runs/next
 
     OUT/predictions holds path, class, probability, top_classes and top_probabilities. A run that is
     calibrated (a training and `evaluate` do it) adds unknown_score, and unknown: whether the image
@@ -126,10 +131,23 @@ class PredictConfig(InferenceConfig):
     group of each level, and answer, answer_level and answer_probability."""
     least_probability: float = 0.9
     """With a hierarchy: the answer is of the finest level that has this probability."""
+    rank_by: RankBy | None = None
+    """Also write OUT/picks.csv and picks.html: images to label next. uncertainty: the smallest
+    margin between the two likeliest classes. diversity: different ones among those; adds the column
+    features."""
+    num_picks: int = 100
+    """How many images to label next."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_at_least("top_k", self.top_k, 1)
+        require_at_least("num_picks", self.num_picks, 1)
+        require(
+            self.rank_by is None or self.top_k > 1,
+            "top_k",
+            self.top_k,
+            "a margin needs the two likeliest classes: use 2 or more with --rank-by",
+        )
         require_share("refused", self.refused)
         require_share("coverage", self.coverage)
         require_share("least_probability", self.least_probability)

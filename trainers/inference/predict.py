@@ -1,6 +1,7 @@
 """Classifies photographs, and writes the likeliest classes as Parquet."""
 
 import shlex
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -11,16 +12,18 @@ from torch import Tensor
 from cluster.io import storage
 from cluster.io.errors import require
 from cluster.io.terminal import literal_console, report
+from datasets.passes.collection import list_images
 from trainers.inference.config import PredictConfig
 from trainers.inference.hierarchy import Hierarchy, open_hierarchy
 from trainers.inference.inference import open_network, run_inference
+from trainers.inference.picks import WithFeatures, to_lists, write_picks
 from trainers.run.calibration import Calibration, unknown_scores
 
 _NUM_SHOWN = 5
 
 
 def to_predictions(
-    logits_BK: Tensor,
+    outputs: Tensor,
     *,
     classes: tuple[str, ...],
     top_k: int,
@@ -32,7 +35,12 @@ def to_predictions(
 ) -> dict[str, pa.Array]:
     """Return columns of the likeliest class, its probability, and both for the `top_k`; with a
     calibration also whether an image is of no class and, for a `coverage`, its set of classes; with
-    a hierarchy its columns."""
+    a hierarchy its columns.
+
+    Args:
+        outputs: logits_BK, or with features after them, as of `picks.WithFeatures`.
+    """
+    logits_BK, features_BD = outputs[:, : len(classes)], outputs[:, len(classes) :]
     k = min(top_k, len(classes))
     temperature = 1.0 if calibration is None else calibration.temperature
     probabilities_BK = (logits_BK / temperature).softmax(dim=1)
@@ -57,6 +65,8 @@ def to_predictions(
             )
     if hierarchy is not None:
         columns |= hierarchy.describe(probabilities_BK.numpy(), least_probability)
+    if features_BD.shape[1]:
+        columns["features"] = to_lists(features_BD)
     return columns
 
 
@@ -93,6 +103,9 @@ def run_predict(config: PredictConfig) -> None:
             f"`python -m trainers evaluate --run {shlex.quote(config.run)}` calibrates it",
             warning=True,
         )
+    if config.rank_by == "diversity":
+        model = WithFeatures(network.model, network.config.model.backbone)
+        network = replace(network, model=model)
     outcome = run_inference(
         config,
         network,
@@ -116,6 +129,16 @@ def run_predict(config: PredictConfig) -> None:
     if outcome.parts:
         show(outcome.parts[0])
         print(f"Predictions: {storage.join(config.out, 'predictions')}")
+    if outcome.parts and config.rank_by is not None:
+        images = storage.absolute(config.images, "images")
+        num_picks = write_picks(
+            list_images(images, split=config.split, image_column=config.image_column),
+            outcome.parts,
+            config.out,
+            by=config.rank_by,
+            num_picks=config.num_picks,
+        )
+        print(f"Label next:  {storage.join(config.out, 'picks.csv')}, picks.html ({num_picks})")
 
 
 def show(part: str) -> None:
