@@ -1,9 +1,9 @@
 """Labels that picking saves: python -m tests.bench.picking --seeds 3.
 
-../shared/cars: 5 labelled photographs of each of 20 classes, then 20 more a round, picked at random,
-by uncertainty or by diversity among the others. A linear classifier on the frozen features of an
-ImageNet MobileNetV2 learns from the labelled ones and is tested on the test photographs. Prints
-accuracies, and the share of labels with which each way has the accuracy of random picking.
+../shared/cars: 5 labelled photographs of each of 20 classes, then 20 more a round, picked at
+random, by uncertainty or by diversity among the others. A linear classifier on the frozen features
+of an ImageNet MobileNetV2 learns from the labelled ones and is tested on the test photographs.
+Prints accuracies, and the share of labels with which each way has the accuracy of random picking.
 """
 
 import argparse
