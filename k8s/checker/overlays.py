@@ -17,7 +17,7 @@ from cluster.entry import ROOT
 from cluster.io.errors import UserError
 
 K8S = ROOT / "k8s"
-APPLIED = ("namespace", "base", "cluster", "overlays/*", "deploy/*")
+APPLIED = ("namespace", "base", "cluster", "serve", "overlays/*", "deploy/*")
 COMPONENTS = "components/*"
 ON_CLUSTER = "cluster+"
 """Before a component's name: built on k8s/cluster in place of the base."""

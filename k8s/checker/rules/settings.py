@@ -25,7 +25,7 @@ Path = tuple[str | int, ...]
 COMPONENT = ("metadata", "labels", "app.kubernetes.io/component")
 COMPONENTS = (
     *("admin", "setup", "storage", "files", "doctor", "prepare", "train", "sweep"),
-    *("cluster", "cron"),
+    *("cluster", "serve", "cron"),
 )
 """Labels by which the pages of k8s/ apply objects."""
 ROLES = ("head", "worker", "submitter", "files")
