@@ -10,7 +10,8 @@ from trainers.run.folder import read_config
 from trainers.serving.config import ServeConfig, ServiceConfig
 
 PACKAGES = {"fastapi": "fastapi", "starlette": "starlette", "uvicorn": "uvicorn",
-            "python_multipart": "python-multipart", "onnx": "onnx", "onnxscript": "onnxscript",
+            "python_multipart": "python-multipart",
+            "grpc_reflection": "grpcio-reflection", "onnx": "onnx", "onnxscript": "onnxscript",
             "onnxruntime": "onnxruntime"}  # fmt: skip
 """Modules of the extra `serve`, and their packages."""
 
