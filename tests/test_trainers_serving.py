@@ -14,12 +14,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from playwright.sync_api import expect, sync_playwright
 from starlette.requests import Request
 
 from tests.support.bad_images import KINDS
 from tests.support.calibration import CALIBRATION
 from tests.support.data import draw_image
 from tests.support.training import train_here
+from tests.test_tuning_review_browser import CHROMIUM, QUIET
 from trainers.config import (
     ClusterConfig,
     ComputeConfig,
@@ -33,7 +35,7 @@ from trainers.evaluation.evaluate import write_evaluation
 from trainers.run import checkpoint
 from trainers.run.calibration import write_calibration
 from trainers.serving.config import ServeConfig, ServiceConfig
-from trainers.serving.uploads import Pace, Refused, decode, read_uploads
+from trainers.serving.uploads import Pace, Refused, Upload, decode, read_uploads
 
 SERVICE = ServiceConfig(run="r", max_upload_mib=1, max_images=3, upload_timeout_s=0.2)
 SENTENCE_CHARS = 200
@@ -140,8 +142,6 @@ def test_a_client_has_a_pace() -> None:
 def test_each_kind_of_bad_image_is_decoded_or_refused(name: str) -> None:
     kind = KINDS[name]
     assert kind.make is not None
-    from trainers.serving.uploads import Upload
-
     upload = Upload("mine", kind.make(Image.fromarray(draw_image(1, 2, size_px=96))))
     if kind.reason is None:
         assert decode(upload, 32).shape == (32, 32, 3)
@@ -191,6 +191,7 @@ def service(run: str) -> Iterator[httpx.Client]:
 
 
 @pytest.mark.ray
+@pytest.mark.extended
 def test_answers_equal_evaluation(service: httpx.Client, run: str, easy_data: str) -> None:
     write_evaluation(run)
     table = pq.read_table(f"{easy_data}/test").to_pylist()
@@ -211,6 +212,7 @@ def test_answers_equal_evaluation(service: httpx.Client, run: str, easy_data: st
 
 
 @pytest.mark.ray
+@pytest.mark.extended
 def test_the_service_lives_through_what_is_sent(service: httpx.Client) -> None:
     good = to_png(draw_image(1, 2))
     for kind in KINDS.values():
@@ -223,7 +225,7 @@ def test_the_service_lives_through_what_is_sent(service: httpx.Client) -> None:
         assert response.status_code in (413, 415, 422), kind.about
         assert response.json()["error"].endswith(".")
     assert service.post("/predict", content=b"x" * (2**20 + 1)).status_code == 413
-    assert service.post("/predict").status_code == 415
+    assert service.post("/predict").status_code == 400
     assert service.get("/predict").status_code == 405
     assert service.post("/nowhere").status_code == 404
     port = service.base_url.port
@@ -238,6 +240,7 @@ def test_the_service_lives_through_what_is_sent(service: httpx.Client) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.extended
 def test_health_metrics_interface_page_and_grad_cam(service: httpx.Client) -> None:
     good = to_png(draw_image(1, 2))
     assert service.get("/healthz").json()["temperature"] == 2.0
@@ -253,3 +256,34 @@ def test_health_metrics_interface_page_and_grad_cam(service: httpx.Client) -> No
     assert "http://" not in page.text and "https://" not in page.text
     assert Image.open(io.BytesIO(heat.content)).size == (32, 32)
     assert service.post("/explain", files=[("images", ("a", good))] * 2).status_code == 400
+
+
+@pytest.mark.ray
+@pytest.mark.browser
+@pytest.mark.extended
+def test_the_page_in_chromium(service: httpx.Client, tmp_path: Path) -> None:
+    good, bad = tmp_path / "a car.png", tmp_path / "<b>.jpg"
+    good.write_bytes(to_png(draw_image(1, 2)))
+    bad.write_text("no image")
+    requests: list[str] = []
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=[*QUIET])
+        page = browser.new_page()
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("pageerror", lambda error: requests.append(f"error: {error}"))
+        page.goto(str(service.base_url))
+        page.set_input_files("#files", [str(good)])
+        answer = page.locator("#answers li")
+        expect(answer).to_have_count(1)
+        expect(answer.locator("tr")).to_have_count(3)
+        expect(answer.locator("h3")).to_contain_text("class")
+        before = answer.locator("img").get_attribute("src")
+        answer.get_by_role("button").click()
+        expect(answer.get_by_role("button")).to_have_text("Grad-CAM")
+        assert answer.locator("img").get_attribute("src") != before
+        page.set_input_files("#files", [str(bad)])
+        expect(page.locator("#status")).to_have_text("<b>.jpg can't be used: not an image.")
+        expect(answer).to_have_count(1)
+        browser.close()
+    origin = str(service.base_url)
+    assert [url for url in requests if not url.startswith((origin, "blob:", "data:"))] == []

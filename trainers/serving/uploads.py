@@ -79,7 +79,7 @@ async def read_uploads(request: Request, config: ServiceConfig) -> list[Upload]:
     elif kind == "application/json":
         uploads = _read_json(body)
     else:  # whatever the client calls it: the content decides
-        uploads = [Upload("the image", body)]
+        uploads = [Upload("the image", body)] if body else []
     if not uploads:
         raise Refused(400, f"The request has no image: send some in the field `{FIELD}`.")
     if len(uploads) > config.max_images:
