@@ -34,8 +34,9 @@ from trainers.config import (
 from trainers.evaluation.evaluate import write_evaluation
 from trainers.run import checkpoint
 from trainers.run.calibration import write_calibration
+from trainers.serving import uploads
 from trainers.serving.config import ServeConfig, ServiceConfig
-from trainers.serving.uploads import Pace, Refused, Upload, decode, read_uploads
+from trainers.serving.uploads import Pace, Refused, Upload, decode
 
 SERVICE = ServiceConfig(run="r", max_upload_mib=1, max_images=3, upload_timeout_s=0.2)
 SENTENCE_CHARS = 200
@@ -65,7 +66,7 @@ def send(parts: list[bytes], headers: dict[str, str] | None = None, pause_s: flo
     """Return names and contents of the images, or the refusal."""
     request = request_of(parts, headers or {}, pause_s)
     try:
-        return [(u.name, u.content) for u in asyncio.run(read_uploads(request, SERVICE))]
+        return [(u.name, u.content) for u in asyncio.run(uploads.read_uploads(request, SERVICE))]
     except Refused as refusal:
         assert len(refusal.sentence) < SENTENCE_CHARS and "\n" not in refusal.sentence
         return refusal.status

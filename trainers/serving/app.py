@@ -16,10 +16,11 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from cluster.io import storage
 from cluster.io.errors import UserError
 from cluster.io.fields import build as build_config
+from trainers.serving import uploads as forms
 from trainers.serving.config import ServiceConfig
 from trainers.serving.model import Answerer, Exported, export_for_service
 from trainers.serving.page import render_page
-from trainers.serving.uploads import Pace, Refused, Upload, decode, read_uploads
+from trainers.serving.uploads import Pace, Refused, Upload, decode
 
 MAX_DECODING = 2
 """Images a replica decodes at once: a large one takes 150 MB."""
@@ -161,7 +162,7 @@ class Service:
 
     async def _read(self, request: Request) -> tuple[list[Upload], list[np.ndarray]]:
         self._pace.take(request.client.host if request.client else "")
-        uploads = await read_uploads(request, self._config)
+        uploads = await forms.read_uploads(request, self._config)
 
         async def view(upload: Upload) -> np.ndarray:
             async with self._decoding:
