@@ -36,6 +36,7 @@ from trainers.run import checkpoint
 from trainers.run.calibration import write_calibration
 from trainers.serving import uploads
 from trainers.serving.config import ServeConfig, ServiceConfig
+from trainers.serving.serve import require_packages, start, stop
 from trainers.serving.uploads import Pace, Refused, Upload, decode
 
 SERVICE = ServiceConfig(run="r", max_upload_mib=1, max_images=3, upload_timeout_s=0.2)
@@ -154,6 +155,12 @@ def test_each_kind_of_bad_image_is_decoded_or_refused(name: str) -> None:
     assert "\n" not in caught.value.sentence and len(caught.value.sentence) < SENTENCE_CHARS
 
 
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if "fast" in name else 1)
+    with pytest.raises(ValueError, match=r"^serve needs fastapi: pip install -e"):
+        require_packages()
+
+
 @pytest.fixture(scope="module")
 def run(ray_cluster: str, easy_data: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Run folder of a LeNet-5, which is calibrated."""
@@ -180,8 +187,6 @@ def run(ray_cluster: str, easy_data: str, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="module")
 def service(run: str) -> Iterator[httpx.Client]:
     """A client of the running service."""
-    from trainers.serving.serve import start, stop
-
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

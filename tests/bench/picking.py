@@ -29,8 +29,7 @@ BUDGETS = (200, 300, 400, 500)
 
 def compute_features(file: Path) -> dict[str, np.ndarray]:
     """Return features and labels of the photographs, computed once."""
-    if file.exists():
-        return dict(np.load(file))
+    found: dict[str, np.ndarray] = dict(np.load(file)) if file.exists() else {}
     config = FinetuneConfig(
         data="",
         ingest=IngestConfig(size_px=SIZE_PX),
@@ -41,12 +40,13 @@ def compute_features(file: Path) -> dict[str, np.ndarray]:
     model = build("mobilenet_v2", 1000, SIZE_PX)
     initialize(model, config.model, seed=0)
     names = sorted(folder.name for folder in (CARS / "train").iterdir())
-    found: dict[str, np.ndarray] = {}
     for split in ("train", "test"):
+        if split in found:
+            continue
         files = sorted((CARS / split).rglob("*.jpg"))
         found[split] = compute(model.eval(), config, files)[1].numpy()
         found[f"{split}/labels"] = np.array([names.index(f.parent.name) for f in files])
-    np.savez_compressed(file, **found)  # pyright: ignore[reportArgumentType]
+        np.savez_compressed(file, **found)  # pyright: ignore[reportArgumentType]
     return found
 
 

@@ -61,7 +61,7 @@ def find_calibration(
         return known, None
     data = network.config.data
     if not progress.validated:
-        return None, "its validation images trained, so none are left to fit a temperature on"
+        return None, "its validation images trained; --train-on train leaves them to calibrate on"
     try:
         manifest = read_manifest(data, network.config.fold)
     except UserError as error:
