@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import safetensors.torch
 
@@ -24,7 +25,7 @@ from tuning.review.charts import pareto_front
 from tuning.review.config import ReviewConfig
 from tuning.review.importance import rank_axes
 from tuning.review.page import render_page
-from tuning.review.pictures import show_predictions
+from tuning.review.pictures import draw_makes, show_predictions
 from tuning.review.review import run_review
 from tuning.space import AXES, CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
 from tuning.states import TrialStates, read_trials
@@ -238,3 +239,14 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
         assert tag not in page
     (figures,) = re.findall(r'<script type="application/json" id="figures">(.*?)</script>', page)
     assert "alert(1)" in json.loads(figures)["confusion"][""]["layout"]["yaxis"]["ticktext"][0]
+
+
+def test_classes_of_one_make_are_together_where_names_say_so() -> None:
+    confusion_KK = np.array([[3, 1, 0], [2, 4, 1], [0, 0, 5]])
+    found = draw_makes(confusion_KK, ("Audi S4 2007", "Audi S4 2012", "BMW M3 2012"))
+
+    assert found is not None and found.name == "makes"
+    assert found.label.startswith("15 of 16 images are on the diagonal. Lowest recall: Audi")
+    assert sorted(row[:2] for row in found.table) == [["Audi", 11], ["BMW", 5]]
+    assert draw_makes(confusion_KK, ("a", "b", "c")) is None
+    assert draw_makes(confusion_KK, ("A x 2007", "B x 2012", "C y 2012")) is None

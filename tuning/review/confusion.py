@@ -14,7 +14,9 @@ MAX_LISTED = 50
 """Classes in the chart's table, those of lowest recall."""
 
 
-def draw_confusion(confusion_KK: np.ndarray, classes: Sequence[str]) -> Chart:
+def draw_confusion(
+    confusion_KK: np.ndarray, classes: Sequence[str], *, name: str = "confusion"
+) -> Chart:
     """Draw counts of images: a row per true class, a column per predicted one."""
     num_classes = len(classes)
     shares_KK = confusion_KK / np.maximum(1, confusion_KK.sum(1, keepdims=True))
@@ -62,8 +64,8 @@ def draw_confusion(confusion_KK: np.ndarray, classes: Sequence[str]) -> Chart:
         )
     worst = np.argsort(np.where(confusion_KK.sum(1) > 0, shares_KK.diagonal(), 2))[:MAX_LISTED]
     return Chart(
-        name="confusion",
-        title="Confusion matrix",
+        name=name,
+        title="Confusion matrix" if name == "confusion" else f"Confusion matrix of {name}",
         label=f"{confusion_KK.trace()} of {confusion_KK.sum()} images are on the diagonal. "
         f"Lowest recall: {classes[worst[0]]}, {shares_KK[worst[0], worst[0]]:.0%}.",
         figures={"": figure},

@@ -66,6 +66,7 @@ def render_page(
         "cost": draw_cost(record),
         "importance": draw_importance(record),
         "confusion": predictions and predictions.confusion,
+        "makes": predictions and predictions.makes,
     }
     return render(
         HERE / "review.html.j2",

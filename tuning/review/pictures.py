@@ -16,6 +16,7 @@ from trainers.evaluation.explain import explain, order
 from trainers.evaluation.measures import ConfusedPair, confusion_matrix, find_confused_pairs
 from trainers.evaluation.pictures import Explained
 from trainers.evaluation.split import read_views
+from trainers.inference.hierarchy import parse_names
 from trainers.run import folder as run_folder
 from tuning.leaderboard import TrialResult
 from tuning.record import SweepRecord
@@ -45,6 +46,8 @@ class WinnerPredictions:
     num_images: int
     num_correct: int
     confusion: Chart
+    makes: Chart | None
+    """The same by make, where classes are make, model and year, and some make has several."""
     pairs: Sequence[tuple[ConfusedPair, str | None]]
     """Each with an image that was mistaken, as a data URI."""
     mistakes: Sequence[Shown]
@@ -85,11 +88,22 @@ def show_predictions(record: SweepRecord, *, pictures: bool) -> WinnerPrediction
         num_images=len(rows),
         num_correct=int(predictions.is_correct_N.sum()),
         confusion=draw_confusion(confusion_matrix(predictions), predictions.classes),
+        makes=draw_makes(confusion_matrix(predictions), predictions.classes),
         pairs=list(zip(pairs, images, strict=False)),
         mistakes=cards[: len(mistakes)],
         right=cards[len(mistakes) :],
         missing=missing,
     )
+
+
+def draw_makes(confusion_KK: np.ndarray, classes: Sequence[str]) -> Chart | None:
+    """Draw the confusion matrix of makes, which are read from names such as Audi S6 Sedan 2011."""
+    hierarchy = parse_names(classes)
+    makes, index_K = hierarchy.groups(0)
+    if "year" not in hierarchy.levels or not 1 < len(makes) < len(classes):
+        return None
+    belongs_KG = np.eye(len(makes), dtype=confusion_KK.dtype)[index_K]
+    return draw_confusion(belongs_KG.T @ confusion_KK @ belongs_KG, makes, name="makes")
 
 
 def _picture(
