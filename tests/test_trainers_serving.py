@@ -224,11 +224,12 @@ def test_the_service_lives_through_what_is_sent(service: httpx.Client) -> None:
     for kind in KINDS.values():
         if kind.make is None:
             continue
-        response = service.post("/predict", content=kind.make(Image.fromarray(draw_image(0, 1))))
+        content = kind.make(Image.fromarray(draw_image(0, 1)))
+        response = service.post("/predict", content=content)
         if response.status_code == 200:
             assert kind.reason is None
             continue
-        assert response.status_code in (413, 415, 422), kind.about
+        assert response.status_code in ((413, 415, 422) if content else (400,)), kind.about
         assert response.json()["error"].endswith(".")
     assert service.post("/predict", content=b"x" * (2**20 + 1)).status_code == 413
     assert service.post("/predict").status_code == 400
