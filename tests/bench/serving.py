@@ -47,8 +47,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8, help="in a request")
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--photographs", type=int, default=817, help="in a round")
     options = parser.parse_args()
-    files = sorted((CARS / "test").rglob("*.jpg"))
+    files = sorted((CARS / "test").rglob("*.jpg"))[: options.photographs]
     config = ServeConfig(run=options.run, port=PORT, max_batch_size=options.images)
     answerer = Answerer(export_for_service(options.run), config)
     size_px = answerer.exported.size_px
