@@ -56,12 +56,13 @@ check-python: $(READY)  ## The dependencies resolve for each of PYTHONS; nothing
 			print('Python $$version:', len(found), 'packages, all as wheels')"; done
 
 KUBERAY ?= 1.7.1
+CRD_URL = https://raw.githubusercontent.com/ray-project/kuberay/v$(KUBERAY)/ray-operator/config/crd/bases
 crds:  ## Fetch the CRDs of KubeRay KUBERAY into k8s/crds, which check-k8s then reads
-	@mkdir -p k8s/crds
+	@rm -rf k8s/crds.new && mkdir k8s/crds.new
 	@for kind in rayclusters rayjobs rayservices raycronjobs; do \
-		curl --fail --silent --show-error --location --output k8s/crds/ray.io_$$kind.yaml \
-			https://raw.githubusercontent.com/ray-project/kuberay/v$(KUBERAY)/ray-operator/config/crd/bases/ray.io_$$kind.yaml \
-			|| exit 1; done
+		curl --fail --silent --show-error --location --output k8s/crds.new/ray.io_$$kind.yaml \
+			$(CRD_URL)/ray.io_$$kind.yaml || exit 1; done
+	@rm -rf k8s/crds && mv k8s/crds.new k8s/crds
 	@echo "k8s/crds: CRDs of KubeRay $(KUBERAY)"
 
 ifeq ($(wildcard k8s/crds/*.yaml ../shared/kuberay-crds/*.yaml),)

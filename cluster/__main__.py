@@ -31,7 +31,7 @@ RAY_AUTH_TOKEN or ~/.ray/auth_token.
 CHECK_K8S_HELP = """Build Kubernetes overlays and check them, without a cluster.
 
   python -m cluster check-k8s                        # all of k8s/
-  python -m cluster check-k8s deploy/thaw            # your own overlay, or a folder with several
+  python -m cluster check-k8s k8s/deploy/team        # your own overlay, or a folder with several
   python -m cluster check-k8s built.yaml --json      # what helm or kustomize wrote, for machines
 
 The rules are those of Kubernetes 1.29 to 1.37 and of KubeRay 1.7 (schemas, CEL, what its operator
