@@ -151,7 +151,7 @@ def test_a_curve_is_expected_to_gain_half_as_much_with_each_doubling_of_its_epoc
     assert (done.top1, done.deviation) == (0.6, pytest.approx((0.24 / 200) ** 0.5))
     cut = extrapolate((0.2, 0.4, 0.4, 0.6), 16, 100)  # 0.2 since epoch 2
     assert cut.top1 == pytest.approx(0.6 + 0.1 + 0.05)
-    assert cut.deviation == pytest.approx((0.24 / 200 + 0.075**2) ** 0.5)
+    assert cut.deviation == pytest.approx((0.24 / 200 + 0.15**2) ** 0.5)
     assert extrapolate((0.9, 1.0), 100, 100).top1 == 1.0
     assert extrapolate((0.4,), 2, 100).top1 == pytest.approx(0.5)
 

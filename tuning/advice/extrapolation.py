@@ -28,8 +28,8 @@ class Expected:
 def extrapolate(top1s: Sequence[float], num_epochs: int, num_images: int) -> Expected:
     """Expect the best val/top1 of a training that is stopped after its first epochs.
 
-    The best so far counts, as a sweep keeps the best checkpoint. The deviation has two parts: half
-    of what is still expected to be gained, and the error of a difference of two accuracies of the
+    The best so far counts, as a sweep keeps the best checkpoint. The deviation has two parts: what is
+    still expected to be gained, and the error of a difference of two accuracies of the
     same network family on `num_images` images, half of whose variance they share.
 
     Args:
@@ -44,7 +44,7 @@ def extrapolate(top1s: Sequence[float], num_epochs: int, num_images: int) -> Exp
     share = DOUBLING_GAIN * (1 - DOUBLING_GAIN**doublings) / (1 - DOUBLING_GAIN)
     top1 = min(1.0, last + share * (last - before))
     noise = sqrt(max(last * (1 - last), 1 / num_images) / (2 * num_images))
-    return Expected(top1=top1, deviation=sqrt(noise**2 + ((top1 - last) / 2) ** 2))
+    return Expected(top1=top1, deviation=sqrt(noise**2 + (top1 - last) ** 2))
 
 
 @dataclass(frozen=True, kw_only=True)

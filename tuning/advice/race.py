@@ -39,14 +39,14 @@ SHARES = (0.75, 0.5)
 """Frozen shares of the stages that race, beside all, nothing and the best linear classifier's."""
 CHEAP = 0.1
 """A training that computes at most this share of the network is cheap."""
-CHEAP_RATES, RATES = (1e-2, 3e-3), (3e-4,)
-"""Learning rates of Adam. Large ones forget what the network knows."""
+CHEAP_RATES, RATES = (1e-2, 3e-3), (1e-3, 3e-4)
+"""Learning rates of Adam. Large ones forget what the network knows, small ones take many steps."""
 NUM_VIEWS = 2
 """Augmented views of each image: each one is a pass through the frozen stages."""
 ROUNDS, MIN_EPOCHS, MIN_STEPS = (0.2, 0.4), 2, 20
 """Shares of the epochs after which it is asked whether the winner is clear."""
 CLEAR, HARDLY = 0.9, 0.02
-"""Chance that a depth is as good as the best: one with more wins, those with less are dropped."""
+"""Chance to be as good as the best: a depth with more wins, trainings with less are dropped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,22 +74,24 @@ def run_race(
     num_val, num_epochs = manifest.split("val").num_images, sweep.base.epochs
     steps_per_epoch = manifest.split("train").num_images / sweep.base.global_batch_size
     curves: dict[str, tuple[float, ...]] = {}
-    left = {each.depth for each in trainings}
+    racing = trainings
+    raced: tuple[Raced, ...] = ()
     for share in ROUNDS:
         enough = max(
             share * num_epochs, MIN_EPOCHS, share / ROUNDS[0] * MIN_STEPS / steps_per_epoch
         )
         limit = min(num_epochs, ceil(enough))
-        racing = [each for each in trainings if each.depth in left]
         with count(f"Racing freeze depths to epoch {limit}", len(racing), "trainings") as advance:
             for each in racing:
                 epochs = num_epochs if each.is_cheap else limit
                 curves[each.config.out] = _train(each.config, epochs, shared, resources)
                 advance(1)
-        raced = _compare(trainings, curves, num_epochs, num_val)
+        expected = [extrapolate(curves[each.config.out], num_epochs, num_val) for each in trainings]
+        raced = _compare(trainings, expected, curves)
         if raced[0].regret.p_tie >= CLEAR:
             break
-        left = {each.depth for each in raced if each.regret.p_tie > HARDLY}
+        regrets = zip(trainings, find_regrets(expected), strict=True)
+        racing = [each for each, regret in regrets if regret.p_tie > HARDLY]
     return Race(num_epochs=num_epochs, depths=raced)
 
 
@@ -186,25 +188,23 @@ def _train(
 
 def _compare(
     trainings: Sequence[_Training],
+    expected: Sequence[Expected],
     curves: dict[str, tuple[float, ...]],
-    num_epochs: int,
-    num_images: int,
 ) -> tuple[Raced, ...]:
     """Return the depths by expected regret, each with the learning rate that promises most."""
     best: dict[int, tuple[Expected, _Training]] = {}
-    for each in trainings:
-        expected = extrapolate(curves[each.config.out], num_epochs, num_images)
-        if each.depth not in best or expected.top1 > best[each.depth][0].top1:
-            best[each.depth] = expected, each
-    regrets = find_regrets([expected for expected, _ in best.values()])
+    for each, of_training in zip(trainings, expected, strict=True):
+        if each.depth not in best or of_training.top1 > best[each.depth][0].top1:
+            best[each.depth] = of_training, each
+    regrets = find_regrets([of_depth for of_depth, _ in best.values()])
     raced = [
         Raced(
             depth=each.depth,
             learning_rate=each.config.optim.learning_rate,
             top1s=curves[each.config.out],
-            expected=expected,
+            expected=of_depth,
             regret=regret,
         )
-        for (expected, each), regret in zip(best.values(), regrets, strict=True)
+        for (of_depth, each), regret in zip(best.values(), regrets, strict=True)
     ]
     return tuple(sorted(raced, key=lambda each: each.regret.expected))
