@@ -231,12 +231,14 @@ def main() -> None:
     out, ends_s = options.out.absolute(), time.monotonic() + 60 * options.minutes
     runtime.connect(None, quiet=True)
     tasks, drawn_weights = list_tasks(out), pretrain(out)
-    outcomes: list[Outcome] = []
+    truths: list[tuple[Task, ModelConfig, dict[int, float], float]] = []
     for task in tasks:
         if time.monotonic() > ends_s:
             break
         model = model_of(task, drawn_weights)
-        truth, sweep_s = find_truth(task, model, out)
+        truths.append((task, model, *find_truth(task, model, out)))
+    outcomes: list[Outcome] = []
+    for task, model, truth, sweep_s in truths:
         outcome = advise(task, model, truth, sweep_s, out)
         outcomes.append(outcome)
         print(

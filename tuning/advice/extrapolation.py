@@ -28,9 +28,9 @@ class Expected:
 def extrapolate(top1s: Sequence[float], num_epochs: int, num_images: int) -> Expected:
     """Expect the best val/top1 of a training that is stopped after its first epochs.
 
-    The best so far counts, as a sweep keeps the best checkpoint. The deviation has two parts: what is
-    still expected to be gained, and the error of a difference of two accuracies of the
-    same network family on `num_images` images, half of whose variance they share.
+    The best so far counts, as a sweep keeps the best checkpoint. The deviation has two parts: what
+    is still expected to be gained, and the error of a difference of two accuracies on the same
+    `num_images` images, half of whose variance they share.
 
     Args:
         top1s: val/top1 after each epoch.
