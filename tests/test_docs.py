@@ -80,8 +80,8 @@ def test_options_targets_and_links_exist(page: Path) -> None:
         assert (page.parent / link).exists(), link
 
 
-NOT_OURS = {"--working-dir"}
-"""Options of `ray job submit`."""
+NOT_OURS = {"--working-dir", "--build-arg"}
+"""Options of `ray job submit` and of `docker build`."""
 
 
 def test_readme_is_short() -> None:

@@ -43,6 +43,9 @@ def save_views(sweep: str, *, project: str, entity: str | None) -> list[str]:
     # Silent, as the caller prints the URLs. wandb-workspaces takes the key of the session.
     login = wandb.Settings(api_key=find_login(), base_url=find_base_url(), silent=True)
     wandb.setup(login)
+    wandb.termsetup(
+        login, None
+    )  # in a process that has used W&B, setup leaves the terminal as it is
     try:
         found = find_setting("entity")  # as `wandb.init` of the trials
         entity = entity or (found.value if found else wandb.Api().default_entity)
