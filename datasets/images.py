@@ -5,6 +5,7 @@ H height, W width, C the channels red, green, blue.
 
 import base64
 import io
+import re
 import struct
 import warnings
 import zlib
@@ -15,6 +16,7 @@ import numpy as np
 import simplejpeg
 import xxhash
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 
 from cluster.io.errors import UserError
 
@@ -46,7 +48,18 @@ _DECODE_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
-_ORIENTATION_TAG = 0x0112
+_ORIENTATION_TAG, _SUBFILE_TAG, _DNG_TAG = 0x0112, 254, 50706
+_RAW = "raw photograph: convert it to JPEG"
+_FOREIGN = (
+    ("HEIC: convert it to JPEG", rb".{4}ftyp(hei[cxms]|hev[cx]|mif1|msf1)"),
+    (_RAW, rb".{4}ftypcrx |II(U\0|RO|RS)|MMOR|FUJIFILMCCD-RAW|FOVb"),
+    ("video, not an image", rb".{4}ftyp|RIFF.{4}AVI |\x1aE\xdf\xa3"),
+    ("JPEG XL: convert it to JPEG", rb"\xff\x0a|\0\0\0\x0cJXL "),
+    ("JPEG 2000: convert it to JPEG", rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  "),
+    ("file of Photoshop: convert it to JPEG", rb"8BPS"),
+    ("pointer of Git LFS: get its file by `git lfs pull`", rb"version https://git-lfs"),
+)
+"""Reasons to leave out files that are often among photographs, by how they begin."""
 
 
 class BadImage(Exception):
@@ -153,7 +166,7 @@ def _load(content: bytes) -> tuple[np.ndarray, bool]:
         try:
             image = Image.open(io.BytesIO(content), formats=_FORMATS)
         except Image.UnidentifiedImageError:
-            raise BadImage("not an image") from None
+            raise BadImage(_name_foreign(content)) from None
         except Image.DecompressionBombError:
             raise BadImage("decompression bomb: more than 50 megapixels") from None
         except _DECODE_ERRORS as error:
@@ -161,6 +174,8 @@ def _load(content: bytes) -> tuple[np.ndarray, bool]:
         num_pixels = image.width * image.height
         if num_pixels == 0:
             raise BadImage("zero-sized")
+        if isinstance(image, TiffImageFile) and _is_raw(image, content):
+            raise BadImage(_RAW)
         if num_pixels > MAX_PIXELS:
             raise BadImage("decompression bomb: more than 50 megapixels")
         if is_too_thin(image.height, image.width):
@@ -176,9 +191,27 @@ def _load(content: bytes) -> tuple[np.ndarray, bool]:
             )
             if is_plain_jpeg and (image_HWC := _decode_strictly(content)) is not None:
                 return image_HWC, True
+            if (
+                image.format == "BMP"
+                and image.mode == "RGBA"
+                and not np.asarray(image.getchannel("A")).any()
+            ):
+                image = image.convert("RGB")  # some programs leave the bytes of opacity at 0
             return np.asarray(_to_rgb(ImageOps.exif_transpose(image))), False
         except _DECODE_ERRORS as error:
             raise BadImage(_explain(error)) from error
+
+
+def _name_foreign(content: bytes) -> str:
+    names = (name for name, start in _FOREIGN if re.match(start, content[:64], re.DOTALL))
+    return next(names, "not an image")
+
+
+def _is_raw(image: TiffImageFile, content: bytes) -> bool:
+    """Whether a TIFF is a camera's raw file: its first image is a thumbnail."""
+    tags = image.tag_v2
+    is_thumbnail = bool(tags.get(_SUBFILE_TAG, 0) & 1)
+    return is_thumbnail or _DNG_TAG in tags or content[8:10] == b"CR"
 
 
 def _decode_strictly(jpeg: bytes) -> np.ndarray | None:

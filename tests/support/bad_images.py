@@ -19,7 +19,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "bad_images.md"
-ORIENTATION = 0x0112
+ORIENTATION, SUBFILE = 0x0112, 254
 
 Make = Callable[[Image.Image], bytes]
 Put = Callable[[Path, Image.Image], None]
@@ -177,6 +177,12 @@ def text(content: str) -> Make:
     return lambda image: content.format(*image.getpixel((0, 0))).encode()
 
 
+def without_opacity(image: Image.Image) -> bytes:
+    image = image.convert("RGBA")
+    image.putalpha(0)
+    return encode(image, "BMP")
+
+
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(400)
 
 KINDS: dict[str, Kind] = {
@@ -210,6 +216,9 @@ KINDS: dict[str, Kind] = {
     "WebP": Kind(about="", make=lambda i: encode(i, "WEBP", lossless=True), name="photo.webp"),
     "AVIF": Kind(about="", make=lambda i: encode(i, "AVIF", quality=95), name="photo.avif"),
     "BMP": Kind(about="", make=lambda i: encode(i, "BMP"), name="photo.bmp"),
+    "BMP of 32 bits whose opacity is 0": Kind(
+        about="as some programs write it", make=without_opacity, name="photo.bmp"
+    ),
     "TIFF": Kind(about="", make=lambda i: encode(i, "TIFF"), name="photo.tif"),
     "JPEG cut after its header": Kind(about="", make=lambda i: jpeg(i)[:20], reason="not an image"),
     "JPEG cut in half": Kind(about="", make=cut(0.5), reason="truncated"),
@@ -236,8 +245,26 @@ KINDS: dict[str, Kind] = {
         name="photo.svg",
         reason="not an image",
     ),
-    "HEIC": Kind(
-        about="convert it first", make=lambda i: HEIC, name="photo.heic", reason="not an image"
+    "HEIC": Kind(about="of iPhones", make=lambda i: HEIC, name="photo.heic", reason="HEIC"),
+    "JPEG XL": Kind(
+        about="", make=lambda i: b"\xff\x0a" + i.tobytes(), name="photo.jxl", reason="JPEG XL"
+    ),
+    "raw photograph of a camera": Kind(
+        about="a TIFF whose first image is a thumbnail",
+        make=lambda i: encode(i, "TIFF", tiffinfo={SUBFILE: 1}),
+        name="photo.nef",
+        reason="raw photograph",
+    ),
+    "video": Kind(
+        about="",
+        make=lambda i: b"\0\0\0\x20ftypisom" + i.tobytes(),
+        name="live.mov",
+        reason="video, not an image",
+    ),
+    "pointer of Git LFS": Kind(
+        about="a clone without its files; `git lfs pull` gets them",
+        make=text("version https://git-lfs.github.com/spec/v1\noid sha256:{}{}{}\nsize 9\n"),
+        reason="pointer of Git LFS",
     ),
     "program named .jpg": Kind(
         about="", make=lambda i: b"\x7fELF\2\1\1" + i.tobytes()[:999], reason="not an image"
