@@ -25,7 +25,12 @@ from cluster.io.terminal import is_quiet, report
 from cluster.memory_allocator import ALLOCATOR_ENV
 from cluster.memory_watch import watch_memory
 from cluster.ray_internals import count_cpus, silence_driver, starting_few_processes
-from cluster.session_folder import choose_session_folder, provide_token, raise_file_limit
+from cluster.session_folder import (
+    choose_session_folder,
+    provide_token,
+    raise_file_limit,
+    require_loopback,
+)
 
 REACH_TIMEOUT_S = 5.0
 LOCAL = "local"
@@ -115,6 +120,7 @@ def start_early(address: str | None, imports: Sequence[str] = ()) -> None:
     os.environ.update({**WORKER_ENV, **DRIVER_ENV, **os.environ})  # what the user set, wins
     options: dict[str, Any] = {"include_dashboard": wants_dashboard(), "num_cpus": count_cpus()}
     raise_file_limit()
+    require_loopback()
     provide_token()
     if (folder := choose_session_folder()) is not None:
         options["_temp_dir"] = folder

@@ -1,5 +1,5 @@
 """What a Ray cluster on this machine needs of it: a writable folder whose path is short for its
-session, a token, and open files.
+session, a token, open files, and the loopback interface.
 
 Ray puts Unix sockets into it, whose paths may have 107 bytes (103 on macOS). Batch systems set a
 TMPDIR of their own for each job, which is often longer.
@@ -9,6 +9,7 @@ import os
 import resource
 import secrets
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -93,6 +94,24 @@ def provide_token() -> None:
             _try_writing(folder)
     except (OSError, RuntimeError):  # RuntimeError: a user without a home
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def require_loopback() -> None:
+    """Check that processes of this machine reach each other: else Ray would wait for minutes.
+
+    Raises:
+        MachineError: where they don't.
+    """
+    with socket.socket() as server, socket.socket() as client:
+        try:
+            server.bind(("127.0.0.1", 0))
+            server.listen()
+            client.connect(server.getsockname())
+        except OSError as error:
+            raise MachineError(
+                f"127.0.0.1 can't be reached ({error.strerror}), and Ray's processes need it; "
+                "bring up the loopback interface (`ip link set lo up`)"
+            ) from None
 
 
 def raise_file_limit() -> None:

@@ -36,9 +36,13 @@ WORKS = {
     "a long TMPDIR": "export TMPDIR=/tmp/slurm_jobdir/1355700/tmp.t0016/scratch-of-this-job-alone",
     "a full /tmp": "mount -t tmpfs -o size=16k tmpfs /tmp; cat /dev/zero > /tmp/full 2> /dev/null",
     "few files open": "ulimit -Sn 256",
+    "a full /dev/shm": (
+        "mount -t tmpfs -o size=1m tmpfs /dev/shm; cat /dev/zero > /dev/shm/full 2> /dev/null"
+    ),
 }
 REFUSED = {
     "too few files": ("ulimit -n 512", "ulimit -n is 512: "),
+    "no loopback": ("ip link set lo down", "127.0.0.1 can't be reached"),
     "a memory monitor that kills": (
         "export RAY_memory_usage_threshold=0.01 RAY_memory_monitor_refresh_ms=250",
         "memory of a node ran out",
@@ -51,6 +55,7 @@ REFUSED = {
 }
 DOCTOR = {
     "a container's /dev/shm of 64 MB": "/dev/shm has 0.1 GiB",
+    "a full /dev/shm": "/dev/shm has 0.0 GiB",
     "no home that can be written": "/proc/home/.cache/torch can't be written",
     "a read-only root": "can't be written (Read-only file system): no weights",
     "proxies that are not there": "the proxy in https_proxy does not answer",

@@ -16,6 +16,7 @@ from cluster.session_folder import (
     MAX_SOCKET_BYTES,
     choose_session_folder,
     provide_token,
+    require_loopback,
 )
 from tests.conftest import ROOT
 
@@ -87,6 +88,15 @@ def test_a_job_of_a_batch_system_has_the_cpus_that_it_is_lent(quota, lent, expec
     monkeypatch.setattr("ray._private.utils.get_num_cpus", lambda **_: quota)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: lent)
     assert count_cpus() == expected
+
+
+def test_a_machine_without_loopback():
+    require_loopback()
+    code = "from cluster.session_folder import require_loopback as r; r()"
+    command = ["unshare", "--net", "--map-root-user", sys.executable, "-c", code]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert "127.0.0.1 can't be reached (Network is unreachable)" in ran.stderr
+    assert "`ip link set lo up`" in ran.stderr
 
 
 @pytest.mark.parametrize(("soft", "hard", "ends"), [(256, 4096, 4096), (256, 512, None)])

@@ -183,3 +183,11 @@ def test_a_write_that_fails_keeps_the_old_file_and_leaves_no_part_of_the_new(
         storage.write_bytes(str(file), b"new")
 
     assert [path.name for path in tmp_path.iterdir()] == ["row"] and file.read_bytes() == b"old"
+
+
+def test_a_hub_out_of_reach_is_one_sentence() -> None:
+    """The errors of Hugging Face's client are no OSErrors."""
+    errors = pytest.importorskip("httpx2")
+    said = r"URI 'hf://x/y' is out of reach \(no name\); .*HF_TOKEN"
+    with pytest.raises(ValueError, match=said), storage.explaining("hf://x/y"):
+        raise errors.ConnectError("no name")

@@ -11,6 +11,7 @@ endpoints come from environment variables of each process:
 
 import errno
 import os
+import sys
 import textwrap
 import uuid
 from collections.abc import Iterator
@@ -43,6 +44,7 @@ REMEDIES = {
     "s3": "check the bucket, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL",
     "gs": _GOOGLE,
     "gcs": _GOOGLE,
+    "hf": "check the network, the name of the repository and HF_TOKEN",
 }
 
 # pyarrow asks a busy S3 server again for 6 s by itself, except where the words of a 503 don't fit
@@ -110,7 +112,7 @@ def explaining(uri: str) -> Iterator[None]:
 
     Raises:
         MissingFileError: for a FileNotFoundError.
-        UserError: for any other OSError, and for names that are not UTF-8.
+        UserError: for any other OSError, where no server answers, and for names that are not UTF-8.
     """
     try:
         yield
@@ -118,7 +120,7 @@ def explaining(uri: str) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise _missing(uri) from error
-    except OSError as error:
+    except (OSError, *_http_errors()) as error:
         raise UserError(_explain(uri, error)) from error
     except UnicodeError as error:
         name = getattr(error, "object", b"")
@@ -126,9 +128,16 @@ def explaining(uri: str) -> Iterator[None]:
         raise UserError(f"URI {uri!r}: {name!r} there is no name in UTF-8; rename it") from None
 
 
-def _explain(uri: str, error: OSError) -> str:
+def _http_errors() -> tuple[type[Exception], ...]:
+    """Return those of Hugging Face's client that are no OSErrors; it is imported for hf:// only."""
+    clients = (sys.modules.get(name) for name in ("httpx", "httpx2"))
+    return tuple(client.HTTPError for client in clients if client is not None)
+
+
+def _explain(uri: str, error: Exception) -> str:
+    number = getattr(error, "errno", None) or 0
     remedy = REMEDIES.get(uri.split("://")[0]) or LOCAL_REMEDIES.get(
-        error.errno or 0, "check the path and who may use it"
+        number, "check the path and who may use it"
     )
     return f"URI {uri!r} is out of reach ({textwrap.shorten(str(error), 240)}); {remedy}"
 
@@ -238,7 +247,7 @@ def read_bytes(uri: str, *, start: int = 0) -> bytes:
     except FileNotFoundError:
         _refuse_missing_bucket(uri, filesystem, path)
         raise _missing(uri) from None
-    except OSError as error:
+    except (OSError, *_http_errors()) as error:
         raise StorageError(_explain(uri, error)) from error
 
 
