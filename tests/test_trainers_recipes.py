@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.golden import GOLDEN, losses_of
+from tests.support.golden import GOLDEN, RUNS, losses_of
 from trainers.__main__ import parse
-from trainers.config import FinetuneConfig, OptimConfig, ScheduleConfig
+from trainers.config import AUTO, FinetuneConfig, OptimConfig, ScheduleConfig
 from trainers.recipes import RECIPES, finetune, scratch, staged, transfer
 from tuning.config import TuningConfig
 from tuning.winner import command_of
@@ -22,13 +22,13 @@ GOLDEN_STEPS = {"scratch": 3}
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("run", RUNS)
 def test_the_losses_of_a_recipe_are_those_recorded(
-    ray_cluster: str, easy_data: str, tmp_path: Path, recipe: str
+    ray_cluster: str, easy_data: str, tmp_path: Path, run: str
 ) -> None:
-    recorded = json.loads(GOLDEN.read_text())[recipe]
-    losses = losses_of(recipe, easy_data, str(tmp_path / "run"))
-    steps = GOLDEN_STEPS.get(recipe)
+    recorded = json.loads(GOLDEN.read_text())[run]
+    losses = losses_of(run, easy_data, str(tmp_path / "run"))
+    steps = GOLDEN_STEPS.get(run)
 
     assert len(losses) == len(recorded) == 6
     assert losses[:steps] == pytest.approx(recorded[:steps], rel=GOLDEN_TOLERANCE)
@@ -88,6 +88,6 @@ def test_transfer_trains_the_head_and_staged_goes_on_from_there() -> None:
 def test_finetune_has_what_practitioners_use() -> None:
     config = finetune()
 
-    assert config.optim.layer_decay < 1 and config.optim.ema_decay is not None
-    assert config.schedule.schedule == "cosine" and config.schedule.warmup_epochs > 0
+    assert config.optim.layer_decay == AUTO and config.optim.ema_decay is not None
+    assert config.schedule.schedule == "cosine" and config.schedule.warmup_epochs == AUTO
     assert config.loss.label_smoothing > 0 and config.loss.mixup_alpha > 0

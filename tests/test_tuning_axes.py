@@ -7,10 +7,21 @@ from typing import Any
 
 import optuna
 import pytest
+import torch
 
+from cluster.config import ClusterConfig
 from datasets.config import IngestConfig
 from tests.support.sweeps import write_sweep
-from trainers.config import FinetuneConfig, LossConfig, ModelConfig, OptimConfig
+from trainers.config import (
+    ComputeConfig,
+    FinetuneConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    TrackConfig,
+)
+from trainers.networks.backbones import build
+from trainers.run.folder import read_config
 from tuning.__main__ import parse
 from tuning.axes.axis import (
     BACKBONE,
@@ -29,6 +40,7 @@ from tuning.leaderboard import list_rows, read_leaderboard
 from tuning.record import SweepRecord
 from tuning.review.importance import rank_axes
 from tuning.review.page import render_page
+from tuning.run import tune_sweep
 from tuning.sharing.plan import network_of, prefix_key
 from tuning.space import corners, describe, models, point_of, points, suggest, training_of
 from tuning.verdict import judge
@@ -297,3 +309,58 @@ def test_a_point_of_a_file_is_checked(sweep: SweepRecord, tmp_path: Path) -> Non
         (tmp_path / "leaderboard.json").write_text(json.dumps(changed))
         with pytest.raises(ValueError, match=field):
             read_leaderboard(str(tmp_path))
+
+
+# ---- A sweep ----
+
+
+@pytest.mark.ray
+def test_a_sweep_of_networks_shares_what_agrees(
+    ray_cluster: str, easy_data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two weights of LeNet-5, each with features of its own; label smoothing is trained on the same
+    features as none. The same command again has nothing to do."""
+    for number in range(2):
+        torch.manual_seed(number)
+        torch.save(build("lenet5", 3).state_dict(), tmp_path / f"{number}.pth")
+    config = TuningConfig(
+        base=FinetuneConfig(
+            data=easy_data,
+            epochs=1,
+            global_batch_size=12,
+            ingest=IngestConfig(size_px=32, policy="none"),
+            compute=ComputeConfig(precision="fp32"),
+            track=TrackConfig(wandb="off"),
+            cluster=ClusterConfig(num_workers=0),
+        ),
+        space=space(
+            "loss.label_smoothing 0 0.5 when model.freeze_depth=all",
+            backbones=(f"lenet5={tmp_path}/0.pth", f"lenet5={tmp_path}/1.pth@half"),
+            freeze_depths=("all", 0),
+            learning_rates=(1e-3,),
+            clipnorms=(None,),
+        ),
+        out=str(tmp_path / "sweep"),
+        search="grid",
+        evaluate_winner=False,
+    )
+    answer = tune_sweep(config)
+    rows = answer["trials"]
+    assert len(rows) == 2 * (2 + 1) and {row["state"] for row in rows} == {"finished"}
+    heads = [row for row in rows if row[FREEZE_DEPTH] == "all"]
+    assert answer["sharing"]["num_on_features"] == len(heads) == 4
+    assert answer["sharing"]["num_computed"] == 2 * (48 + 17), "once for each network"
+    for row in rows:
+        training = read_config(row["run"])
+        assert training.model.weights == row[WEIGHTS]
+        assert training.model.normalization == ("half" if "1.pth" in row[WEIGHTS] else "auto")
+        assert training.loss.label_smoothing == row.get("loss.label_smoothing", 0)
+    assert len(list((tmp_path / "sweep/prefixes").iterdir())) == 2
+    before = [Path(row["run"], "result.json").stat().st_mtime_ns for row in rows]
+    capsys.readouterr()
+    assert tune_sweep(config)["trials"] == rows
+    assert "finished: reusing it" in capsys.readouterr().out
+    assert [Path(row["run"], "result.json").stat().st_mtime_ns for row in rows] == before
+    smooth = replace(config.space.axes[0], values=(0, 0.1))
+    with pytest.raises(ValueError, match=r"space\.loss\.label_smoothing when .* is \[0\.0, 0\.1\]"):
+        tune_sweep(replace(config, space=replace(config.space, axes=(smooth,))))

@@ -33,6 +33,8 @@ NORMALIZATIONS = {
 }
 
 FreezeDepth = int | float | str
+Auto = Literal["auto"]
+AUTO: Auto = "auto"
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Pretrained = Literal["imagenet", "imagenet_v1", "imagenet_v2", "file"]
 Random = Literal["xavier", "he", "normal", "orthogonal", "zeros"]
@@ -60,7 +62,12 @@ class ModelConfig:
     freeze_depth: Annotated[FreezeDepth, ON_CARD, SET_BY_PHASES] = 0
     """How many stages, counted from the input, stay frozen: 0 (nothing) to `all` (head only);
     -2 freezes all but the last two; 0.5 freezes half of them, rounded; a stage's name freezes up to
-    that stage."""
+    that stage. `lora:8` freezes all and trains, beside the head, matrices of rank 8 beside the
+    layers of attention (LoRA: Hu et al. 2021), which are merged when the network is used."""
+    drop_path: float | Auto = 0.0
+    """Stochastic depth (Huang et al. 2016): leave out a residual branch of the last block with this
+    probability in training, of earlier ones with less; networks of timm only. auto: 0.1 in
+    transformers, else 0."""
     freeze_batchnorm: bool = False
     """Keep the statistics of every BatchNorm, those of thawed stages as well: steadier where
     batches are small, and the same on any number of workers."""
@@ -75,6 +82,12 @@ class ModelConfig:
             "model.weights",
             self.weights,
             "init `file` reads weights from somewhere: give --weights URI",
+        )
+        require(
+            self.drop_path == AUTO or 0 <= self.drop_path < 1,
+            "model.drop_path",
+            self.drop_path,
+            "use 0 up to 1, or auto",
         )
         require_choice("model.normalization", self.normalization, ("auto", *NORMALIZATIONS))
 
@@ -97,9 +110,10 @@ class OptimConfig:
     """Decoupled (adamw) or L2 (sgd) weight decay of weights; never of biases and normalization."""
     momentum: float = 0.9
     """Momentum of sgd."""
-    layer_decay: float = 1.0
+    layer_decay: float | Auto = 1.0
     """Discriminative learning rates: a stage has the rate of the next one, nearer to the head,
-    times this; the head has the full one."""
+    times this; the head has the full one. auto: 0.75 in transformers, whose stages are blocks, else
+    0.7."""
     ema_decay: float | None = None
     """Evaluate and keep an exponential moving average of the weights, with this decay per step
     (it begins lower, as few steps have little to average); 0.999 is usual."""
@@ -112,7 +126,10 @@ class OptimConfig:
         require_not_negative("optim.weight_decay", self.weight_decay)
         require_not_negative("optim.momentum", self.momentum)
         require(
-            0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, "use 0 (without) to 1"
+            self.layer_decay == AUTO or 0 < self.layer_decay <= 1,
+            "optim.layer_decay",
+            self.layer_decay,
+            "use 0 (without) to 1, or auto",
         )
         require(
             self.ema_decay is None or 0 < self.ema_decay < 1,
@@ -201,8 +218,9 @@ class ScheduleConfig:
 
     schedule: Annotated[Literal["constant", "cosine"], ON_CARD] = "constant"
     """cosine falls from the peak to zero over the steps of a run, or of each phase."""
-    warmup_epochs: float = 0.0
-    """Epochs of linear rise from zero to the peak, in a run or in each phase."""
+    warmup_epochs: float | Auto = 0.0
+    """Epochs of linear rise from zero to the peak, in a run or in each phase. auto: up to 5 in
+    transformers and a fifth of the run, else up to 1."""
     phases: tuple[tuple[FreezeDepth, int, float], ...] = ()
     """Staged fine-tuning: FREEZE_DEPTH EPOCHS LEARNING_RATE of each phase, one after the other, as
     in `--phases all 4 1e-3 -2 6 1e-4`. They take the place of freeze_depth, epochs and
@@ -212,7 +230,8 @@ class ScheduleConfig:
     alone, if there are several."""
 
     def __post_init__(self) -> None:
-        require_not_negative("schedule.warmup_epochs", self.warmup_epochs)
+        if self.warmup_epochs != AUTO:
+            require_not_negative("schedule.warmup_epochs", self.warmup_epochs)
         for phase in self.phases:
             require(
                 len(phase) == 3,
@@ -316,7 +335,7 @@ class FinetuneConfig:
         )
         shortest = min(phase.num_epochs for phase in self.phases)
         require(
-            self.schedule.warmup_epochs < shortest,
+            self.schedule.warmup_epochs == AUTO or self.schedule.warmup_epochs < shortest,
             "schedule.warmup_epochs",
             self.schedule.warmup_epochs,
             f"stay below the {shortest} epochs of the {'phase' if self.schedule.phases else 'run'}",

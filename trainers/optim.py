@@ -18,7 +18,7 @@ from torch import (
 )
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from trainers.config import OptimConfig, ScheduleConfig
+from trainers.config import AUTO, OptimConfig, ScheduleConfig
 from trainers.metrics import CLIPPED_SHARE, GRAD_NORM, GRAD_NORM_AFTER, PEAK_NORM, STAGE_CLIPPING
 from trainers.networks.backbones import find
 
@@ -53,6 +53,7 @@ def build_optimizer(model: nn.Module, backbone_name: str, config: OptimConfig) -
     `Backbone.stage_of` counts, and the `rate_scale` of its learning rate.
     """
     backbone = find(backbone_name)
+    assert config.layer_decay != AUTO, "`suit` has chosen it"
     undecayed = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()  # pyright: ignore[reportCallIssue]
     parameters: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -110,6 +111,7 @@ def learning_rate_at(
     last step; cosine falls from there and would reach zero one step after the phase's last.
     Keras' decay then divides by 1 + decay * step.
     """
+    assert schedule.warmup_epochs != AUTO, "`suit` has chosen it"
     warmup_steps = schedule.warmup_epochs * steps_per_epoch
     total_steps = num_epochs * steps_per_epoch
     rate = learning_rate / (1 + config.decay * step)

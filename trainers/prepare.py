@@ -15,11 +15,14 @@ from cluster.scaling import WorkerPlan, in_process, plan_workers
 from datasets.memory import Memory, choose_ingest, open_memory
 from datasets.shards import Manifest, read_manifest
 from datasets.sources import BatchSource, MemorySource, ReadLimits, ShardSource
-from trainers.config import RANDOM, FinetuneConfig, ModelConfig
+from trainers.config import AUTO, RANDOM, FinetuneConfig, ModelConfig
 from trainers.networks.backbones import build, require_size
-from trainers.networks.freezing import resolve_depth
+from trainers.networks.freezing import adapter_rank, resolve_depth
 from trainers.networks.initializers import initialize, license_note, pretrained_available
 from trainers.networks.precision import choose_precision
+from trainers.networks.transformers.family import suit
+from trainers.networks.transformers.lora import require_adapters
+from trainers.networks.transformers.stochastic_depth import require_branches
 from trainers.run import checkpoint
 from trainers.run.checkpoint import TrainingProgress
 from trainers.run.folder import find_config, find_finished, require_same_run
@@ -111,7 +114,7 @@ def prepare_run(
     Raises:
         UserError: naming the field, the value and the remedy.
     """
-    config = with_absolute_paths(config)
+    config = suit(with_absolute_paths(config))
     if here:
         config = replace(config, cluster=in_process(config.cluster))
     resume = checkpoint.latest_progress(config.out)
@@ -172,12 +175,29 @@ def check(config: FinetuneConfig, manifest: Manifest, *, resumes: bool = False) 
     )
     for phase in config.phases:
         resolve_depth(config.model.backbone, phase.freeze_depth)
+    _check_adapters(config)
+    if config.model.drop_path != AUTO:
+        require_branches(config.model.backbone, config.model.drop_path)
     if config.schedule.phases:
         defaults = FinetuneConfig(data="")
         for name in sorted(marked(FinetuneConfig, SET_BY_PHASES)):
             if attrgetter(name)(config) != attrgetter(name)(defaults):
                 logger.warning("%s is not used: schedule.phases has its own", name)
     check_network(config, manifest.classes, resumes=resumes)
+
+
+def _check_adapters(config: FinetuneConfig) -> None:
+    depths = [phase.freeze_depth for phase in config.phases]
+    rank = adapter_rank(depths[0])
+    for depth in depths:
+        require(
+            adapter_rank(depth) == rank,
+            "schedule.phases",
+            depth,
+            "the adapters of LoRA are there in all phases or in none, with one rank",
+        )
+    if rank is not None:
+        require_adapters(config.model.backbone, depths[0])
 
 
 def check_network(

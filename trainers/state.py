@@ -19,14 +19,22 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from cluster.io.errors import UserError
-from trainers.config import ComputeConfig, FinetuneConfig, Phase
+from trainers.config import AUTO, ComputeConfig, FinetuneConfig, Phase
 from trainers.feed import WorkerContext
 from trainers.networks.backbones import build, find
 from trainers.networks.cut import Suffix, behind
-from trainers.networks.freezing import freeze, has_live_batchnorm, resolve_depth, train_mode
+from trainers.networks.freezing import (
+    adapter_rank,
+    freeze,
+    has_live_batchnorm,
+    resolve_depth,
+    train_mode,
+)
 from trainers.networks.initializers import LoadReport, initialize
 from trainers.networks.tensors import load_weights, parse_pickle, parse_safetensors
 from trainers.networks.torch_internals import keep_methods_as_they_are, without_compiler
+from trainers.networks.transformers.lora import add_adapters, load_base
+from trainers.networks.transformers.stochastic_depth import drop_branches
 from trainers.optim import build_optimizer, carry_state
 
 AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -75,7 +83,14 @@ class TrainState:
         """`cut_depth`: stages whose features come in place of images."""
         self._config, self._worker, self._cut_depth = config, worker, cut_depth
         self._suffixes: dict[nn.Module, Suffix] = {}
+        self._num_classes = num_classes
         self.model = build(config.model.backbone, num_classes, config.ingest.size_px)
+        self._rank = adapter_rank(config.phases[0].freeze_depth)
+        if self._rank is not None:
+            add_adapters(self.model, config.model.backbone, self._rank, seed=config.seed)
+        assert config.model.drop_path != AUTO, "`suit` has chosen it"
+        if config.model.drop_path:
+            drop_branches(self.model, config.model.drop_path)
         place_model(self.model, config.compute, worker.device)
         self.scaler = GradScaler(
             worker.device.type,
@@ -106,7 +121,12 @@ class TrainState:
         # Drawn on the CPU, so that a seed gives the same tensors on any device and memory format.
         place_model(self.model, ComputeConfig(channels_last=False), torch.device("cpu"))
         config = self._config
-        report = initialize(self.model, config.model, seed=config.seed, classes=classes)
+        model = self.model
+        if self._rank is not None:
+            model = build(config.model.backbone, self._num_classes, config.ingest.size_px)
+        report = initialize(model, config.model, seed=config.seed, classes=classes)
+        if self._rank is not None:
+            load_base(self.model, model.state_dict())
         place_model(self.model, self._config.compute, self._worker.device)
         if self.average:
             self.average.model.load_state_dict(self.model.state_dict())

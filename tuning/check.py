@@ -10,7 +10,7 @@ from cluster.io.markers import RESUMABLE, URI, flatten, marked
 from datasets.shards import Manifest, read_manifest
 from trainers import prepare
 from trainers.config import PRETRAINED, FinetuneConfig, FreezeDepth
-from trainers.networks.freezing import resolve_depth
+from trainers.networks.freezing import describe_frozen, resolve_depth
 from tuning.axes.axis import BACKBONE, FREEZE_DEPTH, INIT, WHEN, Axis, Condition
 from tuning.axes.backbones import with_weights
 from tuning.config import TuningConfig
@@ -89,16 +89,16 @@ def distinct_depths(config: TuningConfig) -> TuningConfig:
 
 
 def _distinct(backbone: str, depths: Sequence[FreezeDepth]) -> tuple[FreezeDepth, ...]:
-    kept: dict[int, FreezeDepth] = {}
+    kept: dict[str, FreezeDepth] = {}
     for depth in depths:
-        number = resolve_depth(backbone, depth)
-        if number in kept:
+        last, _ = describe_frozen(backbone, depth)
+        if last in kept:
             terminal.report(
-                f"freeze depth {depth} is left out: in {backbone}, {kept[number]} freezes the same "
-                f"{number} stages",
+                f"freeze depth {depth} is left out: in {backbone}, {kept[last]} freezes the same "
+                f"{resolve_depth(backbone, depth)} stages",
                 warning=True,
             )
-        kept.setdefault(number, depth)
+        kept.setdefault(last, depth)
     return tuple(kept.values())
 
 

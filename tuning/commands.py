@@ -15,7 +15,7 @@ import tyro
 from cluster.dispatch import parse_options
 from cluster.io.errors import UserError, require
 from cluster.io.markers import URI, replace_at
-from trainers.config import FinetuneConfig
+from trainers.config import AUTO, FinetuneConfig
 from trainers.recipes import RECIPES
 from tuning.axes.axis import CLIPNORM, WHEN, Axis, read_axes, read_axis
 from tuning.config import SpaceConfig, TuningConfig
@@ -213,10 +213,10 @@ def to_config(command: Any, recipe: str, advised: Sequence[Axis] = ()) -> Tuning
     given["space.clipnorms"] = tuple(clipnorms)
     space = SpaceConfig(**_inside(given, "space"))
     source = RECIPES[recipe]
-    epochs = command.epochs or source.epochs
+    epochs, warmup = command.epochs or source.epochs, source.schedule.warmup_epochs
     base: dict[str, Any] = {
         "seed": command.seed,
-        "schedule.warmup_epochs": min(source.schedule.warmup_epochs, epochs / 2),
+        "schedule.warmup_epochs": warmup if warmup == AUTO else min(warmup, epochs / 2),
         **_inside(given, "base"),
     }
     if not command.mix:

@@ -20,7 +20,7 @@ from cluster.io.records import damaged, read_object
 from datasets.shards import Manifest, read_manifest
 from trainers import metrics
 from trainers.config import FinetuneConfig
-from trainers.networks.freezing import describe_frozen, name_stages, resolve_depth
+from trainers.networks.freezing import adapter_rank, describe_frozen, name_stages
 from trainers.run.evaluations import predictions_uri, read_evaluation
 from trainers.run.folder import read_config
 from trainers.run.predictions import Predictions, read_predictions, read_table
@@ -73,10 +73,14 @@ class FrozenPart:
     depth: int
     """Frozen stages."""
     last: str
-    """The last of them, or none, or all."""
+    """The last of them, or none, all, or lora:8 where adapters train beside all of them."""
     share: float
     is_only_network: bool
     """Whether all trials have this network."""
+
+    @property
+    def has_adapters(self) -> bool:
+        return adapter_rank(self.last) is not None
 
     @property
     def key(self) -> tuple[str, str]:
@@ -87,7 +91,8 @@ class FrozenPart:
     def column(self) -> tuple[float, str]:
         """Its position among those of all trials, and its label: `layer3 80%`, or the share alone
         where there are several networks."""
-        return self.share, self.short if self.is_only_network else f"{self.share:.0%}"
+        shows_name = self.is_only_network or self.has_adapters
+        return self.share, self.short if shows_name else f"{self.share:.0%}"
 
     @property
     def short(self) -> str:
@@ -100,6 +105,7 @@ class FrozenPart:
         name = f"{self.depth} of {num_stages} stages frozen, up to {self.last}"
         if self.depth in (0, num_stages):
             name = "nothing frozen" if self.depth == 0 else f"all {num_stages} stages frozen"
+        name += f", {self.last}" * self.has_adapters
         return name if self.is_only_network else f"{self.backbone}, {name}"
 
     @property
@@ -107,6 +113,8 @@ class FrozenPart:
         """`thaw from layer3 on`, with the network where there are several."""
         if self.depth == 0:
             text = "thaw the whole network"
+        elif self.has_adapters:
+            text = f"train the head and adapters ({self.last})"
         elif self.depth == len(self.stages):
             text = "train only the head"
         else:
@@ -246,7 +254,7 @@ class SweepRecord:
         last, share = describe_frozen(model.backbone, model.freeze_depth)
         return FrozenPart(
             backbone=model.backbone,
-            depth=resolve_depth(model.backbone, model.freeze_depth),
+            depth=round(share * len(stages)),
             stages=stages,
             last=last,
             share=share,

@@ -18,11 +18,15 @@ from trainers.config import FinetuneConfig, TrackConfig
 from trainers.recipes import RECIPES
 from trainers.run.rows import read_rows
 
+RUNS = {recipe: (recipe, "mobilenet_v2") for recipe in RECIPES}
+RUNS["finetune test_vit"] = ("finetune", "test_vit")
+"""Recipe and network of each list of losses."""
 GOLDEN = Path(__file__).parent / "golden_losses.json"
 
 
-def shrink(recipe: str, data: str, out: str) -> FinetuneConfig:
+def shrink(run: str, data: str, out: str) -> FinetuneConfig:
     """A recipe at 32 px on 48 images, its numbers as they are; 2 epochs of 3 steps."""
+    recipe, backbone = RUNS[run]
     config = RECIPES[recipe]
     phases = tuple((depth, 1, rate) for depth, _, rate in config.schedule.phases)
     return replace(
@@ -32,7 +36,7 @@ def shrink(recipe: str, data: str, out: str) -> FinetuneConfig:
         epochs=2,
         global_batch_size=16,
         ingest=IngestConfig(size_px=32, policy="light"),
-        model=replace(config.model, backbone="mobilenet_v2", init="he"),
+        model=replace(config.model, backbone=backbone, init="he"),
         schedule=replace(config.schedule, phases=phases, warmup_epochs=0),
         track=TrackConfig(wandb="off", log_every_steps=1),
         compute=replace(config.compute, precision="fp32"),
@@ -40,9 +44,9 @@ def shrink(recipe: str, data: str, out: str) -> FinetuneConfig:
     )
 
 
-def losses_of(recipe: str, data: str, out: str) -> list[float]:
+def losses_of(run: str, data: str, out: str) -> list[float]:
     """Train a shrunk recipe in this process; return train/loss step by step."""
-    train_here(shrink(recipe, data, out))
+    train_here(shrink(run, data, out))
     return [row["train/loss"] for row in read_rows(out)]
 
 
@@ -53,7 +57,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_shards(f"{folder}/data")
         losses = {
-            recipe: losses_of(recipe, f"{folder}/data", f"{folder}/{recipe}") for recipe in RECIPES
+            run: losses_of(run, f"{folder}/data", f"{folder}/{run.split()[-1]}") for run in RUNS
         }
     GOLDEN.write_text(json.dumps(losses, indent=1) + "\n")
     print(f"wrote {GOLDEN} and {golden_views.GOLDEN}: say in the commit message why they changed")

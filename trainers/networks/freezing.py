@@ -1,5 +1,6 @@
 """Freeze depth: the number of frozen stages, counted from the input."""
 
+import re
 from math import floor
 
 from torch import nn
@@ -8,6 +9,15 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from cluster.io.errors import require
 from trainers.config import FreezeDepth, ModelConfig
 from trainers.networks.backbones import find, unwrap
+from trainers.networks.transformers.lora import is_adapter
+
+LORA = re.compile(r"lora:([1-9]\d{0,3})")
+
+
+def adapter_rank(depth: FreezeDepth) -> int | None:
+    """Return the rank in `lora:8`; None for another freeze depth."""
+    found = LORA.fullmatch(depth) if isinstance(depth, str) else None
+    return found and int(found[1])
 
 
 def name_stages(backbone: str) -> list[str]:
@@ -16,7 +26,7 @@ def name_stages(backbone: str) -> list[str]:
 
 
 def resolve_depth(backbone: str, depth: FreezeDepth) -> int:
-    """Return the number of frozen stages.
+    """Return the number of frozen stages, whose features never change: none with adapters (LoRA).
 
     `all` is every stage, -2 all but the last two; a share such as 0.5 is rounded, halves up; a
     stage's name freezes the stages up to it.
@@ -27,6 +37,8 @@ def resolve_depth(backbone: str, depth: FreezeDepth) -> int:
     names = name_stages(backbone)
     if depth == "all":
         return len(names)
+    if adapter_rank(depth) is not None:
+        return 0
     if depth in names:
         return names.index(str(depth)) + 1
     is_share = isinstance(depth, float) and 0 <= depth <= 1
@@ -35,7 +47,7 @@ def resolve_depth(backbone: str, depth: FreezeDepth) -> int:
         "model.freeze_depth",
         depth,
         f"{backbone} has {len(names)} stages ({', '.join(names)}): use -{len(names)} to "
-        f"{len(names)}, or `all`, or a share from 0.0 to 1.0, or a stage's name",
+        f"{len(names)}, or `all`, or a share from 0.0 to 1.0, or a stage's name, or lora:RANK",
     )
     if is_share:
         return floor(float(depth) * len(names) + 0.5)
@@ -43,9 +55,11 @@ def resolve_depth(backbone: str, depth: FreezeDepth) -> int:
 
 
 def describe_frozen(backbone: str, depth: FreezeDepth) -> tuple[str, float]:
-    """Return the last frozen stage, or `none` or `all`, and the share of frozen stages; raises as
-    `resolve_depth`."""
+    """Return the last frozen stage, or `none`, `all` or `lora:8`, and the share of frozen stages;
+    raises as `resolve_depth`."""
     names, number = name_stages(backbone), resolve_depth(backbone, depth)
+    if adapter_rank(depth) is not None:
+        return str(depth), 1.0
     last = {0: "none", len(names): "all"}.get(number) or names[number - 1]
     return last, round(number / len(names), 3)
 
@@ -69,11 +83,15 @@ def is_head_only(config: ModelConfig) -> bool:
 def freeze(model: nn.Module, backbone_name: str, depth: int) -> None:
     """Set `requires_grad` of the stages from `depth` on and the head, and unset all others.
 
-    Call it before DDP wraps the model, which reads `requires_grad` once.
+    Of a network with adapters (LoRA), only they and the head train. Call it before DDP wraps the
+    model, which reads `requires_grad` once.
     """
     backbone = find(backbone_name)
+    names = [name for name, _ in model.named_parameters()]
+    if adapters := set(filter(is_adapter, names)):
+        depth = len(backbone.stages)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(backbone.stage_of(name) >= depth)
+        parameter.requires_grad_(backbone.stage_of(name) >= depth or name in adapters)
 
 
 def train_mode(

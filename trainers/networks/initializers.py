@@ -38,6 +38,7 @@ from trainers.networks.tensors import (
     refuse_not_finite,
 )
 from trainers.networks.timm_models import adapt
+from trainers.networks.transformers.lora import merge
 
 CONNECT_TIMEOUT_S = 4.0
 MAX_WEIGHTS_BYTES = 8 * 2**30
@@ -322,7 +323,7 @@ def _read_file(uri: str, model: nn.Module) -> Weights:
             f"there: {', '.join(state_dict.others)}"
         )
     return Weights(
-        tensors=state_dict.tensors,
+        tensors=merge(state_dict.tensors),
         classes=classes or _read_classes_beside(file),
         notes=tuple(notes),
     )

@@ -25,6 +25,7 @@ from cluster.io.errors import UserError
 from cluster.io.records import read_object
 from cluster.io.uris import parent_of
 from trainers.networks.tensors import parse_safetensors
+from trainers.networks.transformers.lora import merge
 
 logger = logging.getLogger(__name__)
 
@@ -167,8 +168,8 @@ def latest_progress(run: str) -> TrainingProgress | None:
 
 
 def load_best(run: str) -> tuple[TrainingProgress, dict[str, Tensor]]:
-    """Read progress and weights of the checkpoint with the highest val/top1; of the latest where
-    nothing was validated.
+    """Read progress and weights, adapters merged, of the checkpoint with the highest val/top1; of
+    the latest where nothing was validated.
 
     Raises:
         UserError: where the run has no undamaged checkpoint.
@@ -179,7 +180,7 @@ def load_best(run: str) -> tuple[TrainingProgress, dict[str, Tensor]]:
         if (found := _read(run, best.global_step)) is not None:
             progress, contents = found
             file = storage.join(folder(run, best.global_step), MODEL)
-            weights = parse_safetensors(contents[MODEL], file)
+            weights = merge(parse_safetensors(contents[MODEL], file))
             return progress, weights | (read_prefix(run, progress) or {})
     raise UserError(f"run is {run!r}: it has no whole checkpoint of an epoch; train it first")
 

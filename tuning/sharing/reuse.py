@@ -21,7 +21,7 @@ from cluster.io.markers import NOT_IN_KEY, leave_out, marked
 from cluster.io.records import read_record
 from cluster.io.uris import name_of
 from trainers.config import FinetuneConfig
-from trainers.networks.freezing import count_frozen, is_head_only
+from trainers.networks.freezing import adapter_rank, count_frozen, is_head_only
 from trainers.run import checkpoint
 from trainers.run import predictions as val_predictions
 from trainers.run.checkpoint import TrainingProgress, prefix_uri
@@ -64,7 +64,8 @@ def result_key(config: FinetuneConfig, *, fingerprint: str, start_hash: str) -> 
         start_hash: of the tensors it starts from.
     """
     facts = leave_out(config.to_dict(), marked(FinetuneConfig, NOT_IN_KEY))
-    facts["model"]["freeze_depth"] = count_frozen(config.model)
+    if adapter_rank(config.model.freeze_depth) is None:
+        facts["model"]["freeze_depth"] = count_frozen(config.model)
     if is_head_only(config.model):  # no batch statistics, which are of each worker's own images
         facts["cluster"]["num_workers"] = None
         facts["model"]["freeze_depth"] = "all"

@@ -1,0 +1,59 @@
+"""Fine-tuning by the family of the network: what `auto` stands for.
+
+A transformer has many blocks, which are its stages, and no normalization of batches: a smaller step
+down of the rate from block to block, stochastic depth and a longer warm-up suit it (He et al. 2022,
+"Masked Autoencoders", table 9).
+"""
+
+from dataclasses import dataclass, replace
+from functools import cache
+
+from trainers.config import AUTO, FinetuneConfig
+from trainers.networks.backbones import find
+from trainers.networks.transformers.lora import attention_layers
+from trainers.networks.transformers.stochastic_depth import has_branches
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    layer_decay: float
+    drop_path: float
+    warmup_epochs: float
+    """At most."""
+    warmup_share: float
+    """Of the epochs, at most."""
+
+
+TRANSFORMER = Family(layer_decay=0.75, drop_path=0.1, warmup_epochs=5, warmup_share=0.2)
+OTHER = Family(layer_decay=0.7, drop_path=0.0, warmup_epochs=1, warmup_share=0.5)
+
+
+@cache
+def is_transformer(backbone: str) -> bool:
+    """Whether most stages of a network have attention."""
+    stage_of = find(backbone).stage_of
+    with_attention = {stage_of(f"{layer}.weight") for layer in attention_layers(backbone)}
+    return 2 * len(with_attention) > len(find(backbone).stages)
+
+
+def suit(config: FinetuneConfig) -> FinetuneConfig:
+    """Return a training with numbers in place of `auto`.
+
+    Raises:
+        UserError: as `find`.
+    """
+    optim, model, schedule = config.optim, config.model, config.schedule
+    if AUTO not in (optim.layer_decay, model.drop_path, schedule.warmup_epochs):
+        return config
+    backbone = model.backbone
+    family = TRANSFORMER if is_transformer(backbone) else OTHER
+    if optim.layer_decay == AUTO:
+        optim = replace(optim, layer_decay=family.layer_decay)
+    if model.drop_path == AUTO:
+        rate = family.drop_path if has_branches(backbone) else 0.0
+        model = replace(model, drop_path=rate)
+    if schedule.warmup_epochs == AUTO:
+        shortest = min(phase.num_epochs for phase in config.phases)
+        epochs = min(family.warmup_epochs, family.warmup_share * shortest)
+        schedule = replace(schedule, warmup_epochs=epochs)
+    return replace(config, optim=optim, model=model, schedule=schedule)
