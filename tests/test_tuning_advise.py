@@ -25,6 +25,7 @@ from tuning.advice.advise import run_advise
 from tuning.advice.candidates import plan_candidates
 from tuning.advice.config import AdviseConfig
 from tuning.advice.extrapolation import Expected, Race, Raced, extrapolate, find_regrets
+from tuning.advice.front import find_advice
 from tuning.advice.quadrants import (
     QUADRANTS,
     Quadrant,
@@ -34,12 +35,14 @@ from tuning.advice.quadrants import (
     with_neighbours,
 )
 from tuning.advice.ranking import Ranked, mark_front
+from tuning.axes.axis import BACKBONE
 from tuning.axes.backbones import SETS, read_backbones
+from tuning.check import distinct_depths
 from tuning.config import TuningConfig
 from tuning.leaderboard import LEARNS, LEARNS_NOT, TrialResult
 from tuning.record import SweepRecord
 from tuning.sharing.savings import Savings
-from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
+from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE, models, training_of
 
 CHANCE = 0.2
 
@@ -266,6 +269,43 @@ def test_advice_sets_the_options_that_the_command_line_leaves_out(
     assert parse(["--data", "d"]).advice is None
     with pytest.raises(ValueError, match="data is None: give --data URI, or --from-advice OUT"):
         parse([])
+
+
+def test_the_advice_of_a_ranking_sweeps_its_front(advice: Advice, tmp_path: Path) -> None:
+    """Each network with its own weights, normalization and freeze depths; a dominated one is not
+    swept."""
+    out = tmp_path / "ranking"
+    alexnet = replace(advice, backbone="alexnet", weights="b.pth", normalization="auto")
+    alexnet = replace(alexnet, verdict=replace(alexnet.verdict, freeze_depths=(4, 3, 2)))
+    for name, of_network in {"lenet5": advice, "alexnet": alexnet, "vgg16": advice}.items():
+        (out / name).mkdir(parents=True)
+        Path(advice_uri(str(out / name))).write_text(json.dumps(of_network.to_dict()))
+    rows = [{"name": n, "on_front": n != "vgg16"} for n in ("alexnet", "lenet5", "vgg16")]
+    (out / "backbones.json").write_text(json.dumps({"networks": rows}))
+
+    config = distinct_depths(parse(["--from-advice", str(out)]))
+    assert (config.base.data, config.base.ingest.size_px) == (advice.data, 32)
+    found: dict[tuple[object, ...], list[object]] = {}
+    for point in models(config.space):
+        model = training_of(config.base, point).model
+        key = model.backbone, model.init, model.weights, model.normalization
+        found.setdefault(key, []).append(model.freeze_depth)
+    assert found == {
+        ("alexnet", "file", "b.pth", "auto"): [4, 3, 2],
+        ("lenet5", "file", "weights.pth", "half"): [2, 1, 0],
+    }
+    other = parse(["--from-advice", str(out), "--freeze-depths", "all", "0"])
+    assert not other.space.axes, "those of the command line"
+
+    trials = [standing(1, 0, 0.9), standing(2, 4, 0.8)]
+    trials[0].point[BACKBONE], trials[1].point[BACKBONE] = "lenet5", "alexnet"
+    scored = find_advice(str(out)).score(config.base, trials)
+    assert scored == (
+        "ranked alexnet first of 2 networks, which reached 0.800; the winner has lenet5 (0.900)"
+    )
+    (out / "backbones.json").write_text(json.dumps({"networks": [{"name": "../x"}]}))
+    with pytest.raises(ValueError, match=r"backbones\.json"):
+        parse(["--from-advice", str(out)])
 
 
 def test_advice_of_a_fold_sets_the_fold(advice: Advice, tmp_path: Path) -> None:

@@ -30,8 +30,8 @@ from trainers.config import FinetuneConfig, ModelConfig
 from trainers.run import calibration, checkpoint, evaluations, rows
 from trainers.run import folder as run_folder
 from trainers.run.checkpoint import TrainingProgress
-from tuning import leaderboard, record, states, winner
-from tuning.advice import advice
+from tuning import commands, leaderboard, record, states, winner
+from tuning.advice import advice, front
 from tuning.advice.quadrants import Quadrant, Stage
 from tuning.sharing import cache, reuse
 from tuning.verdict import judge
@@ -140,6 +140,12 @@ def list_readers(scratch: Path) -> dict[str, Reader]:
     pq.write_table(pa.Table.from_pylist(left_out, shards.QUARANTINE_SCHEMA), sink)
     quarantine = sink.getvalue().to_pybytes()
 
+    def read_ranking(folder: str) -> Any:
+        storage.write_bytes(advice.advice_uri(f"{folder}/lenet5"), as_json(advised.to_dict()))
+        return front.find_advice(folder)
+
+    ranking = {"networks": [{"name": "lenet5", "on_front": True}]}
+    space = b"[[axis]]\nfield = 'optim.momentum'\nrange = [0.5, 0.9]\nwhen = { seed = [1] }\n"
     step = "checkpoints/step-00000014/progress.json"
     return {
         "manifest": Reader(
@@ -174,6 +180,10 @@ def list_readers(scratch: Path) -> dict[str, Reader]:
         ),
         "sweep config": Reader("config.json", of_sweep("config.json"), record.read_sweep_config),
         "advice": Reader("advice.json", as_json(advised.to_dict()), advice.read_advice),
+        "ranking": Reader("backbones.json", as_json(ranking), read_ranking),
+        "space": Reader(
+            "space.toml", space, lambda folder: commands.read_space(f"{folder}/space.toml")
+        ),
         "origin": Reader(reuse.COPIED, as_json(vars(known)), reuse.read_origin),
         "known results": Reader(
             "known.json", as_json(vars(known)), lambda folder: reuse.find_known(folder, training)
