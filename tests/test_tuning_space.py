@@ -24,6 +24,7 @@ from tuning.space import (
     models,
     points,
     suggest,
+    training_of,
 )
 
 BASE = FinetuneConfig(data="data", model=ModelConfig(weights="weights.pth"))
@@ -209,7 +210,8 @@ def test_options_set_the_fields_they_are_derived_from() -> None:
 
     assert found["base.data"] == "d" and found["out"] == "o" and found["trials"] == 5
     assert found["seed"] == found["base.seed"] == 3
-    assert (found["base.epochs"], found["base.schedule.warmup_epochs"]) == (1, 0.5)
+    assert (found["base.epochs"], found["base.schedule.warmup_epochs"]) == (1, "auto")
+    assert training_of(config.base, {}).schedule.warmup_epochs == 0.5
     assert (found["base.ingest.size_px"], found["base.ingest.policy"]) == (64, "none")
     assert (found["base.ingest.views"], found["base.model.backbone"]) == (2, "lenet5")
     assert found["space.clipnorms"] == [None, 0.5]

@@ -11,6 +11,7 @@ from cluster.io.fields import hint_at, take_object
 from cluster.io.markers import flatten, replace_at
 from cluster.io.uris import name_of
 from trainers.config import PRETRAINED, FinetuneConfig, ModelConfig
+from trainers.networks.transformers.family import suit
 from tuning.axes.axis import (
     BACKBONE,
     CLIPNORM,
@@ -61,8 +62,9 @@ def apply(config: FinetuneConfig, point: Point) -> FinetuneConfig:
 
 
 def training_of(base: FinetuneConfig, point: Point) -> FinetuneConfig:
-    """Return the training at a point: `base` with it applied, weights only where they are used."""
-    config = apply(base, point)
+    """Return the training at a point: `base` with it applied, weights only where they are used, and
+    numbers in place of `auto`."""
+    config = suit(apply(base, point))
     if config.model.init in PRETRAINED:
         return config
     return replace(config, model=replace(config.model, weights=None))
