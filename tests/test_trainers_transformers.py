@@ -198,6 +198,7 @@ def vit_training(data: str, out: str, **changes: Any) -> FinetuneConfig:
 
 
 @pytest.mark.ray
+@pytest.mark.extended
 def test_a_vit_with_adapters_resumes_bit_exactly_and_is_merged_where_it_is_used(
     ray_cluster: str, easy_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -315,6 +315,7 @@ def test_a_point_of_a_file_is_checked(sweep: SweepRecord, tmp_path: Path) -> Non
 
 
 @pytest.mark.ray
+@pytest.mark.extended
 def test_a_sweep_of_networks_shares_what_agrees(
     ray_cluster: str, easy_data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
