@@ -3,6 +3,7 @@
 import logging
 import os
 import tempfile
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -155,3 +156,19 @@ def fill_rungs(scheduler: Any, results: Iterable[tuple[str, int, float]]) -> Non
     (bracket,) = scheduler._brackets
     for trial_id, epoch, value in results:
         bracket.on_result(SimpleNamespace(trial_id=trial_id), epoch, value)
+
+
+TRIAL_PREFIX_VAR = "_TEST_TUNE_TRIAL_UUID"
+"""Tune starts the ids of listed trials with its value; they are PREFIX_00000, PREFIX_00001, ..."""
+
+
+def predict_trial_ids(num_trials: int, known: str | None) -> list[str]:
+    """Return the ids that Tune will give to the listed trials of a sweep.
+
+    Args:
+        known: the id of one of its trials, where it is resumed.
+    """
+    check_version()
+    prefix = known.rpartition("_")[0] if known else uuid.uuid4().hex[:5]
+    os.environ[TRIAL_PREFIX_VAR] = prefix
+    return [f"{prefix}_{number:05d}" for number in range(num_trials)]

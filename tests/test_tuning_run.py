@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from tests.support.stopped_trials import stop_trials
 from trainers.config import ComputeConfig, FinetuneConfig, ModelConfig, TrackConfig
 from trainers.networks import backbones
 from tuning import progress, run
+from tuning.budget.config import BudgetConfig
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.run import tune_sweep
 from tuning.space import FREEZE_DEPTH, INIT, LEARNING_RATE, point_of
@@ -175,6 +177,30 @@ def test_sweep_prunes_ranks_and_is_reused(
     other = replace(sweep, base=replace(sweep.base, epochs=7))
     with pytest.raises(ValueError, match=r"base\.epochs is 7: the sweep in .* has 4"):
         tune_sweep(other)
+
+
+@pytest.mark.extended
+def test_a_spent_budget_ends_a_sweep_and_a_larger_one_resumes_it(
+    sweep: TuningConfig, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    slow = pretend(sweep, lambda point, epoch: time.sleep(1.5))
+    monkeypatch.setattr(run, "build_trial", slow)
+    short = replace(sweep, budget=BudgetConfig(time="12s"))
+    answer = tune_sweep(short)
+    states = [trial["state"] for trial in answer["trials"]]
+    assert "cut" in states and len(states) < 6
+    printed = capfd.readouterr().out
+    assert "not started; run the same command with a larger budget" in printed
+    assert "The budget of 12 s is spent: stopping" in printed
+
+    assert tune_sweep(short)["trials"] == answer["trials"]
+    assert "has spent its budget: reusing its" in capfd.readouterr().out
+
+    monkeypatch.setattr(run, "build_trial", pretend(sweep))
+    answer = tune_sweep(replace(sweep, budget=BudgetConfig(time="1h")))
+    assert len(answer["trials"]) == 6
+    assert {trial["state"] for trial in answer["trials"]} <= {"finished", "pruned"}
+    assert "Budget:" not in capfd.readouterr().out
 
 
 def test_failed_trials_alone_run_again(

@@ -48,18 +48,26 @@ class EpochSums:
             TrainingStopped: where a gradient was not finite.
         """
         totals = self._sums.reduce(self._worker.world_size)
-        means = metrics.means_of(totals)
-        row = {
-            metrics.EPOCH: self._epoch,
-            metrics.GLOBAL_STEP: step,
-            metrics.TRAIN_LOSS: means["loss"],
-            metrics.TRAIN_TOP1: means["top1"],
-            metrics.LEARNING_RATE: learning_rate,
-            metrics.UNREADABLE_IMAGES: int(means["lost"]),
-            **{name: mean for name, mean in means.items() if name.startswith("clip/")},
-            metrics.PEAK_NORM: float(self._peak_norm),  # the same on all ranks
-        }
+        # The peak is the same on all ranks.
+        row = train_row(self._epoch, step, learning_rate, totals, float(self._peak_norm))
         if totals["finite"] < totals["steps"]:
             bad_step = find_bad_step(self._sums, step, self._worker.world_size)
             raise TrainingStopped(diverged=describe_divergence(bad_step, row))
         return totals, row
+
+
+def train_row(
+    epoch: int, step: int, learning_rate: float, totals: Mapping[str, float], peak_norm: float
+) -> Row:
+    """Return the row of an epoch, counted from 1, so far."""
+    means = metrics.means_of(totals)
+    return {
+        metrics.EPOCH: epoch,
+        metrics.GLOBAL_STEP: step,
+        metrics.TRAIN_LOSS: means["loss"],
+        metrics.TRAIN_TOP1: means["top1"],
+        metrics.LEARNING_RATE: learning_rate,
+        metrics.UNREADABLE_IMAGES: int(means["lost"]),
+        **{name: mean for name, mean in means.items() if name.startswith("clip/")},
+        metrics.PEAK_NORM: peak_norm,
+    }

@@ -58,6 +58,14 @@ def preemption_pending() -> bool:
     return ray.train.get_preemption_info() is not None
 
 
+def ends_soon(run: Run, worker: WorkerContext) -> bool:
+    """Whether `Run.save_from_s` has come, by the clock of rank 0. All ranks must call."""
+    if run.save_from_s is None:
+        return False
+    has_come = time.time() >= run.save_from_s
+    return has_come if worker.world_size == 1 else bool(broadcast_from_rank_zero(has_come))
+
+
 def train(
     run: Run,
     worker: WorkerContext,
@@ -79,11 +87,15 @@ def train(
     """
     start_computing(worker.threads)
     config, problem = run.config, None
+
+    def is_ending() -> bool:
+        return preemption_pending() or ends_soon(run, worker)
+
     # Among several ranks, the collectives time out.
     hang_timeout_s = config.cluster.hang_timeout_s if worker.world_size == 1 else None
     with (
         closing(Watchdog(hang_timeout_s)) as watchdog,
-        closing(Training(run, worker, preemption_pending, watchdog.live)) as training,
+        closing(Training(run, worker, is_ending, watchdog.live)) as training,
         training.recorder or nullcontext(),
     ):
         try:

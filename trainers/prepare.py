@@ -68,6 +68,8 @@ class Run:
     """Features to train on instead of images."""
     ingest: str = ""
     """Whether images are streamed or kept in memory, and why."""
+    save_from_s: float | None = None
+    """From this time on, in seconds since 1970, each row of metrics comes with a checkpoint."""
     resume: TrainingProgress | None = None
     """Of the latest checkpoint when the run was prepared; None for a new run."""
     result: dict[str, Any] | None = None
@@ -97,6 +99,7 @@ def prepare_run(
     images: SharedImages | None = None,
     lends_images: bool = False,
     here: bool = False,
+    save_from_s: float | None = None,
 ) -> Run:
     """Check a training and find everything it needs: data, workers, ingest, where it resumes.
 
@@ -110,6 +113,7 @@ def prepare_run(
         images: those that trainings share; by default this one has its own.
         lends_images: its own images are kept for trainings that follow.
         here: train in this process, whatever `cluster.num_workers` says.
+        save_from_s: as `Run.save_from_s`.
 
     Raises:
         UserError: naming the field, the value and the remedy.
@@ -150,6 +154,7 @@ def prepare_run(
         memory=images.memory,
         prefix=prefix,
         ingest=images.ingest,
+        save_from_s=save_from_s,
         resume=resume,
         result=result,
     )

@@ -18,6 +18,7 @@ from cluster.io.markers import URI, replace_at
 from trainers.config import AUTO, FinetuneConfig
 from trainers.recipes import RECIPES
 from tuning.axes.axis import CLIPNORM, WHEN, Axis, read_axes, read_axis
+from tuning.budget.config import BudgetConfig
 from tuning.config import SpaceConfig, TuningConfig
 
 OPTIONS = {
@@ -26,6 +27,10 @@ OPTIONS = {
     "from_advice": "advice",
     "out": "out",
     "trials": "trials",
+    "budget": "budget.time",
+    "budget_gpu_hours": "budget.gpu_hours",
+    "budget_cost": "budget.cost",
+    "price_per_hour": "budget.price_per_hour",
     "search": "search",
     "freeze_depths": "space.freeze_depths",
     "learning_rates": "space.learning_rates",
@@ -226,6 +231,7 @@ def to_config(command: Any, recipe: str, advised: Sequence[Axis] = ()) -> Tuning
     return TuningConfig(
         base=replace_at(source, base),
         space=space,
+        budget=BudgetConfig(**_inside(given, "budget")),
         **{path: value for path, value in given.items() if "." not in path},
     )
 

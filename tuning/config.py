@@ -21,6 +21,7 @@ from trainers.config import FinetuneConfig, FreezeDepth, Init
 from tuning.axes.axis import CLIPNORM, FREEZE_DEPTH, LEARNING_RATE, Axis
 from tuning.axes.backbones import read_backbones
 from tuning.axes.combine import axes_of_backbones, combine
+from tuning.budget.config import BudgetConfig
 
 DEFAULT_TRIALS = 12
 
@@ -130,6 +131,7 @@ class TuningConfig:
     max_failures: Annotated[int, RESUMABLE] = 1
     """Times a failed trial is tried again, from its latest checkpoint, across restarts. Run
     the same command again to retry one that failed for good."""
+    budget: Annotated[BudgetConfig, RESUMABLE] = field(default_factory=BudgetConfig)
     evaluate_winner: Annotated[bool, RESUMABLE] = True
     """Evaluate the winner on the test split, once."""
 

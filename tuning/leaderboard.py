@@ -23,8 +23,9 @@ from tuning.axes.axis import FREEZE_DEPTH
 from tuning.sharing.reuse import read_origin
 from tuning.space import Point, compared_fields, model_of, short_name, show_at, take_point
 
-STATES = ("running", "finished", "pruned", "failed", "killed")
-RUNNING, FINISHED, PRUNED, FAILED, KILLED = STATES
+STATES = ("running", "finished", "pruned", "failed", "killed", "cut")
+RUNNING, FINISHED, PRUNED, FAILED, KILLED, CUT = STATES
+"""Cut: stopped where the budget ended."""
 LEARNS = "learns"
 LEARNS_NOT = "does not learn"
 COLUMNS = ("val/top1", "epoch", "state", "time", "verdict")
@@ -46,7 +47,7 @@ class TrialResult:
     best_epoch: int | None = None
     num_epochs: int = 0
     state: str
-    """running, finished, pruned, failed or killed."""
+    """running, finished, pruned, failed, killed or cut."""
     seconds: float = 0.0
     verdict: str = LEARNS_NOT
     run: str

@@ -37,8 +37,8 @@ class SweepProgress(SessionCallback):
         self._num_ended: int | None = None
         self.trial_ids: list[str] = []
         """Of all trials, in the order of Tune's results; set at the end."""
-        self.num_cut = 0
-        """Trials that were running when the sweep was stopped."""
+        self.cut: set[str] = set()
+        """Ids of trials that were running when the sweep was stopped."""
 
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
@@ -96,7 +96,7 @@ class SweepProgress(SessionCallback):
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         self.trial_ids = [trial.trial_id for trial in trials]
-        self.num_cut = len(self._mirrors)
+        self.cut = set(self._mirrors)
         self._states.end()
 
     def close(self) -> bool:

@@ -5,21 +5,24 @@ import logging
 import os
 import shlex
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ray import tune
+from ray.actor import ActorHandle
 
 from cluster.config import ClusterConfig
 from cluster.io import storage, terminal
 from cluster.io.lease import hold_lease
 from cluster.provenance import find_provenance
+from cluster.ray_internals import predict_trial_ids
 from cluster.runtime import Resources, connect
 from cluster.scaling import in_process, max_concurrent_trials, plan_workers
 from datasets.memory import open_memory
 from datasets.shards import Manifest
 from trainers import metrics, prepare
+from trainers.heads.stack import count_together, stack_key
 from trainers.inference.passes import cache_uri
 from trainers.networks.freezing import is_head_only
 from trainers.networks.precision import choose_precision
@@ -27,10 +30,13 @@ from trainers.prepare import SharedImages
 from trainers.tracking.config import sync_command
 from trainers.tracking.where import describe_tracking
 from tuning.axes.axis import BACKBONE
+from tuning.budget.deadline import BudgetClock, StopAtDeadline
+from tuning.budget.estimate import measure_forecast, plans_trials
 from tuning.check import check, distinct_depths, facts_of, with_absolute_axes
 from tuning.config import TuningConfig
 from tuning.heads import train_heads
 from tuning.leaderboard import (
+    CUT,
     FAILED,
     FINISHED,
     TrialResult,
@@ -41,15 +47,16 @@ from tuning.leaderboard import (
 )
 from tuning.progress import SweepProgress
 from tuning.record import SweepRecord, read_sweep_config
-from tuning.runner import AbortTrainings, start_runner
+from tuning.runner import AbortTrainings, EndHeads, start_runner
 from tuning.search import STATE_FOLDER, build_tuner, count_trials, run_folder
 from tuning.sharing.plan import SharingPlan, plan_sharing
 from tuning.sharing.prefixes import BuiltPrefixes, PrefixStore
+from tuning.sharing.rounds import start_rounds
 from tuning.sharing.savings import measure_savings
-from tuning.space import left_out, models, point_of, training_of
-from tuning.states import TrialStates
+from tuning.space import left_out, models, point_of, points, training_of
+from tuning.states import TrialStates, read_trials
 from tuning.sweep_display import SweepDisplay
-from tuning.trial import Shared, build_trial, trains_in_process
+from tuning.trial import Shared, build_trial, config_of, trains_in_process, trains_together
 from tuning.verdict import judge
 from tuning.wandb.sweep import log_sweep
 from tuning.winner import evaluate_once, train_longer
@@ -70,31 +77,62 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
     """
     base = prepare.with_absolute_paths(replace(config.base, out=config.out))
     config = distinct_depths(with_absolute_axes(replace(config, base=base, out=base.out)))
-    manifest = check(config)
     before, known = read_sweep_config(config.out), read_leaderboard(config.out)
-    if known is not None and all(row.state != FAILED for row in known[0]):
+    if before is not None and plans_trials(config):
+        config = replace(config, trials=before[0].trials)
+    manifest = check(config)
+    if known is not None and is_whole(config, known[0]):
         terminal.report(
             f"{config.out} has this sweep of {len(known[0])} trials, finished: reusing it"
         )
         resources = connect(config.base.cluster.address, quiet=True)
         return _close(_read_record(_with_precision(config, before, resources)))
     resources = connect(config.base.cluster.address)
+    clock = BudgetClock(config.out, config.budget.seconds(resources.num_gpus))
+    if known is not None and clock.left_s <= 0 and not explain:
+        terminal.report(
+            f"{config.out} has spent its budget: reusing its {len(known[0])} trials; run the same "
+            "command with a larger budget to resume"
+        )
+        return _close(_read_record(_with_precision(config, before, resources)))
     config = _with_precision(config, before, resources)
     config = without_lone_workers(config, resources)
-    num_trials = count_trials(config)
     store = PrefixStore(config, manifest, resources)
-    plan = plan_sharing(
-        config, manifest, free_bytes=store.free_bytes, missing_bytes=store.missing_bytes
-    )
+
+    def share() -> SharingPlan:
+        return plan_sharing(
+            config, manifest, free_bytes=store.free_bytes, missing_bytes=store.missing_bytes
+        )
+
+    plan, forecast = share(), None
+    if explain or clock.budget_s is not None:
+        forecast = measure_forecast(config, manifest, plan, resources)
+        if plans_trials(config) and clock.budget_s is not None:
+            config = replace(config, trials=forecast.fit_trials(config, clock.budget_s))
+            plan = share()
+    num_trials = count_trials(config)
     num_concurrent = min(_count_concurrent(config, resources, plan), num_trials)
     say = print if explain else terminal.report
     ingest = _announce(config, manifest, resources, plan, num_trials, num_concurrent, say)
+    if forecast is not None:
+        for line in forecast.describe(config, budget_s=clock.budget_s):
+            say(f"  {line}")
     if explain:
         raise SystemExit(0)
     follow = f"follow it with `python -m tuning review --out {shlex.quote(config.out)}`"
     with hold_lease(config.out, follow=follow):
         return _close(
-            _execute(config, manifest, resources, store, plan, ingest, num_trials, num_concurrent)
+            _execute(
+                config,
+                manifest,
+                resources,
+                store,
+                plan,
+                ingest,
+                clock,
+                num_trials=num_trials,
+                num_concurrent=num_concurrent,
+            )
         )
 
 
@@ -105,6 +143,8 @@ def _execute(
     store: PrefixStore,
     plan: SharingPlan,
     ingest: tuple[bool, str],
+    clock: BudgetClock,
+    *,
     num_trials: int,
     num_concurrent: int,
 ) -> SweepRecord:
@@ -118,9 +158,17 @@ def _execute(
     for problem in built.problems:
         print(f"  {problem}: its trials train on images")
     shared = _share(config, manifest, store, built, ingest)
-    trials, is_synced = _run_trials(
-        config, resources, shared, num_trials=num_trials, num_concurrent=num_concurrent
+    shared = replace(
+        shared,
+        rounds=_plan_rounds(config, resources, shared, num_concurrent=num_concurrent),
+        save_from_s=clock.save_from_s,
     )
+    try:
+        trials, is_synced = _run_trials(
+            config, resources, shared, clock, num_trials=num_trials, num_concurrent=num_concurrent
+        )
+    finally:
+        clock.write()
     with_prefix = (
         row for row in trials if shared.prefix_of(training_of(config.base, row.point)) is not None
     )
@@ -163,6 +211,7 @@ def _run_trials(
     config: TuningConfig,
     resources: Resources,
     shared: Shared,
+    clock: BudgetClock,
     *,
     num_trials: int,
     num_concurrent: int,
@@ -182,7 +231,10 @@ def _run_trials(
     )
     states = TrialStates(config.out, num_trials=num_trials)
     progress = SweepProgress(config, shared, display, states)
-    callbacks: list[tune.Callback] = [progress]
+    stop = StopAtDeadline(clock)
+    callbacks: list[tune.Callback] = [progress, stop]
+    if shared.rounds is not None:
+        callbacks.append(EndHeads(config, shared.rounds))
     if shared.runner is not None:
         callbacks.append(AbortTrainings(config, shared.runner))
     trial = build_trial(config, resources, shared, num_concurrent=num_concurrent)
@@ -194,15 +246,15 @@ def _run_trials(
             results = tuner.fit()
         finally:
             is_synced = progress.close()
-    num_ended = results.num_terminated + results.num_errors - progress.num_cut
-    if num_ended < num_trials:
+    num_ended = results.num_terminated + results.num_errors - len(progress.cut)
+    if num_ended < num_trials and not stop.stopped:
         print(
             f"Stopped with {num_ended} of {num_trials} trials done; run the same command again to "
             "resume"
         )
         raise SystemExit(130)
     trials = rank(
-        _ended(config, results, progress.trial_ids),
+        _ended(config, results, progress.trial_ids, progress.cut),
         epochs=config.base.epochs,
         class_counts=shared.manifest.split("val").class_counts,
     )
@@ -234,6 +286,33 @@ def _share(
     if not all(map(trains_in_process, trainings)):
         shared = replace(shared, runner=start_runner())
     return shared
+
+
+def _plan_rounds(
+    config: TuningConfig, resources: Resources, shared: Shared, *, num_concurrent: int
+) -> ActorHandle | None:
+    """Plan which head-only trials train together; None where none can, all run at once, or Optuna
+    draws them one after the other."""
+    if config.search == "optuna":
+        return None
+    listed = points(config.space, config.search, config.trials, config.seed)
+    states = read_trials(config.out)
+    known = states.trials[0].trial_id if states and states.trials else None
+    planned = [
+        (training, stack_key(training))
+        for point, trial_id in zip(listed, predict_trial_ids(len(listed), known), strict=True)
+        if trains_together(training := config_of(config, point, trial_id, shared), shared)
+    ]
+    if len(planned) <= num_concurrent:
+        return None
+    base, use_gpu = planned[0][0], plan_workers(resources, config.base.cluster).use_gpu
+    num_classes = len(shared.manifest.classes)
+    return start_rounds(
+        config,
+        planned,
+        max_together=count_together(base, num_classes, use_gpu=use_gpu),
+        num_concurrent=num_concurrent,
+    )
 
 
 def without_lone_workers(config: TuningConfig, resources: Resources) -> TuningConfig:
@@ -305,7 +384,7 @@ def _announce(
 
 
 def _ended(
-    config: TuningConfig, results: tune.ResultGrid, trial_ids: Sequence[str]
+    config: TuningConfig, results: tune.ResultGrid, trial_ids: Sequence[str], cut: Collection[str]
 ) -> Iterator[TrialResult]:
     for number, trial_id in enumerate(trial_ids):
         result = results[number]
@@ -314,7 +393,7 @@ def _ended(
             trial_id=trial_id,
             point=point_of(result.config),
             run=run_folder(config, trial_id),
-            state=FINISHED if result.error is None else FAILED,
+            state=CUT if trial_id in cut else FINISHED if result.error is None else FAILED,
         )
 
 
@@ -325,6 +404,25 @@ def _read_record(config: TuningConfig) -> SweepRecord:
     if record.winner is not None and config.evaluate_winner and has_test:
         evaluate_once(record.winner.run)
     return record
+
+
+def is_whole(config: TuningConfig, trials: Sequence[TrialResult]) -> bool:
+    """Whether a leaderboard has all trials of its sweep, none of them to be tried again."""
+    return len(trials) >= count_trials(config) and all(
+        row.state not in (FAILED, CUT) for row in trials
+    )
+
+
+def describe_cut(record: SweepRecord) -> str | None:
+    """Say which trials the budget has cut in one line; None where it has cut none."""
+    num_cut = sum(row.state == CUT for row in record.trials)
+    num_missing = record.num_trials - len(record.trials)
+    if not num_cut and not num_missing:
+        return None
+    return (
+        f"spent; {num_cut} trials were stopped, and {num_missing} of {record.num_trials} not "
+        "started; run the same command with a larger budget to resume"
+    )
 
 
 def _close(record: SweepRecord) -> dict[str, Any]:
@@ -348,6 +446,8 @@ def _close(record: SweepRecord) -> dict[str, Any]:
             print(f"Promote:      python -m tuning promote --sweep {shlex.quote(out)}")
     if record.advice is not None:
         print(f"Advice:       {record.advice}")
+    if (line := describe_cut(record)) is not None:
+        print(f"Budget:       {line}")
     for line in record.savings.describe():
         print(f"Shared:       {line}")
     for command in record.sync:

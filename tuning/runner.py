@@ -64,6 +64,23 @@ def start_runner() -> ActorHandle:
     return actor
 
 
+class EndHeads(SessionCallback):
+    """Take trials that have ended out of the rounds of heads."""
+
+    def __init__(self, config: TuningConfig, rounds: ActorHandle) -> None:
+        self._config, self._rounds = config, rounds
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        self._rounds.end.remote(run_folder(self._config, trial.trial_id))
+
+    def on_trial_error(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        self.on_trial_complete(iteration, trials, trial)
+
+
 class AbortTrainings(SessionCallback):
     """Abort the training of a trial that has ended: Tune only ends the trial's process."""
 
@@ -82,4 +99,7 @@ class AbortTrainings(SessionCallback):
         self.on_trial_complete(iteration, trials, trial)
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
+        for trial in trials:
+            if not trial.is_finished():  # the budget has ended, or Ctrl-C
+                self.on_trial_complete(0, trials, trial)
         ray.wait(self._aborts, num_returns=len(self._aborts), timeout=2 * ABORT_TIMEOUT_S)

@@ -1,7 +1,7 @@
 """A trial: a point of the space, trained, or copied where the same training is recorded."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,14 +15,17 @@ from cluster.scaling import in_process, plan_workers
 from datasets.shards import Manifest
 from trainers import launch, metrics
 from trainers.config import FinetuneConfig
+from trainers.heads.stack import can_stack, stack_key
+from trainers.heads.training import HeadRun, train_together
 from trainers.networks.freezing import is_head_only
-from trainers.prepare import PrefixFeatures, SharedImages, prepare_run
+from trainers.prepare import PrefixFeatures, Run, SharedImages, prepare_run
 from trainers.run.folder import is_over, read_result
-from trainers.run.rows import RowReader, epoch_rows
+from trainers.run.rows import JsonlTracker, RowReader, epoch_rows
 from tuning.config import TuningConfig
 from tuning.search import run_folder
 from tuning.sharing.plan import Key, network_of, prefix_key
 from tuning.sharing.reuse import copy_run, find_known, result_key
+from tuning.sharing.rounds import HeadProgress, Round
 from tuning.space import Point, point_of, training_of
 
 POLL_S = 0.5
@@ -47,6 +50,10 @@ class Shared:
     """Hash of the tensors a training starts from, by network."""
     images: SharedImages | None = None
     """Images of the trials that have no features."""
+    rounds: ActorHandle | None = None
+    """Actor of HeadRounds; None where every head trains alone."""
+    save_from_s: float | None = None
+    """As `Run.save_from_s`: shortly before the budget ends."""
     runner: ActorHandle | None = None
     """Actor of a TrainingRunner; None where every trial trains in its own process."""
 
@@ -115,6 +122,9 @@ def train_trial(config: FinetuneConfig, shared: Shared, *, num_concurrent: int) 
 
     A pruned trial leaves through `ray.tune.report`, which then raises SystemExit.
     """
+    if shared.rounds is not None and trains_together(config, shared):
+        _train_in_rounds(config, shared, num_concurrent=num_concurrent)
+        return
     _copy_known(config, shared)
     for row in epoch_rows(config.out):  # of a copy, or of an interrupted session
         ray.tune.report(row)
@@ -126,6 +136,7 @@ def train_trial(config: FinetuneConfig, shared: Shared, *, num_concurrent: int) 
         "prefix": shared.prefix_of(config),
         "images": shared.images,
         "num_concurrent": num_concurrent,
+        "save_from_s": shared.save_from_s,
     }
     if trains_in_process(config):
         run = prepare_run(config, here=True, **options)
@@ -133,6 +144,87 @@ def train_trial(config: FinetuneConfig, shared: Shared, *, num_concurrent: int) 
     else:
         assert shared.runner is not None
         _train_in_workers(config, shared.runner, options)
+
+
+def trains_together(config: FinetuneConfig, shared: Shared) -> bool:
+    """Whether a trial's head trains in one batch with those of other trials."""
+    return is_head_only(config.model) and shared.prefix_of(config) is not None and can_stack(config)
+
+
+def _train_in_rounds(config: FinetuneConfig, shared: Shared, *, num_concurrent: int) -> None:
+    """Report the epochs of a head, which this process or another trial's trains."""
+    assert shared.rounds is not None
+    reported, key = 0, stack_key(config)
+    while True:
+        rows = [row for row in epoch_rows(config.out) if row[metrics.EPOCH] > reported]
+        for row in rows:
+            reported = row[metrics.EPOCH]
+            ray.tune.report(row)
+        if is_over(config.out):
+            read_result(config.out)  # which raises where the trial diverged
+            return
+        if rows:
+            continue
+        known = read_progress(config.out)
+        found: Any
+        while (found := ray.get(shared.rounds.wait.remote(config, key, known))) is not None:
+            _train_round(found, config.out, shared, num_concurrent=num_concurrent)
+
+
+def _train_round(found: Round, leader: str, shared: Shared, *, num_concurrent: int) -> None:
+    """Train a round, less what was copied or is further than planned."""
+    assert shared.rounds is not None
+    runs: dict[int, list[Run]] = {}
+    for config in found.configs:
+        _copy_known(config, shared)
+        if is_over(config.out):
+            _note(shared.rounds, [config.out])
+            continue
+        run = prepare_run(
+            config,
+            manifest=shared.manifest,
+            prefix=shared.prefix_of(config),
+            num_concurrent=num_concurrent,
+            here=True,
+        )
+        epoch = run.resume.epoch if run.resume else 0
+        if run.resume is not None and not run.resume.is_between_epochs:
+            launch.fit_in_process(run)  # of a Thaw that saved in the middle of an epoch
+        elif epoch < found.until:
+            runs.setdefault(epoch, []).append(run)
+        elif run.resume is not None:  # killed between its checkpoint and its row
+            JsonlTracker(config.out, last_row=run.resume.row)
+        _note(shared.rounds, [config.out])
+
+    def note(heads: Sequence[HeadRun]) -> None:
+        _note(shared.rounds, [head.run.config.out for head in heads])
+
+    try:
+        for equally_far in runs.values():
+            first = equally_far[0]
+            worker = launch.worker_here(first.config.cluster, first.workers)
+            heads = train_together(equally_far, worker, until=found.until, on_saved=note)
+            own = next((head for head in heads if head.run.config.out == leader), None)
+            if own and own.stopped and own.stopped.unreadable:
+                read_result(leader)  # raises the reason
+    finally:
+        ray.get(shared.rounds.release.remote(leader))
+
+
+def _note(rounds: ActorHandle | None, folders: Sequence[str]) -> None:
+    assert rounds is not None
+    ray.get(rounds.note.remote({out: read_progress(out) for out in folders}))
+
+
+def read_progress(run: str) -> HeadProgress:
+    """Read how far a head has come from its rows."""
+    rows = epoch_rows(run)
+    return HeadProgress(
+        epoch=rows[-1][metrics.EPOCH] if rows else 0,
+        top1s={row[metrics.EPOCH]: row[metrics.VAL_TOP1] for row in rows},
+        peak_norm=rows[-1].get(metrics.PEAK_NORM, 0.0) if rows else 0.0,
+        is_over=is_over(run),
+    )
 
 
 def _copy_known(config: FinetuneConfig, shared: Shared) -> None:

@@ -54,6 +54,11 @@ class Suffix(nn.Module):
     def forward(self, features: Tensor) -> Tensor | tuple[Tensor, ...]:
         return self._graphs[self.network.training](features)
 
+    def ends_with(self, module: str) -> bool:
+        """Whether the output is that of a module, in train and in eval mode."""
+        outputs = [graph.graph.output_node().args[0] for graph in self._graphs.values()]
+        return all(isinstance(node, fx.Node) and node.target == module for node in outputs)
+
 
 def build_prefix(network: nn.Module, backbone_name: str, depths: Sequence[int]) -> fx.GraphModule:
     """Return images_BCHW -> a tuple of the features behind each of `depths` stages, in one pass.

@@ -152,7 +152,7 @@ def plan_sharing(
         return SharingPlan(problem="--no-share")
     if all(blends(training_of(base, model)) for model in models(config.space)):
         return SharingPlan(problem="mixup and CutMix blend pixels, which no cached feature can")
-    counts = _count_trials(config)
+    counts = count_networks(config)
     epochs = expected_epochs(config)
     num_train, num_val = (manifest.split(split).num_images for split in ("train", "val"))
 
@@ -287,7 +287,7 @@ def _list_points(config: TuningConfig) -> list[Point]:
     return points(config.space, config.search, config.trials, config.seed)
 
 
-def _count_trials(config: TuningConfig) -> dict[Key, float]:
+def count_networks(config: TuningConfig) -> dict[Key, float]:
     """Count the trials of each network and depth; the expectation where they are drawn."""
     listed = _list_points(config)
     share = count_trials(config) / len(listed)

@@ -1,0 +1,69 @@
+"""The budget of a sweep: what it may take, and what happens when it is spent."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tuning.budget.config import BudgetConfig, parse_duration_s
+from tuning.budget.deadline import BudgetClock
+from tuning.commands import parse_sweep
+from tuning.config import TuningConfig
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("45m", 2700), ("2h", 7200), ("1h30m", 5400), ("90s", 90), ("0.5h", 1800)]
+)
+def test_a_duration(text: str, seconds: float) -> None:
+    assert parse_duration_s("budget.time", text) == seconds
+
+
+@pytest.mark.parametrize("text", ["45", "m", "", "0m", "-5m", "2 h", "1h x", "1w"])
+def test_what_is_no_duration_names_the_remedy(text: str) -> None:
+    with pytest.raises(ValueError, match=r"budget.time is .*: give a time such as 45m, 2h"):
+        BudgetConfig(time=text)
+
+
+def test_the_smallest_limit_counts() -> None:
+    budget = BudgetConfig(time="2h", gpu_hours=4, cost=20, price_per_hour=10)
+    assert budget.seconds(num_gpus=1) == 7200
+    assert budget.seconds(num_gpus=8) == 1800
+    assert replace(budget, cost=2.5).seconds(num_gpus=1) == 900
+    assert BudgetConfig().seconds(num_gpus=0) is None
+
+
+def test_a_limit_that_means_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"budget.cost is 20: say what the cluster costs"):
+        BudgetConfig(cost=20)
+    with pytest.raises(ValueError, match=r"budget.gpu_hours is 4: the cluster has no GPU"):
+        BudgetConfig(gpu_hours=4).seconds(num_gpus=0)
+
+
+def test_the_command_line() -> None:
+    options = [
+        "--data",
+        "cars",
+        "--budget",
+        "45m",
+        "--budget-cost",
+        "20",
+        "--price-per-hour",
+        "3.5",
+    ]
+    sweep = parse_sweep("finetune", options, "")
+    assert isinstance(sweep, TuningConfig)
+    assert sweep.budget == BudgetConfig(time="45m", cost=20, price_per_hour=3.5)
+    assert TuningConfig.from_dict(sweep.to_dict()) == sweep
+
+
+def test_sessions_add_up(tmp_path: Path) -> None:
+    clock = BudgetClock(str(tmp_path), 100.0)
+    assert 90 < clock.left_s <= 95, "a part is kept for the winner's test"
+    (tmp_path / "spent.json").write_text(json.dumps({"seconds": 90.0}))
+    clock = BudgetClock(str(tmp_path), 100.0)
+    assert 0 < clock.left_s <= 5
+    clock.write()
+    assert 90 <= json.loads((tmp_path / "spent.json").read_text())["seconds"] < 91
+    assert BudgetClock(str(tmp_path), 90.0).left_s <= 0
+    assert BudgetClock(str(tmp_path), None).left_s > 1e9

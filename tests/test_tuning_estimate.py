@@ -1,0 +1,120 @@
+"""How long a sweep will take, from rates of its steps."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cluster.runtime import Resources
+from datasets.shards import read_manifest
+from tests.test_tuning_prefixes import sweep_of
+from tuning.budget import estimate as module
+from tuning.budget.config import BudgetConfig
+from tuning.budget.estimate import Forecast, Rates, plans_trials, simulate_epochs
+from tuning.config import SpaceConfig, TuningConfig
+from tuning.sharing.plan import Key, PrefixPlan, SharingPlan, prefix_key
+from tuning.space import models, training_of
+
+RESOURCES = Resources(
+    num_cpus=2.0, num_gpus=0, num_nodes=1, memory_gib=8.0, object_store_gib=2.0, started_here=True
+)
+
+
+@pytest.fixture
+def config(easy_data: str, tmp_path: Path) -> TuningConfig:
+    """Two trials of the head and two of the whole network, of 3 epochs without pruning."""
+    found = sweep_of("lenet5", easy_data, tmp_path, epochs=3)
+    space = SpaceConfig(
+        freeze_depths=("all", 0), learning_rates=(1e-2, 1e-3), clipnorms=(None,), inits=("file",)
+    )
+    return replace(found, space=space, grace_epochs=3)
+
+
+def keys_of(config: TuningConfig) -> tuple[Key, Key]:
+    """The head and the whole network."""
+    head, whole = (prefix_key(training_of(config.base, model)) for model in models(config.space))
+    return head, whole
+
+
+def plan_of(config: TuningConfig) -> SharingPlan:
+    network, depth = keys_of(config)[0]
+    head = PrefixPlan(
+        network=network,
+        name="file",
+        depth=depth,
+        stage="dense",
+        num_trials=2,
+        num_views=2,
+        shape=(84,),
+        num_bytes=1,
+        flops=1.0,
+    )
+    return SharingPlan(prefixes=(head,), without=1.0, with_sharing=0.5)
+
+
+def forecast(config: TuningConfig, resources: Resources = RESOURCES) -> Forecast:
+    head, whole = keys_of(config)
+    rates = Rates(
+        train_s={head: 0.001, whole: 0.1},
+        eval_s={head: 0.0005, whole: 0.02},
+        pass_s={head[0]: 0.01},
+        read_s=0.002,
+    )
+    manifest = read_manifest(config.base.data)
+    return Forecast(manifest=manifest, plan=plan_of(config), rates=rates, resources=resources)
+
+
+def test_the_parts_of_a_sweep(config: TuningConfig) -> None:
+    """Images are read by the CPUs that compute; features are not read."""
+    found = forecast(config).estimate(config)
+    sizes = {n: s.num_images for n, s in read_manifest(config.base.data).splits.items()}
+    train, val, test = sizes["train"], sizes["val"], sizes["test"]
+    head_s = 0.3 + 3 * (train * 0.001 + val * 0.0005)
+    whole_s = 0.3 + 3 * (train * 0.101 + val * 0.021)
+    assert found.trials_s == pytest.approx(2 * head_s + 2 * whole_s)
+    assert found.pass_s == pytest.approx((2 * train + val) * 0.011)
+    assert found.test_s == pytest.approx(test * 0.021)
+    assert found.seconds > found.trials_s + found.pass_s + found.test_s, "processes start"
+
+
+def test_several_machines_share_the_trials(config: TuningConfig) -> None:
+    one = forecast(config).estimate(config)
+    four = replace(RESOURCES, num_cpus=8.0, num_nodes=4)
+    assert forecast(config, four).estimate(config).trials_s == pytest.approx(one.trials_s / 4)
+
+
+def test_money(config: TuningConfig) -> None:
+    priced = replace(config, budget=BudgetConfig(cost=20, price_per_hour=3.5))
+    found = replace(forecast(priced).estimate(priced), start_s=0, pass_s=0, test_s=0, trials_s=7200)
+    assert found.describe() == "estimate: 2 h 00 min (trials 2 h 00 min), 7.00 at 3.5 per hour"
+
+
+def test_a_budget_decides_how_many_trials_are_drawn(config: TuningConfig) -> None:
+    drawn = replace(config, search="random", budget=BudgetConfig(time="1m"))
+    assert plans_trials(drawn)
+    assert not plans_trials(replace(drawn, trials=3)) and not plans_trials(config)
+    found = forecast(drawn)
+    assert found.fit_trials(drawn, 1e6) == 4, "all points"
+    assert found.fit_trials(drawn, 1.0) == 1
+    two_s = found.estimate(replace(drawn, trials=2)).seconds
+    assert found.fit_trials(drawn, two_s + 0.01) == 2
+
+
+def test_early_trials_of_asha_go_further(config: TuningConfig) -> None:
+    pruned = replace(config, base=replace(config.base, epochs=9), grace_epochs=1, search="random")
+    assert simulate_epochs(replace(pruned, trials=1)) == 9, "it is compared with nothing"
+    few, many = (simulate_epochs(replace(pruned, trials=n)) for n in (2, 4))
+    assert 1 < many < few < 9
+    assert simulate_epochs(config) == 3, "no rung below the last epoch"
+
+
+def test_rates_are_those_of_real_steps(
+    config: TuningConfig, one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TIMED_S", 0.02)
+    manifest = read_manifest(config.base.data)
+    rates = module._measure(config, manifest, plan_of(config), 1, use_gpu=False)
+    head, whole = keys_of(config)
+    assert rates.train_s.keys() == rates.eval_s.keys() == {head, whole}
+    assert 0 < rates.train_s[head] < rates.train_s[whole]
+    assert rates.pass_s[head[0]] > 0 and rates.read_s > 0

@@ -1,0 +1,348 @@
+"""Run folders of heads that train together: rows, predictions and checkpoints as of a run alone.
+
+Rows and checkpoints are written every few seconds, between epochs, and at the end.
+
+T heads, N images of a split, M sums of an epoch.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cluster.io import storage
+from trainers import metrics
+from trainers.epoch_sums import train_row
+from trainers.failures import Watchdog
+from trainers.feed import Feed, WorkerContext, open_feed
+from trainers.heads.stack import HeadStack
+from trainers.loop import val_metrics
+from trainers.optim import learning_rate_at
+from trainers.prepare import Run
+from trainers.run import checkpoint
+from trainers.run.checkpoint import Checkpoint, TrainingProgress
+from trainers.run.folder import is_done, write_config, write_result
+from trainers.run.predictions import COLUMNS, Predictions, build_predictions, write_predictions
+from trainers.run.rows import JsonlTracker, Row
+from trainers.settings import start_computing, train_settings
+from trainers.state import TrainState
+from trainers.stops import TrainingStopped, check_unreadable, describe_divergence
+
+SAVE_EVERY_S = 5.0
+"""Time between checkpoints: a killed training repeats at most as much."""
+
+
+@dataclass(kw_only=True)
+class HeadRun:
+    """The run of a head, and what is not written yet."""
+
+    run: Run
+    progress: TrainingProgress
+    saved: TrainingProgress
+    """Of its latest checkpoint."""
+    tracker: JsonlTracker | None = None
+    rows: list[Row] = field(default_factory=list)
+    predictions: dict[int, Predictions] = field(default_factory=dict)
+    """By epoch."""
+    best: Checkpoint | None = None
+    """After its best epoch, where later ones have followed."""
+    stopped: TrainingStopped | None = None
+
+    @property
+    def is_over(self) -> bool:
+        done = is_done(self.run.config, self.progress.epoch, self.progress.best_epoch)
+        return self.stopped is not None or done
+
+
+def train_together(
+    runs: Sequence[Run],
+    worker: WorkerContext,
+    *,
+    until: int,
+    on_saved: Callable[[Sequence[HeadRun]], None] = lambda heads: None,
+) -> list[HeadRun]:
+    """Train runs, of one `stack_key` and as many epochs each so far, up to an epoch.
+
+    A run that ends, or whose gradients are not finite, gets its result.json, and the others
+    continue.
+
+    Args:
+        on_saved: called when rows and checkpoints are written.
+    """
+    start_computing(worker.threads)
+    hang_timeout_s = runs[0].config.cluster.hang_timeout_s
+    with (
+        closing(Watchdog(hang_timeout_s)) as watchdog,
+        closing(HeadTraining(runs, worker, watchdog.live)) as training,
+    ):
+        saved_s = time.monotonic()
+        while training.heads and training.epoch < until:
+            training.run_epoch()
+            is_last = training.epoch >= until or any(head.is_over for head in training.heads)
+            if is_last or time.monotonic() - saved_s >= SAVE_EVERY_S:
+                training.save()
+                on_saved(training.all_heads)
+                saved_s = time.monotonic()
+        return training.all_heads
+
+
+class HeadTraining:
+    """T heads, resumed or initialized; trains them epoch by epoch."""
+
+    def __init__(
+        self, runs: Sequence[Run], worker: WorkerContext, on_batch: Callable[[], None]
+    ) -> None:
+        run, config = runs[0], runs[0].config
+        assert run.prefix is not None, "heads train on features"
+        self._config, self._manifest, self._worker = config, run.manifest, worker
+        self._steps_per_epoch = (
+            run.manifest.split(config.train_on).num_images // config.global_batch_size
+        )
+        self._settings = train_settings(config, run.manifest, worker)
+        self.heads = self._start(runs, run.prefix.depth)
+        self.all_heads = self.heads
+        self.epoch, self._step = self.heads[0].progress.epoch, self.heads[0].progress.global_step
+        self._train_feed, self._val_feed = (
+            open_feed(run, worker, split, start_epoch=self.epoch, on_batch=on_batch)
+            for split in (config.train_on, "val")
+        )
+
+    def _start(self, runs: Sequence[Run], depth: int) -> list[HeadRun]:
+        """Build the heads, and load those of runs that have a checkpoint."""
+        config, manifest = self._config, self._manifest
+        state = TrainState(config, len(manifest.classes), self._worker, cut_depth=depth)
+        found = [checkpoint.read_latest(run.config.out) for run in runs]
+        report = None if all(found) else state.initialize(manifest.classes)
+        state.enter(config.phases[0])
+        self._stack = HeadStack(state, [run.config for run in runs], depth)
+        fresh = TrainingProgress(classes=manifest.classes, fingerprint=manifest.fingerprint)
+        heads: list[HeadRun] = []
+        for number, (run, known) in enumerate(zip(runs, found, strict=True)):
+            out, prefix = run.config.out, run.prefix
+            assert prefix is not None
+            write_config(run.config)
+            if known is not None:
+                self._stack.load(number, known.contents)
+            elif report is not None and report.loaded:
+                text = json.dumps(asdict(report), indent=1).encode()
+                storage.write_bytes(storage.join(out, "weights.json"), text)
+            progress = replace(known.progress if known else fresh, prefix=prefix.tensors)
+            heads.append(HeadRun(run=run, progress=progress, saved=progress))
+        self._stack.join()
+        assert len({head.progress.global_step for head in heads}) == 1, "all are as far"
+        return heads
+
+    def close(self) -> None:
+        """End the streams."""
+        self._train_feed.close()
+        self._val_feed.close()
+
+    def run_epoch(self) -> None:
+        """Train an epoch, evaluate, and keep the rows of each head."""
+        started, waited_s = time.perf_counter(), self._train_feed.wait_s
+        rows = self._train_epoch()
+        train_s = (time.perf_counter() - started) / len(self.heads)
+        predictions = self._validate()
+        epoch_s = (time.perf_counter() - started) / len(self.heads)
+        self.epoch += 1
+        for number, head in enumerate(self.heads):
+            if head.stopped is not None:
+                continue
+            row = rows[number] | self._finish_epoch(
+                head, predictions[number], epoch_s, rows[number][metrics.PEAK_NORM]
+            )
+            row |= {
+                metrics.EPOCH_S: epoch_s,
+                metrics.TRAIN_S: train_s,
+                metrics.TOTAL_S: head.progress.total_s,
+                metrics.FIRST_BATCH_S: self._train_feed.first_batch_s,
+                metrics.WAIT_S: (self._train_feed.wait_s - waited_s) / len(self.heads),
+                metrics.IMAGES_PER_S: self._steps_per_epoch
+                * self._config.global_batch_size
+                / train_s,
+            }
+            row[metrics.UNREADABLE_IMAGES] += predictions[number].num_unreadable
+            row[metrics.UNREADABLE_NAMES] = list(predictions[number].unreadable)
+            head.rows.append(row)
+            if head.progress.best_epoch == self.epoch:
+                files = self._stack.serialize(number, self._step)
+                head.best = Checkpoint(replace(head.progress, row=row), files)
+
+    def _finish_epoch(
+        self, head: HeadRun, predictions: Predictions, epoch_s: float, peak_norm: float
+    ) -> Row:
+        """Advance the progress of a head; return its validation metrics."""
+        val = val_metrics(predictions)
+        head.predictions[self.epoch] = predictions
+        head.progress = head.progress.after_epoch(
+            global_step=self._step,
+            val_top1=val[metrics.VAL_TOP1],
+            total_s=head.progress.total_s + epoch_s,
+            peak_norm=peak_norm,
+        )
+        return val | {metrics.VAL_BEST_TOP1: head.progress.best_val_top1}
+
+    def _train_epoch(self) -> list[Row]:
+        """Train to the end of the epoch; return its last row of each head."""
+        self._stack.train_mode()
+        sums = HeadSums(self.heads, self._worker)
+        last_step = self._step + self._steps_per_epoch
+        while True:
+            rates = [self._learning_rate(head) for head in self.heads]
+            # As a run alone: a resumed step drops out the same units.
+            torch.manual_seed(hash((self._config.seed, self._step, self._worker.rank)))
+            step_metrics = self._stack.train_step(
+                *self._train_feed.next(),
+                settings=self._settings,
+                learning_rates=rates,
+                num_updates=self._step,
+            )
+            sums.add(step_metrics)
+            self._step += 1
+            if self._step < last_step and self._step % self._config.track.log_every_steps:
+                continue
+            rows = sums.rows(self.epoch + 1, self._step, rates)
+            if self._step == last_step:
+                self._check_unreadable(self._train_feed, rows[0][metrics.UNREADABLE_IMAGES])
+                return rows
+            for head, row in zip(self.heads, rows, strict=True):
+                if head.stopped is None:
+                    head.rows.append(row)
+
+    def _learning_rate(self, head: HeadRun) -> float:
+        config = head.run.config
+        return learning_rate_at(
+            self._step,
+            config.optim.learning_rate,
+            config.optim,
+            config.schedule,
+            steps_per_epoch=self._steps_per_epoch,
+            num_epochs=config.epochs,
+        )
+
+    def _validate(self) -> list[Predictions]:
+        """Return each head's predictions for the validation images."""
+        feed, start = self._val_feed, 0
+        self._stack.eval_mode()
+        shape = (len(COLUMNS), len(self.heads), feed.num_images)
+        columns_5TN = torch.zeros(shape, device=self._worker.device)
+        for _ in range(feed.batches_per_epoch):
+            columns_5TB = self._stack.eval_step(*feed.next(), self._settings)
+            end = start + columns_5TB.shape[2]
+            columns_5TN[:, :, start:end] = columns_5TB
+            start = end
+        values_T5N = columns_5TN.cpu().numpy().swapaxes(0, 1)
+        classes = self._manifest.classes
+        predictions = [_name(columns_5N, classes) for columns_5N in values_T5N]
+        num_unreadable = predictions[0].num_unreadable
+        names = tuple(feed.take_unreadable()) if num_unreadable else ()
+        self._check_unreadable(feed, num_unreadable, names)
+        return [replace(of_head, unreadable=names) for of_head in predictions]
+
+    def _check_unreadable(
+        self, feed: Feed, num_unreadable: int, names: Sequence[str] | None = None
+    ) -> None:
+        if not num_unreadable:
+            return
+        names = feed.take_unreadable() if names is None else names
+        try:
+            check_unreadable(self._config, feed, num_unreadable, names)
+        except TrainingStopped as stop:
+            for head in self.heads:
+                head.stopped = head.stopped or stop
+
+    def save(self) -> None:
+        """Write what the heads have not written; drop those that are over."""
+        contents = [
+            None if head.stopped else self._stack.serialize(number, self._step)
+            for number, head in enumerate(self.heads)
+        ]
+        with ThreadPoolExecutor(4, thread_name_prefix="recorder") as pool:
+            for _ in pool.map(_write, self.heads, contents):
+                pass
+        left = [number for number, head in enumerate(self.heads) if not head.is_over]
+        if left and len(left) < len(self.heads):
+            self._stack.keep(left)
+        self.heads = [self.heads[number] for number in left]
+
+
+class HeadSums:
+    """The training metrics of an epoch of each head, as `EpochSums` has them of one."""
+
+    def __init__(self, heads: Sequence[HeadRun], worker: WorkerContext) -> None:
+        self._heads = heads
+        clipping = metrics.stage_metrics(["head"])
+        parts = {metrics.STAGE_CLIPPING: clipping}
+        self._names = [p for name in metrics.TRAIN_SUMS for p in parts.get(name, [name])]
+        shape = (len(heads), len(self._names))
+        self._totals_TM = torch.zeros(shape, dtype=torch.float64, device=worker.device)
+        self._finite_T = torch.ones(len(heads), dtype=torch.bool, device=worker.device)
+        peaks = [head.progress.peak_norm for head in heads]
+        self._peaks_T = torch.tensor(peaks, device=worker.device)
+        self._num_steps = 0
+
+    def add(self, step_metrics: dict[str, Tensor]) -> None:
+        """Add what `HeadStack.train_step` returned; waits for no device."""
+        self._finite_T &= step_metrics["finite"]  # once false it stays so, as in EpochSums
+        values = {**step_metrics, "finite": self._finite_T}
+        columns = [values[name].reshape(len(self._heads), -1) for name in metrics.TRAIN_SUMS]
+        self._totals_TM += torch.cat([column.double() for column in columns], dim=1)
+        torch.maximum(self._peaks_T, step_metrics[metrics.PEAK_NORM], out=self._peaks_T)
+        self._num_steps += 1
+
+    def rows(self, epoch: int, step: int, learning_rates: Sequence[float]) -> list[Row]:
+        """Return the row of each head so far; stop those whose gradients were not finite."""
+        rows: list[Row] = []
+        per_head = zip(
+            self._heads,
+            self._totals_TM.tolist(),
+            self._peaks_T.tolist(),
+            learning_rates,
+            strict=True,
+        )
+        for head, totals_M, peak, rate in per_head:
+            totals = dict(zip(self._names, totals_M, strict=True)) | {"steps": self._num_steps}
+            row = train_row(epoch, step, rate, totals, peak)
+            if totals["finite"] < self._num_steps and head.stopped is None:
+                bad_step = step + 1 - round(self._num_steps - totals["finite"])
+                head.stopped = TrainingStopped(diverged=describe_divergence(bad_step, row))
+            rows.append(row)
+        return rows
+
+
+def _name(columns_5N: np.ndarray, classes: Sequence[str]) -> Predictions:
+    return build_predictions(dict(zip(COLUMNS, columns_5N, strict=True)), classes)
+
+
+def _write(head: HeadRun, contents: dict[str, bytes] | None) -> None:
+    """Write predictions, then checkpoints, then rows: a row follows its checkpoint."""
+    out, stop = head.run.config.out, head.stopped
+    if stop is not None:  # back to its last checkpoint
+        head.progress = head.best.progress if head.best else head.saved
+    for epoch, predictions in head.predictions.items():
+        if epoch <= head.progress.epoch:
+            write_predictions(out, epoch, predictions)
+    if head.best is not None and (stop or head.best.progress.epoch < head.progress.epoch):
+        checkpoint.save(out, head.best.contents, head.best.progress)
+    if contents is not None:
+        head.progress = replace(head.progress, row=head.rows[-1])
+        checkpoint.save(out, contents, head.progress)
+    head.tracker = head.tracker or JsonlTracker(out, last_row=head.saved.row)
+    for row in head.rows:
+        if row[metrics.GLOBAL_STEP] <= head.progress.global_step:
+            head.tracker.log(row)
+    head.tracker.flush()
+    head.saved, head.rows, head.predictions, head.best = head.progress, [], {}, None
+    if head.is_over:
+        write_result(
+            out,
+            head.progress,
+            diverged=stop.diverged if stop else None,
+            lost=stop.unreadable if stop else None,
+        )

@@ -1,0 +1,70 @@
+"""Options of a sweep's budget (standard library only)."""
+
+import re
+from dataclasses import dataclass
+from math import inf
+
+from cluster.io.errors import require, require_positive
+
+UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetConfig:
+    """How much a sweep may take, over all its sessions; what ends first counts."""
+
+    time: str | None = None
+    """Time that the trials of the sweep may take, such as 45m, 2h or 1h30m, the winner's test
+    included."""
+    gpu_hours: float | None = None
+    """GPU hours: of all GPUs of the cluster, whether they are busy or not."""
+    cost: float | None = None
+    """Money, in the currency of the price per hour."""
+    price_per_hour: float | None = None
+    """Price of the whole cluster per hour."""
+
+    def __post_init__(self) -> None:
+        if self.time is not None:
+            parse_duration_s("budget.time", self.time)
+        for name in ("gpu_hours", "cost", "price_per_hour"):
+            require_positive(f"budget.{name}", getattr(self, name))
+        require(
+            self.cost is None or self.price_per_hour is not None,
+            "budget.cost",
+            self.cost,
+            "say what the cluster costs: --price-per-hour 3.5",
+        )
+
+    def seconds(self, num_gpus: int) -> float | None:
+        """Return the time that a sweep may take on a cluster; None without a budget.
+
+        Raises:
+            UserError: where GPU hours are given and the cluster has no GPU.
+        """
+        limits: list[float] = []
+        if self.time is not None:
+            limits.append(parse_duration_s("budget.time", self.time))
+        if self.gpu_hours is not None:
+            require(
+                num_gpus > 0,
+                "budget.gpu_hours",
+                self.gpu_hours,
+                "the cluster has no GPU: use --budget 45m",
+            )
+            limits.append(self.gpu_hours / num_gpus * 3600)
+        if self.cost is not None and self.price_per_hour is not None:
+            limits.append(self.cost / self.price_per_hour * 3600)
+        return min(limits, default=None)
+
+
+def parse_duration_s(field: str, text: str) -> float:
+    """Return the seconds of a duration such as 45m, 2h, 1h30m or 90s.
+
+    Raises:
+        UserError: for any other text, and for no time at all.
+    """
+    parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text)
+    seconds = sum(float(number) * UNITS_S[unit] for number, unit in parts)
+    is_whole = "".join(map("".join, parts)) == text
+    require(is_whole and 0 < seconds < inf, field, text, "give a time such as 45m, 2h or 1h30m")
+    return seconds

@@ -1,0 +1,78 @@
+"""The end of a budget: trials that run checkpoint and stop, and the sweep ends with what it has.
+
+SWEEP/spent.json    seconds of the sessions so far
+"""
+
+import json
+import signal
+import time
+from typing import Any
+
+from ray.tune.experiment import Trial
+
+from cluster.io import storage
+from cluster.io.records import read_object
+from cluster.io.terminal import describe_s, report
+from tuning.search import SessionCallback
+
+TEST_SHARE = 0.05
+"""Of the budget, kept for the winner's test."""
+SAVE_BEFORE_S = 15.0
+"""Before the end, trainings save a checkpoint with each row of metrics."""
+
+
+class BudgetClock:
+    """Counts the seconds of a sweep's sessions.
+
+    Args:
+        budget_s: seconds that all of them may take; None for any.
+    """
+
+    def __init__(self, out: str, budget_s: float | None) -> None:
+        self._out, self._started_s, self.budget_s = out, time.monotonic(), budget_s
+        self._before_s = read_spent_s(out)
+        self.save_from_s: float | None = None
+        """When trainings begin to save what they have, in seconds since 1970: processes of other
+        machines share no other clock."""
+        if budget_s is not None:
+            self.save_from_s = time.time() + self.left_s - SAVE_BEFORE_S
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds of all sessions."""
+        return self._before_s + time.monotonic() - self._started_s
+
+    @property
+    def left_s(self) -> float:
+        """Seconds left for trials."""
+        if self.budget_s is None:
+            return float("inf")
+        return (1 - TEST_SHARE) * self.budget_s - self.spent_s
+
+    def write(self) -> None:
+        """Write spent.json."""
+        text = json.dumps({"seconds": self.spent_s}).encode()
+        storage.write_bytes(storage.join(self._out, "spent.json"), text)
+
+
+def read_spent_s(out: str) -> float:
+    """Return the seconds that a sweep has taken; 0 before its first session has ended."""
+    try:
+        return read_object(storage.join(out, "spent.json"), {"seconds": float})["seconds"]
+    except FileNotFoundError:
+        return 0.0
+
+
+class StopAtDeadline(SessionCallback):
+    """Stop Tune as Ctrl-C does once the budget is spent: its state stays, for a resume."""
+
+    def __init__(self, clock: BudgetClock) -> None:
+        self._clock = clock
+        self.stopped = False
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        if self._clock.left_s <= 0 and not self.stopped:
+            self.stopped = True
+            assert self._clock.budget_s is not None
+            report(f"The budget of {describe_s(self._clock.budget_s)} is spent: stopping")
+            signal.raise_signal(signal.SIGINT)  # Tune's own handler leaves its loop
