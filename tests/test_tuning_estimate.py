@@ -113,7 +113,7 @@ def test_rates_are_those_of_real_steps(
 ) -> None:
     monkeypatch.setattr(module, "TIMED_S", 0.02)
     manifest = read_manifest(config.base.data)
-    rates = module._measure(config, manifest, plan_of(config), 1, use_gpu=False)
+    rates = module._measure(config, manifest, plan_of(config), 1, False)
     head, whole = keys_of(config)
     assert rates.train_s.keys() == rates.eval_s.keys() == {head, whole}
     assert 0 < rates.train_s[head] < rates.train_s[whole]

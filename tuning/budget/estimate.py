@@ -103,15 +103,15 @@ def measure_rates(
     """Time real steps of each network of the space, in this process or in a Ray task."""
     workers = plan_workers(resources, config.base.cluster)
     if resources.started_here and not workers.use_gpu:
-        return _measure(config, manifest, plan, int(resources.num_cpus), use_gpu=False)
+        return _measure(config, manifest, plan, int(resources.num_cpus), False)
     cpus = 1.0 if workers.use_gpu else workers.cpus_per_worker
     task: Any = ray.remote(num_cpus=cpus, num_gpus=int(workers.use_gpu))(_measure)
     threads = workers.threads_per_worker
-    return ray.get(task.remote(config, manifest, plan, threads, use_gpu=workers.use_gpu))
+    return ray.get(task.remote(config, manifest, plan, threads, workers.use_gpu))
 
 
 def _measure(
-    config: TuningConfig, manifest: Manifest, plan: SharingPlan, threads: int, *, use_gpu: bool
+    config: TuningConfig, manifest: Manifest, plan: SharingPlan, threads: int, use_gpu: bool
 ) -> Rates:
     start_computing(threads)
     worker = WorkerContext(device=torch.device("cuda" if use_gpu else "cpu"), threads=threads)
