@@ -113,7 +113,8 @@ def test_a_killed_driver_head_or_worker_loses_no_trial_and_repeats_none(
                 driver.kill()
                 break
     before = {path.name: read_rows(str(path)) for path in (tmp_path / "shared/trials").iterdir()}
-    assert len(before) == 2
+    # A head that trains together with one of the two has a folder before its trial starts.
+    assert len(before) in (2, 3)
 
     Killer.killed = {}
     with monkeypatch.context() as patch:
