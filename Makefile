@@ -82,6 +82,7 @@ bench: $(READY)  ## Compare with the usual tools, one run each, into bench.json
 	$(BIN)/python -m tests.bench.training
 	$(BIN)/python -m tests.bench.cpu
 	$(BIN)/python -m tests.bench.sweep
+	$(BIN)/python -m tests.bench.heads
 
 golden: $(READY)  ## Record golden losses and W&B views again; the commit message says why
 	$(BIN)/python -m tests.support.golden
