@@ -155,7 +155,7 @@ def test_heads_together_have_the_losses_of_heads_alone(
 @pytest.mark.parametrize(
     ("name", "path"),
     [
-        ("lenet5", "classifier.1"),
+        ("mobilenet_v2", "classifier.1"),
         ("resnet50", "fc"),
         ("alexnet", "classifier.6"),
         ("inception_v3", None),

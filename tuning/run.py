@@ -388,7 +388,8 @@ def _ended(
 ) -> Iterator[TrialResult]:
     for number, trial_id in enumerate(trial_ids):
         result = results[number]
-        assert result.config is not None
+        if result.config is None:  # the budget ended before it had begun
+            continue
         yield TrialResult(
             trial_id=trial_id,
             point=point_of(result.config),
