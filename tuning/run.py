@@ -14,6 +14,7 @@ from ray.actor import ActorHandle
 
 from cluster.config import ClusterConfig
 from cluster.io import storage, terminal
+from cluster.io.errors import UserError
 from cluster.io.lease import hold_lease
 from cluster.provenance import find_provenance
 from cluster.ray_internals import predict_trial_ids
@@ -253,8 +254,14 @@ def _run_trials(
             "resume"
         )
         raise SystemExit(130)
+    ended = [*_ended(config, results, progress.trial_ids, progress.cut)]
+    if not ended:
+        raise UserError(
+            "budget is spent before a trial has finished an epoch: run the same command with a "
+            "larger one to resume"
+        )
     trials = rank(
-        _ended(config, results, progress.trial_ids, progress.cut),
+        ended,
         epochs=config.base.epochs,
         class_counts=shared.manifest.split("val").class_counts,
     )
