@@ -11,7 +11,7 @@ from math import log2, sqrt
 import numpy as np
 
 DOUBLING_GAIN = 0.5
-"""Each doubling of the epochs is expected to gain this share of what the last doubling gained."""
+"""The error falls by a power law of the epochs whose exponent each doubling multiplies by this."""
 NUM_DRAWS = 10_000
 TIE = 0.01
 """Accuracies that differ by less are equally good."""
@@ -41,8 +41,9 @@ def extrapolate(top1s: Sequence[float], num_epochs: int, num_images: int) -> Exp
     if len(best) == 1:
         before = last / 2  # nothing is known of the curve yet
     doublings = max(0.0, log2(num_epochs / len(best)))
-    share = DOUBLING_GAIN * (1 - DOUBLING_GAIN**doublings) / (1 - DOUBLING_GAIN)
-    top1 = min(1.0, last + share * (last - before))
+    exponent = DOUBLING_GAIN * (1 - DOUBLING_GAIN**doublings) / (1 - DOUBLING_GAIN)
+    fall = (1 - last) / (1 - before) if before < 1 else 1.0  # of the error, in the last doubling
+    top1 = 1 - (1 - last) * fall**exponent
     noise = sqrt(max(last * (1 - last), 1 / num_images) / (2 * num_images))
     return Expected(top1=top1, deviation=sqrt(noise**2 + (top1 - last) ** 2))
 
