@@ -24,8 +24,9 @@ from cluster.io.markers import (
 )
 from datasets.config import IngestConfig, PrepareConfig
 from trainers.config import FinetuneConfig, TrackConfig
+from trainers.networks.transformers.family import suit
 from trainers.recipes import RECIPES
-from tuning.config import TuningConfig
+from tuning.config import BudgetConfig, TuningConfig
 from tuning.sharing.reuse import result_key
 
 CLUSTER = {f"cluster.{name}" for name in flatten(vars(ClusterConfig()))}
@@ -72,7 +73,9 @@ SWEEP = {"out", "advice", "evaluate_winner", "max_failures", "share", "cache", "
         (
             TuningConfig,
             RESUMABLE,
-            SWEEP | {f"base.{path}" for path in {"out"} | INGEST | TRACK | CLUSTER},
+            SWEEP
+            | {f"budget.{name}" for name in vars(BudgetConfig())}
+            | {f"base.{path}" for path in {"out"} | INGEST | TRACK | CLUSTER},
         ),
         (PrepareConfig, URI, {"out", "root", "test_root", "exclude"}),
         (PrepareConfig, NOT_IN_KEY, {"out", "address", "dry_run"}),
@@ -89,7 +92,7 @@ def test_the_markers_say_what_the_lists_said(config: type, marker: Marker, paths
 
 def test_keys_of_results_are_those_of_earlier_versions() -> None:
     """Another key would find no result that a cache holds."""
-    finetune = replace(RECIPES["finetune"], data="d", out="runs/x")
+    finetune = suit(replace(RECIPES["finetune"], data="d", out="runs/x"))
     model = replace(finetune.model, freeze_depth=3, weights="w.pth", head="h.safetensors")
     deep = replace(finetune, model=model, cluster=ClusterConfig(num_workers=2, device="gpu"))
     head = replace(deep, model=replace(model, freeze_depth="all"))

@@ -25,12 +25,12 @@ SETTINGS = settings(
 NAMES = (
     "manifest", "manifest that may be another's", "schema version", "quarantine", "exclude list",
     "config", "rows", "result", "progress", "checkpoint", "calibration", "evaluation", "trials",
-    "leaderboard", "sweep config", "advice", "origin", "known results", "features", "cache",
-    "review: config.json",
+    "leaderboard", "sweep config", "advice", "ranking", "space", "origin",
+    "known results", "features", "cache", "review: config.json",
     "review: started.json", "review: trials.json", "review: leaderboard.json",
     "review: promoted/promoted.json",
 )  # fmt: skip
-NOT_JSON = ("quarantine", "exclude list")
+NOT_JSON = ("quarantine", "exclude list", "space")
 
 SCALARS = st.one_of(
     st.none(),

@@ -127,7 +127,7 @@ def test_the_command_line_refuses_what_no_field_can_mean(
             else:
                 message = str(caught.value)
                 assert "\n" not in message, (path, words)
-            message = re.sub(r"[│\s]+", " ", message).replace("-", "_")
+            message = re.sub("[-.]", "_", re.sub(r"[│\s]+", " ", message))
             assert name in message, (path, words, message)
             assert SECRET.replace("-", "_") not in message, (path, words)
             num_refused += 1

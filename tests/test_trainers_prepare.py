@@ -20,6 +20,7 @@ from tests.support.small import small_training
 from tests.support.training import train_here
 from trainers import launch, metrics, prepare
 from trainers.config import ClusterConfig, FinetuneConfig, ModelConfig, TrackConfig
+from trainers.evaluation import calibrate
 from trainers.prepare import SharedImages, plan_ingest, prepare_run
 from trainers.run import checkpoint
 from trainers.run.rows import epoch_rows
@@ -65,10 +66,12 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 def test_the_command_reads_manifest_and_checkpoint_once_and_plans_ingest_once(
-    config: FinetuneConfig, calls: Counter[str]
+    config: FinetuneConfig, calls: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Calibrating afterwards, which reads the best checkpoint, is left out."""
     from trainers.commands import run_training
 
+    monkeypatch.setattr(calibrate, "calibrate", lambda run, manifest: "")
     run_training(replace(config, epochs=1))
     assert (calls["manifest.json"], calls["ingest"]) == (1, 1)
     assert calls["model.safetensors"] == 0

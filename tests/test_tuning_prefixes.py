@@ -136,14 +136,14 @@ def test_another_weight_size_policy_or_seed_is_another_entry(
     ray_cluster: str, easy_data: str, tmp_path: Path
 ) -> None:
     config = sweep_of("lenet5", easy_data, tmp_path)
-    (prefix, *_) = plan_sharing(
-        config,
-        read_manifest(easy_data),
-        free_bytes=lambda: 1e9,
-        missing_bytes=lambda prefix: prefix.num_bytes,
-    ).prefixes
 
     def uris(changed: TuningConfig) -> set[str]:
+        (prefix, *_) = plan_sharing(
+            changed,
+            read_manifest(easy_data),
+            free_bytes=lambda: 1e9,
+            missing_bytes=lambda prefix: prefix.num_bytes,
+        ).prefixes
         return {entry.uri for entry in open_store(changed)._entries(prefix, output=0)}
 
     base, known = config.base, uris(config)

@@ -29,7 +29,7 @@ def run_training(config: FinetuneConfig) -> None:
         print(f"Best val/top1 {result[metrics.VAL_BEST_TOP1]:.4f} in epoch {result['best_epoch']}")
         from trainers.evaluation.calibrate import calibrate  # imports scikit-learn
 
-        print(calibrate(config.out))
+        print(calibrate(config.out, run.manifest))
     print(f"Weights:  {result['checkpoint']}/model.safetensors")
     command = f"python -m trainers evaluate --run {shlex.quote(config.out)}"
     if "test" in run.manifest.splits:

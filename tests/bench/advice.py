@@ -226,15 +226,15 @@ def advise(task: Task, model: ModelConfig, truth: dict[int, float], sweep_s: flo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "advice-bench")
-    parser.add_argument("--minutes", type=float, default=1000.0, help="start no task after")
+    parser.add_argument("--minutes", type=float, default=1000.0, help="start no sweep after")
     options = parser.parse_args()
     out, ends_s = options.out.absolute(), time.monotonic() + 60 * options.minutes
     runtime.connect(None, quiet=True)
     tasks, drawn_weights = list_tasks(out), pretrain(out)
     truths: list[tuple[Task, ModelConfig, dict[int, float], float]] = []
     for task in tasks:
-        if time.monotonic() > ends_s:
-            break
+        if time.monotonic() > ends_s and not (out / f"{task.name}-truth.json").exists():
+            continue
         model = model_of(task, drawn_weights)
         truths.append((task, model, *find_truth(task, model, out)))
     outcomes: list[Outcome] = []

@@ -12,7 +12,7 @@ from scipy.special import log_softmax
 from sklearn.model_selection import KFold
 
 from cluster.io.errors import UserError
-from datasets.shards import read_manifest
+from datasets.shards import Manifest, read_manifest
 from trainers.evaluation.measures import measure
 from trainers.evaluation.split import keep_logits, predict_split
 from trainers.inference.inference import Network
@@ -32,11 +32,15 @@ LEAST_IMAGES = 20
 """Below it a temperature says more about these images than about the network."""
 
 
-def calibrate(run: str) -> str:
-    """Calibrate a run's best checkpoint, unless it is; return a line that says what it found."""
+def calibrate(run: str, manifest: Manifest) -> str:
+    """Calibrate a run's best checkpoint, unless it is; return a line that says what it found.
+
+    Args:
+        manifest: of the data set that it was trained on.
+    """
     config, progress, model = load_best_model(run)
     network = Network(model=model, config=config, classes=progress.classes, origin=run)
-    found, reason = find_calibration(run, network, progress)
+    found, reason = find_calibration(run, network, progress, manifest)
     if found is None:
         return f"Not calibrated: {reason}"
     return (
@@ -46,13 +50,14 @@ def calibrate(run: str) -> str:
 
 
 def find_calibration(
-    run: str, network: Network, progress: TrainingProgress
+    run: str, network: Network, progress: TrainingProgress, manifest: Manifest | None = None
 ) -> tuple[Calibration | None, str | None]:
     """Return the calibration of a run's best checkpoint, fitted where the checkpoint has none.
 
     Args:
         network: of that checkpoint, with the config that it was trained with.
         progress: of that checkpoint.
+        manifest: of its data set, where it was read before.
 
     Returns:
         The calibration; or None, and the reason for it.
@@ -63,7 +68,7 @@ def find_calibration(
     if not progress.validated:
         return None, "its validation images trained; --train-on train leaves them to calibrate on"
     try:
-        manifest = read_manifest(data, network.config.fold)
+        manifest = manifest or read_manifest(data, network.config.fold)
     except UserError as error:
         return None, str(error)
     if manifest.fingerprint != progress.fingerprint:

@@ -64,6 +64,8 @@ def result_key(config: FinetuneConfig, *, fingerprint: str, start_hash: str) -> 
         start_hash: of the tensors it starts from.
     """
     facts = leave_out(config.to_dict(), marked(FinetuneConfig, NOT_IN_KEY))
+    if not config.model.drop_path:  # a field that keys of earlier versions lack
+        facts["model"].pop("drop_path")
     if adapter_rank(config.model.freeze_depth) is None:
         facts["model"]["freeze_depth"] = count_frozen(config.model)
     if is_head_only(config.model):  # no batch statistics, which are of each worker's own images
