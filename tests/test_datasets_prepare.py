@@ -277,6 +277,7 @@ def test_data_set_is_reused_or_prepared_anew(ray_cluster, photos, capsys):
 
 
 @pytest.mark.ray
+@pytest.mark.extended
 def test_killed_before_the_manifest_there_is_no_data_set(ray_cluster, photos):
     config = options(photos)
     prepare(config)  # an earlier data set must not pass for the new one either

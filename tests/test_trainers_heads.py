@@ -177,6 +177,7 @@ def test_trainings_with_one_key_may_differ_in_the_optimizer_alone() -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.extended
 def test_a_sweep_trains_heads_together(
     ray_cluster: str, easy_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -186,6 +186,7 @@ def test_a_finished_run_returns_at_once_and_another_config_is_refused(
         train_here(other)
 
 
+@pytest.mark.extended
 def test_zeros_do_not_learn(config: FinetuneConfig) -> None:
     """With every weight zero, features are zero and so is every gradient but the head's bias."""
     zeros = ModelConfig(backbone="resnet50", init="zeros")

@@ -292,7 +292,7 @@ def test_a_run_in_float16_learns_although_its_first_steps_may_be_skipped(
     assert 1 <= state["scaler"]["scale"] <= 2**16
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_a_compiled_network_trains_the_same(config: FinetuneConfig) -> None:
     plain = replace(
         config,

@@ -532,15 +532,15 @@ def test_freeze_depths_race_until_the_winner_is_clear_and_the_race_is_kept(
         init="file",
         weights=weights,
         size_px=32,
-        epochs=6,
+        epochs=3,
         global_batch_size=16,
         policy="none",
         num_workers=0,
     )
     race = Advice.from_dict(run_advise(config)).race
-    assert race is not None and race.num_epochs == 6
+    assert race is not None and race.num_epochs == 3
     assert {raced.depth for raced in race.depths} >= {0, len(find("lenet5").stages)}
-    assert {len(raced.top1s) for raced in race.depths} <= set(range(2, 7))
+    assert {len(raced.top1s) for raced in race.depths} <= {2, 3}
     regrets = [raced.regret.expected for raced in race.depths]
     assert regrets == sorted(regrets)
     trials = list((tmp_path / "advice" / "race").glob("*/trials/*/metrics.jsonl"))

@@ -103,7 +103,9 @@ def build_all(config: TuningConfig, store: PrefixStore):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("backbone", ["lenet5", "mobilenet_v2"])
+@pytest.mark.parametrize(
+    "backbone", ["lenet5", pytest.param("mobilenet_v2", marks=pytest.mark.extended)]
+)
 def test_a_trial_on_features_has_the_losses_of_one_on_images(
     backbone: str, ray_cluster: str, easy_data: str, tmp_path: Path
 ) -> None:

@@ -203,6 +203,7 @@ def test_a_spent_budget_ends_a_sweep_and_a_larger_one_resumes_it(
     assert "Budget:" not in capfd.readouterr().out
 
 
+@pytest.mark.extended
 def test_failed_trials_alone_run_again(
     sweep: TuningConfig,
     monkeypatch: pytest.MonkeyPatch,
