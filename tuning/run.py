@@ -20,14 +20,12 @@ from cluster.provenance import find_provenance
 from cluster.ray_internals import predict_trial_ids
 from cluster.runtime import Resources, connect
 from cluster.scaling import in_process, max_concurrent_trials, plan_workers
-from datasets.memory import open_memory
 from datasets.shards import Manifest
 from trainers import metrics, prepare
 from trainers.heads.stack import count_together, stack_key
 from trainers.inference.passes import cache_uri
 from trainers.networks.freezing import is_head_only
 from trainers.networks.precision import choose_precision
-from trainers.prepare import SharedImages
 from trainers.tracking.config import sync_command
 from trainers.tracking.where import describe_tracking
 from tuning.axes.axis import BACKBONE
@@ -276,12 +274,9 @@ def _share(
     ingest: tuple[bool, str],
 ) -> Shared:
     """Collect the work that trials share, and train the heads that deeper ones start from."""
-    shared = Shared(manifest=manifest, prefixes=dict(built.prefixes))
     trainings = [training_of(config.base, model) for model in models(config.space)]
-    if any(shared.prefix_of(training) is None for training in trainings):
-        remember, why = ingest
-        memory = open_memory(manifest, shared=True) if remember else {}
-        shared = replace(shared, images=SharedImages(memory=memory, ingest=why))
+    shared = Shared(manifest=manifest, prefixes=dict(built.prefixes))
+    shared = shared.with_images(trainings, ingest)
     if config.share:
         shared = replace(
             shared,

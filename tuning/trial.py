@@ -1,7 +1,7 @@
 """A trial: a point of the space, trained, or copied where the same training is recorded."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from ray.actor import ActorHandle
 from cluster.io import storage
 from cluster.runtime import Resources
 from cluster.scaling import in_process, plan_workers
+from datasets.memory import open_memory
 from datasets.shards import Manifest
 from trainers import launch, metrics
 from trainers.config import FinetuneConfig
@@ -60,6 +61,20 @@ class Shared:
     def prefix_of(self, config: FinetuneConfig) -> PrefixFeatures | None:
         """Return the features that a training can use instead of images."""
         return self.prefixes.get(prefix_key(config))
+
+    def with_images(
+        self, trainings: Iterable[FinetuneConfig], ingest: tuple[bool, str]
+    ) -> "Shared":
+        """Return it with images for those trainings that have no features, where there are any.
+
+        Args:
+            ingest: of `plan_ingest`.
+        """
+        if all(self.prefix_of(training) is not None for training in trainings):
+            return self
+        remember, why = ingest
+        memory = open_memory(self.manifest, shared=True) if remember else {}
+        return replace(self, images=SharedImages(memory=memory, ingest=why))
 
     def results_of(self, config: FinetuneConfig) -> str | None:
         """Return the URI of the recorded results of a training, whatever their clipnorm."""

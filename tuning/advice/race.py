@@ -16,14 +16,14 @@ from cluster.io import storage
 from cluster.io.terminal import count
 from cluster.runtime import Resources
 from datasets.config import IngestConfig
-from datasets.memory import open_memory
 from datasets.passes.features import hash_facts
 from datasets.shards import Manifest
 from trainers import launch, metrics
 from trainers.config import FinetuneConfig, TrackConfig
+from trainers.inference.passes import cache_uri
 from trainers.networks.backbones import find
 from trainers.networks.freezing import is_head_only, resolve_depth
-from trainers.prepare import SharedImages, plan_ingest, plan_training, prepare_run
+from trainers.prepare import plan_ingest, plan_training, prepare_run
 from trainers.recipes import transfer
 from trainers.run.rows import epoch_rows
 from tuning.advice.config import AdviseConfig
@@ -133,7 +133,7 @@ def _plan_sweep(
         ),
         out=storage.join(training.out, "race", key),
         search="grid",
-        cache=config.cache or storage.join(training.out, "..", "cache"),
+        cache=cache_uri(training.out, config.cache),
     )
 
 
@@ -160,14 +160,9 @@ def _share(
             }
             training = config_of(sweep, point, f"{depth}-{show(rate)}")
             trainings.append(_Training(depth=depth, config=training, is_cheap=is_cheap))
-    if any(shared.prefix_of(each.config) is None for each in trainings):
-        workers = plan_training(base, resources)
-        remember, why = plan_ingest(
-            base, manifest, resources, workers, num_trainings=len(trainings)
-        )
-        memory = open_memory(manifest, shared=True) if remember else {}
-        shared = replace(shared, images=SharedImages(memory=memory, ingest=why))
-    return trainings, shared
+    workers = plan_training(base, resources)
+    ingest = plan_ingest(base, manifest, resources, workers, num_trainings=len(trainings))
+    return trainings, shared.with_images([each.config for each in trainings], ingest)
 
 
 def _train(
