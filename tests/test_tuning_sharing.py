@@ -55,23 +55,23 @@ def test_the_arithmetic_of_a_plan(easy_data: str) -> None:
     """He initialization, and depth 0 of the pretrained network, have nothing frozen."""
     config = sweep(easy_data)
     total, by_depth = count_flops(config.base, [6, 7])
-    told = plan(config)
+    planned = plan(config)
 
-    assert [(p.name, p.depth, p.num_trials, p.problem) for p in told.prefixes] == [
+    assert [(p.name, p.depth, p.num_trials, p.problem) for p in planned.prefixes] == [
         ("imagenet", 7, 4, ""),
         ("imagenet", 6, 4, ""),
     ]
-    assert told.shared[0].num_bytes == (4 * 48 + 17) * 1280 * 2
+    assert planned.shared[0].num_bytes == (4 * 48 + 17) * 1280 * 2
     whole = 4 * (48 * 3 * total + 17 * total)
     rests = {depth: total - by_depth[depth][0] for depth in (6, 7)}
     images = {d: 4 * (48 * (total + 2 * r) + 17 * total) for d, r in rests.items()}
     features = {d: 4 * (48 * 3 * r + 17 * r) for d, r in rests.items()}
     passes = (4 * 48 + 17) * by_depth[7][0]  # one pass for both depths
-    assert told.without == pytest.approx(8 * whole + 4 * images[6] + 4 * images[7])
-    assert told.with_sharing == pytest.approx(
+    assert planned.without == pytest.approx(8 * whole + 4 * images[6] + 4 * images[7])
+    assert planned.with_sharing == pytest.approx(
         8 * whole + 4 * features[6] + 4 * features[7] + passes
     )
-    lines = told.describe()
+    lines = planned.describe()
     assert lines[0].startswith("imagenet up to stage6 (freeze depth 7): computed once for 4 trials")
     assert lines[-1].startswith("expected: ") and lines[-1].endswith("% less")
 
@@ -83,10 +83,10 @@ def test_what_is_there_already_costs_nothing(easy_data: str) -> None:
 
 
 def test_over_budget_trials_train_on_images_and_it_is_said(easy_data: str) -> None:
-    told = plan(sweep(easy_data), free_gib=0.0006)
-    assert [bool(prefix.problem) for prefix in told.prefixes] == [False, True]
-    assert "from images, as its features take" in "\n".join(told.describe())
-    assert "--feature-cache-gib" in "\n".join(told.describe())
+    planned = plan(sweep(easy_data), free_gib=0.0006)
+    assert [bool(prefix.problem) for prefix in planned.prefixes] == [False, True]
+    assert "from images, as its features take" in "\n".join(planned.describe())
+    assert "--feature-cache-gib" in "\n".join(planned.describe())
 
 
 @pytest.mark.parametrize(
