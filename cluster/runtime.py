@@ -137,7 +137,7 @@ def start_early(address: str | None, imports: Sequence[str] = ()) -> None:
         start.set_result(dashboard)
         threading.Event().wait()  # Ray's processes end with the thread that started them
 
-    _handle_sigterm()
+    unwind_on_sigterm()
     threading.Thread(target=run, name="start-ray", daemon=True).start()
 
 
@@ -163,6 +163,11 @@ def _import_all(names: Sequence[str]) -> None:
 def wants_dashboard() -> bool:
     """Return whether THAW_DASHBOARD=1 asks for Ray's dashboard beside a cluster started here."""
     return os.environ.get("THAW_DASHBOARD", "0") == "1"
+
+
+def starts_here(address: str | None) -> bool:
+    """Return whether `connect` would start a cluster for this process."""
+    return _find_address(address) == LOCAL and not ray.is_initialized()
 
 
 def _find_address(address: str | None) -> str:
@@ -209,7 +214,7 @@ def open_session(address: str | None = None) -> str | None:
         assert start is not None
         dashboard, _started_here = start.result(), True
         watch_memory(partial(report, warning=True))
-        _handle_sigterm()  # again: Ray's core has set its own
+        unwind_on_sigterm()  # again: Ray's core has set its own
         return dashboard
     os.environ.update({**WORKER_ENV, **DRIVER_ENV, **os.environ})  # what the user set, wins
     _refuse_unreachable(address)
@@ -217,7 +222,7 @@ def open_session(address: str | None = None) -> str | None:
     if JOB_ENV_VAR not in os.environ:  # a job was sent our code already
         runtime_env["working_dir"] = str(ROOT)  # less what .rayignore names
     dashboard, _started_here = _init(address, runtime_env=runtime_env), False
-    _handle_sigterm()
+    unwind_on_sigterm()
     return dashboard
 
 
@@ -244,7 +249,7 @@ def _init(address: str, **options: Any) -> str | None:
     return context.dashboard_url or None
 
 
-def _handle_sigterm() -> None:
+def unwind_on_sigterm() -> None:
     """Take the place of Ray's handler, which ends the process where it is."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _leave)

@@ -27,8 +27,6 @@ VERBS = {
         "datasets.config:PrepareConfig",
         "datasets.commands:run_prepare",
         help=PREPARE_HELP,
-        address="address",
-        imports=("datasets.prepare.prepare",),
     ),
     "info": Verb(
         "show the classes, counts, shards and left-out images of a data set",

@@ -8,13 +8,11 @@ from datasets.shards import UNUSED, read_manifest, read_quarantine
 
 
 def run_prepare(config: PrepareConfig) -> None:
-    from cluster import runtime
     from datasets.prepare.prepare import describe, prepare
 
     if config.dry_run:
         describe(config)
         return
-    runtime.connect(config.address)
     prepare(config)
 
 

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from cluster.io import storage
+from datasets.blocks import FEW_IMAGES, connect_for
 from datasets.commands import run_info
 from datasets.config import InfoConfig, PrepareConfig, SyntheticConfig
 from datasets.images import load_image, to_jpeg
@@ -75,8 +76,7 @@ def read_rows(config: PrepareConfig, manifest: Manifest, split: str) -> list[dic
     return rows
 
 
-@pytest.mark.ray
-def test_folds_part_train_and_val(ray_cluster, photos, capsys):
+def test_folds_part_train_and_val(photos, capsys):
     """The source's own validation images are folded as well; a class of one image only trains."""
     write(photos / "val" / "audi" / "v.jpg", encode(900))
     write(photos / "train" / "lone" / "1.jpg", encode(901))
@@ -141,8 +141,7 @@ def test_folder_becomes_a_data_set(ray_cluster, photos, capsys):
     assert "28 train, 6 val, 15 test images" in capsys.readouterr().out
 
 
-@pytest.mark.ray
-def test_bad_images_are_left_out_by_name(ray_cluster, photos, capsys):
+def test_bad_images_are_left_out_by_name(photos, capsys):
     audi = photos / "train/audi"
     write(audi / "cmyk.jpg", encode(2000, mode="CMYK"))
     write(audi / "x.gif", encode(2001, "GIF"))
@@ -176,8 +175,7 @@ def test_bad_images_are_left_out_by_name(ray_cluster, photos, capsys):
         load_image(row["image"])
 
 
-@pytest.mark.ray
-def test_nothing_alike_is_in_two_splits(ray_cluster, tmp_path, capsys):
+def test_nothing_alike_is_in_two_splits(tmp_path, capsys):
     """The same pixels in other bytes, near duplicates and the photographs of one vehicle."""
     root = tmp_path / "photos"
 
@@ -220,8 +218,7 @@ def test_nothing_alike_is_in_two_splits(ray_cluster, tmp_path, capsys):
     assert not Path(f"{kept.out}/near_duplicates.parquet").exists()
 
 
-@pytest.mark.ray
-def test_split_is_stable_over_order_and_names(ray_cluster, photos):
+def test_split_is_stable_over_order_and_names(photos):
     config = options(photos)
     before = prepare(config)
     ids = ids_by_split(config, before)
@@ -235,8 +232,7 @@ def test_split_is_stable_over_order_and_names(ray_cluster, photos):
     assert after.fingerprint == before.fingerprint
 
 
-@pytest.mark.ray
-def test_shards_are_balanced(ray_cluster, tmp_path):
+def test_shards_are_balanced(tmp_path):
     for number in range(150):
         write(tmp_path / f"photos/{'ab'[number % 2]}/{number}.png", encode(number, "PNG", side=96))
     config = options(tmp_path / "photos", shard_mib=1, val_fraction=0.1)
@@ -253,12 +249,11 @@ def test_shards_are_balanced(ray_cluster, tmp_path):
         assert row["image"] == to_jpeg(Path(row["path"]).read_bytes(), short_side_px=256)
 
 
-@pytest.mark.ray
-def test_data_set_is_reused_or_prepared_anew(ray_cluster, photos, capsys):
+def test_data_set_is_reused_or_prepared_anew(photos, capsys):
     config = options(photos)
     first = prepare(config)
     capsys.readouterr()
-    assert prepare(replace(config, address=ray_cluster)) == first
+    assert prepare(replace(config, address="10.0.0.1:6379")) == first  # not connected to
     assert capsys.readouterr().out.endswith(
         "reused, it was made from the same source with the same options\n"
     )
@@ -304,6 +299,24 @@ def test_killed_before_the_manifest_there_is_no_data_set(ray_cluster, photos):
 
 
 @pytest.mark.ray
+def test_few_images_need_no_ray_and_give_the_same(ray_cluster, photos, monkeypatch):
+    of_ray = prepare(options(photos, out=str(photos.parent / "of_ray")))
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with monkeypatch.context() as patched:
+        for needless in ("cluster.runtime.connect", "cluster.runtime.start_early"):
+            patched.setattr(needless, None)
+        here = prepare(options(photos))
+    assert replace(here, options=of_ray.options) == of_ray
+    asked: list[str | None] = []
+    monkeypatch.setattr("cluster.runtime.connect", asked.append)
+    connect_for(FEW_IMAGES, "10.0.0.1:6379")
+    connect_for(FEW_IMAGES, None)
+    monkeypatch.setattr("cluster.runtime.start_early", lambda address, imports: None)
+    connect_for(FEW_IMAGES + 1, None)
+    assert asked == ["10.0.0.1:6379", None]
+
+
+@pytest.mark.ray
 def test_error_on_the_way_leaves_no_data_set(ray_cluster, photos, monkeypatch):
     def fail(*_):
         raise OSError("No space left on device")
@@ -317,8 +330,7 @@ def test_error_on_the_way_leaves_no_data_set(ray_cluster, photos, monkeypatch):
     assert sum(split.num_images for split in prepare(config).splits.values()) == 49
 
 
-@pytest.mark.ray
-def test_files_of_others_stay(ray_cluster, photos):
+def test_files_of_others_stay(photos):
     config = options(photos)
     write(Path(config.out) / "train/mine.txt", b"mine")
     write(Path(config.out) / "train/part-00000-000000000000.parquet", b"a leftover")
@@ -327,8 +339,7 @@ def test_files_of_others_stay(ray_cluster, photos):
     assert "train/mine.txt" in files and "train/part-00000-000000000000.parquet" not in files
 
 
-@pytest.mark.ray
-def test_nothing_good_left(ray_cluster, photos):
+def test_nothing_good_left(photos):
     for path in (photos / "train/ram").iterdir():
         path.write_bytes(b"no image")
     config = options(photos)
@@ -360,8 +371,7 @@ def test_classes_must_be_there(photos):
         prepare(options(photos))
 
 
-@pytest.mark.ray
-def test_parquet_of_hugging_face_becomes_a_data_set(ray_cluster, tmp_path):
+def test_parquet_of_hugging_face_becomes_a_data_set(tmp_path):
     features = {"label": {"names": ["suv", "sedan"], "_type": "ClassLabel"}}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     seeds = iter(range(100))
@@ -383,8 +393,7 @@ def test_parquet_of_hugging_face_becomes_a_data_set(ray_cluster, tmp_path):
     read_rows(config, manifest, "test")
 
 
-@pytest.mark.ray
-def test_synthetic_cars_are_reused_and_previewed(ray_cluster, tmp_path, capsys):
+def test_synthetic_cars_are_reused_and_previewed(tmp_path, capsys):
     synthetic = SyntheticConfig(num_classes=3, train_per_class=5, test_per_class=2, render_px=48)
     config = PrepareConfig(source="synthetic", out=str(tmp_path / "data"), synthetic=synthetic)
     manifest = prepare(config)

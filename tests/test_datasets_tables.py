@@ -585,8 +585,6 @@ def test_dry_run_says_all_and_writes_nothing(tmp_path, capsys, monkeypatch):
     assert "bus" in capsys.readouterr().out, "what was found is shown before"
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_cluster")
 def test_a_zip_with_a_table_and_groups_becomes_a_data_set(tmp_path):
     rows = [(f"{n:02d}", "ab"[n % 2], n // 4) for n in range(40)]
     with zipfile.ZipFile(tmp_path / "cars.zip", "w") as archive:

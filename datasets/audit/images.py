@@ -12,13 +12,13 @@ import pyarrow as pa
 
 from cluster.io.errors import UserError
 from cluster.io.progress import collect
+from datasets.blocks import run_blocks
 from datasets.decode import decode
 from datasets.images import BadImage
 from datasets.passes.collection import KEY, list_images
 from datasets.passes.inference import choose_block_images
 from datasets.prepare.duplicates.near import hash_image
 from datasets.prepare.listing import Reader
-from datasets.prepare.prepare import run_blocks
 from datasets.shards import SPLITS, Manifest, read_manifest
 
 _DARKEST, _BRIGHTEST = 1, 99  # percentiles: a few pixels are noise, or a logo

@@ -1,8 +1,9 @@
 """Images of any source become a data set: validated, bounded, split, in balanced Parquet shards.
 
-Two Ray Data jobs with a plan between them. The first reads, validates and encodes the images and
-stages the JPEGs; it returns ids and sizes, all the driver ever holds. The plan assigns splits,
-orders rows by content hash and cuts shards. The second fills each shard from the staged files.
+Two Ray Data jobs with a plan between them; of few images, in threads. The first reads, validates
+and encodes the images and stages the JPEGs; it returns ids and sizes, all the driver ever holds.
+The plan assigns splits, orders rows by content hash and cuts shards. The second fills each shard
+from the staged files.
 
     OUT/.staging/*.parquet      removed at the end
     OUT/quarantine.parquet
@@ -14,16 +15,13 @@ orders rows by content hash and cuts shards. The second fills each shard from th
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
-import ray.data
 
 from cluster.io import storage
 from cluster.io.errors import UserError
@@ -31,6 +29,7 @@ from cluster.io.lease import hold_lease
 from cluster.io.markers import IN_FINGERPRINT, URI, change_marked, marked
 from cluster.io.progress import collect
 from cluster.io.terminal import count, report
+from datasets.blocks import connect_for, find_num_cpus, run_blocks
 from datasets.config import PrepareConfig
 from datasets.prepare.classes import find_similar
 from datasets.prepare.dry_run import print_listing
@@ -95,6 +94,7 @@ def prepare(config: PrepareConfig) -> Manifest:
     _check_classes(config, listing.classes, listing.references)
     if (existing := find_existing_output(config, listing.version)) is not None:
         return existing
+    connect_for(len(listing.references), config.address, imports=(__name__,))
     with hold_lease(config.out):
         return _write(config, listing)
 
@@ -223,7 +223,7 @@ def _stage(config: PrepareConfig, listing: Listing, staging: str) -> pa.Table:
     groups, group, a row per image."""
     num_images = len(listing.references)
     references = listing.references.append_column("position", pa.array(np.arange(num_images)))
-    num_tasks = max(4 * int(ray.cluster_resources()["CPU"]), num_images // _MAX_TASK_IMAGES)
+    num_tasks = max(4 * find_num_cpus(), num_images // _MAX_TASK_IMAGES)
     task_images = max(_MIN_TASK_IMAGES, -(-num_images // num_tasks))
     blocks = [references.slice(i, task_images) for i in range(0, num_images, task_images)]
     staged = run_blocks(blocks, stage_images, read=listing.read, config=config, staging=staging)
@@ -232,20 +232,6 @@ def _stage(config: PrepareConfig, listing: Listing, staging: str) -> pa.Table:
         if name in references.column_names:
             images = images.append_column(name, references[name])
     return images
-
-
-def run_blocks(
-    blocks: list[pa.Table], task: Callable[..., pa.Table], **arguments: Any
-) -> Iterator[pa.Table]:
-    """Call `task` on every block, one Ray task each; yield the results as they come."""
-    dataset = ray.data.from_arrow(blocks).map_batches(
-        task, batch_size=None, batch_format="pyarrow", fn_kwargs=arguments
-    )
-    dataset.context.enable_progress_bars = False
-    # Ray Data takes seconds to learn what a cluster has, and reserves memory for outputs: until
-    # then it runs one task at a time. These tasks return no pixels, so nothing needs reserving.
-    dataset.context.op_resource_reservation_enabled = False
-    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
 
 
 def _split(
