@@ -11,8 +11,8 @@ import ray
 from cluster import runtime
 from cluster.ray_internals import count_cpus
 
-FEW_IMAGES = 300
-"""Threads are done with so many before Ray, started for them, has run its first task."""
+FEW_IMAGES = 256
+"""A process is done with so many before Ray's, started for them, have begun."""
 
 
 def connect_for(num_images: int, address: str | None, imports: tuple[str, ...] = ()) -> None:

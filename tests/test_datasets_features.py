@@ -14,6 +14,7 @@ import ray
 from cluster.io import storage
 from datasets.config import IngestConfig
 from datasets.epochs import stream
+from datasets.passes import feature_builder
 from datasets.passes.feature_builder import Built, Entry, build_features
 from datasets.passes.features import (
     DTYPE,
@@ -131,7 +132,9 @@ def build(data: str, out: str, load: Make = lambda: means, **options: Any) -> Bu
 @pytest.fixture(scope="module")
 def built(ray_cluster: str, easy_data: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     out = str(tmp_path_factory.mktemp("features"))
-    assert build(easy_data, out).num_images == 2 * 48 + 17  # one pass for both depths
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(feature_builder, "FEW_IMAGES", 0)  # by actors
+        assert build(easy_data, out).num_images == 2 * 48 + 17  # one pass for both depths
     return out
 
 
@@ -180,12 +183,13 @@ def test_a_builder_that_dies_leaves_nothing_that_reads_as_whole(
     built: str, easy_data: str, tmp_path: Path
 ) -> None:
     out = str(tmp_path)
-    with pytest.raises(ray.exceptions.RayError):
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(ray.exceptions.RayError):
+        patched.setattr(feature_builder, "FEW_IMAGES", 0)
         build(easy_data, out, Failing)
     left = [path.name for path in tmp_path.rglob("*.parquet")]
     assert left and not list(tmp_path.rglob("index.json"))
 
-    again = build(easy_data, out)
+    again = build(easy_data, out)  # in this process
     assert 0 < again.num_images < 2 * 48 + 17
     for entry, other in zip(entries(out), entries(built), strict=True):
         for number in entry.views:

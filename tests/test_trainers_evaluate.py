@@ -229,7 +229,7 @@ def test_actors_predict_the_same_as_one_process(
     run: str, tta: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = evaluate(run, split="train", tta=tta)
-    monkeypatch.setattr(split_module, "SMALL_SPLIT", 0)
+    monkeypatch.setattr(split_module, "FEW_IMAGES", 0)
     on_actors = evaluate(run, split="train", tta=tta)
 
     assert here.table["row"].to_pylist() == list(range(48))

@@ -15,10 +15,11 @@ from datasets.shards import Manifest, read_manifest, write_manifest
 from tests.support.small import small_training
 from tests.support.training import train_here
 from trainers.config import FinetuneConfig, LossConfig, ModelConfig, OptimConfig, TrackConfig
+from trainers.evaluation import evaluate
 from trainers.run.predictions import read_predictions
 from trainers.run.rows import read_rows
 from trainers.tracking.mirror import RunMirror
-from tuning import promote, winner
+from tuning import promote
 from tuning.config import PromoteConfig
 from tuning.leaderboard import LEARNS, LEARNS_NOT, TrialResult, write_leaderboard
 from tuning.promote import plan_trainings, run_promote
@@ -126,13 +127,13 @@ def test_the_winner_is_trained_on_train_and_val_with_each_seed_and_tested_once(
 
     # Again: nothing is trained or tested twice, but the one test that is missing.
     Path(runs[1], "evaluation_test.json").unlink()
-    evaluated, write_evaluation = [], winner.write_evaluation
+    evaluated, write_evaluation = [], evaluate.write_evaluation
 
     def counted(run: str, **options: Any) -> dict[str, Any]:
         evaluated.append(run)
         return write_evaluation(run, **options)
 
-    monkeypatch.setattr(winner, "write_evaluation", counted)
+    monkeypatch.setattr(evaluate, "write_evaluation", counted)
     monkeypatch.setattr(promote, "follow_training", pytest.fail)
     assert run_promote(config) == summary
     assert evaluated == [runs[1]]

@@ -57,7 +57,6 @@ from tuning.states import TrialStates, read_trials
 from tuning.sweep_display import SweepDisplay
 from tuning.trial import Shared, build_trial, config_of, trains_in_process, trains_together
 from tuning.verdict import judge
-from tuning.wandb.sweep import log_sweep
 from tuning.winner import evaluate_once, train_longer
 
 
@@ -181,6 +180,8 @@ def _execute(
     sync = [] if is_synced else [sync_command(config.out)]
     write_leaderboard(config.out, trials, config.base, sync=sync, sharing=savings.to_dict())
     record = _read_record(config)
+    from tuning.wandb.sweep import log_sweep  # imports scikit-learn and Matplotlib
+
     if (command := log_sweep(record)) is not None:
         record = replace(record, sync=[command])
     return record

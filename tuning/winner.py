@@ -8,12 +8,10 @@ from cluster.io import storage
 from cluster.io.fields import option
 from cluster.io.markers import flatten
 from trainers.config import FinetuneConfig
-from trainers.evaluation.evaluate import write_evaluation
 from trainers.recipes import RECIPES
 from trainers.run import checkpoint
 from trainers.run.evaluations import read_evaluation
 from trainers.run.folder import read_config
-from trainers.tracking.evaluation import track_evaluation
 from tuning.leaderboard import TrialResult
 from tuning.record import SweepRecord
 
@@ -34,6 +32,9 @@ def evaluate_once(run: str) -> dict[str, Any]:
     )
     if known:
         return known
+    from trainers.evaluation.evaluate import write_evaluation  # imports scikit-learn and W&B
+    from trainers.tracking.evaluation import track_evaluation
+
     result = write_evaluation(run, split="test")
     track_evaluation(run, "test", result)
     return result

@@ -17,6 +17,7 @@ import pyarrow as pa
 import ray
 
 from cluster.io import storage
+from datasets.blocks import FEW_IMAGES
 from datasets.config import IngestConfig
 from datasets.passes.features import (
     DTYPE,
@@ -29,7 +30,7 @@ from datasets.passes.features import (
     write_part,
     write_view,
 )
-from datasets.passes.inference import Workers, choose_block_images, run_chunks
+from datasets.passes.inference import Workers, choose_block_images, run_chunks, run_here
 from datasets.plan import Chunk, RowGroup, RowGroups
 from datasets.read import read_chunk
 from datasets.shards import Manifest
@@ -207,18 +208,16 @@ def _execute(
     num_images = sum(task.num_images for task in tasks)
     if not tasks:
         return {}, 0
-    done = run_chunks(
-        tasks,
-        ViewSource(ingest=ingest, seed=seed),
-        FeatureWriter,
-        {
-            "load": load,
-            "entries": list(entries),
-            "tasks": {task.number: task for task in tasks},
-        },
-        workers,
-        "Computing features",
-    )
+    source, what = ViewSource(ingest=ingest, seed=seed), "Computing features"
+    arguments = {
+        "load": load,
+        "entries": list(entries),
+        "tasks": {task.number: task for task in tasks},
+    }
+    if num_images <= FEW_IMAGES and not workers.gpus_per_worker:
+        done = run_here(tasks, source, FeatureWriter(**arguments), what)
+    else:
+        done = run_chunks(tasks, source, FeatureWriter, arguments, workers, what)
     parts: dict[tuple[int, int], Part] = {}
     for text in done["parts"].drop_null().to_pylist():
         number, of_entries = json.loads(text)

@@ -191,6 +191,14 @@ def run_chunks(
     return run_actors(dataset, actor, arguments, workers, len(chunks), num_images, title)
 
 
+def run_here(
+    chunks: Sequence[Chunk], source: BatchSource, actor: Callable[[pa.Table], pa.Table], title: str
+) -> pa.Table:
+    """Do the work of `run_chunks` in this process, for few images: actors take seconds to start."""
+    blocks = (actor(block) for chunk in chunks for block in source.read(chunk))
+    return collect(blocks, sum(chunk.num_images for chunk in chunks), title)
+
+
 def run_actors(
     dataset: ray.data.Dataset,
     actor: type,

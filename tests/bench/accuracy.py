@@ -76,7 +76,7 @@ def main() -> None:
             PrepareConfig(source="folder", root=str(cars / "train"), test_root=str(cars / "test"),
                           out=str(out / "cars"))
         )  # fmt: skip
-    split_module.SMALL_SPLIT = 10**6  # in this process, which has the network and its memory
+    split_module.FEW_IMAGES = 10**6  # in this process, which has the network and its memory
     found: dict[tuple[str, Precision], list[float]] = {}
     for seed in SEEDS:
         for recipe in ("transfer", "staged", "finetune"):

@@ -16,13 +16,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import cv2
+import torch
+import torchvision
 
 from tests.bench.report import ROOT, keep
 from tests.support.data import draw_image, write_shards
 
 NUM_RUNS = 5
 POLL_S = 0.02
-NETWORK = "--backbone resnet50 --init he --size-px 64 --wandb off"
+NETWORK = "--backbone resnet50 --size-px 64 --wandb off"
 TARGETS_S = {"first_step": 6.0, "first_head": 10.0, "prepare": 5.0, "help": 1.5}
 PLAIN = """
 import torch
@@ -65,15 +67,18 @@ def measure(folder: Path) -> Mapping[str, list[float]]:
         for number in range(34):
             path = photos / f"class-{label}" / f"{number}.jpg"
             cv2.imwrite(str(path), draw_image(label, number, 200))
+    weights = folder / "resnet50.pth"
+    torch.save(torchvision.models.resnet50().state_dict(), weights)
     write_shards(str(data), train=100, val=20, test=20)
     seconds: dict[str, list[float]] = {}
     for turn in range(NUM_RUNS + 1):
         out = folder / str(turn)
         train = f"trainers transfer --data {data} --out {out}/run {NETWORK} --epochs 1 "
-        sweep = f"tuning --data {data} --out {out}/sweep {NETWORK} --epochs 1 "
+        # Without weights there is no head to train alone: all of a random network trains.
+        sweep = f"tuning --data {data} --out {out}/sweep {NETWORK} --weights {weights} "
         taken = {
             "first_step": time_until(
-                thaw(train + "--global-batch-size 32 --log-every-steps 1"),
+                thaw(train + "--init he --global-batch-size 32 --log-every-steps 1"),
                 (out / "run" / "metrics.jsonl").exists,
             ),
             "plain_first_step": time_until(
@@ -81,9 +86,8 @@ def measure(folder: Path) -> Mapping[str, list[float]]:
             ),
             "first_head": time_until(
                 thaw(
-                    sweep.replace("--init", "--inits")
-                    + "--freeze-depths all --learning-rates 1e-3 1e-4 --clipnorms none "
-                    "--global-batch-size 32 --search grid"
+                    sweep + "--inits file --freeze-depths all --learning-rates 1e-3 1e-4 "
+                    "--clipnorms none --global-batch-size 32 --search grid --epochs 1"
                 ),
                 lambda out=out: any((out / "sweep").glob("trials/*/metrics.jsonl")),
             ),

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from cluster.config import ClusterConfig
 from cluster.io import storage
-from cluster.io.progress import collect
 from cluster.runtime import find_resources
-from datasets.passes.inference import Workers, choose_block_images, run_chunks
+from datasets.blocks import FEW_IMAGES
+from datasets.passes.inference import Workers, choose_block_images, run_chunks, run_here
 from datasets.plan import IGNORE_INDEX, Chunk, EpochOrder, RowGroups
 from datasets.shards import Manifest, Split
 from datasets.sources import RowSource, ShardSource
@@ -37,9 +37,6 @@ from trainers.run.calibration import Calibration, unknown_scores
 from trainers.run.predictions import COLUMNS, Predictions, build_predictions
 from trainers.settings import prepare_inference
 from trainers.step import StepSettings, predict, score_logits
-
-SMALL_SPLIT = 256
-"""Images that are predicted in this process: fewer than actors would predict while they start."""
 
 Describe = Callable[[Tensor, Tensor], dict[str, pa.Array]]
 """logits_NK and labels_N, IGNORE_INDEX where an image is not scored -> further columns."""
@@ -114,7 +111,7 @@ def predict_split(
     """
     config, source = network.config, manifest.split(split)
     plan = plan_actors(find_resources(), ClusterConfig(device=config.cluster.device))
-    in_process = source.num_images <= SMALL_SPLIT
+    in_process = source.num_images <= FEW_IMAGES
     use_gpu = plan.use_gpu and (not in_process or torch.cuda.is_available())
     compute = inference_precision(config.compute, use_gpu=use_gpu)
     network = replace(network, config=replace(config, compute=compute))
@@ -129,8 +126,7 @@ def predict_split(
     }
     if in_process:
         predictor = SplitPredictor(load=lambda: network, **arguments)
-        blocks = (predictor(block) for chunk in chunks for block in images.read(chunk))
-        table = collect(blocks, source.num_images, what)
+        table = run_here(chunks, images, predictor, what)
     else:
         arguments["load"] = partial(ray.get, ray.put(network))
         table = run_chunks(chunks, images, SplitPredictor, arguments, Workers.of(plan), what)

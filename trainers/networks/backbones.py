@@ -3,10 +3,12 @@ into stages; and any other classifier of timm by its name there, divided by timm
 """
 
 from functools import cache
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.overrides import TorchFunctionMode
 
 from cluster.io.errors import UserError, require
 from trainers.networks import families, timm_models
@@ -161,12 +163,21 @@ def build(name: str, num_classes: int, size_px: int | None = None) -> nn.Module:
             raise UserError(f"size_px is {size_px}: {name} can't have it ({error})") from None
 
 
+class _SkipFilling(TorchFunctionMode):
+    """Leave out random values, which on the meta device are none and take half a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.normal_, Tensor.uniform_, Tensor.erfinv_):
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
 def on_meta(name: str, num_classes: int, size_px: int | None = None) -> nn.Module:
     """Build a network in eval mode on the meta device: shapes without memory or computation.
 
     No parameter requires a gradient: torch's FLOP counter fails on one that a module is called on.
     """
-    with without_compiler(), torch.device("meta"):
+    with without_compiler(), torch.device("meta"), _SkipFilling():
         return build(name, num_classes, size_px).eval().requires_grad_(False)
 
 

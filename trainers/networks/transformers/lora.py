@@ -24,12 +24,15 @@ BASE, DOWN, UP = ".base_layer.", "lora_A.default.weight", "lora_B.default.weight
 @cache
 def attention_layers(backbone: str) -> tuple[str, ...]:
     """Return the linear layers of a network's attention that its forward pass calls."""
-    network, called = on_meta(backbone, 2), list[str]()
+    network, called, is_hooked = on_meta(backbone, 2), list[str](), False
     for path, module in network.named_modules():
         if "Attention" in type(module).__name__:
             for name, layer in module.named_children():
                 if isinstance(layer, nn.Linear):
                     layer.register_forward_hook(partial(_note, called, f"{path}.{name}"))
+                    is_hooked = True
+    if not is_hooked:
+        return ()
     size_px = find(backbone).size_px
     with without_compiler(), torch.no_grad():
         network(torch.zeros(1, 3, size_px, size_px, device="meta"))
