@@ -7,12 +7,18 @@ node, a worker group fits on any mix of nodes. Elastic workers on CPUs reserve m
 `_fill_no_node`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import ceil, floor
+from typing import Any, TypeVar
+
+import ray
 
 from cluster.config import ClusterConfig
 from cluster.io.errors import UserError
 from cluster.runtime import Resources
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +65,31 @@ def plan_workers(
         reader_cpus=reader_cpus,
         threads_per_worker=max(1, floor(min(cpus / processes, node_cpus))),
     )
+
+
+def compute_once(
+    function: Callable[[int, bool], T],
+    resources: Resources,
+    config: ClusterConfig,
+    *,
+    here: bool = False,
+) -> T:
+    """Call `function(threads, use_gpu)` where a worker of a training would compute: in this process
+    where it started the cluster for itself, without a GPU; else in a Ray task.
+
+    Args:
+        here: in this process on CPUs anyway, as it takes less time than a process to start.
+    """
+    plan = plan_workers(resources, config)
+    if (here or resources.started_here) and not plan.use_gpu:
+        return function(int(resources.num_cpus / max(1, resources.num_nodes)), False)
+    cpus = 1.0 if plan.use_gpu else plan.cpus_per_worker
+    task: Any = ray.remote(num_cpus=cpus, num_gpus=int(plan.use_gpu))(_call)
+    return ray.get(task.remote(function, plan.threads_per_worker, plan.use_gpu))
+
+
+def _call(function: Callable[[int, bool], T], threads: int, use_gpu: bool) -> T:
+    return function(threads, use_gpu)
 
 
 def max_concurrent_trials(resources: Resources, config: ClusterConfig) -> int:

@@ -73,13 +73,23 @@ class MemorySource(ShardSource):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class RowSource(ShardSource):
-    """Images as a network sees them in evaluation, with their rows of the split.
+@dataclass(frozen=True)
+class RowSource:
+    """A source's blocks with the rows of the split.
 
     Defined here, where no reader imports torch to unpickle it.
     """
 
+    source: BatchSource
+
+    @property
+    def bytes_per_image(self) -> int:
+        return self.source.bytes_per_image
+
+    @property
+    def in_tasks(self) -> bool:
+        return self.source.in_tasks
+
     def read(self, chunk: Chunk) -> Iterator[pa.Table]:
-        (block,) = super().read(chunk)
+        (block,) = self.source.read(chunk)
         yield block.append_column("row", pa.array(chunk.rows_N.astype("int32")))

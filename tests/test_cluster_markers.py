@@ -33,7 +33,10 @@ CLUSTER = {f"cluster.{name}" for name in flatten(vars(ClusterConfig()))}
 TRACK = {f"track.{name}" for name in flatten(vars(TrackConfig()))}
 INGEST = {"ingest.memory_share", "ingest.task_images", "ingest.max_bad_fraction"}
 KEYS = ["b62aec0151e31ad5932e5cee", "f950b406545da9c36f86b03c", "ab22e416f86bc62589b1c7b3"]
-SWEEP = {"out", "advice", "evaluate_winner", "max_failures", "share", "cache", "feature_cache_gib"}
+SWEEP = {
+    *("out", "advice", "evaluate_winner", "combine", "max_failures", "share", "cache"),
+    "feature_cache_gib",
+}
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ NAMES = (
     "manifest", "manifest that may be another's", "schema version", "quarantine", "exclude list",
     "config", "rows", "result", "progress", "checkpoint", "calibration", "evaluation", "trials",
     "leaderboard", "sweep config", "advice", "ranking", "space", "origin",
-    "known results", "features", "cache", "review: config.json",
+    "known results", "features", "combined", "ensemble", "cache", "review: config.json",
     "review: started.json", "review: trials.json", "review: leaderboard.json",
     "review: promoted/promoted.json",
 )  # fmt: skip

@@ -266,7 +266,7 @@ def test_outputs_that_are_not_finite_are_refused(
 ) -> None:
     config, progress, model = run_folder.load_best_model(run)
     nn.init.constant_(next(model.parameters()), float("nan"))
-    monkeypatch.setattr(run_folder, "load_best_model", lambda run: (config, progress, model))
+    monkeypatch.setattr(run_folder, "load_best_model", lambda run, **_: (config, progress, model))
     monkeypatch.setattr(run_folder, "read_config", lambda run: config)
 
     with pytest.raises(ValueError, match="outputs of its network are not finite"):

@@ -33,6 +33,7 @@ from trainers.settings import step_settings
 from trainers.state import TrainState
 from trainers.step import eval_step, train_step
 from tuning import run as sweep_run
+from tuning.combine.members import read_combinations
 from tuning.sharing.plan import prefix_key
 
 RTOL = 1e-5
@@ -179,7 +180,11 @@ def test_trainings_with_one_key_may_differ_in_the_optimizer_alone() -> None:
 @pytest.mark.ray
 @pytest.mark.extended
 def test_a_sweep_trains_heads_together(
-    ray_cluster: str, easy_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_cluster: str,
+    easy_data: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """ASHA stops trials at its rungs; every trial has its own run folder and weights."""
     rounds: list[object] = []
@@ -194,7 +199,12 @@ def test_a_sweep_trains_heads_together(
     sweep = sweep_of("lenet5", easy_data, tmp_path, epochs=4)
     rates = (1e-2, 1e-6, 3e-3, 1e-7, 1e-8)
     space = replace(sweep.space, freeze_depths=("all",), learning_rates=rates, clipnorms=(None,))
-    answer = sweep_run.tune_sweep(replace(sweep, space=space, evaluate_winner=False))
+    answer = sweep_run.tune_sweep(replace(sweep, space=space))
+    printed = capfd.readouterr().out
+    assert printed.index("Test split:") < printed.index("Combined:"), "the answer comes first"
+    assert answer["test"]["num_images"] == 13
+    assert answer["sharing"]["num_computed"] == 4 * 48 + 17 + 13, "the test split's as well"
+    assert (combined := read_combinations(answer["out"])) is not None and combined.weights
     assert rounds[0] is not None
     trials = answer["trials"]
     folders = {path.name for path in (tmp_path / "sweep/trials").iterdir()}

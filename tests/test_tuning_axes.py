@@ -344,6 +344,7 @@ def test_a_sweep_of_networks_shares_what_agrees(
         out=str(tmp_path / "sweep"),
         search="grid",
         evaluate_winner=False,
+        combine=False,
     )
     answer = tune_sweep(config)
     rows = answer["trials"]

@@ -72,7 +72,7 @@ def test_the_parts_of_a_sweep(config: TuningConfig) -> None:
     head_s = 0.3 + 3 * (train * 0.001 + val * 0.0005)
     whole_s = 0.3 + 3 * (train * 0.101 + val * 0.021)
     assert found.trials_s == pytest.approx(2 * head_s + 2 * whole_s)
-    assert found.pass_s == pytest.approx((2 * train + val) * 0.011)
+    assert found.pass_s == pytest.approx((2 * train + val + test) * 0.011)
     assert found.test_s == pytest.approx(test * 0.021)
     assert found.seconds > found.trials_s + found.pass_s + found.test_s, "processes start"
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -17,6 +18,8 @@ from datasets.shards import read_manifest
 from tests.support.training import train_here
 from trainers import metrics
 from trainers.config import ComputeConfig, FinetuneConfig, ModelConfig, OptimConfig, TrackConfig
+from trainers.evaluation.split import predict_split
+from trainers.inference.inference import Network
 from trainers.inference.prefix import hash_tensors
 from trainers.networks import backbones
 from trainers.networks.cut import Suffix, build_prefix
@@ -112,7 +115,7 @@ def test_a_trial_on_features_has_the_losses_of_one_on_images(
     """Behind first and last stages; and it keeps the frozen tensors of the other."""
     config = sweep_of(backbone, easy_data, tmp_path)
     built = build_all(config, open_store(config))
-    assert built.num_images == 2 * 48 + 17
+    assert built.num_images == 2 * 48 + 17 + 13, "those of the test split too, for the winner"
     for depth in config.space.freeze_depths[:: 6 if backbone == "mobilenet_v2" else 2]:
         training = training_of(config.base, {INIT: "file", FREEZE_DEPTH: depth})
         images = replace(training, out=str(tmp_path / f"images-{depth}"))
@@ -131,6 +134,15 @@ def test_a_trial_on_features_has_the_losses_of_one_on_images(
         for name, tensor in known.items():
             if frozen(name) < int(depth):
                 assert torch.equal(kept[name], tensor), name
+        config_of_run, _, model = load_best_model(features.out)
+        network = Network(model=model, config=config_of_run, classes=("a", "b", "c"), origin="")
+        losses = [
+            predict_split(
+                network, read_manifest(easy_data), "test", index_K=np.arange(3), prefix=prefix
+            ).numbers("loss")
+            for prefix in (built.prefixes[prefix_key(training)], None)
+        ]
+        assert losses[0] == pytest.approx(losses[1], rel=0.05, abs=0.01)
 
 
 @pytest.mark.ray

@@ -61,12 +61,12 @@ def test_the_arithmetic_of_a_plan(easy_data: str) -> None:
         ("imagenet", 7, 4, ""),
         ("imagenet", 6, 4, ""),
     ]
-    assert planned.shared[0].num_bytes == (4 * 48 + 17) * 1280 * 2
+    assert planned.shared[0].num_bytes == (4 * 48 + 17 + 13) * 1280 * 2
     whole = 4 * (48 * 3 * total + 17 * total)
     rests = {depth: total - by_depth[depth][0] for depth in (6, 7)}
     images = {d: 4 * (48 * (total + 2 * r) + 17 * total) for d, r in rests.items()}
     features = {d: 4 * (48 * 3 * r + 17 * r) for d, r in rests.items()}
-    passes = (4 * 48 + 17) * by_depth[7][0]  # one pass for both depths
+    passes = (4 * 48 + 17 + 13) * by_depth[7][0]  # one pass for both depths
     assert planned.without == pytest.approx(8 * whole + 4 * images[6] + 4 * images[7])
     assert planned.with_sharing == pytest.approx(
         8 * whole + 4 * features[6] + 4 * features[7] + passes

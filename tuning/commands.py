@@ -57,6 +57,7 @@ OPTIONS = {
     "feature_cache_gib": "feature_cache_gib",
     "grace_epochs": "grace_epochs",
     "reduction_factor": "reduction_factor",
+    "combine": "combine",
     "seed": "seed",
     "num_workers": "base.cluster.num_workers",
     "device": "base.cluster.device",

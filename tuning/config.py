@@ -134,6 +134,9 @@ class TuningConfig:
     budget: Annotated[BudgetConfig, RESUMABLE] = field(default_factory=BudgetConfig)
     evaluate_winner: Annotated[bool, RESUMABLE] = True
     """Evaluate the winner on the test split, once."""
+    combine: Annotated[bool, RESUMABLE] = True
+    """At the end, try a soup and an ensemble of the best trials, and weights between the start's
+    and the winner's; keep those that are significantly better on the validation images."""
 
     def __post_init__(self) -> None:
         require_between("trials", self.trials, 1, 100_000)

@@ -6,7 +6,8 @@ import os
 import shlex
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from ray import tune
@@ -22,16 +23,20 @@ from cluster.runtime import Resources, connect
 from cluster.scaling import in_process, max_concurrent_trials, plan_workers
 from datasets.shards import Manifest
 from trainers import metrics, prepare
+from trainers.evaluation.measures import Measures
 from trainers.heads.stack import count_together, stack_key
 from trainers.inference.passes import cache_uri
 from trainers.networks.freezing import is_head_only
 from trainers.networks.precision import choose_precision
+from trainers.run.folder import read_config
 from trainers.tracking.config import sync_command
 from trainers.tracking.where import describe_tracking
 from tuning.axes.axis import BACKBONE
 from tuning.budget.deadline import BudgetClock, StopAtDeadline
 from tuning.budget.estimate import measure_forecast, plans_trials
 from tuning.check import check, distinct_depths, facts_of, with_absolute_axes
+from tuning.combine.combine import combine, describe_combinations
+from tuning.combine.members import combined_uri
 from tuning.config import TuningConfig
 from tuning.heads import train_heads
 from tuning.leaderboard import (
@@ -84,7 +89,7 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
             f"{config.out} has this sweep of {len(known[0])} trials, finished: reusing it"
         )
         resources = connect(config.base.cluster.address, quiet=True)
-        return _close(_read_record(_with_precision(config, before, resources)))
+        return _close(_read_record(_with_precision(config, before, resources)), resources)
     resources = connect(config.base.cluster.address)
     clock = BudgetClock(config.out, config.budget.seconds(resources.num_gpus))
     if known is not None and clock.left_s <= 0 and not explain:
@@ -92,7 +97,7 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
             f"{config.out} has spent its budget: reusing its {len(known[0])} trials; run the same "
             "command with a larger budget to resume"
         )
-        return _close(_read_record(_with_precision(config, before, resources)))
+        return _close(_read_record(_with_precision(config, before, resources)), resources)
     config = _with_precision(config, before, resources)
     config = without_lone_workers(config, resources)
     store = PrefixStore(config, manifest, resources)
@@ -119,19 +124,18 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
         raise SystemExit(0)
     follow = f"follow it with `python -m tuning review --out {shlex.quote(config.out)}`"
     with hold_lease(config.out, follow=follow):
-        return _close(
-            _execute(
-                config,
-                manifest,
-                resources,
-                store,
-                plan,
-                ingest,
-                clock,
-                num_trials=num_trials,
-                num_concurrent=num_concurrent,
-            )
+        record, shared = _execute(
+            config,
+            manifest,
+            resources,
+            store,
+            plan,
+            ingest,
+            clock,
+            num_trials=num_trials,
+            num_concurrent=num_concurrent,
         )
+        return _close(record, resources, shared, clock)
 
 
 def _execute(
@@ -145,8 +149,8 @@ def _execute(
     *,
     num_trials: int,
     num_concurrent: int,
-) -> SweepRecord:
-    """Run the trials and what they share; write the leaderboard, and return the record.
+) -> tuple[SweepRecord, Shared]:
+    """Run the trials and what they share; write the leaderboard.
 
     Args:
         ingest: of `plan_ingest`.
@@ -179,12 +183,7 @@ def _execute(
     )
     sync = [] if is_synced else [sync_command(config.out)]
     write_leaderboard(config.out, trials, config.base, sync=sync, sharing=savings.to_dict())
-    record = _read_record(config)
-    from tuning.wandb.sweep import log_sweep  # imports scikit-learn and Matplotlib
-
-    if (command := log_sweep(record)) is not None:
-        record = replace(record, sync=[command])
-    return record
+    return _read_record(config), shared
 
 
 def _with_precision(
@@ -402,12 +401,8 @@ def _ended(
 
 
 def _read_record(config: TuningConfig) -> SweepRecord:
-    """Read the record of a sweep that has ended; evaluate its winner on the test split before."""
-    record = replace(SweepRecord.read(config.out), config=config)
-    has_test = record.manifest is not None and "test" in record.manifest.splits
-    if record.winner is not None and config.evaluate_winner and has_test:
-        evaluate_once(record.winner.run)
-    return record
+    """Read the record of a sweep that has ended."""
+    return replace(SweepRecord.read(config.out), config=config)
 
 
 def is_whole(config: TuningConfig, trials: Sequence[TrialResult]) -> bool:
@@ -429,9 +424,64 @@ def describe_cut(record: SweepRecord) -> str | None:
     )
 
 
-def _close(record: SweepRecord) -> dict[str, Any]:
-    """Print the leaderboard, the answer and the next commands."""
-    out, winner, test, verdict = record.out, record.winner, record.test, judge(record)
+def _close(
+    record: SweepRecord,
+    resources: Resources,
+    shared: Shared | None = None,
+    clock: BudgetClock | None = None,
+) -> dict[str, Any]:
+    """Test the winner and print the answer; then combine the best trials, and log to W&B.
+
+    Args:
+        shared: of a sweep that has just ended.
+    """
+    config, winner = record.config, record.winner
+    has_test = record.manifest is not None and "test" in record.manifest.splits
+    if winner and config.evaluate_winner and has_test and record.test is None:
+        prefix = shared and shared.prefix_of(read_config(winner.run))
+        evaluate_once(winner.run, prefix=prefix, on_measured=partial(_print_answer, record))
+        record = replace(record)  # which reads the test
+    else:
+        _print_answer(record)
+    combined = None
+    if record.manifest is not None and config.combine:
+        left_s = clock.whole_left_s if clock else float("inf")
+        combined = combine(record.out, record.trials, record.manifest, resources, left_s=left_s)
+    tests: dict[str, dict[str, Any]] = {}
+    for found in combined.kept if combined else ():
+        run = combined_uri(record.out, found.kind)
+        tests[found.kind] = evaluate_once(run) if has_test and config.evaluate_winner else {}
+    for line in describe_combinations(record.out, combined, tests) if combined else ():
+        print(f"Combined:     {line}")
+    if shared is not None:
+        from tuning.wandb.sweep import log_sweep  # imports scikit-learn and Matplotlib
+
+        if (command := log_sweep(record)) is not None:
+            record = replace(record, sync=[command])
+    for command in record.sync:
+        print(f"Sync W&B:     {command}")
+    return {
+        "out": record.out,
+        "answer": judge(record).text,
+        "winner": winner.to_dict() if winner else None,
+        "test": record.test,
+        "combined": asdict(combined) if combined else None,
+        "sharing": record.savings.to_dict(),
+        "trials": [row.to_dict() for row in record.trials],
+    }
+
+
+def _print_answer(record: SweepRecord, measures: Measures | None = None) -> None:
+    """Print the leaderboard, the answer and the next commands.
+
+    Args:
+        measures: of the winner on the test split, where they are not in the record yet.
+    """
+    test = record.test
+    if measures is not None:
+        test = {f"test/{name}": value for name, value in measures.means().items()}
+        test["num_images"] = measures.num_images
+    out, winner, verdict = record.out, record.winner, judge(record)
     print()
     print_leaderboard(record.trials, record.base)
     print(f"\nAnswer:       {verdict.text}")
@@ -454,13 +504,3 @@ def _close(record: SweepRecord) -> dict[str, Any]:
         print(f"Budget:       {line}")
     for line in record.savings.describe():
         print(f"Shared:       {line}")
-    for command in record.sync:
-        print(f"Sync W&B:     {command}")
-    return {
-        "out": out,
-        "answer": verdict.text,
-        "winner": winner.to_dict() if winner else None,
-        "test": test,
-        "sharing": record.savings.to_dict(),
-        "trials": [row.to_dict() for row in record.trials],
-    }

@@ -19,9 +19,12 @@ LONGER = 3
 """Times the epochs of a trial that the winner is trained for."""
 
 
-def evaluate_once(run: str) -> dict[str, Any]:
+def evaluate_once(run: str, **options: Any) -> dict[str, Any]:
     """Return the measures of a run's best weights on the test split; evaluate once, on all workers
     of the cluster, and log to W&B.
+
+    Args:
+        options: prefix and on_measured of `write_evaluation`.
 
     Raises:
         UserError: as `trainers.evaluation.evaluate.evaluate` does.
@@ -35,7 +38,7 @@ def evaluate_once(run: str) -> dict[str, Any]:
     from trainers.evaluation.evaluate import write_evaluation  # imports scikit-learn and W&B
     from trainers.tracking.evaluation import track_evaluation
 
-    result = write_evaluation(run, split="test")
+    result = write_evaluation(run, split="test", **options)
     track_evaluation(run, "test", result)
     return result
 

@@ -169,7 +169,7 @@ def find_truth(task: Task, model: ModelConfig, out: Path) -> tuple[dict[int, flo
             answer = tune_sweep(
                 TuningConfig(base=base, space=space, out=folder, search="grid",
                              cache=str(out / "cache"), grace_epochs=base.epochs,
-                             evaluate_winner=False)
+                             evaluate_winner=False, combine=False)
             )  # fmt: skip
             seconds += answer["sharing"]["computed_s"]
             for row in answer["trials"]:

@@ -49,6 +49,7 @@ def our_sweep(data: str, folder: str, name: str, epochs: int, space: SpaceConfig
         cache=f"{folder}/cache-{name}",
         grace_epochs=epochs,
         evaluate_winner=False,
+        combine=False,
         **search,
     )
     started = time.perf_counter()

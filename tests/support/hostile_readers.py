@@ -27,12 +27,13 @@ from tests.support.calibration import CALIBRATION
 from tests.support.data import write_shards
 from tests.support.sweeps import write_sweep, write_test
 from trainers.config import FinetuneConfig, ModelConfig
-from trainers.run import calibration, checkpoint, evaluations, rows
+from trainers.run import calibration, checkpoint, ensemble, evaluations, rows
 from trainers.run import folder as run_folder
 from trainers.run.checkpoint import TrainingProgress
 from tuning import commands, leaderboard, record, states, winner
 from tuning.advice import advice, front
 from tuning.advice.quadrants import Quadrant, Stage
+from tuning.combine import members
 from tuning.sharing import cache, reuse
 from tuning.verdict import judge
 
@@ -121,6 +122,11 @@ def list_readers(scratch: Path) -> dict[str, Reader]:
     known = reuse.RecordedRun(run=str(run), num_epochs=1, clipnorm=None, peak_norm=1.0, sha256="0")
     shares = {"test/top1": 0.5, "test/top5": 0.9}
     estimate = {"mean": 0.5, "low": 0.4, "high": 0.6}
+    combined = {
+        "weights": ["0" * 64],
+        "tried": [{"kind": "soup", "trials": ["a"], "share": None, "top1": 0.5, "gain": estimate}],
+        "is_cut": False,
+    }
     promoted = {
         "run": str(run),
         "epochs": 3,
@@ -192,6 +198,10 @@ def list_readers(scratch: Path) -> dict[str, Reader]:
             "view-0000/index.json",
             as_json({"shape": [2, 3], "parts": [asdict(part)]}),
             lambda folder: features.read_view(folder, 0),
+        ),
+        "combined": Reader("combined/combined.json", as_json(combined), members.read_combinations),
+        "ensemble": Reader(
+            "ensemble.json", as_json({"backbones": ["lenet5"]}), ensemble.read_ensemble
         ),
         "cache": Reader(
             "features/0/facts.json", as_json({"backbone": "resnet50"}), cache.list_entries

@@ -16,6 +16,7 @@ from datasets.shards import Manifest, read_manifest
 from trainers.evaluation.measures import measure
 from trainers.evaluation.split import keep_logits, predict_split
 from trainers.inference.inference import Network
+from trainers.prepare import PrefixFeatures
 from trainers.run.calibration import (
     Calibration,
     read_calibration,
@@ -50,7 +51,12 @@ def calibrate(run: str, manifest: Manifest) -> str:
 
 
 def find_calibration(
-    run: str, network: Network, progress: TrainingProgress, manifest: Manifest | None = None
+    run: str,
+    network: Network,
+    progress: TrainingProgress,
+    manifest: Manifest | None = None,
+    *,
+    prefix: PrefixFeatures | None = None,
 ) -> tuple[Calibration | None, str | None]:
     """Return the calibration of a run's best checkpoint, fitted where the checkpoint has none.
 
@@ -58,6 +64,7 @@ def find_calibration(
         network: of that checkpoint, with the config that it was trained with.
         progress: of that checkpoint.
         manifest: of its data set, where it was read before.
+        prefix: as of `predict_split`.
 
     Returns:
         The calibration; or None, and the reason for it.
@@ -80,7 +87,12 @@ def find_calibration(
             f"{num_images} validation images are too few, {LEAST_IMAGES} or more are needed",
         )
     predictions = predict_split(
-        network, manifest, "val", index_K=np.arange(len(manifest.classes)), describe=keep_logits
+        network,
+        manifest,
+        "val",
+        index_K=np.arange(len(manifest.classes)),
+        describe=keep_logits,
+        prefix=prefix,
     )
     calibration = fit_calibration(predictions, manifest.fingerprint)
     write_calibration(run, progress.global_step, calibration)

@@ -10,7 +10,7 @@ With test-time augmentation SPLIT becomes SPLIT_tta.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -33,6 +33,7 @@ from trainers.evaluation.measures import Measures, confusion_matrix, find_confus
 from trainers.evaluation.split import Describe, describe_answers, predict_split, read_views
 from trainers.inference.hierarchy import open_hierarchy
 from trainers.inference.inference import Network
+from trainers.prepare import PrefixFeatures
 from trainers.run import folder as run_folder
 from trainers.run.checkpoint import TrainingProgress
 from trainers.run.evaluations import folder_of, predictions_uri
@@ -97,6 +98,8 @@ def write_evaluation(
     refused: float = EvaluateConfig.refused,
     hierarchy: str | None = None,
     least_probability: float = EvaluateConfig.least_probability,
+    prefix: PrefixFeatures | None = None,
+    on_measured: Callable[[Measures], None] = lambda measures: None,
 ) -> dict[str, Any]:
     """Evaluate a run on a split of its data set, or of `data`; write what the module lists.
 
@@ -106,6 +109,8 @@ def write_evaluation(
         split: by default as `choose_split`.
         renamed: classes of the data set and of the network, as DATA=NETWORK.
         coverage, refused, hierarchy, least_probability: as of EvaluateConfig.
+        prefix: as of `predict_split`.
+        on_measured: called before pictures are drawn and anything is written.
 
     Returns:
         The content of evaluation_SPLIT.json.
@@ -119,7 +124,7 @@ def write_evaluation(
     calibration, reason = None, "not with --tta: its probabilities are means of two"
     if not tta:
         trained = replace(network, config=run_folder.read_config(run))
-        calibration, reason = find_calibration(run, trained, progress)
+        calibration, reason = find_calibration(run, trained, progress, prefix=prefix)
     levels = None if hierarchy is None else open_hierarchy(hierarchy, network.classes)
     describe = partial(
         describe_answers,
@@ -128,8 +133,11 @@ def write_evaluation(
         hierarchy=levels,
         least_probability=least_probability,
     )
-    predictions = _predict(network, manifest, split, tta, renamed=renamed, describe=describe)
+    predictions = _predict(
+        network, manifest, split, tta, renamed=renamed, describe=describe, prefix=prefix
+    )
     measures, pairs = measure(predictions), find_confused_pairs(predictions, NUM_PAIRS)
+    on_measured(measures)
     scaled: Measures | None = None
     calibrated_means: dict[str, float] = {}
     found: dict[str, Any] | None = None
@@ -193,7 +201,7 @@ def write_evaluation(
 def _open(run: str, data: str | None) -> tuple[Network, TrainingProgress, Manifest]:
     """Load the best checkpoint, and the manifest of the data set to evaluate on."""
     run = storage.absolute(run, "run")
-    config, progress, model = run_folder.load_best_model(run)
+    config, progress, model = run_folder.load_best_model(run, ensembles=True)
     data = storage.absolute(data or config.data, "data")
     if data != config.data:
         config = replace(config, data=data, fold=0)
@@ -269,10 +277,17 @@ def _predict(
     *,
     renamed: Sequence[str],
     describe: Describe | None = None,
+    prefix: PrefixFeatures | None = None,
 ) -> Predictions:
     matched = match_classes(manifest, split, network, renamed)
     predictions = predict_split(
-        network, manifest, split, tta=tta, index_K=matched.index_K, describe=describe
+        network,
+        manifest,
+        split,
+        tta=tta,
+        index_K=matched.index_K,
+        describe=describe,
+        prefix=prefix,
     )
     num_unreadable, ingest = predictions.num_unreadable, network.config.ingest
     if too_many_unreadable(network.config, num_unreadable, manifest.split(split).num_images):

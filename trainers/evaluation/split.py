@@ -2,7 +2,7 @@
 
 Ray Data tasks read and decode; actors, each with the network loaded once, predict. Only one row per
 image comes back to the driver. A small split is predicted in this process: actors take seconds to
-start.
+start. Where frozen stages have been computed for the images, only the stages behind them are.
 
 B images of a batch, H x W pixels, C channels, K classes; N images.
 """
@@ -26,17 +26,23 @@ from datasets.blocks import FEW_IMAGES
 from datasets.passes.inference import Workers, choose_block_images, run_chunks, run_here
 from datasets.plan import IGNORE_INDEX, Chunk, EpochOrder, RowGroups
 from datasets.shards import Manifest, Split
-from datasets.sources import RowSource, ShardSource
+from datasets.sources import BatchSource, RowSource, ShardSource
 from trainers.config import FinetuneConfig
 from trainers.inference.actors import CPU_BATCH_SIZE, GPU_BATCH_SIZE, plan_actors
 from trainers.inference.hierarchy import Hierarchy
 from trainers.inference.inference import Network
+from trainers.networks.backbones import find
+from trainers.networks.cut import build_suffix
 from trainers.networks.folding import fold_batchnorm
 from trainers.networks.precision import inference_precision
+from trainers.prepare import PrefixFeatures
 from trainers.run.calibration import Calibration, unknown_scores
 from trainers.run.predictions import COLUMNS, Predictions, build_predictions
 from trainers.settings import prepare_inference
 from trainers.step import StepSettings, predict, score_logits
+
+FEW_IMAGES_HERE = 2048
+"""FEW_IMAGES where this process has the CPUs of the cluster, or computes the head only."""
 
 Describe = Callable[[Tensor, Tensor], dict[str, pa.Array]]
 """logits_NK and labels_N, IGNORE_INDEX where an image is not scored -> further columns."""
@@ -97,6 +103,7 @@ def predict_split(
     index_K: np.ndarray,
     tta: bool = False,
     describe: Describe | None = None,
+    prefix: PrefixFeatures | None = None,
 ) -> Predictions:
     """Predict each image of a split once, none augmented, in batches that are the same anywhere.
 
@@ -105,31 +112,40 @@ def predict_split(
             no row.
         tta: predict the mean probability of each image and its mirror image.
         describe: returns further columns of the predictions.
+        prefix: features of the network's frozen stages, used where they include the split.
 
     Raises:
         UserError: where `cluster.device` asks for a GPU and there is none.
     """
     config, source = network.config, manifest.split(split)
-    plan = plan_actors(find_resources(), ClusterConfig(device=config.cluster.device))
-    in_process = source.num_images <= FEW_IMAGES
+    images: BatchSource = ShardSource(ingest=config.ingest)
+    is_head = False
+    if prefix is not None and split in prefix.sources and not tta:
+        images, backbone = prefix.sources[split], config.model.backbone
+        network = replace(network, model=build_suffix(network.model, backbone, prefix.depth))
+        is_head = prefix.depth == len(find(backbone).stages)
+    resources = find_resources()
+    plan = plan_actors(resources, ClusterConfig(device=config.cluster.device))
+    has_cpus = resources.started_here and not plan.use_gpu
+    in_process = source.num_images <= (FEW_IMAGES_HERE if has_cpus or is_head else FEW_IMAGES)
     use_gpu = plan.use_gpu and (not in_process or torch.cuda.is_available())
     compute = inference_precision(config.compute, use_gpu=use_gpu)
     network = replace(network, config=replace(config, compute=compute))
     chunks = plan_chunks(config, source, GPU_BATCH_SIZE if use_gpu else CPU_BATCH_SIZE)
-    images, what = RowSource(ingest=config.ingest), f"Predicting {split}"
+    rows, what = RowSource(images), f"Predicting {split}"
     arguments = {
         "tta": tta,
-        "threads": plan.threads_per_worker,
+        "threads": int(resources.num_cpus) if in_process and has_cpus else plan.threads_per_worker,
         "use_gpu": use_gpu,
         "index_K": index_K,
         "describe": describe,
     }
     if in_process:
         predictor = SplitPredictor(load=lambda: network, **arguments)
-        table = run_here(chunks, images, predictor, what)
+        table = run_here(chunks, rows, predictor, what)
     else:
         arguments["load"] = partial(ray.get, ray.put(network))
-        table = run_chunks(chunks, images, SplitPredictor, arguments, Workers.of(plan), what)
+        table = run_chunks(chunks, rows, SplitPredictor, arguments, Workers.of(plan), what)
     table = table.sort_by("row")
     assert table["row"].to_pylist() == list(range(source.num_images)), "each image exactly once"
     unreadable = table["unreadable"].drop_null().to_pylist()

@@ -33,6 +33,7 @@ from trainers.export.formats import (
 )
 from trainers.export.model_card import CardFacts, FileFacts, write_card
 from trainers.run.calibration import read_calibration
+from trainers.run.ensemble import Ensemble
 from trainers.run.evaluations import read_evaluation
 from trainers.run.folder import load_best_model
 from trainers.settings import step_settings
@@ -43,6 +44,8 @@ MAX_DIFFERENCE = 1e-3
 """How far a logit may be from the original's."""
 _NUM_COMPARED = 4
 HF_FILES: tuple[str, ...] = ("hf/model.safetensors", "hf/config.json")
+ONE_NETWORK = {"safetensors", "hf"}
+"""Formats that others load by the name of a network."""
 QUANTIZED = {"onnx_int8": "model_int8.onnx", "onnx_fp16": "model_fp16.onnx"}
 
 
@@ -61,7 +64,13 @@ def export(config: ExportConfig) -> dict[str, FileFacts]:
         require_token()
     run = storage.absolute(config.run, "run")
     out = storage.absolute(config.out, "out")
-    training, progress, model = load_best_model(run)
+    training, progress, model = load_best_model(run, ensembles=True)
+    require(
+        not isinstance(model, Ensemble) or not set(config.formats) & ONE_NETWORK,
+        "formats",
+        config.formats,
+        "an ensemble is several networks: use --formats onnx torch_export",
+    )
     settings = step_settings(training, torch.device("cpu"))
     calibration = read_calibration(run, progress.global_step)
     if calibration is None and progress.validated:

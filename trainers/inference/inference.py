@@ -56,13 +56,14 @@ def open_network(config: InferenceConfig, *, keep_head: bool) -> Network:
     """Load the network that `config` names.
 
     Args:
-        keep_head: whether pretrained weights must include the head for ImageNet's classes.
+        keep_head: whether pretrained weights must include the head for ImageNet's classes; an
+            ensemble has nothing but its heads' answer.
 
     Raises:
         UserError: where there is no such run, or no such weights, or `size_px` is too small.
     """
     if config.run is not None:
-        run, progress, model = load_best_model(config.run)
+        run, progress, model = load_best_model(config.run, ensembles=keep_head)
         origin = f"{run.model.backbone} of {config.run}, epoch {progress.epoch}"
         network = Network(
             model=model,

@@ -47,7 +47,7 @@ class Suffix(nn.Module):
         was_training = network.training
         # An auxiliary head is part of the forward pass only in train mode.
         self._graphs = {
-            mode: _cut_suffix(network.train(mode), backbone_name, depth) for mode in (True, False)
+            mode: build_suffix(network.train(mode), backbone_name, depth) for mode in (True, False)
         }
         network.train(was_training)
 
@@ -74,7 +74,12 @@ def build_prefix(network: nn.Module, backbone_name: str, depths: Sequence[int]) 
     return _simplify(traced)
 
 
-def _cut_suffix(network: nn.Module, backbone_name: str, depth: int) -> fx.GraphModule:
+def build_suffix(network: nn.Module, backbone_name: str, depth: int) -> fx.GraphModule:
+    """Return the features behind `depth` stages -> the network's output, in its train mode.
+
+    Raises:
+        UserError: where the network can't be cut there.
+    """
     traced, (cut,) = _trace(network, backbone_name, [depth])
     (images,) = traced.graph.find_nodes(op="placeholder")
     with traced.graph.inserting_after(images):

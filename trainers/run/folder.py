@@ -18,6 +18,7 @@ from trainers.networks.backbones import build
 from trainers.networks.tensors import load_weights
 from trainers.run import checkpoint
 from trainers.run.checkpoint import TrainingProgress
+from trainers.run.ensemble import Ensemble, read_ensemble
 
 _RESULT: dict[str, Any] = {
     "epochs": int,
@@ -76,18 +77,34 @@ def find_config(run: str) -> FinetuneConfig | None:
     return read_config(run) if exists else None
 
 
-def load_best_model(run: str) -> tuple[FinetuneConfig, TrainingProgress, nn.Module]:
+def load_best_model(
+    run: str, *, ensembles: bool = False
+) -> tuple[FinetuneConfig, TrainingProgress, nn.Module]:
     """Return a run's config, its best checkpoint's progress and network, in eval mode on the CPU.
 
     The best checkpoint has the highest val/top1; where nothing was validated, it is the latest.
     `TrainingProgress.classes` names the outputs.
 
+    Args:
+        ensembles: the network may be an Ensemble; `config` is that of its first member.
+
     Raises:
-        UserError: where there is no run, or it has no undamaged checkpoint.
+        UserError: where there is no run, or it has no undamaged checkpoint, or is an ensemble and
+            may be none.
     """
     config = read_config(run)
     progress, weights = checkpoint.load_best(run)
-    model = build(config.model.backbone, len(progress.classes), config.ingest.size_px)
+    backbones = read_ensemble(run)
+    if backbones is not None and not ensembles:
+        raise UserError(
+            f"run is {run!r}: an ensemble of {len(backbones)} networks, which has no stages; give "
+            "the run folder of one network"
+        )
+    num_classes, size_px = len(progress.classes), config.ingest.size_px
+    if backbones is None:
+        model = build(config.model.backbone, num_classes, size_px)
+    else:
+        model = Ensemble([build(backbone, num_classes, size_px) for backbone in backbones])
     load_weights(model, weights, checkpoint.folder(run, progress.global_step))
     return config, progress, model.eval()
 

@@ -41,7 +41,7 @@ def export_for_service(run: str) -> Exported:
     Raises:
         UserError: where there is no such run.
     """
-    config, progress, model = load_best_model(run)
+    config, progress, model = load_best_model(run, ensembles=True)
     settings = replace(step_settings(config, torch.device("cpu")), autocast_dtype=None)
     subject = Subject(
         model=model,

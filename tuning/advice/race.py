@@ -134,6 +134,7 @@ def _plan_sweep(
         out=storage.join(training.out, "race", key),
         search="grid",
         cache=cache_uri(training.out, config.cache),
+        evaluate_winner=False,
     )
 
 

@@ -49,6 +49,11 @@ class BudgetClock:
             return float("inf")
         return (1 - TEST_SHARE) * self.budget_s - self.spent_s
 
+    @property
+    def whole_left_s(self) -> float:
+        """Seconds left, with those that are kept for the winner's test."""
+        return float("inf") if self.budget_s is None else self.budget_s - self.spent_s
+
     def write(self) -> None:
         """Write spent.json."""
         text = json.dumps({"seconds": self.spent_s}).encode()

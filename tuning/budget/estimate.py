@@ -12,16 +12,16 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from statistics import fmean
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 
 from cluster.io.terminal import describe_s
 from cluster.runtime import Resources
-from cluster.scaling import plan_workers
+from cluster.scaling import compute_once, plan_workers
 from datasets.plan import EpochOrder, RowGroups
 from datasets.shards import Manifest
 from datasets.sources import ShardSource
@@ -37,7 +37,14 @@ from trainers.step import eval_step, to_inputs, train_step
 from tuning.budget.config import BudgetConfig
 from tuning.config import TuningConfig
 from tuning.search import count_trials
-from tuning.sharing.plan import Key, PrefixPlan, SharingPlan, count_networks, prefix_key
+from tuning.sharing.plan import (
+    Key,
+    PrefixPlan,
+    SharingPlan,
+    count_networks,
+    prefix_key,
+    views_of_splits,
+)
 from tuning.space import models, training_of
 
 TIMED_S = 1.0
@@ -101,13 +108,7 @@ def measure_rates(
     config: TuningConfig, manifest: Manifest, plan: SharingPlan, resources: Resources
 ) -> Rates:
     """Time real steps of each network of the space, in this process or in a Ray task."""
-    workers = plan_workers(resources, config.base.cluster)
-    if resources.started_here and not workers.use_gpu:
-        return _measure(config, manifest, plan, int(resources.num_cpus), False)
-    cpus = 1.0 if workers.use_gpu else workers.cpus_per_worker
-    task: Any = ray.remote(num_cpus=cpus, num_gpus=int(workers.use_gpu))(_measure)
-    threads = workers.threads_per_worker
-    return ray.get(task.remote(config, manifest, plan, threads, workers.use_gpu))
+    return compute_once(partial(_measure, config, manifest, plan), resources, config.base.cluster)
 
 
 def _measure(
@@ -295,13 +296,17 @@ class Forecast:
         pass_s = 0.0
         for network, of_network_s in rates.pass_s.items():
             num_views = max(p.num_views for p in plan.shared if p.network == network)
-            pass_s += (num_views * sizes["train"] + sizes["val"]) * of_image(of_network_s)
+            views = views_of_splits(config, manifest, num_views)
+            num_passes = sum(number * sizes[split] for split, number in views.items())
+            pass_s += num_passes * of_image(of_network_s)
         tests = config.evaluate_winner and "test" in sizes
-        whole_s = max([*rates.pass_s.values(), *rates.eval_s.values()])
+        slowest_s = max(
+            seconds if key in shared else of_image(seconds) for key, seconds in rates.eval_s.items()
+        )
         return Estimate(
             pass_s=pass_s / machines,
             trials_s=trials_s / machines,
-            test_s=sizes["test"] * of_image(whole_s) / machines if tests else 0.0,
+            test_s=sizes["test"] * slowest_s / machines if tests else 0.0,
             num_gpus=resources.num_gpus if workers.use_gpu else 0,
             price_per_hour=config.budget.price_per_hour,
         )

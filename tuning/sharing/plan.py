@@ -45,7 +45,7 @@ class PrefixPlan:
     num_trials: float
     """Expected, where the search draws them."""
     num_views: int
-    """Of each training image; a validation image has one."""
+    """Of each training image; one of validation or test has one."""
     shape: tuple[int, ...]
     """Of an image's features."""
     num_bytes: int
@@ -156,6 +156,10 @@ def plan_sharing(
     epochs = expected_epochs(config)
     num_train, num_val = (manifest.split(split).num_images for split in ("train", "val"))
 
+    def num_passes(num_views: int) -> int:
+        views = views_of_splits(config, manifest, num_views)
+        return sum(number * manifest.split(split).num_images for split, number in views.items())
+
     def cost(total: float, prefix_flops: float, *, on_features: bool) -> float:
         """FLOPs of one trial."""
         rest = total - prefix_flops
@@ -181,7 +185,7 @@ def plan_sharing(
             num_trials=number,
             num_views=num_views,
             shape=shape,
-            num_bytes=(num_views * num_train + num_val) * count_bytes(shape),
+            num_bytes=num_passes(num_views) * count_bytes(shape),
             flops=flops,
             problem=problem,
         )
@@ -190,7 +194,7 @@ def plan_sharing(
     problems, saving = _choose(
         [prefix for prefix in prefixes if not prefix.problem],
         gains,
-        num_passes=lambda prefix: prefix.num_views * num_train + num_val,
+        num_passes=lambda prefix: num_passes(prefix.num_views),
         free_bytes=free_bytes(),
         missing_bytes=missing_bytes,
         min_saving=MIN_SAVING * without,
@@ -200,6 +204,17 @@ def plan_sharing(
         for prefix in prefixes
     )
     return SharingPlan(prefixes=chosen, without=without, with_sharing=without - saving)
+
+
+def views_of_splits(config: TuningConfig, manifest: Manifest, num_views: int) -> dict[str, int]:
+    """Return how many views of an image pass a frozen prefix, by split; images of the test split
+    pass it once, for the winner's test.
+
+    Args:
+        num_views: of a training image.
+    """
+    tests = config.evaluate_winner and "test" in manifest.splits
+    return {"train": num_views, "val": 1} | ({"test": 1} if tests else {})
 
 
 def _choose(

@@ -29,7 +29,7 @@ from trainers.inference.prefix import FrozenNetwork, hash_tensors, open_frozen
 from trainers.prepare import PrefixFeatures
 from tuning.config import TuningConfig
 from tuning.sharing.cache import list_entries
-from tuning.sharing.plan import Key, PrefixPlan, SharingPlan, network_of
+from tuning.sharing.plan import Key, PrefixPlan, SharingPlan, network_of, views_of_splits
 from tuning.space import models, training_of
 
 
@@ -161,7 +161,7 @@ class PrefixStore:
                 prefix.depth,
                 output=output,
                 shape=prefix.shape,
-                num_views={"train": prefix.num_views, "val": 1},
+                num_views=views_of_splits(self._config, self._manifest, prefix.num_views),
                 manifest=self._manifest,
                 cache=self._cache,
                 use_gpu=self._plan.use_gpu,

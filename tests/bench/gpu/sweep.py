@@ -58,6 +58,7 @@ def bench_sweep(sizes: Sizes, folder: Path) -> Iterator[dict]:
             search="grid",
             grace_epochs=sizes.sweep_epochs,
             evaluate_winner=False,
+            combine=False,
         )
         started = time.perf_counter()
         answer = tune_sweep(config)

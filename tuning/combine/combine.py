@@ -1,0 +1,119 @@
+"""Combines the best networks of a sweep, and keeps what wins on the validation images.
+
+    SWEEP/combined/soup/            a run folder: mean of the weights of trials with one start
+    SWEEP/combined/interpolation/   a run folder: between the start and the winner (WiSE-FT)
+    SWEEP/combined/ensemble/        a run folder: mean of the probabilities of the best trials
+    SWEEP/combined/combined.json    what was tried, written last
+
+A combination is kept where the 95 percent interval of its gain in val/top1 over the winner is above
+zero (bootstrap over the images). Test images choose nothing.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
+
+import safetensors.torch
+
+from cluster.io import storage
+from cluster.runtime import Resources
+from cluster.scaling import compute_once
+from datasets.blocks import FEW_IMAGES
+from datasets.shards import Manifest
+from trainers import metrics
+from trainers.run import checkpoint
+from trainers.run.ensemble import join_tensors, write_ensemble
+from trainers.run.folder import write_config, write_result
+from tuning.combine.members import (
+    Combinations,
+    Member,
+    combined_uri,
+    find_members,
+    read_combinations,
+)
+from tuning.combine.search import Attempt, search
+from tuning.leaderboard import TrialResult
+
+
+def combine(
+    out: str,
+    trials: Sequence[TrialResult],
+    manifest: Manifest,
+    resources: Resources,
+    *,
+    left_s: float = float("inf"),
+) -> Combinations | None:
+    """Combine the best trials of a sweep, unless that is done.
+
+    Args:
+        trials: by rank.
+        left_s: seconds that it may take.
+
+    Returns:
+        What was tried; None where there is nothing to combine.
+    """
+    members = find_members(trials)
+    if not members or (len(members) == 1 and not members[0].can_interpolate):
+        return None
+    weights = tuple(member.sha256 for member in members)
+    known = read_combinations(out)
+    if known is not None and known.weights == weights and not (known.is_cut and left_s > 0):
+        return known
+    storage.delete_folder(combined_uri(out))
+    attempts, is_cut = compute_once(
+        partial(search, members, manifest, left_s),
+        resources,
+        members[0].config.cluster,
+        here=manifest.split("val").num_images <= FEW_IMAGES,
+    )
+    for attempt in attempts:
+        if attempt.combination.is_kept:
+            write_run(combined_uri(out, attempt.combination.kind), attempt, members)
+    tried = tuple(attempt.combination for attempt in attempts)
+    found = Combinations(weights=weights, tried=tried, is_cut=is_cut)
+    text = json.dumps(asdict(found), indent=1).encode()
+    storage.write_bytes(combined_uri(out, "combined.json"), text)
+    return found
+
+
+def write_run(run: str, attempt: Attempt, members: Sequence[Member]) -> None:
+    """Write a run folder, for `python -m trainers evaluate`, `predict`, `export` and `serve`."""
+    winner, combination, tensors = members[0], attempt.combination, attempt.networks[0]
+    if len(attempt.networks) > 1:
+        tensors = join_tensors(attempt.networks)
+        backbone_of = {member.trial_id: member.config.model.backbone for member in members}
+        write_ensemble(run, [backbone_of[trial] for trial in combination.trials])
+    write_config(replace(winner.config, out=run))
+    progress = replace(
+        winner.progress, val_top1=combination.top1, best_val_top1=combination.top1, prefix=None
+    )
+    content = safetensors.torch.save({name: t.contiguous() for name, t in tensors.items()})
+    checkpoint.save(run, {checkpoint.MODEL: content}, progress)
+    write_result(run, progress)
+
+
+def describe_combinations(
+    out: str, found: Combinations, tests: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """Write what was kept, each in a line, and in one line what was not.
+
+    Args:
+        tests: measures on the test split of those kept, by kind; empty where there is no such
+            split.
+    """
+    lines: list[str] = []
+    for each in found.kept:
+        line = f"{each.describe()}: val/top1 {each.top1:.3f}"
+        if test := tests.get(each.kind):
+            line += f", test top-1 {test[metrics.TEST_TOP1]:.3f}"
+        lines.append(f"{line}; {combined_uri(out, each.kind)}")
+    others = [each.describe() for each in found.tried if not each.is_kept]
+    if others:
+        lines.append(f"not significantly better than the winner: {', '.join(others)}")
+    elif not found.tried:
+        lines.append("no soup, ensemble or interpolation is better than the winner")
+    if found.is_cut:
+        lines.append("the budget ended before all were tried")
+    return lines
