@@ -84,7 +84,7 @@ def test_rows_have_the_names_that_their_file_gives_them(tmp_path: Path) -> None:
 def test_blocks_are_bounded_by_pixels_and_by_results() -> None:
     of_pixels = 3 * 224**2
     assert choose_block_images(10, of_pixels, num_cpus=2) == 16
-    assert choose_block_images(1000, of_pixels, num_cpus=2) == 125
+    assert choose_block_images(1000, of_pixels, num_cpus=2) == 63
     assert choose_block_images(100_000, of_pixels, num_cpus=2) == 256
     assert choose_block_images(100_000, 4 * 64 * 112**2, num_cpus=2) == 20  # a map of VGG19
     assert choose_block_images(10, 2**30, num_cpus=2) == 1
