@@ -14,7 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from datasets.config import Policy
+from datasets.config import NUM_VIEWS, Policy
 from datasets.decode import REDUCTIONS, Content, decode, decode_jpeg, jpeg_shape
 
 REDUCED_TOLERANCES = {2: 5.0, 4: 8.0, 8: 13.0}
@@ -38,7 +38,7 @@ def _build_steps(policy: Policy, size_px: int) -> tuple[Any, Sequence[Callable[.
     pipeline = build_policy(policy, size_px)
     pipeline.set_random_state(_generator, _random)
     first, *rest = pipeline.transforms
-    return (None, pipeline.transforms) if policy == "none" else (first, rest)
+    return (None, pipeline.transforms) if policy in NUM_VIEWS else (first, rest)
 
 
 def reseed(seed: int, epoch: int, image_id: int) -> tuple[np.random.Generator, random.Random]:
@@ -69,11 +69,13 @@ def view(
     if shape_HW is None:
         image_HWC = decode(content)
         return augment(image_HWC, policy, size_px, seed=seed, epoch=epoch, image_id=image_id)
-    box = left, top, right, bottom = _draw_box(policy, size_px, shape_HW, (seed, epoch, image_id))
+    key = seed, epoch, image_id
+    box = left, top, right, bottom = _draw_box(policy, size_px, shape_HW, key)
     times_larger = min(right - left, bottom - top) // size_px
     reduction = next((r for r in REDUCTIONS if r <= times_larger), 1)
     image_HWC = decode_jpeg(content, shape_HW, reduction=reduction)
-    return _apply(policy, size_px, image_HWC, tuple(round(edge / reduction) for edge in box))
+    box = tuple(round(edge / reduction) for edge in box)
+    return _apply(policy, size_px, image_HWC, box, is_mirrored=_is_mirrored(policy, key))
 
 
 def augment(
@@ -83,8 +85,15 @@ def augment(
 
     The image is never written to; a view that changes no pixel shares its memory.
     """
-    box = _draw_box(policy, size_px, image_HWC.shape, (seed, epoch, image_id))
-    return _apply(policy, size_px, image_HWC, box)
+    key = seed, epoch, image_id
+    box = _draw_box(policy, size_px, image_HWC.shape, key)
+    return _apply(policy, size_px, image_HWC, box, is_mirrored=_is_mirrored(policy, key))
+
+
+def _is_mirrored(policy: Policy, key: tuple[int, int, int]) -> bool:
+    """Whether `flip` mirrors this view: every second one, in an epoch half of the images."""
+    _, epoch, image_id = key
+    return policy == "flip" and (epoch + image_id) % 2 == 1
 
 
 def _draw_box(
@@ -99,7 +108,14 @@ def _draw_box(
     return crop.get_params_dependent_on_data({"shape": shape_HWC}, {})["crop_coords"]
 
 
-def _apply(policy: Policy, size_px: int, image_HWC: np.ndarray, box: tuple[int, ...]) -> np.ndarray:
+def _apply(
+    policy: Policy,
+    size_px: int,
+    image_HWC: np.ndarray,
+    box: tuple[int, ...],
+    *,
+    is_mirrored: bool,
+) -> np.ndarray:
     crop, transforms = _build_steps(policy, size_px)
     left, top, right, bottom = box
     image_HWC = image_HWC[top:bottom, left:right]
@@ -107,4 +123,4 @@ def _apply(policy: Policy, size_px: int, image_HWC: np.ndarray, box: tuple[int, 
         image_HWC = cv2.resize(image_HWC, (size_px, size_px), interpolation=crop.interpolation)
     for transform in transforms:
         image_HWC = transform(image=image_HWC)["image"]
-    return image_HWC
+    return cv2.flip(image_HWC, 1) if is_mirrored else image_HWC

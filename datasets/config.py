@@ -19,11 +19,13 @@ SIZES_PX = (16, 1024)
 MAX_CLASS_DEPTH, MAX_FOLDS = 16, 1000
 
 Source = Literal["folder", "table", "parquet", "stanford", "synthetic"]
-Policy = Literal["none", "light", "cars"]
+Policy = Literal["none", "flip", "light", "cars"]
 Ingest = Literal["auto", "stream", "memory"]
 LabelBy = Literal["model", "body"]
 NearDuplicates = Literal["report", "drop", "keep"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
+NUM_VIEWS: dict[Policy, int] = {"none": 1, "flip": 2}
+"""Views of an image under policies that draw nothing; each epoch of the others has its own."""
 READERS = ("datasets.read", "datasets.policies")
 """Modules that Ray's workers need to read images."""
 
@@ -198,7 +200,8 @@ class IngestConfig:
     size_px: int = 224
     """Height and width of the images the network sees."""
     policy: Annotated[Policy, ON_CARD] = "cars"
-    """Augmentation of training images; evaluation always uses `none`."""
+    """Augmentation of training images: flip (the image and its mirror image in turns), light (crops
+    of 70 percent or more), cars (smaller crops, colours, holes). Evaluation always uses `none`."""
     views: int | None = None
     """Augmented views of each image: epoch e shows view e modulo this. Default: a new view in every
     epoch. A sweep computes the frozen stages once per view."""
@@ -238,15 +241,11 @@ class IngestConfig:
 
     def view_of(self, epoch: int) -> int:
         """Number of the view that an epoch shows."""
-        if self.policy == "none":
-            return 0
-        return epoch if self.views is None else epoch % self.views
+        return epoch % self.num_views(epoch + 1)
 
     def num_views(self, num_epochs: int) -> int:
         """Different views of each image that a training sees."""
-        if self.policy == "none":
-            return 1
-        return num_epochs if self.views is None else min(self.views, num_epochs)
+        return min(num_epochs, self.views or num_epochs, NUM_VIEWS.get(self.policy, num_epochs))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """The augmentation policies, as lists of Albumentations' transforms.
 
-Every policy but `none` begins with the random crop, which is drawn before the image is decoded.
+`light` and `cars` begin with the random crop, which is drawn before the image is decoded. `flip` is
+`none` here: augment.py mirrors, by the number of the view.
 """
 
 import math
@@ -96,7 +97,7 @@ def _cars(size_px: int) -> list[A.BasicTransform]:
     ]
 
 
-POLICIES = {"none": _none, "light": _light, "cars": _cars}
+POLICIES = {"none": _none, "flip": _none, "light": _light, "cars": _cars}
 
 
 def build_policy(policy: Policy, size_px: int) -> A.Compose:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from datasets.augment import REDUCED_TOLERANCES, augment, reseed, view
-from datasets.config import POLICIES, Policy, SyntheticConfig
+from datasets.config import POLICIES, IngestConfig, Policy, SyntheticConfig
 from datasets.decode import decode
 from datasets.images import encode_jpeg
 from datasets.policies import JitterColour, build_policy, colour_matrix
@@ -39,10 +39,29 @@ def test_augment_equals_the_albumentations_pipeline(image_HWC, policy: Policy, s
     for image_id in range(60):
         pipeline.set_random_state(*copy.deepcopy(reseed(1, 2, image_id)))
         expected = pipeline(image=image_HWC.copy())["image"]
+        if policy == "flip" and image_id % 2:
+            expected = expected[:, ::-1]
         result = augment(image_HWC, policy, size_px, seed=1, epoch=2, image_id=image_id)
         assert result.dtype == np.uint8
         assert result.shape == (size_px, size_px, 3)
         np.testing.assert_array_equal(result, expected)
+
+
+def test_flip_shows_an_image_and_its_mirror_image_in_turns(image_HWC) -> None:
+    ingest = IngestConfig(policy="flip")
+    views = [
+        [
+            augment(image_HWC, "flip", 64, seed=seed, epoch=ingest.view_of(epoch), image_id=7)
+            for epoch in range(4)
+        ]
+        for seed in (0, 1)
+    ]
+
+    np.testing.assert_array_equal(views[0][0], views[0][1][:, ::-1])
+    np.testing.assert_array_equal(views[0][2:], views[0][:2])
+    np.testing.assert_array_equal(views[0], views[1])
+    assert not np.array_equal(views[0][0], views[0][1])
+    assert [ingest.num_views(epochs) for epochs in (1, 2, 9)] == [1, 2, 2]
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -10,7 +10,8 @@ import pytest
 from tests.support.golden import GOLDEN, RUNS, losses_of
 from trainers.__main__ import parse
 from trainers.config import AUTO, FinetuneConfig, OptimConfig, ScheduleConfig
-from trainers.recipes import RECIPES, finetune, scratch, staged, transfer
+from trainers.recipes import RECIPES, finetune, pretrained, scratch, staged, transfer
+from tuning.__main__ import parse as sweep_parse
 from tuning.config import TuningConfig
 from tuning.winner import command_of
 
@@ -76,6 +77,20 @@ def test_scratch_is_the_lecture_to_the_letter() -> None:
     assert config.optim == OptimConfig(learning_rate=1e-3, clipnorm=1e-3, decay=1e-5)
     assert (config.model.backbone, config.model.init, config.epochs) == ("resnet50", "xavier", 50)
     assert config.ingest.size_px == 224
+
+
+def test_sweeps_of_transfer_have_its_settings_for_heads_where_no_stage_trains() -> None:
+    heads, both, random = (
+        sweep_parse(["transfer", "--data", "d", *options]).base
+        for options in (
+            ["--freeze-depths", "all", "--inits", "imagenet"],
+            ["--freeze-depths", "all", "0", "--inits", "imagenet"],
+            ["--freeze-depths", "all"],
+        )
+    )
+
+    assert heads == replace(transfer(), data="d")
+    assert both == random == replace(pretrained(), data="d")
 
 
 def test_transfer_trains_the_head_and_staged_goes_on_from_there() -> None:

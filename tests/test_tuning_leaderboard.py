@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from trainers.__main__ import parse
-from trainers.config import FinetuneConfig, ModelConfig, OptimConfig
+from trainers.config import FinetuneConfig, ModelConfig
 from trainers.recipes import RECIPES
 from tuning.leaderboard import (
     FAILED,
@@ -138,7 +138,8 @@ def test_command_gives_the_config_back(recipe: str) -> None:
 
 
 def test_command_is_short() -> None:
-    config = replace(RECIPES["transfer"], data="d", optim=OptimConfig(learning_rate=0.01))
+    recipe = RECIPES["transfer"]
+    config = replace(recipe, data="d", optim=replace(recipe.optim, learning_rate=0.01))
     assert command_of(config) == "python -m trainers transfer --data d --learning-rate 0.01"
     assert round_trip(config) == config
 

@@ -15,9 +15,9 @@ import tyro
 from cluster.dispatch import parse_options
 from cluster.io.errors import UserError, require
 from cluster.io.markers import URI, replace_at
-from trainers.config import AUTO, FinetuneConfig
-from trainers.recipes import RECIPES
-from tuning.axes.axis import CLIPNORM, WHEN, Axis, read_axes, read_axis
+from trainers.config import AUTO, RANDOM, FinetuneConfig
+from trainers.recipes import RECIPES, pretrained, transfer
+from tuning.axes.axis import CLIPNORM, FREEZE_DEPTH, INIT, WHEN, Axis, read_axes, read_axis
 from tuning.budget.config import BudgetConfig
 from tuning.config import SpaceConfig, TuningConfig
 
@@ -202,6 +202,9 @@ def read_space(uri: str) -> tuple[Axis, ...]:
 def to_config(command: Any, recipe: str, advised: Sequence[Axis] = ()) -> TuningConfig:
     """Return the sweep that a command describes.
 
+    What `transfer` has for heads suits no stage that trains: a sweep that thaws some starts from
+    the defaults.
+
     Args:
         advised: axes of an advice, where the command has none of the field.
     """
@@ -219,6 +222,8 @@ def to_config(command: Any, recipe: str, advised: Sequence[Axis] = ()) -> Tuning
     given["space.clipnorms"] = tuple(clipnorms)
     space = SpaceConfig(**_inside(given, "space"))
     source = RECIPES[recipe]
+    if source == transfer() and not _is_of_heads(space):
+        source = pretrained()
     epochs, warmup = command.epochs or source.epochs, source.schedule.warmup_epochs
     base: dict[str, Any] = {
         "seed": command.seed,
@@ -234,6 +239,13 @@ def to_config(command: Any, recipe: str, advised: Sequence[Axis] = ()) -> Tuning
         space=space,
         budget=BudgetConfig(**_inside(given, "budget")),
         **{path: value for path, value in given.items() if "." not in path},
+    )
+
+
+def _is_of_heads(space: SpaceConfig) -> bool:
+    """Whether all trials freeze every stage; random weights never do."""
+    return {"all"}.issuperset(space.values_of(FREEZE_DEPTH)) and not any(
+        init in RANDOM for init in space.values_of(INIT)
     )
 
 

@@ -31,7 +31,7 @@ from trainers.config import (
 )
 from trainers.networks.backbones import find
 from trainers.networks.freezing import resolve_depth
-from trainers.recipes import transfer
+from trainers.recipes import pretrained
 from trainers.run.folder import read_result
 from tuning.advice.advise import run_advise
 from tuning.advice.config import AdviseConfig
@@ -148,7 +148,7 @@ def find_truth(task: Task, model: ModelConfig, out: Path) -> tuple[dict[int, flo
         num_images = read_manifest(str(task.data)).split("train").num_images
         epochs = MIN_STEPS * BATCH_SIZE // num_images
         base = replace(
-            transfer(),
+            pretrained(),
             data=str(task.data),
             epochs=min(max(epochs, MIN_EPOCHS), MAX_EPOCHS),
             global_batch_size=BATCH_SIZE,

@@ -15,10 +15,11 @@ from tests.support import golden_views
 from tests.support.data import write_shards
 from tests.support.training import train_here
 from trainers.config import FinetuneConfig, TrackConfig
-from trainers.recipes import RECIPES
+from trainers.recipes import RECIPES, pretrained
 from trainers.run.rows import read_rows
 
-RUNS = {recipe: (recipe, "mobilenet_v2") for recipe in RECIPES}
+STARTS = {"pretrained": pretrained(), **RECIPES}
+RUNS = {recipe: (recipe, "mobilenet_v2") for recipe in STARTS}
 RUNS["finetune test_vit"] = ("finetune", "test_vit")
 """Recipe and network of each list of losses."""
 GOLDEN = Path(__file__).parent / "golden_losses.json"
@@ -27,7 +28,7 @@ GOLDEN = Path(__file__).parent / "golden_losses.json"
 def shrink(run: str, data: str, out: str) -> FinetuneConfig:
     """A recipe at 32 px on 48 images, its numbers as they are; 2 epochs of 3 steps."""
     recipe, backbone = RUNS[run]
-    config = RECIPES[recipe]
+    config = STARTS[recipe]
     phases = tuple((depth, 1, rate) for depth, _, rate in config.schedule.phases)
     return replace(
         config,

@@ -13,7 +13,7 @@ from cluster.io.terminal import report
 from cluster.io.uris import parent_of
 from cluster.runtime import Resources
 from cluster.scaling import WorkerPlan
-from datasets.config import IngestConfig
+from datasets.config import NUM_VIEWS, IngestConfig
 from datasets.passes.feature_builder import Built, Entry, build_features
 from datasets.passes.features import FeatureArrays, hash_facts, load_view, read_view
 from datasets.passes.inference import Workers
@@ -162,7 +162,7 @@ def plan_entries(
     entries: list[Entry] = []
     for split, views_of_split in num_views.items():
         policy = ingest.policy if split == "train" else "none"
-        augmentation = {"policy": policy, "seed": seed if policy != "none" else 0}
+        augmentation = {"policy": policy, "seed": seed if policy not in NUM_VIEWS else 0}
         all_facts = facts | augmentation | {"split": split}
         entries.append(
             Entry(

@@ -47,14 +47,14 @@ class AdviseConfig(FrozenConfig):
     """Train at a few freeze depths for some epochs. Without it, the depths to sweep are those that
     a sweep has by default."""
     epochs: int | None = None
-    """Epochs of the sweep's trials, which the race is to predict. Default: those of `transfer`."""
+    """Epochs of the sweep's trials, which the race is to predict. Default: as a sweep."""
     global_batch_size: int | None = None
-    """Images per step in the race. Default: as `transfer`, or all where there are fewer."""
+    """Images per step in the race. Default: as a sweep, or all where there are fewer."""
     num_workers: int | None = None
     """DDP workers of the race's trainings; 0 trains in this process. Default: one per GPU, or one
     per node without GPUs."""
     policy: Policy | None = None
-    """Augmentation of the race's training images. Default: as `transfer`."""
+    """Augmentation of the race's training images. Default: as a sweep."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

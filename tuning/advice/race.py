@@ -24,7 +24,7 @@ from trainers.inference.passes import cache_uri
 from trainers.networks.backbones import find
 from trainers.networks.freezing import is_head_only, resolve_depth
 from trainers.prepare import plan_ingest, plan_training, prepare_run
-from trainers.recipes import transfer
+from trainers.recipes import pretrained
 from trainers.run.rows import epoch_rows
 from tuning.advice.config import AdviseConfig
 from tuning.advice.extrapolation import Expected, Race, Raced, extrapolate, find_regrets
@@ -103,7 +103,7 @@ def _plan_sweep(
     num_stages = len(find(name).stages)
     depths = {num_stages, find_best(stages).depth, 0}
     depths |= {resolve_depth(name, share) for share in SHARES}
-    recipe = transfer()
+    recipe = pretrained()
     base = replace(
         recipe,
         data=training.data,
@@ -146,7 +146,10 @@ def _share(
     plan = plan_sharing(
         sweep, manifest, free_bytes=store.free_bytes, missing_bytes=store.missing_bytes
     )
-    shared = Shared(manifest=manifest, prefixes=dict(store.build(plan).prefixes))
+    built = store.build(plan)
+    for problem in built.problems:
+        print(f"  {problem}: its trainings train on images")
+    shared = Shared(manifest=manifest, prefixes=dict(built.prefixes))
     base, depths = sweep.base, [int(depth) for depth in sweep.space.freeze_depths]
     total, by_depth = count_flops(base, [depth for depth in depths if depth])
     trainings = []

@@ -30,6 +30,7 @@ from trainers.feed import WorkerContext
 from trainers.heads.stack import HeadStack, can_stack, count_together
 from trainers.networks.backbones import build
 from trainers.networks.cut import build_prefix
+from trainers.networks.folding import fold_batchnorm
 from trainers.networks.freezing import is_head_only
 from trainers.settings import start_computing, train_settings
 from trainers.state import TrainState, place_model
@@ -198,7 +199,7 @@ def _time_pass(
 ) -> float:
     size_px, backbone = base.ingest.size_px, base.model.backbone
     network = build(backbone, len(manifest.classes), size_px).eval()
-    prefix = build_prefix(network, backbone, [depth])
+    prefix = fold_batchnorm(build_prefix(network, backbone, [depth]))
     place_model(prefix, base.compute, worker.device)
     settings = train_settings(base, manifest, worker)
     images = torch.zeros(NUM_PASSED, size_px, size_px, 3, dtype=torch.uint8, device=worker.device)
