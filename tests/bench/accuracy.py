@@ -17,7 +17,14 @@ from datasets.config import IngestConfig, PrepareConfig
 from datasets.prepare.prepare import prepare
 from tests.bench.report import ROOT
 from tests.support.training import train_here
-from trainers.config import ComputeConfig, FinetuneConfig, ModelConfig, Precision, TrackConfig
+from trainers.config import (
+    ComputeConfig,
+    FinetuneConfig,
+    ModelConfig,
+    OptimConfig,
+    Precision,
+    TrackConfig,
+)
 from trainers.evaluation import split as split_module
 from trainers.evaluation.evaluate import evaluate
 from trainers.recipes import RECIPES
@@ -46,7 +53,7 @@ def training_of(recipe: str, precision: Precision, seed: int, out: Path) -> Fine
             normalization="half",
             freeze_depth=config.model.freeze_depth,
         ),
-        optim=replace(config.optim, learning_rate=3e-3) if recipe == "transfer" else config.optim,
+        optim=OptimConfig(learning_rate=3e-3) if recipe == "transfer" else config.optim,
         schedule=replace(schedule, phases=PHASES if schedule.phases else (), schedule="cosine"),
         compute=ComputeConfig(precision=precision),
         track=TrackConfig(wandb="off"),
