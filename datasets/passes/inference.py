@@ -233,8 +233,8 @@ def run_actors(
 
 
 def choose_block_images(num_images: int, image_bytes: int, num_cpus: int) -> int:
-    """Return the images per block: eight blocks per CPU, as all wait for the last one, within bounds
-    of images and bytes."""
+    """Return the images per block: eight blocks per CPU, as all wait for the last one, within
+    bounds of images and bytes."""
     at_most = min(_MAX_BLOCK_IMAGES, max(1, _MAX_BLOCK_BYTES // image_bytes))
     wanted = -(-num_images // (8 * num_cpus))
     return min(at_most, max(_MIN_BLOCK_IMAGES, wanted))
