@@ -23,7 +23,8 @@ from tuning.leaderboard import (
     read_leaderboard,
     write_leaderboard,
 )
-from tuning.promote import print_seeds, summarize
+from tuning.promotion.printing import print_seeds
+from tuning.promotion.promote import summarize
 from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE, Point
 from tuning.winner import command_of
 

@@ -11,18 +11,23 @@ import safetensors.torch
 import torch
 
 from cluster.config import ClusterConfig
+from cluster.io.errors import UserError
+from datasets.config import IngestConfig
 from datasets.shards import Manifest, read_manifest, write_manifest
 from tests.support.small import small_training
 from tests.support.training import train_here
 from trainers.config import FinetuneConfig, LossConfig, ModelConfig, OptimConfig, TrackConfig
 from trainers.evaluation import evaluate
+from trainers.run import checkpoint
+from trainers.run.folder import load_best_model
 from trainers.run.predictions import read_predictions
 from trainers.run.rows import read_rows
 from trainers.tracking.mirror import RunMirror
-from tuning import promote
-from tuning.config import PromoteConfig
+from tuning.config import PromoteConfig, TuningConfig
 from tuning.leaderboard import LEARNS, LEARNS_NOT, TrialResult, write_leaderboard
-from tuning.promote import plan_trainings, run_promote
+from tuning.promotion import promote
+from tuning.promotion.promote import fit_epochs, plan_trainings, run_promote
+from tuning.promotion.resolution import Resolution, choose_size, count_last
 from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
 from tuning.winner import evaluate_once
 
@@ -61,6 +66,9 @@ def write_sweep(sweep: Path, config: FinetuneConfig, verdict: str = LEARNS) -> N
     """Write what a sweep of one trial leaves, without its training."""
     Path(config.out).mkdir(parents=True, exist_ok=True)
     (Path(config.out) / "config.json").write_text(json.dumps(config.to_dict()))
+    fingerprint = read_manifest(config.data).fingerprint
+    facts = TuningConfig(base=config, out=str(sweep)).to_dict() | {"data_fingerprint": fingerprint}
+    (sweep / "config.json").write_text(json.dumps(facts))
     write_leaderboard(str(sweep), [standing(config.out, verdict)], config, sync=[])
 
 
@@ -86,6 +94,11 @@ def test_the_winner_is_trained_on_train_and_val_with_each_seed_and_tested_once(
 ) -> None:
     monkeypatch.setattr("trainers.commands.RunMirror", Mirror)
     Mirror.opened = []
+
+    def refuse() -> None:
+        raise UserError("formats has ONNX: it needs onnx")
+
+    monkeypatch.setattr(promote, "require_onnx", refuse)
     sweep = tmp_path / "sweep"
     won = trial(easy_data, sweep)
     write_sweep(sweep, won)
@@ -120,7 +133,10 @@ def test_the_winner_is_trained_on_train_and_val_with_each_seed_and_tested_once(
     assert summary["interval"] == "t over 2 seeds" and summary["num_images"] == 13
     assert summary["winner"]["test/top1"] == before["test/top1"]
     assert json.loads((out / "promoted.json").read_text()) == summary
-    assert f"export --run {runs[0]} --out {out}/exported" in printed
+    assert f"Exported: {out}/exported" in printed and f"Review:   {out}/review.html" in printed
+    exported = {path.name for path in (out / "exported").iterdir()}
+    assert exported == {"README.md", "config.json", "model.safetensors", "model.pt2"}
+    assert "2 seeds" in (out / "review.html").read_text()
     assert "on 65 images of 3 classes" in printed and "Promoted:" in printed
     assert printed.count("W&B:") == 1 and f"track sync {out}\n" in printed
     assert {(m["job_type"], m["group"]) for m in Mirror.opened} == {("promote", "sweep")}
@@ -172,6 +188,73 @@ def test_a_seed_is_the_winner_but_longer_and_without_a_stop(
         plan_trainings(config, patient, str(tmp_path), "folds", num_folds=0)
     with pytest.raises(ValueError, match="seeds is 5: with --folds each fold is trained once"):
         replace(config, seeds=5)
+
+
+def test_a_budget_is_divided_among_epochs_and_seeds() -> None:
+    plan = {"epoch_s": 10.0, "seeds": 3, "shortest": 5, "longest": 15}
+    assert fit_epochs(1e6, **plan) == 15
+    assert fit_epochs(300, **plan) == 10, "of each of three seeds"
+    assert fit_epochs(120, **plan) == 6, "of two: three would have four"
+    assert (
+        fit_epochs(60, **plan) == 6 and fit_epochs(30, **plan) == 3 and fit_epochs(1, **plan) == 1
+    )
+    with pytest.raises(ValueError, match="budget is 'soon': give a time such as 45m"):
+        PromoteConfig(sweep="s", budget="soon")
+    with pytest.raises(ValueError, match="budget is '1h': with --folds each fold is trained"):
+        PromoteConfig(sweep="s", budget="1h", folds=True)
+
+
+def test_larger_images_follow_where_the_network_takes_them(easy_data: str, tmp_path: Path) -> None:
+    base = trial(easy_data, tmp_path)
+    assert choose_size(base, "auto") is None, "41 px are nearest to 32"
+    of_224 = replace(
+        base, model=ModelConfig(backbone="mobilenet_v2"), ingest=IngestConfig(size_px=224)
+    )
+    assert choose_size(of_224, "auto") == 288 and choose_size(of_224, 256) == 256
+    assert choose_size(of_224, None) is None and choose_size(of_224, 192) is None
+    with_adapters = replace(of_224, model=replace(of_224.model, freeze_depth="lora:8"))
+    assert choose_size(with_adapters, "auto") is None
+    with pytest.raises(ValueError, match="last_size_px is 8: too small for lenet5"):
+        choose_size(base, 8)
+    assert [count_last(epochs) for epochs in (1, 14, 16, 30)] == [1, 1, 2, 3]
+
+
+@pytest.mark.extended
+def test_a_budget_and_larger_images_end_in_one_folder(
+    ray_cluster: str,
+    easy_data: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The winner predicts one class only, so that a further epoch at 64 px is better."""
+    sweep = tmp_path / "sweep"
+    won = replace(
+        trial(easy_data, sweep),
+        model=ModelConfig(backbone="mobilenet_v2", init="he"),
+        optim=OptimConfig(learning_rate=1e-2),
+    )
+    write_sweep(sweep, won)
+    train_here(won)
+    monkeypatch.setattr(Resolution, "is_better", True)
+    options = {"seeds": 2, "num_workers": 0, "wandb": "off", "last_size_px": 64}
+    config = PromoteConfig(sweep=str(sweep), budget="10m", **options)
+    summary = run_promote(config)
+    printed = capfd.readouterr().out
+    assert "Images:   last epochs at 64 px: val/top1" in printed
+    assert summary["resolution"]["used"] and summary["epochs"] == 3, "three times those of a trial"
+    assert [Path(row["run"]).name for row in summary["seeds"]] == ["seed-0-64px", "seed-1-64px"]
+    config_of_run, progress, _ = load_best_model(summary["run"])
+    assert (config_of_run.ingest.size_px, config_of_run.epochs, progress.epoch) == (64, 1, 1)
+    start = safetensors.torch.load_file(str(config_of_run.model.weights))
+    _, before = checkpoint.load_best(str(sweep / "promoted/seed-0"))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in start.items())
+    card = (sweep / "promoted/exported/README.md").read_text()
+    assert "64 px" in card and (sweep / "promoted/spent.json").exists()
+
+    # A budget that is spent begins no other seed.
+    assert run_promote(replace(config, seeds=3, budget="2s"))["seeds"] == summary["seeds"]
+    assert "2 of 3 seeds; run the same command with a larger budget" in capfd.readouterr().out
 
 
 @pytest.mark.extended

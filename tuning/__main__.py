@@ -20,7 +20,7 @@ OTHERS = {
     "promote": Verb(
         "train a sweep's winner long, on validation images too, with several seeds, and test it",
         "tuning.config:PromoteConfig",
-        "tuning.promote:run_promote",
+        "tuning.promotion.promote:run_promote",
         address="address",
         imports=READERS,
     ),

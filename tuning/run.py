@@ -73,7 +73,8 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
 
     Returns:
         out, answer (the verdict's text), winner (its row of the leaderboard, or None where no trial
-        learned), test (its measures on the test split), sharing, trials.
+        learned), test (its measures on the test split), combined (the content of combined.json, or
+        None), sharing, trials.
 
     Raises:
         UserError: where the config is wrong, or OUT has another sweep.
@@ -89,7 +90,9 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
             f"{config.out} has this sweep of {len(known[0])} trials, finished: reusing it"
         )
         resources = connect(config.base.cluster.address, quiet=True)
-        return _close(_read_record(_with_precision(config, before, resources)), resources)
+        clock = BudgetClock(config.out, config.budget.seconds(resources.num_gpus))
+        record = _read_record(_with_precision(config, before, resources))
+        return _close(record, resources, clock)
     resources = connect(config.base.cluster.address)
     clock = BudgetClock(config.out, config.budget.seconds(resources.num_gpus))
     if known is not None and clock.left_s <= 0 and not explain:
@@ -97,7 +100,8 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
             f"{config.out} has spent its budget: reusing its {len(known[0])} trials; run the same "
             "command with a larger budget to resume"
         )
-        return _close(_read_record(_with_precision(config, before, resources)), resources)
+        record = _read_record(_with_precision(config, before, resources))
+        return _close(record, resources, clock)
     config = _with_precision(config, before, resources)
     config = without_lone_workers(config, resources)
     store = PrefixStore(config, manifest, resources)
@@ -135,7 +139,7 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
             num_trials=num_trials,
             num_concurrent=num_concurrent,
         )
-        return _close(record, resources, shared, clock)
+        return _close(record, resources, clock, shared)
 
 
 def _execute(
@@ -427,8 +431,8 @@ def describe_cut(record: SweepRecord) -> str | None:
 def _close(
     record: SweepRecord,
     resources: Resources,
+    clock: BudgetClock,
     shared: Shared | None = None,
-    clock: BudgetClock | None = None,
 ) -> dict[str, Any]:
     """Test the winner and print the answer; then combine the best trials, and log to W&B.
 
@@ -445,8 +449,9 @@ def _close(
         _print_answer(record)
     combined = None
     if record.manifest is not None and config.combine:
-        left_s = clock.whole_left_s if clock else float("inf")
-        combined = combine(record.out, record.trials, record.manifest, resources, left_s=left_s)
+        combined = combine(
+            record.out, record.trials, record.manifest, resources, left_s=clock.whole_left_s
+        )
     tests: dict[str, dict[str, Any]] = {}
     for found in combined.kept if combined else ():
         run = combined_uri(record.out, found.kind)

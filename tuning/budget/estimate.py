@@ -137,6 +137,36 @@ def _measure(
     return Rates(train_s=train_s, eval_s=eval_s, pass_s=pass_s, read_s=read_s)
 
 
+def measure_epoch_s(config: FinetuneConfig, manifest: Manifest, resources: Resources) -> float:
+    """Time real steps of a training on images; return the seconds of one of its epochs."""
+    workers = plan_workers(resources, config.cluster)
+    machines = max(1, workers.num_workers)
+    train_s, eval_s, read_s = compute_once(
+        partial(_measure_training, config, manifest), resources, config.cluster
+    )
+    read_s /= resources.num_cpus / machines
+    images = manifest.split(config.train_on).num_images
+    seconds = images * _of_image(train_s, read_s, use_gpu=workers.use_gpu)
+    if config.validates:
+        num_val = manifest.split("val").num_images
+        seconds += num_val * _of_image(eval_s, read_s, use_gpu=workers.use_gpu)
+    return seconds / machines
+
+
+def _measure_training(
+    config: FinetuneConfig, manifest: Manifest, threads: int, use_gpu: bool
+) -> tuple[float, float, float]:
+    """Return seconds per image of a training step, of an evaluation step, and of reading."""
+    start_computing(threads)
+    worker = WorkerContext(device=torch.device("cuda" if use_gpu else "cpu"), threads=threads)
+    return *_time_steps(config, manifest, worker, None), _time_reading(config, manifest)
+
+
+def _of_image(compute_s: float, read_s: float, *, use_gpu: bool) -> float:
+    """Return the seconds of an image: GPUs compute while CPUs read."""
+    return max(compute_s, read_s) if use_gpu else compute_s + read_s
+
+
 def _cost_key(training: FinetuneConfig) -> tuple[Any, ...]:
     size_px, backbone = training.ingest.size_px, training.model.backbone
     return backbone, size_px, training.compute, training.global_batch_size
@@ -279,9 +309,7 @@ class Forecast:
         machines = resources.num_gpus if workers.use_gpu else resources.num_nodes
         read_s = rates.read_s / (resources.num_cpus / machines)
 
-        def of_image(compute_s: float) -> float:
-            """Seconds of an image: GPUs compute while CPUs read."""
-            return max(compute_s, read_s) if workers.use_gpu else compute_s + read_s
+        of_image = partial(_of_image, read_s=read_s, use_gpu=workers.use_gpu)
 
         sizes = {name: split.num_images for name, split in manifest.splits.items()}
         num_epochs, trials_s = simulate_epochs(config), 0.0

@@ -48,7 +48,8 @@ Tensors = Mapping[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """A combination, and the tensors of its networks: one, or those of an ensemble."""
+    """A combination, and the tensors of its networks where it is kept: one, or those of an
+    ensemble."""
 
     combination: Combination
     networks: tuple[Tensors, ...]
@@ -225,7 +226,7 @@ def _compare(
         top1=float(after_N.mean()),
         gain=bootstrap_difference(before_N, after_N),
     )
-    return Attempt(combination=combination, networks=tuple(networks))
+    return Attempt(combination=combination, networks=tuple(networks) if combination.is_kept else ())
 
 
 def _try_ensemble(
