@@ -24,6 +24,7 @@ from typing import Any
 from cluster.io import storage
 from cluster.io.errors import UserError, require
 from cluster.io.lease import hold_lease
+from cluster.io.records import read_object
 from cluster.io.statistics import CONFIDENCE, estimate
 from cluster.io.terminal import describe_s, report
 from cluster.io.uris import name_of
@@ -241,6 +242,7 @@ class Promotion:
         self._sweep, self._out = sweep, out
         self._clock = BudgetClock(out, budget_s)
         self._commands: list[str | None] = []
+        self._has_trained = False
         self.notes: list[str] = []
         """Lines about what was measured or left out."""
 
@@ -287,7 +289,7 @@ class Promotion:
             if seconds > RESOLUTION_SHARE * self._clock.left_s:
                 self.notes.append(f"Images:   the budget is too short to try {size_px} px")
                 return None
-        self._commands.append(train(prepare_run(larger)))
+        self._fit(prepare_run(larger))
         return compare(self._winner, larger)
 
     def _count_epochs(self, larger_px: int | None) -> int:
@@ -329,21 +331,29 @@ class Promotion:
             run = prepare_run(training, images=images, lends_images=True)
             if run.memory:
                 images = SharedImages(memory=run.memory, ingest=run.ingest)
-            self._commands.append(train(run))
+            self._fit(run)
             final, seconds = training, read_result(training.out)[metrics.TOTAL_S]
             if larger_px is not None:
                 final = continue_larger(
                     training, training.out, larger_px, f"{training.out}-{larger_px}px"
                 )
-                self._commands.append(train(prepare_run(final)))
+                self._fit(prepare_run(final))
                 seconds += read_result(final.out)[metrics.TOTAL_S]
             finals.append(final)
             slowest_s = max(slowest_s, seconds)
         return finals
 
+    def _fit(self, run: Run) -> None:
+        self._has_trained |= run.result is None
+        self._commands.append(train(run))
+
     def _export(self, run: str) -> str:
-        """Export the network to use, with its model card; return the folder."""
+        """Export the network to use and its model card, unless that is done; return the folder."""
         config = ExportConfig(run=run, out=storage.join(self._out, "exported"))
+        before = storage.join(self._out, "promoted.json")
+        is_same = storage.exists(before) and read_object(before, {"run": str})["run"] == run
+        if is_same and not self._has_trained and storage.exists(f"{config.out}/README.md"):
+            return config.out
         try:
             require_onnx()
         except UserError as error:
