@@ -115,7 +115,7 @@ def build_features(config: FinetuneConfig, out: Path) -> PrefixFeatures:
         num_bytes=num_images * count_bytes(shape),
         flops=0.0,
     )
-    sweep = TuningConfig(base=config, out=str(out / "features"), cache=str(out / "cache"))
+    sweep = TuningConfig(base=config, out=str(out), cache=str(out / "cache"))
     built = PrefixStore(sweep, manifest, connect(quiet=True)).build(SharingPlan(prefixes=(prefix,)))
     return built.prefixes[network, depth]
 
@@ -164,7 +164,7 @@ def main() -> None:
         for seed in SEEDS:
             folder = f"{options.recipe}-{'-'.join(name.replace(':', '').split())}-{seed}"
             config = training_of(options.recipe, changes, seed, out)
-            config = replace(config, out=str(out / folder))
+            config = replace(config, out=str(out / "trials" / folder))  # beside OUT/prefixes
             if time.monotonic() < ends_s or Path(config.out, "top1.txt").exists():
                 top1s.append(measure(config, out))
                 vals.append(read_result(config.out)["val/best_top1"])
