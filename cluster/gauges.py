@@ -10,7 +10,7 @@ _gauges: dict[str, Any] = {}
 
 def metric_name(name: str) -> str:
     """Return the name in Prometheus: `time/epoch_s` is ray_thaw_time_epoch_s."""
-    return PREFIX + name.replace("/", "_")
+    return PREFIX + name.replace("/", "_").replace(" ", "_")
 
 
 def publish(values: Mapping[str, float], **tags: str) -> None:

@@ -31,10 +31,12 @@ from trainers.feed import WorkerContext
 from trainers.networks.backbones import build
 from trainers.networks.initializers import initialize
 from trainers.prepare import check
-from trainers.run import checkpoint
+from trainers.run import checkpoint, recorder
 from trainers.run.checkpoint import TrainingProgress
+from trainers.run.folder import find_result
 from trainers.run.recorder import Recorder
 from trainers.run.rows import read_rows
+from trainers.run.stop import StoppedByUser, request_stop, withdraw_stop
 from trainers.settings import train_settings
 from trainers.state import TrainState
 
@@ -119,6 +121,25 @@ def test_a_run_cut_in_mid_epoch_goes_on_at_its_checkpoint_and_ends_the_same(
     assert losses(config.out) == losses(straight)
     for name, tensor in best_weights(config.out).items():
         assert torch.equal(tensor, best_weights(straight)[name]), name
+
+
+def test_a_run_that_is_asked_to_stop_ends_at_a_checkpoint_and_resumes_there(
+    config: FinetuneConfig, straight: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "POLL_S", 0.0)
+    config = replace(config, checkpoint_every_steps=500)
+    with pytest.raises(StoppedByUser):
+        train_here(config, report=lambda row: request_stop(config.out))
+    stopped = checkpoint.latest_progress(config.out)
+    assert stopped is not None and 3 < stopped.global_step < 9
+    assert stopped.global_step == read_rows(config.out)[-1]["global_step"]
+    assert find_result(config.out) is None
+
+    withdraw_stop(config.out)
+    taken = cut_at(monkeypatch, None)
+    train_here(config)
+    assert taken == [9 - stopped.global_step]
+    assert losses(config.out) == losses(straight)
 
 
 def test_two_runs_of_the_same_seed_have_the_same_losses(

@@ -22,7 +22,7 @@ from tests.support.small import small_training
 from tests.support.waiting import wait_until
 from tests.support.wandb_checks import check_run
 from tests.support.wandb_files import read_record
-from tests.support.wandb_server import KEY, WandbServer
+from tests.support.wandb_server import KEY, WandbServer, ask_often
 from tests.test_trainers_mirror import end_of_epoch, row, write_progress, write_result
 from trainers.__main__ import main
 from trainers.config import FinetuneConfig, ModelConfig, TrackConfig
@@ -292,3 +292,40 @@ def test_a_server_that_dies_delays_no_step_and_no_end(
     assert read_rows(config.out) == read_rows(off.out)
     assert "W&B did not take all" in warned
     assert_local(config)
+
+
+def test_stop_in_wandb_reaches_that_run_alone_and_not_its_next_session(
+    server: WandbServer,
+    config: FinetuneConfig,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """W&B's own default is an interrupt of this process, as in `c`, which has nothing to stop."""
+    ask_often(monkeypatch)
+    manifest, stopped = read_manifest(config.data), []
+    options = {
+        "a": {"on_stop": lambda: stopped.append("a")},
+        "b": {"on_stop": lambda: stopped.append("b")},
+        "c": {},
+    }
+    configs = {name: replace(config, out=f"{config.out}-{name}") for name in options}
+
+    def open_mirror(name: str) -> RunMirror:
+        return RunMirror(
+            configs[name], manifest, name=name, group="s", job_type="trial", **options[name]
+        )
+
+    mirrors = {name: open_mirror(name) for name in options}
+    wait_until(lambda: len(server.runs) == 3, "the runs")
+    for name in "ca":
+        server.press_stop(find_id(configs[name].out))
+    wait_until(lambda: stopped, "the stop")
+    mirrors["a"].finish("stopped by user")
+    assert mirrors["a"].close() is None
+    mirrors["a"] = open_mirror("a")
+    wait_until(lambda: "Stop has no effect" in caplog.text, "the stop of the session before")
+    for mirror in mirrors.values():
+        mirror.finish("finished")
+        assert mirror.close() is None
+
+    assert stopped == ["a"]

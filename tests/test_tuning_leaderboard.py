@@ -84,7 +84,10 @@ def test_files_hold_what_was_ranked(tmp_path: Path) -> None:
     trials = rank(trials, epochs=1, class_counts=CLASS_COUNTS)
     assert read_leaderboard(str(tmp_path)) is None
     write_leaderboard(str(tmp_path), trials, BASE, sync=["wandb sync x"])
-    assert read_leaderboard(str(tmp_path)) == (trials, {"sync": ["wandb sync x"]})
+    assert read_leaderboard(str(tmp_path)) == (
+        trials,
+        {"sync": ["wandb sync x"], "ended_by_user": None},
+    )
     rows = list(csv.DictReader((tmp_path / "leaderboard.csv").read_text().splitlines()))
     assert [row["trial_id"] for row in rows] == ["a", "b"]
     assert rows[0][LEARNING_RATE] == "0.001"

@@ -17,13 +17,16 @@ from tests.support.wandb_server import WandbServer
 from trainers.tracking.config import sync_command
 from tuning.record import SweepRecord
 from tuning.verdict import judge
-from tuning.wandb.sweep import log_sweep
+from tuning.wandb.sweep_run import SweepRun
 
 
 def log(out: str, mode: Literal["online", "offline"]) -> str | None:
     sweep = SweepRecord.read(out)
     base = replace(sweep.base, track=replace(sweep.base.track, wandb=mode))
-    return log_sweep(replace(sweep, config=replace(sweep.config, base=base)))
+    config = replace(sweep.config, base=base)
+    assert sweep.manifest is not None
+    run = SweepRun(config, sweep.manifest, on_stop=lambda: None)
+    return run.log(replace(sweep, config=config))
 
 
 def read_table(run: Path, key: str) -> dict[str, list[Any]]:

@@ -1,6 +1,7 @@
 """Train from the command line: check, connect, train, print progress and the result."""
 
 import shlex
+from functools import partial
 from typing import Any
 
 from cluster.io import storage, terminal
@@ -12,6 +13,7 @@ from trainers.config import FinetuneConfig
 from trainers.meter import Meter
 from trainers.prepare import Run, prepare_run
 from trainers.resume import describe_changes
+from trainers.run.stop import StoppedByUser, request_stop, withdraw_stop
 from trainers.tracking.mirror import RunMirror, follow
 from trainers.tracking.where import describe_tracking
 
@@ -48,6 +50,7 @@ def follow_training(run: Run, *, job_type: str) -> tuple[dict[str, Any], str | N
 
     Raises:
         UserError: where another process trains there; and as `launch.fit`.
+        StoppedByUser: where the run was stopped in W&B.
     """
     rows = shlex.quote(storage.join(run.config.out, "metrics.jsonl"))
     with hold_lease(run.config.out, follow=f"follow it with `tail -f {rows}`"):
@@ -66,15 +69,27 @@ def _follow_training(run: Run, job_type: str) -> tuple[dict[str, Any], str | Non
     for line in describe_changes(run):
         terminal.report(line, warning=True)
     name = name_of(config.out)
-    mirror = RunMirror(config, manifest, name=name, group=config.track.group, job_type=job_type)
+    withdraw_stop(config.out)
+    mirror = RunMirror(
+        config,
+        manifest,
+        name=name,
+        group=config.track.group,
+        job_type=job_type,
+        on_stop=partial(request_stop, config.out),
+    )
     meter = Meter(config, manifest)
 
     def show_row(row: dict[str, Any]) -> None:
         meter.update([row])
         show(row, config.num_epochs)
 
-    with terminal.show(meter.draw), follow(config.out, mirror, show_row):
-        result = launch.fit(run)
+    try:
+        with terminal.show(meter.draw), follow(config.out, mirror, show_row):
+            result = launch.fit(run)
+    except StoppedByUser:
+        print("Stopped in W&B: run the same command again to resume")
+        raise
     return result, mirror.close()
 
 

@@ -19,7 +19,8 @@ from trainers.failures import explain_failure, noticing_hangs
 from trainers.feed import WorkerContext
 from trainers.loop import train, train_loop_per_worker
 from trainers.prepare import Run
-from trainers.run.folder import read_result, write_config
+from trainers.run.folder import find_result, read_result, write_config
+from trainers.run.stop import StoppedByUser, is_stop_requested
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ def fit(run: Run) -> dict[str, Any]:
 
     Raises:
         UserError: where the failure budget is used up, or the run stops early with an error.
+        StoppedByUser: where the run was asked to stop.
         ray.train.TrainingFailedError: where the failure budget is used up by a bug.
     """
     if run.workers.num_workers == 0:
@@ -78,7 +80,13 @@ def fit(run: Run) -> dict[str, Any]:
         if (reason := explain_failure(error, config.cluster, config.out)) is None:
             raise
         raise UserError(reason) from error
-    return read_result(config.out)
+    return _read_end(config.out)
+
+
+def _read_end(run: str) -> dict[str, Any]:
+    if find_result(run) is None and is_stop_requested(run):
+        raise StoppedByUser
+    return read_result(run)
 
 
 def _scaling_config(cluster: ClusterConfig, workers: WorkerPlan) -> ray.train.ScalingConfig:
@@ -116,7 +124,7 @@ def fit_in_process(
     if run.result is not None:
         return run.result
     train(run, worker_here(run.config.cluster, run.workers), report, report_written=True)
-    return read_result(run.config.out)
+    return _read_end(run.config.out)
 
 
 def worker_here(cluster: ClusterConfig, workers: WorkerPlan) -> WorkerContext:

@@ -33,7 +33,12 @@ from trainers.run.rows import Row
 from trainers.settings import start_computing, train_settings
 from trainers.state import TrainState
 from trainers.step import StepSettings, eval_step, train_step
-from trainers.stops import TrainingStopped, check_unreadable, too_many_unreadable
+from trainers.stops import (
+    StopRequested,
+    TrainingStopped,
+    check_unreadable,
+    too_many_unreadable,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +83,8 @@ def train(
 
     After each epoch: evaluate, checkpoint, log, report. At the end rank 0 writes result.json, with
     the reason where the run stopped early: a gradient that was not finite, or more unreadable
-    images than `ingest.max_bad_fraction`. The last good checkpoint then stays.
+    images than `ingest.max_bad_fraction`. The last good checkpoint then stays. A run that was asked
+    to stop has a checkpoint and no result.json.
 
     Args:
         report_written: report an epoch only once its row and checkpoint are written.
@@ -101,11 +107,15 @@ def train(
         try:
             while not is_done(config, training.progress.epoch, training.progress.best_epoch):
                 watchdog.live()
+                if training.stop_requested():
+                    return
                 row = training.run_epoch()
                 if training.recorder and report_written:
                     training.recorder.wait()
                 watchdog.rest()
                 report(row)  # may wait for Tune's driver
+        except StopRequested:
+            return
         except TrainingStopped as stop:
             problem = stop
     if worker.rank == 0:
@@ -184,11 +194,21 @@ class Training:
             if feed is not None:
                 feed.close()
 
+    def stop_requested(self) -> bool:
+        """Whether the user has asked to stop, as rank 0 knows. All ranks must call."""
+        requested = self.recorder is not None and self.recorder.stop_requested
+        if self._worker.world_size == 1:
+            return requested
+        flag = torch.tensor(float(requested), device=self._worker.device)
+        distributed.broadcast(flag, src=0)
+        return bool(flag)
+
     def run_epoch(self) -> Row:
         """Train one epoch, or the rest of one; evaluate, checkpoint, log and return its row.
 
         Raises:
             TrainingStopped: where gradients are not finite, or too many images unreadable.
+            StopRequested: where the user has asked to stop, before the epoch's end.
         """
         started, waited_s, first_step = (
             time.perf_counter(),
@@ -251,7 +271,8 @@ class Training:
             logs = step % config.track.log_every_steps == 0
             if step < last_step and not saves and not logs:
                 continue
-            saves = saves or (step < last_step and self._preemption_pending())
+            ends = step < last_step and self.stop_requested()
+            saves = saves or ends or (step < last_step and self._preemption_pending())
             totals, row = sums.reduce(step, learning_rate)
             num_unreadable, feed = int(totals["lost"]), self._train_feed
             stops = too_many_unreadable(config, num_unreadable, feed.num_images)
@@ -274,6 +295,8 @@ class Training:
                 self.recorder.save(self._state.serialize, middle)
             if self.recorder:
                 self.recorder.log(row)
+            if ends:
+                raise StopRequested
 
     def _validate(self) -> Predictions | None:
         """Return the predictions for the validation images, unless they train."""

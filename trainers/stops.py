@@ -1,4 +1,4 @@
-"""Why a run stops early: too many unreadable images, or gradients that are not finite."""
+"""Why a run stops early: a request, unreadable images, or gradients that are not finite."""
 
 import logging
 from collections.abc import Sequence
@@ -20,6 +20,10 @@ class TrainingStopped(Exception):
     def __init__(self, *, diverged: str | None = None, unreadable: str | None = None) -> None:
         super().__init__(diverged or unreadable)
         self.diverged, self.unreadable = diverged, unreadable
+
+
+class StopRequested(Exception):
+    """Ends a run where it is, on all ranks at the same step; it resumes from there."""
 
 
 def too_many_unreadable(config: FinetuneConfig, num_unreadable: float, num_images: int) -> bool:

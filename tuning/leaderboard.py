@@ -19,13 +19,14 @@ from trainers import metrics
 from trainers.config import FinetuneConfig
 from trainers.networks.freezing import describe_frozen, show_frozen
 from trainers.run.rows import epoch_rows
+from trainers.run.stop import STOPPED
 from tuning.axes.axis import FREEZE_DEPTH
 from tuning.sharing.reuse import read_origin
 from tuning.space import Point, compared_fields, model_of, short_name, show_at, take_point
 
-STATES = ("running", "finished", "pruned", "failed", "killed", "cut")
-RUNNING, FINISHED, PRUNED, FAILED, KILLED, CUT = STATES
-"""Cut: stopped where the budget ended."""
+STATES = ("running", "finished", "pruned", STOPPED, "failed", "killed", "cut")
+RUNNING, FINISHED, PRUNED, _, FAILED, KILLED, CUT = STATES
+"""Cut: still running where the sweep was ended, by its budget or by the user."""
 LEARNS = "learns"
 LEARNS_NOT = "does not learn"
 COLUMNS = ("val/top1", "epoch", "state", "time", "verdict")
@@ -47,7 +48,7 @@ class TrialResult:
     best_epoch: int | None = None
     num_epochs: int = 0
     state: str
-    """running, finished, pruned, failed, killed or cut."""
+    """One of STATES."""
     seconds: float = 0.0
     verdict: str = LEARNS_NOT
     run: str
@@ -158,7 +159,8 @@ def read_leaderboard(out: str) -> tuple[list[TrialResult], dict[str, Any]] | Non
     uri = storage.join(out, "leaderboard.json")
     if not storage.exists(uri):
         return None
-    facts = read_object(uri, {"trials": [_COLUMN_HINTS], "sync": list[str] | None})
+    hints = {"trials": [_COLUMN_HINTS], "sync": list[str] | None, "ended_by_user": bool | None}
+    facts = read_object(uri, hints)
     trials = []
     for row in facts.pop("trials"):
         point = {n: v for n, v in row.items() if n not in _COLUMN_HINTS and n not in FROZEN}

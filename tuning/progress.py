@@ -4,6 +4,7 @@ The driver outlives pruned and killed workers, so it records how each trial ende
 """
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ray.tune.experiment import Trial
 from cluster.io import storage
 from trainers import metrics
 from trainers.config import FinetuneConfig
+from trainers.run.stop import STOPPED
 from trainers.tracking.mirror import TRIAL, RunMirror
 from trainers.tracking.thread import CLOSE_TIMEOUT_S
 from tuning.config import TuningConfig
@@ -34,6 +36,8 @@ class SweepProgress(SessionCallback):
         self._states = states
         self._mirrors: dict[str, RunMirror] = {}
         self._ended_mirrors: list[RunMirror] = []
+        self._stops: set[str] = set()
+        """Ids of trials that were stopped in W&B, by threads of W&B."""
         self._num_ended: int | None = None
         self.trial_ids: list[str] = []
         """Of all trials, in the order of Tune's results; set at the end."""
@@ -54,6 +58,7 @@ class SweepProgress(SessionCallback):
             name=f"{self._states.number_of(trial.trial_id)} {describe(point_of(trial.config))}",
             group=self._config.group,
             job_type=TRIAL,
+            on_stop=partial(self._stops.add, trial.trial_id),
         )
         if self._num_ended is None:  # counted once: the others end in this session
             self._num_ended = sum(other.is_finished() for other in trials)
@@ -71,6 +76,11 @@ class SweepProgress(SessionCallback):
         self._display.report(trial.trial_id, result)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        for trial in trials if self._stops else ():
+            # A trial in its last epoch ends by itself: stopped there, it could not write its end.
+            epoch = (trial.last_result or {}).get(metrics.EPOCH, 0)
+            if trial.trial_id in self._stops and epoch < self._config.base.epochs - 1:
+                trial.stopping_criterion = {metrics.EPOCH: 0.0}  # at its next result
         self._states.flush()
 
     def on_trial_complete(
@@ -80,6 +90,9 @@ class SweepProgress(SessionCallback):
         if (folder := self._shared.results_of(training)) is not None:
             record(folder, training.out)
         num_epochs = (trial.last_result or {}).get(metrics.EPOCH, self._config.base.epochs)
+        if num_epochs < self._config.base.epochs and trial.trial_id in self._stops:
+            self._end(trial, STOPPED, f"{STOPPED} after epoch {num_epochs}")
+            return
         if num_epochs < self._config.base.epochs:
             self._end(trial, PRUNED, f"pruned after epoch {num_epochs}")
             return

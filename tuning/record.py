@@ -140,6 +140,8 @@ class SweepRecord:
     savings: Savings
     sync: Sequence[str]
     """Commands that upload runs to W&B."""
+    ended_by_user: bool = False
+    """Whether it was stopped in W&B."""
     started: Mapping[str, Any] | None
     """started.json; None in a sweep of an older Thaw."""
     promoted: Mapping[str, Any] | None
@@ -181,6 +183,7 @@ class SweepRecord:
             trials=trials,
             savings=Savings.from_facts(facts),
             sync=facts.get("sync", ()),
+            ended_by_user=bool(facts.get("ended_by_user")),
             started=_read(storage.join(out, "started.json"), _STARTED),
             promoted=_read(storage.join(out, "promoted", "promoted.json"), _PROMOTED),
             manifest=manifest,

@@ -6,6 +6,7 @@ import os
 import shlex
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -29,6 +30,7 @@ from trainers.inference.passes import cache_uri
 from trainers.networks.freezing import is_head_only
 from trainers.networks.precision import choose_precision
 from trainers.run.folder import read_config
+from trainers.run.stop import STOPPED
 from trainers.tracking.config import sync_command
 from trainers.tracking.where import describe_tracking
 from tuning.axes.axis import BACKBONE
@@ -62,6 +64,7 @@ from tuning.states import TrialStates, read_trials
 from tuning.sweep_display import SweepDisplay
 from tuning.trial import Shared, build_trial, config_of, trains_in_process, trains_together
 from tuning.verdict import judge
+from tuning.wandb.sweep_run import SweepRun
 from tuning.winner import evaluate_once, train_longer
 
 
@@ -127,7 +130,10 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
     if explain:
         raise SystemExit(0)
     follow = f"follow it with `python -m tuning review --out {shlex.quote(config.out)}`"
-    with hold_lease(config.out, follow=follow):
+    with (
+        hold_lease(config.out, follow=follow),
+        closing(SweepRun(config, manifest, on_stop=clock.end)) as tracked,
+    ):
         record, shared = _execute(
             config,
             manifest,
@@ -139,7 +145,7 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
             num_trials=num_trials,
             num_concurrent=num_concurrent,
         )
-        return _close(record, resources, clock, shared)
+        return _close(record, resources, clock, shared, tracked)
 
 
 def _execute(
@@ -186,7 +192,14 @@ def _execute(
         images_per_epoch=sum(manifest.split(split).num_images for split in ("train", "val")),
     )
     sync = [] if is_synced else [sync_command(config.out)]
-    write_leaderboard(config.out, trials, config.base, sync=sync, sharing=savings.to_dict())
+    write_leaderboard(
+        config.out,
+        trials,
+        config.base,
+        sync=sync,
+        sharing=savings.to_dict(),
+        ended_by_user=clock.ended_by_user,
+    )
     return _read_record(config), shared
 
 
@@ -256,7 +269,10 @@ def _run_trials(
             "resume"
         )
         raise SystemExit(130)
-    ended = [*_ended(config, results, progress.trial_ids, progress.cut)]
+    ended = [*_ended(config, results, progress.trial_ids, progress.cut, states)]
+    if not ended and clock.ended_by_user:
+        print("Stopped before a trial had begun; run the same command again")
+        raise SystemExit(130)
     if not ended:
         raise UserError(
             "budget is spent before a trial has finished an epoch: run the same command with a "
@@ -390,17 +406,22 @@ def _announce(
 
 
 def _ended(
-    config: TuningConfig, results: tune.ResultGrid, trial_ids: Sequence[str], cut: Collection[str]
+    config: TuningConfig,
+    results: tune.ResultGrid,
+    trial_ids: Sequence[str],
+    cut: Collection[str],
+    states: TrialStates,
 ) -> Iterator[TrialResult]:
     for number, trial_id in enumerate(trial_ids):
         result = results[number]
         if result.config is None:  # the budget ended before it had begun
             continue
+        state = CUT if trial_id in cut else FINISHED if result.error is None else FAILED
         yield TrialResult(
             trial_id=trial_id,
             point=point_of(result.config),
             run=run_folder(config, trial_id),
-            state=CUT if trial_id in cut else FINISHED if result.error is None else FAILED,
+            state=STOPPED if states.state_of(trial_id) == STOPPED else state,
         )
 
 
@@ -417,14 +438,19 @@ def is_whole(config: TuningConfig, trials: Sequence[TrialResult]) -> bool:
 
 
 def describe_cut(record: SweepRecord) -> str | None:
-    """Say which trials the budget has cut in one line; None where it has cut none."""
+    """Write which trials the end of the sweep has cut in one line; None where it has cut none."""
     num_cut = sum(row.state == CUT for row in record.trials)
     num_missing = record.num_trials - len(record.trials)
     if not num_cut and not num_missing:
         return None
+    why, how = (
+        ("Stopped:      in W&B", "again")
+        if record.ended_by_user
+        else ("Budget:       spent", "with a larger budget")
+    )
     return (
-        f"spent; {num_cut} trials were stopped, and {num_missing} of {record.num_trials} not "
-        "started; run the same command with a larger budget to resume"
+        f"{why}; {num_cut} trials were stopped, and {num_missing} of {record.num_trials} not "
+        f"started; run the same command {how} to resume"
     )
 
 
@@ -433,11 +459,13 @@ def _close(
     resources: Resources,
     clock: BudgetClock,
     shared: Shared | None = None,
+    tracked: SweepRun | None = None,
 ) -> dict[str, Any]:
     """Test the winner and print the answer; then combine the best trials, and log to W&B.
 
     Args:
         shared: of a sweep that has just ended.
+        tracked: its run.
     """
     config, winner = record.config, record.winner
     has_test = record.manifest is not None and "test" in record.manifest.splits
@@ -458,11 +486,8 @@ def _close(
         tests[found.kind] = evaluate_once(run) if has_test and config.evaluate_winner else {}
     for line in describe_combinations(record.out, combined, tests) if combined else ():
         print(f"Combined:     {line}")
-    if shared is not None:
-        from tuning.wandb.sweep import log_sweep  # imports scikit-learn and Matplotlib
-
-        if (command := log_sweep(record)) is not None:
-            record = replace(record, sync=[command])
+    if tracked is not None and (command := tracked.log(record)) is not None:
+        record = replace(record, sync=[command])
     for command in record.sync:
         print(f"Sync W&B:     {command}")
     return {
@@ -506,6 +531,6 @@ def _print_answer(record: SweepRecord, measures: Measures | None = None) -> None
     if record.advice is not None:
         print(f"Advice:       {record.advice}")
     if (line := describe_cut(record)) is not None:
-        print(f"Budget:       {line}")
+        print(line)
     for line in record.savings.describe():
         print(f"Shared:       {line}")

@@ -54,6 +54,11 @@ class TrialStates:
         known = self._trials.get(trial_id)
         return known.number if known else 1 + len(self._trials)
 
+    def state_of(self, trial_id: str) -> str | None:
+        """Return a trial's state; None for one that has not started."""
+        known = self._trials.get(trial_id)
+        return known.state if known else None
+
     def note(self, trial_id: str, *, point: Point, state: str, reason: str | None = None) -> None:
         """Set a trial's state; `flush` writes it."""
         self._trials[trial_id] = TrialResult(

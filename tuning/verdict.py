@@ -16,6 +16,7 @@ from cluster.io.statistics import (
     mcnemar,
     wilson,
 )
+from trainers.run.stop import STOPPED
 from tuning.leaderboard import FAILED, PRUNED, TrialResult
 from tuning.record import SweepRecord
 
@@ -156,7 +157,7 @@ def _cautions(record: SweepRecord, best: TrialResult, *, num_measured: int) -> t
             f"The best of {num_measured} trials is optimistic: it was selected on the images "
             "that measure it, and neither interval nor test corrects for that."
         )
-    if best.state == PRUNED:
+    if best.state in (PRUNED, STOPPED):
         lines.append(f"The best trial was stopped early, after epoch {best.num_epochs}.")
     num_without = len(record.trials) - num_measured
     if num_without and record.status == "ended":

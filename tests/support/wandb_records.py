@@ -30,6 +30,8 @@ class Run:
     """As W&B stores it: each value below the key `value`, and its own notes below `_wandb`."""
     lines: dict[str, dict[int, str]] = field(default_factory=dict)
     """Of each streamed file, by line number: a line that is sent again replaces the first."""
+    is_stopped: bool = False
+    """Whether Stop was pressed: the client reads it in the answers to what it streams."""
     exit_code: int | None = None
     """None until the run says that it ended."""
     files: dict[str, bytes] = field(default_factory=dict)

@@ -6,7 +6,7 @@
         assert server.runs[run_id].rows[-1]["train/loss"] == 0.5
 
 Faults: `fail_with(503, count=3)`, `fail_with(503, seconds=2)`, `hang()`, `recover()`, `stop()`; any
-key but its own is refused with 401.
+key but its own is refused with 401. `press_stop(run_id)` is the Stop button of a run's page.
 """
 
 import base64
@@ -17,7 +17,10 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from math import inf
 from types import TracebackType
+from typing import Any
 from urllib.parse import unquote
+
+import pytest
 
 from tests.support.wandb_records import ANSWERS, Artifact, Json, Records, Run
 
@@ -66,6 +69,10 @@ class WandbServer(ThreadingHTTPServer):
         with self.lock:
             self._fault = (status, count, time.monotonic() + seconds)
 
+    def press_stop(self, run_id: str) -> None:
+        """Press Stop on a run's page."""
+        self.runs[run_id].is_stopped = True
+
     def hang(self) -> None:
         """Accept requests and answer none until `recover`."""
         self._answering.clear()
@@ -108,6 +115,18 @@ class WandbServer(ThreadingHTTPServer):
     ) -> None:
         if not self.stopped.is_set():
             self.stop()
+
+
+def ask_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let wandb's client send rows, and ask whether to stop, several times a second, not every
+    15 s."""
+    from wandb.sdk.lib.run_stopping import RunStopChecker
+
+    from trainers.tracking.wandb_internals import PRIVATE_SETTINGS
+
+    ask: Any = RunStopChecker.__init__
+    monkeypatch.setitem(ask.__kwdefaults__, "poll_interval", 0.2)
+    monkeypatch.setitem(PRIVATE_SETTINGS, "x_file_stream_transmit_interval", 0.2)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -156,6 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
             match place:
                 case ["files", _, _, run, "file_stream"]:
                     _append(records.runs[run], json.loads(body))
+                    return {"stopped": True} if records.runs[run].is_stopped else {}
                 case ["runs", run, name]:
                     records.runs[run].files[name] = body
                 case ["artifacts", artifact, name]:

@@ -1,6 +1,7 @@
 """Writes rows, predictions and checkpoints of a run in a background thread."""
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +14,7 @@ from trainers.run import checkpoint
 from trainers.run.checkpoint import TrainingProgress
 from trainers.run.predictions import Predictions, write_predictions
 from trainers.run.rows import JsonlTracker, Row
+from trainers.run.stop import POLL_S, is_stop_requested
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +35,9 @@ class Recorder:
         self._tracker = JsonlTracker(run, last_row=last_row)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="recorder")
         self._pending: deque[Future[None]] = deque()
+        self._polled_s = 0.0
+        self.stop_requested = False
+        """Whether the run folder has such a request, as the thread saw after the last row."""
 
     def log(self, row: Row) -> None:
         """Write a row of metrics."""
@@ -43,6 +48,9 @@ class Recorder:
     def _log(self, row: Row) -> None:
         self._tracker.log(row)
         publish({name: row[name] for name in PUBLISHED if row.get(name) is not None}, run=self._run)
+        if time.monotonic() - self._polled_s >= POLL_S:
+            self.stop_requested = is_stop_requested(self._run)
+            self._polled_s = time.monotonic()
 
     def save(self, serialize: Callable[[], dict[str, bytes]], progress: TrainingProgress) -> None:
         """Write a checkpoint of the current state.

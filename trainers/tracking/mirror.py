@@ -12,6 +12,7 @@ from datasets.shards import Manifest
 from trainers import metrics
 from trainers.config import FinetuneConfig
 from trainers.run.rows import Row, RowReader, find_mode
+from trainers.run.stop import STOPPED, StoppedByUser
 from trainers.tracking.thread import CLOSE_TIMEOUT_S, WandbThread
 
 POLL_S = 1.0
@@ -24,6 +25,7 @@ class RunMirror:
 
     Args:
         config: of the run, its paths absolute.
+        on_stop: called, in another thread, where the user stops the run in W&B.
     """
 
     def __init__(
@@ -34,16 +36,17 @@ class RunMirror:
         name: str,
         group: str | None,
         job_type: str,
+        on_stop: Callable[[], None] = lambda: None,
     ) -> None:
         self._config, self._manifest, self._job_type = config, manifest, job_type
-        self._options = {"name": name, "group": group, "job_type": job_type}
+        self._options = {"name": name, "group": group, "job_type": job_type, "on_stop": on_stop}
         self._state = "killed"
         self._ended = threading.Event()
         is_off = find_mode(config.track) == "off"
         self._thread = None if is_off else WandbThread(config.out, self._mirror)
 
     def finish(self, state: str) -> None:
-        """Set how the run ended: finished, pruned, failed or killed; return at once."""
+        """Set how the run ended, one of the states of a trial; return at once."""
         self._state = state
         self._ended.set()
 
@@ -102,6 +105,9 @@ def follow(run: str, mirror: RunMirror, show: Callable[[Row], None]) -> Iterator
     try:
         yield
         state = "finished"
+    except StoppedByUser:
+        state = STOPPED
+        raise
     except (KeyboardInterrupt, SystemExit):
         state = "killed"
         raise

@@ -6,6 +6,7 @@ FOLDER/wandb_id keeps its id: a resumed training continues the same run.
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from cluster.wandb_env import find_login
 from trainers.config import TrackConfig
 from trainers.metrics import EPOCH, GLOBAL_STEP, SUMMARIES
 from trainers.run.rows import find_mode
+from trainers.run.stop import STOPPED
 from trainers.tracking import wandb_internals
 from trainers.tracking.config import sync_command
 from trainers.tracking.local_runs import find_id
@@ -33,6 +35,9 @@ OFFLINE_SUFFIX = "-offline"
 """Of the id of a run that W&B could not be reached for; `track sync` uploads it under the id."""
 PATIENCE_S = 20
 """How long W&B may block a thread when a run starts and when it finishes."""
+OLD_STOP_S = 60
+"""In the first seconds of a resumed session, a stop is that of the session before: the server may
+still repeat it. W&B reads it every 15 s, and sends something every 30 s at least."""
 MAX_TAG = 64
 """Characters of a tag, W&B's limit."""
 
@@ -47,6 +52,8 @@ class WandbRun:
     Args:
         folder: URI of the training, evaluation or sweep; keeps the run's id and its offline files.
         config: nested, JSON-safe.
+        on_stop: called, in another thread, where the user stops the run in W&B. By default nothing
+            stops: W&B's own default is to interrupt this process, with all its other runs.
     """
 
     def __init__(
@@ -59,12 +66,15 @@ class WandbRun:
         job_type: str,
         config: dict[str, Any],
         tags: Sequence[str] = (),
+        on_stop: Callable[[], None] = lambda: None,
     ) -> None:
         wandb_internals.check_versions()
         self._uri = folder
         self._folder = folder if "://" not in folder else os.path.abspath("runs")
         os.makedirs(self._folder, exist_ok=True)
         self._id = find_id(folder)
+        self._on_stop, self._stopped_uri = on_stop, storage.join(folder, "wandb_stopped")
+        self._was_stopped, self._started_s = storage.exists(self._stopped_uri), time.monotonic()
         self._older = self._find_offline_runs()
         self.synced_step = -1
         """The global_step up to which W&B has the rows of earlier sessions."""
@@ -86,6 +96,7 @@ class WandbRun:
                 init_timeout=PATIENCE_S,
                 finish_timeout=PATIENCE_S,
                 finish_timeout_raises=True,
+                stop_fn=self._stop,
                 **wandb_internals.PRIVATE_SETTINGS,
             ),
         }
@@ -104,6 +115,17 @@ class WandbRun:
         self.sync_command = sync_command(folder) if self._run.offline else None
         """The command that uploads what W&B does not have; None where it has all."""
         self._define_axes()
+
+    def _stop(self) -> None:
+        """Do what was asked for, in W&B's thread, which asks once."""
+        if self._was_stopped and time.monotonic() - self._started_s < OLD_STOP_S:
+            logger.warning(
+                "W&B still has %s as stopped: Stop has no effect until it is resumed again",
+                self._uri,
+            )
+            return
+        storage.write_bytes(self._stopped_uri, b"stopped")
+        self._on_stop()
 
     def _define_axes(self) -> None:
         """Plot validation metrics over epochs and all others over optimizer steps."""
@@ -158,10 +180,10 @@ class WandbRun:
         self._run.alert(title=title, text=text, level=level)
 
     def finish(self, state: str) -> None:
-        """Finish the run. `state` is finished, pruned, failed or killed, and is in its summary."""
+        """Finish the run. `state`, one of those of a trial, is in its summary."""
         self._run.summary["state"] = state
         try:
-            self._run.finish(exit_code=0 if state in ("finished", "pruned") else 1)
+            self._run.finish(exit_code=0 if state in ("finished", "pruned", STOPPED) else 1)
         except wandb_internals.FINISH_ERRORS:
             self.sync_command = sync_command(self._uri)
             logger.warning("W&B did not take all of %s in time", self._uri)

@@ -1,4 +1,5 @@
-"""The end of a budget: trials that run checkpoint and stop, and the sweep ends with what it has.
+"""The end of a sweep before its last trial, as its budget is spent or the user stops it in W&B:
+trials that run stop, and the sweep ends with what it has.
 
 SWEEP/spent.json    seconds of the sessions so far
 """
@@ -22,7 +23,7 @@ SAVE_BEFORE_S = 15.0
 
 
 class BudgetClock:
-    """Counts the seconds of a sweep's sessions.
+    """Counts the seconds of a sweep's sessions; `end` ends this one.
 
     Args:
         budget_s: seconds that all of them may take; None for any.
@@ -31,6 +32,7 @@ class BudgetClock:
     def __init__(self, out: str, budget_s: float | None) -> None:
         self._out, self._started_s, self.budget_s = out, time.monotonic(), budget_s
         self._before_s = read_spent_s(out)
+        self.ended_by_user = False
         self.save_from_s: float | None = None
         """When trainings begin to save what they have, in seconds since 1970: processes of other
         machines share no other clock."""
@@ -45,6 +47,8 @@ class BudgetClock:
     @property
     def left_s(self) -> float:
         """Seconds left for trials."""
+        if self.ended_by_user:
+            return 0.0
         if self.budget_s is None:
             return float("inf")
         return (1 - TEST_SHARE) * self.budget_s - self.spent_s
@@ -53,6 +57,10 @@ class BudgetClock:
     def whole_left_s(self) -> float:
         """Seconds left, with those that are kept for the winner's test."""
         return float("inf") if self.budget_s is None else self.budget_s - self.spent_s
+
+    def end(self) -> None:
+        """End the session, as the user wants; may be called by another thread."""
+        self.ended_by_user = True
 
     def write(self) -> None:
         """Write spent.json."""
@@ -69,7 +77,7 @@ def read_spent_s(out: str) -> float:
 
 
 class StopAtDeadline(SessionCallback):
-    """Stop Tune as Ctrl-C does once the budget is spent: its state stays, for a resume."""
+    """Stop Tune as Ctrl-C does once no time is left: its state stays, for a resume."""
 
     def __init__(self, clock: BudgetClock) -> None:
         self._clock = clock
@@ -78,6 +86,8 @@ class StopAtDeadline(SessionCallback):
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         if self._clock.left_s <= 0 and not self.stopped:
             self.stopped = True
-            assert self._clock.budget_s is not None
-            report(f"The budget of {describe_s(self._clock.budget_s)} is spent: stopping")
+            reason = "The sweep was stopped in W&B"
+            if not self._clock.ended_by_user and self._clock.budget_s is not None:
+                reason = f"The budget of {describe_s(self._clock.budget_s)} is spent"
+            report(f"{reason}: stopping")
             signal.raise_signal(signal.SIGINT)  # Tune's own handler leaves its loop

@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 
 from trainers import metrics
 from trainers.run.rows import Row
+from trainers.run.stop import STOPPED
 from tuning.axes.axis import CLIPNORM
 from tuning.leaderboard import PRUNED, TrialResult
 from tuning.record import SweepRecord
@@ -47,7 +48,7 @@ def draw_curves(record: SweepRecord) -> Chart | None:
         yaxis={"title": {"text": "val/top1"}, "rangemode": "tozero"},
     )
     best, others = rows[:NUM_HIGHLIGHTED], rows[NUM_HIGHLIGHTED:]
-    pruned = [row for row in rows if row.state == PRUNED]
+    pruned = [row for row in rows if row.state in (PRUNED, STOPPED)]
     if others:
         _add_others(figure, [record.rows[row.trial_id] for row in others])
     if pruned:

@@ -5,7 +5,8 @@ from wandb_workspaces.reports.v2 import interface as wr
 from tuning.record import SweepRecord
 from tuning.verdict import judge
 from tuning.wandb import panels
-from tuning.wandb.sweep import REVIEW, SWEEP
+from tuning.wandb.sweep import REVIEW
+from tuning.wandb.sweep_run import SWEEP
 
 PAGE_LAYOUT = wr.Layout(x=0, y=0, w=24, h=40)
 """As wide as a report."""

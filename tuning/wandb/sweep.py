@@ -1,53 +1,27 @@
-"""The sweep itself as a run in W&B, in the group of its trials, with its review page."""
+"""The content of a sweep's own run in W&B, with its review page."""
 
 from collections import Counter
 from functools import partial
 
+from datasets.shards import Manifest
 from trainers import metrics
-from trainers.run.rows import find_mode
 from trainers.tracking.artifacts import data_artifact
-from trainers.tracking.content import find_tags
 from trainers.tracking.media import augmentation_image
 from trainers.tracking.run import WandbRun
-from trainers.tracking.thread import WandbThread
 from tuning.leaderboard import list_rows, tabulate
 from tuning.record import SweepRecord
 from tuning.review.importance import rank_axes
-from tuning.review.page import render_page
 from tuning.space import describe
 from tuning.verdict import judge
 
-SWEEP = "sweep"
-"""Job type of the run."""
 REVIEW = "sweep/review"
 """Key of the review page."""
 
 
-def log_sweep(record: SweepRecord) -> str | None:
+def log_sweep(run: WandbRun, manifest: Manifest, record: SweepRecord, page: bytes) -> None:
     """Log the review page, the answer, the leaderboard, the importance of each axis and the work
-    shared.
-
-    Returns:
-        The command that uploads the data that W&B does not have; None if it has all.
-    """
-    if find_mode(record.base.track) == "off":
-        return None
-    page = render_page(record)  # not in the thread, whose time to finish is limited
-    return WandbThread(record.out, partial(_log, record, page)).close()
-
-
-def _log(record: SweepRecord, page: bytes) -> str | None:
-    config, manifest = record.config, record.manifest
-    assert manifest is not None, "a sweep that has just ended has its data set"
-    run = WandbRun(
-        record.out,
-        track=config.base.track,
-        name=f"sweep {config.group}",
-        group=config.group,
-        job_type=SWEEP,
-        config=config.to_dict(),
-        tags=find_tags(config.base, manifest),
-    )
+    shared."""
+    config = record.config
     tables = {
         "sweep/leaderboard": tabulate(list_rows(record.trials, config.base)),
         "sweep/importance": (("axis", "importance"), rank_axes(record.trials).items()),
@@ -75,5 +49,3 @@ def _log(record: SweepRecord, page: bytes) -> str | None:
             | {f"winner/{metrics.VAL_TOP1}": winner.val_top1}
             | {f"winner/{name}": value for name, value in test.items() if "test/" in name}
         )
-    run.finish("finished")
-    return run.sync_command

@@ -14,7 +14,7 @@ from trainers.metrics import EPOCH, GLOBAL_STEP
 from trainers.tracking.mirror import TRIAL
 from tuning.axes.axis import CLIPNORM, LEARNING_RATE
 from tuning.wandb import panels
-from tuning.wandb.sweep import SWEEP
+from tuning.wandb.sweep_run import SWEEP
 
 
 def build_run_review(
