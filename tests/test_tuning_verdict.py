@@ -41,11 +41,8 @@ def test_answer_says_what_it_cannot_tell_apart(tmp_path: Path) -> None:
 class FakeRun:
     """A W&B run that keeps its summary and alerts."""
 
-    sync_command = None
-
-    def __init__(self, *_: Any, **__: Any) -> None:
+    def __init__(self) -> None:
         self.summary: dict[str, Any] = {}
-        FakeRun.last = self
 
     def summarize(self, values: dict[str, Any]) -> None:
         self.summary |= values
@@ -56,8 +53,6 @@ class FakeRun:
     def log_table(self, *_: Any) -> None: ...
 
     def try_to(self, *_: Any) -> None: ...
-
-    def finish(self, state: str) -> None: ...
 
 
 @pytest.mark.parametrize(
@@ -70,20 +65,19 @@ class FakeRun:
 )
 def test_terminal_page_and_wandb_give_the_same_answer(
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     options: dict[str, Any],
 ) -> None:
     record = SweepRecord.read(write_sweep(tmp_path / "sweep", **options))
     answer = judge(record).text
-    monkeypatch.setattr(wandb_sweep, "WandbRun", FakeRun)
-
+    tracked: Any = FakeRun()
     run._close(record)
     content = render_page(record)
-    wandb_sweep._log(record, content)
+    assert record.manifest is not None
+    wandb_sweep._log(tracked, record.manifest, record, content)
     page = html.unescape(content.decode())
 
     assert f"Answer:       {answer}\n" in capsys.readouterr().out
-    assert FakeRun.last.summary["sweep/answer"] == answer
+    assert tracked.summary["sweep/answer"] == answer
     assert judge(record).headline in page and judge(record).lead in page
     assert judge(record).text == f"{judge(record).headline} {judge(record).lead}"
