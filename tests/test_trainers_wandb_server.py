@@ -28,6 +28,7 @@ from trainers.__main__ import main
 from trainers.config import FinetuneConfig, ModelConfig, TrackConfig
 from trainers.run.rows import JsonlTracker, read_rows
 from trainers.tracking import run as wandb_run
+from trainers.tracking.failures import Failures
 from trainers.tracking.local_runs import find_folders, find_id
 from trainers.tracking.mirror import RunMirror, follow
 from trainers.tracking.wandb_internals import is_offline
@@ -206,7 +207,12 @@ def test_a_killed_session_and_the_next_one_are_one_run(
     assert run.summary["state"] == "finished" and run.exit_code == 0
 
 
-def test_seconds_of_503_lose_nothing(server: WandbServer, config: FinetuneConfig) -> None:
+def test_seconds_of_503_lose_nothing_and_are_one_line(
+    server: WandbServer,
+    config: FinetuneConfig,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     def fail(step: int) -> None:
         if step == 5:
             server.fail_with(503, seconds=2)
@@ -216,6 +222,43 @@ def test_seconds_of_503_lose_nothing(server: WandbServer, config: FinetuneConfig
     (run,) = server.runs.values()
     assert metric_rows(run.rows) == read_rows(config.out)
     assert run.summary["state"] == "finished"
+    assert caplog.text.count("W&B: 503") <= 2, "the first, and their number"
+    assert "503" not in capfd.readouterr().err, "nor does wandb write to the terminal"
+
+
+def test_refused_artifacts_are_reported_once_with_their_number(
+    server: WandbServer, config: FinetuneConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.refused.add("CreateArtifact")
+    _, command = train(config)
+
+    assert command == f"python -m trainers track sync {config.out}"
+    first, count = [record.message for record in caplog.records]
+    assert first.startswith("W&B refused ") and "CreateArtifact is refused" in first
+    assert count == f"2 times in all: {first}", "the data set and the checkpoint"
+    assert metric_rows(server.runs[find_id(config.out)].history) == read_rows(config.out)
+
+
+def test_failures_of_a_kind_are_counted_until_no_run_is_open(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wandb, "termsetup", lambda *_: None)
+    failures = Failures()
+    for _ in range(2):
+        failures.open_run()
+    for number in range(1000):
+        failures.info(f'wandb: 500 encountered ({{"id": {number}}}), retrying request')
+        failures.report(f"W&B lacks a checkpoint of /runs/{number}: no", kind="a checkpoint")
+        failures.info("wandb: View run at https://wandb.ai")
+    failures.warning("\x1b[34mwandb\x1b[0m: WARNING only once")
+    failures.close_run()
+    assert len(caplog.records) == 3
+    failures.close_run()
+
+    retry, lacks, once, *counts = [record.message for record in caplog.records]
+    assert retry == 'W&B: 500 encountered ({"id": 0}), retrying request'
+    assert once == "W&B: only once"
+    assert counts == [f"1000 times in all: {first}" for first in (retry, lacks)]
 
 
 def refuse(server: WandbServer) -> None:

@@ -44,6 +44,8 @@ class WandbServer(ThreadingHTTPServer):
         self.unknown: list[str] = []
         """GraphQL queries that no answer is known for: what a newer client asks."""
         self.stopped = threading.Event()
+        self.refused: set[str] = set()
+        """GraphQL operations that are answered with an error."""
         self._answering = threading.Event()
         self._answering.set()
         self._fault = (0, 0.0, 0.0)  # status, how many more requests, until when
@@ -167,6 +169,8 @@ class _Handler(BaseHTTPRequestHandler):
                 if operation not in ANSWERS:
                     self.server.unknown.append(operation)
                     return {"errors": [{"message": f"no answer to {operation}"}]}
+                if operation in self.server.refused:
+                    return {"errors": [{"message": f"{operation} is refused"}]}
                 try:
                     return {"data": ANSWERS[operation](records, variables)}
                 except KeyError as error:  # a run or artifact that was never created

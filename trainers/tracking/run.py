@@ -22,6 +22,7 @@ from trainers.run.rows import find_mode
 from trainers.run.stop import STOPPED
 from trainers.tracking import wandb_internals
 from trainers.tracking.config import sync_command
+from trainers.tracking.failures import FAILURES
 from trainers.tracking.local_runs import find_id
 from trainers.tracking.where import project_of
 
@@ -69,6 +70,7 @@ class WandbRun:
         on_stop: Callable[[], None] = lambda: None,
     ) -> None:
         wandb_internals.check_versions()
+        FAILURES.open_run()
         self._uri = folder
         self._folder = folder if "://" not in folder else os.path.abspath("runs")
         os.makedirs(self._folder, exist_ok=True)
@@ -96,7 +98,7 @@ class WandbRun:
                 init_timeout=PATIENCE_S,
                 finish_timeout=PATIENCE_S,
                 finish_timeout_raises=True,
-                stop_fn=self._stop,
+                stop_fn=lambda: self._stop(),  # a function: wandb copies its settings deeply
                 **wandb_internals.PRIVATE_SETTINGS,
             ),
         }
@@ -112,6 +114,7 @@ class WandbRun:
                 options["id"] += OFFLINE_SUFFIX  # this process can't use the first one again
         self._run = run or wandb.init(mode="offline", **options)
         self._is_reachable = True
+        self._artifacts: list[wandb.Artifact] = []
         self.sync_command = sync_command(folder) if self._run.offline else None
         """The command that uploads what W&B does not have; None where it has all."""
         self._define_axes()
@@ -137,7 +140,7 @@ class WandbRun:
             self._run.define_metric(metric, step_metric=axis, summary=best)
 
     def try_to(self, log: Callable[[], object], what: str) -> None:
-        """Log media or an artifact, which needs the server or the data set; warn where that fails.
+        """Log media or an artifact, which needs the server or the data set; report a failure.
 
         After one request without an answer the server is not asked again.
         """
@@ -147,7 +150,7 @@ class WandbRun:
             log()
         except (WandbError, ValueError, OSError) as error:
             self._is_reachable = not isinstance(error, WandbError)
-            logger.warning("W&B lacks %s of %s: %s", what, self._uri, error)
+            FAILURES.report(f"W&B lacks {what} of {self._uri}: {error}", kind=f"lacks {what}")
 
     def log(self, values: dict[str, Any]) -> None:
         """Log a row of metrics and media, its global_step or epoch included."""
@@ -169,11 +172,11 @@ class WandbRun:
 
     def log_artifact(self, artifact: wandb.Artifact, *, aliases: Sequence[str] = ()) -> None:
         """Log an artifact as an output of this run."""
-        self._run.log_artifact(artifact, aliases=list(aliases))
+        self._artifacts.append(self._run.log_artifact(artifact, aliases=list(aliases)))
 
     def use_artifact(self, artifact: wandb.Artifact) -> None:
         """Log an artifact as an input of this run."""
-        wandb_internals.use_artifact(self._run, artifact)
+        self._artifacts.append(wandb_internals.use_artifact(self._run, artifact))
 
     def alert(self, title: str, text: str, *, is_error: bool = False) -> None:
         level = "ERROR" if is_error else "WARN"
@@ -181,6 +184,12 @@ class WandbRun:
 
     def finish(self, state: str) -> None:
         """Finish the run. `state`, one of those of a trial, is in its summary."""
+        try:
+            self._finish(state)
+        finally:
+            FAILURES.close_run()
+
+    def _finish(self, state: str) -> None:
         self._run.summary["state"] = state
         try:
             self._run.finish(exit_code=0 if state in ("finished", "pruned", STOPPED) else 1)
@@ -188,7 +197,12 @@ class WandbRun:
             self.sync_command = sync_command(self._uri)
             logger.warning("W&B did not take all of %s in time", self._uri)
             return
-        if not self._run.offline:
+        for artifact in self._artifacts if not self._run.offline else ():
+            if (error := wandb_internals.find_upload_error(artifact)) is not None:
+                self.sync_command = sync_command(self._uri)
+                text = f"W&B refused {artifact.name} of {self._uri}: {error.strip()}"
+                FAILURES.report(text, kind="refused an artifact")
+        if self.sync_command is None:
             wandb_internals.mark_synced(self._run)
         self._keep_one_offline_run()
 

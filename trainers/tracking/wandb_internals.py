@@ -47,10 +47,22 @@ def check_versions() -> None:
             )
 
 
-def use_artifact(run: wandb.Run, artifact: wandb.Artifact) -> None:
+def use_artifact(run: wandb.Run, artifact: wandb.Artifact) -> wandb.Artifact:
     """Do what `wandb.Run.use_artifact` does online, without waiting for the server; offline that
     method refuses, though the run's file can hold it."""
-    run._log_artifact(artifact, aliases=[], is_user_created=True, use_after_commit=True)
+    return run._log_artifact(artifact, aliases=[], is_user_created=True, use_after_commit=True)
+
+
+def find_upload_error(artifact: wandb.Artifact) -> str | None:
+    """Return why the server refused an artifact of a finished online run; None where it has it."""
+    handle = artifact._save_handle
+    if handle is None:
+        return None
+    try:
+        response = handle.wait_or(timeout=0).response.log_artifact_response
+    except FINISH_ERRORS as error:
+        return str(error) or "no answer"
+    return response.error_message or None
 
 
 def abandon_service() -> None:
