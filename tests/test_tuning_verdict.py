@@ -74,7 +74,7 @@ def test_terminal_page_and_wandb_give_the_same_answer(
     run._close(record)
     content = render_page(record)
     assert record.manifest is not None
-    wandb_sweep._log(tracked, record.manifest, record, content)
+    wandb_sweep.log_sweep(tracked, record.manifest, record, content)
     page = html.unescape(content.decode())
 
     assert f"Answer:       {answer}\n" in capsys.readouterr().out
