@@ -12,7 +12,7 @@ from cluster.io import terminal
 from datasets.shards import Manifest, Split
 from trainers import metrics
 from trainers.config import FinetuneConfig
-from trainers.meter import Meter
+from trainers.meter import Meter, describe_waits
 
 
 @pytest.fixture
@@ -35,6 +35,15 @@ def meter(clock: SimpleNamespace) -> Meter:
 
 def row(epoch: int, step: int, **more: Any) -> dict[str, Any]:
     return {metrics.EPOCH: epoch, metrics.GLOBAL_STEP: step, **more}
+
+
+def test_a_line_says_why_no_step_was_taken() -> None:
+    times = {metrics.EPOCH_S: 9.0, metrics.TRAIN_S: 7.0, metrics.WAIT_S: 5.0, metrics.SAVE_S: 1.0}
+    rows = [row(1, 10), row(1, 20, **times), row(2, 40, **times)]
+    assert describe_waits(rows[:1]) is None
+    assert describe_waits(rows) == (
+        "50% waiting for images, 20% evaluation, 10% waiting for checkpoints of 20 s"
+    )
 
 
 def drawn(meter: Meter) -> str:

@@ -10,9 +10,10 @@ from cluster.io.lease import hold_lease
 from cluster.io.uris import name_of
 from trainers import launch, metrics
 from trainers.config import FinetuneConfig
-from trainers.meter import Meter
+from trainers.meter import Meter, describe_waits
 from trainers.prepare import Run, prepare_run
 from trainers.resume import describe_changes
+from trainers.run.rows import read_rows
 from trainers.run.stop import StoppedByUser, request_stop, withdraw_stop
 from trainers.tracking.mirror import RunMirror, follow
 from trainers.tracking.where import describe_tracking
@@ -32,6 +33,8 @@ def run_training(config: FinetuneConfig) -> None:
         from trainers.evaluation.calibrate import calibrate  # imports scikit-learn
 
         print(calibrate(config.out, run.manifest))
+    if (waits := describe_waits(read_rows(config.out))) is not None:
+        print(f"No step:  {waits}")
     print(f"Weights:  {result['checkpoint']}/model.safetensors")
     command = f"python -m trainers evaluate --run {shlex.quote(config.out)}"
     if "test" in run.manifest.splits:

@@ -167,6 +167,8 @@ class Training:
         self.recorder = (
             Recorder(config.out, last_row=self.progress.row) if worker.rank == 0 else None
         )
+        self._saved_s = 0.0
+        """Of `Recorder.waited_s`, what rows have."""
 
     def _start(self, run: Run) -> TrainingProgress:
         """Resume from the latest checkpoint, or initialize the network."""
@@ -242,10 +244,12 @@ class Training:
             metrics.TOTAL_S: self.progress.total_s,
             metrics.FIRST_BATCH_S: self._train_feed.first_batch_s,
             metrics.WAIT_S: self._train_feed.wait_s - waited_s,
+            metrics.SAVE_S: (self.recorder.waited_s if self.recorder else 0.0) - self._saved_s,
             metrics.UNREADABLE_NAMES: unreadable,
             metrics.IMAGES_PER_S: (step - first_step) * self._config.global_batch_size / train_s,
         }
         if self.recorder:
+            self._saved_s = self.recorder.waited_s
             if predictions is not None:
                 self.recorder.keep_predictions(self.progress.epoch, predictions)
             self.recorder.save(self._state.serialize, replace(self.progress, row=row))

@@ -9,6 +9,24 @@ from cluster.io.terminal import Pace, describe_rate, describe_s, draw_bar
 from datasets.shards import Manifest
 from trainers import metrics
 from trainers.config import FinetuneConfig
+from trainers.run.rows import Row
+
+
+def describe_waits(rows: Sequence[Row]) -> str | None:
+    """Write which shares of the epochs took no training step, and why; None before the first."""
+    ended = [row for row in rows if metrics.EPOCH_S in row]
+    waits = {
+        "waiting for images": sum(row.get(metrics.WAIT_S, 0.0) for row in ended),
+        "evaluation": sum(
+            row[metrics.EPOCH_S] - row.get(metrics.TRAIN_S, row[metrics.EPOCH_S]) for row in ended
+        ),
+        "waiting for checkpoints": sum(row.get(metrics.SAVE_S, 0.0) for row in ended),
+    }
+    total_s = sum(row[metrics.EPOCH_S] + row.get(metrics.SAVE_S, 0.0) for row in ended)
+    if not total_s:
+        return None
+    shares = (f"{wait_s / total_s:.0%} {why}" for why, wait_s in waits.items())
+    return f"{', '.join(shares)} of {describe_s(total_s)}"
 
 
 class Meter:

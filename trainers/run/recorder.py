@@ -35,6 +35,8 @@ class Recorder:
         self._tracker = JsonlTracker(run, last_row=last_row)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="recorder")
         self._pending: deque[Future[None]] = deque()
+        self.waited_s = 0.0
+        """Time that `save` has taken, in all."""
         self._polled_s = 0.0
         self.stop_requested = False
         """Whether the run folder has such a request, as the thread saw after the last row."""
@@ -57,8 +59,10 @@ class Recorder:
 
         Waits for the previous one, so that memory holds one at a time.
         """
+        started_s = time.perf_counter()
         self.wait()
         self._pending.append(self._pool.submit(self._save, serialize(), progress))
+        self.waited_s += time.perf_counter() - started_s
 
     def _save(self, contents: dict[str, bytes], progress: TrainingProgress) -> None:
         self._tracker.flush()  # a resume needs the rows before its checkpoint

@@ -9,6 +9,7 @@ from cluster.provenance import find_commit
 from datasets.shards import Manifest
 from trainers import metrics
 from trainers.config import FinetuneConfig
+from trainers.meter import describe_waits
 from trainers.networks.freezing import describe_frozen
 from trainers.run.folder import find_result
 from trainers.run.predictions import read_predictions
@@ -87,6 +88,8 @@ class RunContent:
     def log_end(self) -> None:
         """Log confusion and mistakes of the best weights, the checkpoints and alerts."""
         run, config = self._run, self._config
+        if (waits := describe_waits(self._epochs)) is not None:
+            run.summarize({"time/no_step": waits})
         predictions = read_predictions(config.out)
         if predictions is not None:
             run.try_to(
