@@ -71,7 +71,7 @@ def test_terminal_page_and_wandb_give_the_same_answer(
     record = SweepRecord.read(write_sweep(tmp_path / "sweep", **options))
     answer = judge(record).text
     tracked: Any = FakeRun()
-    run._close(record)
+    run._print_answer(record)
     content = render_page(record)
     assert record.manifest is not None
     wandb_sweep.log_sweep(tracked, record.manifest, record, content)
