@@ -351,7 +351,7 @@ def test_a_sweep_ends_with_the_score(
         promoted=None,
         manifest=None,
     )
-    run._close(record)
+    run._print_answer(record)
     assert "Advice:       recommended freeze depth 2; no trial" in capsys.readouterr().out
 
 
