@@ -76,7 +76,10 @@ def test_words_become_values_of_the_fields_type() -> None:
         ("cluster.num_workers 1 2", "all trials of a sweep have the same"),
         ("track.tags a b", "all trials of a sweep have the same"),
         ("optim.weight_decay much", r"optim.weight_decay is 'much': use a number"),
-        ("ingest.policy light heavy", r"ingest.policy is 'heavy': use 'none', 'flip', 'light', 'cars'"),
+        (
+            "ingest.policy light heavy",
+            r"ingest.policy is 'heavy': use 'none', 'flip', 'light', 'cars'",
+        ),
         ("optim.weight_decay 0 0.0", r"optim.weight_decay is \(0.0, 0.0\): give each value once"),
         ("optim.weight_decay", "give a field and its values"),
         ("optim.weight_decay 0 1 log", "log is for a range"),
