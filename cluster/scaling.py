@@ -7,6 +7,7 @@ node, a worker group fits on any mix of nodes. Elastic workers on CPUs reserve m
 `_fill_no_node`.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import ceil, floor
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 import ray
 
 from cluster.config import ClusterConfig
+from cluster.entry import ROOT
 from cluster.io.errors import UserError
 from cluster.runtime import Resources
 
@@ -89,6 +91,9 @@ def compute_once(
 
 
 def _call(function: Callable[[int, bool], T], threads: int, use_gpu: bool) -> T:
+    # A node that joins on this machine unpacks our code anew, at the same path: a process of before
+    # is then in a folder that is gone, where torch's compiler can't be imported.
+    os.chdir(ROOT)
     return function(threads, use_gpu)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import pyarrow as pa
@@ -24,6 +25,7 @@ def connect_for(num_images: int, address: str | None, imports: tuple[str, ...] =
     if num_images <= FEW_IMAGES and runtime.starts_here(address):
         runtime.unwind_on_sigterm()  # as `connect` has it
         return
+    import_module("ray.data")  # before `connect`: it sets up the log that `connect` silences
     runtime.start_early(address, imports)
     runtime.connect(address)
 

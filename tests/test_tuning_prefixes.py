@@ -165,12 +165,12 @@ def test_another_weight_size_policy_or_seed_is_another_entry(
     assert uris(config) == known
     assert uris(replace(config, base=replace(base, epochs=7, global_batch_size=6))) == known
     assert not known & uris(replace(config, base=replace(base, ingest=replace(ingest, size_px=34))))
-    # Validation images are neither augmented nor drawn.
+    # Validation and test images are neither augmented nor drawn.
     for changed in (
         replace(base, seed=1),
         replace(base, ingest=replace(ingest, policy="cars")),
     ):
-        assert len(known & uris(replace(config, base=changed))) == 1
+        assert len(known & uris(replace(config, base=changed))) == 2
     torch.manual_seed(1)
     torch.save(backbones.build("lenet5", 3).state_dict(), str(base.model.weights))
     assert not known & uris(config)

@@ -163,6 +163,7 @@ class HeadTraining:
                 metrics.TOTAL_S: head.progress.total_s,
                 metrics.FIRST_BATCH_S: self._train_feed.first_batch_s,
                 metrics.WAIT_S: (self._train_feed.wait_s - waited_s) / len(self.heads),
+                metrics.SAVE_S: 0.0,  # checkpoints are written after the last epoch
                 metrics.IMAGES_PER_S: self._steps_per_epoch
                 * self._config.global_batch_size
                 / train_s,
