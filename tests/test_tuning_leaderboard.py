@@ -148,6 +148,13 @@ def test_command_is_short() -> None:
     assert round_trip(config) == config
 
 
+def test_weights_from_a_file_are_of_no_recipe_from_random_ones() -> None:
+    scratch = RECIPES["scratch"]
+    model = replace(scratch.model, init="file", weights="w.pth", freeze_depth="all")
+    config = replace(scratch, data="d", model=model)
+    assert "trainers scratch" not in command_of(config) and round_trip(config) == config
+
+
 def round_trip(config: FinetuneConfig) -> FinetuneConfig:
     recipe, *arguments = shlex.split(command_of(config))[3:]
     return parse([recipe, *arguments])

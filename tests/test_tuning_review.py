@@ -24,7 +24,7 @@ from tuning.review import review
 from tuning.review.charts import pareto_front
 from tuning.review.config import ReviewConfig
 from tuning.review.importance import rank_axes
-from tuning.review.page import render_page
+from tuning.review.page import name_networks, render_page
 from tuning.review.pictures import draw_makes, show_predictions
 from tuning.review.review import run_review
 from tuning.space import AXES, CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
@@ -165,6 +165,18 @@ def test_sweep_of_an_older_thaw_is_told_by_its_leaderboard(tmp_path: Path) -> No
     page = render_page(SweepRecord.read(out)).decode()
     assert "an older Thaw did not record it" in page
     assert "Its predictions were not kept" in page
+
+
+def test_the_page_names_the_networks(tmp_path: Path) -> None:
+    record = SweepRecord.read(write_sweep(tmp_path / "sweep", predictions=False))
+    assert name_networks(record) == "resnet50"
+    space = replace(
+        record.config.space, backbones=("mobilenet_v2", "resnet18"), inits=("imagenet",)
+    )
+    model = replace(record.base.model, init="imagenet", weights=None)
+    base = replace(record.base, model=model)
+    several = replace(record, config=replace(record.config, base=base, space=space))
+    assert name_networks(several) == "mobilenet_v2 or resnet18"
 
 
 def test_data_set_that_is_gone_is_said(tmp_path: Path) -> None:

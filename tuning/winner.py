@@ -7,7 +7,7 @@ from typing import Any
 from cluster.io import storage
 from cluster.io.fields import option
 from cluster.io.markers import flatten
-from trainers.config import FinetuneConfig
+from trainers.config import RANDOM, FinetuneConfig
 from trainers.recipes import RECIPES
 from trainers.run import checkpoint
 from trainers.run.evaluations import read_evaluation
@@ -62,6 +62,7 @@ def command_of(config: FinetuneConfig) -> str:
     changes = {
         name: {field: value for field, value in wanted.items() if base[field] != value}
         for name, base in ((name, _by_name(recipe)) for name, recipe in RECIPES.items())
+        if (RECIPES[name].model.init in RANDOM) == (config.model.init in RANDOM)
     }
     recipe = min(changes, key=lambda name: len(changes[name]))
     words = ["python", "-m", "trainers", recipe]

@@ -15,6 +15,7 @@ from trainers import metrics
 from trainers.config import PRETRAINED
 from trainers.networks.freezing import name_stages
 from trainers.networks.initializers import describe_weights
+from tuning.axes.axis import BACKBONE
 from tuning.record import SweepRecord
 from tuning.review.charts import draw_cost, draw_depths, draw_importance
 from tuning.review.curves import draw_clipping, draw_curves
@@ -75,6 +76,7 @@ def render_page(
         sweep=record,
         name=name_of(record.out),
         verdict=verdict,
+        networks=name_networks(record),
         frozen=verdict.best and record.frozen_of(verdict.best),
         point=show_point(verdict.best) if verdict.best else [],
         tiles=list_tiles(record, verdict),
@@ -90,6 +92,12 @@ def render_page(
         commands=list_commands(record),
         refresh_s=refresh_s,
     )
+
+
+def name_networks(record: SweepRecord) -> str:
+    """Write which networks the sweep compares."""
+    swept = map(str, record.config.space.values_of(BACKBONE))
+    return " or ".join(swept) or record.base.model.backbone
 
 
 def collect_figures(charts: Sequence[Chart | None] | Any) -> dict[str, Any]:
