@@ -5,7 +5,6 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import (
     Tensor,
@@ -31,7 +30,7 @@ from trainers.networks.freezing import (
     train_mode,
 )
 from trainers.networks.initializers import LoadReport, initialize
-from trainers.networks.tensors import load_weights, parse_pickle, parse_safetensors
+from trainers.networks.tensors import load_weights, parse_pickle, parse_safetensors, to_safetensors
 from trainers.networks.torch_internals import keep_methods_as_they_are, without_compiler
 from trainers.networks.transformers.lora import add_adapters, load_base
 from trainers.networks.transformers.stochastic_depth import drop_branches
@@ -199,9 +198,8 @@ class TrainState:
             }
         content = io.BytesIO()
         torch.save(training, content)
-        weights = {name: t.contiguous() for name, t in self._tensors(self.kept).items()}
         return {
-            "model.safetensors": safetensors.torch.save(weights),
+            "model.safetensors": to_safetensors(self._tensors(self.kept)),
             "training.pt": content.getvalue(),
         }
 

@@ -88,14 +88,17 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
     if before is not None and plans_trials(config):
         config = replace(config, trials=before[0].trials)
     manifest = check(config)
+
+    def reuse(config: TuningConfig, resources: Resources, clock: BudgetClock) -> dict[str, Any]:
+        return _close(_read_record(_with_precision(config, before, resources)), resources, clock)
+
     if known is not None and is_whole(config, known[0]):
         terminal.report(
             f"{config.out} has this sweep of {len(known[0])} trials, finished: reusing it"
         )
         resources = connect(config.base.cluster.address, quiet=True)
         clock = BudgetClock(config.out, config.budget.seconds(resources.num_gpus))
-        record = _read_record(_with_precision(config, before, resources))
-        return _close(record, resources, clock)
+        return reuse(config, resources, clock)
     resources = connect(config.base.cluster.address)
     clock = BudgetClock(config.out, config.budget.seconds(resources.num_gpus))
     if known is not None and clock.left_s <= 0 and not explain:
@@ -103,8 +106,7 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
             f"{config.out} has spent its budget: reusing its {len(known[0])} trials; run the same "
             "command with a larger budget to resume"
         )
-        record = _read_record(_with_precision(config, before, resources))
-        return _close(record, resources, clock)
+        return reuse(config, resources, clock)
     config = _with_precision(config, before, resources)
     config = without_lone_workers(config, resources)
     store = PrefixStore(config, manifest, resources)

@@ -21,6 +21,14 @@ class Estimate:
     low: float
     high: float
 
+    @property
+    def is_gain(self) -> bool:
+        """Whether a difference is above zero, in the whole interval."""
+        return self.low > 0
+
+    def describe_gain(self) -> str:
+        return f"{self.mean:+.3f} ({self.low:+.3f} to {self.high:+.3f})"
+
 
 def estimate(shares: Sequence[float], num_images: int) -> Estimate:
     """Return the mean of shares of correct images, one per seed, and its interval.

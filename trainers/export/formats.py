@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from cluster.io.errors import UserError
 from trainers.config import FinetuneConfig
 from trainers.networks.backbones import build
+from trainers.networks.tensors import to_safetensors
 from trainers.step import RGB, StepSettings
 
 ONNX_PACKAGES = {
@@ -90,8 +91,7 @@ class Exporter:
 
 
 def _write_safetensors(subject: Subject) -> bytes:
-    tensors = {name: tensor.contiguous() for name, tensor in subject.model.state_dict().items()}
-    return safetensors.torch.save(tensors, {"format": "pt", **subject.metadata()})
+    return to_safetensors(subject.model.state_dict(), {"format": "pt", **subject.metadata()})
 
 
 def _load_safetensors(content: bytes) -> Run:

@@ -1,4 +1,6 @@
-"""Reads untrusted files of tensors: runs no code, and uses no more memory than a file's size."""
+"""Files of tensors: writes safetensors; reads untrusted files, which runs no code and uses no more
+memory than a file's size.
+"""
 
 import io
 import json
@@ -188,3 +190,8 @@ def _refuse_bomb(content: bytes, origin: str) -> None:
             f"{origin}: it would unpack from {len(content)} to {unpacked} bytes, so torch.save did "
             f"not write it; {SAVE}"
         )
+
+
+def to_safetensors(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    """Return the content of a safetensors file, which holds contiguous tensors only."""
+    return safetensors.torch.save({name: t.contiguous() for name, t in tensors.items()}, metadata)

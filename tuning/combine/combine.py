@@ -15,14 +15,13 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-import safetensors.torch
-
 from cluster.io import storage
 from cluster.runtime import Resources
 from cluster.scaling import compute_once
 from datasets.blocks import FEW_IMAGES
 from datasets.shards import Manifest
 from trainers import metrics
+from trainers.networks.tensors import to_safetensors
 from trainers.run import checkpoint
 from trainers.run.ensemble import join_tensors, write_ensemble
 from trainers.run.folder import write_config, write_result
@@ -89,8 +88,7 @@ def write_run(run: str, attempt: Attempt, members: Sequence[Member]) -> None:
     progress = replace(
         winner.progress, val_top1=combination.top1, best_val_top1=combination.top1, prefix=None
     )
-    content = safetensors.torch.save({name: t.contiguous() for name, t in tensors.items()})
-    checkpoint.save(run, {checkpoint.MODEL: content}, progress)
+    checkpoint.save(run, {checkpoint.MODEL: to_safetensors(tensors)}, progress)
     write_result(run, progress)
 
 

@@ -90,15 +90,14 @@ class Combination:
 
     @property
     def is_kept(self) -> bool:
-        return self.gain.low > 0
+        return self.gain.is_gain
 
     def describe(self) -> str:
         if self.share is not None:
             parts = f"{self.share:.0%} of the winner"
         else:
             parts = f"{len(self.trials)} trials"
-        gain = self.gain
-        return f"{self.kind} of {parts} {gain.mean:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})"
+        return f"{self.kind} of {parts} {self.gain.describe_gain()}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,14 +10,13 @@ discrepancy, https://arxiv.org/abs/1906.06423).
 
 from dataclasses import dataclass, replace
 
-import safetensors.torch
-
 from cluster.io import storage
 from cluster.io.errors import UserError
 from cluster.io.statistics import Estimate, bootstrap_difference
 from trainers.config import AUTO, Auto, FinetuneConfig, ScheduleConfig
 from trainers.networks.backbones import find, require_size
 from trainers.networks.freezing import adapter_rank
+from trainers.networks.tensors import to_safetensors
 from trainers.run import checkpoint
 from trainers.run.predictions import read_predictions
 from tuning.leaderboard import TrialResult
@@ -38,15 +37,11 @@ class Resolution:
 
     @property
     def is_better(self) -> bool:
-        return self.gain.low > 0
+        return self.gain.is_gain
 
     def describe(self) -> str:
-        gain = self.gain
         used = "used" if self.is_better else "not significantly better: not used"
-        return (
-            f"last epochs at {self.size_px} px: val/top1 {gain.mean:+.3f} "
-            f"({gain.low:+.3f} to {gain.high:+.3f}), {used}"
-        )
+        return f"last epochs at {self.size_px} px: val/top1 {self.gain.describe_gain()}, {used}"
 
 
 def choose_size(base: FinetuneConfig, wanted: int | Auto | None) -> int | None:
@@ -82,8 +77,7 @@ def continue_larger(training: FinetuneConfig, run: str, size_px: int, out: str) 
     start = storage.join(out, "start.safetensors")
     if not storage.exists(start):
         _, tensors = checkpoint.load_best(run)
-        content = safetensors.torch.save({name: t.contiguous() for name, t in tensors.items()})
-        storage.write_bytes(start, content)
+        storage.write_bytes(start, to_safetensors(tensors))
     rate = LAST_RATE * training.optim.learning_rate
     return replace(
         training,

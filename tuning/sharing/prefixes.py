@@ -7,7 +7,6 @@ CACHE/features/KEY/               as datasets/passes/features.py lays them out
 from dataclasses import dataclass, field, replace
 
 import ray
-import safetensors.torch
 
 from cluster.config import ClusterConfig
 from cluster.io import storage
@@ -26,6 +25,7 @@ from trainers.config import FinetuneConfig, ModelConfig
 from trainers.inference.actors import plan_actors
 from trainers.inference.passes import cache_uri, plan_entries, run_pass
 from trainers.inference.prefix import FrozenNetwork, hash_tensors, open_frozen
+from trainers.networks.tensors import to_safetensors
 from trainers.prepare import PrefixFeatures
 from tuning.config import TuningConfig
 from tuning.sharing.cache import list_entries
@@ -125,8 +125,7 @@ class PrefixStore:
         name = f"{sha256[:24]}.safetensors"
         uri = storage.join(self._config.out, "prefixes", name)
         if not storage.exists(uri):
-            tensors = {name: t.contiguous() for name, t in network.tensors(depth).items()}
-            storage.write_bytes(uri, safetensors.torch.save(tensors))
+            storage.write_bytes(uri, to_safetensors(network.tensors(depth)))
         return name
 
     def _network(self, key: FinetuneConfig) -> FrozenNetwork:
