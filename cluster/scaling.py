@@ -91,8 +91,8 @@ def compute_once(
 
 
 def _call(function: Callable[[int, bool], T], threads: int, use_gpu: bool) -> T:
-    # A node that joins on this machine unpacks our code anew, at the same path: a process of before
-    # is then in a folder that is gone, where torch's compiler can't be imported.
+    # Where another node joins on this machine, Ray replaces the working directory of the job, and
+    # older processes are in one that was deleted: torch's compiler can't be imported there.
     os.chdir(ROOT)
     return function(threads, use_gpu)
 
