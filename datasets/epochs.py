@@ -19,12 +19,12 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
-from ray.data import DataContext, Datasource, ExecutionOptions, ExecutionResources
+from ray.data import DataContext, Datasource, ExecutionOptions
 from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
 from datasets.plan import Chunk, Plan
-from datasets.ray_internals import give_share, let_tasks_end
+from datasets.ray_internals import bound_store, give_share, let_tasks_end
 from datasets.read import read_task
 from datasets.sources import BatchSource, ReadLimits
 
@@ -138,10 +138,7 @@ def execute_chunks(
     if store_bytes is None:
         store_bytes = total.get("object_store_memory", 0.0) / 4
     cpus = max(cpus, limits.task_cpus)
-    context.execution_options = ExecutionOptions(
-        preserve_order=True,
-        resource_limits=ExecutionResources.for_limits(object_store_memory=store_bytes),
-    )
+    context.execution_options = ExecutionOptions(preserve_order=True)
     give_share(context, cpus)
     let_tasks_end(context)
     tasks = divide_chunks(
@@ -150,6 +147,8 @@ def execute_chunks(
         num_parallel=max(1, int(cpus / limits.task_cpus)),
         store_bytes=store_bytes,
     )
+    largest = max(map(count_images, tasks)) * source.bytes_per_image
+    bound_store(context, store_bytes=store_bytes, task_bytes=largest)
     with DataContext.current(context):  # a data set keeps the context it was made in
         # As many blocks as tasks: with more, Ray splits every output.
         dataset = ray.data.read_datasource(

@@ -1,4 +1,4 @@
-"""Private names of Ray Data: fixed CPUs for a stream, and an executor that doesn't poll.
+"""Private names of Ray Data: fixed CPUs and memory for a stream, an executor that doesn't poll.
 
 Ray Data divides the CPUs of every node among all streams, rounded down: with more streams than CPUs
 on a node, each gets none and reads one task at a time. The shares also change whenever a stream
@@ -11,6 +11,7 @@ from typing import Any
 import ray
 from ray.data import DataContext, ExecutionResources
 from ray.data._internal.cluster_autoscaler import ClusterAutoscaler, create_cluster_autoscaler
+from ray.data._internal.execution import backpressure_policy as backpressure
 from ray.data._internal.execution import (
     metadata_fetcher,
     streaming_executor,
@@ -23,7 +24,7 @@ from ray.data._internal.planner import plan_read_op
 from cluster.ray_internals import check_version
 
 NUM_PAUSES, PAUSE_S = 5, 0.02
-SHARE = "thaw_share"
+SHARE, STORE, TASK = "thaw_share", "thaw_store_bytes", "thaw_task_bytes"
 UNLIMITED_BYTES = 2.0**60
 """No limit here: `resource_limits` sets it. Finite, as Ray Data subtracts from it."""
 
@@ -59,6 +60,34 @@ def let_tasks_end(context: DataContext) -> None:
     wait for that CPU, and the task of the training stream for the validation.
     """
     context._max_num_blocks_in_streaming_gen_buffer = None  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class FullStore(backpressure.BackpressurePolicy):
+    """Starts no task while the blocks made and those of running tasks would fill the store.
+
+    Ray Data doesn't count the blocks of running tasks that never wait for their reader. While the
+    first task is slow, the others would fill the store without a limit: all wait for it, in order.
+    """
+
+    def can_add_input(self, op: Any) -> bool:
+        """Start a task where it fits, or where none runs."""
+        num_running = op.num_active_tasks()
+        pending = (num_running + 1) * self._data_context.get_config(TASK)
+        made = self._resource_manager.get_op_usage(op).object_store_memory
+        return num_running == 0 or made + pending <= self._data_context.get_config(STORE)
+
+
+def bound_store(context: DataContext, *, store_bytes: float, task_bytes: float) -> None:
+    """Limit the bytes of the blocks that data sets made in this context keep at a time."""
+    context.execution_options.resource_limits = ExecutionResources.for_limits(
+        object_store_memory=store_bytes
+    )
+    context.set_config(STORE, store_bytes)
+    context.set_config(TASK, task_bytes)
+    context.set_config(
+        backpressure.ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
+        [*backpressure.ENABLED_BACKPRESSURE_POLICIES, FullStore],
+    )
 
 
 def choose_autoscaler(topology: Any, resources: Any, context: DataContext, **named: Any) -> Any:

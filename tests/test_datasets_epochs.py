@@ -322,7 +322,12 @@ class MadeBlocks:
 
 
 def execute(
-    num_blocks: int, *, mib: int = 1, seconds: float = 0.0, stream_cpus: float | None = None
+    num_blocks: int,
+    *,
+    mib: int = 1,
+    seconds: float = 0.0,
+    stream_cpus: float | None = None,
+    made_by: type["MadeBlocks"] | None = None,
 ) -> Iterator[tuple[int, str]]:
     """Yield number and node of each block, of an execution bounded to 256 MiB."""
     chunks = [
@@ -336,7 +341,7 @@ def execute(
     ]
     for block in execute_chunks(
         chunks,
-        source=MadeBlocks(mib, seconds),
+        source=(made_by or MadeBlocks)(mib, seconds),
         limits=ReadLimits(store_bytes=256 * 2**20, stream_cpus=stream_cpus),
     ):
         yield block["number"][0].as_py(), block["node"][0].as_py()
@@ -394,6 +399,24 @@ def test_the_store_stays_bounded_at_many_times_its_size(ray_cluster: str) -> Non
 
     assert numbers == list(range(320))
     assert max(used) < 512 * 2**20
+
+
+@dataclass
+class SlowStart(MadeBlocks):
+    """The first block waits for all others, which wait for it in order."""
+
+    def read(self, chunk: Chunk) -> Iterator[pa.Table]:
+        time.sleep(3 if chunk.row_groups[0].first_row == 0 else 0)
+        yield from super().read(chunk)
+
+
+def test_the_store_stays_bounded_while_the_first_block_is_slow(ray_cluster: str) -> None:
+    total = ray.cluster_resources()["object_store_memory"]
+    blocks = execute(60, mib=16, made_by=SlowStart)
+
+    next(blocks)
+
+    assert total - ray.available_resources()["object_store_memory"] < 272 * 2**20
 
 
 class TimedBlocks:
