@@ -1,10 +1,10 @@
 """Each ingredient of a recipe, by what it gains: python -m tests.bench.recipes transfer.
 
 Trains a recipe, and the recipe with one setting changed, with three seeds each on 20 classes of
-../shared/cars at 224 px with MobileNetV2's file, in float32; `finetune` is the other recipe. The
-best epoch on the validation images is evaluated on the 817 test images. What is in --out is kept,
-so that the command can be run again (--minutes 4) until all trainings are there; prints those.
-Heads train on features that are computed once, of the pixels they would see.
+../shared/cars with MobileNetV2's file, at 224 px in float32 unless told; `finetune` is the other
+recipe. The best epoch on the validation images is evaluated on the 817 test images. What is in --out
+is kept, so that the command can be run again (--minutes 4) until all trainings are there; prints
+those. Heads train on features that are computed once, of the pixels they would see.
 """
 
 import argparse
@@ -77,7 +77,7 @@ VARIANTS: dict[str, dict[str, Changes]] = {
 }
 
 
-def training_of(recipe: str, changes: Changes, seed: int, out: Path) -> FinetuneConfig:
+def training_of(recipe: str, changes: Changes, seed: int, options: Any) -> FinetuneConfig:
     config = RECIPES[recipe]
     model = replace(
         config.model,
@@ -87,12 +87,13 @@ def training_of(recipe: str, changes: Changes, seed: int, out: Path) -> Finetune
         normalization="half",
     )
     fixed: Changes = {
-        "data": str(out / "cars"),
+        "data": str(options.out.absolute() / "cars"),
         "seed": seed,
         "model": model,
-        "compute": ComputeConfig(precision="fp32"),
+        "compute": ComputeConfig(precision=options.precision),
         "track": TrackConfig(wandb="off"),
         "cluster": in_process(config.cluster),
+        "ingest": replace(config.ingest, size_px=options.size_px),
     }
     return replace_at(replace(config, **fixed), changes)
 
@@ -147,11 +148,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", choices=VARIANTS)
     parser.add_argument("--minutes", type=float, default=1000.0, help="start no training after")
+    parser.add_argument("--size-px", type=int, default=224)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "recipes")
     options = parser.parse_args()
     ends_s = time.monotonic() + 60 * options.minutes
     connect(None, quiet=True)
     out = options.out.absolute()
+    settings = f"{options.recipe}-{options.size_px}-{options.precision}"
     if not (out / "cars" / "manifest.json").exists():
         prepare(
             PrepareConfig(source="folder", root=str(SHARED / "cars" / "train"),
@@ -162,8 +166,8 @@ def main() -> None:
     for name, changes in VARIANTS[options.recipe].items():
         top1s, vals = [], []
         for seed in SEEDS:
-            folder = f"{options.recipe}-{'-'.join(name.replace(':', '').split())}-{seed}"
-            config = training_of(options.recipe, changes, seed, out)
+            folder = f"{settings}-{'-'.join(name.replace(':', '').split())}-{seed}"
+            config = training_of(options.recipe, changes, seed, options)
             config = replace(config, out=str(out / "trials" / folder))  # beside OUT/prefixes
             if time.monotonic() < ends_s or Path(config.out, "top1.txt").exists():
                 top1s.append(measure(config, out))
