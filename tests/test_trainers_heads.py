@@ -33,6 +33,7 @@ from trainers.settings import step_settings
 from trainers.state import TrainState
 from trainers.step import eval_step, train_step
 from tuning import run as sweep_run
+from tuning import sweep_plan
 from tuning.combine.members import read_combinations
 from tuning.sharing.plan import prefix_key
 
@@ -195,7 +196,7 @@ def test_a_sweep_trains_heads_together(
         return rounds[-1]
 
     monkeypatch.setattr(sweep_run, "_plan_rounds", spy)
-    monkeypatch.setattr(sweep_run, "_count_concurrent", lambda *_: 2)
+    monkeypatch.setattr(sweep_plan, "count_concurrent", lambda *_: 2)
     sweep = sweep_of("lenet5", easy_data, tmp_path, epochs=4)
     rates = (1e-2, 1e-6, 3e-3, 1e-7, 1e-8)
     space = replace(sweep.space, freeze_depths=("all",), learning_rates=rates, clipnorms=(None,))

@@ -16,7 +16,7 @@ from ray.tune.experiment import Trial
 from tests.support.small import living_workers
 from trainers.networks import backbones
 from trainers.run.rows import epoch_rows, read_rows
-from tuning import run
+from tuning import run, sweep_plan
 from tuning.__main__ import parse
 from tuning.progress import SweepProgress
 from tuning.run import tune_sweep
@@ -28,8 +28,8 @@ SEED = 112
 """Draws two heads, a training that goes deeper, and a twin of each with another clipnorm."""
 DRIVER = """
 import sys
-from tuning import __main__, run
-run.max_concurrent_trials = lambda *_: 1
+from tuning import __main__, sweep_plan
+sweep_plan.max_concurrent_trials = lambda *_: 1
 __main__.main(sys.argv[1:])
 """
 """A sweep of one trial at a time: each process of a trial takes seconds to start."""
@@ -103,7 +103,7 @@ def test_a_killed_driver_head_or_worker_loses_no_trial_and_repeats_none(
 ) -> None:
     """The driver dies in the second trial; in the second sitting that trial's process does, and
     after it a DDP worker of the third."""
-    monkeypatch.setattr(run, "max_concurrent_trials", lambda *_: 1)
+    monkeypatch.setattr(sweep_plan, "max_concurrent_trials", lambda *_: 1)
     shared = arguments(easy_data, tmp_path, "shared")
     command = [sys.executable, "-c", DRIVER, *shared, "--address", ray_cluster]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:

@@ -5,7 +5,7 @@ import logging
 import os
 import shlex
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
@@ -21,21 +21,18 @@ from cluster.io.lease import hold_lease
 from cluster.provenance import find_provenance
 from cluster.ray_internals import predict_trial_ids
 from cluster.runtime import Resources, connect
-from cluster.scaling import in_process, max_concurrent_trials, plan_workers
+from cluster.scaling import plan_workers
 from datasets.shards import Manifest
 from trainers import metrics, prepare
 from trainers.evaluation.measures import Measures
 from trainers.heads.stack import count_together, stack_key
 from trainers.inference.passes import cache_uri
-from trainers.networks.freezing import is_head_only
 from trainers.networks.precision import choose_precision
 from trainers.run.folder import read_config
 from trainers.run.stop import STOPPED
 from trainers.tracking.config import sync_command
-from trainers.tracking.where import describe_tracking
-from tuning.axes.axis import BACKBONE
 from tuning.budget.deadline import BudgetClock, StopAtDeadline
-from tuning.budget.estimate import measure_forecast, plans_trials
+from tuning.budget.estimate import plans_trials
 from tuning.check import check, distinct_depths, facts_of, with_absolute_axes
 from tuning.combine.combine import combine, describe_combinations
 from tuning.combine.members import combined_uri
@@ -54,14 +51,14 @@ from tuning.leaderboard import (
 from tuning.progress import SweepProgress
 from tuning.record import SweepRecord, read_sweep_config
 from tuning.runner import AbortTrainings, EndHeads, start_runner
-from tuning.search import STATE_FOLDER, build_tuner, count_trials, run_folder
-from tuning.sharing.plan import SharingPlan, plan_sharing
+from tuning.search import build_tuner, count_trials, run_folder
 from tuning.sharing.prefixes import BuiltPrefixes, PrefixStore
 from tuning.sharing.rounds import start_rounds
 from tuning.sharing.savings import measure_savings
-from tuning.space import left_out, models, point_of, points, training_of
+from tuning.space import models, point_of, points, training_of
 from tuning.states import TrialStates, read_trials
 from tuning.sweep_display import SweepDisplay
+from tuning.sweep_plan import SweepPlan, plan_sweep
 from tuning.trial import Shared, build_trial, config_of, trains_in_process, trains_together
 from tuning.verdict import judge
 from tuning.wandb.sweep_run import SweepRun
@@ -108,86 +105,39 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
         )
         return reuse(config, resources, clock)
     config = _with_precision(config, before, resources)
-    config = without_lone_workers(config, resources)
     store = PrefixStore(config, manifest, resources)
-
-    def share() -> SharingPlan:
-        return plan_sharing(
-            config, manifest, free_bytes=store.free_bytes, missing_bytes=store.missing_bytes
-        )
-
-    plan, forecast = share(), None
-    if explain or clock.budget_s is not None:
-        forecast = measure_forecast(config, manifest, plan, resources)
-        if plans_trials(config) and clock.budget_s is not None:
-            config = replace(config, trials=forecast.fit_trials(config, clock.budget_s))
-            plan = share()
-    num_trials = count_trials(config)
-    num_concurrent = min(_count_concurrent(config, resources, plan), num_trials)
-    say = print if explain else terminal.report
-    ingest = _announce(config, manifest, resources, plan, num_trials, num_concurrent, say)
-    if forecast is not None:
-        for line in forecast.describe(config, budget_s=clock.budget_s):
-            say(f"  {line}")
+    plan = plan_sweep(config, manifest, resources, store, budget_s=clock.budget_s, explain=explain)
+    for line in plan.describe():
+        (print if explain else terminal.report)(line)
     if explain:
         raise SystemExit(0)
     follow = f"follow it with `python -m tuning review --out {shlex.quote(config.out)}`"
     with (
         hold_lease(config.out, follow=follow),
-        closing(SweepRun(config, manifest, on_stop=clock.end)) as tracked,
+        closing(SweepRun(plan.config, manifest, on_stop=clock.end)) as tracked,
     ):
-        record, shared = _execute(
-            config,
-            manifest,
-            resources,
-            store,
-            plan,
-            ingest,
-            clock,
-            num_trials=num_trials,
-            num_concurrent=num_concurrent,
-        )
+        record, shared = _execute(plan, store, clock)
         return _close(record, resources, clock, shared, tracked)
 
 
-def _execute(
-    config: TuningConfig,
-    manifest: Manifest,
-    resources: Resources,
-    store: PrefixStore,
-    plan: SharingPlan,
-    ingest: tuple[bool, str],
-    clock: BudgetClock,
-    *,
-    num_trials: int,
-    num_concurrent: int,
-) -> tuple[SweepRecord, Shared]:
-    """Run the trials and what they share; write the leaderboard.
-
-    Args:
-        ingest: of `plan_ingest`.
-    """
+def _execute(plan: SweepPlan, store: PrefixStore, clock: BudgetClock) -> tuple[SweepRecord, Shared]:
+    """Run the trials and what they share; write the leaderboard."""
+    config, manifest = plan.config, plan.manifest
     _write_start(config, manifest)
-    built = store.build(plan)
+    built = store.build(plan.sharing)
     for problem in built.problems:
         print(f"  {problem}: its trials train on images")
-    shared = _share(config, manifest, store, built, ingest)
-    shared = replace(
-        shared,
-        rounds=_plan_rounds(config, resources, shared, num_concurrent=num_concurrent),
-        save_from_s=clock.save_from_s,
-    )
+    shared = _share(plan, store, built)
+    shared = replace(shared, rounds=_plan_rounds(plan, shared), save_from_s=clock.save_from_s)
     try:
-        trials, is_synced = _run_trials(
-            config, resources, shared, clock, num_trials=num_trials, num_concurrent=num_concurrent
-        )
+        trials, is_synced = _run_trials(plan, shared, clock)
     finally:
         clock.write()
     with_prefix = (
         row for row in trials if shared.prefix_of(training_of(config.base, row.point)) is not None
     )
     savings = measure_savings(
-        plan,
+        plan.sharing,
         built,
         trials,
         on_features=[row.trial_id for row in with_prefix],
@@ -226,26 +176,21 @@ def _write_start(config: TuningConfig, manifest: Manifest) -> None:
 
 
 def _run_trials(
-    config: TuningConfig,
-    resources: Resources,
-    shared: Shared,
-    clock: BudgetClock,
-    *,
-    num_trials: int,
-    num_concurrent: int,
+    plan: SweepPlan, shared: Shared, clock: BudgetClock
 ) -> tuple[list[TrialResult], bool]:
     """Run the trials by Tune; return them by rank, and whether W&B has all of them.
 
     Raises:
         SystemExit: where the sweep was stopped before all trials had ended.
     """
+    config, num_trials = plan.config, plan.num_trials
     # Run folders have the metrics; Tune need not write them again.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # a table of its own, even at verbose=0
     # Our own lines say how trials end; tracebacks are in their error.txt.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     display = SweepDisplay(
-        config, shared.manifest, num_trials=num_trials, num_concurrent=num_concurrent
+        config, plan.manifest, num_trials=num_trials, num_concurrent=plan.num_concurrent
     )
     states = TrialStates(config.out, num_trials=num_trials)
     progress = SweepProgress(config, shared, display, states)
@@ -255,8 +200,8 @@ def _run_trials(
         callbacks.append(EndHeads(config, shared.rounds))
     if shared.runner is not None:
         callbacks.append(AbortTrainings(config, shared.runner))
-    trial = build_trial(config, resources, shared, num_concurrent=num_concurrent)
-    tuner = build_tuner(config, trial, callbacks, num_concurrent=num_concurrent)
+    trial = build_trial(plan, shared)
+    tuner = build_tuner(config, trial, callbacks, num_concurrent=plan.num_concurrent)
     with terminal.show(display.draw), warnings.catch_warnings():
         # Optuna keeps the first of two results of a step: right for a trial that is resumed.
         warnings.filterwarnings("ignore", "The reported value is ignored", UserWarning)
@@ -283,22 +228,17 @@ def _run_trials(
     trials = rank(
         ended,
         epochs=config.base.epochs,
-        class_counts=shared.manifest.split("val").class_counts,
+        class_counts=plan.manifest.split("val").class_counts,
     )
     return trials, is_synced
 
 
-def _share(
-    config: TuningConfig,
-    manifest: Manifest,
-    store: PrefixStore,
-    built: BuiltPrefixes,
-    ingest: tuple[bool, str],
-) -> Shared:
+def _share(plan: SweepPlan, store: PrefixStore, built: BuiltPrefixes) -> Shared:
     """Collect the work that trials share, and train the heads that deeper ones start from."""
+    config = plan.config
     trainings = [training_of(config.base, model) for model in models(config.space)]
-    shared = Shared(manifest=manifest, prefixes=dict(built.prefixes))
-    shared = shared.with_images(trainings, ingest)
+    shared = Shared(manifest=plan.manifest, prefixes=dict(built.prefixes))
+    shared = shared.with_images(trainings, plan.ingest)
     if config.share:
         shared = replace(
             shared,
@@ -312,11 +252,10 @@ def _share(
     return shared
 
 
-def _plan_rounds(
-    config: TuningConfig, resources: Resources, shared: Shared, *, num_concurrent: int
-) -> ActorHandle | None:
+def _plan_rounds(plan: SweepPlan, shared: Shared) -> ActorHandle | None:
     """Plan which head-only trials train together; None where none can, all run at once, or Optuna
     draws them one after the other."""
+    config = plan.config
     if config.search == "optuna":
         return None
     listed = points(config.space, config.search, config.trials, config.seed)
@@ -327,84 +266,15 @@ def _plan_rounds(
         for point, trial_id in zip(listed, predict_trial_ids(len(listed), known), strict=True)
         if trains_together(training := config_of(config, point, trial_id, shared), shared)
     ]
-    if len(planned) <= num_concurrent:
+    if len(planned) <= plan.num_concurrent:
         return None
-    base, use_gpu = planned[0][0], plan_workers(resources, config.base.cluster).use_gpu
-    num_classes = len(shared.manifest.classes)
+    base, use_gpu = planned[0][0], plan_workers(plan.resources, config.base.cluster).use_gpu
     return start_rounds(
         config,
         planned,
-        max_together=count_together(base, num_classes, use_gpu=use_gpu),
-        num_concurrent=num_concurrent,
+        max_together=count_together(base, len(plan.manifest.classes), use_gpu=use_gpu),
+        num_concurrent=plan.num_concurrent,
     )
-
-
-def without_lone_workers(config: TuningConfig, resources: Resources) -> TuningConfig:
-    """Let trials whose DDP group would have one worker train in the trial's process."""
-    cluster = config.base.cluster
-    num_concurrent = max_concurrent_trials(resources, cluster)
-    plan = plan_workers(resources, cluster, num_concurrent=num_concurrent)
-    if cluster.num_workers is not None or plan.num_workers > 1:
-        return config
-    return replace(config, base=replace(config.base, cluster=in_process(cluster)))
-
-
-def _count_concurrent(config: TuningConfig, resources: Resources, plan: SharingPlan) -> int:
-    """Trials side by side: heads on features take a CPU each, the others share the cluster."""
-    trainings = [training_of(config.base, model) for model in models(config.space)]
-    if resources.num_gpus == 0 and all(
-        is_head_only(training.model) and plan.find(training) for training in trainings
-    ):
-        return int(resources.num_cpus)
-    return max_concurrent_trials(resources, config.base.cluster)
-
-
-def _announce(
-    config: TuningConfig,
-    manifest: Manifest,
-    resources: Resources,
-    sharing: SharingPlan,
-    num_trials: int,
-    num_concurrent: int,
-    say: Callable[[str], None],
-) -> tuple[bool, str]:
-    """Print what will run; a plan that doesn't fit raises here, before any trial starts.
-
-    Returns:
-        What `plan_ingest` decided.
-    """
-    deeper = max_concurrent_trials(resources, config.base.cluster)
-    num_deeper = min(num_concurrent, deeper)
-    plan = prepare.plan_training(config.base, resources, num_concurrent=num_deeper)
-    ingest = prepare.plan_ingest(
-        config.base,
-        manifest,
-        resources,
-        plan,
-        num_concurrent=num_deeper,
-        num_trainings=num_trials,
-    )
-    space = config.space
-    names = ", ".join(map(str, space.values_of(BACKBONE))) or config.base.model.backbone
-    say(
-        f"Sweep of {num_trials} trials of {names}, {config.search} search, "
-        f"{config.base.epochs} epochs at most"
-    )
-    for axis in space.all_axes:
-        say(f"  {axis.describe()}")
-    if (line := left_out(space)) is not None:
-        say(f"  {line}")
-    workers = f"{plan.num_workers} DDP workers" if plan.num_workers else "their own process"
-    say(
-        f"  {num_concurrent} at a time; head-only trials in one process each, the others in "
-        f"{workers}\n  ingest by {ingest[1]}; precision {config.base.compute.precision}\n"
-        f"  stored in {config.out}\n  tracked {describe_tracking(config.base.track)}"
-    )
-    for line in sharing.describe():
-        say(f"  {line}")
-    if tune.Tuner.can_restore(storage.join(config.out, STATE_FOLDER)):
-        say("  resuming: trials that have ended are reused, the others continue")
-    return ingest
 
 
 def _ended(

@@ -10,7 +10,6 @@ import ray.tune
 from ray.actor import ActorHandle
 
 from cluster.io import storage
-from cluster.runtime import Resources
 from cluster.scaling import in_process, plan_workers
 from datasets.memory import open_memory
 from datasets.shards import Manifest
@@ -28,6 +27,7 @@ from tuning.sharing.plan import Key, network_of, prefix_key
 from tuning.sharing.reuse import copy_run, find_known, result_key
 from tuning.sharing.rounds import HeadProgress, Round
 from tuning.space import Point, point_of, training_of
+from tuning.sweep_plan import SweepPlan
 
 POLL_S = 0.5
 DRIVER_CPUS = 0.01
@@ -101,14 +101,13 @@ def config_of(
     return replace(training, model=replace(training.model, head=head))
 
 
-def build_trial(
-    config: TuningConfig, resources: Resources, shared: Shared, *, num_concurrent: int
-) -> Callable[[dict[str, Any]], None]:
+def build_trial(plan: SweepPlan, shared: Shared) -> Callable[[dict[str, Any]], None]:
     """Return the trainable of Tune, with the resources that each trial reserves.
 
     Head-only trials train in the trial's own process, which the next trial takes over, and reserve
     a worker's share for it. The others reserve next to nothing, as their workers reserve it.
     """
+    config, resources, num_concurrent = plan.config, plan.resources, plan.num_concurrent
 
     def run_trial(params: dict[str, Any], shared: Shared) -> None:
         os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", LEAVE_TIMEOUT_S)

@@ -28,6 +28,7 @@ from tuning import run
 from tuning.budget.deadline import BudgetClock
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.sharing.plan import prefix_key
+from tuning.sweep_plan import SweepPlan
 from tuning.trial import Shared
 
 NUM_TRIALS, NUM_FEATURES, NUM_CLASSES = 100, 1280, 196
@@ -54,18 +55,16 @@ def time_trials(config: TuningConfig, shared: Shared) -> tuple[float, float, flo
     """Run the trials of a sweep; return their seconds, those of training, and the best val/top1."""
     resources = connect(quiet=True)
     num_trials = len(config.space.learning_rates)
-    num_concurrent = min(int(resources.num_cpus), num_trials)
-    started = time.perf_counter()
-    rounds = run._plan_rounds(config, resources, shared, num_concurrent=num_concurrent)
-    shared = Shared(manifest=shared.manifest, prefixes=shared.prefixes, rounds=rounds)
-    trials, _ = run._run_trials(
-        config,
-        resources,
-        shared,
-        BudgetClock(config.out, None),
+    plan = SweepPlan(
+        config=config,
+        manifest=shared.manifest,
+        resources=resources,
         num_trials=num_trials,
-        num_concurrent=num_concurrent,
+        num_concurrent=min(int(resources.num_cpus), num_trials),
     )
+    started = time.perf_counter()
+    shared = replace(shared, rounds=run._plan_rounds(plan, shared))
+    trials, _ = run._run_trials(plan, shared, BudgetClock(config.out, None))
     seconds = time.perf_counter() - started
     epochs = sum(trial.num_epochs for trial in trials)
     print(

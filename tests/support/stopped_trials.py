@@ -23,6 +23,7 @@ from tuning.config import SpaceConfig, TuningConfig
 from tuning.runner import AbortTrainings, start_runner
 from tuning.search import run_folder
 from tuning.space import points
+from tuning.sweep_plan import SweepPlan
 from tuning.trial import Shared, build_trial
 
 NUM_EPOCHS = 500
@@ -45,8 +46,15 @@ def stop_trials(data: str, out: str, *rates: float, num_workers: int) -> float:
     space = SpaceConfig(learning_rates=rates, clipnorms=(None,), inits=("he",))
     config = TuningConfig(base=base, space=space, out=out)
     runner = start_runner()
-    shared = Shared(manifest=read_manifest(data), runner=runner)
-    trial = build_trial(config, runtime.find_resources(), shared, num_concurrent=1)
+    plan = SweepPlan(
+        config=config,
+        manifest=read_manifest(data),
+        resources=runtime.find_resources(),
+        num_trials=len(rates),
+        num_concurrent=1,
+        num_workers=num_workers,
+    )
+    trial = build_trial(plan, Shared(manifest=plan.manifest, runner=runner))
     tuner = ray.tune.Tuner(
         trial,
         param_space={"point": ray.tune.grid_search(points(space, "grid", None, 0))},

@@ -29,7 +29,14 @@ from trainers.networks.tensors import to_safetensors
 from trainers.prepare import PrefixFeatures
 from tuning.config import TuningConfig
 from tuning.sharing.cache import list_entries
-from tuning.sharing.plan import Key, PrefixPlan, SharingPlan, network_of, views_of_splits
+from tuning.sharing.plan import (
+    Key,
+    PrefixPlan,
+    SharingPlan,
+    network_of,
+    plan_sharing,
+    views_of_splits,
+)
 from tuning.space import models, training_of
 
 
@@ -53,6 +60,15 @@ class PrefixStore:
         self._cache = cache_uri(config.out, config.cache)
         self._networks: dict[tuple[ModelConfig, int, int], FrozenNetwork] = {}
         self._known_entries: dict[Key, list[Entry]] = {}
+
+    def plan(self, config: TuningConfig) -> SharingPlan:
+        """Choose the prefixes that are worth building for the trials of a sweep."""
+        return plan_sharing(
+            config,
+            self._manifest,
+            free_bytes=self.free_bytes,
+            missing_bytes=self.missing_bytes,
+        )
 
     def missing_bytes(self, prefix: PrefixPlan) -> float:
         """Return the bytes of a prefix's features that are not in the cache."""

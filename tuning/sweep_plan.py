@@ -1,0 +1,133 @@
+"""What a sweep runs, and how much of the cluster each of its trials has."""
+
+from dataclasses import dataclass, field, replace
+
+from ray import tune
+
+from cluster.io import storage
+from cluster.runtime import Resources
+from cluster.scaling import in_process, max_concurrent_trials, plan_workers
+from datasets.shards import Manifest
+from trainers import prepare
+from trainers.networks.freezing import is_head_only
+from trainers.tracking.where import describe_tracking
+from tuning.axes.axis import BACKBONE
+from tuning.budget.estimate import Forecast, measure_forecast, plans_trials
+from tuning.config import TuningConfig
+from tuning.search import STATE_FOLDER, count_trials
+from tuning.sharing.plan import SharingPlan
+from tuning.sharing.prefixes import PrefixStore
+from tuning.space import left_out, models, training_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepPlan:
+    """A checked sweep on the connected cluster."""
+
+    config: TuningConfig
+    """With as many trials as the budget allows, where it decides."""
+    manifest: Manifest
+    resources: Resources
+    num_trials: int
+    num_concurrent: int
+    """Trials side by side."""
+    num_workers: int = 0
+    """DDP workers of a trial that trains more than a head; 0 trains in the trial's process."""
+    sharing: SharingPlan = field(default_factory=SharingPlan)
+    ingest: tuple[bool, str] = (False, "")
+    """As `prepare.plan_ingest` returns it."""
+    forecast: Forecast | None = None
+    """Where the sweep has a budget or is only explained."""
+    budget_s: float | None = None
+
+    def describe(self) -> list[str]:
+        """Write the plan in lines."""
+        config = self.config
+        space, base = config.space, config.base
+        names = ", ".join(map(str, space.values_of(BACKBONE))) or base.model.backbone
+        workers = f"{self.num_workers} DDP workers" if self.num_workers else "their own process"
+        lines = [
+            *(axis.describe() for axis in space.all_axes),
+            left_out(space),
+            f"{self.num_concurrent} at a time; head-only trials in one process each, the others in "
+            f"{workers}",
+            f"ingest by {self.ingest[1]}; precision {base.compute.precision}",
+            f"stored in {config.out}",
+            f"tracked {describe_tracking(base.track)}",
+            *self.sharing.describe(),
+        ]
+        if tune.Tuner.can_restore(storage.join(config.out, STATE_FOLDER)):
+            lines.append("resuming: trials that have ended are reused, the others continue")
+        if self.forecast is not None:
+            lines += self.forecast.describe(config, budget_s=self.budget_s)
+        return [
+            f"Sweep of {self.num_trials} trials of {names}, {config.search} search, "
+            f"{base.epochs} epochs at most",
+            *(f"  {line}" for line in lines if line is not None),
+        ]
+
+
+def plan_sweep(
+    config: TuningConfig,
+    manifest: Manifest,
+    resources: Resources,
+    store: PrefixStore,
+    *,
+    budget_s: float | None = None,
+    explain: bool = False,
+) -> SweepPlan:
+    """Plan a sweep, whose precision is chosen; what doesn't fit raises here.
+
+    Args:
+        budget_s: as `BudgetClock` has it; then, and to explain, some real steps are timed.
+    """
+    config = without_lone_workers(config, resources)
+    sharing, forecast = store.plan(config), None
+    if explain or budget_s is not None:
+        forecast = measure_forecast(config, manifest, sharing, resources)
+        if plans_trials(config) and budget_s is not None:
+            config = replace(config, trials=forecast.fit_trials(config, budget_s))
+            sharing = store.plan(config)
+    num_trials = count_trials(config)
+    num_concurrent = min(count_concurrent(config, resources, sharing), num_trials)
+    num_deeper = min(num_concurrent, max_concurrent_trials(resources, config.base.cluster))
+    workers = prepare.plan_training(config.base, resources, num_concurrent=num_deeper)
+    return SweepPlan(
+        config=config,
+        manifest=manifest,
+        resources=resources,
+        num_trials=num_trials,
+        num_concurrent=num_concurrent,
+        num_workers=workers.num_workers,
+        sharing=sharing,
+        ingest=prepare.plan_ingest(
+            config.base,
+            manifest,
+            resources,
+            workers,
+            num_concurrent=num_deeper,
+            num_trainings=num_trials,
+        ),
+        forecast=forecast,
+        budget_s=budget_s,
+    )
+
+
+def without_lone_workers(config: TuningConfig, resources: Resources) -> TuningConfig:
+    """Let trials whose DDP group would have one worker train in the trial's process."""
+    cluster = config.base.cluster
+    num_concurrent = max_concurrent_trials(resources, cluster)
+    plan = plan_workers(resources, cluster, num_concurrent=num_concurrent)
+    if cluster.num_workers is not None or plan.num_workers > 1:
+        return config
+    return replace(config, base=replace(config.base, cluster=in_process(cluster)))
+
+
+def count_concurrent(config: TuningConfig, resources: Resources, sharing: SharingPlan) -> int:
+    """Trials side by side: heads on features take a CPU each, the others share the cluster."""
+    trainings = [training_of(config.base, model) for model in models(config.space)]
+    if resources.num_gpus == 0 and all(
+        is_head_only(training.model) and sharing.find(training) for training in trainings
+    ):
+        return int(resources.num_cpus)
+    return max_concurrent_trials(resources, config.base.cluster)
