@@ -17,7 +17,7 @@ from datasets.config import IngestConfig, PrepareConfig
 from datasets.prepare.prepare import prepare
 from tests.bench.report import ROOT, keep
 from trainers.config import FinetuneConfig, ModelConfig, TrackConfig
-from tuning import run
+from tuning import run, sweep_plan
 from tuning.budget.config import BudgetConfig
 from tuning.config import SpaceConfig, TuningConfig
 
@@ -76,7 +76,7 @@ def sweeps_of(data: str, folder: str) -> dict[str, TuningConfig]:
 def measure(config: TuningConfig) -> tuple[float, float]:
     """Return the seconds that were estimated, and those that the sweep took."""
     found: list[float] = []
-    measure_forecast = run.measure_forecast
+    measure_forecast = sweep_plan.measure_forecast
 
     def keep_estimate(*given: Any) -> Any:
         forecast = measure_forecast(*given)
@@ -84,7 +84,7 @@ def measure(config: TuningConfig) -> tuple[float, float]:
         return forecast
 
     started_s = time.perf_counter()
-    with patch.object(run, "measure_forecast", keep_estimate):
+    with patch.object(sweep_plan, "measure_forecast", keep_estimate):
         run.tune_sweep(config)
     return found[0], time.perf_counter() - started_s
 
