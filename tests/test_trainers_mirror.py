@@ -1,6 +1,8 @@
 """A run in W&B: real offline runs, read back from their files by W&B's own reader."""
 
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,9 +10,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from wandb.sdk import wandb_setup
 
 from datasets.shards import read_manifest
 from tests.support.small import small_training
+from tests.support.waiting import wait_until
 from tests.support.wandb_files import inspect
 from trainers.config import FinetuneConfig, ModelConfig, TrackConfig
 from trainers.run import checkpoint
@@ -194,6 +198,26 @@ def test_a_second_session_leaves_one_whole_offline_run_of_the_same_id(
     assert steps(config) == [1, 2]
 
 
+def test_a_killed_service_process_loses_no_row(
+    config: FinetuneConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = JsonlTracker(config.out)
+    tracker.log(row(1))
+    mirror = open_mirror(config)
+    wait_until(lambda: offline_runs(config), "a run")
+    service = wandb_setup.singleton()._connection
+    assert service is not None and service._proc is not None
+    os.kill(service._proc._process.pid, signal.SIGKILL)
+    tracker.log(row(2))
+    end(mirror)
+
+    assert steps(config) == [1, 2]
+    ours = [record for record in caplog.records if record.name.startswith("trainers.")]
+    assert [record.getMessage() for record in ours] == [
+        f"W&B's service process died: {config.out} is logged again"
+    ]
+
+
 def test_follow_shows_each_row_once_and_says_how_the_run_ended(config: FinetuneConfig) -> None:
     tracker = JsonlTracker(config.out)
     tracker.log(row(1))  # of an earlier session: not shown again
@@ -211,13 +235,13 @@ def test_follow_shows_each_row_once_and_says_how_the_run_ended(config: FinetuneC
     assert state["summary"]["state"] == "failed" and state["exit_code"] == 1
 
 
-@pytest.mark.parametrize("signal", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
 def test_a_stopped_driver_leaves_a_killed_run(
-    config: FinetuneConfig, signal: type[BaseException]
+    config: FinetuneConfig, stop: type[BaseException]
 ) -> None:
-    with pytest.raises(signal), follow(config.out, open_mirror(config), lambda r: None):
+    with pytest.raises(stop), follow(config.out, open_mirror(config), lambda r: None):
         JsonlTracker(config.out).log(row(1))
-        raise signal
+        raise stop
 
     assert read_state(config)["summary"]["state"] == "killed"
     assert steps(config) == [1]

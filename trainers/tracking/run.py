@@ -148,6 +148,8 @@ class WandbRun:
             return
         try:
             log()
+        except wandb_internals.SERVICE_ERRORS:
+            raise
         except (WandbError, ValueError, OSError) as error:
             self._is_reachable = not isinstance(error, WandbError)
             FAILURES.report(f"W&B lacks {what} of {self._uri}: {error}", kind=f"lacks {what}")

@@ -10,6 +10,8 @@ logger = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 60
 """How long `close` waits; some of wandb's calls have no timeout."""
+MAX_RESTARTS = 3
+"""Of wandb's service process, where it is killed."""
 
 
 class WandbThread:
@@ -17,7 +19,8 @@ class WandbThread:
 
     Args:
         folder: URI of the run's folder.
-        log: returns the command that uploads what W&B does not have; None where it has all.
+        log: returns the command that uploads what W&B does not have; None where it has all. Called
+            again where W&B's service process has died: it starts another, and logs all rows.
     """
 
     def __init__(self, folder: str, log: Callable[[], str | None]) -> None:
@@ -41,6 +44,19 @@ class WandbThread:
         return self._command
 
     def _run(self) -> None:
-        command = self._log()
+        command = self._log_all()
         if self._thread is not None:  # `close` still waits
             self._command = command
+
+    def _log_all(self) -> str | None:
+        for _ in range(MAX_RESTARTS):
+            try:
+                return self._log()
+            except Exception as error:
+                from trainers.tracking import wandb_internals  # imports wandb
+
+                if not isinstance(error, wandb_internals.SERVICE_ERRORS) or self._thread is None:
+                    raise
+                logger.warning("W&B's service process died: %s is logged again", self._folder)
+                wandb_internals.replace_service()
+        return self._log()

@@ -6,6 +6,9 @@ FOLDER/wandb/offline-run-DATE_TIME-ID   one session of a run that was offline
 """
 
 import logging
+import subprocess
+import threading
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,13 +17,15 @@ from typing import Any
 import wandb
 from wandb.sdk import wandb_setup
 from wandb.sdk.lib.service.service_connection import WandbApiFailedError
-from wandb.sdk.mailbox import HandleAbandonedError
+from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
 logger = logging.getLogger(__name__)
 
 TESTED_VERSIONS = {"wandb": "0.31", "wandb-workspaces": "0.4"}
 FINISH_ERRORS = (TimeoutError, HandleAbandonedError)
 """Raised by `Run.finish`: the server took too long; wandb's own process is gone."""
+SERVICE_ERRORS = (ConnectionError, HandleAbandonedError, MailboxClosedError)
+"""Raised by any call of a run whose service process, wandb-core, has ended."""
 VIEW_ERRORS = (wandb.Error, WandbApiFailedError)
 """Raised where the server refuses a workspace or report."""
 PRIVATE_SETTINGS: dict[str, Any] = {"x_transaction_log_flush_interval": 1}
@@ -71,6 +76,21 @@ def abandon_service() -> None:
     connection = wandb_setup.singleton()._connection
     if connection is not None and connection._cleanup is not None:
         connection._cleanup()
+
+
+_RESTART = threading.Lock()
+
+
+def replace_service() -> None:
+    """Let the next run start another service process, where the one of this process has ended."""
+    with _RESTART:  # each open run notices it
+        connection = wandb_setup.singleton()._connection
+        if connection is None or connection._proc is None:
+            return
+        with suppress(subprocess.TimeoutExpired):  # it lives: another thread has replaced it
+            connection._proc._process.wait(timeout=1)
+            with suppress(*SERVICE_ERRORS):  # it can't be asked to end
+                wandb.teardown()
 
 
 def list_sessions(folder: Path, run_id: str | None) -> list[Path]:
