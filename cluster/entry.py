@@ -17,11 +17,19 @@ leaving: list[int] = []
 """The signal that asked this process to end, if any; set by `cluster.runtime`."""
 starts_early = False
 """Whether this process may start Ray while it imports what a command needs."""
-OUT_OF_MEMORY = (
-    "memory of a node ran out, and Ray killed tasks there until it gave up; free memory there, use "
-    "smaller batches or fewer workers, or nodes with more (RAY_memory_usage_threshold is the share "
-    "of memory at which Ray kills)"
+OUT_OF_DISK = (
+    "the object store of a node is full, and so is the disk that Ray spills it to; free space "
+    "there (Ray's session folder, or --object-spilling-directory of `ray start`), or end the other "
+    "jobs of this cluster"
 )
+NODE_ERRORS = {
+    "OutOfMemoryError": "memory of a node ran out, and Ray killed tasks there until it gave up; "
+    "free memory there, use smaller batches or fewer workers, or nodes with more "
+    "(RAY_memory_usage_threshold is the share of memory at which Ray kills)",
+    "OutOfDiskError": OUT_OF_DISK,
+    "ObjectStoreFullError": OUT_OF_DISK,
+}
+"""The user's sentences for errors of Ray's, by their class: what a node lacks is no bug."""
 QUIET_HELP = "\nEvery command also takes --quiet: results and warnings alone, no progress."
 
 
@@ -48,12 +56,13 @@ def run_room(main: Callable[[Sequence[str]], None], *, early: bool = False) -> N
             raise SystemExit(128 + signal.SIGPIPE) from None
         raise
     except Exception as error:
-        if not isinstance(error, UserError | StorageError) and not _is_out_of_memory(error):
+        # Ray raises a task's error as one of its own class, whose text is a traceback.
+        is_users = isinstance(error, UserError | StorageError)
+        shown = getattr(error, "cause", error) if is_users else explain_node_error(error)
+        if shown is None:
             raise
         if os.environ.get("THAW_TRACEBACK"):
             raise
-        # Ray raises a task's error as one of its own class, whose text is a traceback.
-        shown = OUT_OF_MEMORY if _is_out_of_memory(error) else getattr(error, "cause", error)
         print(f"error: {shown}", file=sys.stderr)
         raise SystemExit(2) from None
     except SystemExit:
@@ -66,18 +75,17 @@ def run_room(main: Callable[[Sequence[str]], None], *, early: bool = False) -> N
             print(QUIET_HELP)
 
 
-def _is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether Ray's memory monitor killed the tasks of a command, again and again."""
+def explain_node_error(error: BaseException | None) -> str | None:
+    """Return the user's sentence where a node lacked memory or disk; None for any other error."""
     for _ in range(10):  # causes of causes
         if error is None:
-            return False
-        if (
-            type(error).__name__ == "OutOfMemoryError"
-            and type(error).__module__ == "ray.exceptions"
-        ):
-            return True
+            return None
+        if type(error).__module__ == "ray.exceptions":
+            sentence = NODE_ERRORS.get(type(error).__name__)
+            if sentence is not None:
+                return sentence
         error = getattr(error, "cause", None) or error.__cause__ or error.__context__
-    return False
+    return None
 
 
 def _reader_has_left() -> bool:

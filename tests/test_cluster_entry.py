@@ -1,32 +1,47 @@
-"""How a command ends that ran out of memory, with Ray's own classes of errors."""
+"""How a command ends where a node lacks memory or disk, with Ray's own classes of errors."""
 
 import sys
 
 import pytest
-from ray.exceptions import OutOfMemoryError, RayTaskError
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError, OutOfMemoryError, RayTaskError
 
 from cluster import entry
+from cluster.io.errors import UserError
+
+WRAPPED = {
+    "itself": lambda error: (error, None),
+    "of a task": lambda error: (RayTaskError("f", "a traceback", error), None),
+    "a cause": lambda error: (RuntimeError("a stream failed"), error),
+    "a cause of a cause": lambda error: (RuntimeError("1"), chain(ValueError("2"), error)),
+}
+
+
+def chain(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
 
 
 def raise_from(error: Exception, cause: Exception | None) -> None:
     raise error from cause
 
 
-@pytest.mark.parametrize(
-    ("error", "cause"),
-    [
-        (OutOfMemoryError("killed"), None),
-        (RuntimeError("a stream failed"), OutOfMemoryError("killed")),
-        (RayTaskError("f", "traceback", OutOfMemoryError("killed")), None),
-    ],
-)
-def test_out_of_memory_ends_in_one_sentence(error, cause, monkeypatch, capsys):
+@pytest.mark.parametrize("cause", [OutOfMemoryError, OutOfDiskError, ObjectStoreFullError])
+@pytest.mark.parametrize("wrap", WRAPPED)
+def test_what_a_node_lacks_is_one_sentence(cause, wrap, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["x"])
     with pytest.raises(SystemExit) as ended:
-        entry.run_room(lambda arguments: raise_from(error, cause))
+        entry.run_room(lambda arguments: raise_from(*WRAPPED[wrap](cause("killed"))))
     assert ended.value.code == 2
     shown = capsys.readouterr().err
-    assert shown.startswith("error: memory of a node ran out") and shown.count("\n") == 1
+    lacking = "memory" if cause is OutOfMemoryError else "the object store"
+    assert shown.startswith(f"error: {lacking} of a node") and shown.count("\n") == 1
+
+
+def test_the_users_own_error_says_more(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["x"])
+    with pytest.raises(SystemExit):
+        entry.run_room(lambda _: raise_from(UserError("data is 'x'"), OutOfDiskError("full")))
+    assert capsys.readouterr().err == "error: data is 'x'\n"
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("x"), OSError("full")])

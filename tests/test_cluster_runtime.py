@@ -9,7 +9,6 @@ import time
 
 import pytest
 import ray
-from ray.exceptions import OutOfMemoryError, RayTaskError
 
 from cluster import entry, runtime
 from cluster.runtime import Resources, connect, find_foreign_datasets, find_resources
@@ -89,44 +88,3 @@ def test_a_driver_asked_to_leave_ends_with_143_also_out_of_ray_get(
     with pytest.raises(SystemExit) as stopped:
         entry.run_room(main)
     assert stopped.value.code == 143
-
-
-def chained(error: BaseException, *outer: BaseException) -> BaseException:
-    """Return the last of some errors, each the cause of the next."""
-    for next_error in outer:
-        next_error.__cause__, error = error, next_error
-    return error
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        OutOfMemoryError("killed"),
-        RayTaskError("read", "a traceback", OutOfMemoryError("killed")),
-        chained(OutOfMemoryError("killed"), RuntimeError("a stage failed")),
-        chained(OutOfMemoryError("killed"), ValueError("1"), RuntimeError("2")),
-    ],
-    ids=["itself", "of a task", "a cause", "a cause of a cause"],
-)
-def test_memory_that_ran_out_is_one_sentence(error, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(sys, "argv", ["room"])
-
-    def main(arguments: list[str]) -> None:
-        raise error
-
-    with pytest.raises(SystemExit) as stopped:
-        entry.run_room(main)
-    assert stopped.value.code == 2
-    printed = capsys.readouterr().err
-    assert printed.startswith("error: memory of a node ran out") and printed.count("\n") == 1
-    assert "RAY_memory_usage_threshold" in printed
-
-
-def test_another_error_keeps_its_traceback(monkeypatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["room"])
-
-    def main(arguments: list[str]) -> None:
-        raise chained(KeyError("a"), RuntimeError("b"))  # type: ignore[misc]
-
-    with pytest.raises(RuntimeError, match="b"):
-        entry.run_room(main)

@@ -34,6 +34,7 @@ ENDS = "cluster.max_failures is 2, and this was failure 3); run the same command
         ({0: GLOO, 1: DIED}, "a worker died: it was killed, .* (worker 1 of the run in s3://b/run"),
         ({0: GLOO, 1: WorkerHealthCheckTimeoutError("")}, "a worker hangs"),
         ({0: GLOO, 1: GLOO}, "a worker lost its peers"),
+        ({0: GLOO, 1: ray.exceptions.OutOfDiskError("full")}, "the object store of a node is full"),
         (
             {0: StorageError("URI 'x' is out of reach"), 1: GLOO},
             "URI 'x' is out of reach (worker 0",

@@ -15,6 +15,7 @@ import ray.exceptions
 import ray.train
 
 from cluster.config import ClusterConfig
+from cluster.entry import explain_node_error
 from cluster.io.errors import StorageError, UserError
 
 HANG_VARS = ("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "RAY_TRAIN_COLLECTIVE_TIMEOUT_S")
@@ -89,6 +90,8 @@ def explain_failure(
 
 
 def _explain(failure: Exception) -> str | None:
+    if (lacking := explain_node_error(failure)) is not None:
+        return lacking
     died = getattr(failure, "health_check_failure", failure)
     if isinstance(died, ray.exceptions.RayActorError):
         return (
