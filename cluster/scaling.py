@@ -22,6 +22,10 @@ from cluster.runtime import Resources
 
 T = TypeVar("T")
 
+TRIAL_CPUS = 2
+"""CPUs that a worker of a sweep's trial computes with: two threads of one training take as many
+images/s as two trainings of one thread each, and at the end of a sweep no core is idle."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerPlan:
@@ -35,6 +39,8 @@ class WorkerPlan:
     """What each read task reserves."""
     threads_per_worker: int
     """Threads a worker computes with: workers and readers take turns, so this counts all CPUs."""
+    gpus_per_worker: float = 0.0
+    """Less than one where a training in the calling process shares a GPU with others."""
 
 
 def plan_workers(
@@ -52,7 +58,7 @@ def plan_workers(
         num_workers = max(1, available)
     processes = max(1, num_workers)
     cpus = resources.num_cpus / num_concurrent
-    _refuse_too_many(resources, processes, num_concurrent, use_gpu)
+    _refuse_too_many(resources, processes, num_concurrent, use_gpu and num_workers > 0)
     node_cpus = resources.num_cpus / max(1, resources.num_nodes)
     share = _round_down(min(cpus / processes, node_cpus) / 2)
     reader_cpus = min(1.0, share) if use_gpu else 0.5
@@ -66,6 +72,7 @@ def plan_workers(
         cpus_per_worker=min(1.0, share) if use_gpu else share,
         reader_cpus=reader_cpus,
         threads_per_worker=max(1, floor(min(cpus / processes, node_cpus))),
+        gpus_per_worker=_gpu_share(resources, num_workers, num_concurrent) if use_gpu else 0.0,
     )
 
 
@@ -100,13 +107,13 @@ def _call(function: Callable[[int, bool], T], threads: int, use_gpu: bool) -> T:
 def max_concurrent_trials(resources: Resources, config: ClusterConfig) -> int:
     """Trainings of a sweep that run side by side without starving each other, at least 1.
 
-    Where `num_workers` is not set, a trial takes one GPU, or one CPU of every node.
+    Where `num_workers` is not set, a trial takes one GPU, or TRIAL_CPUS of every node.
     """
     use_gpu = _uses_gpu(resources, config)
     num_workers = config.num_workers
     if num_workers is None:
         num_workers = 1 if use_gpu else resources.num_nodes
-    available = resources.num_gpus if use_gpu else resources.num_cpus
+    available = resources.num_gpus if use_gpu else resources.num_cpus / TRIAL_CPUS
     return max(1, floor(available / max(1, num_workers)))
 
 
@@ -119,6 +126,14 @@ def _uses_gpu(resources: Resources, config: ClusterConfig) -> bool:
     if config.device == "gpu" and resources.num_gpus < 1:
         raise UserError("cluster.device is 'gpu': the cluster has no GPU; use --device cpu or auto")
     return config.device != "cpu" and resources.num_gpus >= 1
+
+
+def _gpu_share(resources: Resources, num_workers: int, num_concurrent: int) -> float:
+    """GPUs of a worker: 1 of several ranks, as NCCL refuses two of them on one GPU; of a training
+    in the calling process 1/k, as Ray takes it with four decimals, where k share one."""
+    if num_workers > 0:
+        return 1.0
+    return floor(10_000 / ceil(num_concurrent / resources.num_gpus)) / 10_000
 
 
 def _refuse_too_many(

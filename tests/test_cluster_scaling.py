@@ -101,9 +101,10 @@ def test_cpu_asked_where_gpus_are() -> None:
     ("resources", "num_workers", "expected"),
     [
         (cluster_of(cpus=2), 2, 1),
-        (cluster_of(cpus=2), 0, 2),
-        (cluster_of(cpus=2), None, 2),
-        (cluster_of(nodes=3, cpus=6), None, 2),
+        (cluster_of(cpus=2), 0, 1),
+        (cluster_of(cpus=8), 0, 4),
+        (cluster_of(cpus=2), None, 1),
+        (cluster_of(nodes=3, cpus=12), None, 2),
         (cluster_of(nodes=3, cpus=6), 4, 1),
         (cluster_of(cpus=1), 4, 1),
         (cluster_of(cpus=32, gpus=8), 2, 4),

@@ -142,6 +142,9 @@ def worker_here(cluster: ClusterConfig, workers: WorkerPlan) -> WorkerContext:
             "this process trains itself and its node has no GPU; use --num-workers 1 or more",
         )
         logger.warning("the cluster has GPUs, but this node has none: computing on its CPUs")
+    if gpu and workers.gpus_per_worker < 1:
+        # Ray divides no memory: who needs more than planned fails, not the others on this GPU.
+        torch.cuda.set_per_process_memory_fraction(workers.gpus_per_worker)
     return WorkerContext(
         device=torch.device("cuda" if gpu else "cpu"), threads=workers.threads_per_worker
     )

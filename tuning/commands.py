@@ -53,6 +53,7 @@ OPTIONS = {
     "share": "share",
     "explain": None,
     "head_first": "head_first",
+    "fractional_gpus": "fractional_gpus",
     "cache": "cache",
     "feature_cache_gib": "feature_cache_gib",
     "grace_epochs": "grace_epochs",

@@ -122,6 +122,9 @@ class TuningConfig:
     head_first: bool = False
     """Let deeper trials start from the best head on the frozen network of their initialization
     (LP-FT: Kumar et al. 2022, https://arxiv.org/abs/2202.10054)."""
+    fractional_gpus: Annotated[bool, RESUMABLE] = True
+    """Let as many trials share a GPU as its memory holds, measured by some real steps of each
+    network before the sweep (Ray's fractional GPUs). Trials of DDP workers have whole GPUs."""
     cache: Annotated[str | None, URI, RESUMABLE] = None
     """URI of the folder that sweeps share features and results in. Default: `cache` beside OUT."""
     feature_cache_gib: Annotated[float, RESUMABLE] = 20.0

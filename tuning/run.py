@@ -21,7 +21,7 @@ from cluster.io.lease import hold_lease
 from cluster.provenance import find_provenance
 from cluster.ray_internals import predict_trial_ids
 from cluster.runtime import Resources, connect
-from cluster.scaling import plan_workers
+from cluster.scaling import in_process, plan_workers
 from datasets.shards import Manifest
 from trainers import metrics, prepare
 from trainers.evaluation.measures import Measures
@@ -58,8 +58,8 @@ from tuning.sharing.savings import measure_savings
 from tuning.space import models, point_of, points, training_of
 from tuning.states import TrialStates, read_trials
 from tuning.sweep_display import SweepDisplay
-from tuning.sweep_plan import SweepPlan, plan_sweep
-from tuning.trial import Shared, build_trial, config_of, trains_in_process, trains_together
+from tuning.sweep_plan import SweepPlan, plan_sweep, trains_in_process
+from tuning.trial import Shared, build_trial, config_of, trains_together
 from tuning.verdict import judge
 from tuning.wandb.sweep_run import SweepRun
 from tuning.winner import evaluate_once, train_longer
@@ -266,14 +266,17 @@ def _plan_rounds(plan: SweepPlan, shared: Shared) -> ActorHandle | None:
         for point, trial_id in zip(listed, predict_trial_ids(len(listed), known), strict=True)
         if trains_together(training := config_of(config, point, trial_id, shared), shared)
     ]
-    if len(planned) <= plan.num_concurrent:
+    use_gpu = plan_workers(plan.resources, in_process(config.base.cluster)).use_gpu
+    num_batches = plan.num_concurrent
+    if use_gpu:  # one large batch keeps a GPU busier than several small ones
+        num_batches = min(num_batches, plan.resources.num_gpus)
+    if len(planned) <= num_batches:
         return None
-    base, use_gpu = planned[0][0], plan_workers(plan.resources, config.base.cluster).use_gpu
     return start_rounds(
         config,
         planned,
-        max_together=count_together(base, len(plan.manifest.classes), use_gpu=use_gpu),
-        num_concurrent=plan.num_concurrent,
+        max_together=count_together(planned[0][0], len(plan.manifest.classes), use_gpu=use_gpu),
+        num_concurrent=num_batches,
     )
 
 

@@ -1,6 +1,7 @@
 """What a sweep runs, and how much of the cluster each of its trials has."""
 
 from dataclasses import dataclass, field, replace
+from math import ceil
 
 from ray import tune
 
@@ -9,13 +10,15 @@ from cluster.runtime import Resources
 from cluster.scaling import in_process, max_concurrent_trials, plan_workers
 from datasets.shards import Manifest
 from trainers import prepare
+from trainers.config import FinetuneConfig
 from trainers.networks.freezing import is_head_only
 from trainers.tracking.where import describe_tracking
 from tuning.axes.axis import BACKBONE
 from tuning.budget.estimate import Forecast, measure_forecast, plans_trials
+from tuning.budget.gpu_memory import measure_gpu_memory
 from tuning.config import TuningConfig
 from tuning.search import STATE_FOLDER, count_trials
-from tuning.sharing.plan import SharingPlan
+from tuning.sharing.plan import Key, SharingPlan
 from tuning.sharing.prefixes import PrefixStore
 from tuning.space import left_out, models, training_of
 
@@ -30,7 +33,11 @@ class SweepPlan:
     resources: Resources
     num_trials: int
     num_concurrent: int
-    """Trials side by side."""
+    """Trials side by side, at most."""
+    fractions: dict[Key, int] = field(default_factory=dict)
+    """Trials side by side by network and frozen stages, where they share GPUs."""
+    gpus: str | None = None
+    """How trials share the GPUs, or why they don't; None where there is one for each."""
     num_workers: int = 0
     """DDP workers of a trial that trains more than a head; 0 trains in the trial's process."""
     sharing: SharingPlan = field(default_factory=SharingPlan)
@@ -51,6 +58,7 @@ class SweepPlan:
             left_out(space),
             f"{self.num_concurrent} at a time; head-only trials in one process each, the others in "
             f"{workers}",
+            self.gpus,
             f"ingest by {self.ingest[1]}; precision {base.compute.precision}",
             f"stored in {config.out}",
             f"tracked {describe_tracking(base.track)}",
@@ -92,12 +100,15 @@ def plan_sweep(
     num_concurrent = min(count_concurrent(config, resources, sharing), num_trials)
     num_deeper = min(num_concurrent, max_concurrent_trials(resources, config.base.cluster))
     workers = prepare.plan_training(config.base, resources, num_concurrent=num_deeper)
+    fractions, gpus = share_gpus(config, manifest, resources, sharing, num_trials)
     return SweepPlan(
         config=config,
         manifest=manifest,
         resources=resources,
         num_trials=num_trials,
-        num_concurrent=num_concurrent,
+        num_concurrent=max([num_concurrent, *fractions.values()]),
+        fractions=fractions,
+        gpus=gpus,
         num_workers=workers.num_workers,
         sharing=sharing,
         ingest=prepare.plan_ingest(
@@ -121,6 +132,39 @@ def without_lone_workers(config: TuningConfig, resources: Resources) -> TuningCo
     if cluster.num_workers is not None or plan.num_workers > 1:
         return config
     return replace(config, base=replace(config.base, cluster=in_process(cluster)))
+
+
+def trains_in_process(config: FinetuneConfig) -> bool:
+    """Whether a trial trains in its own process, not in DDP workers."""
+    return config.cluster.num_workers == 0 or is_head_only(config.model)
+
+
+def share_gpus(
+    config: TuningConfig,
+    manifest: Manifest,
+    resources: Resources,
+    sharing: SharingPlan,
+    num_trials: int,
+) -> tuple[dict[Key, int], str | None]:
+    """Return how many trials of each network run side by side, where they share GPUs, and a line
+    about it; None where each has one."""
+    num_gpus, trainings = (
+        resources.num_gpus,
+        [training_of(config.base, m) for m in models(config.space)],
+    )
+    use_gpu = plan_workers(resources, in_process(config.base.cluster)).use_gpu
+    if not use_gpu or num_trials <= num_gpus:
+        return {}, None
+    if not all(map(trains_in_process, trainings)):
+        return {}, "whole GPUs, as some trials have DDP workers"
+    if not config.fractional_gpus:
+        return {}, "a GPU for each trial (--no-fractional-gpus)"
+    memory = measure_gpu_memory(config, manifest, sharing, resources)
+    most = min(num_trials, int(resources.num_cpus))
+    found = {key: min(most, num_gpus * memory.count_trials(key)) for key in memory.used_bytes}
+    per_gpu = sorted({ceil(number / num_gpus) for number in found.values()})
+    span = " to ".join(map(str, dict.fromkeys((per_gpu[0], per_gpu[-1]))))
+    return found, f"fractional GPUs: {span} trials on each; {memory.describe()}"
 
 
 def count_concurrent(config: TuningConfig, resources: Resources, sharing: SharingPlan) -> int:

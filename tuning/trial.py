@@ -27,7 +27,7 @@ from tuning.sharing.plan import Key, network_of, prefix_key
 from tuning.sharing.reuse import copy_run, find_known, result_key
 from tuning.sharing.rounds import HeadProgress, Round
 from tuning.space import Point, point_of, training_of
-from tuning.sweep_plan import SweepPlan
+from tuning.sweep_plan import SweepPlan, trains_in_process
 
 POLL_S = 0.5
 DRIVER_CPUS = 0.01
@@ -107,28 +107,33 @@ def build_trial(plan: SweepPlan, shared: Shared) -> Callable[[dict[str, Any]], N
     Head-only trials train in the trial's own process, which the next trial takes over, and reserve
     a worker's share for it. The others reserve next to nothing, as their workers reserve it.
     """
-    config, resources, num_concurrent = plan.config, plan.resources, plan.num_concurrent
+    config, resources = plan.config, plan.resources
+    fractions, others = plan.fractions, plan.num_concurrent
+
+    def count_concurrent(training: FinetuneConfig) -> int:
+        """Return into how many equal parts the cluster is divided, of which a trial has one."""
+        return fractions.get(prefix_key(training), others)
 
     def run_trial(params: dict[str, Any], shared: Shared) -> None:
         os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", LEAVE_TIMEOUT_S)
         trial_id = ray.tune.get_context().get_trial_id()
         assert trial_id is not None
         training = config_of(config, point_of(params), trial_id, shared)
-        train_trial(training, shared, num_concurrent=num_concurrent)
+        train_trial(training, shared, num_concurrent=count_concurrent(training))
 
     def reserve(params: dict[str, Any]) -> ray.tune.PlacementGroupFactory:
         training = training_of(config.base, point_of(params))
         if not trains_in_process(training):
             return ray.tune.PlacementGroupFactory([{"CPU": DRIVER_CPUS}])
-        plan = plan_workers(resources, in_process(training.cluster), num_concurrent=num_concurrent)
-        bundle = {"CPU": plan.cpus_per_worker, **({"GPU": 1.0} if plan.use_gpu else {})}
-        return ray.tune.PlacementGroupFactory([bundle])
+        workers = plan_workers(
+            resources,
+            in_process(training.cluster),
+            num_concurrent=count_concurrent(training),
+        )
+        bundle = {"CPU": workers.cpus_per_worker, "GPU": workers.gpus_per_worker}
+        return ray.tune.PlacementGroupFactory([{k: v for k, v in bundle.items() if v}])
 
     return ray.tune.with_resources(ray.tune.with_parameters(run_trial, shared=shared), reserve)
-
-
-def trains_in_process(config: FinetuneConfig) -> bool:
-    return config.cluster.num_workers == 0 or is_head_only(config.model)
 
 
 def train_trial(config: FinetuneConfig, shared: Shared, *, num_concurrent: int) -> None:

@@ -24,7 +24,7 @@ Sweep = dict[tuple[float, float | None], dict[str, Any]]
 
 
 def command(arena: Arena, out: Path, *more: str) -> list[str]:
-    """Each trial in a process of its own, two at a time, every one to its last epoch."""
+    """Each trial in a process, every one to its last epoch."""
     return [
         *("tuning", "transfer", "--data", arena.data, "--out", str(out), "--backbone", "lenet5"),
         *(

@@ -27,15 +27,14 @@ from datasets.shards import Manifest
 from datasets.sources import ShardSource
 from trainers.config import FinetuneConfig
 from trainers.feed import WorkerContext
-from trainers.heads.stack import HeadStack, can_stack, count_together
 from trainers.networks.backbones import build
 from trainers.networks.cut import build_prefix
 from trainers.networks.folding import fold_batchnorm
-from trainers.networks.freezing import is_head_only
 from trainers.settings import start_computing, train_settings
-from trainers.state import TrainState, place_model
-from trainers.step import eval_step, to_inputs, train_step
+from trainers.state import place_model
+from trainers.step import to_inputs
 from tuning.budget.config import BudgetConfig
+from tuning.budget.steps import build_steps, cost_key
 from tuning.config import TuningConfig
 from tuning.search import count_trials
 from tuning.sharing.plan import (
@@ -53,8 +52,8 @@ TIMED_S = 1.0
 START_S, TRIAL_START_S, WORKERS_START_S = 6.0, 0.3, 6.0
 """Of the processes of a sweep; of a trial in one of them; of a trial's DDP workers. Measured on two
 cores (LOG.md, 2026-11-28)."""
-NUM_READ, NUM_PASSED, NUM_HEADS = 32, 16, 16
-"""Images that are read, and passed through frozen stages; heads in a timed step."""
+NUM_READ, NUM_PASSED = 32, 16
+"""Images that are read, and passed through frozen stages."""
 MAX_TRIALS = 1000
 """That a budget plans."""
 NUM_SIMULATED = 200
@@ -123,7 +122,7 @@ def _measure(
     for model in models(config.space):
         training = training_of(config.base, model)
         key, prefix = prefix_key(training), plan.find(training)
-        same = _cost_key(training), key[1], prefix is None  # weights don't change the cost
+        same = cost_key(training), key[1], prefix is None  # weights don't change the cost
         if same not in known:
             known[same] = _time_steps(training, manifest, worker, prefix)
         train_s[key], eval_s[key] = known[same]
@@ -167,11 +166,6 @@ def _of_image(compute_s: float, read_s: float, *, use_gpu: bool) -> float:
     return max(compute_s, read_s) if use_gpu else compute_s + read_s
 
 
-def _cost_key(training: FinetuneConfig) -> tuple[Any, ...]:
-    size_px, backbone = training.ingest.size_px, training.model.backbone
-    return backbone, size_px, training.compute, training.global_batch_size
-
-
 def _time_steps(
     training: FinetuneConfig,
     manifest: Manifest,
@@ -179,37 +173,9 @@ def _time_steps(
     prefix: PrefixPlan | None,
 ) -> tuple[float, float]:
     """Return seconds per image of a training step and of an evaluation step."""
-    num_classes, size_px = len(manifest.classes), training.ingest.size_px
-    state = TrainState(training, num_classes, worker, cut_depth=prefix.depth if prefix else None)
-    state.enter(training.phases[0])
-    settings = train_settings(training, manifest, worker)
-    num_images = training.global_batch_size
-    if prefix is None:
-        images = torch.randint(0, 255, (num_images, size_px, size_px, 3), dtype=torch.uint8)
-    else:
-        images = torch.rand(num_images, *prefix.shape).half()
-    images, labels_B = images.to(worker.device), torch.zeros(num_images).long().to(worker.device)
-    if prefix is not None and is_head_only(training.model) and can_stack(training):
-        use_gpu = worker.device.type == "cuda"
-        num_heads = min(NUM_HEADS, count_together(training, num_classes, use_gpu=use_gpu))
-        stack = HeadStack(state, [training] * num_heads, prefix.depth)
-        options = {"settings": settings, "learning_rates": [0.0] * num_heads, "num_updates": 0}
-        train_s = _time(lambda: stack.train_step(images, labels_B, **options)["count"])
-        eval_s = _time(lambda: stack.eval_step(images, labels_B, settings))
-        return train_s / num_heads / num_images, eval_s / num_heads / num_images
-
-    def step() -> torch.Tensor:
-        assert state.optimizer is not None
-        sums = train_step(
-            state.network, state.optimizer, images, labels_B, settings=settings, scaler=state.scaler
-        )
-        state.update_average()
-        return sums["count"]
-
-    train_s = _time(step)
-    state.evaluated.eval()
-    eval_s = _time(lambda: eval_step(state.evaluated, images, labels_B, settings=settings))
-    return train_s / num_images, eval_s / num_images
+    steps = build_steps(training, manifest, worker, prefix)
+    train_s, eval_s = _time(steps.train), _time(steps.evaluate)
+    return train_s / steps.num_images, eval_s / steps.num_images
 
 
 def _time(step: Callable[[], torch.Tensor]) -> float:
