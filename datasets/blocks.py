@@ -12,8 +12,8 @@ import ray
 from cluster import runtime
 from cluster.ray_internals import count_cpus
 
-FEW_IMAGES = 256
-"""A process is done with so many before Ray's, started for them, have begun."""
+FEW_IMAGES, OF_PX = 256, 224
+"""A process is done with so many, of this size, before Ray's, started for them, have begun."""
 
 
 def connect_for(num_images: int, address: str | None, imports: tuple[str, ...] = ()) -> None:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import ray
 
 from cluster.io import storage
-from datasets.blocks import FEW_IMAGES
+from datasets.blocks import FEW_IMAGES, OF_PX
 from datasets.config import IngestConfig
 from datasets.passes.features import (
     DTYPE,
@@ -214,7 +214,8 @@ def _execute(
         "entries": list(entries),
         "tasks": {task.number: task for task in tasks},
     }
-    if num_images <= FEW_IMAGES and not workers.gpus_per_worker:
+    num_pixels = num_images * ingest.size_px**2
+    if num_pixels <= FEW_IMAGES * OF_PX**2 and not workers.gpus_per_worker:
         done = run_here(tasks, source, FeatureWriter(**arguments), what)
     else:
         done = run_chunks(tasks, source, FeatureWriter, arguments, workers, what)

@@ -59,7 +59,7 @@ def run_advise(config: AdviseConfig) -> dict[str, Any]:
         best = max(range(len(probed)), key=lambda number: probed[number][1].sum())
         advice, correct_N = probed[best]
         if config.race and trainings[best].model.init in PRETRAINED:
-            race = run_race(config, trainings[best], advice.stages, manifest, resources)
+            race = run_race(config, trainings[best], manifest, resources)
             advice = replace(advice, race=race)
             probed[best] = advice, correct_N
         for each, (of_network, _) in zip(trainings, probed, strict=True):

@@ -10,8 +10,9 @@ from math import log2, sqrt
 
 import numpy as np
 
-DOUBLING_GAIN = 0.5
-"""The error falls by a power law of the epochs whose exponent each doubling multiplies by this."""
+SPREAD = 0.05
+"""Deviation of val/top1 from the power law after a doubling of the epochs. With it, the deviations
+of 60 trainings of MobileNetV2, from a quarter of their epochs on, were as large as expected."""
 NUM_DRAWS = 10_000
 TIE = 0.01
 """Accuracies that differ by less are equally good."""
@@ -28,9 +29,10 @@ class Expected:
 def extrapolate(top1s: Sequence[float], num_epochs: int, num_images: int) -> Expected:
     """Expect the best val/top1 of a training that is stopped after its first epochs.
 
-    The best so far counts, as a sweep keeps the best checkpoint. The deviation has two parts: what
-    is still expected to be gained, and the error of a difference of two accuracies on the same
-    `num_images` images, half of whose variance they share.
+    The best so far counts, as a sweep keeps the best checkpoint. The error falls by a power law:
+    each doubling of the epochs multiplies it by what the last one did. The deviation has three
+    parts: what is still expected to be gained, SPREAD, and the error of a difference of two
+    accuracies on the same `num_images` images, half of whose variance they share.
 
     Args:
         top1s: val/top1 after each epoch.
@@ -41,11 +43,11 @@ def extrapolate(top1s: Sequence[float], num_epochs: int, num_images: int) -> Exp
     if len(best) == 1:
         before = last / 2  # nothing is known of the curve yet
     doublings = max(0.0, log2(num_epochs / len(best)))
-    exponent = DOUBLING_GAIN * (1 - DOUBLING_GAIN**doublings) / (1 - DOUBLING_GAIN)
     fall = (1 - last) / (1 - before) if before < 1 else 1.0  # of the error, in the last doubling
-    top1 = 1 - (1 - last) * fall**exponent
+    top1 = 1 - (1 - last) * fall**doublings
     noise = sqrt(max(last * (1 - last), 1 / num_images) / (2 * num_images))
-    return Expected(top1=top1, deviation=sqrt(noise**2 + (top1 - last) ** 2))
+    deviation = sqrt(noise**2 + (top1 - last) ** 2 + (SPREAD * doublings) ** 2)
+    return Expected(top1=top1, deviation=deviation)
 
 
 @dataclass(frozen=True, kw_only=True)

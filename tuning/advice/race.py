@@ -3,7 +3,9 @@
 A linear classifier says what a frozen stage is worth, not what training the rest would add. So a
 few depths train the first epochs of a sweep's trials, on cached features of what they freeze, and
 their curves are extrapolated. Depths that hardly can win are dropped (racing, after Maron and Moore
-1994, https://papers.nips.cc/paper/841). What trains next to nothing trains all epochs.
+1994, https://papers.nips.cc/paper/841). What trains next to nothing trains all epochs. The learning
+rate is the one that is better where least of the network trains; the whole network, which takes
+longest, joins where the depth that freezes least of the others leads.
 
 OUT/race/KEY/trials/DEPTH-RATE   their run folders, for a race that is cut
 """
@@ -19,96 +21,104 @@ from datasets.config import IngestConfig
 from datasets.passes.features import hash_facts
 from datasets.shards import Manifest
 from trainers import launch, metrics
-from trainers.config import FinetuneConfig, TrackConfig
+from trainers.config import FinetuneConfig, FreezeDepth, TrackConfig
 from trainers.inference.passes import cache_uri
-from trainers.networks.backbones import find
 from trainers.networks.freezing import is_head_only, resolve_depth
 from trainers.prepare import plan_ingest, plan_training, prepare_run
 from trainers.recipes import pretrained
 from trainers.run.rows import epoch_rows
 from tuning.advice.config import AdviseConfig
 from tuning.advice.extrapolation import Expected, Race, Raced, extrapolate, find_regrets
-from tuning.advice.quadrants import Stage, find_best
 from tuning.axes.axis import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE, show
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.sharing.plan import count_flops, plan_sharing
 from tuning.sharing.prefixes import PrefixStore
 from tuning.trial import Shared, config_of
 
-SHARES = (0.75, 0.5)
-"""Frozen shares of the stages that race, beside all, nothing and the best linear classifier's."""
+DEPTHS: tuple[FreezeDepth, ...] = ("all", -1, 0.75, 0.5, 0.25, 0)
+"""That race; the last one joins."""
 CHEAP = 0.1
 """A training that computes at most this share of the network is cheap."""
 CHEAP_RATES, RATES = (1e-2, 3e-3), (1e-3, 3e-4)
 """Learning rates of Adam. Large ones forget what the network knows, small ones take many steps."""
-NUM_VIEWS = 2
-"""Augmented views of each image: each one is a pass through the frozen stages."""
-ROUNDS, MIN_EPOCHS, MIN_STEPS = (0.2, 0.4), 2, 20
+ROUNDS, MIN_EPOCHS, MIN_STEPS = (0.3, 0.6), 2, 20
 """Shares of the epochs after which it is asked whether the winner is clear."""
-CLEAR, HARDLY = 0.9, 0.02
+CLEAR, HARDLY = 0.9, 0.05
 """Chance to be as good as the best: a depth with more wins, trainings with less are dropped."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Training:
+class Training:
     depth: int
     config: FinetuneConfig
     is_cheap: bool
 
+    @property
+    def rate(self) -> float:
+        return self.config.optim.learning_rate
+
 
 def run_race(
-    config: AdviseConfig,
-    training: FinetuneConfig,
-    stages: Sequence[Stage],
-    manifest: Manifest,
-    resources: Resources,
+    config: AdviseConfig, training: FinetuneConfig, manifest: Manifest, resources: Resources
 ) -> Race:
     """Race the freeze depths of a network.
 
     Args:
         training: of `build_training`, with the network and its weights.
-        stages: probed.
     """
-    sweep = _plan_sweep(config, training, stages, manifest)
+    sweep = _plan_sweep(config, training, manifest)
     trainings, shared = _share(sweep, manifest, resources)
     num_val, num_epochs = manifest.split("val").num_images, sweep.base.epochs
     steps_per_epoch = manifest.split("train").num_images / sweep.base.global_batch_size
-    curves: dict[str, tuple[float, ...]] = {}
-    racing = trainings
-    raced: tuple[Raced, ...] = ()
-    for share in ROUNDS:
+    curves: dict[Training, tuple[float, ...]] = {}
+
+    def train(racing: Sequence[Training], share: float) -> None:
         enough = max(
             share * num_epochs, MIN_EPOCHS, share / ROUNDS[0] * MIN_STEPS / steps_per_epoch
         )
         limit = min(num_epochs, ceil(enough))
-        with count(f"Racing freeze depths to epoch {limit}", len(racing), "trainings") as advance:
-            for each in racing:
-                epochs = num_epochs if each.is_cheap else limit
-                curves[each.config.out] = _train(each.config, epochs, shared, resources)
+        goals = {each: num_epochs if each.is_cheap else limit for each in racing}
+        short = [each for each in racing if len(curves.get(each, ())) < goals[each]]
+        with count(f"Racing freeze depths to epoch {limit}", len(short), "trainings") as advance:
+            for each in short:
+                curves[each] = _train(each.config, goals[each], shared, resources)
                 advance(1)
-        expected = [extrapolate(curves[each.config.out], num_epochs, num_val) for each in trainings]
-        raced = _compare(trainings, expected, curves)
+
+    def expect(each: Training) -> Expected:
+        return extrapolate(curves[each], num_epochs, num_val)
+
+    cheap = [each for each in trainings if each.is_cheap]
+    others = [each for each in trainings if not each.is_cheap]
+    least = [each for each in others if each.depth == max(other.depth for other in others)]
+    train([*cheap, *least], ROUNDS[0])
+    rate = max(least, key=lambda each: expect(each).top1).rate
+    of_rate = [each for each in others if each.rate == rate]
+    whole, racing = of_rate[-1:], [*cheap, *of_rate[:-1]]
+    raced: tuple[Raced, ...] = ()
+    for share in ROUNDS:
+        train(racing, share)
+        running = [each for each in curves if each.is_cheap or each.rate == rate]
+        expected = [expect(each) for each in running]
+        raced = _compare(running, expected, curves)
         if raced[0].regret.p_tie >= CLEAR:
             break
-        regrets = zip(trainings, find_regrets(expected), strict=True)
+        regrets = zip(running, find_regrets(expected), strict=True)
         racing = [each for each, regret in regrets if regret.p_tie > HARDLY]
+        if raced[0].depth == min(each.depth for each in raced):
+            racing += [each for each in whole if each not in curves]
     return Race(num_epochs=num_epochs, depths=raced)
 
 
-def _plan_sweep(
-    config: AdviseConfig, training: FinetuneConfig, stages: Sequence[Stage], manifest: Manifest
-) -> TuningConfig:
+def _plan_sweep(config: AdviseConfig, training: FinetuneConfig, manifest: Manifest) -> TuningConfig:
     """Return the sweep whose trials race."""
-    name = training.model.backbone
-    num_stages = len(find(name).stages)
-    depths = {num_stages, find_best(stages).depth, 0}
-    depths |= {resolve_depth(name, share) for share in SHARES}
+    depths = {resolve_depth(training.model.backbone, depth) for depth in DEPTHS}
     recipe = pretrained()
+    epochs = config.epochs or recipe.epochs
     base = replace(
         recipe,
         data=training.data,
         fold=training.fold,
-        epochs=config.epochs or recipe.epochs,
+        epochs=epochs,
         global_batch_size=min(
             config.global_batch_size or recipe.global_batch_size,
             manifest.split("train").num_images,
@@ -116,7 +126,7 @@ def _plan_sweep(
         ingest=IngestConfig(
             size_px=training.ingest.size_px,
             policy=config.policy or recipe.ingest.policy,
-            views=NUM_VIEWS,
+            views=ceil(ROUNDS[-1] * epochs),  # a sweep's first ones, which it finds in the cache
         ),
         model=training.model,
         cluster=replace(training.cluster, num_workers=config.num_workers),
@@ -140,7 +150,7 @@ def _plan_sweep(
 
 def _share(
     sweep: TuningConfig, manifest: Manifest, resources: Resources
-) -> tuple[list[_Training], Shared]:
+) -> tuple[list[Training], Shared]:
     """List the trainings, and compute the features that they share."""
     store = PrefixStore(sweep, manifest, resources)
     plan = plan_sharing(
@@ -163,7 +173,7 @@ def _share(
                 CLIPNORM: None,
             }
             training = config_of(sweep, point, f"{depth}-{show(rate)}")
-            trainings.append(_Training(depth=depth, config=training, is_cheap=is_cheap))
+            trainings.append(Training(depth=depth, config=training, is_cheap=is_cheap))
     workers = plan_training(base, resources)
     ingest = plan_ingest(base, manifest, resources, workers, num_trainings=len(trainings))
     return trainings, shared.with_images([each.config for each in trainings], ingest)
@@ -186,12 +196,12 @@ def _train(
 
 
 def _compare(
-    trainings: Sequence[_Training],
+    trainings: Sequence[Training],
     expected: Sequence[Expected],
-    curves: dict[str, tuple[float, ...]],
+    curves: dict[Training, tuple[float, ...]],
 ) -> tuple[Raced, ...]:
     """Return the depths by expected regret, each with the learning rate that promises most."""
-    best: dict[int, tuple[Expected, _Training]] = {}
+    best: dict[int, tuple[Expected, Training]] = {}
     for each, of_training in zip(trainings, expected, strict=True):
         if each.depth not in best or of_training.top1 > best[each.depth][0].top1:
             best[each.depth] = of_training, each
@@ -199,8 +209,8 @@ def _compare(
     raced = [
         Raced(
             depth=each.depth,
-            learning_rate=each.config.optim.learning_rate,
-            top1s=curves[each.config.out],
+            learning_rate=each.rate,
+            top1s=curves[each],
             expected=of_depth,
             regret=regret,
         )
