@@ -36,6 +36,7 @@ ASKED = {  # how many faults begin so
     "sweep driver SIGKILL": 1,
     "preemption notice": 1,
     "failure budget": 2,
+    "W&B's service SIGKILL": 1,
 }
 
 

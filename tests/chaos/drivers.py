@@ -1,7 +1,9 @@
-"""Drivers that die or start twice, and how many failures a run survives before it gives up."""
+"""Drivers that die, start twice or lose W&B's service, and how many failures a run survives before
+it gives up."""
 
-import json
+import os
 import signal
+from pathlib import Path
 
 from tests.chaos.arena import Arena
 from tests.chaos.checks import (
@@ -14,9 +16,10 @@ from tests.chaos.checks import (
     wait_until,
 )
 from tests.chaos.outcomes import Outcome
+from tests.chaos.processes import descendants
 from tests.chaos.sabotage import counting, plan_of, steps_taken, struck
 from tests.support.small import living_workers
-from tests.support.wandb_files import inspect
+from tests.support.wandb_files import read_history
 from trainers.run.rows import read_rows
 
 BUDGET = 2
@@ -38,9 +41,7 @@ def end_driver(arena: Arena, name: str, by: signal.Signals) -> Outcome:
     if by == signal.SIGTERM:
         ensure(code == 128 + by, f"exit code {code}: {first.tail()}")
         (offline,) = (run / "wandb").glob("offline-run-*")
-        records = [json.loads(line) for line in inspect(offline).splitlines()]
-        items = [record["history"]["item"] for record in records if record["type"] == "history"]
-        kept = [item["global_step"] for item in items if "train/loss" in item]
+        kept = [row["global_step"] for row in read_history(offline) if "train/loss" in row]
         # Workers train on while the driver leaves; the next session logs that to W&B.
         ensure(kept[: len(known_steps)] == known_steps, f"W&B has {kept} of rows {known_steps}")
         seen = f"exit code {code}; W&B has all {len(known_steps)} rows that were there"
@@ -111,10 +112,48 @@ def exceed_budget(arena: Arena, name: str) -> Outcome:
     return spend_budget(arena, name, BUDGET + 1)
 
 
+def kill_wandb(arena: Arena, name: str) -> Outcome:
+    """Kill wandb-core, which the driver has started, as the kernel does where memory is short."""
+    folder, straight = arena.new_run(name), arena.straight(shared=False)
+    step = arena.draw(name).randrange(STEPS_PER_EPOCH + 1, 2 * STEPS_PER_EPOCH)
+    plan, run = plan_of(folder, pause_s=0.3), folder / "run"
+    command = [*arena.command(run), "--wandb", "offline"]
+    driver = arena.start(command, plan, log=folder / "log", shared=False)
+
+    def find_core() -> list[int]:
+        return [
+            pid
+            for pid in descendants(driver.process.pid)
+            if b"wandb-core" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+
+    driver.wait_until(
+        lambda: len(steps_taken(plan.journal)) >= step and find_core(), f"step {step}"
+    )
+    for pid in find_core():
+        os.kill(pid, signal.SIGKILL)
+    driver.succeed()
+    ensure("Traceback" not in driver.printed, f"a traceback: {driver.tail()}")
+    ensure("W&B's service process died" in driver.printed, f"it does not say so: {driver.tail()}")
+    ensure_same(run, straight)
+    (offline,) = (run / "wandb").glob("offline-run-*")
+    rows = [row["global_step"] for row in read_rows(str(run))]
+    logged = [row["global_step"] for row in read_history(offline) if "train/loss" in row]
+    ensure(logged == rows, f"W&B has {logged} of rows {rows}")
+    return Outcome(
+        fault=name,
+        injected=f"SIGKILL of wandb-core after step {step}",
+        survived=True,
+        lost=count_lost(folder / "journal", at_most=0),
+        seen=f"W&B has all {len(rows)} rows in one offline run",
+    )
+
+
 FAULTS = {
     "driver SIGKILL": kill_driver,
     "driver SIGTERM": terminate_driver,
     "two drivers, one folder": start_twice,
     "failure budget kept": keep_budget,
     "failure budget exceeded": exceed_budget,
+    "W&B's service SIGKILL": kill_wandb,
 }

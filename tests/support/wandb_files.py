@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,17 @@ def read_record(folder: TrackedFolder) -> Record:
     Raises:
         ValueError: for a file that W&B's reader can't read.
     """
+    return _read(folder.sessions)
+
+
+def read_history(session: Path) -> list[Json]:
+    """Read the rows of one session."""
+    return _read([session]).history
+
+
+def _read(sessions: Iterable[Path]) -> Record:
     record = Record()
-    for session in folder.sessions:
+    for session in sessions:
         for line in inspect(session).splitlines():
             record.add(json.loads(line))
     return record
