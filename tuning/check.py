@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from cluster.entry import ROOT
 from cluster.io import storage, terminal
 from cluster.io.errors import UserError
 from cluster.io.markers import RESUMABLE, URI, flatten, marked
+from cluster.provenance import find_commit
 from datasets.shards import Manifest, read_manifest
 from trainers import prepare
 from trainers.config import PRETRAINED, FinetuneConfig, FreezeDepth
@@ -14,7 +16,7 @@ from trainers.networks.freezing import describe_frozen, resolve_depth
 from tuning.axes.axis import BACKBONE, FREEZE_DEPTH, INIT, WHEN, Axis, Condition
 from tuning.axes.backbones import with_weights
 from tuning.config import TuningConfig
-from tuning.record import read_sweep_config
+from tuning.record import read_start, read_sweep_config
 from tuning.space import corners, models, training_of
 
 PRECISION = "base.compute.precision"
@@ -41,9 +43,15 @@ def check(config: TuningConfig) -> Manifest:
             if field not in marked(TuningConfig, RESUMABLE) and before.get(field) != value:
                 raise UserError(
                     f"{field} is {value!r}: the sweep in {config.out} has {before.get(field)!r}; "
-                    "use the same value to resume it, or another --out"
+                    f"use the same value{_other_commit(config.out)} to resume it, or another --out"
                 )
     return manifest
+
+
+def _other_commit(out: str) -> str:
+    """Name the commit that a sweep started with: a recipe's values may have changed since."""
+    commit = (read_start(out) or {}).get("commit")
+    return f", or commit {commit[:12]} of Thaw," if commit not in (None, find_commit(ROOT)) else ""
 
 
 def with_absolute_axes(config: TuningConfig) -> TuningConfig:

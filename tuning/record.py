@@ -184,7 +184,7 @@ class SweepRecord:
             savings=Savings.from_facts(facts),
             sync=facts.get("sync", ()),
             ended_by_user=bool(facts.get("ended_by_user")),
-            started=_read(storage.join(out, "started.json"), _STARTED),
+            started=read_start(out),
             promoted=_read(storage.join(out, "promoted", "promoted.json"), _PROMOTED),
             manifest=manifest,
         )
@@ -290,6 +290,11 @@ def read_sweep_config(out: str) -> tuple[TuningConfig, str | None] | None:
         return TuningConfig.from_dict(values), fingerprint
     except UserError as error:
         raise damaged(uri, error) from None
+
+
+def read_start(out: str) -> dict[str, Any] | None:
+    """Read started.json; None in a sweep of an older Thaw."""
+    return _read(storage.join(out, "started.json"), _STARTED)
 
 
 def _read(uri: str, hints: dict[str, Any]) -> dict[str, Any] | None:
