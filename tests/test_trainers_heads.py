@@ -34,7 +34,7 @@ from trainers.state import TrainState
 from trainers.step import eval_step, train_step
 from tuning import run as sweep_run
 from tuning import sweep_plan
-from tuning.combine.members import read_combinations
+from tuning.combine.combinations import read_combinations
 from tuning.sharing.plan import prefix_key
 
 RTOL = 1e-5

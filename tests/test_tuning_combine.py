@@ -1,6 +1,7 @@
 """Soups, ensembles and interpolations: pure functions, and networks whose best average is known."""
 
 import copy
+import shlex
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from cluster.io.statistics import Estimate, bootstrap_difference
 from cluster.runtime import Resources
 from datasets.shards import read_manifest
 from tests.support.small import small_training
+from tests.support.sweeps import write_json
+from trainers.__main__ import parse
 from trainers.config import FinetuneConfig, ModelConfig, OptimConfig
 from trainers.evaluation.split import read_labelled
 from trainers.export.config import ExportConfig
@@ -31,8 +34,17 @@ from trainers.settings import step_settings
 from trainers.step import StepSettings, train_step
 from tuning.combine import combine as combining
 from tuning.combine.choose import Score, choose_ensemble, choose_soup, mix, score
-from tuning.combine.combine import combine, describe_combinations, write_run
-from tuning.combine.members import ENSEMBLE, SOUP, Combination, Member, combined_uri, find_members
+from tuning.combine.combinations import (
+    ENSEMBLE,
+    SOUP,
+    Combination,
+    combined_uri,
+    describe_combinations,
+    export_command,
+    tabulate_combinations,
+)
+from tuning.combine.combine import combine, write_run
+from tuning.combine.members import Member, find_members
 from tuning.combine.search import Attempt, Validation
 from tuning.combine.weights import average, interpolate, list_live, recompute_statistics
 from tuning.leaderboard import LEARNS, TrialResult
@@ -203,10 +215,14 @@ def test_the_mean_of_two_wrong_networks_is_kept_where_it_is_right(
     assert progress.best_val_top1 == 1.0 and config.out == combined_uri(out, SOUP)
     for name, tensor in model.state_dict().items():
         assert torch.allclose(tensor, learnt[name], atol=1e-6)
-    line, *_ = describe_combinations(out, found, {SOUP: {"test/top1": 0.5}})
-    assert (
-        line.startswith(f"soup of 2 trials {soup.gain.mean:+.3f} (") and "test top-1 0.500" in line
+    line, *_ = describe_combinations(out, found)
+    assert line.startswith(f"soup of 2 trials {soup.gain.mean:+.3f} (") and "test top-1" not in line
+    measured = {"epoch": progress.epoch, "fingerprint": progress.fingerprint, "num_images": 13}
+    write_json(
+        Path(config.out, "evaluation_test.json"), measured | {"test/top1": 0.5, "test/top5": 1.0}
     )
+    assert "test top-1 0.500" in describe_combinations(out, found)[0]
+    assert tabulate_combinations(out, found)[-1][-2:] == (0.5, config.out)
 
     # Again: nothing is computed; other weights of a trial are another combination.
     monkeypatch.setattr(combining, "search", pytest.fail)
@@ -215,7 +231,7 @@ def test_the_mean_of_two_wrong_networks_is_kept_where_it_is_right(
     keep_trial(training(easy_data, tmp_path, "b"), "b", dict(learnt), 2)
     late = combine(out, trials[:2], manifest, HERE, left_s=0)
     assert late is not None and late.is_cut and not late.tried
-    assert "the budget ended" in describe_combinations(out, late, {})[-1]
+    assert "the budget ended" in describe_combinations(out, late)[-1]
     assert not Path(combined_uri(out, SOUP)).exists()
 
 
@@ -265,5 +281,8 @@ def test_an_ensemble_is_a_run_folder_that_is_exported(easy_data: str, tmp_path: 
     out = str(tmp_path / "exported")
     with pytest.raises(UserError, match="an ensemble is several networks: use --formats onnx"):
         export(ExportConfig(run=run, out=out))
-    files = export(ExportConfig(run=run, out=out, formats=("torch_export",)))
+    command = shlex.split(export_command(str(tmp_path), ENSEMBLE))[3:]
+    found = parse(command)
+    assert found.run == run and found.formats == ("onnx", "torch_export")
+    files = export(replace(found, formats=("torch_export",)))
     assert files["torch_export"].max_difference < 1e-4

@@ -13,7 +13,13 @@ import pytest
 import safetensors.torch
 
 from datasets.shards import read_manifest
-from tests.support.sweeps import hostile_classes, write_predictions, write_sweep, write_test
+from tests.support.sweeps import (
+    hostile_classes,
+    write_combined,
+    write_predictions,
+    write_sweep,
+    write_test,
+)
 from trainers.networks import backbones
 from trainers.run import checkpoint
 from trainers.run.checkpoint import TrainingProgress
@@ -177,6 +183,17 @@ def test_the_page_names_the_networks(tmp_path: Path) -> None:
     base = replace(record.base, model=model)
     several = replace(record, config=replace(record.config, base=base, space=space))
     assert name_networks(several) == "mobilenet_v2 or resnet18"
+
+
+def test_combinations_are_on_the_page_and_one_that_is_kept_has_its_command(tmp_path: Path) -> None:
+    out = write_sweep(tmp_path / "sweep", trials=6)
+    assert "combined-title" not in render_page(SweepRecord.read(out)).decode()
+    write_combined(out)
+    page = render_page(SweepRecord.read(out)).decode()
+    assert "ensemble of 2 trials" in page and "interpolation of 75% of the winner" in page
+    assert page.count("<td>+0.020</td>") == 3 and page.count("<td>not significant</td>") == 2
+    command = f"trainers export --run {out}/combined/ensemble --out {out}/exported-ensemble"
+    assert f"{command} --formats onnx torch_export" in page and "Export the soup" not in page
 
 
 def test_data_set_that_is_gone_is_said(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pytest
 
 from tests.conftest import ROOT
-from tests.support.sweeps import write_sweep
+from tests.support.sweeps import write_combined, write_sweep
 from tests.support.wandb_files import inspect
 from tests.support.wandb_server import WandbServer
 from trainers.tracking.config import sync_command
@@ -40,6 +40,7 @@ def read_table(run: Path, key: str) -> dict[str, list[Any]]:
 def test_a_leaderboard_of_all_depths_is_a_table(easy_data: str, tmp_path: Path) -> None:
     """A column of numbers and `all` becomes one of strings: W&B refuses a mixed one."""
     out = write_sweep(tmp_path / "sweep", trials=24, epochs=9, data=easy_data, backbone="lenet5")
+    write_combined(out)
 
     assert log(out, "offline") == sync_command(out)
     (run,) = Path(out, "wandb").glob("offline-run-*")
@@ -50,8 +51,10 @@ def test_a_leaderboard_of_all_depths_is_a_table(easy_data: str, tmp_path: Path) 
     clipnorms = [row.point["optim.clipnorm"] for row in SweepRecord.read(out).trials]
     assert table["optim.clipnorm"] == clipnorms, "numbers and null stay"
     assert set(read_table(run, "sweep/importance")) == {"axis", "importance"}
+    assert read_table(run, "sweep/combined")["kept"] == [True, False, False]
     state = json.loads(inspect(run, "--summary"))
     assert state["summary"]["state"] == "finished" and state["summary"]["winner/point"]
+    assert state["summary"]["combined/ensemble/val/top1"] == 0.9
     assert state["summary"]["sweep/answer"] == judge(SweepRecord.read(out)).text
 
 

@@ -19,9 +19,17 @@ LONGER = 3
 """Times the epochs of a trial that the winner is trained for."""
 
 
+def read_test(run: str) -> dict[str, Any] | None:
+    """Return the measures of a run's best weights on the test split; None where not evaluated."""
+    progress = checkpoint.latest_progress(run)
+    return progress and read_evaluation(
+        run, "test", epoch=progress.best_epoch, fingerprint=progress.fingerprint
+    )
+
+
 def evaluate_once(run: str, **options: Any) -> dict[str, Any]:
-    """Return the measures of a run's best weights on the test split; evaluate once, on all workers
-    of the cluster, and log to W&B.
+    """Return the same; evaluate where that is missing, on all workers of the cluster, and log to
+    W&B.
 
     Args:
         options: prefix and on_measured of `write_evaluation`.
@@ -29,11 +37,7 @@ def evaluate_once(run: str, **options: Any) -> dict[str, Any]:
     Raises:
         UserError: as `trainers.evaluation.evaluate.evaluate` does.
     """
-    progress = checkpoint.latest_progress(run)
-    known = progress and read_evaluation(
-        run, "test", epoch=progress.best_epoch, fingerprint=progress.fingerprint
-    )
-    if known:
+    if (known := read_test(run)) is not None:
         return known
     from trainers.evaluation.evaluate import write_evaluation  # imports scikit-learn and W&B
     from trainers.tracking.evaluation import track_evaluation

@@ -33,7 +33,7 @@ from trainers.run.checkpoint import TrainingProgress
 from tuning import commands, leaderboard, record, states, winner
 from tuning.advice import advice, front
 from tuning.advice.quadrants import Quadrant, Stage
-from tuning.combine import members
+from tuning.combine import combinations
 from tuning.sharing import cache, reuse
 from tuning.verdict import judge
 
@@ -199,7 +199,9 @@ def list_readers(scratch: Path) -> dict[str, Reader]:
             as_json({"shape": [2, 3], "parts": [asdict(part)]}),
             lambda folder: features.read_view(folder, 0),
         ),
-        "combined": Reader("combined/combined.json", as_json(combined), members.read_combinations),
+        "combined": Reader(
+            "combined/combined.json", as_json(combined), combinations.read_combinations
+        ),
         "ensemble": Reader(
             "ensemble.json", as_json({"backbones": ["lenet5"]}), ensemble.read_ensemble
         ),

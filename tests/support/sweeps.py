@@ -207,6 +207,21 @@ def write_test(run: Path, classes: tuple[str, ...], fingerprint: str, *, epoch: 
     )
 
 
+def write_combined(out: str, *, kept: str = "ensemble") -> None:
+    """Write what a sweep found where it combined its trials: three ways, one of them kept."""
+    tried = [
+        {
+            "kind": kind,
+            "trials": ["5eed0_00001", "5eed0_00003"][: 1 if kind == "interpolation" else 2],
+            "share": 0.75 if kind == "interpolation" else None,
+            "top1": 0.9,
+            "gain": {"mean": 0.02, "low": 0.01 if kind == kept else -0.01, "high": 0.03},
+        }
+        for kind in ("ensemble", "soup", "interpolation")
+    ]
+    write_json(Path(out, "combined/combined.json"), {"weights": ["a", "b"], "tried": tried})
+
+
 def write_json(path: Path, values: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(values))

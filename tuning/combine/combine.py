@@ -10,28 +10,21 @@ zero (bootstrap over the images). Test images choose nothing.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
 
 from cluster.io import storage
 from cluster.runtime import Resources
 from cluster.scaling import compute_once
 from datasets.blocks import FEW_IMAGES
 from datasets.shards import Manifest
-from trainers import metrics
 from trainers.networks.tensors import to_safetensors
 from trainers.run import checkpoint
 from trainers.run.ensemble import join_tensors, write_ensemble
 from trainers.run.folder import write_config, write_result
-from tuning.combine.members import (
-    Combinations,
-    Member,
-    combined_uri,
-    find_members,
-    read_combinations,
-)
+from tuning.combine.combinations import Combinations, combined_uri, read_combinations
+from tuning.combine.members import Member, find_members
 from tuning.combine.search import Attempt, search
 from tuning.leaderboard import TrialResult
 
@@ -90,28 +83,3 @@ def write_run(run: str, attempt: Attempt, members: Sequence[Member]) -> None:
     )
     checkpoint.save(run, {checkpoint.MODEL: to_safetensors(tensors)}, progress)
     write_result(run, progress)
-
-
-def describe_combinations(
-    out: str, found: Combinations, tests: Mapping[str, Mapping[str, Any]]
-) -> list[str]:
-    """Write what was kept, each in a line, and in one line what was not.
-
-    Args:
-        tests: measures on the test split of those kept, by kind; empty where there is no such
-            split.
-    """
-    lines: list[str] = []
-    for each in found.kept:
-        line = f"{each.describe()}: val/top1 {each.top1:.3f}"
-        if test := tests.get(each.kind):
-            line += f", test top-1 {test[metrics.TEST_TOP1]:.3f}"
-        lines.append(f"{line}; {combined_uri(out, each.kind)}")
-    others = [each.describe() for each in found.tried if not each.is_kept]
-    if others:
-        lines.append(f"not significantly better than the winner: {', '.join(others)}")
-    elif not found.tried:
-        lines.append("no soup, ensemble or interpolation is better than the winner")
-    if found.is_cut:
-        lines.append("the budget ended before all were tried")
-    return lines

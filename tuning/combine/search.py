@@ -32,7 +32,8 @@ from trainers.run import checkpoint
 from trainers.settings import prepare_inference
 from trainers.step import StepSettings, predict
 from tuning.combine.choose import Score, choose_ensemble, choose_soup, mix, score
-from tuning.combine.members import ENSEMBLE, INTERPOLATION, SOUP, Combination, Member
+from tuning.combine.combinations import ENSEMBLE, INTERPOLATION, SOUP, Combination
+from tuning.combine.members import Member
 from tuning.combine.weights import average, interpolate, list_live, recompute_statistics
 
 SHARES = (0.5, 0.75)

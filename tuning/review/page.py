@@ -16,6 +16,12 @@ from trainers.config import PRETRAINED
 from trainers.networks.freezing import name_stages
 from trainers.networks.initializers import describe_weights
 from tuning.axes.axis import BACKBONE
+from tuning.combine.combinations import (
+    Combinations,
+    export_command,
+    read_combinations,
+    tabulate_combinations,
+)
 from tuning.record import SweepRecord
 from tuning.review.charts import draw_cost, draw_depths, draw_importance
 from tuning.review.curves import draw_clipping, draw_curves
@@ -59,6 +65,7 @@ def render_page(
     """
     verdict = judge(record)
     predictions = show_predictions(record, pictures=pictures)
+    combined = read_combinations(record.out) if record.status == "ended" else None
     charts = {
         "depths": draw_depths(record),
         "parallel": draw_parallel(record),
@@ -85,11 +92,12 @@ def render_page(
         choices=list_choices(record),
         heat_maps=map_heat(record),
         work=list_work(record),
+        combined=combined and tabulate_combinations(record.out, combined),
         predictions=predictions,
         charts=charts,
         figures=collect_figures(charts.values()),
         facts=list_facts(record),
-        commands=list_commands(record),
+        commands=list_commands(record, combined),
         refresh_s=refresh_s,
     )
 
@@ -204,12 +212,18 @@ def _list_weights(record: SweepRecord) -> str:
     return "; ".join(origins) or "none: all are drawn from the seed"
 
 
-def list_commands(record: SweepRecord) -> list[tuple[str, str]]:
+def list_commands(
+    record: SweepRecord, combined: Combinations | None = None
+) -> list[tuple[str, str]]:
     """Return titles and commands: to reproduce the results, and the next steps."""
     commands: list[tuple[str, str]] = []
     if record.started is not None:
         commands.append(("Run it again", "\n".join(reproduce(record))))
     commands += list_next(record)
+    commands += [
+        (f"Export the {each.kind}", export_command(record.out, each.kind))
+        for each in (combined.kept if combined else ())
+    ]
     commands += [("Upload the runs to W&B", command) for command in record.sync]
     again = ["python", "-m", "tuning", "review", "--out", record.out]
     return [*commands, ("Update this page", shlex.join(again))]

@@ -8,6 +8,7 @@ from trainers import metrics
 from trainers.tracking.artifacts import data_artifact
 from trainers.tracking.media import augmentation_image
 from trainers.tracking.run import WandbRun
+from tuning.combine.combinations import COLUMNS, read_combinations, tabulate_combinations
 from tuning.leaderboard import list_rows, tabulate
 from tuning.record import SweepRecord
 from tuning.review.importance import rank_axes
@@ -16,17 +17,23 @@ from tuning.verdict import judge
 
 REVIEW = "sweep/review"
 """Key of the review page."""
+COMBINED = "sweep/combined"
+"""Key of the table of combinations of the best trials."""
 
 
 def log_sweep(run: WandbRun, manifest: Manifest, record: SweepRecord, page: bytes) -> None:
-    """Log the review page, the answer, the leaderboard, the importance of each axis and the work
-    shared."""
-    config = record.config
+    """Log the review page, the answer, the leaderboard, the importance of each axis, the work
+    shared and the combinations of the best trials."""
+    config, combined = record.config, read_combinations(record.out)
     tables = {
         "sweep/leaderboard": tabulate(list_rows(record.trials, config.base)),
         "sweep/importance": (("axis", "importance"), rank_axes(record.trials).items()),
         "sweep/sharing": (("measure", "value"), record.savings.to_dict().items()),
     }
+    if combined is not None and combined.tried:
+        tables[COMBINED] = (COLUMNS, tabulate_combinations(record.out, combined))
+        kept = {f"combined/{each.kind}/{metrics.VAL_TOP1}": each.top1 for each in combined.kept}
+        run.summarize({"combined/kept": len(kept)} | kept)
     data = config.base.data
     run.try_to(lambda: run.use_artifact(data_artifact(data, manifest)), "the data set")
     run.try_to(
