@@ -60,10 +60,17 @@ def test_the_command_line() -> None:
 def test_sessions_add_up(tmp_path: Path) -> None:
     clock = BudgetClock(str(tmp_path), 100.0)
     assert 90 < clock.left_s <= 95, "a part is kept for the winner's test"
+    clock.keep(8.0)
+    assert 85 < clock.left_s <= 90, "its estimate, with a margin"
+    clock.keep(1e6)
+    assert 45 < clock.left_s <= 50, "at most half"
     (tmp_path / "spent.json").write_text(json.dumps({"seconds": 90.0}))
     clock = BudgetClock(str(tmp_path), 100.0)
     assert 0 < clock.left_s <= 5
     clock.write()
     assert 90 <= json.loads((tmp_path / "spent.json").read_text())["seconds"] < 91
     assert BudgetClock(str(tmp_path), 90.0).left_s <= 0
+    clock.keep(4.0)
+    clock.write()
+    assert clock.left_s == pytest.approx(BudgetClock(str(tmp_path), 100.0).left_s, abs=0.5)
     assert BudgetClock(str(tmp_path), None).left_s > 1e9

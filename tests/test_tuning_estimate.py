@@ -8,9 +8,10 @@ import pytest
 from cluster.runtime import Resources
 from datasets.shards import read_manifest
 from tests.test_tuning_prefixes import sweep_of
-from tuning.budget import estimate as module
+from tuning.budget import rates as module
 from tuning.budget.config import BudgetConfig
-from tuning.budget.estimate import Forecast, Rates, plans_trials, simulate_epochs
+from tuning.budget.estimate import Forecast, plans_trials, simulate_epochs
+from tuning.budget.rates import Rates
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.sharing.plan import Key, PrefixPlan, SharingPlan, prefix_key
 from tuning.space import models, training_of
@@ -74,7 +75,22 @@ def test_the_parts_of_a_sweep(config: TuningConfig) -> None:
     assert found.trials_s == pytest.approx(2 * head_s + 2 * whole_s)
     assert found.pass_s == pytest.approx((2 * train + val + test) * 0.011)
     assert found.test_s == pytest.approx(test * 0.021)
-    assert found.seconds > found.trials_s + found.pass_s + found.test_s, "processes start"
+    # Four members, three soups and two interpolations; each of the five has other statistics.
+    statistics = train
+    combined_s = (9 * val + 5 * statistics) * 0.02 + (val + statistics) * (0.001 + 0.01)
+    assert found.combine_s == pytest.approx(combined_s)
+    assert found.end_s == found.test_s + found.combine_s
+    assert found.seconds > found.trials_s + found.pass_s + found.end_s, "processes start"
+
+
+def test_combining_that_is_not_wanted_or_has_one_network_takes_no_time(
+    config: TuningConfig,
+) -> None:
+    assert not forecast(config).estimate(replace(config, combine=False)).combine_s
+    heads = replace(
+        config, space=replace(config.space, freeze_depths=("all",), learning_rates=(1e-2,))
+    )
+    assert not forecast(config).estimate(heads).combine_s
 
 
 def test_several_machines_share_the_trials(config: TuningConfig) -> None:
@@ -85,7 +101,9 @@ def test_several_machines_share_the_trials(config: TuningConfig) -> None:
 
 def test_money(config: TuningConfig) -> None:
     priced = replace(config, budget=BudgetConfig(cost=20, price_per_hour=3.5))
-    found = replace(forecast(priced).estimate(priced), start_s=0, pass_s=0, test_s=0, trials_s=7200)
+    found = replace(
+        forecast(priced).estimate(priced), start_s=0, pass_s=0, test_s=0, combine_s=0, trials_s=7200
+    )
     assert found.describe() == "estimate: 2 h 00 min (trials 2 h 00 min), 7.00 at 3.5 per hour"
 
 

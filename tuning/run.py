@@ -34,8 +34,8 @@ from trainers.tracking.config import sync_command
 from tuning.budget.deadline import BudgetClock, StopAtDeadline
 from tuning.budget.estimate import plans_trials
 from tuning.check import check, distinct_depths, facts_of, with_absolute_axes
-from tuning.combine.combine import combine, describe_combinations
-from tuning.combine.members import combined_uri
+from tuning.combine.combinations import combined_uri, describe_combinations
+from tuning.combine.combine import combine
 from tuning.config import TuningConfig
 from tuning.heads import train_heads
 from tuning.leaderboard import (
@@ -111,6 +111,8 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
         (print if explain else terminal.report)(line)
     if explain:
         raise SystemExit(0)
+    if plan.forecast is not None:
+        clock.keep(plan.forecast.estimate(plan.config).end_s)
     follow = f"follow it with `python -m tuning review --out {shlex.quote(config.out)}`"
     with (
         hold_lease(config.out, follow=follow),
@@ -355,11 +357,9 @@ def _close(
         combined = combine(
             record.out, record.trials, record.manifest, resources, left_s=clock.whole_left_s
         )
-    tests: dict[str, dict[str, Any]] = {}
-    for found in combined.kept if combined else ():
-        run = combined_uri(record.out, found.kind)
-        tests[found.kind] = evaluate_once(run) if has_test and config.evaluate_winner else {}
-    for line in describe_combinations(record.out, combined, tests) if combined else ():
+    for found in combined.kept if combined and has_test and config.evaluate_winner else ():
+        evaluate_once(combined_uri(record.out, found.kind))
+    for line in describe_combinations(record.out, combined) if combined else ():
         print(f"Combined:     {line}")
     if tracked is not None and (command := tracked.log(record)) is not None:
         record = replace(record, sync=[command])

@@ -14,8 +14,8 @@ class BudgetConfig:
     """How much a sweep may take, over all its sessions; what ends first counts."""
 
     time: str | None = None
-    """Time that the trials of the sweep may take, such as 45m, 2h or 1h30m, the winner's test
-    included."""
+    """Time that the sweep may take, such as 45m, 2h or 1h30m, with the winner's test and the
+    combinations of the best trials."""
     gpu_hours: float | None = None
     """GPU hours: of all GPUs of the cluster, whether they are busy or not."""
     cost: float | None = None

@@ -1,7 +1,7 @@
 """The end of a sweep before its last trial, as its budget is spent or the user stops it in W&B:
 trials that run stop, and the sweep ends with what it has.
 
-SWEEP/spent.json    seconds of the sessions so far
+SWEEP/spent.json    seconds of the sessions so far, and those that the last one kept for its end
 """
 
 import json
@@ -16,8 +16,10 @@ from cluster.io.records import read_object
 from cluster.io.terminal import describe_s, report
 from tuning.search import SessionCallback
 
-TEST_SHARE = 0.05
-"""Of the budget, kept for the winner's test."""
+END_SHARE = 0.05
+"""Of the budget, kept for what follows the trainings where its seconds were not estimated."""
+END_MARGIN = 1.25
+"""Times the estimate of those seconds, which may be off by a quarter."""
 SAVE_BEFORE_S = 15.0
 """Before the end, trainings save a checkpoint with each row of metrics."""
 
@@ -31,13 +33,14 @@ class BudgetClock:
 
     def __init__(self, out: str, budget_s: float | None) -> None:
         self._out, self._started_s, self.budget_s = out, time.monotonic(), budget_s
-        self._before_s = read_spent_s(out)
+        self._before_s, end_s = _read_spent(out)
+        self._end_s = END_SHARE * (budget_s or 0.0) if end_s is None else end_s
         self.ended_by_user = False
-        self.save_from_s: float | None = None
-        """When trainings begin to save what they have, in seconds since 1970: processes of other
-        machines share no other clock."""
-        if budget_s is not None:
-            self.save_from_s = time.time() + self.left_s - SAVE_BEFORE_S
+
+    def keep(self, seconds: float) -> None:
+        """Keep time for what follows the trainings, as estimated; at most half of what is left."""
+        if self.budget_s is not None:
+            self._end_s = min(END_MARGIN * seconds, max(0.0, self.whole_left_s) / 2)
 
     @property
     def spent_s(self) -> float:
@@ -45,17 +48,23 @@ class BudgetClock:
         return self._before_s + time.monotonic() - self._started_s
 
     @property
+    def save_from_s(self) -> float | None:
+        """When trainings begin to save what they have, in seconds since 1970, as processes of other
+        machines share no other clock; None without a budget."""
+        return None if self.budget_s is None else time.time() + self.left_s - SAVE_BEFORE_S
+
+    @property
     def left_s(self) -> float:
-        """Seconds left for trials."""
+        """Seconds left for trainings."""
         if self.ended_by_user:
             return 0.0
         if self.budget_s is None:
             return float("inf")
-        return (1 - TEST_SHARE) * self.budget_s - self.spent_s
+        return self.whole_left_s - self._end_s
 
     @property
     def whole_left_s(self) -> float:
-        """Seconds left, with those that are kept for the winner's test."""
+        """Seconds left, with those that are kept for what follows the trainings."""
         return float("inf") if self.budget_s is None else self.budget_s - self.spent_s
 
     def end(self) -> None:
@@ -64,16 +73,20 @@ class BudgetClock:
 
     def write(self) -> None:
         """Write spent.json."""
-        text = json.dumps({"seconds": self.spent_s}).encode()
+        text = json.dumps({"seconds": self.spent_s, "end_s": self._end_s}).encode()
         storage.write_bytes(storage.join(self._out, "spent.json"), text)
 
 
-def read_spent_s(out: str) -> float:
-    """Return the seconds that a sweep has taken; 0 before its first session has ended."""
+def _read_spent(out: str) -> tuple[float, float | None]:
+    """Read the seconds that a sweep has taken, 0 before its first session has ended, and those that
+    were kept for its end."""
     try:
-        return read_object(storage.join(out, "spent.json"), {"seconds": float})["seconds"]
+        found = read_object(
+            storage.join(out, "spent.json"), {"seconds": float, "end_s": float | None}
+        )
     except FileNotFoundError:
-        return 0.0
+        return 0.0, None
+    return found["seconds"], found["end_s"]
 
 
 class StopAtDeadline(SessionCallback):

@@ -3,74 +3,38 @@
 The steps of each freeze depth, the pass through frozen stages and the reading of images are timed
 where trainings compute: in this process, or in a Ray task on a cluster that runs elsewhere.
 Trainings side by side on CPUs share them, so their times add up.
-
-B images of a batch, S size in pixels.
 """
 
 import random
-import time
 from bisect import bisect_right
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import fmean
-from typing import Any
 
 import numpy as np
-import torch
 
 from cluster.io.terminal import describe_s
 from cluster.runtime import Resources
-from cluster.scaling import compute_once, plan_workers
-from datasets.plan import EpochOrder, RowGroups
+from cluster.scaling import plan_workers
 from datasets.shards import Manifest
-from datasets.sources import ShardSource
-from trainers.config import FinetuneConfig
-from trainers.feed import WorkerContext
-from trainers.networks.backbones import build
-from trainers.networks.cut import build_prefix
-from trainers.networks.folding import fold_batchnorm
-from trainers.settings import start_computing, train_settings
-from trainers.state import place_model
-from trainers.step import to_inputs
+from trainers.config import PRETRAINED
+from trainers.networks.freezing import is_head_only
 from tuning.budget.config import BudgetConfig
-from tuning.budget.steps import build_steps, cost_key
+from tuning.budget.rates import Rates, measure_rates, of_image
+from tuning.combine.members import MAX_MEMBERS
+from tuning.combine.search import NUM_STATISTICS, SHARES
 from tuning.config import TuningConfig
 from tuning.search import count_trials
-from tuning.sharing.plan import (
-    Key,
-    PrefixPlan,
-    SharingPlan,
-    count_networks,
-    prefix_key,
-    views_of_splits,
-)
+from tuning.sharing.plan import SharingPlan, count_networks, views_of_splits
 from tuning.space import models, training_of
 
-TIMED_S = 1.0
-"""Of each kind of step."""
 START_S, TRIAL_START_S, WORKERS_START_S = 6.0, 0.3, 6.0
 """Of the processes of a sweep; of a trial in one of them; of a trial's DDP workers. Measured on two
 cores (LOG.md, 2026-11-28)."""
-NUM_READ, NUM_PASSED = 32, 16
-"""Images that are read, and passed through frozen stages."""
 MAX_TRIALS = 1000
 """That a budget plans."""
 NUM_SIMULATED = 200
 """Random orders of results that ASHA is simulated with."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rates:
-    """Seconds per image where trainings compute, on all CPUs of a machine or on one GPU."""
-
-    train_s: dict[Key, float]
-    """By network and frozen stages."""
-    eval_s: dict[Key, float]
-    pass_s: dict[FinetuneConfig, float]
-    """Through the deepest frozen stages of a network that are computed once."""
-    read_s: float
-    """To read and decode, on one CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +44,19 @@ class Estimate:
     pass_s: float
     trials_s: float
     test_s: float
+    combine_s: float = 0.0
     num_gpus: int = 0
     price_per_hour: float | None = None
     start_s: float = field(default=START_S)
 
     @property
     def seconds(self) -> float:
-        return self.start_s + self.pass_s + self.trials_s + self.test_s
+        return self.start_s + self.pass_s + self.trials_s + self.end_s
+
+    @property
+    def end_s(self) -> float:
+        """Seconds after the last trial."""
+        return self.test_s + self.combine_s
 
     def describe(self) -> str:
         """Write the estimate in one line."""
@@ -95,6 +65,8 @@ class Estimate:
             parts.insert(0, f"frozen stages {describe_s(self.pass_s)}")
         if self.test_s >= 1:
             parts.append(f"test {describe_s(self.test_s)}")
+        if self.combine_s >= 1:
+            parts.append(f"combining {describe_s(self.combine_s)}")
         line = f"estimate: {describe_s(self.seconds)} ({', '.join(parts)})"
         hours = self.seconds / 3600
         if self.num_gpus:
@@ -102,124 +74,6 @@ class Estimate:
         if self.price_per_hour is not None:
             line += f", {hours * self.price_per_hour:.2f} at {self.price_per_hour:g} per hour"
         return line
-
-
-def measure_rates(
-    config: TuningConfig, manifest: Manifest, plan: SharingPlan, resources: Resources
-) -> Rates:
-    """Time real steps of each network of the space, in this process or in a Ray task."""
-    return compute_once(partial(_measure, config, manifest, plan), resources, config.base.cluster)
-
-
-def _measure(
-    config: TuningConfig, manifest: Manifest, plan: SharingPlan, threads: int, use_gpu: bool
-) -> Rates:
-    start_computing(threads)
-    worker = WorkerContext(device=torch.device("cuda" if use_gpu else "cpu"), threads=threads)
-    train_s: dict[Key, float] = {}
-    eval_s: dict[Key, float] = {}
-    known: dict[Any, tuple[float, float]] = {}
-    for model in models(config.space):
-        training = training_of(config.base, model)
-        key, prefix = prefix_key(training), plan.find(training)
-        same = cost_key(training), key[1], prefix is None  # weights don't change the cost
-        if same not in known:
-            known[same] = _time_steps(training, manifest, worker, prefix)
-        train_s[key], eval_s[key] = known[same]
-    pass_s = {
-        network: _time_pass(
-            network, manifest, worker, max(p.depth for p in plan.shared if p.network == network)
-        )
-        for network in dict.fromkeys(prefix.network for prefix in plan.shared)
-    }
-    read_s = _time_reading(config.base, manifest)
-    return Rates(train_s=train_s, eval_s=eval_s, pass_s=pass_s, read_s=read_s)
-
-
-def measure_epoch_s(config: FinetuneConfig, manifest: Manifest, resources: Resources) -> float:
-    """Time real steps of a training on images; return the seconds of one of its epochs."""
-    workers = plan_workers(resources, config.cluster)
-    machines = max(1, workers.num_workers)
-    train_s, eval_s, read_s = compute_once(
-        partial(_measure_training, config, manifest), resources, config.cluster
-    )
-    read_s /= resources.num_cpus / machines
-    images = manifest.split(config.train_on).num_images
-    seconds = images * _of_image(train_s, read_s, use_gpu=workers.use_gpu)
-    if config.validates:
-        num_val = manifest.split("val").num_images
-        seconds += num_val * _of_image(eval_s, read_s, use_gpu=workers.use_gpu)
-    return seconds / machines
-
-
-def _measure_training(
-    config: FinetuneConfig, manifest: Manifest, threads: int, use_gpu: bool
-) -> tuple[float, float, float]:
-    """Return seconds per image of a training step, of an evaluation step, and of reading."""
-    start_computing(threads)
-    worker = WorkerContext(device=torch.device("cuda" if use_gpu else "cpu"), threads=threads)
-    return *_time_steps(config, manifest, worker, None), _time_reading(config, manifest)
-
-
-def _of_image(compute_s: float, read_s: float, *, use_gpu: bool) -> float:
-    """Return the seconds of an image: GPUs compute while CPUs read."""
-    return max(compute_s, read_s) if use_gpu else compute_s + read_s
-
-
-def _time_steps(
-    training: FinetuneConfig,
-    manifest: Manifest,
-    worker: WorkerContext,
-    prefix: PrefixPlan | None,
-) -> tuple[float, float]:
-    """Return seconds per image of a training step and of an evaluation step."""
-    steps = build_steps(training, manifest, worker, prefix)
-    train_s, eval_s = _time(steps.train), _time(steps.evaluate)
-    return train_s / steps.num_images, eval_s / steps.num_images
-
-
-def _time(step: Callable[[], torch.Tensor]) -> float:
-    """Return the seconds of a step; the first one only warms up."""
-    step().cpu()
-    times: list[float] = []
-    started_s = time.perf_counter()
-    while len(times) < 2 or time.perf_counter() - started_s < TIMED_S:
-        before_s = time.perf_counter()
-        step().cpu()  # waits for the device
-        times.append(time.perf_counter() - before_s)
-    return fmean(times)
-
-
-def _time_pass(
-    base: FinetuneConfig, manifest: Manifest, worker: WorkerContext, depth: int
-) -> float:
-    size_px, backbone = base.ingest.size_px, base.model.backbone
-    network = build(backbone, len(manifest.classes), size_px).eval()
-    prefix = fold_batchnorm(build_prefix(network, backbone, [depth]))
-    place_model(prefix, base.compute, worker.device)
-    settings = train_settings(base, manifest, worker)
-    images = torch.zeros(NUM_PASSED, size_px, size_px, 3, dtype=torch.uint8, device=worker.device)
-    dtype = settings.autocast_dtype
-
-    @torch.inference_mode()
-    def forward() -> torch.Tensor:
-        with torch.autocast(worker.device.type, dtype=dtype, enabled=dtype is not None):
-            return prefix(to_inputs(images, settings))[0]
-
-    return _time(forward) / NUM_PASSED
-
-
-def _time_reading(base: FinetuneConfig, manifest: Manifest) -> float:
-    row_groups = RowGroups(base.data, manifest.split("train"))
-    order = EpochOrder(row_groups, seed=base.seed, epoch=0, shuffle=False)
-    chunk = order.chunk(np.arange(min(NUM_READ, row_groups.num_images)))
-    source = ShardSource(ingest=base.ingest, seed=base.seed, train=True)
-    for _ in source.read(chunk):  # imports, and the first read of the file
-        pass
-    started_s = time.perf_counter()
-    for _ in source.read(chunk):
-        pass
-    return (time.perf_counter() - started_s) / chunk.num_images
 
 
 def plans_trials(config: TuningConfig) -> bool:
@@ -275,7 +129,7 @@ class Forecast:
         machines = resources.num_gpus if workers.use_gpu else resources.num_nodes
         read_s = rates.read_s / (resources.num_cpus / machines)
 
-        of_image = partial(_of_image, read_s=read_s, use_gpu=workers.use_gpu)
+        whole_s = partial(of_image, read_s=read_s, use_gpu=workers.use_gpu)
 
         sizes = {name: split.num_images for name, split in manifest.splits.items()}
         num_epochs, trials_s = simulate_epochs(config), 0.0
@@ -283,7 +137,7 @@ class Forecast:
         for key, number in count_networks(config).items():
             train_s, eval_s = rates.train_s[key], rates.eval_s[key]
             if key not in shared:
-                train_s, eval_s = of_image(train_s), of_image(eval_s)
+                train_s, eval_s = whole_s(train_s), whole_s(eval_s)
             in_process = config.base.cluster.num_workers == 0 or key in shared
             start_s = TRIAL_START_S if in_process else WORKERS_START_S
             epoch_s = sizes["train"] * train_s + sizes["val"] * eval_s
@@ -293,18 +147,42 @@ class Forecast:
             num_views = max(p.num_views for p in plan.shared if p.network == network)
             views = views_of_splits(config, manifest, num_views)
             num_passes = sum(number * sizes[split] for split, number in views.items())
-            pass_s += num_passes * of_image(of_network_s)
+            pass_s += num_passes * whole_s(of_network_s)
         tests = config.evaluate_winner and "test" in sizes
         slowest_s = max(
-            seconds if key in shared else of_image(seconds) for key, seconds in rates.eval_s.items()
+            seconds if key in shared else whole_s(seconds) for key, seconds in rates.eval_s.items()
         )
         return Estimate(
             pass_s=pass_s / machines,
             trials_s=trials_s / machines,
             test_s=sizes["test"] * slowest_s / machines if tests else 0.0,
+            combine_s=self._estimate_combining(config, read_s) if config.combine else 0.0,
             num_gpus=resources.num_gpus if workers.use_gpu else 0,
             price_per_hour=config.budget.price_per_hour,
         )
+
+    def _estimate_combining(self, config: TuningConfig, read_s: float) -> float:
+        """Return the seconds of the networks that `combine` tries, in one process: all on the
+        validation images, those of mixed weights on images of BatchNorm statistics as well."""
+        trainings = [training_of(config.base, point) for point in models(config.space)]
+        thaws = [not is_head_only(each.model) for each in trainings]
+        starts = any(
+            thawed and each.model.init in PRETRAINED
+            for thawed, each in zip(thaws, trainings, strict=True)
+        )
+        num_members = min(MAX_MEMBERS, count_trials(config))
+        num_mixed = num_members - 1 + (len(SHARES) if starts else 0)
+        if not num_mixed:
+            return 0.0
+        num_val = self.manifest.split("val").num_images
+        num_statistics = min(NUM_STATISTICS, self.manifest.split("train").num_images)
+        num_statistics *= any(thaws)
+        network_s = max(self.rates.eval_s.values())
+        frozen_s = max(self.rates.pass_s.values(), default=0.0)
+        if len({network for network, _ in self.rates.eval_s}) > 1:  # no stages in common
+            network_s, frozen_s = network_s + frozen_s, 0.0
+        num_images = (num_members + num_mixed) * num_val + num_mixed * num_statistics
+        return num_images * network_s + (num_val + num_statistics) * (read_s + frozen_s)
 
 
 def simulate_epochs(config: TuningConfig) -> float:
