@@ -22,7 +22,8 @@ from tests.support.small import small_training
 from tests.support.waiting import wait_until
 from tests.support.wandb_checks import check_run
 from tests.support.wandb_files import read_record
-from tests.support.wandb_server import KEY, WandbServer, ask_often
+from tests.support.wandb_records import ORGANIZATION
+from tests.support.wandb_server import KEY, WandbServer, ask_often, serving
 from tests.test_trainers_mirror import end_of_epoch, row, write_progress, write_result
 from trainers.__main__ import main
 from trainers.config import FinetuneConfig, ModelConfig, TrackConfig
@@ -31,6 +32,7 @@ from trainers.tracking import run as wandb_run
 from trainers.tracking.failures import Failures
 from trainers.tracking.local_runs import find_folders, find_id
 from trainers.tracking.mirror import RunMirror, follow
+from trainers.tracking.registry import Alias, link_model
 from trainers.tracking.wandb_internals import is_offline
 
 OFF = TrackConfig(wandb="off")
@@ -45,16 +47,10 @@ SLACK_S = 1.0
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
-    """A server, which wandb knows from the environment; it knew another one before."""
     monkeypatch.setattr(wandb_run, "PATIENCE_S", PATIENCE_S)
-    with WandbServer() as server:
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
-        wandb.teardown()
+    with serving(monkeypatch) as server:
         yield server
-        server.recover()
-        wandb.teardown()
-        assert not server.unknown
+    assert not server.unknown
 
 
 @pytest.fixture
@@ -124,6 +120,37 @@ def test_an_online_run_arrives_whole(server: WandbServer, config: FinetuneConfig
     (model,) = run.outputs
     assert model.type == "model" and set(model.aliases) == {"best", "latest"}
     assert all(artifact.committed for artifact in server.artifacts)
+
+
+def test_a_model_is_linked_to_the_registry_once_for_each_alias(
+    server: WandbServer, config: FinetuneConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage.write_bytes(f"{config.out}/config.json", json.dumps(config.to_dict()).encode())
+    write_progress(config, best_epoch=1)
+    exported, folder = f"{config.out}-exported", f"{config.out}-promoted"
+    storage.write_bytes(f"{exported}/model.onnx", b"onnx")
+
+    def link(alias: Alias) -> bool:
+        accuracy = {"test/top1": 0.5}
+        return link_model(
+            folder, exported, config.out, collection="cars", alias=alias, metadata=accuracy
+        )
+
+    assert link("candidate") and link("production")
+    (path,) = server.records.collections
+    assert path == f"{ORGANIZATION}/wandb-registry-model/cars"
+    linked = server.records.collections[path]
+    assert linked["candidate"] == linked["production"], "the same content is one version"
+    model = linked["candidate"]
+    assert (model.type, model.files["model.onnx"]) == ("model", b"onnx")
+    assert model.metadata["test/top1"] == 0.5 and model.metadata["uri"] == exported
+    (run,) = server.runs.values()
+    assert (run.job_type, run.summary["state"]) == ("register", "finished")
+    assert {artifact.type for artifact in run.inputs} == {"dataset", "model"}
+
+    server.refused.add("LinkArtifact")
+    assert not link("production")
+    assert "W&B lacks a model in wandb-registry-model/cars" in caplog.text
 
 
 @pytest.mark.parametrize("with_port", [True, False], ids=["today's", "of an older client"])

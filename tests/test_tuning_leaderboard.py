@@ -24,7 +24,7 @@ from tuning.leaderboard import (
     write_leaderboard,
 )
 from tuning.promotion.printing import print_seeds
-from tuning.promotion.promote import summarize
+from tuning.promotion.summary import summarize
 from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE, Point
 from tuning.winner import command_of
 

@@ -19,15 +19,17 @@ from tests.support.training import train_here
 from trainers.config import FinetuneConfig, LossConfig, ModelConfig, OptimConfig, TrackConfig
 from trainers.evaluation import evaluate
 from trainers.run import checkpoint
-from trainers.run.folder import load_best_model
+from trainers.run.folder import load_best_model, read_result
 from trainers.run.predictions import read_predictions
 from trainers.run.rows import read_rows
 from trainers.tracking.mirror import RunMirror
 from tuning.config import PromoteConfig, TuningConfig
 from tuning.leaderboard import LEARNS, LEARNS_NOT, TrialResult, write_leaderboard
-from tuning.promotion import promote
-from tuning.promotion.promote import fit_epochs, plan_trainings, run_promote
+from tuning.promotion import seeds, trainings
+from tuning.promotion.length import fit_epochs
+from tuning.promotion.promote import run_promote
 from tuning.promotion.resolution import Resolution, choose_size, count_last
+from tuning.promotion.trainings import plan_trainings
 from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
 from tuning.winner import evaluate_once
 
@@ -98,7 +100,7 @@ def test_the_winner_is_trained_on_train_and_val_with_each_seed_and_tested_once(
     def refuse() -> None:
         raise UserError("formats has ONNX: it needs onnx")
 
-    monkeypatch.setattr(promote, "require_onnx", refuse)
+    monkeypatch.setattr(seeds, "require_onnx", refuse)
     sweep = tmp_path / "sweep"
     won = trial(easy_data, sweep)
     write_sweep(sweep, won)
@@ -150,7 +152,7 @@ def test_the_winner_is_trained_on_train_and_val_with_each_seed_and_tested_once(
         return write_evaluation(run, **options)
 
     monkeypatch.setattr(evaluate, "write_evaluation", counted)
-    monkeypatch.setattr(promote, "follow_training", pytest.fail)
+    monkeypatch.setattr(trainings, "follow_training", pytest.fail)
     assert run_promote(config) == summary
     assert evaluated == [runs[1]]
     again = capfd.readouterr().out
@@ -191,9 +193,10 @@ def test_a_seed_is_the_winner_but_longer_and_without_a_stop(
 
 
 def test_a_budget_is_divided_among_epochs_and_seeds() -> None:
-    plan = {"epoch_s": 10.0, "seeds": 3, "shortest": 5, "longest": 15}
+    plan = {"epoch_s": 10.0, "fixed_s": 0.0, "seeds": 3, "shortest": 5, "longest": 15}
     assert fit_epochs(1e6, **plan) == 15
     assert fit_epochs(300, **plan) == 10, "of each of three seeds"
+    assert fit_epochs(300, **plan | {"fixed_s": 30.0}) == 7, "each of them starts, and is tested"
     assert fit_epochs(120, **plan) == 6, "of two: three would have four"
     assert (
         fit_epochs(60, **plan) == 6 and fit_epochs(30, **plan) == 3 and fit_epochs(1, **plan) == 1
@@ -242,7 +245,10 @@ def test_a_budget_and_larger_images_end_in_one_folder(
     summary = run_promote(config)
     printed = capfd.readouterr().out
     assert "Images:   last epochs at 64 px: val/top1" in printed
-    assert summary["resolution"]["used"] and summary["epochs"] == 3, "three times those of a trial"
+    assert summary["resolution"]["used"]
+    length = read_result(str(sweep / "promoted/length"))
+    assert summary["epochs"] == length["best_epoch"] <= 3, "at most three times those of a trial"
+    assert f"Epochs:   {length['best_epoch']} of each seed: val/top1 was best then" in printed
     assert [Path(row["run"]).name for row in summary["seeds"]] == ["seed-0-64px", "seed-1-64px"]
     config_of_run, progress, _ = load_best_model(summary["run"])
     assert (config_of_run.ingest.size_px, config_of_run.epochs, progress.epoch) == (64, 1, 1)

@@ -6,11 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import wandb
 
 from tests.support.small import small_training
 from tests.support.waiting import comes, wait_until
-from tests.support.wandb_server import WandbServer, ask_often
+from tests.support.wandb_server import WandbServer, ask_often, serving
 from tests.test_tuning_run import pretend, sweep  # noqa: F401, the fixture
 from trainers.commands import follow_training
 from trainers.config import ClusterConfig, ModelConfig, TrackConfig
@@ -30,12 +29,8 @@ TRACK = TrackConfig(wandb="online", project="thaw-test", log_every_steps=1)
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
     ask_often(monkeypatch)
-    with WandbServer() as server:
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
-        wandb.teardown()
+    with serving(monkeypatch) as server:
         yield server
-        wandb.teardown()
 
 
 def press_stop(server: WandbServer, folder: Path) -> None:

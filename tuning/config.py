@@ -241,6 +241,8 @@ class PromoteConfig:
 
     python -m tuning promote --sweep runs/sweep --seeds 5 --epochs 40 --num-workers 8
 
+    python -m tuning promote --sweep runs/sweep --registry cars --registry-alias production
+
     python -m tuning promote --sweep runs/sweep --folds    # cross-validate it instead
     """
 
@@ -255,12 +257,13 @@ class PromoteConfig:
     """Train once per fold of the data set (`prepare --folds`) instead, on the other folds, and
     validate the last epoch: an accuracy over all images of train and val. Uses no test image."""
     epochs: int | None = None
-    """Epochs of each. Default: three times those of the sweep's trials, or fewer where a budget is
-    given."""
+    """Epochs of each. Default: as many as the winner needs, at most three times those of the
+    sweep's trials: first it trains on the training images alone, until val/top1 has stopped rising;
+    each seed trains for as many epochs as were best. Of folds, three times."""
     budget: str | None = None
-    """Time that all seeds may take, such as 45m or 2h. Each has at most three times the epochs of
-    the sweep's trials, as many as fit for all seeds; where that is less than in the sweep, there
-    are fewer seeds."""
+    """Time that all may take, such as 45m or 2h; tests, exports and the page included. Where it is
+    too short for that, each seed has as many epochs as fit for all seeds; where that is less than
+    in the sweep, there are fewer seeds."""
     last_size_px: int | Auto | None = AUTO
     """Size of the images of a few epochs after the others, where that is better on the validation
     images. auto: 9/7 of the sweep's (288 after 224), where the network takes it. None: no such
@@ -274,6 +277,11 @@ class PromoteConfig:
     """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
     """auto: by WANDB_MODE, else online where W&B finds a key, else offline."""
+    registry: str | None = None
+    """Collection of W&B's registry of models to link the exported network to, such as cars, or
+    ORGANIZATION/REGISTRY/NAME. Needs W&B online."""
+    registry_alias: Literal["candidate", "production"] = "candidate"
+    """Alias of this version there. The same command with `production` moves that alias to it."""
 
     def __post_init__(self) -> None:
         require_between("seeds", self.seeds, 1, 1000)
@@ -293,6 +301,12 @@ class PromoteConfig:
                 self.budget,
                 "with --folds each fold is trained: use --epochs",
             )
+        require(
+            self.registry is None or not self.folds,
+            "registry",
+            self.registry,
+            "with --folds there is no network to use: leave one of them out",
+        )
         if self.last_size_px != AUTO:
             require_at_least("last_size_px", self.last_size_px, 1)
 

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 Json = dict[str, Any]
-ENTITY = "thaw-tests"
+ENTITY, ORGANIZATION = "thaw-tests", "thaw-organization"
 HISTORY, SUMMARY = "wandb-history.jsonl", "wandb-summary.json"
 EVENTS, CONSOLE = "wandb-events.jsonl", "output.log"
 
@@ -93,6 +93,8 @@ class Records:
         self.url = ""
         self.runs: dict[str, Run] = {}
         self.artifacts: dict[str, Artifact] = {}
+        self.collections: dict[str, dict[str, Artifact]] = {}
+        """Of the registry: versions by alias, by ENTITY/PROJECT/NAME."""
 
     def versions(self, name: str) -> list[Artifact]:
         """Versions of an artifact, oldest first."""
@@ -216,10 +218,38 @@ def use_artifact(records: Records, sent: Json) -> Json:
     return {"useArtifact": {"artifact": {"id": artifact.id}}}
 
 
+def link_artifact(records: Records, sent: Json) -> Json:
+    wanted = sent["input"]
+    entity, project, name = (
+        wanted[key] for key in ("entityName", "projectName", "artifactPortfolioName")
+    )
+    artifact = records.artifacts[wanted["artifactID"]]
+    aliases = [each["alias"] for each in wanted["aliases"]]
+    collection = records.collections.setdefault(f"{entity}/{project}/{name}", {})
+    collection |= dict.fromkeys(aliases, artifact)
+    membership = {
+        "__typename": "ArtifactCollectionMembership",
+        "id": "membership",
+        "versionIndex": 0,
+        "createdAt": "2026-01-01T00:00:00Z",
+        "aliases": [{"__typename": "ArtifactAlias", "id": a, "alias": a} for a in aliases],
+        "artifactCollection": {
+            "__typename": "ArtifactPortfolio",
+            "name": name,
+            "project": {"id": "r", "internalId": "r", "name": project, "entity": {"name": entity}},
+        },
+        "artifact": _describe(artifact),
+    }
+    return {"result": {"versionIndex": 0, "artifactMembership": membership}}
+
+
 def describe_artifact(records: Records, sent: Json) -> Json:
-    artifact = records.artifacts[sent["id"]]
+    return {"artifact": _describe(records.artifacts[sent["id"]])}
+
+
+def _describe(artifact: Artifact) -> Json:
     project = {"id": "p", "internalId": "p", "name": "p", "entity": _ENTITY}
-    described = {
+    return {
         "__typename": "Artifact",
         "id": artifact.id,
         "artifactSequence": {
@@ -244,7 +274,6 @@ def describe_artifact(records: Records, sent: Json) -> Json:
         "ttlIsInherited": False,
         "updatedAt": None,
     }
-    return {"artifact": described}
 
 
 def type_of_artifact(records: Records, sent: Json) -> Json:
@@ -273,11 +302,16 @@ def _state(artifact: Artifact) -> str:
 
 
 _ENTITY = {"id": ENTITY, "name": ENTITY}
+_FEATURES = [{"name": "ARTIFACT_MEMBERSHIP_IN_LINK_ARTIFACT_RESPONSE", "isEnabled": True}]
+_ORGANIZATION = {"name": "Thaw", "orgEntity": {"name": ORGANIZATION}}
 _VIEWER = {"id": "user", "entity": ENTITY, "username": ENTITY, "email": "tests@example.com",
            "flags": "{}", "teams": {"edges": []}}  # fmt: skip
 ANSWERS: dict[str, Callable[[Records, Json], Json]] = {
     "Viewer": lambda records, sent: {"viewer": _VIEWER},
-    "ServerFeaturesQuery": lambda records, sent: {"serverInfo": {"features": []}},
+    "ServerFeaturesQuery": lambda records, sent: {"serverInfo": {"features": _FEATURES}},
+    "FetchOrgInfoFromEntity": lambda records, sent: {
+        "entity": {"organization": _ORGANIZATION, "user": None}
+    },
     "OrganizationCoreWeaveOrganizationID": lambda records, sent: {"entity": None},
     "RunResumeStatus": resume_status,
     "UpsertBucket": upsert_run,
@@ -289,6 +323,7 @@ ANSWERS: dict[str, Callable[[Records, Json], Json]] = {
     "CommitArtifact": commit_artifact,
     "UseArtifact": use_artifact,
     "ArtifactByID": describe_artifact,
+    "LinkArtifact": link_artifact,
     "ClientIDMapping": map_client_id,
     "NotifyScriptableRunAlert": alert,
 }

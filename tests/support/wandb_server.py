@@ -14,6 +14,8 @@ import json
 import re
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from math import inf
 from types import TracebackType
@@ -21,6 +23,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+import wandb
 
 from tests.support.wandb_records import ANSWERS, Artifact, Json, Records, Run
 
@@ -117,6 +120,18 @@ class WandbServer(ThreadingHTTPServer):
     ) -> None:
         if not self.stopped.is_set():
             self.stop()
+
+
+@contextmanager
+def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
+    """Serve this process: its wandb forgets the server before, and this one at the end."""
+    with WandbServer() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        wandb.teardown()
+        yield server
+        server.recover()
+        wandb.teardown()
 
 
 def ask_often(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from trainers.tracking.local_runs import find_id
 def data_artifact(data: str, manifest: Manifest) -> wandb.Artifact:
     """Return the artifact of a prepared data set."""
     artifact = wandb.Artifact(
-        _name(name_of(data)),
+        clean_name(name_of(data)),
         type="dataset",
         metadata={
             "uri": data,
@@ -65,7 +65,7 @@ def checkpoint_artifact(config: FinetuneConfig, progress: TrainingProgress) -> w
         **progress.files[checkpoint.MODEL],
     }
     artifact = wandb.Artifact(
-        _name(f"checkpoint-{find_id(config.out)}"), type="model", metadata=metadata
+        clean_name(f"checkpoint-{find_id(config.out)}"), type="model", metadata=metadata
     )
     if config.track.upload_weights:
         with artifact.new_file(checkpoint.MODEL, mode="wb") as file:
@@ -84,7 +84,7 @@ def evaluation_artifact(folder: str, result: dict[str, Any]) -> wandb.Artifact:
     """
     metadata = {name: value for name, value in result.items() if not isinstance(value, list)}
     artifact = wandb.Artifact(
-        _name(f"evaluation-{find_id(folder)}"), type="evaluation", metadata=metadata
+        clean_name(f"evaluation-{find_id(folder)}"), type="evaluation", metadata=metadata
     )
     _refer(artifact, f"{folder}.json")
     return artifact
@@ -97,6 +97,6 @@ def _refer(artifact: wandb.Artifact, uri: str) -> None:
         json.dump(artifact.metadata, file, indent=1)
 
 
-def _name(name: str) -> str:
+def clean_name(name: str) -> str:
     """Only letters, digits, dashes, dots and underscores are allowed."""
     return re.sub(r"[^\w.-]", "-", name)[:120]

@@ -36,6 +36,8 @@ OFFLINE_SUFFIX = "-offline"
 """Of the id of a run that W&B could not be reached for; `track sync` uploads it under the id."""
 PATIENCE_S = 20
 """How long W&B may block a thread when a run starts and when it finishes."""
+UPLOAD_TIMEOUT_S = 600
+"""How long an upload may take that a link waits for."""
 OLD_STOP_S = 60
 """In the first seconds of a resumed session, a stop is that of the session before: the server may
 still repeat it. W&B reads it every 15 s, and sends something every 30 s at least."""
@@ -139,20 +141,25 @@ class WandbRun:
         for metric, (axis, best) in SUMMARIES.items():
             self._run.define_metric(metric, step_metric=axis, summary=best)
 
-    def try_to(self, log: Callable[[], object], what: str) -> None:
+    def try_to(self, log: Callable[[], object], what: str) -> bool:
         """Log media or an artifact, which needs the server or the data set; report a failure.
 
         After one request without an answer the server is not asked again.
+
+        Returns:
+            Whether it was logged.
         """
         if not self._is_reachable:
-            return
+            return False
         try:
             log()
         except wandb_internals.SERVICE_ERRORS:
             raise
-        except (WandbError, ValueError, OSError) as error:
+        except (*wandb_internals.API_ERRORS, ValueError, OSError) as error:
             self._is_reachable = not isinstance(error, WandbError)
             FAILURES.report(f"W&B lacks {what} of {self._uri}: {error}", kind=f"lacks {what}")
+            return False
+        return True
 
     def log(self, values: dict[str, Any]) -> None:
         """Log a row of metrics and media, its global_step or epoch included."""
@@ -175,6 +182,12 @@ class WandbRun:
     def log_artifact(self, artifact: wandb.Artifact, *, aliases: Sequence[str] = ()) -> None:
         """Log an artifact as an output of this run."""
         self._artifacts.append(self._run.log_artifact(artifact, aliases=list(aliases)))
+
+    def link_artifact(self, artifact: wandb.Artifact, path: str, *, alias: str) -> None:
+        """Log an artifact, wait until W&B has it, and link it to a collection of the registry."""
+        self.log_artifact(artifact)
+        artifact.wait(timeout=UPLOAD_TIMEOUT_S)
+        self._run.link_artifact(artifact, path, aliases=[alias])
 
     def use_artifact(self, artifact: wandb.Artifact) -> None:
         """Log an artifact as an input of this run."""

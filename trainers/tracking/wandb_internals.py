@@ -26,8 +26,8 @@ FINISH_ERRORS = (TimeoutError, HandleAbandonedError)
 """Raised by `Run.finish`: the server took too long; wandb's own process is gone."""
 SERVICE_ERRORS = (ConnectionError, HandleAbandonedError, MailboxClosedError)
 """Raised by any call of a run whose service process, wandb-core, has ended."""
-VIEW_ERRORS = (wandb.Error, WandbApiFailedError)
-"""Raised where the server refuses a workspace or report."""
+API_ERRORS = (wandb.Error, WandbApiFailedError)
+"""Raised where the server refuses a workspace, a report, a sweep or a link."""
 PRIVATE_SETTINGS: dict[str, Any] = {"x_transaction_log_flush_interval": 1}
 """A killed process may lose rows of this many seconds; wandb's default is 15."""
 
