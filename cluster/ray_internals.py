@@ -70,6 +70,41 @@ def find_memory_share() -> float:
     return get_used_memory() / get_system_memory()
 
 
+def read_node_usage() -> list[float]:
+    """Return the percentage of this node's CPUs in use since the call before, that of its memory,
+    and the MB of this process."""
+    import psutil  # pyright: ignore[reportMissingImports]  # Ray brings it
+
+    rss_mb = psutil.Process().memory_info().rss / 1e6
+    return [psutil.cpu_percent(), psutil.virtual_memory().percent, rss_mb]
+
+
+def open_gpu(uuid: str) -> Callable[[], list[float]]:
+    """Return what reads the use of an NVIDIA GPU: percent of the time in which it computed, percent
+    of its memory, Watts, and degrees Celsius; zeros where its driver does not say, as for a part of
+    one (MIG)."""
+    from ray._private.thirdparty import pynvml
+
+    nvml: Any = pynvml
+
+    def read() -> list[float]:
+        try:
+            nvml.nvmlInit()  # counts its calls
+            gpu = nvml.nvmlDeviceGetHandleByUUID(uuid)
+            memory = nvml.nvmlDeviceGetMemoryInfo(gpu)
+            return [
+                float(nvml.nvmlDeviceGetUtilizationRates(gpu).gpu),
+                100 * memory.used / memory.total,
+                nvml.nvmlDeviceGetPowerUsage(gpu) / 1000,
+                float(nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU)),
+            ]
+        except nvml.NVMLError as error:
+            logger.debug("GPU %s: %s", uuid, error)
+            return [0.0] * 4
+
+    return read
+
+
 def find_server_version(client: Any) -> str:
     """Return the version of Ray behind a job server."""
     return str(client._server_ray_version)
@@ -149,6 +184,27 @@ def replace_restored(tuner: Any, callbacks: list[Any], num_concurrent: int, sche
     restored._run_config.callbacks = callbacks
     restored._tune_config.max_concurrent_trials = num_concurrent
     restored._tune_config.scheduler = scheduler
+
+
+def end_with_the_last_trial(controller: Any) -> None:
+    """Let Tune kill the processes of trials once all trials have ended. It would wait for up to 5 s
+    for those that it asked for and that still start, and then for those that it has told to leave;
+    the trials have written all they have to.
+
+    Args:
+        controller: Tune's class of that name.
+    """
+    check_version()
+    clean_up = controller._cleanup_trials
+
+    def kill_or_clean_up(self: Any) -> None:
+        if all(trial.is_finished() for trial in self.get_trials()):
+            self._actor_manager.cleanup()
+        else:
+            clean_up(self)
+
+    if clean_up.__name__ != kill_or_clean_up.__name__:
+        controller._cleanup_trials = kill_or_clean_up
 
 
 def fill_rungs(scheduler: Any, results: Iterable[tuple[str, int, float]]) -> None:

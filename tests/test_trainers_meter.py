@@ -2,17 +2,21 @@
 
 import io
 import re
+from contextlib import closing
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
+from cluster import ray_internals
 from cluster.io import terminal
 from datasets.shards import Manifest, Split
 from trainers import metrics
 from trainers.config import FinetuneConfig
 from trainers.meter import Meter, describe_waits
+from trainers.run import usage
 
 
 @pytest.fixture
@@ -77,3 +81,24 @@ def test_an_epoch_tells_its_own_rate(meter: Meter, clock: SimpleNamespace) -> No
     clock.now_s = 5
     meter.update([row(2, 25)])
     assert meter.describe() == ["epoch 2/5", "step 25/100", "212 images/s", ""]
+
+
+def test_a_worker_says_what_it_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = iter([[10.0, 50.0, 100.0], [30.0, 50.0, 300.0], [7.0, 8.0, 9.0]])
+    monkeypatch.setattr(usage, "read_node_usage", lambda: next(samples, [0.0] * 3))
+    monkeypatch.setattr(usage, "PERIOD_S", 1e9)
+    with closing(usage.UsageMeter(0, 1, torch.device("cpu"))) as meter:  # reads once
+        meter._sample()
+        assert meter.take() == {
+            "system/cpu.0.cpu_percent": 30.0,
+            "system/memory.0.memory_percent": 50.0,
+            "system/proc.0.memory.rssMB": 300.0,
+        }
+        assert meter.take()["system/cpu.0.cpu_percent"] == 7.0, "an epoch shorter than the period"
+
+
+def test_what_a_node_uses_is_read() -> None:
+    ray_internals.read_node_usage()
+    cpu, memory, rss_mb = ray_internals.read_node_usage()
+    assert 0 <= cpu <= 100 and 0 < memory < 100 and 10 < rss_mb < 1e5
+    assert ray_internals.open_gpu("GPU-none")() == [0.0] * 4

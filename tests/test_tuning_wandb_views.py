@@ -2,17 +2,18 @@
 
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import wandb
+import yaml
 
 from cluster.entry import run_room
 from tests.support.golden_views import NAMES, write_sweep
 from tests.support.wandb_records import ANSWERS, ENTITY, Json, Records
-from tests.support.wandb_server import KEY, WandbServer
+from tests.support.wandb_server import KEY, WandbServer, serving
 from tuning.wandb.views import save_views
 
 
@@ -36,7 +37,10 @@ class Views:
             "CreateProject": lambda records, sent: {"result": project},
             "UpsertView2": self._upsert,
             "upsertView": self._upsert,
+            "UpsertSweep": self._create_sweep,
         }
+        self.sweeps: list[Json] = []
+        """Variables of UpsertSweep."""
 
     def _upsert(self, records: Records, sent: Json) -> Json:
         self.saved.append(sent)
@@ -48,16 +52,19 @@ class Views:
         }
         return {"upsertView": {"view": view, "inserted": True}}
 
+    def _create_sweep(self, records: Records, sent: Json) -> Json:
+        self.sweeps.append(sent)
+        project = {"id": "1", "name": "cars", "entity": {"id": "1", "name": ENTITY}}
+        sweep = {"name": f"sweep{len(self.sweeps)}", "project": project}
+        return {"upsertSweep": {"sweep": sweep, "configValidationWarnings": []}}
+
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[WandbServer]:
-    with WandbServer() as server:
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
+    with serving(monkeypatch) as server:
         monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
         monkeypatch.delenv("WANDB_ENTITY", raising=False)
         yield server
-        wandb.teardown()  # it keeps server and key for whoever comes next in this process
 
 
 @pytest.fixture
@@ -102,6 +109,32 @@ def test_views_are_saved_and_saved_again_in_their_place(
     monkeypatch.setenv("WANDB_ENTITY", "team")
     assert save_views(sweep, project="lorries", entity=None) == other
     assert save_views(sweep, project="cars", entity=ENTITY) == urls  # an option is stronger
+
+
+def track(sweep: str, trial: str, wandb_id: str) -> None:
+    folder = Path(sweep, "trials", trial)
+    folder.mkdir(parents=True)
+    (folder / "wandb_id").write_text(wandb_id)
+
+
+def test_the_trials_are_a_sweep_of_wandb_created_once(
+    server: WandbServer, views: Views, sweep: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    track(sweep, "trial-1", "first")
+    capfd.readouterr()
+    urls = save_views(sweep, project="cars", entity=None)
+    assert save_views(sweep, project="cars", entity=None) == urls
+    assert urls[-1] == f"{server.url}/{ENTITY}/cars/sweeps/sweep1"
+    (sent,) = views.sweeps
+    assert json.loads(sent["priorRunsFilters"]) == {"$or": [{"name": "first"}]}
+    config = yaml.safe_load(sent["config"])
+    assert config["metric"] == {"name": "val/best_top1", "goal": "maximize"}
+    assert set(config["parameters"]["model"]["parameters"]) == {"init", "freeze_depth"}
+    assert config["parameters"]["optim"]["parameters"]["clipnorm"]["values"][0] is None
+    assert capfd.readouterr() == ("", "") and "WANDB_PROJECT" not in os.environ
+
+    track(sweep, "trial-2", "second")
+    assert save_views(sweep, project="cars", entity=None)[-1].endswith("/sweep2")
 
 
 @pytest.mark.parametrize("with_port", [True, False], ids=["today's", "of an older client"])

@@ -30,6 +30,7 @@ from trainers.run.folder import is_done, write_result
 from trainers.run.predictions import COLUMNS, Predictions, build_predictions
 from trainers.run.recorder import Recorder
 from trainers.run.rows import Row
+from trainers.run.usage import UsageMeter
 from trainers.settings import start_computing, train_settings
 from trainers.state import TrainState
 from trainers.step import StepSettings, eval_step, train_step
@@ -167,6 +168,7 @@ class Training:
         self.recorder = (
             Recorder(config.out, last_row=self.progress.row) if worker.rank == 0 else None
         )
+        self._usage = UsageMeter(worker.rank, worker.world_size, worker.device)
         self._saved_s = 0.0
         """Of `Recorder.waited_s`, what rows have."""
 
@@ -192,6 +194,7 @@ class Training:
 
     def close(self) -> None:
         """End the streams."""
+        self._usage.close()
         for feed in (self._train_feed, self._val_feed):
             if feed is not None:
                 feed.close()
@@ -247,6 +250,7 @@ class Training:
             metrics.SAVE_S: (self.recorder.waited_s if self.recorder else 0.0) - self._saved_s,
             metrics.UNREADABLE_NAMES: unreadable,
             metrics.IMAGES_PER_S: (step - first_step) * self._config.global_batch_size / train_s,
+            **self._usage.take(),
         }
         if self.recorder:
             self._saved_s = self.recorder.waited_s

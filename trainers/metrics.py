@@ -47,6 +47,9 @@ UNREADABLE_IMAGES = "ingest/lost_images"
 UNREADABLE_NAMES = "ingest/lost_names"
 IMAGES_PER_S = "ingest/images_per_s"
 
+SYSTEM = "system/"
+"""Prefix of what workers use of their machines: `trainers.run.usage` lists it."""
+
 PUBLISHED = (
     *(EPOCH, GLOBAL_STEP, TRAIN_LOSS, VAL_TOP1, EPOCH_S, WAIT_S, IMAGES_PER_S),
     UNREADABLE_IMAGES,

@@ -29,7 +29,7 @@ ENDED_WELL = ("finished", "pruned")
 """States whose exit code is 0."""
 TOLERANCE = 1e-3
 """Relative: a run resumed with another number of workers sums in another order."""
-VARYING = ("time/", "ingest/")
+VARYING = ("time/", "ingest/", "system/")
 """Prefixes of metrics that differ where a resumed run repeats steps."""
 NO_CONFIG = ("data_fingerprint",)
 """Fields of a sweep's config.json that are not its config."""

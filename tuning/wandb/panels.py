@@ -52,6 +52,16 @@ def stage_curves(name: str) -> wr.LinePlot:
     )
 
 
+def usage_curves(title: str, quantity: str) -> wr.LinePlot:
+    """Draw what each worker uses of its machine (`trainers.run.usage`)."""
+    return wr.LinePlot(
+        title=title,
+        x=metrics.EPOCH,
+        metric_regex=rf"^system/{quantity}$",
+        max_runs_to_show=MAX_CURVES,
+    )
+
+
 def table(name: str) -> wr.WeavePanelSummaryTable:
     """Show a table of the runs."""
     return wr.WeavePanelSummaryTable(table_name=name)

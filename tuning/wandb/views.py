@@ -1,4 +1,4 @@
-"""Save a sweep's workspaces and report in W&B; saving again updates them.
+"""Save a sweep's workspaces and report in W&B, and the sweep itself; saving again updates them.
 
 SWEEP/wandb_views.json    their ids in W&B, by entity, project and title
 """
@@ -15,14 +15,15 @@ from cluster.io.records import read_object
 from cluster.wandb_env import find_base_url, find_login, find_setting
 from trainers.tracking import wandb_internals
 from tuning.record import SweepRecord
+from tuning.wandb.native_sweep import create_sweep, list_runs, url_of
 
 KNOWN = "wandb_views.json"
 Saved = dict[str, str]
-"""A view's id in W&B, and the name of a workspace."""
+"""A view's id in W&B, and the name of a workspace, or the runs of a sweep."""
 
 
 def save_views(sweep: str, *, project: str, entity: str | None) -> list[str]:
-    """Save the workspaces of a sweep, and the report if it has ended.
+    """Save the workspaces of a sweep; if it has ended, the report and the sweep itself.
 
     Args:
         sweep: URI of the sweep's folder.
@@ -55,7 +56,13 @@ def save_views(sweep: str, *, project: str, entity: str | None) -> list[str]:
         for view in build_views(entity, project, record):
             urls.append(save_view(view, known))
             storage.write_bytes(uri, json.dumps(known, indent=1).encode())
-    except wandb_internals.VIEW_ERRORS as error:
+        if record.status == "ended" and (runs := ",".join(list_runs(record))):
+            title = f"{entity}/{project}: sweep"
+            if known.get(title, {}).get("runs") != runs:
+                known[title] = {"id": create_sweep(entity, project, record), "runs": runs}
+                storage.write_bytes(uri, json.dumps(known, indent=1).encode())
+            urls.append(url_of(entity, project, known[title]["id"]))
+    except wandb_internals.API_ERRORS as error:
         raise UserError(
             f"project is {project!r}: W&B refused the views of {record.out} "
             f"({str(error).strip().rstrip('.')}); set WANDB_API_KEY or log in, and "

@@ -53,6 +53,12 @@ def build_run_review(
                 panels.curves(metrics.EPOCH_S, axis=EPOCH),
             ),
             _section(
+                "Machines",
+                panels.usage_curves("GPU, percent", r"gpu\..*\.gpu"),
+                panels.usage_curves("GPU memory, percent", r"gpu\..*\.memoryAllocated"),
+                panels.usage_curves("CPUs, percent", r"cpu\..*"),
+            ),
+            _section(
                 "Data",
                 panels.curves(metrics.UNREADABLE_IMAGES, axis=EPOCH),
                 wr.MediaBrowser(title="data/augmentation", media_keys=["data/augmentation"]),
