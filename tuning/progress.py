@@ -3,6 +3,8 @@
 The driver outlives pruned and killed workers, so it records how each trial ended.
 """
 
+import importlib
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -25,6 +27,8 @@ from tuning.states import TrialStates
 from tuning.sweep_display import SweepDisplay
 from tuning.trial import Shared, config_of
 
+EVALUATION = "trainers.evaluation.evaluate"
+
 
 class SweepProgress(SessionCallback):
     """Update the display, the mirrors and trials.json."""
@@ -39,6 +43,7 @@ class SweepProgress(SessionCallback):
         self._stops: set[str] = set()
         """Ids of trials that were stopped in W&B, by threads of W&B."""
         self._num_ended: int | None = None
+        self._imports: threading.Thread | None = None
         self.trial_ids: list[str] = []
         """Of all trials, in the order of Tune's results; set at the end."""
         self.cut: set[str] = set()
@@ -86,6 +91,12 @@ class SweepProgress(SessionCallback):
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
+        if self._imports is None and self._config.evaluate_winner:
+            # The winner's test needs scikit-learn and Matplotlib: seconds, while others train.
+            self._imports = threading.Thread(
+                target=importlib.import_module, args=(EVALUATION,), daemon=True
+            )
+            self._imports.start()
         training = self._training(trial)
         if (folder := self._shared.results_of(training)) is not None:
             record(folder, training.out)

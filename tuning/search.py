@@ -7,11 +7,12 @@ from typing import Any
 import optuna
 from ray import tune
 from ray.tune.execution import class_cache
+from ray.tune.execution.tune_controller import TuneController
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from cluster.io import storage
-from cluster.ray_internals import fill_rungs, replace_restored
+from cluster.ray_internals import end_with_the_last_trial, fill_rungs, replace_restored
 from trainers import metrics
 from trainers.run.rows import epoch_rows
 from tuning.config import DEFAULT_TRIALS, TuningConfig
@@ -55,6 +56,7 @@ def build_tuner(
 ) -> tune.Tuner:
     """Build the Tuner, or restore it where the sweep's folder has Tune's state."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    end_with_the_last_trial(TuneController)
     # Tune copies AWS keys into the runtime_env of trials, which logs show; trials have
     # them in their own environment. test_house_secrets checks this.
     class_cache.ENV_VARS_TO_PROPAGATE.difference_update(NOT_IN_METADATA)
