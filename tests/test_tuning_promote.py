@@ -314,10 +314,18 @@ def test_what_cannot_be_promoted_is_named(easy_data: str, tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="split is 'test': this data set has train, val"):
         run_promote(config)
 
+    write_sweep(tmp_path, won)
+    with pytest.raises(
+        ValueError, match="registry is 'cars': W&B is off: set WANDB_API_KEY or log"
+    ):
+        run_promote(replace(config, registry="cars", wandb="off"))
+
     shutil.rmtree(won.out)
     with pytest.raises(ValueError, match="no run folder there"):
         run_promote(config)
     assert not (tmp_path / "promoted").exists()
 
+    with pytest.raises(ValueError, match="registry is 'a//b': give a name, such as cars"):
+        PromoteConfig(sweep="s", registry="a//b")
     with pytest.raises(ValueError, match="seeds is 0: use 1 to 1000"):
         PromoteConfig(sweep="s", seeds=0)

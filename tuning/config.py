@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -306,6 +307,13 @@ class PromoteConfig:
             "registry",
             self.registry,
             "with --folds there is no network to use: leave one of them out",
+        )
+        require(
+            self.registry is None
+            or re.fullmatch(r"([^/\s]+/){0,2}[^/\s]+", self.registry) is not None,
+            "registry",
+            self.registry,
+            "give a name, such as cars, or ORGANIZATION/wandb-registry-NAME/cars",
         )
         if self.last_size_px != AUTO:
             require_at_least("last_size_px", self.last_size_px, 1)

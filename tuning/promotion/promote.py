@@ -80,7 +80,9 @@ def run_promote(config: PromoteConfig) -> dict[str, Any]:
         with hold_lease(out):
             promotion = Promotion(config, winner, base, manifest, resources, sweep, out)
             summary, commands = promotion.run()
-            registered = config.registry and register(config.registry, config, summary, out)
+            registered = None
+            if config.registry is not None:
+                registered = register(config.registry, config, summary, out)
         print_seeds(summary)
         for line in promotion.notes:
             print(line)
