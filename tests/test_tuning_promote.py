@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 from cluster.config import ClusterConfig
 from cluster.io.errors import UserError
+from cluster.runtime import Resources
 from datasets.config import IngestConfig
 from datasets.shards import Manifest, read_manifest, write_manifest
 from tests.support.small import small_training
@@ -23,9 +25,10 @@ from trainers.run.folder import load_best_model, read_result
 from trainers.run.predictions import read_predictions
 from trainers.run.rows import read_rows
 from trainers.tracking.mirror import RunMirror
+from tuning.budget.rates import TrainingSeconds
 from tuning.config import PromoteConfig, TuningConfig
 from tuning.leaderboard import LEARNS, LEARNS_NOT, TrialResult, write_leaderboard
-from tuning.promotion import seeds, trainings
+from tuning.promotion import length, seeds, trainings
 from tuning.promotion.length import fit_epochs
 from tuning.promotion.promote import run_promote
 from tuning.promotion.resolution import Resolution, choose_size, count_last
@@ -207,6 +210,59 @@ def test_a_budget_is_divided_among_epochs_and_seeds() -> None:
         PromoteConfig(sweep="s", budget="1h", folds=True)
 
 
+@pytest.mark.parametrize(
+    ("budget", "epochs", "trained"),
+    [
+        (None, 2, ["length", "seed-0", "seed-1", "seed-2"]),
+        ("1h", 2, ["length", "seed-0", "seed-1", "seed-2"]),
+        ("2m", 1, ["seed-0", "seed-1", "seed-2"]),
+        ("50s", 1, ["seed-0"]),
+    ],
+)
+def test_what_a_promotion_trains_is_planned_from_seconds(
+    easy_data: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    budget: str | None,
+    epochs: int,
+    trained: list[str],
+) -> None:
+    """An epoch takes 20 s, a test 4 s, and `length` was best after 2 of 3 epochs."""
+    write_sweep(tmp_path / "sweep", base := trial(easy_data, tmp_path / "sweep"))
+    out, planned = str(tmp_path / "out"), list[FinetuneConfig]()
+    measured = TrainingSeconds(epoch_s=20.0, test_s=4.0)
+    result = {"best_epoch": 2, "epochs": 3, "val/best_top1": 0.9, "time/total_s": 20.0}
+    monkeypatch.setattr(seeds, "measure_training", lambda *_: measured)
+    monkeypatch.setattr(seeds, "prepare_run", lambda training, **_: SimpleNamespace(
+        config=training, memory=None, result=None))  # fmt: skip
+    monkeypatch.setattr(seeds, "train", lambda run: planned.append(run.config))
+    monkeypatch.setattr(seeds, "evaluate_once", lambda run: None)
+    for module in (seeds, length):
+        monkeypatch.setattr(module, "read_result", lambda run: result)
+    config = PromoteConfig(sweep=str(tmp_path / "sweep"), budget=budget, num_workers=0)
+    resources = Resources(num_nodes=1, num_cpus=2.0, num_gpus=0, memory_gib=4, object_store_gib=1)
+    promotion = seeds.Promotion(
+        config, standing(base.out), base, read_manifest(easy_data), resources, config.sweep, out
+    )
+    found = promotion._count_epochs(None)
+    assert found == epochs
+    if budget == "50s":  # the first seed is over it
+        monkeypatch.setattr(promotion._clock, "budget_s", 0.0)
+    promotion._train(promotion._plan(found), None)
+    assert [Path(each.out).name for each in planned] == trained
+    assert {each.train_on for each in planned if "seed" in each.out} == {"train+val"}
+    if "length" in trained:
+        first = planned[0]
+        assert (first.train_on, first.epochs, first.schedule.early_stopping_epochs) == (
+            "train",
+            3,
+            1,
+        )
+        assert promotion.notes[0].startswith(
+            "Epochs:   2 of each seed: val/top1 was best then, 0.9"
+        )
+
+
 def test_larger_images_follow_where_the_network_takes_them(easy_data: str, tmp_path: Path) -> None:
     base = trial(easy_data, tmp_path)
     assert choose_size(base, "auto") is None, "41 px are nearest to 32"
@@ -246,9 +302,9 @@ def test_a_budget_and_larger_images_end_in_one_folder(
     printed = capfd.readouterr().out
     assert "Images:   last epochs at 64 px: val/top1" in printed
     assert summary["resolution"]["used"]
-    length = read_result(str(sweep / "promoted/length"))
-    assert summary["epochs"] == length["best_epoch"] <= 3, "at most three times those of a trial"
-    assert f"Epochs:   {length['best_epoch']} of each seed: val/top1 was best then" in printed
+    measured = read_result(str(sweep / "promoted/length"))
+    assert summary["epochs"] == measured["best_epoch"] <= 3, "at most three times those of a trial"
+    assert f"Epochs:   {measured['best_epoch']} of each seed: val/top1 was best then" in printed
     assert [Path(row["run"]).name for row in summary["seeds"]] == ["seed-0-64px", "seed-1-64px"]
     config_of_run, progress, _ = load_best_model(summary["run"])
     assert (config_of_run.ingest.size_px, config_of_run.epochs, progress.epoch) == (64, 1, 1)
