@@ -48,6 +48,6 @@ def test_every_metric_is_named_once_as_phase_and_quantity():
     names = [
         value for name, value in vars(metrics).items() if name.isupper() and type(value) is str
     ]
-    assert len(names) == len(set(names)) == 31
+    assert len(names) == len(set(names)) == 32
     phases = {name.partition("/")[0] for name in names if "/" in name}
-    assert phases == {"train", "val", "test", "optim", "clip", "time", "ingest", "frozen"}
+    assert phases == {"train", "val", "test", "optim", "clip", "time", "ingest", "frozen", "system"}
