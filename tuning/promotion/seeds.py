@@ -7,6 +7,7 @@ exports and the page.
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from cluster.io import storage
@@ -47,8 +48,8 @@ PLANNED_SHARE = 0.8
 RESOLUTION_SHARE = 0.2
 """Of that time, at most, to try larger images."""
 EXPORT_S, PAGE_S = 15.0, 6.0
-"""Of the exports, and of the page with its pictures, MobileNetV2 on two cores (LOG.md,
-2026-11-29)."""
+"""Of the exports, and of the page with its pictures: about the 24 s by which a promotion of
+MobileNetV2 had taken longer than its trainings (LOG.md, 2026-11-29); not measured one by one."""
 
 
 class Promotion:
@@ -148,17 +149,20 @@ class Promotion:
         found, seeds = self._measure(training), self._config.seeds
         larger = ((larger_px or 0) / self._base.ingest.size_px) ** 2
         start_s = WORKERS_START_S if self._config.num_workers != 0 else TRIAL_START_S
-        seconds = {
-            "epoch_s": found.epoch_s * (1 + LAST_SHARE * larger),
-            "fixed_s": start_s * (2 if larger_px else 1) + found.test_s * max(1.0, larger),
-            "shortest": self._base.epochs,
-            "longest": longest,
-        }
-        left_s = PLANNED_SHARE * self._clock.left_s
-        if fit_epochs(left_s, seeds=seeds + 1, **seconds) == longest:
+        epoch_s = found.epoch_s * (1 + LAST_SHARE * larger)
+        fixed_s = start_s * (2 if larger_px else 1) + found.test_s * max(1.0, larger)
+        fit = partial(
+            fit_epochs,
+            PLANNED_SHARE * self._clock.left_s,
+            epoch_s=epoch_s,
+            fixed_s=fixed_s,
+            shortest=self._base.epochs,
+            longest=longest,
+        )
+        if fit(seeds=seeds + 1) == longest:
             return None
-        epochs = fit_epochs(left_s, seeds=seeds, **seconds)
-        each_s = epochs * seconds["epoch_s"] + seconds["fixed_s"]
+        epochs = fit(seeds=seeds)
+        each_s = epochs * epoch_s + fixed_s
         report(
             f"Budget: {epochs} epochs of each seed, {describe_s(each_s)} estimated with its test; "
             f"{describe_s(EXPORT_S + PAGE_S)} for exports and page"
