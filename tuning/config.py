@@ -25,6 +25,12 @@ from tuning.axes.combine import axes_of_backbones, combine
 from tuning.budget.config import BudgetConfig, parse_duration_s
 
 DEFAULT_TRIALS = 12
+MAX_MEMBERS = 5
+"""Best trials that are combined."""
+SHARES = (0.5, 0.75)
+"""Of the winner's weights in an interpolation."""
+NUM_STATISTICS = 512
+"""Training images that give the BatchNorm statistics of averaged weights."""
 
 
 @dataclass(frozen=True, kw_only=True)

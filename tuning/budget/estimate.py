@@ -21,9 +21,7 @@ from trainers.config import PRETRAINED
 from trainers.networks.freezing import is_head_only
 from tuning.budget.config import BudgetConfig
 from tuning.budget.rates import Rates, measure_rates, of_image
-from tuning.combine.members import MAX_MEMBERS
-from tuning.combine.search import NUM_STATISTICS, SHARES
-from tuning.config import TuningConfig
+from tuning.config import MAX_MEMBERS, NUM_STATISTICS, SHARES, TuningConfig
 from tuning.search import count_trials
 from tuning.sharing.plan import SharingPlan, count_networks, views_of_splits
 from tuning.space import models, training_of

@@ -11,10 +11,8 @@ from trainers.run import checkpoint
 from trainers.run.checkpoint import TrainingProgress
 from trainers.run.folder import read_config
 from trainers.settings import step_settings
+from tuning.config import MAX_MEMBERS
 from tuning.leaderboard import LEARNS, TrialResult
-
-MAX_MEMBERS = 5
-"""Best trials that are combined."""
 
 
 @dataclass(frozen=True, kw_only=True)

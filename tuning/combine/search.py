@@ -35,11 +35,8 @@ from tuning.combine.choose import Score, choose_ensemble, choose_soup, mix, scor
 from tuning.combine.combinations import ENSEMBLE, INTERPOLATION, SOUP, Combination
 from tuning.combine.members import Member
 from tuning.combine.weights import average, interpolate, list_live, recompute_statistics
+from tuning.config import NUM_STATISTICS, SHARES
 
-SHARES = (0.5, 0.75)
-"""Of the winner's weights in an interpolation."""
-NUM_STATISTICS = 512
-"""Training images that give the BatchNorm statistics of averaged weights."""
 BLOCK_IMAGES, KEPT_BYTES = 256, 2 * 2**30
 """Decoded images, or the features behind stages that no member trained, stay in memory where the
 images have at most so many bytes; else they are read again for each network."""
