@@ -104,7 +104,8 @@ def main() -> None:
         )
         base = replace(base, cluster=in_process(base.cluster))
         head = replace(base, model=replace(base.model, freeze_depth="all"))
-        rates = tuple(1e-4 * 1.05**step for step in range(options.trials))
+        steps = np.random.default_rng(0).permutation(options.trials)  # as a random search has them
+        rates = tuple(1e-4 * 1.05**step for step in steps.tolist())
         found = {}
         for name, some in (("warm", rates[:2]), ("one", rates[50:51] or rates[:1]), ("all", rates)):
             config = TuningConfig(
