@@ -87,14 +87,14 @@ def test_a_worker_says_what_it_uses(monkeypatch: pytest.MonkeyPatch) -> None:
     samples = iter([[10.0, 50.0, 100.0], [30.0, 50.0, 300.0], [7.0, 8.0, 9.0]])
     monkeypatch.setattr(usage, "read_node_usage", lambda: next(samples, [0.0] * 3))
     monkeypatch.setattr(usage, "PERIOD_S", 1e9)
-    with closing(usage.UsageMeter(0, 1, torch.device("cpu"))) as meter:  # reads once
+    with closing(usage.UsageMeter(1, torch.device("cpu"))) as meter:  # reads once
         meter._sample()
         assert meter.take() == {
-            "system/cpu.0.cpu_percent": 30.0,
-            "system/memory.0.memory_percent": 50.0,
-            "system/proc.0.memory.rssMB": 300.0,
+            "system/cpu.cpu_percent": 30.0,
+            "system/memory.memory_percent": 50.0,
+            "system/proc.memory.rssMB": 300.0,
         }
-        assert meter.take()["system/cpu.0.cpu_percent"] == 7.0, "an epoch shorter than the period"
+        assert meter.take()["system/cpu.cpu_percent"] == 7.0, "an epoch shorter than the period"
 
 
 def test_what_a_node_uses_is_read() -> None:

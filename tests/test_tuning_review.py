@@ -139,7 +139,8 @@ def test_driver_keeps_states_current(tmp_path: Path, monkeypatch: pytest.MonkeyP
     os.remove(tmp_path / "sweep" / "trials.json")
     silent = SimpleNamespace(finish=lambda state: None)
     monkeypatch.setattr(progress, "RunMirror", lambda *_, **__: silent)
-    config = cast(Any, SimpleNamespace(base=sweep.base, out=out, group="group", max_failures=1))
+    options = {"group": "group", "max_failures": 1, "evaluate_winner": False}
+    config = cast(Any, SimpleNamespace(base=sweep.base, out=out, **options))
     display = SimpleNamespace(start=lambda *_, **__: None, end=lambda *_, **__: None)
     states, shared = TrialStates(out, num_trials=3), Shared(manifest=read_manifest(sweep.base.data))
     callback = progress.SweepProgress(config, shared, cast(Any, display), states)

@@ -168,7 +168,7 @@ class Training:
         self.recorder = (
             Recorder(config.out, last_row=self.progress.row) if worker.rank == 0 else None
         )
-        self._usage = UsageMeter(worker.rank, worker.world_size, worker.device)
+        self._usage = UsageMeter(worker.world_size, worker.device)
         self._saved_s = 0.0
         """Of `Recorder.waited_s`, what rows have."""
 

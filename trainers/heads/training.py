@@ -30,6 +30,7 @@ from trainers.run.checkpoint import Checkpoint, TrainingProgress
 from trainers.run.folder import is_done, write_config, write_result
 from trainers.run.predictions import COLUMNS, Predictions, build_predictions, write_predictions
 from trainers.run.rows import JsonlTracker, Row
+from trainers.run.usage import UsageMeter
 from trainers.settings import start_computing, train_settings
 from trainers.state import TrainState
 from trainers.stops import TrainingStopped, check_unreadable, describe_divergence
@@ -112,6 +113,7 @@ class HeadTraining:
             open_feed(run, worker, split, start_epoch=self.epoch, on_batch=on_batch)
             for split in (config.train_on, "val")
         )
+        self._usage = UsageMeter(1, worker.device)
 
     def _start(self, runs: Sequence[Run], depth: int) -> list[HeadRun]:
         """Build the heads, and load those of runs that have a checkpoint."""
@@ -140,6 +142,7 @@ class HeadTraining:
 
     def close(self) -> None:
         """End the streams."""
+        self._usage.close()
         self._train_feed.close()
         self._val_feed.close()
 
@@ -151,6 +154,7 @@ class HeadTraining:
         predictions = self._validate()
         epoch_s = (time.perf_counter() - started) / len(self.heads)
         self.epoch += 1
+        usage = self._usage.take()
         for number, head in enumerate(self.heads):
             if head.stopped is not None:
                 continue
@@ -167,6 +171,7 @@ class HeadTraining:
                 metrics.IMAGES_PER_S: self._steps_per_epoch
                 * self._config.global_batch_size
                 / train_s,
+                **usage,
             }
             row[metrics.UNREADABLE_IMAGES] += predictions[number].num_unreadable
             row[metrics.UNREADABLE_NAMES] = list(predictions[number].unreadable)

@@ -1,14 +1,15 @@
-"""What the workers of a training use of their machines: rows for W&B, as its own client names it.
+"""What the workers of a training use of their machines: rows for W&B, named as its own client does.
 
-W&B's client measures the machine that it runs on, the driver's; the workers are on others. R is a
-worker's rank.
+W&B's client measures the machine that it runs on, the driver's; the workers are on others. A row
+has means over all workers, so that a thousand of them write no more than one.
 
-    system/cpu.R.cpu_percent          of all CPUs of its node
-    system/memory.R.memory_percent    of its node
-    system/proc.R.memory.rssMB        of its process
-    system/gpu.R.gpu                  percent of the time in which a kernel ran
-    system/gpu.R.memoryAllocated      percent
-    system/gpu.R.powerWatts, system/gpu.R.temp
+    system/cpu.cpu_percent          of all CPUs of a worker's node
+    system/memory.memory_percent    of its node
+    system/proc.memory.rssMB        of its process
+    system/gpu.gpu                  percent of the time in which a kernel ran
+    system/gpu.memoryAllocated      percent
+    system/gpu.powerWatts, system/gpu.temp
+    system/gpu.least                `gpu` of the worker whose GPU is least busy
 """
 
 import threading
@@ -22,15 +23,16 @@ from trainers.metrics import SYSTEM
 
 PERIOD_S = 2.0
 """Between two samples; an epoch has their mean."""
-OF_NODE = ("cpu.{}.cpu_percent", "memory.{}.memory_percent", "proc.{}.memory.rssMB")
-OF_GPU = ("gpu.{}.gpu", "gpu.{}.memoryAllocated", "gpu.{}.powerWatts", "gpu.{}.temp")
+OF_NODE: tuple[str, ...] = ("cpu.cpu_percent", "memory.memory_percent", "proc.memory.rssMB")
+OF_GPU: tuple[str, ...] = ("gpu.gpu", "gpu.memoryAllocated", "gpu.powerWatts", "gpu.temp")
+LEAST = "gpu.least"
 
 
 class UsageMeter:
     """Samples in a thread what this worker uses, until `close`."""
 
-    def __init__(self, rank: int, world_size: int, device: torch.device) -> None:
-        self._rank, self._world_size, self._device = rank, world_size, device
+    def __init__(self, world_size: int, device: torch.device) -> None:
+        self._world_size, self._device = world_size, device
         self._names = OF_NODE
         self._read_gpu: Callable[[], list[float]] = list
         if device.type == "cuda":
@@ -49,16 +51,18 @@ class UsageMeter:
         with self._lock:
             means = [value / self._count for value in self._sums]
             self._sums, self._count = [0.0] * len(self._names), 0
-        means_RN = torch.zeros(self._world_size, len(self._names), device=self._device)
-        means_RN[self._rank] = torch.tensor(means)
+        means_N = torch.tensor(means, device=self._device)
+        least_N = means_N.clone()
         if self._world_size > 1:
-            distributed.all_reduce(means_RN)  # each has zeros in place of the others'
-        return {
-            f"{SYSTEM}{name.format(rank)}": value
-            for rank, values in enumerate(means_RN.tolist())
-            for name, value in zip(self._names, values, strict=True)
-            if name in OF_NODE or any(values[len(OF_NODE) :])  # the driver has answered
-        }
+            distributed.all_reduce(means_N)
+            means_N /= self._world_size
+            distributed.all_reduce(least_N, distributed.ReduceOp.MIN)
+        values = dict(zip(self._names, means_N.tolist(), strict=True))
+        if not any(values.get(name) for name in OF_GPU):  # the driver of the GPU has not answered
+            values = {name: values[name] for name in OF_NODE}
+        else:
+            values[LEAST] = float(least_N[self._names.index(OF_GPU[0])])
+        return {f"{SYSTEM}{name}": value for name, value in values.items()}
 
     def close(self) -> None:
         self._closed.set()

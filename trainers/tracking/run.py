@@ -72,7 +72,6 @@ class WandbRun:
         on_stop: Callable[[], None] = lambda: None,
     ) -> None:
         wandb_internals.check_versions()
-        FAILURES.open_run()
         self._uri = folder
         self._folder = folder if "://" not in folder else os.path.abspath("runs")
         os.makedirs(self._folder, exist_ok=True)
@@ -199,12 +198,6 @@ class WandbRun:
 
     def finish(self, state: str) -> None:
         """Finish the run. `state`, one of those of a trial, is in its summary."""
-        try:
-            self._finish(state)
-        finally:
-            FAILURES.close_run()
-
-    def _finish(self, state: str) -> None:
         self._run.summary["state"] = state
         try:
             self._run.finish(exit_code=0 if state in ("finished", "pruned", STOPPED) else 1)

@@ -51,7 +51,7 @@ class WandbThread:
     def _log_all(self) -> str | None:
         for _ in range(MAX_RESTARTS):
             try:
-                return self._log()
+                return self._log_once()
             except Exception as error:
                 from trainers.tracking import wandb_internals  # imports wandb
 
@@ -59,4 +59,13 @@ class WandbThread:
                     raise
                 logger.warning("W&B's service process died: %s is logged again", self._folder)
                 wandb_internals.replace_service()
-        return self._log()
+        return self._log_once()
+
+    def _log_once(self) -> str | None:
+        from trainers.tracking.failures import FAILURES  # imports wandb
+
+        FAILURES.open_run()
+        try:
+            return self._log()
+        finally:
+            FAILURES.close_run()

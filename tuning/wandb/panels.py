@@ -53,7 +53,7 @@ def stage_curves(name: str) -> wr.LinePlot:
 
 
 def usage_curves(title: str, quantity: str) -> wr.LinePlot:
-    """Draw what each worker uses of its machine (`trainers.run.usage`)."""
+    """Draw what workers use of their machines (`trainers.run.usage`)."""
     return wr.LinePlot(
         title=title,
         x=metrics.EPOCH,

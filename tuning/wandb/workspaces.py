@@ -54,9 +54,9 @@ def build_run_review(
             ),
             _section(
                 "Machines",
-                panels.usage_curves("GPU, percent", r"gpu\..*\.gpu"),
-                panels.usage_curves("GPU memory, percent", r"gpu\..*\.memoryAllocated"),
-                panels.usage_curves("CPUs, percent", r"cpu\..*"),
+                panels.usage_curves("GPU, percent", r"gpu\.(gpu|least)"),
+                panels.usage_curves("GPU memory, percent", r"gpu\.memoryAllocated"),
+                panels.usage_curves("CPUs, percent", r"cpu\.cpu_percent"),
             ),
             _section(
                 "Data",
