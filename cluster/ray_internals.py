@@ -188,8 +188,8 @@ def replace_restored(tuner: Any, callbacks: list[Any], num_concurrent: int, sche
 
 def end_with_the_last_trial(controller: Any) -> None:
     """Let Tune kill the processes of trials once all trials have ended. It would wait for up to 5 s
-    for those that it asked for and that still start, and then for those that it has told to leave;
-    the trials have written all they have to.
+    for processes that are still starting, and then for those that are ending; the trials have
+    written all they have to.
 
     Args:
         controller: Tune's class of that name.

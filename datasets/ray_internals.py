@@ -24,7 +24,7 @@ from ray.data._internal.planner import plan_read_op
 from cluster.ray_internals import check_version
 
 NUM_PAUSES, PAUSE_S = 5, 0.02
-SHARE, STORE, TASK = "thaw_share", "thaw_store_bytes", "thaw_task_bytes"
+SHARE, TASK = "thaw_share", "thaw_task_bytes"
 UNLIMITED_BYTES = 2.0**60
 """No limit here: `resource_limits` sets it. Finite, as Ray Data subtracts from it."""
 
@@ -74,7 +74,8 @@ class FullStore(backpressure.BackpressurePolicy):
         num_running = op.num_active_tasks()
         pending = (num_running + 1) * self._data_context.get_config(TASK)
         made = self._resource_manager.get_op_usage(op).object_store_memory
-        return num_running == 0 or made + pending <= self._data_context.get_config(STORE)
+        limit = self._data_context.execution_options.resource_limits.object_store_memory
+        return num_running == 0 or made + pending <= limit
 
 
 def bound_store(context: DataContext, *, store_bytes: float, task_bytes: float) -> None:
@@ -82,7 +83,6 @@ def bound_store(context: DataContext, *, store_bytes: float, task_bytes: float) 
     context.execution_options.resource_limits = ExecutionResources.for_limits(
         object_store_memory=store_bytes
     )
-    context.set_config(STORE, store_bytes)
     context.set_config(TASK, task_bytes)
     context.set_config(
         backpressure.ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,

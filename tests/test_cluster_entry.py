@@ -35,6 +35,7 @@ def test_what_a_node_lacks_is_one_sentence(cause, wrap, monkeypatch, capsys):
     shown = capsys.readouterr().err
     lacking = "memory" if cause is OutOfMemoryError else "the object store"
     assert shown.startswith(f"error: {lacking} of a node") and shown.count("\n") == 1
+    assert ("RAY_memory_usage_threshold" in shown) == (cause is OutOfMemoryError)
 
 
 def test_the_users_own_error_says_more(monkeypatch, capsys):

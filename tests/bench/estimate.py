@@ -70,7 +70,7 @@ def sweeps_of(data: str, folder: str) -> dict[str, TuningConfig]:
             search="random",
             trials=10,
         ),
-    }  # fmt: skip
+    }
 
 
 def measure(config: TuningConfig) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """Each ingredient of a recipe, by what it gains: python -m tests.bench.recipes transfer.
 
 Trains a recipe, and the recipe with one setting changed, with three seeds each on 20 classes of
-../shared/cars with MobileNetV2's file, at 224 px in float32 unless told; `finetune` is the other
+../shared/cars with MobileNetV2's file, at 224 px in float32 by default; `finetune` is the other
 recipe. The best epoch on the validation images is evaluated on the 817 test images. What is in
 --out is kept, so that the command can be run again (--minutes 4) until all trainings are there;
 prints those. Heads train on features that are computed once, of the pixels they would see.

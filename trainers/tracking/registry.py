@@ -1,7 +1,6 @@
 """Links an exported network to a collection of W&B's registry."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, Literal
 
 import wandb
@@ -49,43 +48,38 @@ def link_model(
     Returns:
         Whether the collection has it; else the reason was reported.
     """
-    link = partial(_link, folder, exported, run, collection, alias, metadata)
+
+    def link() -> str | None:
+        config = read_config(run)
+        manifest = read_manifest(config.data, config.fold)
+        tracked = WandbRun(
+            folder,
+            track=config.track,
+            name=f"register {name_of(folder)}",
+            group=config.track.group,
+            job_type="register",
+            config={"run": run, "exported": exported, "training": config.to_dict()},
+            tags=find_tags(config, manifest),
+        )
+        facts = {"uri": exported, "run": run, "data": manifest.fingerprint, **metadata}
+        model = model_artifact(exported, f"model-{name_of(collection)}", facts)
+        data, (weights, _) = data_artifact(config.data, manifest), checkpoint_artifacts(config)[0]
+        tracked.try_to(lambda: tracked.use_artifact(data), "the data set")
+        tracked.try_to(lambda: tracked.use_artifact(weights), "the checkpoint")
+        path = collection_path(collection)
+        is_linked = tracked.try_to(
+            lambda: tracked.link_artifact(model, path, alias=alias), f"a model in {path}"
+        )
+        tracked.finish("finished" if is_linked else "failed")
+        return tracked.sync_command if is_linked else sync_command(folder)
+
     return WandbThread(folder, link).close(timeout_s=UPLOAD_TIMEOUT_S) is None
 
 
-def _link(
-    folder: str,
-    exported: str,
-    run: str,
-    collection: str,
-    alias: Alias,
-    metadata: Mapping[str, Any],
-) -> str | None:
-    config = read_config(run)
-    manifest = read_manifest(config.data, config.fold)
-    tracked = WandbRun(
-        folder,
-        track=config.track,
-        name=f"register {name_of(folder)}",
-        group=config.track.group,
-        job_type="register",
-        config={"run": run, "exported": exported, "training": config.to_dict()},
-        tags=find_tags(config, manifest),
-    )
-    artifact = wandb.Artifact(
-        clean_name(f"model-{name_of(collection)}"),
-        type="model",
-        metadata={"uri": exported, "run": run, "data": manifest.fingerprint, **metadata},
-    )
-    for name in storage.list_names(exported):
-        with artifact.new_file(name, mode="wb") as file:
-            file.write(storage.read_bytes(storage.join(exported, name)))
-    data, (weights, _) = data_artifact(config.data, manifest), checkpoint_artifacts(config)[0]
-    tracked.try_to(lambda: tracked.use_artifact(data), "the data set")
-    tracked.try_to(lambda: tracked.use_artifact(weights), "the checkpoint")
-    path = collection_path(collection)
-    is_linked = tracked.try_to(
-        lambda: tracked.link_artifact(artifact, path, alias=alias), f"a model in {path}"
-    )
-    tracked.finish("finished" if is_linked else "failed")
-    return tracked.sync_command if is_linked else sync_command(folder)
+def model_artifact(exported: str, name: str, metadata: dict[str, Any]) -> wandb.Artifact:
+    """Return the artifact of exported files, with their content."""
+    artifact = wandb.Artifact(clean_name(name), type="model", metadata=metadata)
+    for file_name in storage.list_names(exported):
+        with artifact.new_file(file_name, mode="wb") as file:
+            file.write(storage.read_bytes(storage.join(exported, file_name)))
+    return artifact

@@ -93,7 +93,8 @@ def run_race(
     train([*cheap, *least], ROUNDS[0])
     rate = max(least, key=lambda each: expect(each).top1).rate
     of_rate = [each for each in others if each.rate == rate]
-    whole, racing = of_rate[-1:], [*cheap, *of_rate[:-1]]
+    whole = [each for each in of_rate if each.depth == 0]
+    racing = [*cheap, *(each for each in of_rate if each.depth > 0)]
     raced: tuple[Raced, ...] = ()
     for share in ROUNDS:
         train(racing, share)

@@ -36,7 +36,7 @@ MemoryReader = Callable[[], tuple[float, float]]
 
 
 def read_memory() -> tuple[float, float]:
-    """As MemoryReader; a GPU that torch doesn't see, though Ray was told of it, is full."""
+    """As MemoryReader. A logical GPU of Ray's, which torch doesn't see, has no free memory."""
     return torch.cuda.mem_get_info() if torch.cuda.is_available() else (0.0, 1.0)
 
 
