@@ -4,10 +4,9 @@ import logging
 import os
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
-from types import SimpleNamespace
 from typing import Any
 
 import ray
@@ -207,11 +206,20 @@ def end_with_the_last_trial(controller: Any) -> None:
         controller._cleanup_trials = kill_or_clean_up
 
 
-def fill_rungs(scheduler: Any, results: Iterable[tuple[str, int, float]]) -> None:
-    """Fill ASHA's rungs, which Tune forgets in a restart, with (trial id, epoch, metric)."""
+def fill_rung(scheduler: Any, epoch: int, values: Mapping[str, float]) -> None:
+    """Add results by trial to the rung that ASHA has at an epoch, if it has one there."""
     (bracket,) = scheduler._brackets
-    for trial_id, epoch, value in results:
-        bracket.on_result(SimpleNamespace(trial_id=trial_id), epoch, value)
+    for milestone, recorded in bracket._rungs:
+        if milestone == epoch:
+            recorded.update(values)
+
+
+def forget_result(scheduler: Any, epoch: int, trial_id: str) -> None:
+    """Remove a trial from the rung at an epoch: ASHA decides nothing about those it has there."""
+    (bracket,) = scheduler._brackets
+    for milestone, recorded in bracket._rungs:
+        if milestone == epoch:
+            recorded.pop(trial_id, None)
 
 
 TRIAL_PREFIX_VAR = "_TEST_TUNE_TRIAL_UUID"

@@ -294,7 +294,7 @@ if __name__ == "__main__":
 PREPARE = "datasets prepare --val-fraction 0.25 --row-group-size 4"
 TRAIN = (
     "trainers scratch --data s3://thaw/cars --out s3://thaw/run --backbone mobilenet_v2 "
-    "--init he --size-px 32 --global-batch-size 8"
+    "--init he --size-px 32 --global-batch-size 8 --precision fp32"
 )
 JOURNEY = f"""\
 {PREPARE} --source folder --root PHOTOS --out s3://thaw/cars

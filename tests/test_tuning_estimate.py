@@ -126,6 +126,13 @@ def test_early_trials_of_asha_go_further(config: TuningConfig) -> None:
     assert simulate_epochs(config) == 3, "no rung below the last epoch"
 
 
+def test_heads_that_are_compared_with_all_others_stop_earlier(config: TuningConfig) -> None:
+    base = replace(config.base, epochs=9)
+    pruned = replace(config, base=base, grace_epochs=1, search="random", trials=4)
+    least = (4 * 1 + 1 * 2 + 1 * 6) / 4  # the best of four continues, and the second now and then
+    assert least < simulate_epochs(pruned, together=True) < simulate_epochs(pruned)
+
+
 def test_rates_are_those_of_real_steps(
     config: TuningConfig, one_thread: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

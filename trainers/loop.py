@@ -33,7 +33,7 @@ from trainers.run.rows import Row
 from trainers.run.usage import UsageMeter
 from trainers.settings import start_computing, train_settings
 from trainers.state import TrainState
-from trainers.step import StepSettings, eval_step, train_step
+from trainers.step import StepSettings, eval_step, seed_step, train_step
 from trainers.stops import (
     StopRequested,
     TrainingStopped,
@@ -334,8 +334,7 @@ class Training:
             num_epochs=phase.num_epochs,
         )
         set_learning_rate(state.optimizer, learning_rate)
-        # One seed for each step and rank: a resumed step drops out the same units.
-        torch.manual_seed(hash((config.seed, step, self._worker.rank)))
+        seed_step(config.seed, step, self._worker.rank, self._worker.device)
         step_metrics = train_step(
             state.network,
             state.optimizer,

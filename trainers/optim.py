@@ -32,8 +32,8 @@ class KerasAdam(Adam):
     sqrt(1 - b2^t). Source: keras/optimizers/optimizer_v2/adam.py, `epsilon hat` in Kingma & Ba.
     """
 
-    def __init__(self, params: Iterable[dict[str, Any]], lr: float) -> None:
-        super().__init__(params, lr=lr, eps=KERAS_EPSILON, foreach=True)
+    def __init__(self, params: Iterable[dict[str, Any]], lr: float, *, fused: bool) -> None:
+        super().__init__(params, lr=lr, eps=KERAS_EPSILON, fused=fused, foreach=not fused)
         for group in self.param_groups:
             group["iterations"] = 0  # in the group, so that it travels in the state dict
 
@@ -70,11 +70,11 @@ def build_optimizer(model: nn.Module, backbone_name: str, config: OptimConfig) -
         }
         for stage, is_weight in sorted(parameters)
     ]
+    # On CPUs the fused kernel takes a third of the time. A run that resumes keeps its own.
+    on_cpu = all(parameter.is_cpu for parameter in chain.from_iterable(parameters.values()))
     if config.optimizer == "adam":
-        return KerasAdam(groups, lr=config.learning_rate)
+        return KerasAdam(groups, lr=config.learning_rate, fused=on_cpu)
     if config.optimizer == "adamw":
-        # On CPUs the fused kernel takes a third of the time. A run that resumes keeps its own.
-        on_cpu = all(parameter.is_cpu for parameter in chain.from_iterable(parameters.values()))
         return AdamW(groups, lr=config.learning_rate, fused=on_cpu, foreach=not on_cpu)
     return SGD(groups, lr=config.learning_rate, momentum=config.momentum, foreach=True)
 

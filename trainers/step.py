@@ -56,6 +56,17 @@ class StepSettings:
     """Parts a batch is cut into."""
 
 
+def seed_step(seed: int, step: int, rank: int, device: torch.device) -> None:
+    """Seed what a step draws, so that a resumed one drops out the same units.
+
+    `torch.manual_seed` formats a stack trace for each CUDA that has not started: 0.5 ms.
+    """
+    mixed = hash((seed, step, rank))
+    torch.default_generator.manual_seed(mixed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(mixed)
+
+
 @cache
 def _on_device(values: RGB, device: torch.device) -> Tensor:
     """Copy a constant to a device once: each copy waits for the device."""

@@ -203,7 +203,9 @@ def _run_trials(
     if shared.runner is not None:
         callbacks.append(AbortTrainings(config, shared.runner))
     trial = build_trial(plan, shared)
-    tuner = build_tuner(config, trial, callbacks, num_concurrent=plan.num_concurrent)
+    tuner = build_tuner(
+        config, trial, callbacks, num_concurrent=plan.num_concurrent, rounds=shared.rounds
+    )
     with terminal.show(display.draw), warnings.catch_warnings():
         # Optuna keeps the first of two results of a step: right for a trial that is resumed.
         warnings.filterwarnings("ignore", "The reported value is ignored", UserWarning)

@@ -5,14 +5,23 @@ from functools import partial
 from typing import Any
 
 import optuna
+import ray
 from ray import tune
+from ray.actor import ActorHandle
 from ray.tune.execution import class_cache
 from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from cluster.io import storage
-from cluster.ray_internals import end_with_the_last_trial, fill_rungs, replace_restored
+from cluster.io.uris import name_of
+from cluster.ray_internals import (
+    end_with_the_last_trial,
+    fill_rung,
+    forget_result,
+    replace_restored,
+)
 from trainers import metrics
 from trainers.run.rows import epoch_rows
 from tuning.config import DEFAULT_TRIALS, TuningConfig
@@ -53,8 +62,13 @@ def build_tuner(
     callbacks: list[tune.Callback],
     *,
     num_concurrent: int,
+    rounds: ActorHandle | None = None,
 ) -> tune.Tuner:
-    """Build the Tuner, or restore it where the sweep's folder has Tune's state."""
+    """Build the Tuner, or restore it where the sweep's folder has Tune's state.
+
+    Args:
+        rounds: actor of HeadRounds.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     end_with_the_last_trial(TuneController)
     # Tune copies AWS keys into the runtime_env of trials, which logs show; trials have
@@ -63,7 +77,9 @@ def build_tuner(
     path = storage.join(config.out, STATE_FOLDER)
     if tune.Tuner.can_restore(path):
         tuner = tune.Tuner.restore(path, trainable, resume_unfinished=True, resume_errored=True)
-        scheduler = remember(build_scheduler(config), config)
+        scheduler = build_scheduler(config, rounds)
+        if isinstance(scheduler, SweepASHA):
+            scheduler.remember()
         replace_restored(tuner, callbacks, num_concurrent, scheduler)
         return tuner
     space, search = build_search(config)
@@ -74,7 +90,7 @@ def build_tuner(
             metric=metrics.VAL_TOP1,
             mode="max",
             search_alg=search,
-            scheduler=build_scheduler(config),
+            scheduler=build_scheduler(config, rounds),
             num_samples=count_trials(config) if search is not None else 1,
             max_concurrent_trials=num_concurrent,
             reuse_actors=True,
@@ -104,16 +120,21 @@ def build_search(config: TuningConfig) -> tuple[dict[str, Any], OptunaSearch | N
     return {}, search
 
 
-def build_scheduler(config: TuningConfig) -> TrialScheduler:
+def build_scheduler(config: TuningConfig, rounds: ActorHandle | None = None) -> TrialScheduler:
     """Return ASHA with rungs below the last epoch, which a trial ends by itself.
 
     Stopped by the scheduler at its last epoch instead, its workers would be killed while they write
     the result.
+
+    Args:
+        rounds: actor of HeadRounds.
     """
     last_rung = config.base.epochs - 1
     if config.grace_epochs > last_rung:
         return FIFOScheduler()
-    return ASHAScheduler(
+    return SweepASHA(
+        config,
+        rounds,
         time_attr=metrics.EPOCH,
         max_t=last_rung,
         grace_period=config.grace_epochs,
@@ -122,17 +143,42 @@ def build_scheduler(config: TuningConfig) -> TrialScheduler:
     )
 
 
-def remember(scheduler: TrialScheduler, config: TuningConfig) -> TrialScheduler:
-    """Fill ASHA's rungs with the results of trials from before a restart, which Tune forgets."""
-    if isinstance(scheduler, ASHAScheduler):
-        trial_ids = storage.list_names(storage.join(config.out, "trials"))
-        results = (
-            (trial_id, row[metrics.EPOCH], row[metrics.VAL_TOP1])
-            for trial_id in trial_ids
-            for row in epoch_rows(run_folder(config, trial_id))
-        )
-        fill_rungs(scheduler, results)
-    return scheduler
+class SweepASHA(ASHAScheduler):
+    """ASHA that knows results before Tune does: of an earlier session, which Tune forgets, and of
+    heads that have trained ahead of their trials."""
+
+    def __init__(self, config: TuningConfig, rounds: ActorHandle | None, **options: Any) -> None:
+        super().__init__(**options)
+        self._config, self._rounds = config, rounds
+        self._decided: set[tuple[str, int]] = set()
+        """Trials and the rungs they have passed."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Tune pickles it into a sweep's state; the actor ends with its driver."""
+        return build_scheduler, (self._config,)
+
+    def remember(self) -> None:
+        """Fill the rungs with the results in run folders; a trial has passed those below its last
+        epoch."""
+        for trial_id in storage.list_names(storage.join(self._config.out, "trials")):
+            rows = epoch_rows(run_folder(self._config, trial_id))
+            for row in rows:
+                epoch = row[metrics.EPOCH]
+                fill_rung(self, epoch, {trial_id: row[metrics.VAL_TOP1]})
+                if epoch < rows[-1][metrics.EPOCH]:
+                    self._decided.add((trial_id, epoch))
+
+    def on_trial_result(
+        self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]
+    ) -> str:
+        epoch = result.get(metrics.EPOCH, 0)
+        if epoch in self._config.rungs and (trial.trial_id, epoch) not in self._decided:
+            self._decided.add((trial.trial_id, epoch))
+            if self._rounds is not None:
+                top1s: Any = ray.get(self._rounds.top1s.remote(epoch))
+                fill_rung(self, epoch, {name_of(out): top1s[out] for out in top1s})
+            forget_result(self, epoch, trial.trial_id)
+        return super().on_trial_result(tune_controller, trial, result)
 
 
 def run_folder(config: TuningConfig, trial_id: str) -> str:

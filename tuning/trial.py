@@ -175,19 +175,17 @@ def _train_in_rounds(config: FinetuneConfig, shared: Shared, *, num_concurrent: 
     assert shared.rounds is not None
     reported, key = 0, stack_key(config)
     while True:
-        rows = [row for row in epoch_rows(config.out) if row[metrics.EPOCH] > reported]
-        for row in rows:
-            reported = row[metrics.EPOCH]
-            ray.tune.report(row)
+        known = read_progress(config.out)
+        found: Any
+        while found := ray.get(shared.rounds.wait.remote(config, key, known, reported)):
+            _train_round(found, config.out, shared, num_concurrent=num_concurrent)
+        for row in epoch_rows(config.out):
+            if row[metrics.EPOCH] > reported:
+                reported = row[metrics.EPOCH]
+                ray.tune.report(row)
         if is_over(config.out):
             read_result(config.out)  # which raises where the trial diverged
             return
-        if rows:
-            continue
-        known = read_progress(config.out)
-        found: Any
-        while (found := ray.get(shared.rounds.wait.remote(config, key, known))) is not None:
-            _train_round(found, config.out, shared, num_concurrent=num_concurrent)
 
 
 def _train_round(found: Round, leader: str, shared: Shared, *, num_concurrent: int) -> None:

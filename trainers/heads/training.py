@@ -33,6 +33,7 @@ from trainers.run.rows import JsonlTracker, Row
 from trainers.run.usage import UsageMeter
 from trainers.settings import start_computing, train_settings
 from trainers.state import TrainState
+from trainers.step import seed_step
 from trainers.stops import TrainingStopped, check_unreadable, describe_divergence
 
 SAVE_EVERY_S = 5.0
@@ -201,8 +202,7 @@ class HeadTraining:
         last_step = self._step + self._steps_per_epoch
         while True:
             rates = [self._learning_rate(head) for head in self.heads]
-            # As a run alone: a resumed step drops out the same units.
-            torch.manual_seed(hash((self._config.seed, self._step, self._worker.rank)))
+            seed_step(self._config.seed, self._step, self._worker.rank, self._worker.device)
             step_metrics = self._stack.train_step(
                 *self._train_feed.next(),
                 settings=self._settings,

@@ -5,7 +5,6 @@ where trainings compute: in this process, or in a Ray task on a cluster that run
 Trainings side by side on CPUs share them, so their times add up.
 """
 
-import random
 from bisect import bisect_right
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,12 +17,14 @@ from cluster.runtime import Resources
 from cluster.scaling import plan_workers
 from datasets.shards import Manifest
 from trainers.config import PRETRAINED
+from trainers.heads.stack import can_stack
 from trainers.networks.freezing import is_head_only
 from tuning.budget.config import BudgetConfig
 from tuning.budget.rates import Rates, measure_rates, of_image
 from tuning.config import MAX_MEMBERS, NUM_STATISTICS, SHARES, TuningConfig
 from tuning.search import count_trials
-from tuning.sharing.plan import SharingPlan, count_networks, views_of_splits
+from tuning.sharing.plan import Key, SharingPlan, count_networks, prefix_key, views_of_splits
+from tuning.sharing.rounds import quantiles_of_others
 from tuning.space import models, training_of
 
 START_S, TRIAL_START_S, WORKERS_START_S = 6.0, 0.3, 6.0
@@ -130,7 +131,8 @@ class Forecast:
         whole_s = partial(of_image, read_s=read_s, use_gpu=workers.use_gpu)
 
         sizes = {name: split.num_images for name, split in manifest.splits.items()}
-        num_epochs, trials_s = simulate_epochs(config), 0.0
+        alone, together = simulate_epochs(config), simulate_epochs(config, together=True)
+        trials_s, stacked = 0.0, self._find_stacked(config)
         shared = {(prefix.network, prefix.depth): prefix for prefix in plan.shared}
         for key, number in count_networks(config).items():
             train_s, eval_s = rates.train_s[key], rates.eval_s[key]
@@ -139,6 +141,7 @@ class Forecast:
             in_process = config.base.cluster.num_workers == 0 or key in shared
             start_s = TRIAL_START_S if in_process else WORKERS_START_S
             epoch_s = sizes["train"] * train_s + sizes["val"] * eval_s
+            num_epochs = together if key in stacked else alone
             trials_s += number * (start_s + num_epochs * epoch_s)
         pass_s = 0.0
         for network, of_network_s in rates.pass_s.items():
@@ -158,6 +161,15 @@ class Forecast:
             num_gpus=resources.num_gpus if workers.use_gpu else 0,
             price_per_hour=config.budget.price_per_hour,
         )
+
+    def _find_stacked(self, config: TuningConfig) -> set[Key]:
+        """Return the networks whose heads train together."""
+        if config.search == "optuna":
+            return set()
+        shared = {(prefix.network, prefix.depth) for prefix in self.plan.shared}
+        trainings = [training_of(config.base, point) for point in models(config.space)]
+        heads = (each for each in trainings if is_head_only(each.model) and can_stack(each))
+        return shared & {prefix_key(head) for head in heads}
 
     def _estimate_combining(self, config: TuningConfig, read_s: float) -> float:
         """Return the seconds of the networks that `combine` tries, in one process: all on the
@@ -183,22 +195,30 @@ class Forecast:
         return num_images * network_s + (num_val + num_statistics) * (read_s + frozen_s)
 
 
-def simulate_epochs(config: TuningConfig) -> float:
-    """Return the mean epochs of a trial under ASHA, whose results come one after the other: early
-    ones have less to be compared with, so more of them continue than one of `reduction_factor`."""
+def simulate_epochs(config: TuningConfig, *, together: bool = False) -> float:
+    """Return the mean epochs of a trial under ASHA.
+
+    Args:
+        together: of heads, each of which is compared with all others (`sharing.rounds`). The others
+            are compared with those before them: early ones have less to be compared with, so more
+            of them continue than one of `reduction_factor`.
+    """
     rungs, num_trials = config.rungs, count_trials(config)
-    rng = random.Random(0)
+    share = 1 - 1 / config.reduction_factor
+    rng = np.random.default_rng(0)
     totals: list[float] = []
     for _ in range(max(1, NUM_SIMULATED // num_trials)):
-        seen: list[list[float]] = [[] for _ in rungs]
-        for _ in range(num_trials):
-            value, epochs = rng.random(), config.base.epochs
-            for rung, values in zip(rungs, seen, strict=True):
-                share = 100 * (1 - 1 / config.reduction_factor)
-                stops = bool(values) and value < np.percentile(values, share)
-                values.append(value)
-                if stops:
-                    epochs = rung
-                    break
-            totals.append(epochs)
+        left_N, before = rng.random(num_trials), 0
+        total = 0.0
+        for rung in [*rungs, config.base.epochs]:
+            total += len(left_N) * (rung - before)
+            cutoffs_N = quantiles_of_others(left_N, share) if together else _running(left_N, share)
+            left_N, before = left_N[left_N >= cutoffs_N], rung
+        totals.append(total / num_trials)
     return fmean(totals)
+
+
+def _running(values_N: np.ndarray, share: float) -> np.ndarray:
+    """Return, for each value, the quantile of those before it; -inf for the first."""
+    before = (np.quantile(values_N[:number], share) for number in range(1, len(values_N)))
+    return np.array([-np.inf, *before])

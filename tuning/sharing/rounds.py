@@ -1,13 +1,15 @@
 """Which head-only trials train together: rounds of trials on the same features, up to a rung.
 
 A round trains trials that wait, and beside them those that will be asked for next: every trial up
-to the first rung, and from rung to rung those that ASHA will let continue. Its decisions depend on
-the order of results alone, which is the order of the trials here.
+to the first rung, and from rung to rung those that ASHA will let continue. A trial reports a rung
+once the trials that follow it have reached that rung, so that ASHA compares it with them too,
+whatever their order.
 """
 
 import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import dropwhile, islice
 from math import ceil
 from typing import Any, NamedTuple
 
@@ -17,6 +19,9 @@ from ray.actor import ActorHandle
 
 from trainers.config import FinetuneConfig
 from tuning.config import TuningConfig
+
+NUM_COMPARED = 128
+"""How many of the trials that follow it a trial waits for at a rung."""
 
 
 class HeadProgress(NamedTuple):
@@ -30,7 +35,7 @@ class HeadProgress(NamedTuple):
 
 
 class Round(NamedTuple):
-    """Trials to train together."""
+    """Trials to train together, one at least."""
 
     configs: list[FinetuneConfig]
     until: int
@@ -88,16 +93,34 @@ class HeadRounds:
         if (head := self._heads.get(out)) is not None:
             head.progress, head.waits = head.progress._replace(is_over=True), False
 
-    def take(self, out: str) -> Round | None:
-        """Return a round for the process of a trial that waits; None where others train all."""
+    def may_report(self, out: str) -> bool:
+        """Whether the trials that follow a trial have reached its rung, or are over."""
+        epoch, survivors = self._heads[out].progress.epoch, self._survivors()
+        rung = max((rung for rung in self._rungs if rung <= epoch), default=0)
+        following = islice(dropwhile(lambda name: name != out, self._heads), 1, 1 + NUM_COMPARED)
+        return not any(
+            head.progress.epoch < rung and (head.leader or self._is_ready(head, survivors))
+            for head in map(self._heads.__getitem__, following)
+        )
+
+    def top1s(self, rung: int) -> dict[str, float]:
+        """Return val/top1 at a rung by run folder."""
+        found = {out: head.progress.top1s.get(rung) for out, head in self._heads.items()}
+        return {out: top1 for out, top1 in found.items() if top1 is not None}
+
+    def take(self, out: str, *, waits: bool = True) -> Round | None:
+        """Return a round for the process of a trial; None where others train all.
+
+        Args:
+            waits: whether the trial waits for its own next epoch, and not only for others.
+        """
         self.release(out)
-        self._heads[out].waits = True
-        free = [head for head in self._heads.values() if self._is_free(head)]
-        ready = [head for head in free if head.waits or self._is_next(head)]
+        own, survivors = self._heads[out], self._survivors()
+        own.waits = waits
+        ready = [head for head in self._heads.values() if self._is_ready(head, survivors)]
         if not ready:
             return None
         # The least trained first: once all have reached a rung, more of them continue together.
-        own = self._heads[out]
         first = min(ready, key=lambda head: (head.progress.epoch, head is not own))
         epoch = first.progress.epoch
         same = [h for h in ready if (h.key, h.progress.epoch) == (first.key, epoch)]
@@ -109,15 +132,14 @@ class HeadRounds:
         until = next((rung for rung in self._rungs if rung > epoch), self._epochs)
         return Round([head.config for head in chosen], until)
 
-    def _is_free(self, head: PlannedHead) -> bool:
-        return head.leader is None and not head.progress.is_over
-
-    def _is_next(self, head: PlannedHead) -> bool:
-        """Whether a trial that does not wait yet will train its next epochs."""
+    def _is_ready(self, head: PlannedHead, survivors: dict[int, set[str]]) -> bool:
+        """Whether a trial that no process trains waits, or will train its next epochs."""
         epoch = head.progress.epoch
-        if epoch == 0:
+        if head.leader is not None or head.progress.is_over:
+            return False
+        if epoch == 0 and not head.waits:
             return not self._may_be_copied(head)
-        return epoch in self._rungs and head.config.out in self._survivors(epoch)
+        return head.waits or head.config.out in survivors.get(epoch, ())
 
     def _may_be_copied(self, head: PlannedHead) -> bool:
         """Whether another trial, of a looser clipnorm, may turn out to be the same training."""
@@ -128,17 +150,30 @@ class HeadRounds:
             other.progress.epoch == 0 or other.progress.peak_norm <= clipnorm for other in before
         )
 
-    def _survivors(self, rung: int) -> set[str]:
-        """Return what ASHA lets continue of the results at a rung, in the order of the trials."""
-        share = 100 * (1 - 1 / self._reduction_factor)
-        survivors: set[str] = set()
-        seen: list[float] = []
-        for out, head in self._heads.items():
-            if (top1 := head.progress.top1s.get(rung)) is not None:
-                if not seen or top1 >= np.percentile(seen, share):
-                    survivors.add(out)
-                seen.append(top1)
+    def _survivors(self) -> dict[int, set[str]]:
+        """Return what ASHA lets continue at each rung of the results so far."""
+        share = 1 - 1 / self._reduction_factor
+        survivors: dict[int, set[str]] = {}
+        for rung in self._rungs:
+            found = self.top1s(rung)
+            top1s_T = np.array(list(found.values()))
+            is_in_T = top1s_T >= quantiles_of_others(top1s_T, share)
+            survivors[rung] = {out for out, is_in in zip(found, is_in_T, strict=True) if is_in}
         return survivors
+
+
+def quantiles_of_others(values_N: np.ndarray, share: float) -> np.ndarray:
+    """Return, for each value, the quantile of all others, interpolated as numpy does; -inf where
+    there are none."""
+    if len(values_N) < 2:
+        return np.full(len(values_N), -np.inf)
+    order_N = np.argsort(values_N)
+    sorted_N, ranks_N = values_N[order_N], np.argsort(order_N)
+    position = share * (len(values_N) - 2)  # among the others
+    low = int(position)
+    high = min(low + 1, len(values_N) - 2)
+    low_N, high_N = (sorted_N[place + (place >= ranks_N)] for place in (low, high))
+    return low_N + (position - low) * (high_N - low_N)
 
 
 def _variant(config: FinetuneConfig) -> str:
@@ -160,19 +195,29 @@ class HeadRoundsActor:
         for config, key in planned:
             self._rounds.add(config, key)
 
-    async def wait(self, config: FinetuneConfig, key: str, known: HeadProgress) -> Round | None:
-        """Wait until a trial has more epochs than are `known`, or is over, and return None; or
-        return a round that its process shall train."""
+    async def wait(
+        self, config: FinetuneConfig, key: str, known: HeadProgress, reported: int
+    ) -> Round | None:
+        """Wait until a trial may report more epochs than it has `reported`, or is over, and return
+        None; or return a round that its process shall train.
+
+        Args:
+            known: what the trial's run folder has.
+        """
         head = self._rounds.add(config, key)
-        if known.epoch > head.progress.epoch:
+        if known.is_over or known.epoch > head.progress.epoch:
             head.progress = known
         async with self._changed:
             while True:
-                if head.progress.epoch > known.epoch or head.progress.is_over:
+                has_news = head.progress.epoch > reported or head.progress.is_over
+                if has_news and self._rounds.may_report(config.out):
                     return None
-                if (found := self._rounds.take(config.out)) is not None:
+                if (found := self._rounds.take(config.out, waits=not has_news)) is not None:
                     return found
                 await self._changed.wait()
+
+    async def top1s(self, rung: int) -> dict[str, float]:
+        return self._rounds.top1s(rung)
 
     async def note(self, progress: dict[str, HeadProgress]) -> None:
         async with self._changed:
