@@ -24,7 +24,7 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
 from datasets.plan import Chunk, Plan
-from datasets.ray_internals import bound_store, give_share, let_tasks_end
+from datasets.ray_internals import bound_store, end_threads_at_exit, give_share, let_tasks_end
 from datasets.read import read_task
 from datasets.sources import BatchSource, ReadLimits
 
@@ -139,6 +139,7 @@ def execute_chunks(
         store_bytes = total.get("object_store_memory", 0.0) / 4
     cpus = max(cpus, limits.task_cpus)
     context.execution_options = ExecutionOptions(preserve_order=True)
+    end_threads_at_exit()
     give_share(context, cpus)
     let_tasks_end(context)
     tasks = divide_chunks(

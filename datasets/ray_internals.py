@@ -5,7 +5,10 @@ on a node, each gets none and reads one task at a time. The shares also change w
 begins or ends, and a new stream has none for its first second. So each gets a fixed share here.
 """
 
+import atexit
+import threading
 import time
+from functools import cache
 from typing import Any
 
 import ray
@@ -25,6 +28,8 @@ from cluster.ray_internals import check_version
 
 NUM_PAUSES, PAUSE_S = 5, 0.02
 SHARE, TASK = "thaw_share", "thaw_task_bytes"
+STREAM_THREAD, END_TIMEOUT_S = "iter_threaded", 10.0
+"""Name of the threads that fetch the blocks of a data set, and how long they may take to end."""
 UNLIMITED_BYTES = 2.0**60
 """No limit here: `resource_limits` sets it. Finite, as Ray Data subtracts from it."""
 
@@ -51,6 +56,24 @@ def give_share(context: DataContext, cpus: float) -> None:
         cpu=cpus, object_store_memory=UNLIMITED_BYTES, memory=UNLIMITED_BYTES
     )
     context.set_config(SHARE, share)
+
+
+def end_threads() -> None:
+    """Wait for the threads of streams that were closed; call it before Ray disconnects.
+
+    They end some time after their stream. Ray ends a process with exit code 1 if one of them asks
+    for a block after that.
+    """
+    end_s = time.monotonic() + END_TIMEOUT_S
+    for thread in threading.enumerate():
+        if thread.name == STREAM_THREAD:
+            thread.join(max(0.0, end_s - time.monotonic()))
+
+
+@cache
+def end_threads_at_exit() -> None:
+    """End them before Ray's own exit function, which was registered earlier."""
+    atexit.register(end_threads)
 
 
 def let_tasks_end(context: DataContext) -> None:

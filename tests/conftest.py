@@ -61,6 +61,7 @@ def ray_nodes() -> Iterator[Cluster]:
     import ray
 
     from cluster import runtime
+    from datasets.ray_internals import end_threads
 
     nodes = Cluster(
         initialize_head=True,
@@ -77,6 +78,7 @@ def ray_nodes() -> Iterator[Cluster]:
         nodes.add_node(num_cpus=2, object_store_memory=2**29)
     runtime.connect(nodes.address, quiet=True)
     yield nodes
+    end_threads()
     ray.shutdown()
     nodes.shutdown()
 

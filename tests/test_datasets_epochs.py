@@ -1,5 +1,6 @@
 """The stream: same pixels anywhere, each image once in evaluation, equal steps in training."""
 
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -464,3 +465,15 @@ def test_another_version_of_ray_is_warned_of(
     ray_internals.check_version()
 
     assert "ray is 2.61.0, and Thaw was tested with 2.60" in caplog.text
+
+
+def test_threads_of_closed_streams_are_waited_for() -> None:
+    ended: list[bool] = []
+
+    def fetch() -> None:
+        time.sleep(0.3)
+        ended.append(True)
+
+    threading.Thread(target=fetch, name=ray_internals.STREAM_THREAD, daemon=True).start()
+    ray_internals.end_threads()
+    assert ended
