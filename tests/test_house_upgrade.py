@@ -16,6 +16,7 @@ from tests.support.old_states import (
     training_options,
     unpack,
 )
+from tests.support.training import train_here
 from trainers.__main__ import parse
 from trainers.prepare import prepare_run
 from trainers.run.folder import load_best_model, read_config, read_result
@@ -65,6 +66,19 @@ def test_a_finished_run_is_read_and_returned(old: Path) -> None:
     ):
         prepare_run(parse(again.split()), NODE, here=True)
     assert prepare_run(parse(f"{again} {VALUES}".split()), NODE, here=True).result == result
+
+
+@pytest.mark.ray
+def test_an_interrupted_run_resumes(old: Path, ray_cluster: str) -> None:
+    again = f"{training_options(old, 'interrupted', 2)} {VALUES}"
+    before = read_rows(f"{old}/interrupted")
+    result = train_here(parse(again.split()))
+    rows = read_rows(f"{old}/interrupted")
+
+    steps_per_epoch = result["global_step"] // 2
+    assert [row["global_step"] for row in rows] == list(range(1, 2 * steps_per_epoch + 1))
+    assert rows[:steps_per_epoch] == before[:steps_per_epoch]
+    assert [row["epoch"] for row in rows if "val/loss" in row] == [1, 2]
 
 
 def test_a_sweep_and_its_cache_are_read(old: Path) -> None:

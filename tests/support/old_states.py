@@ -27,7 +27,7 @@ import torch
 from tests.conftest import ROOT
 from trainers.networks.backbones import build
 
-STATES = {"6681f9a": "2026-11-26"}
+STATES = {"a49bd9a": "2026-11-28", "6681f9a": "2026-11-26", "49c3c7b": "2026-11-25"}
 """Commits, the last ones of their days: there are no tags."""
 FOLDER = ROOT / "tests" / "fixtures" / "states"
 PATH_LENGTH = 140
