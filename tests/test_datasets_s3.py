@@ -219,6 +219,17 @@ def test_a_server_that_is_too_busy_for_a_moment_is_asked_again(proxy: Proxy) -> 
     assert proxy.num_refused >= 5
 
 
+@pytest.mark.extended  # 12 s each way
+def test_a_slow_link_is_waited_for(proxy: Proxy) -> None:
+    content = bytes(1_200_000)
+    storage.exists("s3://thaw/slow")
+    proxy.bytes_per_s = 100_000
+    storage.write_bytes("s3://thaw/slow", content)
+
+    assert storage.read_bytes("s3://thaw/slow") == content
+    assert proxy.num_bytes < 2.2 * len(content), "it was sent twice"
+
+
 def test_a_server_that_stays_too_busy_ends_in_a_sentence(proxy: Proxy) -> None:
     storage.write_bytes("s3://thaw/gone/it", b"old")
     proxy.share = 1.0

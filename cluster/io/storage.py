@@ -47,8 +47,13 @@ REMEDIES = {
     "hf": "check the network, the name of the repository and HF_TOKEN",
 }
 
-# pyarrow asks a busy S3 server again for 6 s by itself, except where the words of a 503 don't fit
-# into the memory it has ready for a small object: that it reports as a failure of its own.
+# The AWS SDK gives a request up that moves no byte for some seconds. What the kernel has of it
+# (4 MB) takes longer on a slow link: at 100 kB/s no checkpoint of 1 MB was ever written.
+REQUEST_TIMEOUT_S = 60.0
+# A busy S3 server is asked so often, within 6 s.
+NUM_ATTEMPTS = 8
+# Except where the words of a 503 don't fit into the memory that pyarrow has ready for a small
+# object: that it reports as a failure of its own.
 BUSY = "INTERNAL_FAILURE during GetObject"
 NUM_RETRIES, FIRST_RETRY_S = 5, 0.2
 LOCAL_REMEDIES = {
@@ -90,7 +95,17 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
 @cache
 def _open_bucket(scheme: str, bucket: str) -> fs.FileSystem:
     """Kept: another one would look up the bucket and greet the server again for each file."""
-    return fs.FileSystem.from_uri(f"{scheme}://{bucket}?{BUCKET_OPTIONS[scheme]}")[0]
+    filesystem = fs.FileSystem.from_uri(f"{scheme}://{bucket}?{BUCKET_OPTIONS[scheme]}")[0]
+    if not isinstance(filesystem, fs.S3FileSystem):
+        return filesystem
+    _, (found,) = filesystem.__reduce__()  # its region and endpoint; a URI holds no timeout
+    return fs.S3FileSystem(
+        **found
+        | {
+            "request_timeout": REQUEST_TIMEOUT_S,
+            "retry_strategy": fs.AwsDefaultS3RetryStrategy(max_attempts=NUM_ATTEMPTS),
+        }
+    )
 
 
 def _resolve_fsspec(uri: str) -> tuple[fs.FileSystem, str]:

@@ -1,6 +1,7 @@
-"""An S3 server on loopback (moto), and a proxy before it that can fall ill."""
+"""An S3 server on loopback (moto), and a proxy before it that can be ill or slow."""
 
 import http.client
+import math
 import random
 import socket
 import subprocess
@@ -17,6 +18,8 @@ UNAVAILABLE = (
     b"<?xml version='1.0' encoding='UTF-8'?>"
     b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 )
+PIECE = 8192
+"""Bytes that a slow proxy passes at once."""
 NOT_PASSED_ON = ("connection", "content-length", "expect", "server", "transfer-encoding")
 
 
@@ -62,12 +65,24 @@ class Proxy:
     share = 0.0
     """Of the requests that are answered with 503: 0 none, 1 all."""
     num_refused = 0
+    bytes_per_s = math.inf
+    """Of all bodies together, in both directions."""
+    num_bytes = 0
 
     def __init__(self, port: int, seed: int) -> None:
         self.target, self._dice, self._lock = port, random.Random(seed), threading.Lock()
         handler = type("Handler", (_Handler,), {"proxy": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.port = self._server.server_address[1]
+        self._free_s = time.monotonic()
+
+    def pace(self, num_bytes: int) -> None:
+        """Wait until so many bytes are through."""
+        with self._lock:
+            self.num_bytes += num_bytes
+            self._free_s = max(self._free_s, time.monotonic()) + num_bytes / self.bytes_per_s
+            free_s = self._free_s
+        time.sleep(max(0.0, free_s - time.monotonic()))
 
     def refuses(self) -> bool:
         with self._lock:
@@ -104,13 +119,23 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _read(self) -> bytes:
         if "chunked" not in self.headers.get("Transfer-Encoding", ""):
-            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            return self._take(int(self.headers.get("Content-Length", 0)))
         body = b""
         while size := int(self.rfile.readline(), 16):
-            body += self.rfile.read(size)
+            body += self._take(size)
             self.rfile.readline()
         while self.rfile.readline().strip():
             continue  # a trailer
+        return body
+
+    def _take(self, size: int) -> bytes:
+        body = b""
+        while len(body) < size:
+            piece = self.rfile.read(min(PIECE, size - len(body)))
+            if not piece:
+                break  # the client has left
+            body += piece
+            self.proxy.pace(len(piece))
         return body
 
     def _send(self, status: int, headers: dict[str, str], body: bytes) -> None:
@@ -121,8 +146,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send_header(name, value)
         self.send_header("Content-Length", length if self.command == "HEAD" else str(len(body)))
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+        for start in range(0, len(body) if self.command != "HEAD" else 0, PIECE):
+            piece = body[start : start + PIECE]
+            self.proxy.pace(len(piece))
+            self.wfile.write(piece)
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing: what it refused is counted."""
