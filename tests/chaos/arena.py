@@ -2,7 +2,10 @@
 
 import random
 import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from tests.chaos.checks import INTERVAL
 from tests.chaos.processes import Driver, find_free_port
 from tests.chaos.sabotage import Plan, plan_of, sabotaged_loop
 from tests.support.data import write_shards
+from tests.support.job_server import TokenCluster, start_token_cluster
 from tests.support.nodes import HEAD
 from trainers import launch
 from trainers.__main__ import parse
@@ -103,19 +107,29 @@ class Arena:
         with patch.object(launch, "train_loop_per_worker", sabotaged_loop(plan)):
             return launch.fit(prepare_run(config))
 
-    def straight(self, workers: int = 2, *, shared: bool = True) -> str:
+    @contextmanager
+    def cluster(self, **options: Any) -> Iterator[TokenCluster]:
+        """Start a cluster by `ray start` for one fault; `options` are those of `TokenCluster`."""
+        with (
+            tempfile.TemporaryDirectory(prefix="chaos", ignore_cleanup_errors=True) as folder,
+            start_token_cluster(Path(folder), **options) as cluster,
+        ):
+            yield cluster
+
+    def straight(self, workers: int = 2, *more: str, shared: bool = True) -> str:
         """Run folder of the same training, undisturbed, on the shared cluster or one of its own:
         there, workers compute with another number of threads."""
-        folder = self.folder / f"straight-{workers}{'' if shared else '-own'}"
+        name = "".join([f"straight-{workers}", "" if shared else "-own", *more])
+        folder = self.folder / name
         if (folder / "result.json").exists():
             return str(folder)
         shutil.rmtree(folder, ignore_errors=True)
         if shared:
             _ = self.nodes
-            launch.fit(prepare_run(self.config(folder, workers=workers)))
+            launch.fit(prepare_run(self.config(folder, *more, workers=workers)))
         else:
             beside = self.new_run(f"{folder.name}-journal")
-            command = self.command(folder, workers=workers)
+            command = self.command(folder, *more, workers=workers)
             self.start(command, plan_of(beside), log=beside / "log", shared=False).succeed()
         return str(folder)
 
@@ -126,9 +140,19 @@ class Arena:
         *,
         log: Path,
         shared: bool = True,
-        env: dict[str, str] | None = None,
+        cluster: TokenCluster | None = None,
+        env: Mapping[str, str] | None = None,
+        within: Sequence[str] = (),
     ) -> "Driver":
-        """Start a driver in a process of its own, on the shared cluster or one of its own."""
-        address = ["--address", self.nodes.address] if shared else []
-        self._drivers.append(Driver([*command, *address], plan, log, env or {}))
+        """Start a driver in a process of its own, on the shared cluster, `cluster`, or one of its
+        own.
+
+        Args:
+            within: words before the command.
+        """
+        if cluster is not None:
+            command, env = [*command, "--address", cluster.address], cluster.environment
+        elif shared:
+            command = [*command, "--address", self.nodes.address]
+        self._drivers.append(Driver(command, plan, log, env or {}, within))
         return self._drivers[-1]

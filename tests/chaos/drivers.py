@@ -3,7 +3,6 @@ it gives up."""
 
 import os
 import signal
-from pathlib import Path
 
 from tests.chaos.arena import Arena
 from tests.chaos.checks import (
@@ -16,7 +15,7 @@ from tests.chaos.checks import (
     wait_until,
 )
 from tests.chaos.outcomes import Outcome
-from tests.chaos.processes import descendants
+from tests.chaos.processes import descendants, find_by_name
 from tests.chaos.sabotage import counting, plan_of, steps_taken, struck
 from tests.support.small import living_workers
 from tests.support.wandb_files import read_history
@@ -121,11 +120,7 @@ def kill_wandb(arena: Arena, name: str) -> Outcome:
     driver = arena.start(command, plan, log=folder / "log", shared=False)
 
     def find_core() -> list[int]:
-        return [
-            pid
-            for pid in descendants(driver.process.pid)
-            if b"wandb-core" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        ]
+        return find_by_name(descendants(driver.process.pid), "wandb-core")
 
     driver.wait_until(
         lambda: len(steps_taken(plan.journal)) >= step and find_core(), f"step {step}"

@@ -2,7 +2,16 @@
 
 from collections.abc import Callable
 
-from tests.chaos import drivers, nodes, storages, sweeps, workers
+from tests.chaos import (
+    drivers,
+    machines,
+    nodes,
+    partitions,
+    stalls,
+    storages,
+    sweeps,
+    workers,
+)
 from tests.chaos.arena import Arena
 from tests.chaos.outcomes import Outcome
 
@@ -12,7 +21,10 @@ Fault = Callable[[Arena, str], Outcome]
 FAULTS: dict[str, Fault] = {
     **workers.FAULTS,
     **nodes.FAULTS,
+    **partitions.FAULTS,
+    **machines.FAULTS,
     **drivers.FAULTS,
     **storages.FAULTS,
+    **stalls.FAULTS,
     **sweeps.FAULTS,
 }

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -23,11 +23,18 @@ from tests.conftest import ROOT
 class Driver:
     """A command that runs, as a user would have started it."""
 
-    def __init__(self, command: list[str], plan: Plan, log: Path, env: dict[str, str]) -> None:
+    def __init__(
+        self,
+        command: list[str],
+        plan: Plan,
+        log: Path,
+        env: Mapping[str, str],
+        within: Sequence[str] = (),
+    ) -> None:
         self._log = log
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.chaos.driver", *command],
+                [*within, sys.executable, "-m", "tests.chaos.driver", *command],
                 cwd=ROOT,
                 env={**os.environ, PLAN_VAR: json.dumps(asdict(plan)), **env},
                 stdout=output,
@@ -101,6 +108,16 @@ def meanwhile(act: Callable[[], None]) -> Iterator[None]:
 def find_free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return probe.getsockname()[1]
+
+
+def find_by_name(pids: Iterable[int], name: str) -> list[int]:
+    """Those of some processes whose command line has a name in it."""
+    found = []
+    for pid in pids:
+        with suppress(OSError):  # it has ended since
+            if name.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
 
 
 def descendants(pid: int) -> list[int]:

@@ -85,6 +85,12 @@ def ensure_others_right(arena: Arena, found: Sweep, *, but: object = None) -> No
         ensure(measured(found[point]["run"]) == measured(row["run"]), f"{point} differs")
 
 
+def finished_trials(out: Path) -> list[str]:
+    """Ids of the trials of a sweep that have ended."""
+    known = read_trials(str(out))
+    return [trial.trial_id for trial in known.trials if trial.state == FINISHED] if known else []
+
+
 def count_twice(journal: Path) -> int:
     """Steps taken twice, over all trials."""
     taken = steps_taken(journal)
@@ -160,15 +166,9 @@ def kill_sweep_driver(arena: Arena, name: str) -> Outcome:
     num_before = arena.draw(name).randrange(2, NUM_TRIALS - 2)
     plan, out = plan_of(folder, pause_s=0.05), folder / "sweep"
     driver = arena.start(command(arena, out), plan, log=folder / "first.log", shared=False)
-
-    def finished() -> dict[str, list[tuple[float, ...]]]:
-        known = read_trials(str(out))
-        trials = known.trials if known else ()
-        return {trial.trial_id: measured(trial.run) for trial in trials if trial.state == FINISHED}
-
-    driver.wait_until(lambda: len(finished()) >= num_before, f"trial {num_before}")
+    driver.wait_until(lambda: len(finished_trials(out)) >= num_before, f"trial {num_before}")
     driver.kill_all()
-    before, num_taken = finished(), len(steps_taken(plan.journal))
+    before, num_taken = finished_trials(out), len(steps_taken(plan.journal))
     printed = run_sweep(arena, folder, counting(plan))
     ensure("resuming" in printed, "it did not resume")
     found = read_sweep(folder)

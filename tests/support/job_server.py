@@ -16,7 +16,7 @@ import threading
 import time
 import urllib.request
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,30 @@ LEFT_OUT = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN_PATH", "WAN
 
 
 class TokenCluster:
-    """A head of 2 CPUs; `add_node` starts more."""
+    """A head; `add_node` starts more.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: for its files; the path has to be short.
+        host: address of the head.
+        within: words before the command that starts the head.
+        options: further ones of `ray start` for the head.
+        variables: environment of all processes.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        num_cpus: int = 2,
+        host: str = "127.0.0.1",
+        within: Sequence[str] = (),
+        options: Sequence[str] = (),
+        **variables: str,
+    ) -> None:
         self._folder = folder
         self._mark = uuid.uuid4().hex
         gcs, dashboard, client, agent = free_ports(4)
-        self.address, self.url = f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}"
+        self.address, self.url = f"{host}:{gcs}", f"http://{host}:{dashboard}"
         (folder / "home").mkdir()
         self.environment = {
             **{name: value for name, value in os.environ.items() if name not in LEFT_OUT},
@@ -46,39 +63,47 @@ class TokenCluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": TOKEN,
             "RAY_USAGE_STATS_ENABLED": "0",
+            **variables,
         }
         self._start(
-            ["--head", f"--port={gcs}", "--dashboard-host=127.0.0.1"],
+            ["--head", f"--port={gcs}", f"--dashboard-host={host}"],
             [f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"],
-            [f"--dashboard-agent-listen-port={agent}", f"--temp-dir={folder}/ray", "--num-cpus=2"],
+            [f"--dashboard-agent-listen-port={agent}", f"--temp-dir={folder}/ray"],
+            [f"--num-cpus={num_cpus}", *options],
+            within=within,
         )
 
     def add_node(
-        self, *, variables: Mapping[str, str] | None = None, private: Path | None = None
+        self,
+        *,
+        variables: Mapping[str, str] | None = None,
+        private: Path | None = None,
+        within: Sequence[str] = (),
+        options: Sequence[str] = (),
     ) -> list[int]:
         """Start a raylet of 1 CPU, and return its processes.
 
         Args:
             variables: environment of all its processes.
             private: a folder that is another one for this node.
+            within: words before the command that starts it.
+            options: further ones of `ray start`.
         """
         before = set(self.pids())
-        within = []
         if private is not None:
             mount = f'mount -t tmpfs none {private} && exec "$@"'
             within = ["unshare", "--mount", "sh", "-c", mount, "sh"]
         (agent,) = free_ports(1)
         self._start(
             [f"--address={self.address}", "--num-cpus=1", f"--dashboard-agent-listen-port={agent}"],
+            options,
             within=within,
             **variables or {},
         )
         return sorted(set(self.pids()) - before)
 
-    def _start(
-        self, *options: list[str], within: list[str] | None = None, **variables: str
-    ) -> None:
-        command = [*(within or []), "ray", "start", *itertools.chain(*options)]
+    def _start(self, *options: Sequence[str], within: Sequence[str] = (), **variables: str) -> None:
+        command = [*within, "ray", "start", *itertools.chain(*options)]
         subprocess.run(
             [*command, "--object-store-memory=100000000", "--disable-usage-stats"],
             env=self.environment | variables,
@@ -161,9 +186,9 @@ class TokenCluster:
 
 
 @contextmanager
-def start_token_cluster(folder: Path) -> Iterator[TokenCluster]:
-    """Start a cluster with its files in `folder`, whose path has to be short; end it on exit."""
-    cluster = TokenCluster(folder)
+def start_token_cluster(folder: Path, **options: Any) -> Iterator[TokenCluster]:
+    """Start a cluster as `TokenCluster` does; end it on exit."""
+    cluster = TokenCluster(folder, **options)
     try:
         yield cluster
     finally:
