@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.__main__ import ChaosConfig
+from tests.chaos.arena import Arena
 from tests.chaos.faults import FAULTS
 from tests.chaos.outcomes import Outcome, read_outcomes, write_outcomes
 from tests.chaos.sabotage import Plan, sabotaged, steps_taken, struck
@@ -69,6 +70,18 @@ def test_outcomes_of_several_runs_make_one_table(tmp_path: Path) -> None:
     assert table[-1] == "1 of 2 faults survived; seed 0."
     assert read_outcomes(tmp_path)["two"] == two
     assert [row["fault"] for row in json.loads((tmp_path / "chaos.json").read_text())] == order[:2]
+
+
+def test_straight_runs_of_other_code_are_not_compared_with(tmp_path: Path) -> None:
+    Arena(tmp_path, seed=0)
+    straight = tmp_path / "straight-2"
+    straight.mkdir()
+    Arena(tmp_path, seed=0)
+
+    assert straight.is_dir()
+    (tmp_path / "code").write_text("of another state")
+    Arena(tmp_path, seed=0)
+    assert not straight.exists() and (tmp_path / "data" / "manifest.json").exists()
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Where faults happen: one cluster of three raylets for all that allow it, data, straight runs."""
 
+import hashlib
 import random
 import shutil
 import tempfile
@@ -17,6 +18,7 @@ from ray.cluster_utils import Cluster
 from tests.chaos.checks import INTERVAL
 from tests.chaos.processes import Driver, find_free_port
 from tests.chaos.sabotage import Plan, plan_of, sabotaged_loop
+from tests.conftest import ROOT
 from tests.support.data import write_shards
 from tests.support.job_server import TokenCluster, start_token_cluster
 from tests.support.nodes import HEAD
@@ -30,6 +32,15 @@ OPTIONS = """--backbone lenet5 --init he --freeze-depth 0 --size-px 32 --policy 
     --global-batch-size 8 --epochs 3 --log-every-steps 1 --wandb off --precision fp32"""
 
 
+ROOMS = "cluster", "datasets", "trainers", "tuning"
+
+
+def fingerprint_code() -> str:
+    """Hash the product's code."""
+    files = sorted(file for room in ROOMS for file in (ROOT / room).rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
 class Arena:
     """One session: a seed, a folder, and what is shared by its faults."""
 
@@ -39,9 +50,18 @@ class Arena:
         if not Path(self.data, "manifest.json").exists():  # it is written last
             shutil.rmtree(self.data, ignore_errors=True)
             write_shards(self.data)
+        self._forget_other_code()
         self._drivers: list[Driver] = []
         # The kernel kills a raylet with the thread that started it, so this one stays.
         self._starter = ThreadPoolExecutor(1)
+
+    def _forget_other_code(self) -> None:
+        """Delete the straight runs that other code has left: its last bits may be others."""
+        mark, code = self.folder / "code", fingerprint_code()
+        if not mark.exists() or mark.read_text() != code:
+            for run in self.folder.glob("straight-*"):
+                shutil.rmtree(run)
+            mark.write_text(code)
 
     @cached_property
     def nodes(self) -> Cluster:
