@@ -42,6 +42,8 @@ WORKER_ENV = {
     **ALLOCATOR_ENV,
     "NO_ALBUMENTATIONS_UPDATE": "1",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    # Called by the proxies of Ray Serve.
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "trainers.serving.proxy.build_middlewares",
 }
 # Read by `ray.init` in this process.
 DRIVER_ENV = {

@@ -87,6 +87,22 @@ def test_a_set_has_all_classes_where_there_are_too_few_images_for_its_rate() -> 
     assert 0 < few.least_probability(0.5) < 1
 
 
+def test_the_expected_rate_of_sets_is_that_of_other_splits() -> None:
+    rng, base = np.random.default_rng(0), calibration_of(1.0).to_dict()
+    for rate in (0.9, 0.95):
+        expected, measured = set(), []
+        for _ in range(400):  # splits: 60 images calibrate, 200 are measured
+            distances_N = np.sort(rng.uniform(size=60)).tolist()
+            found = Calibration(**{**base, "label_distances": distances_N})
+            expected.add(found.expected_coverage(rate, 200))
+            measured.append((1 - rng.uniform(size=200) >= found.least_probability(rate)).mean())
+        [(low, high)] = expected
+        inside_N = (low <= np.array(measured)) & (np.array(measured) <= high)
+        assert 0.92 < inside_N.mean() < 0.99 and low < rate < high
+        assert np.mean(measured) == pytest.approx(rate, abs=0.01)
+    assert found.expected_coverage(0.99, 200) == (1, 1)  # all classes are in each set
+
+
 def test_predictions_have_sets_and_say_unknown() -> None:
     found = calibration_of(3.0)
     logits_BK = torch.tensor([[9.0, 0, 0, 0], [-9, -9.0, -9, -9.1]])

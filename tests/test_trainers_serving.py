@@ -5,6 +5,7 @@ import base64
 import io
 import json
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from trainers.serving.uploads import Pace, Refused, Upload, decode
 SERVICE = ServiceConfig(run="r", max_upload_mib=1, max_images=3, upload_timeout_s=0.2)
 SENTENCE_CHARS = 200
 TOLERANCE = 1e-4
+DELAYED_ACKNOWLEDGEMENT_S = 0.04  # of Linux
 
 
 def to_png(image_HWC: np.ndarray) -> bytes:
@@ -244,6 +246,20 @@ def test_the_service_lives_through_what_is_sent(service: httpx.Client) -> None:
         assert b" 408 " in slow.recv(4096).partition(b"\r\n")[0]
     answer = service.post("/predict", content=good).json()["answers"][0]
     assert answer["name"] == "the image" and len(answer["top"]) == 3
+
+
+@pytest.mark.ray
+@pytest.mark.extended
+def test_the_body_of_an_answer_does_not_wait_for_the_acknowledgement_of_its_head(
+    service: httpx.Client,
+) -> None:
+    times = []
+    for _ in range(30):
+        started = time.perf_counter()
+        assert service.get("/healthz").status_code == 200
+        times.append(time.perf_counter() - started)
+
+    assert min(times) < DELAYED_ACKNOWLEDGEMENT_S
 
 
 @pytest.mark.ray

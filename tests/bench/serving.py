@@ -2,7 +2,8 @@
 
 Photographs of ../shared/cars (the test split) are sent by some clients at once, each with
 --images in a request, and the same photographs are decoded and computed by the same ONNX session in
-this process, in batches of as many, with the same number of threads. Prints images/s and p99.
+this process, in batches of as many, with the same number of threads. Prints images/s and p99, and
+the time of one photograph where nothing else is asked.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from trainers.serving.serve import start, stop
 from trainers.serving.uploads import Upload, decode
 
 PORT = 8123
+NUM_ALONE = 100
 
 
 def run_load(
@@ -80,6 +82,9 @@ def main() -> None:
             flush=True,
         )
     print(f"median ratio {np.median(ratios):.2f}")
+    for name, send in (("service", ask), ("session", compute)):
+        times = run_load(send, files[:NUM_ALONE], 1, 1)
+        print(f"one photograph at a time, {name}: {1000 / times[0]:.1f} ms, p99 {times[1]:.1f} ms")
     stop()
 
 

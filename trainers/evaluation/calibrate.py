@@ -162,11 +162,13 @@ def measure_calibration(
     of_label_N = np.exp(-predictions.numbers("calibrated_loss"))
     return {
         "temperature": calibration.temperature,
+        "num_images": calibration.num_images,
         "refused": refused,
         "unknown_threshold": threshold,
         "measured_refused": float((predictions.numbers("unknown_score") > threshold).mean()),
         "coverage": coverage,
         "measured_coverage": float((of_label_N >= calibration.least_probability(coverage)).mean()),
+        "expected_coverage": list(calibration.expected_coverage(coverage, len(of_label_N))),
         "set_size": float(predictions.numbers("set_size").mean()),
     }
 

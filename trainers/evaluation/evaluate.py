@@ -352,8 +352,10 @@ def show_calibration(result: dict[str, Any], split: str) -> None:
         return
     ece, loss = (result[f"{split}/calibrated_{name}"] for name in ("ece", "loss"))
     print(f"Calibrated (temperature {found['temperature']:.3f}): ECE {ece:.3f}  loss {loss:.3f}")
+    low, high = found["expected_coverage"]
     print(
         f"Unknown: {found['measured_refused']:.1%} of the images, {found['refused']:.1%} wanted.  "
-        f"Sets of {found['coverage']:.0%}: {found['measured_coverage']:.1%} have the true class, "
+        f"Sets of {found['coverage']:.0%}: {found['measured_coverage']:.1%} have the true class "
+        f"({low:.1%} to {high:.1%} expected, by {found['num_images']} validation images), "
         f"mean size {found['set_size']:.2f}"
     )

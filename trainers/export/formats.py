@@ -8,6 +8,7 @@ B images, S size in pixels, H height, W width, C the channels red, green, blue, 
 import importlib.util
 import io
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster.io.errors import UserError
+from cluster.ray_internals import count_cpus
 from trainers.config import FinetuneConfig
 from trainers.networks.backbones import build
 from trainers.networks.tensors import to_safetensors
@@ -134,11 +136,21 @@ def _write_onnx(subject: Subject) -> bytes:
     return program.model_proto.SerializeToString()
 
 
-def open_session(content: bytes) -> Any:
-    """Open an ONNX file on the CPUs."""
+def open_session(content: bytes, *, shares_cores: bool = False) -> Any:
+    """Open an ONNX file on the CPUs.
+
+    Args:
+        shares_cores: with other work, of this process or others: threads of the session that have
+            nothing to do sleep, where otherwise they keep their cores busy.
+    """
     import onnxruntime
 
-    return onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    if shares_cores:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if (num_cpus := count_cpus()) < (os.cpu_count() or 1):  # onnxruntime counts the machine's
+        options.intra_op_num_threads = num_cpus
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 def load_onnx(content: bytes) -> Run:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import scipy  # imports scipy.special, which takes a third of a second, where it is used
+import scipy  # imports scipy.special and scipy.stats, which take a second, where they are used
 
 from cluster.io import storage
 from cluster.io.errors import require
@@ -20,6 +20,8 @@ from trainers.run import checkpoint
 FILE = "calibration.json"
 COVERAGES = (0.9, 0.95, 0.99)
 """Rates of the sets that an export names."""
+EXPECTED = 0.95
+"""Share of splits whose rate is within `expected_coverage`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +69,28 @@ class Calibration:
         Split conformal prediction (Sadinle et al. 2019, Least Ambiguous Set-Valued Classifiers). 0,
         so that all classes are in each set, where there are too few validation images for it.
         """
-        num_images = len(self.label_distances)
-        rank = math.ceil((num_images + 1) * coverage)
-        return 1 - self.label_distances[rank - 1] if rank <= num_images else 0.0
+        rank = self._rank(coverage)
+        return 1 - self.label_distances[rank - 1] if rank <= len(self.label_distances) else 0.0
+
+    def expected_coverage(self, coverage: float, num_images: int) -> tuple[float, float]:
+        """Return between which shares of other `num_images` images, in EXPECTED of all splits of
+        such images, the sets for a rate of `coverage` have the true class.
+
+        Few validation images give another threshold in each split; of the rates that the thresholds
+        have, the mean is `coverage` and the distribution a beta distribution (Vovk 2012,
+        Conditional Validity of Inductive Conformal Predictors), so that of the images is
+        beta-binomial. A rate outside says that they are not like the validation images.
+        """
+        num_known, rank = len(self.label_distances), self._rank(coverage)
+        if rank > num_known:
+            return 1.0, 1.0
+        found = scipy.stats.betabinom(num_images, rank, num_known + 1 - rank)
+        low, high = found.interval(EXPECTED)
+        return float(low / num_images), float(high / num_images)
+
+    def _rank(self, coverage: float) -> int:
+        """Return which of the rising `label_distances` is the threshold, from 1 on."""
+        return math.ceil((len(self.label_distances) + 1) * coverage)
 
     def summarize(self, refused: float) -> dict[str, Any]:
         """Return what a reader of logits needs, for the files of an export."""

@@ -24,6 +24,9 @@ from trainers.serving.uploads import Pace, Refused, Upload, decode
 
 MAX_DECODING = 2
 """Images a replica decodes at once: a large one takes 150 MB."""
+CONCURRENT_BATCHES = 2
+"""Batches a replica computes at once: the cores have the next one while the first one's threads
+wait for each other, or for Python."""
 MAX_ONGOING = 64
 """Requests in a replica at once; Ray Serve holds as many again, and refuses more with 503."""
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -170,7 +173,7 @@ class Service:
 
         return uploads, list(await asyncio.gather(*map(view, uploads)))
 
-    @serve.batch
+    @serve.batch(max_concurrent_batches=CONCURRENT_BATCHES)
     async def _compute(self, images: list[np.ndarray]) -> list[np.ndarray]:
         """Return logits_K of each image; Ray Serve collects those of several requests."""
         self._batches.observe(len(images))

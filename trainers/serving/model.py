@@ -65,7 +65,7 @@ class Answerer:
 
     def __init__(self, exported: Exported, config: ServiceConfig) -> None:
         self.exported, self._config = exported, config
-        self._session = open_session(exported.onnx)
+        self._session = open_session(exported.onnx, shares_cores=True)
 
     def compute(self, images_BHWC: np.ndarray) -> np.ndarray:
         """Return logits_BK."""
