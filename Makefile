@@ -8,7 +8,7 @@ IS_USABLE = import ensurepip, sys; sys.exit("%d.%d" % sys.version_info[:2] not i
 PYTHON ?= $(shell for python in $(PYTHONS:%=python%) python3 python; do \
 	$$python -c '$(IS_USABLE)' 2> /dev/null && { command -v $$python; break; }; done)
 
-.PHONY: setup check-python demo test test-extended test-token fuzz check bench golden clean check-k8s crds chaos
+.PHONY: setup check-python demo test test-extended test-token fuzz check bench golden clean check-k8s crds chaos soak
 
 setup: $(READY)  ## Make .venv with everything pyproject.toml lists
 
@@ -74,6 +74,10 @@ check-k8s: $(READY)  ## Build and check every overlay of k8s/: schemas, CEL, rul
 
 chaos: $(READY)  ## Real runs under faults, into runs/chaos/chaos.md: CHAOS="--seed 1 --only worker"
 	$(BIN)/python -m tests.chaos $(CHAOS)
+
+SOAK ?= --minutes 120
+soak: $(READY)  ## A sweep and a training for two hours: does what they hold grow? Into runs/soak
+	$(BIN)/python -m tests.soak $(SOAK)
 
 bench: $(READY)  ## Compare with the usual tools, one run each, into bench.json
 	$(BIN)/python -m tests.bench.ingest

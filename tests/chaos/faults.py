@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from tests.chaos import (
     drivers,
+    heads,
     machines,
     nodes,
     partitions,
@@ -22,6 +23,7 @@ FAULTS: dict[str, Fault] = {
     **workers.FAULTS,
     **nodes.FAULTS,
     **partitions.FAULTS,
+    **heads.FAULTS,
     **machines.FAULTS,
     **drivers.FAULTS,
     **storages.FAULTS,

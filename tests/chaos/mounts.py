@@ -32,3 +32,19 @@ def _mount(*arguments: str) -> None:
 def _mounts(*arguments: str) -> bool:
     """A file system with a file open for writing is busy: try again."""
     return subprocess.run(["mount", *arguments], capture_output=True).returncode == 0
+
+
+@contextmanager
+def served(place: Path, behind: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """Show a folder at `place` by a file system in user space (Debian's bindfs); yields its
+    server."""
+    for folder in (place, behind):
+        folder.mkdir(parents=True, exist_ok=True)
+    server = subprocess.Popen(["bindfs", "-f", str(behind), str(place)])
+    try:
+        wait_until(place.is_mount, f"{place}", timeout_s=30)
+        yield server
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+        server.terminate()
+        server.wait()

@@ -6,6 +6,9 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+DISABLED, FORWARDING = "0", "3"
+"""States of a port of Linux' bridge."""
+
 
 class Network:
     """Hosts by number, from 1 on, each with an address of its own."""
@@ -50,6 +53,13 @@ class Network:
         identify = ["ip", "netns", "identify", str(process)]
         name = subprocess.run(identify, check=True, capture_output=True, text=True).stdout.strip()
         return int(name.removeprefix(f"{self._prefix}-"))
+
+    @contextmanager
+    def cut_off(self, host: int) -> Iterator[None]:
+        """Lose all that a host sends or is sent."""
+        self._set_port(host, "state", DISABLED)
+        yield
+        self._set_port(host, "state", FORWARDING)
 
     @contextmanager
     def parted(self, one: int, other: int) -> Iterator[None]:

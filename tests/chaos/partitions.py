@@ -13,6 +13,7 @@ from tests.chaos.checks import (
     count_lost,
     ensure,
     ensure_same,
+    wait_until,
 )
 from tests.chaos.networks import Network
 from tests.chaos.outcomes import Outcome
@@ -81,6 +82,32 @@ def part_two_nodes(arena: Arena, name: str) -> Outcome:
     )
 
 
+def cut_off_node(arena: Arena, name: str) -> Outcome:
+    """A node lives on without a network, until the run has gone on without it; then it is back."""
+    folder, straight = arena.new_run(name), arena.straight(shared=False)
+    step = arena.draw(name).randrange(STEPS_PER_EPOCH + 1, 2 * STEPS_PER_EPOCH)
+    plan = plan_of(folder, pause_s=1.0)
+    with spread_cluster(arena) as (network, cluster):
+        driver, workers = start_training(arena, folder / "run", plan, network, cluster, step)
+        lost, node = next(iter(workers.items()))
+        with network.cut_off(node):
+            began_s, known = time.monotonic(), len(steps_taken(plan.journal)) + 1
+            driver.wait_until(lambda: len(steps_taken(plan.journal)) > known, "another step")
+            cut_s = time.monotonic() - began_s
+        wait_until(lambda: not lives(lost), "the end of the worker that was cut off")
+        driver.succeed()
+    ensure_same(folder / "run", straight)
+    return Outcome(
+        fault=name,
+        injected=f"a node with a worker loses all it sends and is sent after step {step}, until "
+        f"the run goes on without it ({cut_s:.0f} s)",
+        survived=True,
+        lost=count_lost(folder / "journal", at_most=2 * INTERVAL),
+        seen="once it reached the head again, its worker ended",
+    )
+
+
 FAULTS = {
     "network between two nodes": part_two_nodes,
+    "network of a node": cut_off_node,
 }
