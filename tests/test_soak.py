@@ -1,6 +1,8 @@
 """The judgement of `make soak`; the soak itself takes minutes and is not run here."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -47,15 +49,34 @@ def test_growth_is_measured_in_the_time_that_is_judged() -> None:
     assert trend.median == pytest.approx(80, abs=2)
 
 
-def test_a_process_is_measured(tmp_path: Path) -> None:
-    process = Path("/proc/self")
-    before = measure(process)
-    kept = np.ones(20_000_000, np.uint8)
-    with (tmp_path / "open").open("w"):
-        after = measure(process)
+HOLDER = """
+import sys
+print("ready", flush=True)
+sys.stdin.readline()
+kept, file = b"x" * 20_000_000, open(sys.argv[1], "w")
+print("holds", flush=True)
+sys.stdin.readline()
+"""
 
-    assert after["MB"] - before["MB"] == pytest.approx(len(kept) / 1e6, abs=3)
-    assert after["handles"] == before["handles"] + 1 and after["threads"] >= 1
+
+def test_a_process_is_measured(tmp_path: Path) -> None:
+    """Another one: this process has threads that open files, and memory to reuse."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path / "open")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        assert holder.stdin is not None and holder.stdout is not None
+        assert holder.stdout.readline() == "ready\n"
+        before = measure(Path(f"/proc/{holder.pid}"))
+        print(file=holder.stdin, flush=True)
+        assert holder.stdout.readline() == "holds\n"
+        after = measure(Path(f"/proc/{holder.pid}"))
+        print(file=holder.stdin, flush=True)
+
+    assert after["MB"] - before["MB"] == pytest.approx(20, abs=3)
+    assert after["handles"] == before["handles"] + 1 and after["threads"] == 1
     assert find_role(os.getpid(), driver=os.getpid()) == "driver"
     (tmp_path / "below").mkdir()
     (tmp_path / "below" / "file").write_bytes(bytes(100_000))
