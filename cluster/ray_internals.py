@@ -4,7 +4,7 @@ import logging
 import os
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
@@ -206,20 +206,11 @@ def end_with_the_last_trial(controller: Any) -> None:
         controller._cleanup_trials = kill_or_clean_up
 
 
-def fill_rung(scheduler: Any, epoch: int, values: Mapping[str, float]) -> None:
-    """Add results by trial to the rung that ASHA has at an epoch, if it has one there."""
+def find_rung(scheduler: Any, epoch: int) -> dict[str, float]:
+    """Return what ASHA has recorded at one of its rungs, by trial: it decides nothing about those
+    that are there."""
     (bracket,) = scheduler._brackets
-    for milestone, recorded in bracket._rungs:
-        if milestone == epoch:
-            recorded.update(values)
-
-
-def forget_result(scheduler: Any, epoch: int, trial_id: str) -> None:
-    """Remove a trial from the rung at an epoch: ASHA decides nothing about those it has there."""
-    (bracket,) = scheduler._brackets
-    for milestone, recorded in bracket._rungs:
-        if milestone == epoch:
-            recorded.pop(trial_id, None)
+    return dict(bracket._rungs)[epoch]
 
 
 TRIAL_PREFIX_VAR = "_TEST_TUNE_TRIAL_UUID"

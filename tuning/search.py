@@ -16,12 +16,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from cluster.io import storage
 from cluster.io.uris import name_of
-from cluster.ray_internals import (
-    end_with_the_last_trial,
-    fill_rung,
-    forget_result,
-    replace_restored,
-)
+from cluster.ray_internals import end_with_the_last_trial, find_rung, replace_restored
 from trainers import metrics
 from trainers.run.rows import epoch_rows
 from tuning.config import DEFAULT_TRIALS, TuningConfig
@@ -162,11 +157,11 @@ class SweepASHA(ASHAScheduler):
         epoch."""
         for trial_id in storage.list_names(storage.join(self._config.out, "trials")):
             rows = epoch_rows(run_folder(self._config, trial_id))
-            for row in rows:
-                epoch = row[metrics.EPOCH]
-                fill_rung(self, epoch, {trial_id: row[metrics.VAL_TOP1]})
-                if epoch < rows[-1][metrics.EPOCH]:
-                    self._decided.add((trial_id, epoch))
+            top1s = {row[metrics.EPOCH]: row[metrics.VAL_TOP1] for row in rows}
+            for rung in top1s.keys() & set(self._config.rungs):
+                find_rung(self, rung)[trial_id] = top1s[rung]
+                if rung < max(top1s):
+                    self._decided.add((trial_id, rung))
 
     def on_trial_result(
         self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]
@@ -174,10 +169,11 @@ class SweepASHA(ASHAScheduler):
         epoch = result.get(metrics.EPOCH, 0)
         if epoch in self._config.rungs and (trial.trial_id, epoch) not in self._decided:
             self._decided.add((trial.trial_id, epoch))
+            rung = find_rung(self, epoch)
             if self._rounds is not None:
                 top1s: Any = ray.get(self._rounds.top1s.remote(epoch))
-                fill_rung(self, epoch, {name_of(out): top1s[out] for out in top1s})
-            forget_result(self, epoch, trial.trial_id)
+                rung.update({name_of(out): top1s[out] for out in top1s})
+            rung.pop(trial.trial_id, None)
         return super().on_trial_result(tune_controller, trial, result)
 
 

@@ -15,7 +15,7 @@ from unittest.mock import patch
 import ray
 from ray.cluster_utils import Cluster
 
-from tests.chaos.checks import INTERVAL
+from tests.chaos.checks import INTERVAL, STEPS_PER_EPOCH
 from tests.chaos.processes import Driver, find_free_port
 from tests.chaos.sabotage import Plan, plan_of, sabotaged_loop
 from tests.conftest import ROOT
@@ -101,6 +101,10 @@ class Arena:
     def draw(self, fault: str) -> random.Random:
         """The dice of one fault: its own, so that `--only` throws what a whole run throws."""
         return random.Random(f"{self.seed}/{fault}")
+
+    def draw_step(self, fault: str) -> int:
+        """Steps taken before a fault in the middle of the second epoch."""
+        return self.draw(fault).randrange(STEPS_PER_EPOCH + 1, 2 * STEPS_PER_EPOCH)
 
     def new_run(self, fault: str) -> Path:
         """A folder of a fault's own, with its run in `run` and its journal in `journal`."""

@@ -27,7 +27,7 @@ BUDGET = 2
 def end_driver(arena: Arena, name: str, by: signal.Signals) -> Outcome:
     """End a driver in mid-epoch, and give the same command again."""
     folder = arena.new_run(name)
-    step = arena.draw(name).randrange(STEPS_PER_EPOCH + 1, 2 * STEPS_PER_EPOCH)
+    step = arena.draw_step(name)
     plan = plan_of(folder, pause_s=0.3)
     run = folder / "run"
     command = [*arena.command(run), "--wandb", "offline"]
@@ -62,7 +62,7 @@ def terminate_driver(arena: Arena, name: str) -> Outcome:
 def start_twice(arena: Arena, name: str) -> Outcome:
     """Give a command that runs a second time; then kill the first driver, and give it again."""
     folder = arena.new_run(name)
-    step = arena.draw(name).randrange(STEPS_PER_EPOCH + 1, 2 * STEPS_PER_EPOCH)
+    step = arena.draw_step(name)
     plan = plan_of(folder, pause_s=1.0)
     command = arena.command(folder / "run")
     first = arena.start(command, plan, log=folder / "first.log")
@@ -82,7 +82,7 @@ def start_twice(arena: Arena, name: str) -> Outcome:
 def spend_budget(arena: Arena, name: str, num_failures: int) -> Outcome:
     """Kill workers at one step again and again, with a budget of `BUDGET` failures."""
     folder = arena.new_run(name)
-    step = arena.draw(name).randrange(STEPS_PER_EPOCH + 1, 2 * STEPS_PER_EPOCH)
+    step = arena.draw_step(name)
     plan = plan_of(folder, act="kill", step=step, times=num_failures, rank=1)
     command = arena.command(folder / "run", "--max-failures", str(BUDGET))
     driver = arena.start(command, plan, log=folder / "first.log")
@@ -114,7 +114,7 @@ def exceed_budget(arena: Arena, name: str) -> Outcome:
 def kill_wandb(arena: Arena, name: str) -> Outcome:
     """Kill wandb-core, which the driver has started, as the kernel does where memory is short."""
     folder, straight = arena.new_run(name), arena.straight(shared=False)
-    step = arena.draw(name).randrange(STEPS_PER_EPOCH + 1, 2 * STEPS_PER_EPOCH)
+    step = arena.draw_step(name)
     plan, run = plan_of(folder, pause_s=0.3), folder / "run"
     command = [*arena.command(run), "--wandb", "offline"]
     driver = arena.start(command, plan, log=folder / "log", shared=False)

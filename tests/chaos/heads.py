@@ -13,7 +13,6 @@ from tests.chaos import sweeps
 from tests.chaos.arena import Arena
 from tests.chaos.checks import (
     NUM_STEPS,
-    STEPS_PER_EPOCH,
     count_lost,
     ensure,
     ensure_same,
@@ -74,7 +73,7 @@ def restart_gcs(cluster: TokenCluster) -> None:
 
 def restart_under_training(arena: Arena, name: str) -> Outcome:
     folder, straight = arena.new_run(name), arena.straight(shared=False)
-    step = arena.draw(name).randrange(STEPS_PER_EPOCH + 1, 2 * STEPS_PER_EPOCH)
+    step = arena.draw_step(name)
     plan = plan_of(folder, pause_s=2.0)
     command = arena.command(folder / "run", "--max-failures", "0")
     with redis(folder) as variables, arena.cluster(**variables) as cluster:

@@ -53,7 +53,7 @@ sys.stdin.read()
 def set_clock(arena: Arena, name: str) -> Outcome:
     """One of two nodes is an hour ahead; the driver, which is on the other, ends and resumes."""
     folder, straight = arena.new_run(name), arena.straight(shared=False)
-    step = arena.draw(name).randrange(STEPS_PER_EPOCH + 1, 2 * STEPS_PER_EPOCH)
+    step = arena.draw_step(name)
     plan, command = plan_of(folder, pause_s=0.3), arena.command(folder / "run")
     with wrong_clock() as variables, arena.cluster(num_cpus=1) as cluster:
         cluster.add_node(variables=variables)
@@ -93,7 +93,7 @@ def is_ahead(pid: int) -> bool:
 def run_out_of_memory(arena: Arena, name: str) -> Outcome:
     """Another process takes the memory, until Ray has killed a worker of the training."""
     folder, straight = arena.new_run(name), arena.straight(shared=False)
-    step = arena.draw(name).randrange(STEPS_PER_EPOCH + 1, 2 * STEPS_PER_EPOCH)
+    step = arena.draw_step(name)
     plan, command = plan_of(folder, pause_s=2.0), arena.command(folder / "run")
     threshold = find_memory_share() + 2 * HEADROOM
     variables = {"RAY_memory_usage_threshold": f"{threshold:.3f}"}

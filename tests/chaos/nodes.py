@@ -48,7 +48,7 @@ def find_node_to_remove(arena: Arena) -> Any:
 
 def kill_raylet(arena: Arena, name: str) -> Outcome:
     folder = arena.new_run(name)
-    step = arena.draw(name).randrange(STEPS_PER_EPOCH + 1, 2 * STEPS_PER_EPOCH)
+    step = arena.draw_step(name)
     plan = plan_of(folder, pause_s=0.3)
 
     def kill() -> None:
@@ -144,7 +144,7 @@ def shrink_and_grow(arena: Arena, name: str) -> Outcome:
 
 def lose_cluster(arena: Arena, name: str) -> Outcome:
     folder = arena.new_run(name)
-    step = arena.draw(name).randrange(STEPS_PER_EPOCH + 1, 2 * STEPS_PER_EPOCH)
+    step = arena.draw_step(name)
     plan = plan_of(folder, pause_s=0.3)
     command = arena.command(folder / "run")
     first = arena.start(command, plan, log=folder / "first.log", shared=False)

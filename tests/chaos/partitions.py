@@ -9,7 +9,6 @@ from tests.chaos.arena import Arena
 from tests.chaos.checks import (
     INTERVAL,
     NUM_STEPS,
-    STEPS_PER_EPOCH,
     count_lost,
     ensure,
     ensure_same,
@@ -62,7 +61,7 @@ def start_training(
 def part_two_nodes(arena: Arena, name: str) -> Outcome:
     """Neither of the two workers reaches the other; GCS and driver reach both."""
     folder, straight = arena.new_run(name), arena.straight(shared=False)
-    step = arena.draw(name).randrange(STEPS_PER_EPOCH + 1, 2 * STEPS_PER_EPOCH)
+    step = arena.draw_step(name)
     plan = plan_of(folder, pause_s=0.3)
     with spread_cluster(arena) as (network, cluster):
         driver, workers = start_training(arena, folder / "run", plan, network, cluster, step)
@@ -85,7 +84,7 @@ def part_two_nodes(arena: Arena, name: str) -> Outcome:
 def cut_off_node(arena: Arena, name: str) -> Outcome:
     """A node lives on without a network, until the run has gone on without it; then it is back."""
     folder, straight = arena.new_run(name), arena.straight(shared=False)
-    step = arena.draw(name).randrange(STEPS_PER_EPOCH + 1, 2 * STEPS_PER_EPOCH)
+    step = arena.draw_step(name)
     plan = plan_of(folder, pause_s=1.0)
     with spread_cluster(arena) as (network, cluster):
         driver, workers = start_training(arena, folder / "run", plan, network, cluster, step)

@@ -132,8 +132,9 @@ class Forecast:
 
         sizes = {name: split.num_images for name, split in manifest.splits.items()}
         alone, together = simulate_epochs(config), simulate_epochs(config, together=True)
-        trials_s, stacked = 0.0, self._find_stacked(config)
-        shared = {(prefix.network, prefix.depth): prefix for prefix in plan.shared}
+        trials_s = 0.0
+        shared = {(prefix.network, prefix.depth) for prefix in plan.shared}
+        stacked = shared & find_stackable(config)
         for key, number in count_networks(config).items():
             train_s, eval_s = rates.train_s[key], rates.eval_s[key]
             if key not in shared:
@@ -162,15 +163,6 @@ class Forecast:
             price_per_hour=config.budget.price_per_hour,
         )
 
-    def _find_stacked(self, config: TuningConfig) -> set[Key]:
-        """Return the networks whose heads train together."""
-        if config.search == "optuna":
-            return set()
-        shared = {(prefix.network, prefix.depth) for prefix in self.plan.shared}
-        trainings = [training_of(config.base, point) for point in models(config.space)]
-        heads = (each for each in trainings if is_head_only(each.model) and can_stack(each))
-        return shared & {prefix_key(head) for head in heads}
-
     def _estimate_combining(self, config: TuningConfig, read_s: float) -> float:
         """Return the seconds of the networks that `combine` tries, in one process: all on the
         validation images, those of mixed weights on images of BatchNorm statistics as well."""
@@ -193,6 +185,15 @@ class Forecast:
             network_s, frozen_s = network_s + frozen_s, 0.0
         num_images = (num_members + num_mixed) * num_val + num_mixed * num_statistics
         return num_images * network_s + (num_val + num_statistics) * (read_s + frozen_s)
+
+
+def find_stackable(config: TuningConfig) -> set[Key]:
+    """Return the networks whose heads train together where they have features."""
+    if config.search == "optuna":
+        return set()
+    trainings = [training_of(config.base, point) for point in models(config.space)]
+    heads = (each for each in trainings if is_head_only(each.model) and can_stack(each))
+    return {prefix_key(head) for head in heads}
 
 
 def simulate_epochs(config: TuningConfig, *, together: bool = False) -> float:

@@ -49,6 +49,8 @@ class PlannedHead:
     config: FinetuneConfig
     key: str
     """Trials of one key can train together."""
+    variant: str
+    """Of trials that differ in clipnorm alone."""
     progress: HeadProgress = field(default_factory=lambda: HeadProgress(0, {}, 0.0, False))
     waits: bool = False
     """Its trial waits for its next epoch."""
@@ -69,8 +71,9 @@ class HeadRounds:
     def add(self, config: FinetuneConfig, key: str) -> PlannedHead:
         """Plan a trial, in the order of the trials."""
         if config.out not in self._heads:
-            self._heads[config.out] = PlannedHead(config=config, key=key)
-            self._variants.setdefault(_variant(config), []).append(config.out)
+            head = PlannedHead(config=config, key=key, variant=_variant(config))
+            self._heads[config.out] = head
+            self._variants.setdefault(head.variant, []).append(config.out)
         return self._heads[config.out]
 
     def note(self, progress: dict[str, HeadProgress]) -> None:
@@ -144,7 +147,7 @@ class HeadRounds:
     def _may_be_copied(self, head: PlannedHead) -> bool:
         """Whether another trial, of a looser clipnorm, may turn out to be the same training."""
         out, clipnorm = head.config.out, head.config.optim.clipnorm
-        variants = self._variants[_variant(head.config)]
+        variants = self._variants[head.variant]
         before = [self._heads[name] for name in variants[: variants.index(out)]]
         return clipnorm is not None and any(
             other.progress.epoch == 0 or other.progress.peak_norm <= clipnorm for other in before
