@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
-from cluster.io import storage
+from cluster.io import filesystems, storage
 from datasets.augment import augment
 from datasets.config import POLICIES, IngestConfig
 from datasets.decode import decode
@@ -77,7 +77,7 @@ def _pick_images(
     for shard in manifest.split("train").shards:
         if not wanted:
             break
-        file_system, path = storage.resolve(storage.join(uri, shard.path))
+        file_system, path = filesystems.resolve(storage.join(uri, shard.path))
         with file_system.open_input_file(path) as stream:
             file = pq.ParquetFile(stream)
             for group in range(file.num_row_groups):

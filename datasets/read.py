@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 from ray.data.extensions import ArrowTensorArray
 
-from cluster.io import storage
+from cluster.io import filesystems
 from cluster.io.retry import doubling, retry
 from cluster.memory_allocator import keep_memory
 from datasets.augment import augment, view
@@ -196,7 +196,7 @@ def read_group(uri: str, index: int, columns: list[str]) -> pa.Table:
 
 
 def _read_group(uri: str, index: int, columns: list[str]) -> pa.Table:
-    filesystem, path = storage.resolve(uri)
+    filesystem, path = filesystems.resolve(uri)
     is_local = isinstance(filesystem, fs.LocalFileSystem)
     with filesystem.open_input_file(path) as file:
         known = footer_of(uri)
@@ -223,7 +223,7 @@ def _may_pass(error: Exception) -> bool:
 
 def read_metadata(uri: str) -> pq.FileMetaData:
     """Read a file's footer."""
-    filesystem, path = storage.resolve(uri)
+    filesystem, path = filesystems.resolve(uri)
     with filesystem.open_input_file(path) as file:
         return pq.read_metadata(file)
 

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
-from cluster.io import storage
+from cluster.io import filesystems, storage
 from cluster.io.errors import UserError, require
 from cluster.io.fields import build
 from cluster.io.records import damaged, parse_json
@@ -302,7 +302,7 @@ def _refuse_links_out(uri: str, manifest: Manifest) -> None:
     Raises:
         UserError: naming the link.
     """
-    filesystem, root = storage.resolve(uri)
+    filesystem, root = filesystems.resolve(uri)
     if not isinstance(filesystem, fs.LocalFileSystem):
         return
     files = [os.path.join(root, s.path) for split in manifest.splits.values() for s in split.shards]

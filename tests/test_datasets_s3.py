@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
-from cluster.io import storage
+from cluster.io import filesystems, storage
 from datasets.__main__ import main as run_datasets
 from datasets.config import PrepareConfig
 from datasets.prepare.prepare import prepare
@@ -78,12 +78,12 @@ def bucket(port: int) -> Iterator[Any]:
             patch.delenv(name)
         for name, value in environment(port).items():
             patch.setenv(name, value)
-        storage._open_bucket.cache_clear()
+        filesystems._open_bucket.cache_clear()
         s3: Any = boto3.resource("s3")
         bucket = s3.Bucket("thaw")
         bucket.create(CreateBucketConfiguration={"LocationConstraint": "eu-central-1"})
         yield bucket
-    storage._open_bucket.cache_clear()
+    filesystems._open_bucket.cache_clear()
 
 
 def keys(bucket: Any, prefix: str) -> set[str]:
@@ -147,7 +147,7 @@ def test_a_large_object_arrives_whole() -> None:
 def test_a_writer_killed_in_an_upload_leaves_the_old_object(bucket: Any) -> None:
     storage.write_bytes("s3://thaw/kill/it", b"old")
     code = (
-        "from cluster.io import storage\n"
+        "from cluster.io import filesystems, storage\n"
         f"storage.write_bytes('s3://thaw/kill/it', bytes({4 * LARGE}))"
     )
     writer = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
@@ -175,7 +175,7 @@ def test_an_interrupt_in_a_write_makes_no_part_of_an_object(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """pyarrow would make an empty object of a stream that Ctrl-C closes before its first byte."""
-    filesystem, path = storage.resolve("s3://thaw/interrupt")
+    filesystem, path = filesystems.resolve("s3://thaw/interrupt")
 
     def open_and_interrupt(*arguments: Any, **options: Any) -> Any:
         stream = filesystem.open_output_stream(*arguments, **options)
@@ -203,9 +203,9 @@ def proxy(port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """What stands between this process and the server, and can answer 503 in its place."""
     with Proxy(port, seed=0) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", environment(proxy.port)["AWS_ENDPOINT_URL"])
-        storage._open_bucket.cache_clear()
+        filesystems._open_bucket.cache_clear()
         yield proxy
-    storage._open_bucket.cache_clear()
+    filesystems._open_bucket.cache_clear()
 
 
 def test_a_server_that_is_too_busy_for_a_moment_is_asked_again(proxy: Proxy) -> None:
@@ -442,6 +442,6 @@ def test_no_secret_is_left_anywhere(journey: str, bucket: Any) -> None:
 
 
 def test_the_connection_is_kept() -> None:
-    first, _ = storage.resolve("s3://thaw/a")
+    first, _ = filesystems.resolve("s3://thaw/a")
 
-    assert isinstance(first, fs.S3FileSystem) and storage.resolve("s3://thaw/b")[0] is first
+    assert isinstance(first, fs.S3FileSystem) and filesystems.resolve("s3://thaw/b")[0] is first

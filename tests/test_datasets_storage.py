@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 
-from cluster.io import storage
+from cluster.io import filesystems, storage
 from tests.conftest import ROOT
 
 
@@ -28,7 +28,7 @@ from tests.conftest import ROOT
 def test_a_uri_leads_to_its_file_system_and_names_are_literal(
     uri: str, filesystem: type, path: str
 ) -> None:
-    found, found_path = storage.resolve(uri)
+    found, found_path = filesystems.resolve(uri)
 
     assert isinstance(found, filesystem) and found_path == path
 
@@ -37,7 +37,7 @@ def test_a_uri_leads_to_its_file_system_and_names_are_literal(
 def test_google_is_asked_anonymously_only_on_request_and_never_for_minutes(
     bucket: str, anonymous: bool
 ) -> None:
-    filesystem, _ = storage.resolve(f"gs://{bucket}/train")
+    filesystem, _ = filesystems.resolve(f"gs://{bucket}/train")
     (options,) = filesystem.__reduce__()[1]  # what a copy in a Ray task is made of
 
     assert options["anonymous"] is anonymous
@@ -47,7 +47,7 @@ def test_google_is_asked_anonymously_only_on_request_and_never_for_minutes(
 def test_hugging_face_is_read_by_its_own_package() -> None:
     from huggingface_hub import HfFileSystem
 
-    filesystem, _ = storage.resolve("hf://datasets/owner/cars")
+    filesystem, _ = filesystems.resolve("hf://datasets/owner/cars")
 
     assert isinstance(filesystem, fs.PyFileSystem)
     assert isinstance(filesystem.handler, fs.FSSpecHandler)
@@ -57,7 +57,7 @@ def test_hugging_face_is_read_by_its_own_package() -> None:
 def test_a_missing_package_is_named_with_the_command_that_brings_it() -> None:
     code = (
         "import sys; sys.modules['huggingface_hub'] = None\n"
-        "from cluster.io import storage; storage.resolve('hf://datasets/owner/cars')"
+        "from cluster.io import filesystems, storage; filesystems.resolve('hf://datasets/owner/cars')"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
 
@@ -72,7 +72,7 @@ def test_a_missing_package_is_named_with_the_command_that_brings_it() -> None:
 )
 def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
     with pytest.raises(ValueError, match="holds credentials") as refused:
-        storage.resolve(uri)
+        filesystems.resolve(uri)
 
     assert "hu" not in str(refused.value)
 
@@ -86,7 +86,7 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
 )
 def test_a_uri_that_leads_nowhere_is_named(uri: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        storage.resolve(uri)
+        filesystems.resolve(uri)
 
 
 def test_a_local_folder_is_written_listed_and_deleted(tmp_path: Path) -> None:
@@ -189,5 +189,5 @@ def test_a_hub_out_of_reach_is_one_sentence() -> None:
     """The errors of Hugging Face's client are no OSErrors."""
     errors = pytest.importorskip("httpx2")
     said = r"URI 'hf://x/y' is out of reach \(no name\); .*HF_TOKEN"
-    with pytest.raises(ValueError, match=said), storage.explaining("hf://x/y"):
+    with pytest.raises(ValueError, match=said), filesystems.explaining("hf://x/y"):
         raise errors.ConnectError("no name")

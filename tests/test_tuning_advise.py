@@ -19,7 +19,7 @@ from tests.test_datasets_folds import part
 from trainers.config import FinetuneConfig, ModelConfig
 from trainers.inference import passes
 from trainers.networks.backbones import build, find
-from tuning import run
+from tuning import ending
 from tuning.__main__ import parse
 from tuning.advice import race as race_module
 from tuning.advice.advice import Advice, advice_uri, read_advice, score_advice
@@ -363,7 +363,7 @@ def test_a_sweep_ends_with_the_score(
         promoted=None,
         manifest=None,
     )
-    run._print_answer(record)
+    ending.print_answer(record)
     assert "Advice:       recommended freeze depth 2; no trial" in capsys.readouterr().out
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from trainers.recipes import finetune
 from tuning.budget.config import BudgetConfig, parse_duration_s
 from tuning.budget.deadline import BudgetClock
 from tuning.commands import parse_sweep
@@ -55,6 +56,22 @@ def test_the_command_line() -> None:
     assert isinstance(sweep, TuningConfig)
     assert sweep.budget == BudgetConfig(time="45m", cost=20, price_per_hour=3.5)
     assert TuningConfig.from_dict(sweep.to_dict()) == sweep
+
+
+def test_half_of_a_budget_is_for_the_promotion() -> None:
+    options = ["--data", "cars", "--budget", "1h"]
+    alone, promoted = (parse_sweep("finetune", options + more, "") for more in ([], ["--promote"]))
+    assert isinstance(alone, TuningConfig) and isinstance(promoted, TuningConfig)
+    assert (alone.sweep_s(0), promoted.sweep_s(0)) == (3600, 1800)
+    assert replace(promoted, budget=BudgetConfig()).sweep_s(0) is None
+
+
+def test_the_budget_may_shorten_trials_whose_epochs_are_not_given() -> None:
+    options = ["--data", "cars", "--budget", "1h"]
+    free, given = (parse_sweep("finetune", options + more, "") for more in ([], ["--epochs", "4"]))
+    assert isinstance(free, TuningConfig) and isinstance(given, TuningConfig)
+    assert free.full_epochs == free.base.epochs == finetune().epochs
+    assert (given.full_epochs, given.base.epochs) == (None, 4)
 
 
 def test_sessions_add_up(tmp_path: Path) -> None:

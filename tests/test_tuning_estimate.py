@@ -8,9 +8,16 @@ import pytest
 from cluster.runtime import Resources
 from datasets.shards import read_manifest
 from tests.test_tuning_prefixes import sweep_of
+from trainers.config import ScheduleConfig
 from tuning.budget import rates as module
 from tuning.budget.config import BudgetConfig
-from tuning.budget.estimate import Forecast, plans_trials, simulate_epochs
+from tuning.budget.estimate import (
+    Forecast,
+    as_planned,
+    plans_trials,
+    simulate_epochs,
+    with_epochs,
+)
 from tuning.budget.rates import Rates
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.sharing.plan import Key, PrefixPlan, SharingPlan, prefix_key
@@ -116,6 +123,36 @@ def test_a_budget_decides_how_many_trials_are_drawn(config: TuningConfig) -> Non
     assert found.fit_trials(drawn, 1.0) == 1
     two_s = found.estimate(replace(drawn, trials=2)).seconds
     assert found.fit_trials(drawn, two_s + 0.01) == 2
+
+
+def test_trials_are_shorter_where_a_budget_has_no_time_for_each_freeze_depth(
+    config: TuningConfig,
+) -> None:
+    drawn = replace(
+        config,
+        base=replace(config.base, epochs=12, schedule=ScheduleConfig(warmup_epochs=5.0)),
+        search="random",
+        budget=BudgetConfig(time="1m"),
+        full_epochs=12,
+    )
+    found = forecast(drawn)
+    whole_s, short_s = (
+        found.estimate(with_epochs(replace(drawn, trials=2), epochs)).seconds for epochs in (12, 6)
+    )
+    assert found.fit(drawn, whole_s + 0.01) == replace(drawn, trials=2), "the head, and everything"
+    planned = found.fit(drawn, short_s + 0.01)
+    assert (planned.trials, planned.base.epochs, planned.base.schedule.warmup_epochs) == (2, 6, 3.0)
+    assert "epochs: 6 in place of 12" in found.describe(planned, budget_s=short_s)[1]
+    least = found.fit(drawn, 0.1)
+    assert (least.trials, least.base.epochs) == (1, 3)
+    as_given = found.fit(replace(drawn, full_epochs=None), short_s)
+    assert (as_given.trials, as_given.base.epochs) == (1, 12)
+
+    assert as_planned(drawn, planned) == planned, "of a sweep that is resumed"
+    given = replace(drawn, full_epochs=None)
+    assert as_planned(given, planned) == replace(given, trials=2)
+    with pytest.raises(ValueError, match="full_epochs is 3: use 12 or more"):
+        replace(drawn, full_epochs=3)
 
 
 def test_early_trials_of_asha_go_further(config: TuningConfig) -> None:

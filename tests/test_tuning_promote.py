@@ -16,23 +16,27 @@ from cluster.io.errors import UserError
 from cluster.runtime import Resources
 from datasets.config import IngestConfig
 from datasets.shards import Manifest, read_manifest, write_manifest
+from tests.support.calibration import CALIBRATION
 from tests.support.small import small_training
 from tests.support.training import train_here
 from trainers.config import FinetuneConfig, LossConfig, ModelConfig, OptimConfig, TrackConfig
-from trainers.evaluation import evaluate
+from trainers.evaluation import calibrate, evaluate
 from trainers.run import checkpoint
+from trainers.run.calibration import write_calibration
 from trainers.run.folder import load_best_model, read_result
 from trainers.run.predictions import read_predictions
 from trainers.run.rows import read_rows
 from trainers.tracking.mirror import RunMirror
 from tuning.budget.rates import TrainingSeconds
-from tuning.config import PromoteConfig, TuningConfig
+from tuning.config import TuningConfig
 from tuning.leaderboard import LEARNS, LEARNS_NOT, TrialResult, write_leaderboard
 from tuning.promotion import length, seeds, trainings
+from tuning.promotion.config import PromoteConfig
 from tuning.promotion.length import fit_epochs
 from tuning.promotion.promote import run_promote
 from tuning.promotion.resolution import Resolution, choose_size, count_last
-from tuning.promotion.trainings import plan_trainings
+from tuning.promotion.trainings import count_longest, plan_trainings
+from tuning.record import promotion_uri
 from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
 from tuning.winner import evaluate_once
 
@@ -109,6 +113,7 @@ def test_the_winner_is_trained_on_train_and_val_with_each_seed_and_tested_once(
     write_sweep(sweep, won)
     train_here(won)
     before = evaluate_once(won.out)
+    write_calibration(won.out, checkpoint.load_best(won.out)[0].global_step, CALIBRATION)
     config = PromoteConfig(sweep=str(sweep), seeds=2, epochs=2, num_workers=0, wandb="off")
     capfd.readouterr()
     summary = run_promote(config)
@@ -126,7 +131,10 @@ def test_the_winner_is_trained_on_train_and_val_with_each_seed_and_tested_once(
         assert not any(name.startswith("val/") for row in rows for name in row)
         result = json.loads(Path(run, "result.json").read_text())
         assert (result["best_epoch"], result["val/top1"]) == (2, None)
-        assert json.loads(Path(run, "evaluation_test.json").read_text())["epoch"] == 2
+        test = json.loads(Path(run, "evaluation_test.json").read_text())
+        assert test["epoch"] == 2
+        # Its validation images trained: the winner's calibration is used, which left them out.
+        assert (test["calibration"]["origin"], test["calibration"]["temperature"]) == (won.out, 2.0)
     assert losses[0] != losses[1]
     weights = safetensors.torch.load_file(summary["weights"])
     last = safetensors.torch.load_file(f"{runs[0]}/checkpoints/step-00000008/model.safetensors")
@@ -237,6 +245,8 @@ def test_what_a_promotion_trains_is_planned_from_seconds(
         config=training, memory=None, result=None))  # fmt: skip
     monkeypatch.setattr(seeds, "train", lambda run: planned.append(run.config))
     monkeypatch.setattr(seeds, "evaluate_once", lambda run: None)
+    lent = list[tuple[str, str]]()
+    monkeypatch.setattr(calibrate, "lend_calibration", lambda *runs: lent.append(runs))
     for module in (seeds, length):
         monkeypatch.setattr(module, "read_result", lambda run: result)
     config = PromoteConfig(sweep=str(tmp_path / "sweep"), budget=budget, num_workers=0)
@@ -251,6 +261,7 @@ def test_what_a_promotion_trains_is_planned_from_seconds(
     promotion._train(promotion._plan(found), None)
     assert [Path(each.out).name for each in planned] == trained
     assert {each.train_on for each in planned if "seed" in each.out} == {"train+val"}
+    assert lent == [(base.out, each.out) for each in planned if "seed" in each.out]
     if "length" in trained:
         first = planned[0]
         assert (first.train_on, first.epochs, first.schedule.early_stopping_epochs) == (
@@ -261,6 +272,17 @@ def test_what_a_promotion_trains_is_planned_from_seconds(
         assert promotion.notes[0].startswith(
             "Epochs:   2 of each seed: val/top1 was best then, 0.9"
         )
+
+
+def test_trials_that_a_budget_shortened_do_not_shorten_the_seeds(
+    easy_data: str, tmp_path: Path
+) -> None:
+    won = trial(easy_data, tmp_path)
+    assert count_longest(won, str(tmp_path)) == 3
+    write_sweep(tmp_path, won)
+    facts = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(facts | {"full_epochs": 4}))
+    assert count_longest(won, str(tmp_path)) == 12
 
 
 def test_larger_images_follow_where_the_network_takes_them(easy_data: str, tmp_path: Path) -> None:
@@ -350,6 +372,21 @@ def test_each_fold_is_validated_by_a_training_on_the_others(
     printed = capfd.readouterr().out
     assert "on 65 images of train and val, each validated once" in printed
     assert "Promote:" not in printed  # without a test split it would be refused
+
+
+def test_another_winner_is_promoted_beside_the_first(easy_data: str, tmp_path: Path) -> None:
+    """As of a sweep that was resumed with a larger budget."""
+    won = trial(easy_data, tmp_path)
+    write_sweep(tmp_path, won)
+    winner, before = standing(won.out), replace(standing(won.out), trial_id="b")
+    first = tmp_path / "promoted"
+    assert promotion_uri(str(tmp_path), winner) == str(first)
+    first.mkdir()
+    (first / "winner.json").write_text(json.dumps(before.to_dict()))
+    assert promotion_uri(str(tmp_path), before) == str(first)
+    assert promotion_uri(str(tmp_path), winner) == str(tmp_path / "promoted-a")
+    with pytest.raises(UserError, match=r"trial b was promoted there, and a won: use another --ou"):
+        run_promote(PromoteConfig(sweep=str(tmp_path), out=str(first)))
 
 
 def test_what_cannot_be_promoted_is_named(easy_data: str, tmp_path: Path) -> None:

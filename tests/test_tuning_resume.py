@@ -18,7 +18,7 @@ from trainers.networks import backbones
 from trainers.run.rows import epoch_rows, read_rows
 from tuning import run, sweep_plan
 from tuning.__main__ import parse
-from tuning.progress import SweepProgress
+from tuning.progress.progress import SweepProgress
 from tuning.run import tune_sweep
 from tuning.space import AXES, FREEZE_DEPTH, point_of
 

@@ -23,8 +23,8 @@ from tests.support.sweeps import (
 from trainers.networks import backbones
 from trainers.run import checkpoint
 from trainers.run.checkpoint import TrainingProgress
-from tuning import progress
 from tuning.leaderboard import read_leaderboard
+from tuning.progress import progress
 from tuning.record import SweepRecord
 from tuning.review import review
 from tuning.review.charts import pareto_front

@@ -25,9 +25,12 @@ from tests.conftest import ROOT
 from tests.support.stopped_trials import stop_trials
 from trainers.config import ComputeConfig, FinetuneConfig, ModelConfig, TrackConfig
 from trainers.networks import backbones
-from tuning import progress, run
-from tuning.budget.config import BudgetConfig
+from tuning import run
+from tuning.budget.config import BudgetConfig, parse_duration_s
 from tuning.config import SpaceConfig, TuningConfig
+from tuning.progress import progress
+from tuning.promotion import promote
+from tuning.promotion.config import PromoteConfig
 from tuning.run import tune_sweep
 from tuning.space import FREEZE_DEPTH, INIT, LEARNING_RATE, point_of
 from tuning.trial import config_of
@@ -167,6 +170,17 @@ def test_sweep_prunes_ranks_and_is_reused(
     assert tune_sweep(sweep) == answer
     assert "finished: reusing it" in capfd.readouterr().out
     assert starts(sweep) == before
+
+    promotions: list[PromoteConfig] = []
+    monkeypatch.setattr(promote, "run_promote", lambda config: promotions.append(config) or {})
+    with_promotion = replace(sweep, promote=True, budget=BudgetConfig(time="1h"))
+    assert tune_sweep(with_promotion)["promoted"] == {}
+    assert tune_sweep(replace(sweep, promote=True))["promoted"] == {}
+    assert "Promote:" not in capfd.readouterr().out, "that is done"
+    limited, unlimited = promotions
+    assert limited.budget is not None and unlimited.budget is None
+    assert 3000 < parse_duration_s("budget", limited.budget) < 3600, "what the trials left"
+    assert unlimited.sweep == sweep.out and unlimited.num_workers == 6
 
     path = Path(sweep.out, "config.json")
     older = json.loads(path.read_text())

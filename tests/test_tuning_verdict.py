@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.support.sweeps import write_sweep
-from tuning import run
+from tuning import ending
 from tuning.record import SweepRecord
 from tuning.review.page import render_page
 from tuning.verdict import judge
@@ -71,7 +71,7 @@ def test_terminal_page_and_wandb_give_the_same_answer(
     record = SweepRecord.read(write_sweep(tmp_path / "sweep", **options))
     answer = judge(record).text
     tracked: Any = FakeRun()
-    run._print_answer(record)
+    ending.print_answer(record)
     content = render_page(record)
     assert record.manifest is not None
     wandb_sweep.log_sweep(tracked, record.manifest, record, content)

@@ -19,7 +19,7 @@ OTHERS = {
     ),
     "promote": Verb(
         "train a sweep's winner long, on validation images too, with several seeds, and test it",
-        "tuning.config:PromoteConfig",
+        "tuning.promotion.config:PromoteConfig",
         "tuning.promotion.promote:run_promote",
         address="address",
         imports=READERS,
@@ -52,6 +52,7 @@ field that --axis names:
   python -m tuning --data runs/cars --freeze-depths all 0.75 layer2 --learning-rates 1e-3 3e-4
   python -m tuning --data runs/cars --backbone mobilenet_v2 --inits file he --weights FILE
   python -m tuning --data runs/cars --search optuna --learning-rate-range 1e-5 1e-2 --trials 40
+  python -m tuning --data runs/cars --budget 1h --promote
   python -m tuning --data runs/cars --backbones resnet50 mobilenet_v2=FILE@half
   python -m tuning --data runs/cars --axis ingest.policy light cars \\
       --axis optim.weight_decay 0.01..0.3 log --when model.freeze_depth=0

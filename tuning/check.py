@@ -29,6 +29,8 @@ def check(config: TuningConfig) -> Manifest:
         training_of(config.base, point)
     for model in models(config.space):
         prepare.check(training_of(config.base, model), manifest)
+    if config.promote:
+        manifest.split("test")  # of which it tells
     if storage.exists(storage.join(config.out, "config.json")):
         known = read_sweep_config(config.out)
         before = _flatten(facts_of(*known)) if known else {}

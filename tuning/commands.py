@@ -15,11 +15,11 @@ import tyro
 from cluster.dispatch import parse_options
 from cluster.io.errors import UserError, require
 from cluster.io.markers import URI, replace_at
-from trainers.config import AUTO, RANDOM, FinetuneConfig
+from trainers.config import RANDOM, FinetuneConfig
 from trainers.recipes import RECIPES, pretrained, transfer
 from tuning.axes.axis import CLIPNORM, FREEZE_DEPTH, INIT, WHEN, Axis, read_axes, read_axis
 from tuning.budget.config import BudgetConfig
-from tuning.config import SpaceConfig, TuningConfig
+from tuning.config import SpaceConfig, TuningConfig, fit_warmup
 
 OPTIONS = {
     "data": "base.data",
@@ -59,6 +59,7 @@ OPTIONS = {
     "grace_epochs": "grace_epochs",
     "reduction_factor": "reduction_factor",
     "combine": "combine",
+    "promote": "promote",
     "seed": "seed",
     "num_workers": "base.cluster.num_workers",
     "device": "base.cluster.device",
@@ -228,7 +229,7 @@ def to_config(command: Any, recipe: str, advised: Sequence[Axis] = ()) -> Tuning
     epochs, warmup = command.epochs or source.epochs, source.schedule.warmup_epochs
     base: dict[str, Any] = {
         "seed": command.seed,
-        "schedule.warmup_epochs": warmup if warmup == AUTO else min(warmup, epochs / 2),
+        "schedule.warmup_epochs": fit_warmup(warmup, epochs),
         **_inside(given, "base"),
     }
     if not command.mix:
@@ -239,6 +240,7 @@ def to_config(command: Any, recipe: str, advised: Sequence[Axis] = ()) -> Tuning
         base=replace_at(source, base),
         space=space,
         budget=BudgetConfig(**_inside(given, "budget")),
+        full_epochs=epochs if command.epochs is None else None,
         **{path: value for path, value in given.items() if "." not in path},
     )
 

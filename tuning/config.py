@@ -2,12 +2,10 @@
 
 import json
 import os
-import re
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from cluster.config import Device
 from cluster.io.errors import (
     require,
     require_at_least,
@@ -22,15 +20,22 @@ from trainers.config import AUTO, Auto, FinetuneConfig, FreezeDepth, Init
 from tuning.axes.axis import CLIPNORM, FREEZE_DEPTH, LEARNING_RATE, Axis
 from tuning.axes.backbones import read_backbones
 from tuning.axes.combine import axes_of_backbones, combine
-from tuning.budget.config import BudgetConfig, parse_duration_s
+from tuning.budget.config import BudgetConfig
 
 DEFAULT_TRIALS = 12
 MAX_MEMBERS = 5
 """Best trials that are combined."""
+PROMOTION_SHARE = 0.5
+"""Of a sweep's budget, where its winner is promoted."""
 SHARES = (0.5, 0.75)
 """Of the winner's weights in an interpolation."""
 NUM_STATISTICS = 512
 """Training images that give the BatchNorm statistics of averaged weights."""
+
+
+def fit_warmup(warmup: float | Auto, epochs: int) -> float | Auto:
+    """Return the epochs of a recipe's warmup in a training that may be shorter."""
+    return warmup if warmup == AUTO else min(warmup, epochs / 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +123,10 @@ class TuningConfig:
     """Trials to run. Default: 12, or every point of a grid."""
     search: Literal["random", "grid", "optuna"] = "random"
     """random: distinct points. grid: all of them. optuna: TPE, which learns from results."""
+    full_epochs: Annotated[int | None, RESUMABLE] = None
+    """Epochs of a trial where the budget has time for one of each network and freeze depth; else
+    `base.epochs` are fewer, as planned. None: those of `base` in any case. The command has the
+    recipe's, where --epochs is not given."""
     seed: int = 0
     """Seed of the search."""
     grace_epochs: int = 1
@@ -147,6 +156,9 @@ class TuningConfig:
     combine: Annotated[bool, RESUMABLE] = True
     """At the end, try a soup and an ensemble of the best trials, and weights between the start's
     and the winner's; keep those that are significantly better on the validation images."""
+    promote: Annotated[bool, RESUMABLE] = False
+    """Then promote the winner: train it longer, on validation images too, test and export it. Half
+    of a budget is for that, and what the trials leave."""
 
     def __post_init__(self) -> None:
         require_between("trials", self.trials, 1, 100_000)
@@ -188,6 +200,7 @@ class TuningConfig:
             self.base.train_on,
             "a sweep ranks by validation: use train here, and `python -m tuning promote` after it",
         )
+        require_at_least("full_epochs", self.full_epochs, self.base.epochs)
         require_at_least("grace_epochs", self.grace_epochs, 1)
         require_at_least("reduction_factor", self.reduction_factor, 2)
         require_at_least("max_failures", self.max_failures, 0)
@@ -199,6 +212,18 @@ class TuningConfig:
             self.space.values_of(CLIPNORM),
             "the base clips globally (optim.global_clipnorm): unset one of the two",
         )
+
+    def sweep_s(self, num_gpus: int) -> float | None:
+        """Return the part of the budget that is not for the promotion, in seconds; None without a
+        budget.
+
+        Raises:
+            UserError: as `BudgetConfig.seconds`.
+        """
+        seconds = self.budget.seconds(num_gpus)
+        if seconds is None or not self.promote:
+            return seconds
+        return seconds * (1 - PROMOTION_SHARE)
 
     @property
     def group(self) -> str:
@@ -230,104 +255,6 @@ class TuningConfig:
         config = build(cls, values)
         check_fields(config)
         return config
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromoteConfig:
-    """Train a sweep's winner long, on training and validation images, with several seeds; test each
-    once.
-
-    Ends with the network to use, exported with a model card, the sweep's review page, and the mean
-    on the test split with its 95 percent interval: of t over the seeds, which measures how the mean
-    varies with them, or with one seed Wilson's over the test images. Run the same command again to
-    resume; what is finished is reused:
-
-    python -m tuning promote --sweep runs/sweep
-
-    python -m tuning promote --sweep runs/sweep --budget 1h
-
-    python -m tuning promote --sweep runs/sweep --seeds 5 --epochs 40 --num-workers 8
-
-    python -m tuning promote --sweep runs/sweep --registry cars --registry-alias production
-
-    python -m tuning promote --sweep runs/sweep --folds    # cross-validate it instead
-    """
-
-    sweep: Annotated[str, URI]
-    """URI of a finished sweep's folder."""
-    out: Annotated[str | None, URI] = None
-    """URI of the folder for the runs and promoted.json, or folds.json. Default: SWEEP/promoted, or
-    SWEEP/folds."""
-    seeds: int = 3
-    """How many trainings, with seeds 0, 1, 2 and so on."""
-    folds: bool = False
-    """Train once per fold of the data set (`prepare --folds`) instead, on the other folds, and
-    validate the last epoch: an accuracy over all images of train and val. Uses no test image."""
-    epochs: int | None = None
-    """Epochs of each. Default: as many as the winner needs, at most three times those of the
-    sweep's trials: first it trains on the training images alone, until val/top1 has stopped rising;
-    each seed trains for as many epochs as were best. Of folds, three times."""
-    budget: str | None = None
-    """Time that all may take, such as 45m or 2h; tests, exports and the page included. Where it is
-    too short for that, each seed has as many epochs as fit for all seeds; where that is less than
-    in the sweep, there are fewer seeds."""
-    last_size_px: int | Auto | None = AUTO
-    """Size of the images of a few epochs after the others, where that is better on the validation
-    images. auto: 9/7 of the sweep's (288 after 224), where the network takes it. None: no such
-    epochs."""
-    num_workers: int | None = None
-    """DDP workers of each. Default: one per GPU, or one per node without GPUs. 0 trains in this
-    process."""
-    device: Device = "auto"
-    """`auto` uses GPUs where the cluster has them."""
-    address: str | None = None
-    """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
-    wandb: Literal["auto", "online", "offline", "off"] = "auto"
-    """auto: by WANDB_MODE, else online where W&B finds a key, else offline."""
-    registry: str | None = None
-    """Collection of W&B's registry of models to link the exported network to, such as cars, or
-    ORGANIZATION/REGISTRY/NAME. Needs W&B online."""
-    registry_alias: Literal["candidate", "production"] = "candidate"
-    """Alias of this version there. The same command with `production` moves that alias to it."""
-
-    def __post_init__(self) -> None:
-        require_between("seeds", self.seeds, 1, 1000)
-        require(
-            not self.folds or self.seeds == PromoteConfig.seeds,
-            "seeds",
-            self.seeds,
-            "with --folds each fold is trained once, with the seed of the sweep: leave it out",
-        )
-        require_at_least("num_workers", self.num_workers, 0)
-        require_at_least("epochs", self.epochs, 1)
-        if self.budget is not None:
-            parse_duration_s("budget", self.budget)
-            require(
-                not self.folds,
-                "budget",
-                self.budget,
-                "with --folds each fold is trained: use --epochs",
-            )
-        require(
-            self.registry is None or not self.folds,
-            "registry",
-            self.registry,
-            "with --folds there is no network to use: leave one of them out",
-        )
-        require(
-            self.registry is None
-            or re.fullmatch(r"([^/\s]+/){0,2}[^/\s]+", self.registry) is not None,
-            "registry",
-            self.registry,
-            "give a name, such as cars, or ORGANIZATION/wandb-registry-NAME/cars",
-        )
-        if self.last_size_px != AUTO:
-            require_at_least("last_size_px", self.last_size_px, 1)
-
-    @property
-    def kind(self) -> Literal["folds", "promoted"]:
-        """Name of the folder and of the summary."""
-        return "folds" if self.folds else "promoted"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,8 @@ SWEEP/started.json              from its start on: command, commit, versions
 SWEEP/trials.json               while it runs: the state of every trial
 SWEEP/trials/ID/                a run folder per trial
 SWEEP/leaderboard.json          at its end
-SWEEP/promoted/promoted.json    where the winner was promoted
+SWEEP/promoted/winner.json      where a winner is promoted: which trial it was
+SWEEP/promoted/promoted.json    at the end of that
 """
 
 from collections.abc import Mapping, Sequence
@@ -185,7 +186,7 @@ class SweepRecord:
             sync=facts.get("sync", ()),
             ended_by_user=bool(facts.get("ended_by_user")),
             started=read_start(out),
-            promoted=_read(storage.join(out, "promoted", "promoted.json"), _PROMOTED),
+            promoted=_read_promotion(out, find_winner(trials)),
             manifest=manifest,
         )
 
@@ -290,6 +291,22 @@ def read_sweep_config(out: str) -> tuple[TuningConfig, str | None] | None:
         return TuningConfig.from_dict(values), fingerprint
     except UserError as error:
         raise damaged(uri, error) from None
+
+
+def promotion_uri(out: str, winner: TrialResult) -> str:
+    """Return the URI of the folder where a winner is promoted: `promoted`, or where another trial
+    was promoted there, before the sweep was resumed, `promoted-ID`."""
+    first = storage.join(out, "promoted")
+    known = _read(storage.join(first, "winner.json"), {"trial_id": str})
+    if known is None or known["trial_id"] == winner.trial_id:
+        return first
+    return f"{first}-{winner.trial_id}"
+
+
+def _read_promotion(out: str, winner: TrialResult | None) -> dict[str, Any] | None:
+    if winner is None:
+        return None
+    return _read(storage.join(promotion_uri(out, winner), "promoted.json"), _PROMOTED)
 
 
 def read_start(out: str) -> dict[str, Any] | None:

@@ -7,8 +7,7 @@ import shlex
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 from ray import tune
@@ -23,46 +22,40 @@ from cluster.ray_internals import predict_trial_ids
 from cluster.runtime import Resources, connect
 from cluster.scaling import in_process, plan_workers
 from datasets.shards import Manifest
-from trainers import metrics, prepare
-from trainers.evaluation.measures import Measures
+from trainers import prepare
 from trainers.heads.stack import count_together, stack_key
 from trainers.inference.passes import cache_uri
 from trainers.networks.precision import choose_precision
-from trainers.run.folder import read_config
 from trainers.run.stop import STOPPED
 from trainers.tracking.config import sync_command
 from tuning.budget.deadline import BudgetClock, StopAtDeadline
-from tuning.budget.estimate import plans_trials
+from tuning.budget.estimate import as_planned
 from tuning.check import check, distinct_depths, facts_of, with_absolute_axes
-from tuning.combine.combinations import combined_uri, describe_combinations
-from tuning.combine.combine import combine
 from tuning.config import TuningConfig
+from tuning.ending import close, is_whole, read_ended
 from tuning.heads import train_heads
 from tuning.leaderboard import (
     CUT,
     FAILED,
     FINISHED,
     TrialResult,
-    print_leaderboard,
     rank,
     read_leaderboard,
     write_leaderboard,
 )
-from tuning.progress import SweepProgress
+from tuning.progress.display import SweepDisplay
+from tuning.progress.progress import SweepProgress
 from tuning.record import SweepRecord, read_sweep_config
 from tuning.runner import AbortTrainings, EndHeads, start_runner
-from tuning.search import build_tuner, count_trials, run_folder
+from tuning.search import build_tuner, run_folder
 from tuning.sharing.prefixes import BuiltPrefixes, PrefixStore
 from tuning.sharing.rounds import start_rounds
 from tuning.sharing.savings import measure_savings
 from tuning.space import models, point_of, points, training_of
 from tuning.states import TrialStates, read_trials
-from tuning.sweep_display import SweepDisplay
 from tuning.sweep_plan import SweepPlan, plan_sweep, trains_in_process
 from tuning.trial import Shared, build_trial, config_of, trains_together
-from tuning.verdict import judge
 from tuning.wandb.sweep_run import SweepRun
-from tuning.winner import evaluate_once, train_longer
 
 
 def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]:
@@ -74,36 +67,53 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
     Returns:
         out, answer (the verdict's text), winner (its row of the leaderboard, or None where no trial
         learned), test (its measures on the test split), combined (the content of combined.json, or
-        None), sharing, trials.
+        None), sharing, trials, promoted (the content of promoted.json, or None).
 
     Raises:
         UserError: where the config is wrong, or OUT has another sweep.
     """
+    answer, clock, resources = _sweep(config, explain=explain)
+    promoted = None
+    if config.promote and answer["winner"] is not None and not clock.ended_by_user:
+        from tuning.promotion.promote import promote_winner  # imports the exports
+
+        whole_s = config.budget.seconds(resources.num_gpus)
+        left_s = None if whole_s is None else whole_s - clock.spent_s
+        promoted = promote_winner(config, left_s)
+    return answer | {"promoted": promoted}
+
+
+def _sweep(config: TuningConfig, *, explain: bool) -> tuple[dict[str, Any], BudgetClock, Resources]:
+    """Run, resume or reuse the trials; return the answer, the sweep's clock, and the cluster's
+    resources."""
     base = prepare.with_absolute_paths(replace(config.base, out=config.out))
     config = distinct_depths(with_absolute_axes(replace(config, base=base, out=base.out)))
     before, known = read_sweep_config(config.out), read_leaderboard(config.out)
-    if before is not None and plans_trials(config):
-        config = replace(config, trials=before[0].trials)
+    if before is not None:
+        config = as_planned(config, before[0])
     manifest = check(config)
 
-    def reuse(config: TuningConfig, resources: Resources, clock: BudgetClock) -> dict[str, Any]:
-        return _close(_read_record(_with_precision(config, before, resources)), resources, clock)
+    def reuse(
+        resources: Resources, clock: BudgetClock
+    ) -> tuple[dict[str, Any], BudgetClock, Resources]:
+        record = read_ended(_with_precision(config, before, resources))
+        return close(record, resources, clock), clock, resources
 
     if known is not None and is_whole(config, known[0]):
         terminal.report(
             f"{config.out} has this sweep of {len(known[0])} trials, finished: reusing it"
         )
         resources = connect(config.base.cluster.address, quiet=True)
-        clock = BudgetClock(config.out, config.budget.seconds(resources.num_gpus))
-        return reuse(config, resources, clock)
+        clock = BudgetClock(config.out, config.sweep_s(resources.num_gpus))
+        return reuse(resources, clock)
     resources = connect(config.base.cluster.address)
-    clock = BudgetClock(config.out, config.budget.seconds(resources.num_gpus))
+    clock = BudgetClock(config.out, config.sweep_s(resources.num_gpus))
     if known is not None and clock.left_s <= 0 and not explain:
         terminal.report(
             f"{config.out} has spent its budget: reusing its {len(known[0])} trials; run the same "
             "command with a larger budget to resume"
         )
-        return reuse(config, resources, clock)
+        return reuse(resources, clock)
     config = _with_precision(config, before, resources)
     store = PrefixStore(config, manifest, resources)
     plan = plan_sweep(config, manifest, resources, store, budget_s=clock.budget_s, explain=explain)
@@ -119,7 +129,7 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
         closing(SweepRun(plan.config, manifest, on_stop=clock.end)) as tracked,
     ):
         record, shared = _execute(plan, store, clock)
-        return _close(record, resources, clock, shared, tracked)
+        return close(record, resources, clock, shared, tracked), clock, resources
 
 
 def _execute(plan: SweepPlan, store: PrefixStore, clock: BudgetClock) -> tuple[SweepRecord, Shared]:
@@ -154,7 +164,7 @@ def _execute(plan: SweepPlan, store: PrefixStore, clock: BudgetClock) -> tuple[S
         sharing=savings.to_dict(),
         ended_by_user=clock.ended_by_user,
     )
-    return _read_record(config), shared
+    return read_ended(config), shared
 
 
 def _with_precision(
@@ -302,112 +312,3 @@ def _ended(
             run=run_folder(config, trial_id),
             state=STOPPED if states.state_of(trial_id) == STOPPED else state,
         )
-
-
-def _read_record(config: TuningConfig) -> SweepRecord:
-    """Read the record of a sweep that has ended."""
-    return replace(SweepRecord.read(config.out), config=config)
-
-
-def is_whole(config: TuningConfig, trials: Sequence[TrialResult]) -> bool:
-    """Whether a leaderboard has all trials of its sweep, none of them to be tried again."""
-    return len(trials) >= count_trials(config) and all(
-        row.state not in (FAILED, CUT) for row in trials
-    )
-
-
-def describe_cut(record: SweepRecord) -> str | None:
-    """Write which trials the end of the sweep has cut in one line; None where it has cut none."""
-    num_cut = sum(row.state == CUT for row in record.trials)
-    num_missing = record.num_trials - len(record.trials)
-    if not num_cut and not num_missing:
-        return None
-    why, how = (
-        ("Stopped:      in W&B", "again")
-        if record.ended_by_user
-        else ("Budget:       spent", "with a larger budget")
-    )
-    return (
-        f"{why}; {num_cut} trials were stopped, and {num_missing} of {record.num_trials} not "
-        f"started; run the same command {how} to resume"
-    )
-
-
-def _close(
-    record: SweepRecord,
-    resources: Resources,
-    clock: BudgetClock,
-    shared: Shared | None = None,
-    tracked: SweepRun | None = None,
-) -> dict[str, Any]:
-    """Test the winner and print the answer; then combine the best trials, and log to W&B.
-
-    Args:
-        shared: of a sweep that has just ended.
-        tracked: its run.
-    """
-    config, winner = record.config, record.winner
-    has_test = record.manifest is not None and "test" in record.manifest.splits
-    if winner and config.evaluate_winner and has_test and record.test is None:
-        prefix = shared and shared.prefix_of(read_config(winner.run))
-        evaluate_once(winner.run, prefix=prefix, on_measured=partial(_print_answer, record))
-        record = replace(record)  # which reads the test
-    else:
-        _print_answer(record)
-    combined = None
-    if record.manifest is not None and config.combine:
-        combined = combine(
-            record.out, record.trials, record.manifest, resources, left_s=clock.whole_left_s
-        )
-    for found in combined.kept if combined and has_test and config.evaluate_winner else ():
-        evaluate_once(combined_uri(record.out, found.kind))
-    for line in describe_combinations(record.out, combined) if combined else ():
-        print(f"Combined:     {line}")
-    if tracked is not None and (command := tracked.log(record)) is not None:
-        record = replace(record, sync=[command])
-    for command in record.sync:
-        print(f"Sync W&B:     {command}")
-    return {
-        "out": record.out,
-        "answer": judge(record).text,
-        "winner": winner.to_dict() if winner else None,
-        "test": record.test,
-        "combined": asdict(combined) if combined else None,
-        "sharing": record.savings.to_dict(),
-        "trials": [row.to_dict() for row in record.trials],
-    }
-
-
-def _print_answer(record: SweepRecord, measures: Measures | None = None) -> None:
-    """Print the leaderboard, the answer and the next commands.
-
-    Args:
-        measures: of the winner on the test split, where they are not in the record yet.
-    """
-    test = record.test
-    if measures is not None:
-        test = {f"test/{name}": value for name, value in measures.means().items()}
-        test["num_images"] = measures.num_images
-    out, winner, verdict = record.out, record.winner, judge(record)
-    print()
-    print_leaderboard(record.trials, record.base)
-    print(f"\nAnswer:       {verdict.text}")
-    print(f"Leaderboard:  {out}/leaderboard.json, leaderboard.csv")
-    print(f"Review:       python -m tuning review --out {shlex.quote(out)}")
-    if winner is not None:
-        print(f"Winner:       {winner.run}")
-        if test is not None:
-            print(
-                f"Test split:   top-1 {test[metrics.TEST_TOP1]:.3f}, "
-                f"top-5 {test[metrics.TEST_TOP5]:.3f} on {test['num_images']} images, evaluated "
-                "once, for the winner only"
-            )
-        print(f"Train longer: {train_longer(winner, out)}")
-        if record.manifest is not None and "test" in record.manifest.splits:
-            print(f"Promote:      python -m tuning promote --sweep {shlex.quote(out)}")
-    if record.advice is not None:
-        print(f"Advice:       {record.advice}")
-    if (line := describe_cut(record)) is not None:
-        print(line)
-    for line in record.savings.describe():
-        print(f"Shared:       {line}")

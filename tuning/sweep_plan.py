@@ -94,7 +94,7 @@ def plan_sweep(
     if explain or budget_s is not None:
         forecast = measure_forecast(config, manifest, sharing, resources)
         if plans_trials(config) and budget_s is not None:
-            config = replace(config, trials=forecast.fit_trials(config, budget_s))
+            config = forecast.fit(config, budget_s)
             sharing = store.plan(config)
     num_trials = count_trials(config)
     num_concurrent = min(count_concurrent(config, resources, sharing), num_trials)

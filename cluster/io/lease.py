@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 
-from cluster.io import storage
+from cluster.io import filesystems, storage
 from cluster.io.errors import StorageError, UserError
 from cluster.io.records import read_record
 
@@ -106,11 +106,11 @@ def _acquire(uri: str, folder: str, field: str, follow: str) -> Lease:
 
 def _create(uri: str, lease: Lease) -> bool:
     """Write a lease to a local file, unless one is there: one process only makes the link."""
-    path = storage.resolve(uri)[1]
+    path = filesystems.resolve(uri)[1]
     beside = f"{uri}.{lease.token[:8]}"
     _write(beside, lease)
     try:
-        os.link(storage.resolve(beside)[1], path)
+        os.link(filesystems.resolve(beside)[1], path)
     except FileExistsError:
         return _read(uri, lease.token) is not None  # a damaged one is replaced
     except OSError:  # a file system without links

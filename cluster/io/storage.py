@@ -1,180 +1,31 @@
 """Read and write files on local paths, s3://, gs:// and hf://; a file is whole or not there.
 
-Names in a URI are literal, as in `aws s3`: a space or a % stands for itself. Credentials and
-endpoints come from environment variables of each process:
-
-    s3://  AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION; AWS_ENDPOINT_URL for
-           MinIO, Ceph and R2; or what else the AWS SDK knows (profiles, roles of a machine)
-    gs://  GOOGLE_APPLICATION_CREDENTIALS; gs://anonymous@BUCKET for public data
-    hf://  HF_TOKEN
+Names in a URI are literal, as in `aws s3`: a space or a % stands for itself.
 """
 
 import errno
 import os
-import sys
 import textwrap
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from functools import cache
+from contextlib import suppress
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from cluster.io.errors import MissingFileError, StorageError, UserError
-from cluster.io.fields import check_text
+from cluster.io import filesystems
+from cluster.io.errors import StorageError, UserError
 from cluster.io.retry import doubling, retry
 
 MAX_NAME_BYTES = 255
 JOB_ENV_VAR = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
 
-# Options of pyarrow. Small objects go in one request instead of three; without a limit a process
-# without Google credentials would ask for them for 15 minutes.
-BUCKET_OPTIONS = {
-    "s3": "allow_delayed_open=true",
-    "gs": "retry_limit_seconds=60",
-    "gcs": "retry_limit_seconds=60",
-}
-_GOOGLE = "check the bucket and GOOGLE_APPLICATION_CREDENTIALS"
-REMEDIES = {
-    "s3": "check the bucket, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL",
-    "gs": _GOOGLE,
-    "gcs": _GOOGLE,
-    "hf": "check the network, the name of the repository and HF_TOKEN",
-}
-
-# The AWS SDK gives a request up that moves no byte for some seconds. What the kernel has of it
-# (4 MB) takes longer on a slow link: at 100 kB/s no checkpoint of 1 MB was ever written.
-REQUEST_TIMEOUT_S = 60.0
-# A busy S3 server is asked so often, within 6 s.
-NUM_ATTEMPTS = 8
-# Except where the words of a 503 don't fit into the memory that pyarrow has ready for a small
-# object: that it reports as a failure of its own.
+# Where the words of a 503 don't fit into the memory that pyarrow has ready for a small object, it
+# asks no second time, and reports a failure of its own.
 BUSY = "INTERNAL_FAILURE during GetObject"
 NUM_RETRIES, FIRST_RETRY_S = 5, 0.2
-LOCAL_REMEDIES = {
-    errno.ENOSPC: "free some space there",
-    errno.EDQUOT: "free some space there, or have the quota raised",
-    errno.EROFS: "mount it for writing",
-}
-
-
-def resolve(uri: str) -> tuple[fs.FileSystem, str]:
-    """Return the file system of `uri` and the path on it; relative paths are local.
-
-    Raises:
-        UserError: for a scheme neither pyarrow nor fsspec knows, a package that is missing, a
-            bucket that can't be looked up, and for control characters or credentials in the URI.
-    """
-    check_text(uri, "a URI")
-    scheme, separator, place = uri.partition("://")
-    if not separator:
-        return fs.LocalFileSystem(), os.path.abspath(uri)
-    if scheme == "file":
-        return fs.LocalFileSystem(), os.path.abspath(place)
-    if scheme not in BUCKET_OPTIONS:
-        return _resolve_fsspec(uri)
-    bucket = place.split("/", 1)[0]
-    name = bucket.removeprefix("anonymous@") if scheme != "s3" else bucket
-    if not name:
-        raise UserError(f"URI {uri!r} names no bucket: use {scheme}://BUCKET/PATH")
-    if "@" in name or ":" in name:  # the URI is not shown: it may hold a secret
-        raise UserError(
-            f"a URI of {scheme}:// holds credentials: it would carry them into configs and logs; "
-            f"use {scheme}://BUCKET/PATH, and give them in the environment"
-        )
-    with explaining(uri):
-        filesystem = _open_bucket(scheme, bucket)
-    return filesystem, place.removeprefix("anonymous@" if bucket != name else "").rstrip("/")
-
-
-@cache
-def _open_bucket(scheme: str, bucket: str) -> fs.FileSystem:
-    """Kept: another one would look up the bucket and greet the server again for each file."""
-    filesystem = fs.FileSystem.from_uri(f"{scheme}://{bucket}?{BUCKET_OPTIONS[scheme]}")[0]
-    if not isinstance(filesystem, fs.S3FileSystem):
-        return filesystem
-    _, (found,) = filesystem.__reduce__()  # its region and endpoint; a URI holds no timeout
-    return fs.S3FileSystem(
-        **found
-        | {
-            "request_timeout": REQUEST_TIMEOUT_S,
-            "retry_strategy": fs.AwsDefaultS3RetryStrategy(max_attempts=NUM_ATTEMPTS),
-        }
-    )
-
-
-def _resolve_fsspec(uri: str) -> tuple[fs.FileSystem, str]:
-    try:
-        filesystem, path = fsspec.core.url_to_fs(uri)
-    except ImportError as error:
-        package = getattr(error.__cause__, "name", None) or error.name
-        raise UserError(
-            f"URI {uri!r} needs the package {package}: `pip install {package}` on every node"
-        ) from error
-    except ValueError as error:
-        raise UserError(f"URI {uri!r} cannot be opened: {error}") from error
-    return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
-
-
-@contextmanager
-def explaining(uri: str) -> Iterator[None]:
-    """Turn what a file system says about `uri` into the user's sentence.
-
-    Raises:
-        MissingFileError: for a FileNotFoundError.
-        UserError: for any other OSError, where no server answers, and for names that are not UTF-8.
-    """
-    try:
-        yield
-    except StorageError:
-        raise
-    except FileNotFoundError as error:
-        raise _missing(uri) from error
-    except (OSError, *_http_errors()) as error:
-        raise UserError(_explain(uri, error)) from error
-    except UnicodeError as error:
-        name = getattr(error, "object", b"")
-        name = os.fsencode(name) if isinstance(name, str) else name
-        raise UserError(f"URI {uri!r}: {name!r} there is no name in UTF-8; rename it") from None
-
-
-def _http_errors() -> tuple[type[Exception], ...]:
-    """Return those of Hugging Face's client that are no OSErrors; it is imported for hf:// only."""
-    clients = (sys.modules.get(name) for name in ("httpx", "httpx2"))
-    return tuple(client.HTTPError for client in clients if client is not None)
-
-
-def _explain(uri: str, error: Exception) -> str:
-    number = getattr(error, "errno", None) or 0
-    remedy = REMEDIES.get(uri.split("://")[0]) or LOCAL_REMEDIES.get(
-        number, "check the path and who may use it"
-    )
-    return f"URI {uri!r} is out of reach ({textwrap.shorten(str(error), 240)}); {remedy}"
-
-
-def _missing(uri: str) -> MissingFileError:
-    return MissingFileError(f"URI {uri!r} does not exist; check the path, or bring the file back")
-
-
-def _refuse_missing_bucket(uri: str, filesystem: fs.FileSystem, path: str) -> None:
-    """A bucket that isn't there looks like a file that isn't there, until the first write."""
-    if not isinstance(filesystem, fs.S3FileSystem | fs.GcsFileSystem):
-        return
-    bucket = path.split("/", 1)[0]
-    try:
-        missing = filesystem.get_file_info(bucket).type == fs.FileType.NotFound
-    except OSError:
-        return  # some may use its objects without seeing the bucket
-    if missing:
-        where = " and where AWS_ENDPOINT_URL points" if uri.startswith("s3:") else ""
-        raise UserError(
-            f"URI {uri!r}: there is no bucket {bucket!r}; create it, or check its name{where}"
-        )
 
 
 def absolute(uri: str, field: str) -> str:
@@ -231,11 +82,11 @@ def exists(uri: str) -> bool:
     Raises:
         UserError: where not even its bucket is there, or it is out of reach.
     """
-    filesystem, path = resolve(uri)
-    with explaining(uri):
+    filesystem, path = filesystems.resolve(uri)
+    with filesystems.explaining(uri):
         found = filesystem.get_file_info(path).type != fs.FileType.NotFound
     if not found:
-        _refuse_missing_bucket(uri, filesystem, path)
+        filesystems.refuse_missing_bucket(uri, filesystem, path)
     return found
 
 
@@ -247,7 +98,7 @@ def read_bytes(uri: str, *, start: int = 0) -> bytes:
         UserError: where not even its bucket is there.
         StorageError: where it is out of reach: nothing is known about the file then.
     """
-    filesystem, path = resolve(uri)
+    filesystem, path = filesystems.resolve(uri)
 
     def read() -> bytes:
         if start:
@@ -260,10 +111,10 @@ def read_bytes(uri: str, *, start: int = 0) -> bytes:
     try:
         return retry(read, _is_busy, doubling(FIRST_RETRY_S, times=NUM_RETRIES))
     except FileNotFoundError:
-        _refuse_missing_bucket(uri, filesystem, path)
-        raise _missing(uri) from None
-    except (OSError, *_http_errors()) as error:
-        raise StorageError(_explain(uri, error)) from error
+        filesystems.refuse_missing_bucket(uri, filesystem, path)
+        raise filesystems.missing(uri) from None
+    except (OSError, *filesystems.http_errors()) as error:
+        raise StorageError(filesystems.explain(uri, error)) from error
 
 
 def _is_busy(error: Exception) -> bool:
@@ -278,14 +129,14 @@ def size_of(uri: str) -> int:
         UserError: where not even its bucket is there.
         StorageError: where it is out of reach: nothing is known about the file then.
     """
-    filesystem, path = resolve(uri)
+    filesystem, path = filesystems.resolve(uri)
     try:
         found = filesystem.get_file_info(path)
     except OSError as error:
-        raise StorageError(_explain(uri, error)) from error
+        raise StorageError(filesystems.explain(uri, error)) from error
     if found.type != fs.FileType.File:
-        _refuse_missing_bucket(uri, filesystem, path)
-        raise _missing(uri)
+        filesystems.refuse_missing_bucket(uri, filesystem, path)
+        raise filesystems.missing(uri)
     return found.size
 
 
@@ -297,20 +148,20 @@ def write_bytes(uri: str, content: bytes) -> None:
     Raises:
         UserError: where it can't be written.
     """
-    filesystem, path = resolve(uri)
+    filesystem, path = filesystems.resolve(uri)
     if isinstance(filesystem, fs.LocalFileSystem):
-        with explaining(uri):
+        with filesystems.explaining(uri):
             _write_local(path, content)
         return
     # Any exception that closes a stream of pyarrow makes an object of what it holds, be it nothing.
     # In a thread of its own no interrupt can come between the first byte and the last.
-    with explaining(uri), ThreadPoolExecutor(1) as uploader:
+    with filesystems.explaining(uri), ThreadPoolExecutor(1) as uploader:
         uploader.submit(_upload, filesystem, path, memoryview(content)).result()
 
 
 def can_append(uri: str) -> bool:
     """Whether `append_bytes` works there: object stores hold whole objects only."""
-    return isinstance(resolve(uri)[0], fs.LocalFileSystem)
+    return isinstance(filesystems.resolve(uri)[0], fs.LocalFileSystem)
 
 
 def append_bytes(uri: str, content: bytes) -> None:
@@ -319,8 +170,8 @@ def append_bytes(uri: str, content: bytes) -> None:
     Raises:
         UserError: where it can't be written.
     """
-    _, path = resolve(uri)
-    with explaining(uri), open(path, "r+b", buffering=0) as stream:
+    _, path = filesystems.resolve(uri)
+    with filesystems.explaining(uri), open(path, "r+b", buffering=0) as stream:
         size = stream.seek(0, os.SEEK_END)
         try:
             if stream.write(content) < len(content):
@@ -379,23 +230,23 @@ def write_parquet(uri: str, table: pa.Table, **options: Any) -> int:
 
 def list_names(uri: str) -> list[str]:
     """Names directly below a folder, sorted; none where it does not exist."""
-    filesystem, path = resolve(uri)
-    with explaining(uri):
+    filesystem, path = filesystems.resolve(uri)
+    with filesystems.explaining(uri):
         below = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
     return sorted(info.base_name for info in below)
 
 
 def delete_folder(uri: str) -> None:
     """Delete a folder and everything below it, if it exists."""
-    filesystem, path = resolve(uri)
-    with explaining(uri):
+    filesystem, path = filesystems.resolve(uri)
+    with filesystems.explaining(uri):
         if filesystem.get_file_info(path).type == fs.FileType.Directory:
             filesystem.delete_dir(path)
 
 
 def delete_file(uri: str) -> None:
     """Delete a file, if it exists."""
-    filesystem, path = resolve(uri)
-    with explaining(uri):
+    filesystem, path = filesystems.resolve(uri)
+    with filesystems.explaining(uri):
         if filesystem.get_file_info(path).type == fs.FileType.File:
             filesystem.delete_file(path)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import fs
 
-from cluster.io import storage
+from cluster.io import filesystems, storage
 from cluster.io.errors import require
 from datasets.images import BadImage
 from datasets.plan import Chunk, RowGroup
@@ -49,7 +49,7 @@ class Collection:
 
 def lies_in(uri: str, folder: str) -> bool:
     """Whether `uri` is `folder` or below it, however the two are written."""
-    (file_system, path), (other, root) = storage.resolve(uri), storage.resolve(folder)
+    (file_system, path), (other, root) = filesystems.resolve(uri), filesystems.resolve(folder)
     return file_system == other and f"{path.rstrip('/')}/".startswith(f"{root.rstrip('/')}/")
 
 
@@ -97,8 +97,8 @@ def _list(uri: str, split: str | None, fold: int, image_column: str) -> Collecti
 
 def _list_files(uri: str) -> list[fs.FileInfo]:
     """List visible files at or below `uri`, sorted by path, broken links included."""
-    file_system, path = storage.resolve(uri)
-    with storage.explaining(uri):
+    file_system, path = filesystems.resolve(uri)
+    with filesystems.explaining(uri):
         info = file_system.get_file_info(path)
     if info.type == fs.FileType.File and not is_archive(path):
         return [info]
@@ -169,7 +169,7 @@ def _list_prepared(uri: str, split: str | None, fold: int) -> Collection:
     tables = []
     for shard in shards:
         shard_uri = storage.join(uri, shard.path)
-        file = open_parquet("images", uri, storage.resolve(shard_uri)[1])
+        file = open_parquet("images", uri, filesystems.resolve(shard_uri)[1])
         columns = file.read(["path", "label"]).to_pydict()
         rows = refer_to_rows(file, uri, shard_uri, columns["path"])
         labels = name_labels(columns["label"], manifest.classes)

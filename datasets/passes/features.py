@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from cluster.io import storage
+from cluster.io import filesystems, storage
 from cluster.io.errors import UserError
 from cluster.io.fields import build, take_object
 from cluster.io.records import damaged, parse_json, read_object
@@ -209,7 +209,7 @@ def write_part(
 
 def read_part(uri: str) -> Part:
     """Read the facts of a part from its footer."""
-    filesystem, path = storage.resolve(uri)
+    filesystem, path = filesystems.resolve(uri)
     num_bytes = filesystem.get_file_info(path).size
     metadata = read_metadata(uri)
     facts = parse_json((metadata.metadata or {}).get(FACTS, b""), uri)

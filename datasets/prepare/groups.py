@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from cluster.io import storage
+from cluster.io import filesystems
 from cluster.io.errors import UserError
 from datasets.config import PrepareConfig
 from datasets.prepare.classes import clean
@@ -48,7 +48,7 @@ def add_groups(config: PrepareConfig, listing: Listing) -> Listing:
 def list_relative(config: PrepareConfig, paths: Sequence[str]) -> list[str]:
     """Return paths below the roots, where they are below one."""
     uris = [uri for uri in (config.root, config.test_root) if uri is not None]
-    roots = [f"{storage.resolve(uri)[1].rstrip('/')}/" for uri in uris]
+    roots = [f"{filesystems.resolve(uri)[1].rstrip('/')}/" for uri in uris]
     return [
         next((path.removeprefix(root) for root in roots if path.startswith(root)), path)
         for path in paths

@@ -20,7 +20,7 @@ from typing import NoReturn
 import pyarrow as pa
 from pyarrow import fs
 
-from cluster.io import storage
+from cluster.io import filesystems, storage
 from cluster.io.errors import UserError
 from datasets.config import PrepareConfig
 from datasets.images import BadImage
@@ -68,8 +68,8 @@ def walk(field: str, uri: str) -> dict[str, fs.FileInfo]:
     Raises:
         UserError: naming `field`, where there is no such folder or it can't be reached.
     """
-    file_system, root = storage.resolve(uri)
-    with storage.explaining(uri):
+    file_system, root = filesystems.resolve(uri)
+    with filesystems.explaining(uri):
         info = file_system.get_file_info(root)
         if info.type == fs.FileType.File and is_archive(root):
             return _list_archive(field, uri, file_system, info, len(root) + 1)
@@ -151,8 +151,8 @@ def list_visible(field: str, uri: str) -> list[fs.FileInfo]:
     Raises:
         UserError: naming `field`, where there is no such folder or it can't be reached.
     """
-    file_system, path = storage.resolve(uri)
-    with storage.explaining(uri):
+    file_system, path = filesystems.resolve(uri)
+    with filesystems.explaining(uri):
         if file_system.get_file_info(path).type != fs.FileType.Directory:
             raise UserError(f"{field} is {uri!r}: there is no such folder; check the path")
         below = file_system.get_file_info(fs.FileSelector(path))
@@ -211,7 +211,7 @@ def read_files(references: pa.Table) -> Iterator[bytes | BadImage]:
     read.
     """
     folders = references["folder"].to_pylist()
-    file_systems = {folder: storage.resolve(folder)[0] for folder in set(folders)}
+    file_systems = {folder: filesystems.resolve(folder)[0] for folder in set(folders)}
     find = cache(lambda folder, parent: find_archive(file_systems[folder], f"{parent}/"))
     rows = zip(folders, references["path"].to_pylist(), strict=True)
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from cluster.io import storage
+from cluster.io import filesystems
 from cluster.io.errors import UserError, require
 from cluster.io.uris import name_of
 from datasets.config import PrepareConfig
@@ -102,7 +102,7 @@ def _read_row_group(
 ) -> Iterator[bytes | None]:
     """Yield the content of rows of one row group, by their rising numbers in it."""
     remaining, start = deque(numbers), 0
-    with storage.resolve(folder)[0].open_input_file(path) as stream:
+    with filesystems.resolve(folder)[0].open_input_file(path) as stream:
         file = pq.ParquetFile(stream)
         if pa.types.is_struct(file.schema_arrow.field(image_column).type):
             image_column += ".bytes"
@@ -127,7 +127,7 @@ def open_parquet(field: str, folder: str, path: str) -> pq.ParquetFile:
         UserError: naming `field`, where it can't be read.
     """
     try:
-        return pq.ParquetFile(storage.resolve(folder)[0].open_input_file(path))
+        return pq.ParquetFile(filesystems.resolve(folder)[0].open_input_file(path))
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(
             f"{field} is {folder!r}: {path} can't be read as Parquet ({error}); write it again, or "
@@ -222,14 +222,14 @@ class DataFile:
     @property
     def name(self) -> str:
         """Path below the folder."""
-        root = f"{storage.resolve(self.folder)[1].rstrip('/')}/"
+        root = f"{filesystems.resolve(self.folder)[1].rstrip('/')}/"
         return self.path.removeprefix(root) if self.path.startswith(root) else name_of(self.path)
 
 
 def _list_files(field: str, uri: str) -> tuple[list[DataFile], list[tuple[str, str]]]:
     """List the Parquet files at `root` or `test_root`, and the other files there with a reason."""
-    file_system, root = storage.resolve(uri)
-    with storage.explaining(uri):
+    file_system, root = filesystems.resolve(uri)
+    with filesystems.explaining(uri):
         info = file_system.get_file_info(root)
     if info.type == fs.FileType.NotFound:
         raise UserError(f"{field} is {uri!r}: it does not exist; give the URI of Parquet files")

@@ -5,7 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.io import storage
+from cluster.io import filesystems, storage
 from datasets.config import PrepareConfig
 from datasets.images import BadImage, Converted, convert, identify_pixels
 from datasets.prepare.duplicates.near import hash_image
@@ -91,7 +91,7 @@ def read_staged(
     for name in np.unique(names):
         wanted = indices[names == name]
         groups = np.unique(rows_N[wanted] // STAGED_ROW_GROUP_SIZE)
-        file_system, path = storage.resolve(storage.join(staging, str(name)))
+        file_system, path = filesystems.resolve(storage.join(staging, str(name)))
         with file_system.open_input_file(path) as stream:
             table = pq.ParquetFile(stream).read_row_groups(groups.tolist(), [column])
         first_of = {group: number * STAGED_ROW_GROUP_SIZE for number, group in enumerate(groups)}
@@ -111,7 +111,7 @@ def fill_shard(rows: pa.Table, *, out: str, staging: str, row_group_size: int) -
         (indices,) = np.nonzero(names == name)
         wanted = staged_rows[indices]
         groups = np.unique(wanted // STAGED_ROW_GROUP_SIZE)
-        file_system, path = storage.resolve(storage.join(staging, str(name)))
+        file_system, path = filesystems.resolve(storage.join(staging, str(name)))
         with file_system.open_input_file(path) as stream:
             images = pq.ParquetFile(stream).read_row_groups(groups.tolist(), ["image"]).column(0)
         before = np.searchsorted(groups, wanted // STAGED_ROW_GROUP_SIZE) * STAGED_ROW_GROUP_SIZE

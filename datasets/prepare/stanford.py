@@ -9,7 +9,7 @@ import pyarrow as pa
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from cluster.io import storage
+from cluster.io import filesystems, storage
 from cluster.io.errors import UserError
 from datasets.config import PrepareConfig
 from datasets.prepare.listing import Listing, hash_files, list_visible, read_files
@@ -34,7 +34,7 @@ def list_stanford(config: PrepareConfig) -> Listing:
         folder = _find_folder(config.root, f"cars_{split}")
         found = list_visible("root", folder)
         files += found
-        path = storage.resolve(folder)[1]
+        path = filesystems.resolve(folder)[1]
         known = {str(entry["fname"]) for entry in annotated}
         unused += [(info.path, NO_ANNOTATION) for info in found if info.base_name not in known]
         rows += [

@@ -23,7 +23,7 @@ from trainers.run.calibration import (
     unknown_scores,
     write_calibration,
 )
-from trainers.run.checkpoint import TrainingProgress
+from trainers.run.checkpoint import TrainingProgress, load_best
 from trainers.run.folder import load_best_model
 from trainers.run.predictions import Predictions
 
@@ -99,6 +99,19 @@ def find_calibration(
     return calibration, None
 
 
+def lend_calibration(origin: str, run: str) -> None:
+    """Give a run that trained on its validation images the calibration of another training of its
+    config, without them, unless it has one; nothing where that one can't be calibrated."""
+    step = load_best(run)[0].global_step
+    if read_calibration(run, step) is not None:
+        return
+    config, progress, model = load_best_model(origin)
+    network = Network(model=model, config=config, classes=progress.classes, origin=origin)
+    found, _ = find_calibration(origin, network, progress)
+    if found is not None:
+        write_calibration(run, step, replace(found, origin=origin))
+
+
 def fit_calibration(predictions: Predictions, fingerprint: str) -> Calibration:
     """Fit a calibration on predictions that have logits, of images that did not train."""
     logits_NK = np.stack(predictions.table["logits"].to_numpy(zero_copy_only=False))
@@ -163,6 +176,7 @@ def measure_calibration(
     return {
         "temperature": calibration.temperature,
         "num_images": calibration.num_images,
+        "origin": calibration.origin,
         "refused": refused,
         "unknown_threshold": threshold,
         "measured_refused": float((predictions.numbers("unknown_score") > threshold).mean()),

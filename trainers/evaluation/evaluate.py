@@ -351,7 +351,10 @@ def show_calibration(result: dict[str, Any], split: str) -> None:
         print(f"Not calibrated: {result['not_calibrated']}")
         return
     ece, loss = (result[f"{split}/calibrated_{name}"] for name in ("ece", "loss"))
-    print(f"Calibrated (temperature {found['temperature']:.3f}): ECE {ece:.3f}  loss {loss:.3f}")
+    temperature = f"{found['temperature']:.3f}"
+    if found["origin"] is not None:
+        temperature += f" of {found['origin']}"
+    print(f"Calibrated (temperature {temperature}): ECE {ece:.3f}  loss {loss:.3f}")
     low, high = found["expected_coverage"]
     print(
         f"Unknown: {found['measured_refused']:.1%} of the images, {found['refused']:.1%} wanted.  "

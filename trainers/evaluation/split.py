@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster.config import ClusterConfig
-from cluster.io import storage
+from cluster.io import filesystems, storage
 from cluster.runtime import find_resources
 from datasets.blocks import FEW_IMAGES
 from datasets.passes.inference import Workers, choose_block_images, run_chunks, run_here
@@ -225,7 +225,7 @@ def read_paths(data: str, split: Split) -> pa.ChunkedArray:
     """Read where each image of a split came from, in stored order."""
     columns = []
     for shard in split.shards:
-        filesystem, path = storage.resolve(storage.join(data, shard.path))
+        filesystem, path = filesystems.resolve(storage.join(data, shard.path))
         with filesystem.open_input_file(path) as file:
             columns.append(pq.ParquetFile(file).read(["path"])["path"])
     return pa.chunked_array([chunk for column in columns for chunk in column.chunks])

@@ -154,7 +154,8 @@ def result_rows(facts: CardFacts) -> list[tuple[str, str, str]]:
     top1 = f"{progress.val_top1:.4f}" if progress.validated else "not measured: they train too"
     rows = [("validation", "top-1", top1)]
     if (found := facts.calibration) is not None:
-        val = f"validation ({found.num_images}, each by the others)"
+        without = "" if found.origin is None else " of a training without them,"
+        val = f"validation ({found.num_images},{without} each by the others)"
         rows += [
             (val, "ECE before calibration", f"{found.ece_before:.4f}"),
             (val, "ECE after calibration", f"{found.ece_after:.4f}"),

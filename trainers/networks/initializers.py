@@ -15,7 +15,7 @@ import torch
 from pyarrow import fs
 from torch import Tensor, nn
 
-from cluster.io import storage
+from cluster.io import filesystems, storage
 from cluster.io.errors import UserError
 from cluster.io.records import read_object
 from cluster.io.uris import name_of, parent_of
@@ -284,8 +284,8 @@ def _fits(tensors: dict[str, Tensor], model: nn.Module, backbone_name: str) -> b
 def _weights_file(uri: str) -> str:
     """Return `uri`, or the weights in it where it is a folder: of a checkpoint, of Hugging Face, or
     of a repository in Hugging Face's cache."""
-    filesystem, path = storage.resolve(uri)
-    with storage.explaining(uri):
+    filesystem, path = filesystems.resolve(uri)
+    with filesystems.explaining(uri):
         is_folder = filesystem.get_file_info(path).type == fs.FileType.Directory
     if not is_folder:
         return uri
@@ -359,8 +359,8 @@ def read_weights(uri: str) -> bytes:
         FileNotFoundError: where it does not exist.
         UserError: for a file of more than MAX_WEIGHTS_BYTES.
     """
-    filesystem, path = storage.resolve(uri)
-    with storage.explaining(uri):
+    filesystem, path = filesystems.resolve(uri)
+    with filesystems.explaining(uri):
         size = filesystem.get_file_info(path).size or 0
     if size > MAX_WEIGHTS_BYTES:
         raise UserError(

@@ -42,6 +42,9 @@ class Calibration:
     """`unknown_scores` of the validation images, rising."""
     label_distances: tuple[float, ...]
     """1 - the calibrated probability of the true class of the validation images, rising."""
+    origin: str | None = None
+    """URI of the run that it was fitted on, where this one trained on the validation images:
+    another training of the same config, without them."""
 
     def __post_init__(self) -> None:
         require(self.temperature > 0, "temperature", self.temperature, "use a number above zero")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pyarrow import fs
 
-from cluster.io import storage
+from cluster.io import filesystems, storage
 from cluster.io.errors import UserError
 from cluster.io.records import damaged
 from trainers.tracking.wandb_internals import is_synced, list_sessions
@@ -65,8 +65,8 @@ def local_copy(uri: str, scratch: str) -> Path:
     """Return a local folder itself, or a copy of a bucket's below `scratch`, without weights."""
     if "://" not in uri:
         return Path(uri)
-    filesystem, root = storage.resolve(uri)
-    with storage.explaining(uri):
+    filesystem, root = filesystems.resolve(uri)
+    with filesystems.explaining(uri):
         selector = fs.FileSelector(root, recursive=True, allow_not_found=True)
         infos = filesystem.get_file_info(selector)
     paths = [info.path for info in infos if info.type == fs.FileType.File]

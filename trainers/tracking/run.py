@@ -14,7 +14,7 @@ from typing import Any
 import wandb
 from pyarrow import fs
 
-from cluster.io import storage
+from cluster.io import filesystems, storage
 from cluster.wandb_env import find_login
 from trainers.config import TrackConfig
 from trainers.metrics import EPOCH, GLOBAL_STEP, SUMMARIES
@@ -223,7 +223,7 @@ class WandbRun:
             kept = storage.join(self._uri, "wandb")
             older = storage.list_names(kept)
             for folder in new:
-                target, path = storage.resolve(storage.join(kept, folder.name))
+                target, path = filesystems.resolve(storage.join(kept, folder.name))
                 fs.copy_files(str(folder), path, destination_filesystem=target)
             for name in older if new or not self._run.offline else ():
                 storage.delete_folder(storage.join(kept, name))

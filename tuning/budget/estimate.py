@@ -21,7 +21,7 @@ from trainers.heads.stack import can_stack
 from trainers.networks.freezing import is_head_only
 from tuning.budget.config import BudgetConfig
 from tuning.budget.rates import Rates, measure_rates, of_image
-from tuning.config import MAX_MEMBERS, NUM_STATISTICS, SHARES, TuningConfig
+from tuning.config import MAX_MEMBERS, NUM_STATISTICS, SHARES, TuningConfig, fit_warmup
 from tuning.search import count_trials
 from tuning.sharing.plan import Key, SharingPlan, count_networks, prefix_key, views_of_splits
 from tuning.sharing.rounds import quantiles_of_others
@@ -30,6 +30,8 @@ from tuning.space import models, training_of
 START_S, TRIAL_START_S, WORKERS_START_S = 6.0, 0.3, 6.0
 """Of the processes of a sweep; of a trial in one of them; of a trial's DDP workers. Measured on two
 cores (LOG.md, 2026-11-28)."""
+MIN_EPOCHS = 3
+"""Of a trial that a budget shortens."""
 MAX_TRIALS = 1000
 """That a budget plans."""
 NUM_SIMULATED = 200
@@ -80,6 +82,22 @@ def plans_trials(config: TuningConfig) -> bool:
     return config.budget != BudgetConfig() and config.trials is None and config.search != "grid"
 
 
+def with_epochs(config: TuningConfig, epochs: int) -> TuningConfig:
+    """Return the sweep with trials of so many epochs."""
+    warmup = fit_warmup(config.base.schedule.warmup_epochs, epochs)
+    schedule = replace(config.base.schedule, warmup_epochs=warmup)
+    return replace(config, base=replace(config.base, epochs=epochs, schedule=schedule))
+
+
+def as_planned(config: TuningConfig, before: TuningConfig) -> TuningConfig:
+    """Return a sweep with the trials and epochs that were planned when it began."""
+    if plans_trials(config):
+        config = replace(config, trials=before.trials)
+        if config.full_epochs is not None and config.full_epochs == before.full_epochs:
+            config = with_epochs(config, before.base.epochs)
+    return config
+
+
 def measure_forecast(
     config: TuningConfig, manifest: Manifest, plan: SharingPlan, resources: Resources
 ) -> "Forecast":
@@ -111,14 +129,35 @@ class Forecast:
         )
         return max(1, allowed)
 
+    def fit(self, config: TuningConfig, budget_s: float) -> TuningConfig:
+        """Return the sweep that a budget allows: as many trials as fit, and shorter ones where
+        these are fewer than the networks and freeze depths of the space."""
+        wanted = min(len(models(config.space)), count_trials(replace(config, trials=MAX_TRIALS)))
+        shortest = config.base.epochs
+        if config.full_epochs is not None:
+            shortest = min(shortest, MIN_EPOCHS)
+        for epochs in range(config.base.epochs, shortest - 1, -1):
+            shorter = with_epochs(config, epochs)
+            trials = self.fit_trials(shorter, budget_s)
+            if trials >= wanted or epochs == shortest:
+                return replace(shorter, trials=trials)
+        raise AssertionError("a trial has an epoch")
+
     def describe(self, config: TuningConfig, *, budget_s: float | None) -> list[str]:
         """Write the estimate in lines."""
         found = self.estimate(config)
         lines = [found.describe()]
+        if config.full_epochs not in (None, config.base.epochs):
+            lines.append(
+                f"epochs: {config.base.epochs} in place of {config.full_epochs}, as the budget has "
+                "no time for longer trials of each network and freeze depth; --epochs sets them"
+            )
         if budget_s is not None:
             fits = found.seconds <= budget_s
             rest = "fits" if fits else "trials that have not started when it is spent are left out"
             lines.append(f"budget: {describe_s(budget_s)}; {rest}")
+            if config.promote:
+                lines.append("promotion: in the rest of the whole budget")
         return lines
 
     def estimate(self, config: TuningConfig) -> Estimate:

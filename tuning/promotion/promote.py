@@ -1,6 +1,7 @@
 """Train a sweep's winner as the model to use: longer, on validation images too, with several seeds.
 
     OUT/length/               a run folder that shows how many epochs the winner needs
+    OUT/winner.json           the trial that is promoted; written first
     OUT/seed-0, seed-1, ...   a run folder each; seed-0-288px the last epochs on larger images
     OUT/exported/             the network to use, with its model card
     OUT/promoted.json
@@ -15,6 +16,7 @@ The sweep has chosen the config, so validation images may train. The test split 
 weights to use are those of the first seed, not of the seed with the best test accuracy.
 """
 
+import json
 import shlex
 from dataclasses import replace
 from typing import Any
@@ -22,21 +24,23 @@ from typing import Any
 from cluster.io import storage
 from cluster.io.errors import UserError, require
 from cluster.io.lease import hold_lease
+from cluster.io.records import read_object
 from cluster.runtime import connect
 from datasets.shards import read_manifest
 from trainers.prepare import prepare_run
 from trainers.run.folder import read_config
 from trainers.run.rows import find_mode
 from trainers.tracking.config import sync_command
-from tuning.config import PromoteConfig
+from tuning.config import TuningConfig
 from tuning.leaderboard import TrialResult, find_winner, read_leaderboard
+from tuning.promotion.config import PromoteConfig
 from tuning.promotion.folds import summarize_folds
 from tuning.promotion.printing import print_folds, print_seeds
 from tuning.promotion.resolution import choose_size
 from tuning.promotion.seeds import Promotion
 from tuning.promotion.summary import write_summary
 from tuning.promotion.trainings import plan_trainings, refuse_other_epochs, train
-from tuning.record import MEASURES
+from tuning.record import MEASURES, promotion_uri
 
 
 def run_promote(config: PromoteConfig) -> dict[str, Any]:
@@ -47,8 +51,9 @@ def run_promote(config: PromoteConfig) -> dict[str, Any]:
             no test split or no folds, or OUT holds another promotion.
     """
     sweep = storage.absolute(config.sweep, "sweep")
-    out = storage.absolute(config.out or storage.join(sweep, config.kind), "out")
     winner = find_promoted(sweep)
+    default = storage.join(sweep, "folds") if config.folds else promotion_uri(sweep, winner)
+    out = storage.absolute(config.out or default, "out")
     base = read_config(winner.run)
     manifest = read_manifest(base.data, 0 if config.folds else base.fold)
     if config.folds:
@@ -78,6 +83,7 @@ def run_promote(config: PromoteConfig) -> dict[str, Any]:
             refuse_other_epochs(plan_trainings(config, base, sweep, out))
         resources = connect(config.address)
         with hold_lease(out):
+            _claim(out, winner)
             promotion = Promotion(config, winner, base, manifest, resources, sweep, out)
             summary, commands = promotion.run()
             registered = None
@@ -95,6 +101,43 @@ def run_promote(config: PromoteConfig) -> dict[str, Any]:
     if any(command is not None for command in commands):
         print(f"W&B:      {sync_command(out)}")
     return summary
+
+
+def promote_winner(sweep: TuningConfig, left_s: float | None) -> dict[str, Any]:
+    """Promote the winner of a sweep that has ended, where and as the sweep's trials trained.
+
+    Args:
+        left_s: of the sweep's budget; None without one.
+    """
+    cluster = sweep.base.cluster
+    return run_promote(
+        PromoteConfig(
+            sweep=sweep.out,
+            budget=None if left_s is None else f"{max(1.0, left_s):.0f}s",
+            num_workers=cluster.num_workers,
+            device=cluster.device,
+            address=cluster.address,
+            wandb=sweep.base.track.wandb,
+        )
+    )
+
+
+def _claim(out: str, winner: TrialResult) -> None:
+    """Write which trial is promoted in a folder.
+
+    Raises:
+        UserError: where it is another one's.
+    """
+    uri = storage.join(out, "winner.json")
+    if storage.exists(uri):
+        known = read_object(uri, {"trial_id": str})["trial_id"]
+        require(
+            known == winner.trial_id,
+            "out",
+            out,
+            f"trial {known} was promoted there, and {winner.trial_id} won: use another --out",
+        )
+    storage.write_bytes(uri, json.dumps(winner.to_dict(), indent=1).encode())
 
 
 def register(collection: str, config: PromoteConfig, summary: dict[str, Any], out: str) -> str:

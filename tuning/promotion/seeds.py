@@ -27,8 +27,8 @@ from tuning.budget.config import parse_duration_s
 from tuning.budget.deadline import BudgetClock
 from tuning.budget.estimate import TRIAL_START_S, WORKERS_START_S
 from tuning.budget.rates import TrainingSeconds, measure_training
-from tuning.config import PromoteConfig
 from tuning.leaderboard import TrialResult
+from tuning.promotion.config import PromoteConfig
 from tuning.promotion.length import describe_length, fit_epochs, train_until_flat
 from tuning.promotion.resolution import (
     LAST_SHARE,
@@ -38,10 +38,10 @@ from tuning.promotion.resolution import (
     continue_larger,
 )
 from tuning.promotion.summary import summarize_seeds, write_summary
-from tuning.promotion.trainings import find_epochs, plan_trainings, train
+from tuning.promotion.trainings import count_longest, find_epochs, plan_trainings, train
 from tuning.record import SweepRecord
 from tuning.review.page import render_page
-from tuning.winner import LONGER, evaluate_once
+from tuning.winner import evaluate_once
 
 PLANNED_SHARE = 0.8
 """Of the time that is left for trainings: their estimate may be a quarter too short."""
@@ -127,7 +127,7 @@ class Promotion:
         many as the winner needs."""
         if self._config.epochs is not None:
             return self._config.epochs
-        longest = LONGER * self._base.epochs
+        longest = count_longest(self._base, self._sweep)
         (first, *_) = self._plan(longest)
         if (known := find_epochs(first.out)) is not None:
             return known
@@ -199,10 +199,19 @@ class Promotion:
                 )
                 self._fit(prepare_run(final))
                 seconds += read_result(final.out)[metrics.TOTAL_S]
+            self._calibrate(final.out, larger_px)
             evaluate_once(final.out)
             finals.append(final)
             slowest_s = max(slowest_s, seconds, time.monotonic() - started_s)
         return finals
+
+    def _calibrate(self, run: str, larger_px: int | None) -> None:
+        """Give a seed the calibration of the training most like it that left the validation images
+        out."""
+        from trainers.evaluation.calibrate import lend_calibration  # imports scikit-learn
+
+        like = storage.join(self._out, "length" if larger_px is None else "resolution")
+        lend_calibration(like if find_epochs(like) is not None else self._winner.run, run)
 
     def _fit(self, run: Run) -> None:
         self._has_trained |= run.result is None

@@ -12,8 +12,8 @@ from trainers import metrics
 from trainers.config import FinetuneConfig
 from trainers.run.evaluations import read_evaluation
 from trainers.run.folder import read_result
-from tuning.config import PromoteConfig
 from tuning.leaderboard import TrialResult
+from tuning.promotion.config import PromoteConfig
 from tuning.record import MEASURES
 from tuning.winner import evaluate_once
 

@@ -13,7 +13,8 @@ from trainers.config import FinetuneConfig
 from trainers.prepare import Run
 from trainers.run import checkpoint
 from trainers.run.folder import read_config
-from tuning.config import PromoteConfig
+from tuning.promotion.config import PromoteConfig
+from tuning.record import read_sweep_config
 from tuning.winner import LONGER
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def plan_trainings(
         replace(
             training,
             out=storage.join(out, name),
-            epochs=config.epochs or LONGER * base.epochs,
+            epochs=config.epochs or count_longest(base, sweep),
             track=replace(
                 base.track,
                 wandb=config.wandb,
@@ -65,6 +66,14 @@ def plan_trainings(
         )
         for training, name in zip(trainings, names, strict=True)
     ]
+
+
+def count_longest(base: FinetuneConfig, sweep: str) -> int:
+    """Return the epochs of the longest training: LONGER times those of a trial, which a budget may
+    have shortened."""
+    known = read_sweep_config(sweep)
+    full_epochs = known[0].full_epochs if known else None
+    return LONGER * (full_epochs or base.epochs)
 
 
 def refuse_other_epochs(trainings: Sequence[FinetuneConfig]) -> None:

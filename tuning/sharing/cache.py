@@ -10,7 +10,7 @@ from typing import Any
 from pyarrow import fs
 from rich.table import Table
 
-from cluster.io import storage
+from cluster.io import filesystems, storage
 from cluster.io.errors import require
 from cluster.io.records import read_object
 from cluster.io.terminal import literal_console
@@ -77,8 +77,8 @@ def run_cache(config: CacheConfig) -> None:
 
 def _read_entry(cache: str, key: str) -> CacheEntry:
     uri = storage.join(_features(cache), key)
-    filesystem, path = storage.resolve(uri)
-    with storage.explaining(uri):
+    filesystem, path = filesystems.resolve(uri)
+    with filesystems.explaining(uri):
         below = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
     files = [info for info in below if info.type == fs.FileType.File]
     try:

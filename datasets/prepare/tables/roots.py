@@ -13,7 +13,7 @@ from functools import cached_property
 
 from pyarrow import fs
 
-from cluster.io import storage
+from cluster.io import filesystems, storage
 from cluster.io.errors import UserError
 from cluster.io.uris import name_of, parent_of
 from datasets.prepare.archives import is_archive
@@ -106,7 +106,7 @@ class Root:
 
     def address(self, path: str) -> str:
         """Path on the file system."""
-        return f"{storage.resolve(self.uri)[1].rstrip('/')}/{path}"
+        return f"{filesystems.resolve(self.uri)[1].rstrip('/')}/{path}"
 
     @staticmethod
     def _is_outside(name: str) -> bool:
@@ -123,7 +123,7 @@ class Root:
             )
         uri = f"{scheme}://{place.partition('/')[0]}" if separator and scheme != "file" else "/"
         try:
-            return Place(uri=uri, path=storage.resolve(name)[1])
+            return Place(uri=uri, path=filesystems.resolve(name)[1])
         except UserError as error:
             raise UserError(f"{self.option} is {self.uri!r}: {error}") from None
 
@@ -135,8 +135,8 @@ def keep_files(infos: dict[str, fs.FileInfo]) -> dict[str, fs.FileInfo]:
 
 
 def open_root(option: str, uri: str) -> Root:
-    file_system, path = storage.resolve(uri)
-    with storage.explaining(uri):
+    file_system, path = filesystems.resolve(uri)
+    with filesystems.explaining(uri):
         info = file_system.get_file_info(path)
     if info.type == fs.FileType.File and is_table(path):
         table = (name_of(uri),)

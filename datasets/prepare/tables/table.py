@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 from pyarrow import fs
 
-from cluster.io import storage
+from cluster.io import filesystems
 from cluster.io.errors import UserError
 from cluster.io.uris import name_of
 from datasets.config import PrepareConfig
@@ -152,7 +152,7 @@ def _read_columns(
         root.skipped[path] = f"a table that is not used: {error}"
         return None
     found.notes += [f"{path}: {note}" for note in (*rows.notes, columns.rule)]
-    found.infos.append(storage.resolve(root.uri)[0].get_file_info(address))
+    found.infos.append(filesystems.resolve(root.uri)[0].get_file_info(address))
     return columns
 
 

@@ -12,10 +12,10 @@ from rich.console import Console
 from cluster.io import storage, terminal
 from datasets.shards import Manifest, Split
 from trainers.config import FinetuneConfig
-from tuning import sweep_display
 from tuning.config import TuningConfig
+from tuning.progress import display as module
+from tuning.progress.display import SweepDisplay, estimate_left_s
 from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE, Point
-from tuning.sweep_display import SweepDisplay, estimate_left_s
 
 
 def test_time_left_is_that_of_the_trials_that_ended() -> None:
@@ -40,7 +40,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     clock = SimpleNamespace(now_s=0.0)
     clock.monotonic = lambda: clock.now_s
     monkeypatch.setattr(terminal, "time", clock)
-    monkeypatch.setattr(sweep_display, "time", clock)
+    monkeypatch.setattr(module, "time", clock)
     return clock
 
 
@@ -158,6 +158,6 @@ def test_a_thousand_trials_at_a_time_have_twenty_lines_and_reads(
     monkeypatch.setattr(storage, "size_of", count)
     drawn = lines(display)
 
-    assert len(read) == sweep_display.MAX_SHOWN
-    assert len(drawn) == 1 + sweep_display.MAX_SHOWN + 1
+    assert len(read) == module.MAX_SHOWN
+    assert len(drawn) == 1 + module.MAX_SHOWN + 1
     assert drawn[-1] == "and 980 more"

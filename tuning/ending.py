@@ -1,0 +1,133 @@
+"""The end of a sweep: the winner's test, the answer, and the best trials combined."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
+
+from cluster.runtime import Resources
+from trainers import metrics
+from trainers.evaluation.measures import Measures
+from trainers.run.folder import read_config
+from tuning.budget.deadline import BudgetClock
+from tuning.combine.combinations import combined_uri, describe_combinations
+from tuning.combine.combine import combine
+from tuning.config import TuningConfig
+from tuning.leaderboard import CUT, FAILED, TrialResult, print_leaderboard
+from tuning.record import SweepRecord
+from tuning.search import count_trials
+from tuning.trial import Shared
+from tuning.verdict import judge
+from tuning.wandb.sweep_run import SweepRun
+from tuning.winner import evaluate_once, train_longer
+
+
+def read_ended(config: TuningConfig) -> SweepRecord:
+    """Read the record of a sweep that has ended."""
+    return replace(SweepRecord.read(config.out), config=config)
+
+
+def is_whole(config: TuningConfig, trials: Sequence[TrialResult]) -> bool:
+    """Whether a leaderboard has all trials of its sweep, none of them to be tried again."""
+    return len(trials) >= count_trials(config) and all(
+        row.state not in (FAILED, CUT) for row in trials
+    )
+
+
+def describe_cut(record: SweepRecord) -> str | None:
+    """Write which trials the end of the sweep has cut in one line; None where it has cut none."""
+    num_cut = sum(row.state == CUT for row in record.trials)
+    num_missing = record.num_trials - len(record.trials)
+    if not num_cut and not num_missing:
+        return None
+    why, how = (
+        ("Stopped:      in W&B", "again")
+        if record.ended_by_user
+        else ("Budget:       spent", "with a larger budget")
+    )
+    return (
+        f"{why}; {num_cut} trials were stopped, and {num_missing} of {record.num_trials} not "
+        f"started; run the same command {how} to resume"
+    )
+
+
+def close(
+    record: SweepRecord,
+    resources: Resources,
+    clock: BudgetClock,
+    shared: Shared | None = None,
+    tracked: SweepRun | None = None,
+) -> dict[str, Any]:
+    """Test the winner and print the answer; then combine the best trials, and log to W&B.
+
+    Args:
+        shared: of a sweep that has just ended.
+        tracked: its run.
+    """
+    config, winner = record.config, record.winner
+    has_test = record.manifest is not None and "test" in record.manifest.splits
+    if winner and config.evaluate_winner and has_test and record.test is None:
+        prefix = shared and shared.prefix_of(read_config(winner.run))
+        evaluate_once(winner.run, prefix=prefix, on_measured=partial(print_answer, record))
+        record = replace(record)  # which reads the test
+    else:
+        print_answer(record)
+    combined = None
+    if record.manifest is not None and config.combine:
+        combined = combine(
+            record.out, record.trials, record.manifest, resources, left_s=clock.whole_left_s
+        )
+    for found in combined.kept if combined and has_test and config.evaluate_winner else ():
+        evaluate_once(combined_uri(record.out, found.kind))
+    for line in describe_combinations(record.out, combined) if combined else ():
+        print(f"Combined:     {line}")
+    if tracked is not None and (command := tracked.log(record)) is not None:
+        record = replace(record, sync=[command])
+    for command in record.sync:
+        print(f"Sync W&B:     {command}")
+    return {
+        "out": record.out,
+        "answer": judge(record).text,
+        "winner": winner.to_dict() if winner else None,
+        "test": record.test,
+        "combined": asdict(combined) if combined else None,
+        "sharing": record.savings.to_dict(),
+        "trials": [row.to_dict() for row in record.trials],
+    }
+
+
+def print_answer(record: SweepRecord, measures: Measures | None = None) -> None:
+    """Print the leaderboard, the answer and the next commands.
+
+    Args:
+        measures: of the winner on the test split, where they are not in the record yet.
+    """
+    test = record.test
+    if measures is not None:
+        test = {f"test/{name}": value for name, value in measures.means().items()}
+        test["num_images"] = measures.num_images
+    out, winner, verdict = record.out, record.winner, judge(record)
+    print()
+    print_leaderboard(record.trials, record.base)
+    print(f"\nAnswer:       {verdict.text}")
+    print(f"Leaderboard:  {out}/leaderboard.json, leaderboard.csv")
+    print(f"Review:       python -m tuning review --out {shlex.quote(out)}")
+    if winner is not None:
+        print(f"Winner:       {winner.run}")
+        if test is not None:
+            print(
+                f"Test split:   top-1 {test[metrics.TEST_TOP1]:.3f}, "
+                f"top-5 {test[metrics.TEST_TOP5]:.3f} on {test['num_images']} images, evaluated "
+                "once, for the winner only"
+            )
+        print(f"Train longer: {train_longer(winner, out)}")
+        has_test = record.manifest is not None and "test" in record.manifest.splits
+        if has_test and not record.config.promote:
+            print(f"Promote:      python -m tuning promote --sweep {shlex.quote(out)}")
+    if record.advice is not None:
+        print(f"Advice:       {record.advice}")
+    if (line := describe_cut(record)) is not None:
+        print(line)
+    for line in record.savings.describe():
+        print(f"Shared:       {line}")
