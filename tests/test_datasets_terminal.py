@@ -109,8 +109,8 @@ def test_durations_and_rates_are_short() -> None:
     assert [describe_s(seconds) for seconds in durations_s] == [
         *("0 s", "99 s", "2 min", "1 h 40 min", "1 h 40 min", "2 h 05 min")
     ]
-    assert [describe_rate(rate, "images") for rate in (0.25, 9.94, 171.4)] == [
-        *("0.2 images/s", "9.9 images/s", "171 images/s")
+    assert [describe_rate(rate, "images") for rate in (0.0, 0.034, 0.25, 9.94, 171.4)] == [
+        *("0.0 images/s", "2.0 images/min", "0.2 images/s", "9.9 images/s", "171 images/s")
     ]
 
 

@@ -15,11 +15,11 @@ from tuning.budget.estimate import (
     Forecast,
     as_planned,
     plans_trials,
-    simulate_epochs,
     with_epochs,
 )
 from tuning.budget.rates import Rates
 from tuning.config import SpaceConfig, TuningConfig
+from tuning.sharing.asha import simulate_epochs
 from tuning.sharing.plan import Key, PrefixPlan, SharingPlan, prefix_key
 from tuning.space import models, training_of
 
@@ -132,6 +132,7 @@ def test_trials_are_shorter_where_a_budget_has_no_time_for_each_freeze_depth(
         config,
         base=replace(config.base, epochs=12, schedule=ScheduleConfig(warmup_epochs=5.0)),
         search="random",
+        grace_epochs=12,
         budget=BudgetConfig(time="1m"),
         full_epochs=12,
     )

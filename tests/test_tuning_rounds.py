@@ -13,11 +13,11 @@ from trainers import metrics
 from trainers.config import FinetuneConfig, OptimConfig
 from tuning.config import TuningConfig
 from tuning.search import SweepASHA, build_scheduler
+from tuning.sharing.asha import quantiles_of_others
 from tuning.sharing.rounds import (
     NUM_COMPARED,
     HeadProgress,
     HeadRounds,
-    quantiles_of_others,
     start_rounds,
 )
 

@@ -1,5 +1,6 @@
 """Which prefixes a sweep builds, and what the plan says of them."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ from datasets.config import IngestConfig
 from datasets.shards import read_manifest
 from trainers.config import FinetuneConfig, LossConfig, ModelConfig
 from tuning.config import SpaceConfig, TuningConfig
-from tuning.sharing.plan import SharingPlan, count_flops, expected_epochs, plan_sharing
+from tuning.sharing.plan import SharingPlan, count_flops, plan_sharing
 from tuning.sharing.savings import Savings
 
 GIB = 2**30
@@ -32,12 +33,19 @@ def sweep(data: str, **changes: Any) -> TuningConfig:
     return TuningConfig(**{**values, **changes})
 
 
-def plan(config: TuningConfig, *, free_gib: float = 1.0, present: bool = False) -> SharingPlan:
+def plan(
+    config: TuningConfig,
+    *,
+    free_gib: float = 1.0,
+    present: bool = False,
+    epochs_at: Callable[[int], float] | None = None,
+) -> SharingPlan:
     return plan_sharing(
         config,
         read_manifest(config.base.data),
         free_bytes=lambda: free_gib * GIB,
         missing_bytes=lambda prefix: 0 if present else prefix.num_bytes,
+        epochs_at=epochs_at,
     )
 
 
@@ -104,13 +112,14 @@ def test_nothing_is_shared_for_a_reason(easy_data: str, changes: dict, reason: s
     assert line.startswith("nothing is shared: ") and reason in line
 
 
-def test_a_lone_trial_of_as_many_views_as_epochs_gains_nothing(easy_data: str) -> None:
+def test_a_lone_trial_that_ends_early_gains_nothing(easy_data: str) -> None:
     one = SpaceConfig(freeze_depths=("all",), learning_rates=(1e-3,), clipnorms=(None,))
     config = sweep(easy_data, space=replace(one, inits=("imagenet",)))
-    (prefix,) = plan(replace(config, grace_epochs=1)).prefixes
+    (prefix,) = plan(config, epochs_at=lambda depth: 2.0).prefixes
     assert prefix.problem == "as computing it once saves next to nothing"
     few = replace(config.base, ingest=replace(config.base.ingest, views=1))
-    assert plan(replace(config, base=few)).shared
+    assert plan(replace(config, base=few), epochs_at=lambda depth: 2.0).shared
+    assert plan(config).shared, "ASHA compares it with nothing, and validation images have one view"
 
 
 def test_a_network_that_can_not_be_cut_streams(easy_data: str) -> None:
@@ -125,11 +134,19 @@ def test_a_network_that_can_not_be_cut_streams(easy_data: str) -> None:
     assert "inception_v3 can't be cut behind mixed7" in uncut.problem and not cut.problem
 
 
-def test_epochs_that_asha_lets_a_trial_have(easy_data: str) -> None:
-    base = replace(sweep(easy_data).base, epochs=9)
-    config = sweep(easy_data, base=base, grace_epochs=1, reduction_factor=3)
-    assert expected_epochs(config) == pytest.approx(1 + 2 / 3 + 6 / 9)
-    assert expected_epochs(replace(config, grace_epochs=9)) == 9
+def test_prefixes_that_pay_together_share_one_pass(easy_data: str) -> None:
+    """Each image has four views, and a trial ends after two or three epochs."""
+    space = SpaceConfig(
+        freeze_depths=("all", 6), learning_rates=(1e-3,), clipnorms=(None,), inits=("imagenet",)
+    )
+    both = sweep(easy_data, space=space)
+    alone = replace(both, space=replace(space, freeze_depths=("all",)))
+    assert len(plan(both, epochs_at=lambda depth: 2.0).shared) == 2
+    assert not plan(alone, epochs_at=lambda depth: 2.0).shared
+    # Twice the trials at depth 4 pay for a pass up to there, those at depth 7 for none behind it.
+    space = replace(space, learning_rates=(1e-3, 1e-4), freeze_depths=("all", 4))
+    planned = plan(replace(both, space=space), epochs_at=lambda depth: {4: 3.0, 7: 0.2}[depth])
+    assert [prefix.depth for prefix in planned.shared] == [4]
 
 
 def test_savings_are_told_from_what_was_measured() -> None:

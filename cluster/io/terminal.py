@@ -80,6 +80,9 @@ class Pace:
 
 
 def describe_rate(rate: float, unit: str) -> str:
+    """Write a rate as people say it: `171 images/s`, `9.9 images/s`, `2.0 trainings/min`."""
+    if 0 < rate < 0.1:
+        return f"{60 * rate:.1f} {unit}/min"
     return f"{rate:.0f} {unit}/s" if rate >= 10 else f"{rate:.1f} {unit}/s"
 
 

@@ -154,19 +154,26 @@ def _share(
 ) -> tuple[list[Training], Shared]:
     """List the trainings, and compute the features that they share."""
     store = PrefixStore(sweep, manifest, resources)
+    base, depths = sweep.base, [int(depth) for depth in sweep.space.freeze_depths]
+    total, by_depth = count_flops(base, [depth for depth in depths if depth])
+
+    def is_cheap(depth: int) -> bool:
+        return depth > 0 and 1 - by_depth[depth][0] / total <= CHEAP
+
     plan = plan_sharing(
-        sweep, manifest, free_bytes=store.free_bytes, missing_bytes=store.missing_bytes
+        sweep,
+        manifest,
+        free_bytes=store.free_bytes,
+        missing_bytes=store.missing_bytes,
+        epochs_at=lambda depth: base.epochs * (1.0 if is_cheap(depth) else ROUNDS[0]),
     )
     built = store.build(plan)
     for problem in built.problems:
         print(f"  {problem}: its trainings train on images")
     shared = Shared(manifest=manifest, prefixes=dict(built.prefixes))
-    base, depths = sweep.base, [int(depth) for depth in sweep.space.freeze_depths]
-    total, by_depth = count_flops(base, [depth for depth in depths if depth])
     trainings = []
     for depth in depths:
-        is_cheap = depth > 0 and 1 - by_depth[depth][0] / total <= CHEAP
-        for rate in CHEAP_RATES if is_cheap else RATES:
+        for rate in CHEAP_RATES if is_cheap(depth) else RATES:
             point = {
                 INIT: base.model.init,
                 FREEZE_DEPTH: depth,
@@ -174,7 +181,7 @@ def _share(
                 CLIPNORM: None,
             }
             training = config_of(sweep, point, f"{depth}-{show(rate)}")
-            trainings.append(Training(depth=depth, config=training, is_cheap=is_cheap))
+            trainings.append(Training(depth=depth, config=training, is_cheap=is_cheap(depth)))
     workers = plan_training(base, resources)
     ingest = plan_ingest(base, manifest, resources, workers, num_trainings=len(trainings))
     return trainings, shared.with_images([each.config for each in trainings], ingest)

@@ -8,9 +8,6 @@ Trainings side by side on CPUs share them, so their times add up.
 from bisect import bisect_right
 from dataclasses import dataclass, field, replace
 from functools import partial
-from statistics import fmean
-
-import numpy as np
 
 from cluster.io.terminal import describe_s
 from cluster.runtime import Resources
@@ -23,8 +20,8 @@ from tuning.budget.config import BudgetConfig
 from tuning.budget.rates import Rates, measure_rates, of_image
 from tuning.config import MAX_MEMBERS, NUM_STATISTICS, SHARES, TuningConfig, fit_warmup
 from tuning.search import count_trials
+from tuning.sharing.asha import simulate_epochs
 from tuning.sharing.plan import Key, SharingPlan, count_networks, prefix_key, views_of_splits
-from tuning.sharing.rounds import quantiles_of_others
 from tuning.space import models, training_of
 
 START_S, TRIAL_START_S, WORKERS_START_S = 6.0, 0.3, 6.0
@@ -34,8 +31,6 @@ MIN_EPOCHS = 3
 """Of a trial that a budget shortens."""
 MAX_TRIALS = 1000
 """That a budget plans."""
-NUM_SIMULATED = 200
-"""Random orders of results that ASHA is simulated with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,32 +228,3 @@ def find_stackable(config: TuningConfig) -> set[Key]:
     trainings = [training_of(config.base, point) for point in models(config.space)]
     heads = (each for each in trainings if is_head_only(each.model) and can_stack(each))
     return {prefix_key(head) for head in heads}
-
-
-def simulate_epochs(config: TuningConfig, *, together: bool = False) -> float:
-    """Return the mean epochs of a trial under ASHA.
-
-    Args:
-        together: of heads, each of which is compared with all others (`sharing.rounds`). The others
-            are compared with those before them: early ones have less to be compared with, so more
-            of them continue than one of `reduction_factor`.
-    """
-    rungs, num_trials = config.rungs, count_trials(config)
-    share = 1 - 1 / config.reduction_factor
-    rng = np.random.default_rng(0)
-    totals: list[float] = []
-    for _ in range(max(1, NUM_SIMULATED // num_trials)):
-        left_N, before = rng.random(num_trials), 0
-        total = 0.0
-        for rung in [*rungs, config.base.epochs]:
-            total += len(left_N) * (rung - before)
-            cutoffs_N = quantiles_of_others(left_N, share) if together else _running(left_N, share)
-            left_N, before = left_N[left_N >= cutoffs_N], rung
-        totals.append(total / num_trials)
-    return fmean(totals)
-
-
-def _running(values_N: np.ndarray, share: float) -> np.ndarray:
-    """Return, for each value, the quantile of those before it; -inf for the first."""
-    before = (np.quantile(values_N[:number], share) for number in range(1, len(values_N)))
-    return np.array([-np.inf, *before])

@@ -26,10 +26,14 @@ from trainers.networks.torch_internals import without_compiler
 from tuning.axes.axis import FREEZE_DEPTH
 from tuning.config import TuningConfig
 from tuning.search import count_trials
+from tuning.sharing.asha import simulate_epochs
 from tuning.space import Point, compared_fields, models, points, show_at, training_of
 
 MIN_SAVING = 0.02
 """Share of the sweep's computation; a prefix that saves less is not worth its disk space."""
+
+
+NEXT_TO_NOTHING = "as computing it once saves next to nothing"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,12 +144,14 @@ def plan_sharing(
     *,
     free_bytes: Callable[[], float],
     missing_bytes: Callable[[PrefixPlan], float],
+    epochs_at: Callable[[int], float] | None = None,
 ) -> SharingPlan:
     """Choose the prefixes that are worth building.
 
     Args:
         free_bytes: free space of the cache.
         missing_bytes: bytes of a prefix's features that are not in the cache.
+        epochs_at: mean epochs of the trials at a freeze depth. Default: of all under ASHA.
     """
     base = config.base
     if not config.share:
@@ -153,14 +159,14 @@ def plan_sharing(
     if all(blends(training_of(base, model)) for model in models(config.space)):
         return SharingPlan(problem="mixup and CutMix blend pixels, which no cached feature can")
     counts = count_networks(config)
-    epochs = expected_epochs(config)
+    mean_epochs = simulate_epochs(config)
     num_train, num_val = (manifest.split(split).num_images for split in ("train", "val"))
 
     def num_passes(num_views: int) -> int:
         views = views_of_splits(config, manifest, num_views)
         return sum(number * manifest.split(split).num_images for split, number in views.items())
 
-    def cost(total: float, prefix_flops: float, *, on_features: bool) -> float:
+    def cost(total: float, prefix_flops: float, epochs: float, *, on_features: bool) -> float:
         """FLOPs of one trial."""
         rest = total - prefix_flops
         prefix = 0.0 if on_features else prefix_flops
@@ -172,11 +178,14 @@ def plan_sharing(
         depths = tuple(at for of, at in counts if of == network and at > 0)
         total, by_depth = count_flops(network, depths)
         flops, shape, problem = by_depth.get(depth, (0.0, (), ""))
-        without += number * cost(total, flops, on_features=False)
+        epochs = mean_epochs if epochs_at is None else epochs_at(depth)
+        without += number * cost(total, flops, epochs, on_features=False)
         if depth == 0:
             continue
         num_views = network.ingest.num_views(base.epochs)
-        saved = cost(total, flops, on_features=False) - cost(total, flops, on_features=True)
+        on_images, on_features = (
+            cost(total, flops, epochs, on_features=on_features) for on_features in (False, True)
+        )
         prefix = PrefixPlan(
             network=network,
             name=names[network],
@@ -190,7 +199,7 @@ def plan_sharing(
             problem=problem,
         )
         prefixes.append(prefix)
-        gains[network, depth] = number * saved
+        gains[network, depth] = number * (on_images - on_features)
     problems, saving = _choose(
         [prefix for prefix in prefixes if not prefix.problem],
         gains,
@@ -226,24 +235,19 @@ def _choose(
     missing_bytes: Callable[[PrefixPlan], float],
     min_saving: float,
 ) -> tuple[dict[Key, str], float]:
-    """Choose prefixes in the order of their savings, while they fit.
-
-    One pass through the deepest prefix of a network serves the shallower ones as well.
+    """Choose the prefixes of each network that pay together, in the order of their savings while
+    they fit: one pass through the deepest serves the shallower ones as well.
 
     Returns:
         Why the others are not chosen, and the FLOPs saved.
     """
     saving = 0.0
-    computed: dict[FinetuneConfig, float] = {}  # FLOPs of an image's pass so far
     problems: dict[Key, str] = {}
+    fitting: dict[FinetuneConfig, list[PrefixPlan]] = {}
     for prefix in sorted(prefixes, key=lambda p: -gains[p.network, p.depth]):
-        key = prefix.network, prefix.depth
-        missing = missing_bytes(prefix)
-        more_flops = max(0.0, prefix.flops - computed.get(prefix.network, 0.0))
-        pass_flops = more_flops * num_passes(prefix)
-        gain = gains[key] - (pass_flops if missing else 0.0)
-        if gain < min_saving:
-            problems[key] = "as computing it once saves next to nothing"
+        key, missing = (prefix.network, prefix.depth), missing_bytes(prefix)
+        if gains[key] < min_saving:
+            problems[key] = NEXT_TO_NOTHING
         elif missing > free_bytes:
             problems[key] = (
                 f"as its features take {prefix.num_bytes / 2**30:.3g} GiB and the cache has room "
@@ -251,9 +255,19 @@ def _choose(
             )
         else:
             free_bytes -= missing
-            saving += gain
-            if missing:
-                computed[prefix.network] = max(prefix.flops, computed.get(prefix.network, 0.0))
+            fitting.setdefault(prefix.network, []).append(prefix)
+
+    def gain_of(chosen: Sequence[PrefixPlan]) -> float:
+        passes = [p.flops * num_passes(p) for p in chosen if missing_bytes(p)]
+        return sum(gains[p.network, p.depth] for p in chosen) - max(passes, default=0.0)
+
+    for network, found in fitting.items():
+        up_to = ([p for p in found if p.depth <= deepest.depth] for deepest in found)
+        chosen = max(up_to, key=gain_of)
+        if gain_of(chosen) < min_saving:
+            chosen = []
+        saving += gain_of(chosen)
+        problems |= {(network, p.depth): NEXT_TO_NOTHING for p in found if p not in chosen}
     return problems, saving
 
 
@@ -324,17 +338,3 @@ def name_networks(config: TuningConfig) -> dict[FinetuneConfig, str]:
         )
         for point in listed
     }
-
-
-def expected_epochs(config: TuningConfig) -> float:
-    """Return a trial's mean epochs under ASHA: at each rung one of `reduction_factor` continues."""
-    epochs, share, rung = 0.0, 1.0, config.grace_epochs
-    if rung >= config.base.epochs:
-        return float(config.base.epochs)
-    epochs = float(rung)
-    while rung < config.base.epochs:
-        share /= config.reduction_factor
-        following = min(rung * config.reduction_factor, config.base.epochs)
-        epochs += share * (following - rung)
-        rung = following
-    return epochs

@@ -19,6 +19,7 @@ from ray.actor import ActorHandle
 
 from trainers.config import FinetuneConfig
 from tuning.config import TuningConfig
+from tuning.sharing.asha import quantiles_of_others
 
 NUM_COMPARED = 128
 """How many of the trials that follow it a trial waits for at a rung."""
@@ -163,20 +164,6 @@ class HeadRounds:
             is_in_T = top1s_T >= quantiles_of_others(top1s_T, share)
             survivors[rung] = {out for out, is_in in zip(found, is_in_T, strict=True) if is_in}
         return survivors
-
-
-def quantiles_of_others(values_N: np.ndarray, share: float) -> np.ndarray:
-    """Return, for each value, the quantile of all others, interpolated as numpy does; -inf where
-    there are none."""
-    if len(values_N) < 2:
-        return np.full(len(values_N), -np.inf)
-    order_N = np.argsort(values_N)
-    sorted_N, ranks_N = values_N[order_N], np.argsort(order_N)
-    position = share * (len(values_N) - 2)  # among the others
-    low = int(position)
-    high = min(low + 1, len(values_N) - 2)
-    low_N, high_N = (sorted_N[place + (place >= ranks_N)] for place in (low, high))
-    return low_N + (position - low) * (high_N - low_N)
 
 
 def _variant(config: FinetuneConfig) -> str:
