@@ -109,7 +109,9 @@ def test_memory_shows_the_same_pixels_and_needs_the_shards_once(
     assert not any(batch["unreadable"] for batch in second)
 
 
-def test_train_and_val_as_one_split_share_the_memory_of_both(easy_data: str) -> None:
+def test_train_and_val_as_one_split_share_the_memory_of_both(
+    ray_cluster: str, easy_data: str
+) -> None:
     manifest = read_manifest(easy_data)
     memories = open_memory(manifest, shared=False)
     both = partial(
