@@ -73,7 +73,7 @@ def follow(found: dict[str, np.ndarray], way: str, seed: int, most: int) -> dict
         logits_NK = torch.tensor(probe.predict_log_proba(found["train"][rest_N]).astype(np.float32))
         outputs = torch.cat([logits_NK, torch.tensor(found["train"][rest_N])], 1)
         table = pa.table(to_predictions(outputs, classes=classes, top_k=2))
-        picked = rank(table, "uncertainty" if way == "uncertainty" else "diversity", STEP, seed)
+        picked = rank(table, "uncertainty" if way == "uncertainty" else "diversity", STEP)
         known += rest_N[picked].tolist()
 
 

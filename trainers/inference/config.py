@@ -133,10 +133,11 @@ class PredictConfig(InferenceConfig):
     """With a hierarchy: the answer is of the finest level that has this probability."""
     rank_by: RankBy | None = None
     """Also write OUT/picks.csv and picks.html: images to label next. uncertainty: the smallest
-    margin between the two likeliest classes. diversity: different ones among those; adds the column
+    margin between the two likeliest classes. diversity: those whose labels tell most about all
+    images the network is unsure of; needs the fewest labels; adds the columns impurity and
     features."""
     num_picks: int = 100
-    """How many images to label next."""
+    """How many images to label next; of images that are nearly the same, diversity takes one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""Which photographs to label next: those the network is least sure of, or different ones of them.
+"""Which photographs to label next: those the network is least sure of, or those that tell most.
 
     OUT/picks.csv, picks.html
 
@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from sklearn.cluster import kmeans_plusplus
 from torch import Tensor, nn
 
 from cluster.io import storage
@@ -23,11 +22,14 @@ from cluster.io.uris import name_of
 from datasets.images import BadImage, encode_thumbnail, load_image
 from datasets.passes.collection import Collection
 from trainers.inference.config import RankBy
+from trainers.inference.design import pick_by_design
 from trainers.networks.backbones import find
 
 HERE = Path(__file__).parent
-CANDIDATES = 4
-"""Images among which `diversity` chooses one: the least sure ones."""
+MOST_CANDIDATES = 50_000
+"""Images among which `diversity` chooses, those of the largest impurity: bounds memory and time."""
+COLUMNS = ("path", "class", "top_classes", "top_probabilities", "unknown")
+"""Of the predictions, those that the list and the page show."""
 NUM_SHOWN = 200
 """Thumbnails on the page."""
 
@@ -57,27 +59,34 @@ def to_lists(features_BD: Tensor) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(values, features_BD.shape[1])
 
 
-def rank(table: pa.Table, by: RankBy, num_picks: int, seed: int = 0) -> np.ndarray:
+def to_matrix(column: pa.ChunkedArray) -> np.ndarray:
+    """Return features_ND of a column of `to_lists`."""
+    return np.concatenate(
+        [chunk.flatten().to_numpy().reshape(len(chunk), -1) for chunk in column.chunks if chunk]
+    )
+
+
+def rank(table: pa.Table, by: RankBy, num_picks: int) -> np.ndarray:
     """Return the rows to label, the first one first.
 
     uncertainty: the smallest margin between the two likeliest classes (Scheffer et al. 2001).
-    diversity: k-means++ on unit features of the CANDIDATES times as many images of least margin, so
-    that no two are alike (as BADGE, Ash et al. 2020, and Cluster-Margin, Citovsky et al. 2021).
+    diversity: greedy design on the features, each image weighted by its Gini impurity. Of images
+    that are nearly the same, one; so they may be fewer than `num_picks`.
 
     Args:
-        table: predictions, with `features` for diversity.
+        table: predictions, with `features` and `impurity` for diversity.
     """
-    order_N = np.argsort(margins(table), kind="stable")
-    if by == "uncertainty" or num_picks >= len(order_N):
-        return order_N[:num_picks]
-    chosen_N = order_N[: CANDIDATES * num_picks]
-    features_ND = np.stack(table["features"].take(chosen_N).to_numpy(zero_copy_only=False))
-    features_ND = features_ND.astype(np.float32)
-    norms_N1 = np.linalg.norm(features_ND, axis=1, keepdims=True)
-    _, picked = kmeans_plusplus(
-        features_ND / np.maximum(norms_N1, 1e-12), num_picks, random_state=seed
-    )
-    return chosen_N[list(dict.fromkeys(picked.tolist()))]  # identical images may be drawn twice
+    if by == "uncertainty":
+        return np.argsort(margins(table), kind="stable")[:num_picks]
+    order_N = order_by_impurity(table)[: max(MOST_CANDIDATES, num_picks)]
+    chosen = table.take(order_N)
+    features_ND = to_matrix(chosen["features"])
+    return order_N[pick_by_design(features_ND, chosen["impurity"].to_numpy(), num_picks)]
+
+
+def order_by_impurity(table: pa.Table) -> np.ndarray:
+    """Return all rows, the largest impurity first."""
+    return np.argsort(-table["impurity"].to_numpy(), kind="stable")
 
 
 def margins(table: pa.Table) -> np.ndarray:
@@ -104,14 +113,10 @@ def write_picks(
     collection: Collection, parts: Sequence[str], out: str, *, by: RankBy, num_picks: int
 ) -> int:
     """Write the pick list and its page; return how many images are on the list."""
-    wanted = ("path", "class", "top_classes", "top_probabilities", "unknown", "features")
-    tables = [storage.read_parquet(part) for part in parts]
-    table = pa.concat_tables(
-        part.select([name for name in wanted if name in part.column_names]) for part in tables
-    )
+    table, num_images = read_candidates(parts, max(MOST_CANDIDATES, num_picks))
     picked = table.take(rank(table, by, num_picks))
-    rows: list[dict[str, Any]] = picked.drop_columns(
-        [name for name in ("features",) if name in picked.column_names]
+    rows: list[dict[str, Any]] = picked.select(
+        [name for name in COLUMNS if name in picked.column_names]
     ).to_pylist()
     margin_N = margins(picked)
     content = to_csv(
@@ -142,12 +147,34 @@ def write_picks(
         style="",
         name=name_of(out),
         by=by,
-        num_images=len(table),
+        num_images=num_images,
         num_picks=len(rows),
         cards=cards,
     )
     storage.write_bytes(storage.join(out, "picks.html"), page)
     return len(rows)
+
+
+def read_candidates(parts: Sequence[str], most: int) -> tuple[pa.Table, int]:
+    """Return predictions, and how many images there are.
+
+    Where they have features, only the images of the largest impurity, in their order: the `most`,
+    and up to as many more.
+    """
+    kept: list[pa.Table] = []
+    num_images = 0
+    for part in parts:
+        table = storage.read_parquet(part)
+        wanted = (*COLUMNS, "impurity", "features")
+        kept.append(table.select([name for name in wanted if name in table.column_names]))
+        num_images += len(table)
+        if "features" in table.column_names and sum(map(len, kept)) > 2 * most:
+            kept = [cut(pa.concat_tables(kept), most)]
+    return pa.concat_tables(kept), num_images
+
+
+def cut(table: pa.Table, most: int) -> pa.Table:
+    return table.take(np.sort(order_by_impurity(table)[:most]))
 
 
 def read_thumbnails(collection: Collection, paths: Sequence[str]) -> dict[str, str]:

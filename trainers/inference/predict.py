@@ -35,7 +35,7 @@ def to_predictions(
 ) -> dict[str, pa.Array]:
     """Return columns of the likeliest class, its probability, and both for the `top_k`; with a
     calibration also whether an image is of no class and, for a `coverage`, its set of classes; with
-    a hierarchy its columns.
+    a hierarchy its columns; with features also those, and Gini's impurity, 1 - sum p^2.
 
     Args:
         outputs: logits_BK, or with features after them, as of `picks.WithFeatures`.
@@ -66,6 +66,8 @@ def to_predictions(
     if hierarchy is not None:
         columns |= hierarchy.describe(probabilities_BK.numpy(), least_probability)
     if features_BD.shape[1]:
+        impurities_B = (probabilities_BK * (1 - probabilities_BK)).sum(1)
+        columns["impurity"] = pa.array(impurities_B.numpy())
         columns["features"] = to_lists(features_BD)
     return columns
 
