@@ -1,6 +1,5 @@
 """The judgement of `make soak`; the soak itself takes minutes and is not run here."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.soak.samples import NAMES, allowed, find_role, measure, size_of
+from tests.soak.holders import find_holders
+from tests.soak.samples import (
+    IDLE,
+    NAMES,
+    Process,
+    Sample,
+    allowed,
+    find_kind,
+    identify,
+    measure,
+    size_of,
+)
 from tests.soak.trends import find_trend
 
 TIMES_S = [3.0 * number for number in range(120)]
@@ -69,15 +79,15 @@ def test_a_process_is_measured(tmp_path: Path) -> None:
     ) as holder:
         assert holder.stdin is not None and holder.stdout is not None
         assert holder.stdout.readline() == "ready\n"
-        before = measure(Path(f"/proc/{holder.pid}"))
+        before = measure(holder.pid, driver=0)
         print(file=holder.stdin, flush=True)
         assert holder.stdout.readline() == "holds\n"
-        after = measure(Path(f"/proc/{holder.pid}"))
+        after = measure(holder.pid, driver=0)
         print(file=holder.stdin, flush=True)
 
-    assert after["MB"] - before["MB"] == pytest.approx(20, abs=3)
-    assert after["handles"] == before["handles"] + 1 and after["threads"] == 1
-    assert find_role(os.getpid(), driver=os.getpid()) == "driver"
+    assert after.held["MB"] - before.held["MB"] == pytest.approx(20, abs=3)
+    assert after.held["handles"] == before.held["handles"] + 1 and after.held["threads"] == 1
+    assert after.kinds["file"] == before.kinds.get("file", 0) + 1
     (tmp_path / "below").mkdir()
     (tmp_path / "below" / "file").write_bytes(bytes(100_000))
     assert 100_000 <= size_of(tmp_path) < 120_000
@@ -86,3 +96,61 @@ def test_a_process_is_measured(tmp_path: Path) -> None:
 def test_every_measure_has_growth_that_is_none() -> None:
     assert [allowed(name) for name in NAMES[:3]] == [10.0, 8.0, 4.0]
     assert allowed("actors") == 1.0 and allowed("MB of objects") == 10.0
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (b"/venv/ray/core/src/ray/gcs/gcs_server\0--port=1\0", ("GCS", "gcs_server")),
+        (b"/venv/ray/core/src/ray/raylet/raylet\0--x=agent.py\0", ("raylet", "raylet")),
+        (b"ray::DashboardAgent\0", ("services", "ray::DashboardAgent")),
+        (b"ray-dashboard-StateHead-0 (python -c x)\0", ("services", "ray-dashboard-StateHead-0")),
+        (b"python\0-u\0/ray/autoscaler/_private/monitor.py\0", ("services", "monitor")),
+        (b"ray::ImplicitFunc.train\0\0\0", ("workers", "ray::ImplicitFunc.train")),
+        (b"ray::IDLE\0\0", ("workers", IDLE)),
+    ],
+)
+def test_processes_have_roles_and_names(command: bytes, expected: tuple[str, str]) -> None:
+    assert identify(command, is_driver=False) == expected
+    assert identify(command, is_driver=True) == ("driver", "driver")
+
+
+def test_handles_have_kinds() -> None:
+    assert (
+        find_kind("socket:[123]") == "socket" and find_kind("anon_inode:[eventfd]") == "[eventfd]"
+    )
+    assert find_kind("/tmp/log (deleted)") == "file" and find_kind("pipe:[1]") == "pipe"
+
+
+def hold(name: str, mb: float, handles: int) -> Process:
+    held = {"MB": mb, "handles": float(handles), "threads": 1.0}
+    return Process(role="workers", name=name, held=held, kinds={"socket": handles - 3, "file": 3})
+
+
+def test_a_growth_names_its_processes() -> None:
+    """One process grows, reading ones become more, and of a third the handles do."""
+    samples = []
+    for number in range(120):
+        processes = {
+            1: hold("ray::trial" if number % 3 else IDLE, 100.0 + number, 20),
+            2: hold("ray::stats", 50.0, 20 + number),
+            3: hold("ray::read", 30.0, 20),
+        }
+        for more in range(number // 20):
+            processes[4 + more] = hold("ray::read" if number % 2 else IDLE, 30.0, 20)
+        samples.append(Sample(processes=processes, counts={"processes": float(len(processes))}))
+
+    def find(name: str) -> list[str]:
+        return [str(holder) for holder in find_holders(name, TIMES_S, samples)]
+
+    reading, trial = find("MB of workers")
+    assert trial == "ray::trial +74"
+    assert reading.startswith("ray::read (3 to 6 processes) +")
+    assert "ray::stats +74 socket" in find("handles of workers")
+    assert find("threads of workers") == [f"ray::read (3 to 6 processes) {threads(samples):+.0f}"]
+    assert find("processes") == find("MB of GCS") == []
+
+
+def threads(samples: list[Sample]) -> float:
+    values = [sample.measure("threads of workers") for sample in samples]
+    return find_trend(TIMES_S, values, 0.0).growth

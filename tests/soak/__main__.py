@@ -1,9 +1,10 @@
 """Run a sweep of many short trials, then a training of many short epochs, on one cluster, and judge
 whether what they hold grows.
 
-usage: python -m tests.soak [--minutes N] [--out DIR]
+usage: python -m tests.soak [--minutes N] [--only sweep] [--out DIR]
 
-Each has half of the time, the first third of which is warm-up. Exit code 1: a measure grows.
+Each has half of the time, the first third of which is warm-up. Exit code 1: a measure grows. The
+table names the processes that it grows in; soak.json has each process at each moment.
 """
 
 import json
@@ -16,12 +17,14 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import ray
 import tyro
 
 from tests.conftest import ROOT
-from tests.soak.samples import NAMES, Sampler, allowed
+from tests.soak.holders import find_holders
+from tests.soak.samples import NAMES, Sample, Sampler, allowed
 from tests.soak.trends import WARM_UP, Trend, find_trend
 from tests.support.data import write_shards
 from tests.support.job_server import TokenCluster, start_token_cluster
@@ -49,6 +52,8 @@ class SoakConfig:
 
     minutes: float = 120.0
     """Both together, without the start of the cluster."""
+    only: Literal["sweep", "training"] | None = None
+    """One of them, for the whole time."""
     out: Path = Path("runs/soak")
     """Folder of soak.json, soak.md and soak.png."""
 
@@ -59,15 +64,20 @@ class Part:
 
     name: str
     times_s: list[float]
-    samples: list[dict[str, float]]
+    samples: list[Sample]
     done: list[int]
     """Trials or epochs at each sample."""
 
+    def values(self, name: str) -> list[float]:
+        """Return one of NAMES over time."""
+        return [sample.measure(name) for sample in self.samples]
+
+    def holders(self, name: str) -> str:
+        """Write in which processes a measure grows."""
+        return ", ".join(map(str, find_holders(name, self.times_s, self.samples)))
+
     def trends(self) -> dict[str, Trend]:
-        return {
-            name: find_trend(self.times_s, [sample[name] for sample in self.samples], allowed(name))
-            for name in NAMES
-        }
+        return {name: find_trend(self.times_s, self.values(name), allowed(name)) for name in NAMES}
 
 
 def read_lines(out: Path) -> list[bytes]:
@@ -104,15 +114,15 @@ def run_part(name: str, folder: Path, cluster: TokenCluster, minutes: float) -> 
 def to_table(parts: list[Part]) -> str:
     """Write a Markdown table of what was held after warm-up."""
     lines = [
-        "| measure | of | after warm-up | growth | allowed | an hour | chance | |",
-        "|---|---|---|---|---|---|---|---|",
+        "| measure | of | after warm-up | growth | allowed | an hour | chance | | in |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for part in parts:
         for name, trend in part.trends().items():
             cells = [
                 name, part.name, f"{trend.median:.1f}", f"{trend.growth:+.1f}",
                 f"{trend.allowed:.1f}", f"{trend.per_hour:+.0f}", f"{trend.chance:.2g}",
-                "**grows**" if trend.grows else "flat",
+                "**grows**" if trend.grows else "flat", part.holders(name) if trend.grows else "",
             ]  # fmt: skip
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])
@@ -134,7 +144,7 @@ def draw(parts: list[Part], file: Path) -> None:
             axis = axes[row][column]
             colour = "#c0392b" if trends[name].grows else "#2c3e50"
             minutes = [at / 60 for at in part.times_s]
-            axis.plot(minutes, [sample[name] for sample in part.samples], color=colour, lw=1)
+            axis.plot(minutes, part.values(name), color=colour, lw=1)
             axis.axvline(minutes[-1] * WARM_UP, color="#bbbbbb", lw=1)
             axis.set_ylim(bottom=0)
             axis.set_title(f"{part.name}: {name}", fontsize=8, loc="left")
@@ -154,7 +164,8 @@ def main(config: SoakConfig) -> int:
         with start_token_cluster(folder) as cluster:
             os.environ |= cluster.environment
             ray.init(cluster.address, log_to_driver=False)
-            parts = [run_part(part, folder, cluster, config.minutes / 2) for part in COMMANDS]
+            names = [config.only] if config.only else [*COMMANDS]
+            parts = [run_part(part, folder, cluster, config.minutes / len(names)) for part in names]
             ray.shutdown()
     (out / "soak.json").write_text(json.dumps([asdict(part) for part in parts]))
     table = to_table(parts)

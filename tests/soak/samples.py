@@ -2,8 +2,9 @@
 what Ray counts."""
 
 import os
-from collections import defaultdict
+from collections import Counter
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,44 @@ SERVICES = ("Agent", "dashboard", "monitor", "client.server", "log_monitor")
 """Words in the command lines of Ray's services, whose names may begin as those of workers."""
 ALLOWED = {"MB": 10.0, "handles": 8.0, "threads": 4.0, "": 1.0}
 """Growth that is none, by unit."""
-NAMES = (
-    *(f"{unit} of {role}" for role in ("driver", "GCS", "raylet", "services", "workers")
-      for unit in ("MB", "handles", "threads")),
+UNITS = ("MB", "handles", "threads")
+ROLES = ("driver", "GCS", "raylet", "services", "workers")
+COUNTS = (
     "processes", "actors", "placement groups", "MB of objects", "MB of the session folder",
 )  # fmt: skip
+NAMES = (*(f"{unit} of {role}" for role in ROLES for unit in UNITS), *COUNTS)
+IDLE = "ray::IDLE"
+"""Name of a worker process between two tasks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """What a process holds."""
+
+    role: str
+    name: str
+    """What it runs now, such as ray::ImplicitFunc.train."""
+    held: dict[str, float]
+    """By unit."""
+    kinds: dict[str, int]
+    """Open handles by kind."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """What is held at a moment."""
+
+    processes: dict[int, Process]
+    """By process id."""
+    counts: dict[str, float]
+    """By COUNTS."""
+
+    def measure(self, name: str) -> float:
+        """Return one of NAMES."""
+        if name in self.counts:
+            return self.counts[name]
+        unit, _, role = name.partition(" of ")
+        return sum(each.held[unit] for each in self.processes.values() if each.role == role)
 
 
 def allowed(name: str) -> float:
@@ -36,47 +70,62 @@ class Sampler:
         self._cluster, self._folder = cluster, session_folder
         self._state: Any = internal_api.get_state_from_address(cluster.address)
 
-    def take(self, driver: int) -> dict[str, float]:
+    def take(self, driver: int) -> Sample:
         """Measure; `driver` is the process of the command."""
-        sums: dict[str, float] = defaultdict(float)
-        pids = self._cluster.pids()
-        for pid in pids:
+        processes: dict[int, Process] = {}
+        for pid in self._cluster.pids():
             with suppress(OSError):  # it has ended since
-                for unit, value in measure(Path(f"/proc/{pid}")).items():
-                    sums[f"{unit} of {find_role(pid, driver)}"] += value
+                processes[pid] = measure(pid, driver)
         alive = state.actors(actor_state_name="ALIVE").values()
         groups: Any = placement_group_table()
         reply: Any = internal_api.get_memory_info_reply(self._state)
-        sums |= {
-            "processes": len(pids),
-            "actors": len(alive),
-            "placement groups": sum(group["state"] == "CREATED" for group in groups.values()),
+        counts = {
+            "processes": float(len(processes)),
+            "actors": float(len(alive)),
+            "placement groups": float(
+                sum(group["state"] == "CREATED" for group in groups.values())
+            ),
             "MB of objects": reply.store_stats.object_store_bytes_used / 1e6,
             "MB of the session folder": size_of(self._folder) / 1e6,
         }
-        return {name: sums[name] for name in NAMES}
+        return Sample(processes=processes, counts=counts)
 
 
-def find_role(pid: int, driver: int) -> str:
-    if pid == driver:
-        return "driver"
-    words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-    program, command = Path(words[0]).name, " ".join(words)
-    if program in PROGRAMS:
-        return PROGRAMS[program]
-    is_worker = "ray::" in command and not any(word in command for word in SERVICES)
-    return "workers" if is_worker else "services"
-
-
-def measure(process: Path) -> dict[str, float]:
-    """Memory that a process shares with no other, open handles, and threads."""
+def measure(pid: int, driver: int) -> Process:
+    """Measure memory that a process shares with no other, open handles, and threads."""
+    process = Path(f"/proc/{pid}")
     lines = process.joinpath("smaps_rollup").read_text().splitlines()
     private_kb = sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
-    return {
+    kinds: Counter[str] = Counter()
+    for handle in process.joinpath("fd").iterdir():
+        with suppress(OSError):  # closed since
+            kinds[find_kind(os.readlink(handle))] += 1
+    role, name = identify(process.joinpath("cmdline").read_bytes(), is_driver=pid == driver)
+    held = {
         "MB": private_kb / 1e3,
-        "handles": len(list(process.joinpath("fd").iterdir())),
-        "threads": len(list(process.joinpath("task").iterdir())),
+        "handles": float(kinds.total()),
+        "threads": float(len(list(process.joinpath("task").iterdir()))),
     }
+    return Process(role=role, name=name, held=held, kinds=dict(kinds))
+
+
+def find_kind(target: str) -> str:
+    """Return `file`, or the kind of a handle that is none: socket, pipe, eventfd, ..."""
+    return "file" if target.startswith("/") else target.removeprefix("anon_inode:").split(":")[0]
+
+
+def identify(command_line: bytes, *, is_driver: bool) -> tuple[str, str]:
+    """Return the role and the name of a process."""
+    words = command_line.decode().rstrip("\0").split("\0")
+    program, command = Path(words[0].split()[0]).name, " ".join(words)
+    if is_driver:
+        return "driver", "driver"
+    if program in PROGRAMS:
+        return PROGRAMS[program], program
+    if any(word in command for word in SERVICES):
+        scripts = [Path(word).stem for word in words if word.endswith(".py")]
+        return "services", scripts[0] if scripts else words[0].split()[0]
+    return ("workers" if "ray::" in command else "services"), words[0].split()[0]
 
 
 def size_of(folder: Path) -> int:

@@ -36,19 +36,24 @@ class Trend:
         return self.chance < CHANCE and self.growth > self.allowed
 
 
+def windows_of(times_s: Sequence[float], values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the median times and values of the windows after warm-up."""
+    begin_s, end_s = times_s[0], times_s[-1]
+    warm_s = begin_s + WARM_UP * (end_s - begin_s)
+    warm = [(at, value) for at, value in zip(times_s, values, strict=True) if at >= warm_s]
+    assert len(warm) >= 2 * NUM_WINDOWS, f"{len(warm)} samples are too few"
+    windows = np.array_split(np.array(warm), NUM_WINDOWS)
+    medians = np.array([np.median(window, axis=0) for window in windows])
+    return medians[:, 0], medians[:, 1]
+
+
 def find_trend(times_s: Sequence[float], values: Sequence[float], allowed: float) -> Trend:
     """Look at the samples after warm-up.
 
     Args:
         allowed: growth that is none, in the unit of the values.
     """
-    begin_s, end_s = times_s[0], times_s[-1]
-    warm_s = begin_s + WARM_UP * (end_s - begin_s)
-    warm = [(at, value) for at, value in zip(times_s, values, strict=True) if at >= warm_s]
-    assert len(warm) >= 2 * NUM_WINDOWS, f"{len(warm)} samples are too few"
-    windows = np.array_split(np.array(warm), NUM_WINDOWS)
-    at_s = np.array([np.median(window[:, 0]) for window in windows])
-    medians = np.array([np.median(window[:, 1]) for window in windows])
+    at_s, medians = windows_of(times_s, values)
     slopes: Any = theilslopes(medians, at_s)
     order: Any = kendalltau(at_s, medians, alternative="greater")
     slope, chance = float(slopes.slope), float(order.pvalue)
