@@ -1,5 +1,6 @@
 """The judgement of `make soak`; the soak itself takes minutes and is not run here."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests.soak.samples import (
     identify,
     measure,
     size_of,
+    with_children,
 )
 from tests.soak.trends import find_trend
 
@@ -108,11 +110,22 @@ def test_every_measure_has_growth_that_is_none() -> None:
         (b"python\0-u\0/ray/autoscaler/_private/monitor.py\0", ("services", "monitor")),
         (b"ray::ImplicitFunc.train\0\0\0", ("workers", "ray::ImplicitFunc.train")),
         (b"ray::IDLE\0\0", ("workers", IDLE)),
+        (b"python\0/ray/workers/default_worker.py\0--logs=log_monitor\0", ("workers", IDLE)),
+        (b"python\0-m\0ray.util.client.server\0", ("services", "ray.util.client.server")),
     ],
 )
 def test_processes_have_roles_and_names(command: bytes, expected: tuple[str, str]) -> None:
     assert identify(command, is_driver=False) == expected
     assert identify(command, is_driver=True) == ("driver", "driver")
+
+
+def test_children_are_found_without_their_environment() -> None:
+    with subprocess.Popen(["sleep", "60"], env={}) as child:
+        try:
+            assert with_children([os.getpid()]) >= {os.getpid(), child.pid}
+            assert with_children([child.pid]) == {child.pid}
+        finally:
+            child.kill()
 
 
 def test_handles_have_kinds() -> None:

@@ -20,7 +20,7 @@ from trainers.heads.training import HeadRun, train_together
 from trainers.networks.freezing import is_head_only
 from trainers.prepare import PrefixFeatures, Run, SharedImages, prepare_run
 from trainers.run.folder import is_over, read_result
-from trainers.run.rows import JsonlTracker, RowReader, epoch_rows
+from trainers.run.rows import JsonlTracker, Row, RowReader, epoch_rows
 from tuning.config import TuningConfig
 from tuning.search import run_folder
 from tuning.sharing.plan import Key, network_of, prefix_key
@@ -146,7 +146,7 @@ def train_trial(config: FinetuneConfig, shared: Shared, *, num_concurrent: int) 
         return
     _copy_known(config, shared)
     for row in epoch_rows(config.out):  # of a copy, or of an interrupted session
-        ray.tune.report(row)
+        report_epoch(row)
     if is_over(config.out):
         read_result(config.out)  # which raises where the trial diverged
         return
@@ -159,10 +159,16 @@ def train_trial(config: FinetuneConfig, shared: Shared, *, num_concurrent: int) 
     }
     if trains_in_process(config):
         run = prepare_run(config, here=True, **options)
-        launch.fit_in_process(run, report=ray.tune.report)
+        launch.fit_in_process(run, report=report_epoch)
     else:
         assert shared.runner is not None
         _train_in_workers(config, shared.runner, options)
+
+
+def report_epoch(row: Row) -> None:
+    """Report to Tune what it decides by. Run folders have the other metrics; Tune would keep
+    statistics of each in the driver, 0.1 MB for a trial, and write them to its state."""
+    ray.tune.report({name: row[name] for name in (metrics.EPOCH, metrics.VAL_TOP1)})
 
 
 def trains_together(config: FinetuneConfig, shared: Shared) -> bool:
@@ -182,7 +188,7 @@ def _train_in_rounds(config: FinetuneConfig, shared: Shared, *, num_concurrent: 
         for row in epoch_rows(config.out):
             if row[metrics.EPOCH] > reported:
                 reported = row[metrics.EPOCH]
-                ray.tune.report(row)
+                report_epoch(row)
         if is_over(config.out):
             read_result(config.out)  # which raises where the trial diverged
             return
@@ -267,7 +273,7 @@ def _train_in_workers(config: FinetuneConfig, runner: ActorHandle, options: dict
         for row in rows.read_new() if done else rows.poll_new():
             if metrics.VAL_TOP1 in row and row[metrics.EPOCH] > reported:
                 reported = row[metrics.EPOCH]
-                ray.tune.report(row)
+                report_epoch(row)
         if done:
             ray.get(training)
             return

@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from ray.util import placement_group_table
 from tests.support.job_server import TokenCluster
 
 PROGRAMS = {"gcs_server": "GCS", "raylet": "raylet"}
+STARTING = ("default_worker.py", "setup_worker.py")
+"""Scripts of workers, until they have a title."""
 SERVICES = ("Agent", "dashboard", "monitor", "client.server", "log_monitor")
 """Words in the command lines of Ray's services, whose names may begin as those of workers."""
 ALLOWED = {"MB": 10.0, "handles": 8.0, "threads": 4.0, "": 1.0}
@@ -73,7 +76,7 @@ class Sampler:
     def take(self, driver: int) -> Sample:
         """Measure; `driver` is the process of the command."""
         processes: dict[int, Process] = {}
-        for pid in self._cluster.pids():
+        for pid in with_children(self._cluster.pids()):
             with suppress(OSError):  # it has ended since
                 processes[pid] = measure(pid, driver)
         alive = state.actors(actor_state_name="ALIVE").values()
@@ -89,6 +92,23 @@ class Sampler:
             "MB of the session folder": size_of(self._folder) / 1e6,
         }
         return Sample(processes=processes, counts=counts)
+
+
+def with_children(pids: list[int]) -> set[int]:
+    """Add their children: Ray's agents write a title over their environment, by which processes of
+    a cluster are found."""
+    parents = set(pids)
+    found = set(pids)
+    for process in Path("/proc").iterdir():
+        with suppress(OSError):  # it has ended since
+            if process.name.isdigit() and parent_of(process) in parents:
+                found.add(int(process.name))
+    return found
+
+
+def parent_of(process: Path) -> int:
+    # The fields after the program's name, which may hold blanks: state, parent, ...
+    return int(process.joinpath("stat").read_text().rpartition(") ")[2].split()[1])
 
 
 def measure(pid: int, driver: int) -> Process:
@@ -122,9 +142,12 @@ def identify(command_line: bytes, *, is_driver: bool) -> tuple[str, str]:
         return "driver", "driver"
     if program in PROGRAMS:
         return PROGRAMS[program], program
+    if any(word.endswith(STARTING) for word in words):
+        return "workers", IDLE
     if any(word in command for word in SERVICES):
         scripts = [Path(word).stem for word in words if word.endswith(".py")]
-        return "services", scripts[0] if scripts else words[0].split()[0]
+        modules = [name for flag, name in pairwise(words) if flag == "-m"]
+        return "services", [*scripts, *modules, words[0].split()[0]][0]
     return ("workers" if "ray::" in command else "services"), words[0].split()[0]
 
 
