@@ -54,6 +54,11 @@ DRIVER_ENV = {
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
     # Ray would run a task that its memory monitor kills again for ever: here 5 times in a minute.
     "RAY_task_oom_retries": "5",
+    # Where actors take the CPUs, Ray would end an idle worker after a second, and the next trial
+    # would wait for another one: 2 to 5 s where it takes 0.2 s.
+    "RAY_idle_worker_killing_time_threshold_ms": "30000",
+    # Of 100,000 tasks it would keep the events: 0.1 MB for each short trial, 500 MB in all.
+    "RAY_task_events_max_num_task_in_gcs": "5000",
     # Ray sizes the object store by the machine's (or container's) memory; this is its upper bound.
     "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(8 * 2**30),
 }
@@ -207,7 +212,7 @@ def open_session(address: str | None = None) -> str | None:
         UserError: where the address is no address.
     """
     global _start, _started_here
-    # Ray Data logs five lines for each of its executions; its log file has them.
+    # Ray Data logs five lines for each of its executions.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     address = _find_address(address)
     if address == LOCAL:

@@ -361,6 +361,7 @@ def test_a_sweep_of_networks_shares_what_agrees(
         assert training.model.normalization == ("half" if "1.pth" in row[WEIGHTS] else "auto")
         assert training.loss.label_smoothing == row.get("loss.label_smoothing", 0)
     assert len(list((tmp_path / "sweep/prefixes").iterdir())) == 2
+    assert metrics_of_tune(tmp_path / "sweep/tune") == [{"val/top1"}] * len(rows)
     before = [Path(row["run"], "result.json").stat().st_mtime_ns for row in rows]
     capsys.readouterr()
     assert tune_sweep(config)["trials"] == rows
@@ -369,3 +370,11 @@ def test_a_sweep_of_networks_shares_what_agrees(
     smooth = replace(config.space.axes[0], values=(0, 0.1))
     with pytest.raises(ValueError, match=r"space\.loss\.label_smoothing when .* is \[0\.0, 0\.1\]"):
         tune_sweep(replace(config, space=replace(config.space, axes=(smooth,))))
+
+
+def metrics_of_tune(folder: Path) -> list[set[str]]:
+    """Return which metrics of ours Tune keeps of each trial: its driver's memory and its state
+    grow with them."""
+    (state,) = folder.glob("experiment_state-*.json")
+    trials = [json.loads(run) for _, run in json.loads(state.read_text())["trial_data"]]
+    return [{name for name in trial["metric_n_steps"] if "/" in name} for trial in trials]

@@ -3,8 +3,8 @@ whether what they hold grows.
 
 usage: python -m tests.soak [--minutes N] [--only sweep] [--out DIR]
 
-Each has half of the time, the first third of which is warm-up. Exit code 1: a measure grows. The
-table names the processes that it grows in; soak.json has each process at each moment.
+The sweep has a quarter of the time. A third of the time of each is warm-up. Exit code 1: a measure
+grows. The table names the processes that it grows in; soak.json has each process at each moment.
 """
 
 import json
@@ -33,15 +33,26 @@ NUM_SAMPLES = 120
 """Of each of the two."""
 OPTIONS = "--backbone lenet5 --size-px 32 --policy light --wandb off"
 COMMANDS = {
-    "sweep": "tuning transfer --inits he --freeze-depths 0 --search random --trials 5000 "
-    "--learning-rate-range 1e-4 1e-2 --clipnorms none --epochs 1 --grace-epochs 1 --no-share "
+    "sweep": "tuning transfer --inits he --freeze-depths 0 --search random --trials 12000 "
+    "--learning-rate-range 1e-20 1e-2 --clipnorms none --epochs 1 --grace-epochs 1 --no-share "
     f"--num-workers 0 --global-batch-size 8 {OPTIONS}",
     "training": "trainers transfer --init he --freeze-depth 0 --epochs 20000 --num-workers 2 "
     f"--global-batch-size 8 --max-failures 0 {OPTIONS}",
+    "plain": "tests.soak.plain",
 }
+WITHOUT_DATA = ("plain",)
+SHARES = {"sweep": 0.25, "training": 0.75}
+"""Of the time: there are several trials a second, and an epoch takes about one."""
+VARIABLES = {
+    "RAY_idle_worker_killing_time_threshold_ms": "30000",
+    "RAY_subscriber_timeout_ms": "20000",
+    "RAY_task_events_max_num_task_in_gcs": "5000",
+}
+"""Environment of the cluster, as docs/cluster.md has it for one that lives long."""
 COUNTERS: dict[str, Callable[[Path], int]] = {
-    "sweep": lambda out: len(list(out.glob("**/result.json"))),
+    "sweep": lambda out: len(list(out.glob("trials/*/result.json"))),
     "training": lambda out: sum(b'"val/loss"' in row for row in read_lines(out)),
+    "plain": lambda out: len(list(out.glob("tune/*/result.json"))),
 }
 """Trials that have ended, and epochs."""
 
@@ -52,8 +63,8 @@ class SoakConfig:
 
     minutes: float = 120.0
     """Both together, without the start of the cluster."""
-    only: Literal["sweep", "training"] | None = None
-    """One of them, for the whole time."""
+    only: Literal["sweep", "training", "plain"] | None = None
+    """One of them for the whole time, or a sweep of Ray Tune without anything of ours."""
     out: Path = Path("runs/soak")
     """Folder of soak.json, soak.md and soak.png."""
 
@@ -87,7 +98,8 @@ def read_lines(out: Path) -> list[bytes]:
 def run_part(name: str, folder: Path, cluster: TokenCluster, minutes: float) -> Part:
     """Run a command until its time is over, sample it, and end it as a user does."""
     out = folder / name
-    command = [*COMMANDS[name].split(), "--data", f"{folder}/data", "--out", str(out)]
+    data = [] if name in WITHOUT_DATA else ["--data", f"{folder}/data"]
+    command = [*COMMANDS[name].split(), *data, "--out", str(out)]
     with (folder / f"{name}.log").open("wb") as log:
         driver = subprocess.Popen(
             [sys.executable, "-m", *command, "--address", cluster.address],
@@ -161,11 +173,14 @@ def main(config: SoakConfig) -> int:
     with tempfile.TemporaryDirectory(prefix="soak", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         write_shards(f"{folder}/data")
-        with start_token_cluster(folder) as cluster:
+        with start_token_cluster(folder, **VARIABLES) as cluster:
             os.environ |= cluster.environment
             ray.init(cluster.address, log_to_driver=False)
-            names = [config.only] if config.only else [*COMMANDS]
-            parts = [run_part(part, folder, cluster, config.minutes / len(names)) for part in names]
+            shares = {config.only: 1.0} if config.only else SHARES
+            parts = [
+                run_part(part, folder, cluster, config.minutes * share)
+                for part, share in shares.items()
+            ]
             ray.shutdown()
     (out / "soak.json").write_text(json.dumps([asdict(part) for part in parts]))
     table = to_table(parts)
