@@ -45,7 +45,6 @@ SHARES = {"sweep": 0.25, "training": 0.75}
 """Of the time: there are several trials a second, and an epoch takes about one."""
 VARIABLES = {
     "RAY_idle_worker_killing_time_threshold_ms": "30000",
-    "RAY_subscriber_timeout_ms": "20000",
     "RAY_task_events_max_num_task_in_gcs": "5000",
 }
 """Environment of the cluster, as docs/cluster.md has it for one that lives long."""
