@@ -42,6 +42,7 @@ WORKER_ENV = {
     **ALLOCATOR_ENV,
     "NO_ALBUMENTATIONS_UPDATE": "1",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    "RAY_DATA_LOG_LEVEL": "ERROR",  # it would log 50 kB of each data set, in files without an end
     # Called by the proxies of Ray Serve.
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "trainers.serving.proxy.build_middlewares",
 }

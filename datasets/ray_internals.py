@@ -7,7 +7,6 @@ begins or ends, and a new stream has none for its first second. So each gets a f
 """
 
 import atexit
-import logging
 import threading
 import time
 from functools import cache
@@ -188,13 +187,11 @@ def send_nothing(*arguments: Any, **named: Any) -> None:
 
 
 def send_no_statistics() -> None:
-    """Send no statistics, and log errors only: of each data set, the log has 50 kB, in files that
-    are never rotated."""
+    """Let the data sets of this process send none."""
     for name in STATISTICS:
         assert callable(getattr(_StatsManager, name))
         setattr(_StatsManager, name, staticmethod(send_nothing))
     streaming_executor.Gauge = NoGauge  # pyright: ignore[reportPrivateImportUsage]
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 send_no_statistics()
