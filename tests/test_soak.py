@@ -128,6 +128,13 @@ def test_children_are_found_without_their_environment() -> None:
             child.kill()
 
 
+def test_a_process_that_has_ended_is_none() -> None:
+    with subprocess.Popen(["true"]) as ended:
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # its parent may still ask how
+        with pytest.raises(OSError):
+            measure(ended.pid, driver=0)
+
+
 def test_handles_have_kinds() -> None:
     assert (
         find_kind("socket:[123]") == "socket" and find_kind("anon_inode:[eventfd]") == "[eventfd]"

@@ -120,7 +120,9 @@ def measure(pid: int, driver: int) -> Process:
     for handle in process.joinpath("fd").iterdir():
         with suppress(OSError):  # closed since
             kinds[find_kind(os.readlink(handle))] += 1
-    role, name = identify(process.joinpath("cmdline").read_bytes(), is_driver=pid == driver)
+    if not (command_line := process.joinpath("cmdline").read_bytes()):
+        raise ProcessLookupError  # it has ended, and its parent has not asked how
+    role, name = identify(command_line, is_driver=pid == driver)
     held = {
         "MB": private_kb / 1e3,
         "handles": float(kinds.total()),
