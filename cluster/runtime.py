@@ -58,7 +58,7 @@ DRIVER_ENV = {
     # Where actors take the CPUs, Ray would end an idle worker after a second, and the next trial
     # would wait for another one: 2 to 5 s where it takes 0.2 s.
     "RAY_idle_worker_killing_time_threshold_ms": "30000",
-    # Of 100,000 tasks it would keep the events: 0.1 MB for each short trial, 500 MB in all.
+    # It would keep the events of 100,000 tasks: 0.1 MB for each short trial.
     "RAY_task_events_max_num_task_in_gcs": "5000",
     # Ray sizes the object store by the machine's (or container's) memory; this is its upper bound.
     "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(8 * 2**30),
