@@ -174,16 +174,23 @@ def _variant(config: FinetuneConfig) -> str:
 
 
 class HeadRoundsActor:
-    """HeadRounds, asked by the processes of trials."""
+    """HeadRounds, asked by the processes of trials.
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        self._rounds = HeadRounds(*arguments, **options)
+    Args:
+        planned: trials that will start.
+        options: of HeadRounds.
+    """
+
+    def __init__(
+        self,
+        config: TuningConfig,
+        planned: Sequence[tuple[FinetuneConfig, str]],
+        **options: int,
+    ) -> None:
+        self._rounds = HeadRounds(config, **options)
+        for training, key in planned:  # not by a call: Ray may let those of trials run before it
+            self._rounds.add(training, key)
         self._changed = asyncio.Condition()
-
-    async def plan(self, planned: Sequence[tuple[FinetuneConfig, str]]) -> None:
-        """Add trials that will start."""
-        for config, key in planned:
-            self._rounds.add(config, key)
 
     async def wait(
         self, config: FinetuneConfig, key: str, known: HeadProgress, reported: int
@@ -234,6 +241,6 @@ def start_rounds(
 ) -> ActorHandle:
     """Start the actor; it lives as long as this process holds its handle."""
     actor: Any = ray.remote(num_cpus=0, max_restarts=-1)(HeadRoundsActor)
-    handle = actor.remote(config, max_together=max_together, num_concurrent=num_concurrent)
-    handle.plan.remote(list(planned))
-    return handle
+    return actor.remote(
+        config, list(planned), max_together=max_together, num_concurrent=num_concurrent
+    )
