@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cluster.io.errors import StorageError, UserError
 from cluster.memory_allocator import keep_memory
+from cluster.threads import spin_briefly
 
 ROOT = Path(__file__).resolve().parent.parent
 STDOUT = 1
@@ -48,6 +49,7 @@ def run_room(main: Callable[[Sequence[str]], None], *, early: bool = False) -> N
     starts_early = early
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     keep_memory()
+    spin_briefly()
     arguments = take_quiet(sys.argv[1:])
     try:
         main(arguments)

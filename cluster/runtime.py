@@ -31,6 +31,7 @@ from cluster.session_folder import (
     raise_file_limit,
     require_loopback,
 )
+from cluster.threads import SPIN_ENV
 
 REACH_TIMEOUT_S = 5.0
 LOCAL = "local"
@@ -40,6 +41,7 @@ LOCAL = "local"
 # import; two busy cores need more than Ray's 60 s to start a worker group.
 WORKER_ENV = {
     **ALLOCATOR_ENV,
+    **SPIN_ENV,
     "NO_ALBUMENTATIONS_UPDATE": "1",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
     "RAY_DATA_LOG_LEVEL": "ERROR",  # it would log 50 kB of each data set, in files without an end

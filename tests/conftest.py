@@ -24,7 +24,7 @@ SHARED = ROOT.parent / "shared"
 OF_TWO_CORES = {
     # Threads of torch that wait must not spin on cores that other processes need: a step of a small
     # network on two threads would take thirty times as long.
-    "OMP_WAIT_POLICY": "passive",
+    "GOMP_SPINCOUNT": "0",
     # Not Ray's 15: pyright runs beside the tests at 19.
     "RAY_worker_niceness": "0",
 }

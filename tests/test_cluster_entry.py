@@ -1,5 +1,6 @@
 """How a command ends where a node lacks memory or disk, with Ray's own classes of errors."""
 
+import os
 import sys
 
 import pytest
@@ -50,3 +51,13 @@ def test_other_errors_keep_their_traceback(error, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["x"])
     with pytest.raises(type(error)):
         entry.run_room(lambda arguments: raise_from(error, None))
+
+
+@pytest.mark.parametrize(("set_by_user", "expected"), [(None, "20000"), ("7", "7")])
+def test_threads_of_a_command_spin_briefly(set_by_user, expected, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["x"])
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    if set_by_user is not None:
+        monkeypatch.setenv("GOMP_SPINCOUNT", set_by_user)
+    entry.run_room(lambda _: print(os.environ["GOMP_SPINCOUNT"]))
+    assert capsys.readouterr().out == f"{expected}\n"
