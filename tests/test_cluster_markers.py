@@ -35,7 +35,7 @@ INGEST = {"ingest.memory_share", "ingest.task_images", "ingest.max_bad_fraction"
 KEYS = ["b62aec0151e31ad5932e5cee", "f950b406545da9c36f86b03c", "ab22e416f86bc62589b1c7b3"]
 SWEEP = {
     *("out", "advice", "evaluate_winner", "combine", "max_failures", "share", "cache"),
-    *("feature_cache_gib", "fractional_gpus"),
+    *("feature_cache_gib", "fractional_gpus", "full_epochs", "promote"),
 }
 
 

@@ -187,7 +187,7 @@ def test_an_interrupt_in_a_write_makes_no_part_of_an_object(
 
     interrupting = SimpleNamespace(open_output_stream=open_and_interrupt)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # xdist's processes ignore it
-    monkeypatch.setattr(storage, "resolve", lambda _: (interrupting, path))
+    monkeypatch.setattr(filesystems, "resolve", lambda _: (interrupting, path))
     with pytest.raises(KeyboardInterrupt):
         storage.write_bytes("s3://thaw/interrupt", b"whole")
     signal.signal(signal.SIGINT, before)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pyarrow import fs
 
-from cluster.io import storage
+from cluster.io import filesystems, storage
 from datasets.passes.features import Part, View, read_view, write_view
 from datasets.shards import Manifest, read_manifest, write_manifest
 from tests.support.data import WriteData
@@ -172,7 +172,7 @@ def test_a_bucket_whose_keys_lead_elsewhere_is_not_copied(
         def get_file_info(self, selector: fs.FileSelector) -> list[fs.FileInfo]:
             return [fs.FileInfo("bucket/run/../../escaped", type=fs.FileType.File)]
 
-    monkeypatch.setattr(storage, "resolve", lambda uri: (Keys(), "bucket/run"))
+    monkeypatch.setattr(filesystems, "resolve", lambda uri: (Keys(), "bucket/run"))
     monkeypatch.setattr(storage, "read_bytes", lambda uri: b"x")
     scratch = tmp_path / "a" / "b"
     scratch.mkdir(parents=True)
