@@ -134,8 +134,7 @@ class PredictConfig(InferenceConfig):
     rank_by: RankBy | None = None
     """Also write OUT/picks.csv and picks.html: images to label next. uncertainty: the smallest
     margin between the two likeliest classes. diversity: those whose labels tell most about all
-    images the network is unsure of; needs the fewest labels; adds the columns impurity and
-    features."""
+    images the network is unsure of; adds the columns impurity and features."""
     num_picks: int = 100
     """How many images to label next; of images that are nearly the same, diversity takes one."""
 
