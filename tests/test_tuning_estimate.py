@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from cluster.runtime import Resources
 from datasets.shards import read_manifest
@@ -169,6 +171,18 @@ def test_heads_that_are_compared_with_all_others_stop_earlier(config: TuningConf
     pruned = replace(config, base=base, grace_epochs=1, search="random", trials=4)
     least = (4 * 1 + 1 * 2 + 1 * 6) / 4  # the best of four continues, and the second now and then
     assert least < simulate_epochs(pruned, together=True) < simulate_epochs(pruned)
+
+
+def test_a_step_that_is_held_up_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps warm up, and of the three that are timed one takes a second."""
+    seconds, now = iter([9.0, 9.0, 0.1, 1.0, 0.1]), [0.0]
+
+    def step() -> torch.Tensor:
+        now[0] += next(seconds)
+        return torch.zeros(())
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    assert module._time(step) == pytest.approx(0.1)
 
 
 def test_rates_are_those_of_real_steps(

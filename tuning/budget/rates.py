@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from statistics import fmean
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from tuning.config import TuningConfig
 from tuning.sharing.plan import Key, PrefixPlan, SharingPlan, prefix_key
 from tuning.space import models, training_of
 
-TIMED_S = 1.0
+NUM_WARM_UP, LEAST_TIMED, TIMED_S = 2, 3, 1.0
 """Of each kind of step."""
 NUM_READ, NUM_PASSED = 32, 16
 """Images that are read, and passed through frozen stages."""
@@ -137,15 +137,17 @@ def _time_steps(
 
 
 def _time(step: Callable[[], torch.Tensor]) -> float:
-    """Return the seconds of a step; the first one only warms up."""
-    step().cpu()
+    """Return the median seconds of a step, after those that warm up: one that is held up by another
+    process, or by memory that is taken for the first time, may take ten times as long."""
+    for _ in range(NUM_WARM_UP):
+        step().cpu()
     times: list[float] = []
     started_s = time.perf_counter()
-    while len(times) < 2 or time.perf_counter() - started_s < TIMED_S:
+    while len(times) < LEAST_TIMED or time.perf_counter() - started_s < TIMED_S:
         before_s = time.perf_counter()
         step().cpu()  # waits for the device
         times.append(time.perf_counter() - before_s)
-    return fmean(times)
+    return median(times)
 
 
 def _time_pass(
