@@ -66,8 +66,8 @@ def close(
         tracked: its run.
     """
     config, winner = record.config, record.winner
-    has_test = record.manifest is not None and "test" in record.manifest.splits
-    if winner and config.evaluate_winner and has_test and record.test is None:
+    tests = record.has_test_split and config.evaluate_winner
+    if winner and tests and record.test is None:
         prefix = shared and shared.prefix_of(read_config(winner.run))
         evaluate_once(winner.run, prefix=prefix, on_measured=partial(print_answer, record))
         record = replace(record)  # which reads the test
@@ -78,7 +78,7 @@ def close(
         combined = combine(
             record.out, record.trials, record.manifest, resources, left_s=clock.whole_left_s
         )
-    for found in combined.kept if combined and has_test and config.evaluate_winner else ():
+    for found in combined.kept if combined and tests else ():
         evaluate_once(combined_uri(record.out, found.kind))
     for line in describe_combinations(record.out, combined) if combined else ():
         print(f"Combined:     {line}")
@@ -122,8 +122,7 @@ def print_answer(record: SweepRecord, measures: Measures | None = None) -> None:
                 "once, for the winner only"
             )
         print(f"Train longer: {train_longer(winner, out)}")
-        has_test = record.manifest is not None and "test" in record.manifest.splits
-        if has_test and not record.config.promote:
+        if record.has_test_split and not record.config.promote:
             print(f"Promote:      python -m tuning promote --sweep {shlex.quote(out)}")
     if record.advice is not None:
         print(f"Advice:       {record.advice}")

@@ -200,6 +200,10 @@ class SweepRecord:
         return find_winner(self.trials)
 
     @property
+    def has_test_split(self) -> bool:
+        return self.manifest is not None and "test" in self.manifest.splits
+
+    @property
     def backbones(self) -> tuple[str, ...]:
         """The networks of the space."""
         return tuple(map(str, self.config.space.values_of(BACKBONE))) or (self.base.model.backbone,)
@@ -297,10 +301,14 @@ def promotion_uri(out: str, winner: TrialResult) -> str:
     """Return the URI of the folder where a winner is promoted: `promoted`, or where another trial
     was promoted there, before the sweep was resumed, `promoted-ID`."""
     first = storage.join(out, "promoted")
-    known = _read(storage.join(first, "winner.json"), {"trial_id": str})
-    if known is None or known["trial_id"] == winner.trial_id:
-        return first
-    return f"{first}-{winner.trial_id}"
+    own = read_promoted_id(first) in (None, winner.trial_id)
+    return first if own else f"{first}-{winner.trial_id}"
+
+
+def read_promoted_id(folder: str) -> str | None:
+    """Return the id of the trial that is promoted in a folder; None before that has begun."""
+    known = _read(storage.join(folder, "winner.json"), {"trial_id": str})
+    return None if known is None else known["trial_id"]
 
 
 def _read_promotion(out: str, winner: TrialResult | None) -> dict[str, Any] | None:

@@ -23,6 +23,7 @@ from typing import Literal
 import ray
 import tyro
 
+from cluster.runtime import DRIVER_ENV
 from tests.conftest import ROOT
 from tests.soak.holders import find_holders
 from tests.soak.samples import NAMES, Sample, Sampler, allowed
@@ -47,8 +48,11 @@ SHARES = {"sweep": 0.25, "training": 0.75}
 MAX_SWEEP_MINUTES = 6.0
 """About 2,200 trials. Tune lists them first, in a time that is the square of their number."""
 VARIABLES = {
-    "RAY_idle_worker_killing_time_threshold_ms": "30000",
-    "RAY_task_events_max_num_task_in_gcs": "5000",
+    name: DRIVER_ENV[name]
+    for name in (
+        "RAY_idle_worker_killing_time_threshold_ms",
+        "RAY_task_events_max_num_task_in_gcs",
+    )
 }
 """Environment of the cluster, as docs/cluster.md has it for one that lives long."""
 COUNTERS: dict[str, Callable[[Path], int]] = {

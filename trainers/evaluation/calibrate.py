@@ -39,15 +39,19 @@ def calibrate(run: str, manifest: Manifest) -> str:
     Args:
         manifest: of the data set that it was trained on.
     """
-    config, progress, model = load_best_model(run)
-    network = Network(model=model, config=config, classes=progress.classes, origin=run)
-    found, reason = find_calibration(run, network, progress, manifest)
+    found, reason = _calibrate(run, manifest)
     if found is None:
         return f"Not calibrated: {reason}"
     return (
         f"Calibrated: temperature {found.temperature:.3f}; val ECE {found.ece_after:.3f} after, "
         f"{found.ece_before:.3f} before"
     )
+
+
+def _calibrate(run: str, manifest: Manifest | None = None) -> tuple[Calibration | None, str | None]:
+    config, progress, model = load_best_model(run)
+    network = Network(model=model, config=config, classes=progress.classes, origin=run)
+    return find_calibration(run, network, progress, manifest)
 
 
 def find_calibration(
@@ -105,9 +109,7 @@ def lend_calibration(origin: str, run: str) -> None:
     step = load_best(run)[0].global_step
     if read_calibration(run, step) is not None:
         return
-    config, progress, model = load_best_model(origin)
-    network = Network(model=model, config=config, classes=progress.classes, origin=origin)
-    found, _ = find_calibration(origin, network, progress)
+    found, _ = _calibrate(origin)
     if found is not None:
         write_calibration(run, step, replace(found, origin=origin))
 

@@ -31,7 +31,7 @@ from tuning.advice.config import AdviseConfig
 from tuning.advice.extrapolation import Expected, Race, Raced, extrapolate, find_regrets
 from tuning.axes.axis import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE, show
 from tuning.config import SpaceConfig, TuningConfig
-from tuning.sharing.plan import count_flops, plan_sharing
+from tuning.sharing.plan import count_flops
 from tuning.sharing.prefixes import PrefixStore
 from tuning.trial import Shared, config_of
 
@@ -160,12 +160,8 @@ def _share(
     def is_cheap(depth: int) -> bool:
         return depth > 0 and 1 - by_depth[depth][0] / total <= CHEAP
 
-    plan = plan_sharing(
-        sweep,
-        manifest,
-        free_bytes=store.free_bytes,
-        missing_bytes=store.missing_bytes,
-        epochs_at=lambda depth: base.epochs * (1.0 if is_cheap(depth) else ROUNDS[0]),
+    plan = store.plan(
+        sweep, epochs_at=lambda depth: base.epochs * (1.0 if is_cheap(depth) else ROUNDS[0])
     )
     built = store.build(plan)
     for problem in built.problems:

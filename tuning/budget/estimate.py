@@ -131,12 +131,11 @@ class Forecast:
         shortest = config.base.epochs
         if config.full_epochs is not None:
             shortest = min(shortest, MIN_EPOCHS)
-        for epochs in range(config.base.epochs, shortest - 1, -1):
-            shorter = with_epochs(config, epochs)
-            trials = self.fit_trials(shorter, budget_s)
-            if trials >= wanted or epochs == shortest:
-                return replace(shorter, trials=trials)
-        raise AssertionError("a trial has an epoch")
+        fitting, trials = config, self.fit_trials(config, budget_s)
+        while trials < wanted and fitting.base.epochs > shortest:
+            fitting = with_epochs(config, fitting.base.epochs - 1)
+            trials = self.fit_trials(fitting, budget_s)
+        return replace(fitting, trials=trials)
 
     def describe(self, config: TuningConfig, *, budget_s: float | None) -> list[str]:
         """Write the estimate in lines."""

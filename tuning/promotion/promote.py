@@ -24,7 +24,6 @@ from typing import Any
 from cluster.io import storage
 from cluster.io.errors import UserError, require
 from cluster.io.lease import hold_lease
-from cluster.io.records import read_object
 from cluster.runtime import connect
 from datasets.shards import read_manifest
 from trainers.prepare import prepare_run
@@ -40,7 +39,7 @@ from tuning.promotion.resolution import choose_size
 from tuning.promotion.seeds import Promotion
 from tuning.promotion.summary import write_summary
 from tuning.promotion.trainings import plan_trainings, refuse_other_epochs, train
-from tuning.record import MEASURES, promotion_uri
+from tuning.record import MEASURES, promotion_uri, read_promoted_id
 
 
 def run_promote(config: PromoteConfig) -> dict[str, Any]:
@@ -128,16 +127,15 @@ def _claim(out: str, winner: TrialResult) -> None:
     Raises:
         UserError: where it is another one's.
     """
-    uri = storage.join(out, "winner.json")
-    if storage.exists(uri):
-        known = read_object(uri, {"trial_id": str})["trial_id"]
-        require(
-            known == winner.trial_id,
-            "out",
-            out,
-            f"trial {known} was promoted there, and {winner.trial_id} won: use another --out",
-        )
-    storage.write_bytes(uri, json.dumps(winner.to_dict(), indent=1).encode())
+    known = read_promoted_id(out)
+    require(
+        known in (None, winner.trial_id),
+        "out",
+        out,
+        f"trial {known} was promoted there, and {winner.trial_id} won: use another --out",
+    )
+    facts = json.dumps(winner.to_dict(), indent=1).encode()
+    storage.write_bytes(storage.join(out, "winner.json"), facts)
 
 
 def register(collection: str, config: PromoteConfig, summary: dict[str, Any], out: str) -> str:

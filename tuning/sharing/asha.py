@@ -15,9 +15,9 @@ def simulate_epochs(config: TuningConfig, *, together: bool = False) -> float:
     """Return the mean epochs of a trial under ASHA.
 
     Args:
-        together: of heads, each of which is compared with all others (`rounds`). The others
-            are compared with those before them: early ones have less to be compared with, so more
-            of them continue than one of `reduction_factor`.
+        together: of heads, each of which is compared with all others (`rounds`). Trials else are
+            compared with those before them: early ones have less to be compared with, so more of
+            them continue than one of `reduction_factor`.
     """
     rungs, num_trials = config.rungs, count_trials(config)
     share = 1 - 1 / config.reduction_factor

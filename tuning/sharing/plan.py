@@ -7,7 +7,7 @@ the prefix once, for all trials together.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -31,8 +31,6 @@ from tuning.space import Point, compared_fields, models, points, show_at, traini
 
 MIN_SAVING = 0.02
 """Share of the sweep's computation; a prefix that saves less is not worth its disk space."""
-
-
 NEXT_TO_NOTHING = "as computing it once saves next to nothing"
 
 
@@ -205,7 +203,7 @@ def plan_sharing(
         gains,
         num_passes=lambda prefix: num_passes(prefix.num_views),
         free_bytes=free_bytes(),
-        missing_bytes=missing_bytes,
+        missing_bytes={(p.network, p.depth): missing_bytes(p) for p in prefixes if not p.problem},
         min_saving=MIN_SAVING * without,
     )
     chosen = tuple(
@@ -232,7 +230,7 @@ def _choose(
     *,
     num_passes: Callable[[PrefixPlan], int],
     free_bytes: float,
-    missing_bytes: Callable[[PrefixPlan], float],
+    missing_bytes: Mapping[Key, float],
     min_saving: float,
 ) -> tuple[dict[Key, str], float]:
     """Choose the prefixes of each network that pay together, in the order of their savings while
@@ -245,7 +243,8 @@ def _choose(
     problems: dict[Key, str] = {}
     fitting: dict[FinetuneConfig, list[PrefixPlan]] = {}
     for prefix in sorted(prefixes, key=lambda p: -gains[p.network, p.depth]):
-        key, missing = (prefix.network, prefix.depth), missing_bytes(prefix)
+        key = prefix.network, prefix.depth
+        missing = missing_bytes[key]
         if gains[key] < min_saving:
             problems[key] = NEXT_TO_NOTHING
         elif missing > free_bytes:
@@ -258,7 +257,8 @@ def _choose(
             fitting.setdefault(prefix.network, []).append(prefix)
 
     def gain_of(chosen: Sequence[PrefixPlan]) -> float:
-        passes = [p.flops * num_passes(p) for p in chosen if missing_bytes(p)]
+        missing = (p for p in chosen if missing_bytes[p.network, p.depth])
+        passes = (p.flops * num_passes(p) for p in missing)
         return sum(gains[p.network, p.depth] for p in chosen) - max(passes, default=0.0)
 
     for network, found in fitting.items():

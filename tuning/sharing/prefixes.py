@@ -4,6 +4,7 @@ SWEEP/prefixes/NAME.safetensors   the frozen tensors, which trials leave out of 
 CACHE/features/KEY/               as datasets/passes/features.py lays them out
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import ray
@@ -61,13 +62,20 @@ class PrefixStore:
         self._networks: dict[tuple[ModelConfig, int, int], FrozenNetwork] = {}
         self._known_entries: dict[Key, list[Entry]] = {}
 
-    def plan(self, config: TuningConfig) -> SharingPlan:
-        """Choose the prefixes that are worth building for the trials of a sweep."""
+    def plan(
+        self, config: TuningConfig, *, epochs_at: Callable[[int], float] | None = None
+    ) -> SharingPlan:
+        """Choose the prefixes that are worth building for the trials of a sweep.
+
+        Args:
+            epochs_at: as of `plan_sharing`.
+        """
         return plan_sharing(
             config,
             self._manifest,
             free_bytes=self.free_bytes,
             missing_bytes=self.missing_bytes,
+            epochs_at=epochs_at,
         )
 
     def missing_bytes(self, prefix: PrefixPlan) -> float:
