@@ -7,7 +7,7 @@ from trainers.config import ModelConfig
 from trainers.networks.backbones import BACKBONES, build, find, on_meta
 from trainers.networks.cut import Suffix, before, behind, build_prefix
 from trainers.networks.freezing import freeze, train_mode
-from trainers.networks.initializers import initialize
+from trainers.networks.weights.initialization import initialize
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -29,7 +29,7 @@ from trainers.export.export import export, run_export
 from trainers.export.hugging_face import SAME_IN_TIMM
 from trainers.export.model_card import CardFacts, Measured, write_card
 from trainers.networks.backbones import build, find, on_meta
-from trainers.networks.initializers import initialize
+from trainers.networks.weights.initialization import initialize
 from trainers.run import checkpoint
 from trainers.run.calibration import write_calibration
 from trainers.run.checkpoint import TrainingProgress

@@ -15,7 +15,7 @@ from trainers.networks.freezing import (
     show_frozen,
     train_mode,
 )
-from trainers.networks.initializers import initialize
+from trainers.networks.weights.initialization import initialize
 from trainers.step import normalize
 
 MEAN, STD = NORMALIZATIONS["half"]

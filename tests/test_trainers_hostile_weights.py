@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from tests.conftest import ROOT
 from tests.support.small import with_head
 from trainers.config import FinetuneConfig, ModelConfig
-from trainers.networks.initializers import MAX_WEIGHTS_BYTES, initialize, read_weights
-from trainers.networks.tensors import load_weights, parse_pickle, parse_safetensors
+from trainers.networks.weights.files import MAX_WEIGHTS_BYTES, read_weights
+from trainers.networks.weights.initialization import initialize
+from trainers.networks.weights.tensors import load_weights, parse_pickle, parse_safetensors
 from trainers.run import checkpoint
 from trainers.run.checkpoint import TrainingProgress
 from trainers.run.folder import load_best_model
@@ -257,7 +258,7 @@ def test_memory_and_time_are_bounded(tmp_path: Path) -> None:
     script = """
         import resource, sys, time
         from pathlib import Path
-        from trainers.networks.tensors import parse_pickle, parse_safetensors
+        from trainers.networks.weights.tensors import parse_pickle, parse_safetensors
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         started = time.monotonic()
         for name, parse in (("bomb", parse_pickle), ("grows", parse_pickle),

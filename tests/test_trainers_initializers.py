@@ -10,11 +10,9 @@ from torch import Tensor, nn
 from tests.support.networks import SEED, mobilenet_config, random_state, state
 from trainers.config import RANDOM, Init, ModelConfig
 from trainers.networks.backbones import build, find
-from trainers.networks.initializers import (
-    INITIALIZERS,
-    LoadReport,
-    initialize,
-)
+from trainers.networks.weights.initialization import initialize
+from trainers.networks.weights.initializers import INITIALIZERS
+from trainers.networks.weights.loading import LoadReport
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LENET5_ZEROS = ModelConfig(backbone="lenet5", init="zeros")

@@ -29,7 +29,7 @@ from trainers.config import (
 )
 from trainers.feed import WorkerContext
 from trainers.networks.backbones import build
-from trainers.networks.initializers import initialize
+from trainers.networks.weights.initialization import initialize
 from trainers.prepare import check
 from trainers.run import checkpoint, recorder
 from trainers.run.checkpoint import TrainingProgress

@@ -18,11 +18,9 @@ from tests.support.networks import SEED, mobilenet_config, random_state, state
 from trainers.config import RANDOM, Init, ModelConfig
 from trainers.networks import published
 from trainers.networks.backbones import build
-from trainers.networks.initializers import (
-    LoadReport,
-    initialize,
-    pretrained_available,
-)
+from trainers.networks.weights.initialization import initialize
+from trainers.networks.weights.loading import LoadReport
+from trainers.networks.weights.pretrained import pretrained_available
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 MOBILENET_V2_FILES = {

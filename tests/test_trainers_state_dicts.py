@@ -15,8 +15,9 @@ from torch import Tensor
 
 from trainers.config import ModelConfig
 from trainers.networks.backbones import build
-from trainers.networks.initializers import head_tensors, initialize
 from trainers.networks.published import IMAGENET_CLASSES
+from trainers.networks.weights.head_files import head_tensors
+from trainers.networks.weights.initialization import initialize
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 VEHICLES = ("bus", "car", "truck")

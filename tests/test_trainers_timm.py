@@ -18,9 +18,9 @@ from trainers.config import ModelConfig, OptimConfig
 from trainers.networks.backbones import BACKBONES, build, find, on_meta, require_size, set_size
 from trainers.networks.cut import Suffix, behind, build_prefix
 from trainers.networks.freezing import freeze, train_mode
-from trainers.networks.initializers import (
+from trainers.networks.weights.initialization import initialize
+from trainers.networks.weights.pretrained import (
     describe_weights,
-    initialize,
     license_note,
     pretrained_available,
 )

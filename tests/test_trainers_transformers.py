@@ -31,7 +31,6 @@ from trainers.export.config import ExportConfig
 from trainers.export.export import export
 from trainers.networks.backbones import build, find
 from trainers.networks.freezing import count_frozen, describe_frozen, freeze, is_head_only
-from trainers.networks.initializers import initialize
 from trainers.networks.transformers.family import is_transformer, suit
 from trainers.networks.transformers.lora import (
     PACKAGE,
@@ -42,6 +41,7 @@ from trainers.networks.transformers.lora import (
     merge,
 )
 from trainers.networks.transformers.stochastic_depth import drop_branches
+from trainers.networks.weights.initialization import initialize
 from trainers.optim import build_optimizer
 from trainers.prepare import check
 from trainers.recipes import RECIPES

@@ -12,7 +12,8 @@ from tests.test_tuning_prefixes import build_all, open_store, sweep_of
 from trainers import metrics
 from trainers.config import ModelConfig
 from trainers.networks import backbones
-from trainers.networks.initializers import head_tensors, initialize
+from trainers.networks.weights.head_files import head_tensors
+from trainers.networks.weights.initialization import initialize
 from trainers.run.folder import read_result
 from tuning.config import SpaceConfig
 from tuning.heads import train_heads

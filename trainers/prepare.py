@@ -18,11 +18,12 @@ from datasets.sources import BatchSource, MemorySource, ReadLimits, ShardSource
 from trainers.config import AUTO, RANDOM, FinetuneConfig, ModelConfig
 from trainers.networks.backbones import build, require_size
 from trainers.networks.freezing import adapter_rank, resolve_depth
-from trainers.networks.initializers import initialize, license_note, pretrained_available
 from trainers.networks.precision import choose_precision
 from trainers.networks.transformers.family import suit
 from trainers.networks.transformers.lora import require_adapters
 from trainers.networks.transformers.stochastic_depth import require_branches
+from trainers.networks.weights.initialization import initialize
+from trainers.networks.weights.pretrained import license_note, pretrained_available
 from trainers.run import checkpoint
 from trainers.run.checkpoint import TrainingProgress
 from trainers.run.folder import find_config, find_finished, require_same_run

@@ -29,11 +29,17 @@ from trainers.networks.freezing import (
     resolve_depth,
     train_mode,
 )
-from trainers.networks.initializers import LoadReport, initialize
-from trainers.networks.tensors import load_weights, parse_pickle, parse_safetensors, to_safetensors
 from trainers.networks.torch_internals import keep_methods_as_they_are, without_compiler
 from trainers.networks.transformers.lora import add_adapters, load_base
 from trainers.networks.transformers.stochastic_depth import drop_branches
+from trainers.networks.weights.initialization import initialize
+from trainers.networks.weights.loading import LoadReport
+from trainers.networks.weights.tensors import (
+    load_weights,
+    parse_pickle,
+    parse_safetensors,
+    to_safetensors,
+)
 from trainers.optim import build_optimizer, carry_state
 
 AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -19,7 +19,7 @@ from trainers.config import (
     ScheduleConfig,
     TrackConfig,
 )
-from trainers.networks.initializers import pretrained_available
+from trainers.networks.weights.pretrained import pretrained_available
 from trainers.run.folder import read_result
 from tuning.config import DemoConfig, SpaceConfig, TuningConfig
 from tuning.review.config import ReviewConfig

@@ -15,7 +15,7 @@ from cluster.io.terminal import count, report
 from trainers import launch, metrics
 from trainers.config import PRETRAINED, FinetuneConfig
 from trainers.networks.freezing import is_head_only
-from trainers.networks.initializers import head_tensors
+from trainers.networks.weights.head_files import head_tensors
 from trainers.prepare import prepare_run
 from trainers.run.folder import load_best_model
 from trainers.tracking.mirror import RunMirror, follow

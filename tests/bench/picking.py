@@ -20,7 +20,7 @@ from trainers.inference.picks import rank
 from trainers.inference.predict import to_predictions
 from trainers.inference.probe import fit_linear
 from trainers.networks.backbones import build
-from trainers.networks.initializers import initialize
+from trainers.networks.weights.initialization import initialize
 
 START, STEP, STRENGTH = 5, 20, 1.0
 WAYS = ("random", "uncertainty", "diversity")

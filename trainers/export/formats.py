@@ -21,7 +21,7 @@ from cluster.io.errors import UserError
 from cluster.ray_internals import count_cpus
 from trainers.config import FinetuneConfig
 from trainers.networks.backbones import build
-from trainers.networks.tensors import to_safetensors
+from trainers.networks.weights.tensors import to_safetensors
 from trainers.step import RGB, StepSettings
 
 ONNX_PACKAGES = {

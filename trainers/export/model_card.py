@@ -14,7 +14,7 @@ from cluster.io.uris import name_of
 from trainers import metrics
 from trainers.config import PRETRAINED, FinetuneConfig
 from trainers.networks.backbones import find
-from trainers.networks.initializers import describe_weights
+from trainers.networks.weights.pretrained import describe_weights
 from trainers.run.calibration import Calibration
 from trainers.run.checkpoint import TrainingProgress
 

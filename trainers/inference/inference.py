@@ -28,9 +28,10 @@ from trainers.config import FinetuneConfig, ModelConfig
 from trainers.inference.actors import plan_actors
 from trainers.inference.config import InferenceConfig
 from trainers.networks.backbones import build, find, require_size, set_size
-from trainers.networks.initializers import initialize, pretrained_available
 from trainers.networks.precision import inference_precision
 from trainers.networks.published import IMAGENET_CLASSES
+from trainers.networks.weights.initialization import initialize
+from trainers.networks.weights.pretrained import pretrained_available
 from trainers.run.calibration import Calibration, read_calibration
 from trainers.run.folder import load_best_model
 from trainers.settings import prepare_inference

@@ -19,7 +19,7 @@ from trainers.inference.features import pool
 from trainers.networks.backbones import build, find
 from trainers.networks.cut import before, build_prefix
 from trainers.networks.folding import fold_batchnorm
-from trainers.networks.initializers import initialize
+from trainers.networks.weights.initialization import initialize
 from trainers.settings import prepare_inference, step_settings
 from trainers.step import StepSettings, to_inputs
 

@@ -142,7 +142,7 @@ def _find_in_timm(name: str) -> Backbone:
 
 
 def build(name: str, num_classes: int, size_px: int | None = None) -> nn.Module:
-    """Build a network on the CPU; `initializers.initialize` then decides its weights.
+    """Build a network on the CPU; `initialization.initialize` then decides its weights.
 
     Args:
         size_px: of its images, where positions or windows depend on it; default: its own size.

@@ -24,8 +24,8 @@ from cluster.io import fields, storage
 from cluster.io.errors import UserError
 from cluster.io.records import read_object
 from cluster.io.uris import parent_of
-from trainers.networks.tensors import parse_safetensors
 from trainers.networks.transformers.lora import merge
+from trainers.networks.weights.tensors import parse_safetensors
 
 logger = logging.getLogger(__name__)
 

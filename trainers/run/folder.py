@@ -15,7 +15,7 @@ from datasets.shards import Manifest
 from trainers import metrics
 from trainers.config import FinetuneConfig
 from trainers.networks.backbones import build
-from trainers.networks.tensors import load_weights
+from trainers.networks.weights.tensors import load_weights
 from trainers.run import checkpoint
 from trainers.run.checkpoint import TrainingProgress
 from trainers.run.ensemble import Ensemble, read_ensemble

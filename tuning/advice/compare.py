@@ -15,8 +15,8 @@ from cluster.io.statistics import count_discordant, mcnemar
 from cluster.io.terminal import count
 from datasets.shards import Manifest
 from trainers.inference.actors import CPU_BATCH_SIZE
-from trainers.networks.initializers import describe_weights, license_note
 from trainers.networks.measure import count_bytes, describe_devices, on_meta, time_step
+from trainers.networks.weights.pretrained import describe_weights, license_note
 from tuning.advice.advice import Advice
 from tuning.advice.candidates import Candidate
 from tuning.advice.printing import print_ranking

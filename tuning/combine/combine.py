@@ -19,7 +19,7 @@ from cluster.runtime import Resources
 from cluster.scaling import compute_once
 from datasets.blocks import FEW_IMAGES
 from datasets.shards import Manifest
-from trainers.networks.tensors import to_safetensors
+from trainers.networks.weights.tensors import to_safetensors
 from trainers.run import checkpoint
 from trainers.run.ensemble import join_tensors, write_ensemble
 from trainers.run.folder import write_config, write_result

@@ -26,8 +26,8 @@ from trainers.networks.backbones import build
 from trainers.networks.cut import build_prefix, build_suffix
 from trainers.networks.folding import fold_batchnorm
 from trainers.networks.freezing import count_frozen
-from trainers.networks.initializers import head_tensors
-from trainers.networks.tensors import load_weights
+from trainers.networks.weights.head_files import head_tensors
+from trainers.networks.weights.tensors import load_weights
 from trainers.run import checkpoint
 from trainers.settings import prepare_inference
 from trainers.step import StepSettings, predict

@@ -16,7 +16,7 @@ from cluster.io.statistics import Estimate, bootstrap_difference
 from trainers.config import AUTO, Auto, FinetuneConfig, ScheduleConfig
 from trainers.networks.backbones import find, require_size
 from trainers.networks.freezing import adapter_rank
-from trainers.networks.tensors import to_safetensors
+from trainers.networks.weights.tensors import to_safetensors
 from trainers.run import checkpoint
 from trainers.run.predictions import read_predictions
 from tuning.leaderboard import TrialResult

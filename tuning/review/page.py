@@ -14,7 +14,7 @@ from cluster.io.uris import name_of
 from trainers import metrics
 from trainers.config import PRETRAINED
 from trainers.networks.freezing import name_stages
-from trainers.networks.initializers import describe_weights
+from trainers.networks.weights.pretrained import describe_weights
 from tuning.axes.axis import BACKBONE
 from tuning.combine.combinations import (
     Combinations,

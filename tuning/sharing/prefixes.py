@@ -26,7 +26,7 @@ from trainers.config import FinetuneConfig, ModelConfig
 from trainers.inference.actors import plan_actors
 from trainers.inference.passes import cache_uri, plan_entries, run_pass
 from trainers.inference.prefix import FrozenNetwork, hash_tensors, open_frozen
-from trainers.networks.tensors import to_safetensors
+from trainers.networks.weights.tensors import to_safetensors
 from trainers.prepare import PrefixFeatures
 from tuning.config import TuningConfig
 from tuning.sharing.cache import list_entries

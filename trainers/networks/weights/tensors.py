@@ -8,6 +8,7 @@ import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import safetensors
@@ -84,11 +85,15 @@ class _Container:
         return OrderedDict()
 
 
-def read_metadata(content: bytes) -> dict[str, str]:
-    """Return the strings in the header of a safetensors file that `parse_safetensors` accepts."""
+def parse_metadata(content: bytes) -> dict[str, Any]:
+    """Return the metadata of a safetensors file that `parse_safetensors` accepts, JSON parsed."""
     header_bytes = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + header_bytes])
-    return header.get("__metadata__") or {}
+    values = {}
+    for name, text in (header.get("__metadata__") or {}).items():
+        with suppress(ValueError):
+            values[name] = json.loads(text)
+    return values
 
 
 def parse_pickle(content: bytes, origin: str) -> Any:

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from datasets.prepare.classes import clean
 
+NAMES_SHOWN = 4
+
 
 class MatchedHead(NamedTuple):
     tensors: dict[str, Tensor]
@@ -14,6 +16,14 @@ class MatchedHead(NamedTuple):
     """Classes that both have."""
     drawn: tuple[str, ...]
     """Those that the weights don't have: their rows are initialized."""
+
+    def describe(self) -> str:
+        """Return which rows follow class names, for the user."""
+        kept, drawn = describe_names(self.kept), describe_names(self.drawn)
+        if not self.kept:
+            return f"head: initialized, as the weights have none of the classes {drawn}"
+        initialized = f", {drawn} initialized" if self.drawn else ""
+        return f"head: rows follow class names: {kept} kept{initialized}"
 
 
 def match_head(
@@ -46,3 +56,14 @@ def match_head(
         kept=tuple(target[row] for row in sorted(known)),
         drawn=tuple(name for row, name in enumerate(target) if row not in known),
     )
+
+
+def same_classes(source: Sequence[str], target: Sequence[str]) -> bool:
+    """Whether two lists name the same classes in the same order."""
+    return list(map(clean, source)) == list(map(clean, target))
+
+
+def describe_names(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more

@@ -1,0 +1,112 @@
+"""The pretrained weights that a config names: read, their origin and license, and whether they are
+available.
+"""
+
+import http.client
+import re
+import urllib.request
+from dataclasses import replace
+
+import huggingface_hub
+from torch import Tensor, nn
+
+from cluster.io import storage
+from cluster.io.errors import UserError
+from trainers.config import RANDOM, ModelConfig
+from trainers.networks.backbones import find
+from trainers.networks.cut import before
+from trainers.networks.published import Published
+from trainers.networks.timm_models import adapt
+from trainers.networks.weights.files import Weights, find_file, read_file
+
+CONNECT_TIMEOUT_S = 4.0
+PERMISSIVE = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "unknown")
+NON_COMMERCIAL = ("-nc", "noncommercial", "apple-amlr")
+"""Licenses by their names at timm."""
+OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)")  # norm.1 is norm1 today
+
+
+def read_pretrained(model: nn.Module, config: ModelConfig) -> Weights:
+    """Read the weights of `config`, renamed and resized to the tensors of `model`."""
+    if config.weights:
+        weights = read_file(config.weights, model)
+        if config.init != "file":  # stands in for the download
+            weights = replace(weights, classes=_published(config).classes)
+    else:
+        published = _published(config)
+        weights = Weights(tensors=published.read(), classes=published.classes)
+    renamed = {OLD_DENSENET.sub(r"\1", name): tensor for name, tensor in weights.tensors.items()}
+    if find(config.backbone).takes_size and not _fits(renamed, model, config.backbone):
+        renamed = adapt(renamed, model)
+    return replace(weights, tensors=renamed)
+
+
+def _fits(tensors: dict[str, Tensor], model: nn.Module, backbone_name: str) -> bool:
+    """Whether the tensors before the head are those of the network."""
+    wanted = before(model.state_dict(), backbone_name, len(find(backbone_name).stages))
+    return all(name in tensors and tensors[name].shape == t.shape for name, t in wanted.items())
+
+
+def pretrained_available(config: ModelConfig) -> str | None:
+    """Return None where the weights of `config` are available, else the reason in one sentence.
+
+    Looks for the file, then in the cache, then asks the server; downloads nothing.
+
+    Raises:
+        UserError: where no weights `config.init` are published.
+    """
+    if config.init in RANDOM:
+        return None
+    if config.weights is not None:
+        uri = find_file(config.weights)
+        return (
+            None if storage.exists(uri) else f"model.weights is {config.weights!r}: no file there"
+        )
+    published = _published(config)
+    if published.is_cached():
+        return None
+    reason = "HF_HUB_OFFLINE is set"
+    if not huggingface_hub.is_offline_mode():
+        request = urllib.request.Request(published.url, method="HEAD")
+        try:
+            urllib.request.urlopen(request, timeout=CONNECT_TIMEOUT_S).close()
+            return None
+        except (OSError, http.client.HTTPException) as error:
+            reason = str(error)
+    return (
+        f"weights {published.name} of {config.backbone} can't be downloaded from {published.url} "
+        f"({reason}): fetch that file elsewhere and give it with --weights"
+    )
+
+
+def describe_weights(config: ModelConfig) -> tuple[str, str | None]:
+    """Return the origin of the initial weights, and their license; None where none is stated."""
+    published = find(config.backbone).published.get(config.init)
+    if published is None:
+        return f"{config.init} {config.weights or ''}".strip(), None
+    file = f", read from {config.weights}" if config.weights else ""
+    return f"{published.name}, {published.url}{file}", published.license
+
+
+def license_note(config: ModelConfig) -> str | None:
+    """Return what a user must know before training from weights of such a license."""
+    origin, name = describe_weights(config)
+    if name is None or name in PERMISSIVE:
+        return None
+    terms = (
+        "forbids commercial use"
+        if any(mark in name for mark in NON_COMMERCIAL)
+        else ("has terms of its own: read them before you use or share the network")
+    )
+    return f"license {name} of the weights {origin} {terms}"
+
+
+def _published(config: ModelConfig) -> Published:
+    published = find(config.backbone).published
+    if config.init not in published:
+        remedy = f"use {' or '.join(published)}" if published else "use a random one such as he"
+        raise UserError(
+            f"model.init is {config.init!r}: no such weights of {config.backbone} are published; "
+            f"{remedy}, or give a file with --init file --weights URI"
+        )
+    return published[config.init]
