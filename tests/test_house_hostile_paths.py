@@ -17,8 +17,8 @@ from tests.support.sweeps import write_sweep
 from trainers.run import checkpoint
 from trainers.run import folder as run_folder
 from trainers.tracking import local_runs
-from tuning.leaderboard import read_leaderboard
-from tuning.states import read_trials
+from tuning.record.leaderboard import read_leaderboard
+from tuning.record.states import read_trials
 
 NAMES = {
     "parent": "../../../etc/passwd",

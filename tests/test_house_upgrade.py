@@ -23,9 +23,9 @@ from trainers.run.folder import load_best_model, read_config, read_result
 from trainers.run.rows import read_rows
 from tuning.__main__ import parse as parse_sweep
 from tuning.check import check
-from tuning.record import SweepRecord
+from tuning.record.record import SweepRecord
+from tuning.record.verdict import judge
 from tuning.sharing.cache import list_entries
-from tuning.verdict import judge
 
 NODE = Resources(num_nodes=1, num_cpus=2, num_gpus=0, memory_gib=4, object_store_gib=1)
 

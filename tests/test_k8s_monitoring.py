@@ -16,7 +16,7 @@ import yaml
 from cluster.gauges import metric_name
 from k8s.checker.overlays import build
 from trainers.metrics import PUBLISHED
-from tuning.leaderboard import STATES
+from tuning.record.results import STATES
 
 FOREIGN = {
     "kuberay_job_deployment_status",

@@ -26,14 +26,14 @@ from tests.support.paper_plans import count_reads, paper_manifest, paper_plan
 from trainers.config import FinetuneConfig, TrackConfig
 from trainers.feed import MAX_NAMES, Feed, WorkerContext
 from trainers.prepare import plan_ingest
-from tuning import states
 from tuning.config import SpaceConfig, TuningConfig
-from tuning.leaderboard import FINISHED, RUNNING
 from tuning.progress import progress
 from tuning.progress.display import SweepDisplay
 from tuning.progress.progress import SweepProgress
+from tuning.record import states
+from tuning.record.results import FINISHED, RUNNING
+from tuning.record.states import TrialStates, read_trials
 from tuning.space import points
-from tuning.states import TrialStates, read_trials
 from tuning.trial import Shared
 
 MANIFEST = paper_manifest(500_123)

@@ -48,9 +48,9 @@ from tuning.axes.axis import BACKBONE
 from tuning.axes.backbones import SETS, read_backbones
 from tuning.check import distinct_depths
 from tuning.config import TuningConfig
-from tuning.leaderboard import LEARNS, LEARNS_NOT, TrialResult
-from tuning.record import SweepRecord
-from tuning.sharing.savings import Savings
+from tuning.record.record import SweepRecord
+from tuning.record.results import LEARNS, LEARNS_NOT, TrialResult
+from tuning.record.savings import Savings
 from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE, models, training_of
 
 CHANCE = 0.2

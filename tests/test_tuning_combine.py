@@ -47,7 +47,7 @@ from tuning.combine.combine import combine, write_run
 from tuning.combine.members import Member, find_members
 from tuning.combine.search import Attempt, Validation
 from tuning.combine.weights import average, interpolate, list_live, recompute_statistics
-from tuning.leaderboard import LEARNS, TrialResult
+from tuning.record.results import LEARNS, TrialResult
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 HERE = Resources(num_nodes=1, num_cpus=1.0, num_gpus=0, memory_gib=4, object_store_gib=1)

@@ -13,18 +13,10 @@ from rich.console import Console
 from trainers.__main__ import parse
 from trainers.config import FinetuneConfig, ModelConfig
 from trainers.recipes import RECIPES
-from tuning.leaderboard import (
-    FAILED,
-    FINISHED,
-    TrialResult,
-    find_winner,
-    print_leaderboard,
-    rank,
-    read_leaderboard,
-    write_leaderboard,
-)
 from tuning.promotion.printing import print_seeds
 from tuning.promotion.summary import summarize
+from tuning.record.leaderboard import print_leaderboard, read_leaderboard, write_leaderboard
+from tuning.record.results import FAILED, FINISHED, TrialResult, find_winner, rank
 from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE, Point
 from tuning.winner import command_of
 

@@ -29,14 +29,15 @@ from trainers.run.rows import read_rows
 from trainers.tracking.mirror import RunMirror
 from tuning.budget.rates import TrainingSeconds
 from tuning.config import TuningConfig
-from tuning.leaderboard import LEARNS, LEARNS_NOT, TrialResult, write_leaderboard
 from tuning.promotion import length, seeds, trainings
 from tuning.promotion.config import PromoteConfig
 from tuning.promotion.length import fit_epochs
 from tuning.promotion.promote import run_promote
 from tuning.promotion.resolution import Resolution, choose_size, count_last
 from tuning.promotion.trainings import count_longest, plan_trainings
-from tuning.record import promotion_uri
+from tuning.record.files import promotion_uri
+from tuning.record.leaderboard import write_leaderboard
+from tuning.record.results import LEARNS, LEARNS_NOT, TrialResult
 from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
 from tuning.winner import evaluate_once
 

@@ -23,9 +23,11 @@ from tests.support.sweeps import (
 from trainers.networks import backbones
 from trainers.run import checkpoint
 from trainers.run.checkpoint import TrainingProgress
-from tuning.leaderboard import read_leaderboard
 from tuning.progress import progress
-from tuning.record import SweepRecord
+from tuning.record.leaderboard import read_leaderboard
+from tuning.record.record import SweepRecord
+from tuning.record.states import TrialStates, read_trials
+from tuning.record.verdict import judge
 from tuning.review import review
 from tuning.review.charts import pareto_front
 from tuning.review.config import ReviewConfig
@@ -34,9 +36,7 @@ from tuning.review.page import name_networks, render_page
 from tuning.review.pictures import draw_makes, show_predictions
 from tuning.review.review import run_review
 from tuning.space import AXES, CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
-from tuning.states import TrialStates, read_trials
 from tuning.trial import Shared
-from tuning.verdict import judge
 
 MAX_BYTES = 8_000_000
 

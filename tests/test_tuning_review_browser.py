@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.support.sweeps import hostile_classes, write_sweep
-from tuning.record import SweepRecord
+from tuning.record.record import SweepRecord
 from tuning.review.page import render_page
 
 pytestmark = pytest.mark.browser

@@ -10,8 +10,8 @@ from datasets.config import IngestConfig
 from datasets.shards import read_manifest
 from trainers.config import FinetuneConfig, LossConfig, ModelConfig
 from tuning.config import SpaceConfig, TuningConfig
+from tuning.record.savings import Savings
 from tuning.sharing.plan import SharingPlan, count_flops, plan_sharing
-from tuning.sharing.savings import Savings
 
 GIB = 2**30
 

@@ -8,9 +8,9 @@ import pytest
 
 from tests.support.sweeps import write_sweep
 from tuning import ending
-from tuning.record import SweepRecord
+from tuning.record.record import SweepRecord
+from tuning.record.verdict import judge
 from tuning.review.page import render_page
-from tuning.verdict import judge
 from tuning.wandb import sweep as wandb_sweep
 
 

@@ -15,8 +15,8 @@ from tests.support.sweeps import write_combined, write_sweep
 from tests.support.wandb_files import inspect
 from tests.support.wandb_server import WandbServer
 from trainers.tracking.config import sync_command
-from tuning.record import SweepRecord
-from tuning.verdict import judge
+from tuning.record.record import SweepRecord
+from tuning.record.verdict import judge
 from tuning.wandb.sweep_run import SweepRun
 
 

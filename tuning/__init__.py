@@ -1,5 +1,5 @@
 """Sweeps: many trainings that answer how much of a network to thaw.
 
 Imports `trainers`, `datasets` and `cluster`; the only room that knows Ray Tune.
-Enter at `run` (a sweep), `record` (what its folder says) and `verdict` (its answer).
+Enter at `run` (a sweep) and `record` (what its folder says, and its answer).
 """

@@ -16,7 +16,7 @@ from trainers.networks.freezing import describe_frozen, resolve_depth
 from tuning.axes.axis import BACKBONE, FREEZE_DEPTH, INIT, WHEN, Axis, Condition
 from tuning.axes.backbones import with_weights
 from tuning.config import TuningConfig
-from tuning.record import read_start, read_sweep_config
+from tuning.record.files import read_start, read_sweep_config
 from tuning.space import corners, models, training_of
 
 PRECISION = "base.compute.precision"

@@ -10,15 +10,17 @@ from cluster.runtime import Resources
 from trainers import metrics
 from trainers.evaluation.measures import Measures
 from trainers.run.folder import read_config
+from tuning.advice.score import score_advice
 from tuning.budget.deadline import BudgetClock
 from tuning.combine.combinations import combined_uri, describe_combinations
 from tuning.combine.combine import combine
 from tuning.config import TuningConfig
-from tuning.leaderboard import CUT, FAILED, TrialResult, print_leaderboard
-from tuning.record import SweepRecord
+from tuning.record.leaderboard import print_leaderboard
+from tuning.record.record import SweepRecord
+from tuning.record.results import CUT, FAILED, TrialResult
+from tuning.record.verdict import judge
 from tuning.search import count_trials
 from tuning.trial import Shared
-from tuning.verdict import judge
 from tuning.wandb.sweep_run import SweepRun
 from tuning.winner import evaluate_once, train_longer
 
@@ -124,8 +126,8 @@ def print_answer(record: SweepRecord, measures: Measures | None = None) -> None:
         print(f"Train longer: {train_longer(winner, out)}")
         if record.has_test_split and not record.config.promote:
             print(f"Promote:      python -m tuning promote --sweep {shlex.quote(out)}")
-    if record.advice is not None:
-        print(f"Advice:       {record.advice}")
+    if (advice := score_advice(record)) is not None:
+        print(f"Advice:       {advice}")
     if (line := describe_cut(record)) is not None:
         print(line)
     for line in record.savings.describe():

@@ -12,8 +12,8 @@ from trainers.recipes import RECIPES
 from trainers.run import checkpoint
 from trainers.run.evaluations import read_evaluation
 from trainers.run.folder import read_config
-from tuning.leaderboard import TrialResult
-from tuning.record import SweepRecord
+from tuning.record.record import SweepRecord
+from tuning.record.results import TrialResult
 
 LONGER = 3
 """Times the epochs of a trial that the winner is trained for."""

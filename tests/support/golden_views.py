@@ -8,9 +8,10 @@ from cluster.io import storage
 from datasets.shards import Manifest, Shard, Split, write_manifest
 from trainers.config import FinetuneConfig, ModelConfig
 from tuning.config import SpaceConfig, TuningConfig
-from tuning.leaderboard import LEARNS, LEARNS_NOT, TrialResult, write_leaderboard
-from tuning.record import SweepRecord
-from tuning.sharing.savings import Savings
+from tuning.record.leaderboard import write_leaderboard
+from tuning.record.record import SweepRecord
+from tuning.record.results import LEARNS, LEARNS_NOT, TrialResult
+from tuning.record.savings import Savings
 from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
 from tuning.wandb.views import build_views
 

@@ -30,12 +30,13 @@ from trainers.config import FinetuneConfig, ModelConfig
 from trainers.run import calibration, checkpoint, ensemble, evaluations, rows
 from trainers.run import folder as run_folder
 from trainers.run.checkpoint import TrainingProgress
-from tuning import commands, leaderboard, record, states, winner
+from tuning import commands, winner
 from tuning.advice import advice, front
 from tuning.advice.quadrants import Quadrant, Stage
 from tuning.combine import combinations
+from tuning.record import files, leaderboard, record, states
+from tuning.record.verdict import judge
 from tuning.sharing import cache, reuse
-from tuning.verdict import judge
 
 MAX_SENTENCE = 2000
 LOOKED_AT = (fields, records, shards, run_folder, rows, checkpoint)
@@ -184,7 +185,7 @@ def list_readers(scratch: Path) -> dict[str, Reader]:
         "leaderboard": Reader(
             "leaderboard.json", of_sweep("leaderboard.json"), leaderboard.read_leaderboard
         ),
-        "sweep config": Reader("config.json", of_sweep("config.json"), record.read_sweep_config),
+        "sweep config": Reader("config.json", of_sweep("config.json"), files.read_sweep_config),
         "advice": Reader("advice.json", as_json(advised.to_dict()), advice.read_advice),
         "ranking": Reader("backbones.json", as_json(ranking), read_ranking),
         "space": Reader(

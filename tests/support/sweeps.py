@@ -19,10 +19,11 @@ from trainers.networks.backbones import find
 from trainers.networks.freezing import resolve_depth
 from tuning.axes.axis import BACKBONE
 from tuning.config import SpaceConfig, TuningConfig
-from tuning.leaderboard import FINISHED, PRUNED, TrialResult, rank, write_leaderboard
-from tuning.sharing.savings import Savings
+from tuning.record.leaderboard import write_leaderboard
+from tuning.record.results import FINISHED, PRUNED, TrialResult, rank
+from tuning.record.savings import Savings
+from tuning.record.states import Trials
 from tuning.space import FREEZE_DEPTH, INIT, LEARNING_RATE, Point, points, training_of
-from tuning.states import Trials
 
 Kind = Literal["normal", "chance", "failed"]
 Status = Literal["ended", "running", "stopped"]

@@ -1,5 +1,5 @@
 """`python -m tuning advise`: a linear probe at every frozen stage, before any sweep.
 
-Imports `sharing` and the root of `tuning`.
+Imports `record`, `sharing` and the root of `tuning`.
 Enter at `advise`; `quadrants` has the rules, `advice` the record.
 """

@@ -16,7 +16,7 @@ from tuning.advice.extrapolation import Race
 from tuning.advice.quadrants import Quadrant, Stage
 from tuning.axes.axis import Axis
 from tuning.config import SpaceConfig
-from tuning.leaderboard import TrialResult, find_winner
+from tuning.record.results import TrialResult, find_winner
 from tuning.space import model_of
 
 NUM_TO_SWEEP = 3

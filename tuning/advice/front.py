@@ -11,7 +11,7 @@ from trainers.config import PRETRAINED, FinetuneConfig, FreezeDepth
 from tuning.advice.advice import Advice, advice_uri, read_advice
 from tuning.axes.axis import BACKBONE, FREEZE_DEPTH, Axis, Condition
 from tuning.axes.backbones import NamedBackbone
-from tuning.leaderboard import TrialResult, find_winner
+from tuning.record.results import TrialResult, find_winner
 from tuning.space import model_of
 
 

@@ -1,5 +1,5 @@
 """The best of what a sweep has trained: soups, ensembles, and interpolation with the start.
 
-Imports `config`, `leaderboard` and `record` of `tuning`, and the rooms below.
+Imports `config` and `record` of `tuning`, and the rooms below.
 Enter at `combine`.
 """

@@ -26,7 +26,7 @@ from trainers.run.folder import write_config, write_result
 from tuning.combine.combinations import Combinations, combined_uri, read_combinations
 from tuning.combine.members import Member, find_members
 from tuning.combine.search import Attempt, search
-from tuning.leaderboard import TrialResult
+from tuning.record.results import TrialResult
 
 
 def combine(

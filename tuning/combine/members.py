@@ -12,7 +12,7 @@ from trainers.run.checkpoint import TrainingProgress
 from trainers.run.folder import read_config
 from trainers.settings import step_settings
 from tuning.config import MAX_MEMBERS
-from tuning.leaderboard import LEARNS, TrialResult
+from tuning.record.results import LEARNS, TrialResult
 
 
 @dataclass(frozen=True, kw_only=True)

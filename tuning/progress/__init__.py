@@ -1,5 +1,5 @@
 """A sweep while it runs: its lines and table on the terminal, trials.json, the trials' W&B runs.
 
-Imports `search`, `states`, `trial`, `sharing` and `wandb` of `tuning`, and the rooms below.
+Imports `search`, `record`, `trial`, `sharing` and `wandb` of `tuning`, and the rooms below.
 Enter at `progress`.
 """

@@ -10,8 +10,8 @@ from trainers import metrics
 from trainers.config import FinetuneConfig
 from trainers.run.folder import read_result
 from trainers.run.rows import epoch_rows
-from tuning.leaderboard import TrialResult
 from tuning.promotion.printing import FOLD_MEASURES
+from tuning.record.results import TrialResult
 
 
 def summarize_folds(

@@ -5,7 +5,7 @@ from typing import Any
 
 from cluster.io.statistics import Estimate
 from trainers import metrics
-from tuning.record import MEASURES
+from tuning.record.files import MEASURES
 
 FOLD_MEASURES = {metrics.VAL_TOP1: "top-1", metrics.VAL_TOP5: "top-5"}
 """The measures that a cross-validation averages over its folds, and their headings."""

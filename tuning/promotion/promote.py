@@ -31,7 +31,6 @@ from trainers.run.folder import read_config
 from trainers.run.rows import find_mode
 from trainers.tracking.config import sync_command
 from tuning.config import TuningConfig
-from tuning.leaderboard import TrialResult, find_winner, read_leaderboard
 from tuning.promotion.config import PromoteConfig
 from tuning.promotion.folds import summarize_folds
 from tuning.promotion.printing import print_folds, print_seeds
@@ -39,7 +38,9 @@ from tuning.promotion.resolution import choose_size
 from tuning.promotion.seeds import Promotion
 from tuning.promotion.summary import write_summary
 from tuning.promotion.trainings import plan_trainings, refuse_other_epochs, train
-from tuning.record import MEASURES, promotion_uri, read_promoted_id
+from tuning.record.files import MEASURES, promotion_uri, read_promoted_id
+from tuning.record.leaderboard import read_leaderboard
+from tuning.record.results import TrialResult, find_winner
 
 
 def run_promote(config: PromoteConfig) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from trainers.networks.freezing import adapter_rank
 from trainers.networks.weights.tensors import to_safetensors
 from trainers.run import checkpoint
 from trainers.run.predictions import read_predictions
-from tuning.leaderboard import TrialResult
+from tuning.record.results import TrialResult
 
 LARGER, MULTIPLE_PX = 9 / 7, 32
 """288 px after 224."""

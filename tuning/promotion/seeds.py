@@ -27,7 +27,6 @@ from tuning.budget.config import parse_duration_s
 from tuning.budget.deadline import BudgetClock
 from tuning.budget.estimate import TRIAL_START_S, WORKERS_START_S
 from tuning.budget.rates import TrainingSeconds, measure_training
-from tuning.leaderboard import TrialResult
 from tuning.promotion.config import PromoteConfig
 from tuning.promotion.length import describe_length, fit_epochs, train_until_flat
 from tuning.promotion.resolution import (
@@ -39,7 +38,8 @@ from tuning.promotion.resolution import (
 )
 from tuning.promotion.summary import summarize_seeds, write_summary
 from tuning.promotion.trainings import count_longest, find_epochs, plan_trainings, train
-from tuning.record import SweepRecord
+from tuning.record.record import SweepRecord
+from tuning.record.results import TrialResult
 from tuning.review.page import render_page
 from tuning.winner import evaluate_once
 

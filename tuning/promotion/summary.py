@@ -12,9 +12,9 @@ from trainers import metrics
 from trainers.config import FinetuneConfig
 from trainers.run.evaluations import read_evaluation
 from trainers.run.folder import read_result
-from tuning.leaderboard import TrialResult
 from tuning.promotion.config import PromoteConfig
-from tuning.record import MEASURES
+from tuning.record.files import MEASURES
+from tuning.record.results import TrialResult
 from tuning.winner import evaluate_once
 
 

@@ -14,7 +14,7 @@ from trainers.prepare import Run
 from trainers.run import checkpoint
 from trainers.run.folder import read_config
 from tuning.promotion.config import PromoteConfig
-from tuning.record import read_sweep_config
+from tuning.record.files import read_sweep_config
 from tuning.winner import LONGER
 
 logger = logging.getLogger(__name__)

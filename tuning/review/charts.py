@@ -5,8 +5,8 @@ from typing import Any
 
 from cluster.io.statistics import wilson
 from tuning.axes.axis import INIT
-from tuning.leaderboard import TrialResult
-from tuning.record import SweepRecord
+from tuning.record.record import SweepRecord
+from tuning.record.results import TrialResult
 from tuning.review.figure import (
     HOVER_TEXT,
     SYMBOLS,

@@ -9,8 +9,8 @@ from trainers import metrics
 from trainers.run.rows import Row
 from trainers.run.stop import STOPPED
 from tuning.axes.axis import CLIPNORM
-from tuning.leaderboard import PRUNED, TrialResult
-from tuning.record import SweepRecord
+from tuning.record.record import SweepRecord
+from tuning.record.results import PRUNED, TrialResult
 from tuning.review.figure import (
     SYMBOLS,
     Chart,

@@ -13,8 +13,9 @@ import plotly.graph_objects as go
 
 from trainers import metrics
 from tuning.axes.axis import BACKBONE, CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
-from tuning.leaderboard import TrialResult
-from tuning.record import FrozenPart, SweepRecord
+from tuning.record.frozen import FrozenPart
+from tuning.record.record import SweepRecord
+from tuning.record.results import TrialResult
 from tuning.space import describe
 
 AXIS_NAMES = {

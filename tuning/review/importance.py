@@ -9,7 +9,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.importance import PedAnovaImportanceEvaluator
 
 from tuning.axes.axis import LEARNING_RATE
-from tuning.leaderboard import TrialResult
+from tuning.record.results import TrialResult
 from tuning.space import Point, compared_fields
 
 MIN_TRIALS = 6

@@ -15,6 +15,7 @@ from trainers import metrics
 from trainers.config import PRETRAINED
 from trainers.networks.freezing import name_stages
 from trainers.networks.weights.pretrained import describe_weights
+from tuning.advice.score import score_advice
 from tuning.axes.axis import BACKBONE
 from tuning.combine.combinations import (
     Combinations,
@@ -22,7 +23,8 @@ from tuning.combine.combinations import (
     read_combinations,
     tabulate_combinations,
 )
-from tuning.record import SweepRecord
+from tuning.record.record import SweepRecord
+from tuning.record.verdict import SweepVerdict, judge, show_p
 from tuning.review.charts import draw_cost, draw_depths, draw_importance
 from tuning.review.curves import draw_clipping, draw_curves
 from tuning.review.figure import NUM_BLENDS, NUM_SHADES, Chart
@@ -38,7 +40,6 @@ from tuning.review.tables import (
     show_point,
 )
 from tuning.space import models, training_of
-from tuning.verdict import SweepVerdict, judge, show_p
 from tuning.winner import list_next, reproduce
 
 HERE = Path(__file__).parent
@@ -84,6 +85,7 @@ def render_page(
         name=name_of(record.out),
         verdict=verdict,
         networks=name_networks(record),
+        advice=score_advice(record),
         frozen=verdict.best and record.frozen_of(verdict.best),
         point=show_point(verdict.best) if verdict.best else [],
         tiles=list_tiles(record, verdict),

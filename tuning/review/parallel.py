@@ -9,8 +9,8 @@ from math import log10
 from typing import Any
 
 from tuning.axes.axis import CLIPNORM, FREEZE_DEPTH, LEARNING_RATE, show
-from tuning.leaderboard import TrialResult
-from tuning.record import SweepRecord
+from tuning.record.record import SweepRecord
+from tuning.record.results import TrialResult
 from tuning.review.figure import (
     HOVER_TEXT,
     NUM_SHADES,

@@ -18,8 +18,8 @@ from trainers.evaluation.pictures import Explained
 from trainers.evaluation.split import read_views
 from trainers.inference.hierarchy import parse_names
 from trainers.run import folder as run_folder
-from tuning.leaderboard import TrialResult
-from tuning.record import SweepRecord
+from tuning.record.record import SweepRecord
+from tuning.record.results import TrialResult
 from tuning.review.confusion import draw_confusion
 from tuning.review.figure import Chart
 

@@ -4,7 +4,7 @@ import time
 
 from cluster.io import storage
 from trainers.tracking.where import project_of
-from tuning.record import SweepRecord
+from tuning.record.record import SweepRecord
 from tuning.review.config import ReviewConfig
 from tuning.review.page import render_page
 from tuning.wandb.views import save_views

@@ -7,8 +7,10 @@ from typing import Any
 
 from cluster.io.statistics import Estimate, wilson
 from tuning.axes.axis import BACKBONE, CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE, show
-from tuning.leaderboard import LEARNS, TrialResult, show_field
-from tuning.record import FrozenPart, SweepRecord
+from tuning.record.frozen import FrozenPart
+from tuning.record.leaderboard import show_field
+from tuning.record.record import SweepRecord
+from tuning.record.results import LEARNS, TrialResult
 from tuning.review.figure import measured, name_axis
 from tuning.space import compared_fields, order_clipnorm, order_fields, short_name, show_at
 

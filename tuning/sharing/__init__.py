@@ -1,5 +1,5 @@
 """Work shared by several trials is computed once: frozen prefixes, copied trials.
 
-Imports `config`, `space`, `search` and `leaderboard` of `tuning`, and the rooms below.
+Imports `config`, `space` and `search` of `tuning`, and the rooms below.
 Enter at `plan` (what is worth sharing), `prefixes` (builds it) and `reuse` (copies trials).
 """

@@ -16,7 +16,7 @@ import wandb
 from cluster.wandb_env import find_base_url
 from trainers.tracking.local_runs import read_id
 from tuning.axes.axis import Axis
-from tuning.record import SweepRecord
+from tuning.record.record import SweepRecord
 from tuning.wandb.panels import BEST
 
 METHODS = {"random": "random", "grid": "grid", "optuna": "bayes"}

@@ -2,8 +2,8 @@
 
 from wandb_workspaces.reports.v2 import interface as wr
 
-from tuning.record import SweepRecord
-from tuning.verdict import judge
+from tuning.record.record import SweepRecord
+from tuning.record.verdict import judge
 from tuning.wandb import panels
 from tuning.wandb.sweep import REVIEW
 from tuning.wandb.sweep_run import SWEEP

@@ -10,8 +10,8 @@ from datasets.shards import Manifest
 from trainers.run.rows import find_mode
 from trainers.tracking.thread import WandbThread
 from tuning.config import TuningConfig
-from tuning.leaderboard import KILLED
-from tuning.record import SweepRecord
+from tuning.record.record import SweepRecord
+from tuning.record.results import KILLED
 
 SWEEP = "sweep"
 """Job type of the run."""

@@ -14,7 +14,7 @@ from cluster.io.errors import UserError
 from cluster.io.records import read_object
 from cluster.wandb_env import find_base_url, find_login, find_setting
 from trainers.tracking import wandb_internals
-from tuning.record import SweepRecord
+from tuning.record.record import SweepRecord
 from tuning.wandb.native_sweep import create_sweep, list_runs, url_of
 
 KNOWN = "wandb_views.json"

@@ -17,8 +17,8 @@ from cluster.io.statistics import (
     wilson,
 )
 from trainers.run.stop import STOPPED
-from tuning.leaderboard import FAILED, PRUNED, TrialResult
-from tuning.record import SweepRecord
+from tuning.record.record import SweepRecord
+from tuning.record.results import FAILED, PRUNED, TrialResult
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,110 +17,23 @@ from typing import Any, Literal
 
 from cluster.io import storage
 from cluster.io.errors import UserError
-from cluster.io.records import damaged, read_object
 from datasets.shards import Manifest, read_manifest
-from trainers import metrics
 from trainers.config import FinetuneConfig
-from trainers.networks.freezing import adapter_rank, describe_frozen, name_stages
 from trainers.run.evaluations import predictions_uri, read_evaluation
 from trainers.run.folder import read_config
 from trainers.run.predictions import Predictions, read_predictions, read_table
 from trainers.run.rows import Row, read_rows
-from tuning.advice.front import find_advice
 from tuning.axes.axis import BACKBONE
 from tuning.config import TuningConfig
-from tuning.leaderboard import (
-    FINISHED,
-    KILLED,
-    RUNNING,
-    TrialResult,
-    find_winner,
-    rank,
-    read_leaderboard,
-)
-from tuning.sharing.savings import Savings
-from tuning.space import compared_fields, corners, model_of, order_fields
-from tuning.states import read_trials
+from tuning.record.files import read_promotion, read_start, read_sweep_config
+from tuning.record.frozen import FrozenPart, find_frozen
+from tuning.record.leaderboard import read_leaderboard
+from tuning.record.results import FINISHED, KILLED, RUNNING, TrialResult, find_winner, rank
+from tuning.record.savings import Savings
+from tuning.record.states import read_trials
+from tuning.space import compared_fields, corners, order_fields
 
-MEASURES = {metrics.TEST_TOP1: "top-1", metrics.TEST_TOP5: "top-5"}
-"""The measures that a promotion averages over its seeds, and their headings."""
-_STARTED = {
-    "command": str,
-    "commit": str | None,
-    "versions": dict[str, str],
-    "started_at": str,
-}
-_PROMOTED = {
-    "run": str,
-    "epochs": int,
-    "train_on": str | None,
-    "num_images": int,
-    "confidence": float,
-    "interval": str,
-    **{name: {"mean": float, "low": float, "high": float} for name in MEASURES},
-    "seeds": [{"seed": int, **dict.fromkeys(MEASURES, float)}],
-    "winner": dict.fromkeys(MEASURES, float | None),
-}
 Status = Literal["running", "stopped", "ended"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FrozenPart:
-    """How much of its network a trial freezes."""
-
-    backbone: str
-    stages: tuple[str, ...]
-    """Of the network, from the input on."""
-    depth: int
-    """Frozen stages."""
-    last: str
-    """The last of them, or none, all, or lora:8 where adapters train beside all of them."""
-    share: float
-    is_only_network: bool
-    """Whether all trials have this network."""
-
-    @property
-    def has_adapters(self) -> bool:
-        return adapter_rank(self.last) is not None
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """Equal for trials that freeze the same part of the same network."""
-        return self.backbone, self.last
-
-    @property
-    def column(self) -> tuple[float, str]:
-        """Its position among those of all trials, and its label: `layer3 80%`, or the share alone
-        where there are several networks."""
-        shows_name = self.is_only_network or self.has_adapters
-        return self.share, self.short if shows_name else f"{self.share:.0%}"
-
-    @property
-    def short(self) -> str:
-        return f"{self.last} {self.share:.0%}"
-
-    @property
-    def name(self) -> str:
-        """`2 of 5 stages frozen, up to layer1`, with the network where there are several."""
-        num_stages = len(self.stages)
-        name = f"{self.depth} of {num_stages} stages frozen, up to {self.last}"
-        if self.depth in (0, num_stages):
-            name = "nothing frozen" if self.depth == 0 else f"all {num_stages} stages frozen"
-        name += f", {self.last}" * self.has_adapters
-        return name if self.is_only_network else f"{self.backbone}, {name}"
-
-    @property
-    def instruction(self) -> str:
-        """`thaw from layer3 on`, with the network where there are several."""
-        if self.depth == 0:
-            text = "thaw the whole network"
-        elif self.has_adapters:
-            text = f"train the head and adapters ({self.last})"
-        elif self.depth == len(self.stages):
-            text = "train only the head"
-        else:
-            text = f"thaw from {self.stages[self.depth]} on"
-        return text if self.is_only_network else f"with {self.backbone}, {text}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +99,7 @@ class SweepRecord:
             sync=facts.get("sync", ()),
             ended_by_user=bool(facts.get("ended_by_user")),
             started=read_start(out),
-            promoted=_read_promotion(out, find_winner(trials)),
+            promoted=read_promotion(out, find_winner(trials)),
             manifest=manifest,
         )
 
@@ -229,17 +142,6 @@ class SweepRecord:
         )
 
     @cached_property
-    def advice(self) -> str | None:
-        """How the advice that the space came from did; None where it came from none."""
-        if self.config.advice is None:
-            return None
-        try:
-            advice = find_advice(self.config.advice)
-        except UserError:
-            return f"The advice of this sweep is missing ({self.config.advice})."
-        return advice.score(self.base, self.trials)
-
-    @cached_property
     def num_val_images(self) -> int | None:
         """None where neither the data set nor the winner's predictions are there."""
         if self.manifest is not None:
@@ -257,17 +159,7 @@ class SweepRecord:
 
     def frozen_of(self, trial: TrialResult) -> FrozenPart:
         """Return how much of its network a trial freezes."""
-        model = model_of(self.base, trial.point)
-        stages = tuple(name_stages(model.backbone))
-        last, share = describe_frozen(model.backbone, model.freeze_depth)
-        return FrozenPart(
-            backbone=model.backbone,
-            depth=round(share * len(stages)),
-            stages=stages,
-            last=last,
-            share=share,
-            is_only_network=len(self.backbones) == 1,
-        )
+        return find_frozen(self.base, trial.point, is_only_network=len(self.backbones) == 1)
 
     def predictions_of(self, trial: TrialResult, split: str) -> Predictions | None:
         """Return the predictions of a trial's best weights for the validation or test images; None
@@ -277,56 +169,6 @@ class SweepRecord:
         if self.test is None or trial != self.winner:
             return None
         return read_table(predictions_uri(trial.run, split))
-
-
-def read_sweep_config(out: str) -> tuple[TuningConfig, str | None] | None:
-    """Read a sweep's config and the fingerprint of its data from config.json; None where the file
-    is missing or of another command.
-
-    Raises:
-        UserError: where it is damaged, or does not fit this version of Thaw.
-    """
-    uri = storage.join(out, "config.json")
-    values = _read(uri, {"data_fingerprint": str | None})
-    if values is None or "base" not in values:
-        return None
-    fingerprint = values.pop("data_fingerprint")
-    try:
-        return TuningConfig.from_dict(values), fingerprint
-    except UserError as error:
-        raise damaged(uri, error) from None
-
-
-def promotion_uri(out: str, winner: TrialResult) -> str:
-    """Return the URI of the folder where a winner is promoted: `promoted`, or where another trial
-    was promoted there, before the sweep was resumed, `promoted-ID`."""
-    first = storage.join(out, "promoted")
-    own = read_promoted_id(first) in (None, winner.trial_id)
-    return first if own else f"{first}-{winner.trial_id}"
-
-
-def read_promoted_id(folder: str) -> str | None:
-    """Return the id of the trial that is promoted in a folder; None before that has begun."""
-    known = _read(storage.join(folder, "winner.json"), {"trial_id": str})
-    return None if known is None else known["trial_id"]
-
-
-def _read_promotion(out: str, winner: TrialResult | None) -> dict[str, Any] | None:
-    if winner is None:
-        return None
-    return _read(storage.join(promotion_uri(out, winner), "promoted.json"), _PROMOTED)
-
-
-def read_start(out: str) -> dict[str, Any] | None:
-    """Read started.json; None in a sweep of an older Thaw."""
-    return _read(storage.join(out, "started.json"), _STARTED)
-
-
-def _read(uri: str, hints: dict[str, Any]) -> dict[str, Any] | None:
-    try:
-        return read_object(uri, hints)
-    except FileNotFoundError:
-        return None
 
 
 def _find_manifest(base: FinetuneConfig, fingerprint: str | None) -> Manifest | None:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cluster.io.fields import build
-from tuning.leaderboard import TrialResult
+from tuning.record.results import TrialResult
 from tuning.sharing.plan import SharingPlan
 from tuning.sharing.prefixes import BuiltPrefixes
 

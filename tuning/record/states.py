@@ -10,7 +10,7 @@ from typing import Any
 from cluster.gauges import publish
 from cluster.io import storage
 from cluster.io.records import damaged, read_record
-from tuning.leaderboard import KILLED, RUNNING, STATES, TrialResult
+from tuning.record.results import KILLED, RUNNING, STATES, TrialResult
 from tuning.space import Point, take_point
 
 WRITE_EVERY_S, WRITING_SHARE = 1.0, 0.1
