@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datasets.prepare.classes import describe_spellings, find_similar, unify
-from datasets.prepare.layout import HIDDEN, NO_CLASS, SYSTEM, arrange
+from datasets.prepare.folders.layout import NO_CLASS, arrange
+from datasets.prepare.names import HIDDEN, SYSTEM
 from datasets.prepare.splits import split_of_file, split_of_name
 
 

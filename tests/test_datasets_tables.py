@@ -17,9 +17,9 @@ from datasets.__main__ import main as run_datasets
 from datasets.config import PrepareConfig
 from datasets.images import encode_jpeg
 from datasets.prepare.listing import Listing
-from datasets.prepare.parquet import NO_SPLIT
 from datasets.prepare.prepare import prepare
 from datasets.prepare.sources import SOURCES
+from datasets.prepare.splits import NO_SPLIT
 from datasets.prepare.tables.columns import find_columns
 from datasets.prepare.tables.matching import Files
 from datasets.prepare.tables.rows import Rows, read_rows

@@ -14,11 +14,11 @@ from cluster.io.errors import require
 from datasets.images import BadImage
 from datasets.plan import Chunk, RowGroup
 from datasets.prepare.archives import is_archive
-from datasets.prepare.layout import find_system_name
 from datasets.prepare.listing import Reader, read_files, walk
-from datasets.prepare.parquet import (
+from datasets.prepare.names import find_system_name
+from datasets.prepare.parquet.labels import huggingface_names
+from datasets.prepare.parquet.rows import (
     check_image_column,
-    huggingface_names,
     is_parquet,
     open_parquet,
     read_column,

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from textwrap import shorten
 from typing import Any
 
@@ -15,6 +15,9 @@ from datasets.shards import fold_name
 
 NEAR_TEST = "near duplicate of a test image"
 NEAR_VAL = "near duplicate of a validation image"
+
+Kept = dict[tuple[str, int], tuple[int, int]]
+"""Split and id of pixels -> id and index of the image that is kept of those."""
 
 
 def identify(content: bytes) -> int:
@@ -52,10 +55,43 @@ def assign_splits(
     """
     pixel_ids = image_ids if pixel_ids is None else pixel_ids
     groups = [None] * len(splits) if groups is None else groups
+    reasons, kept = _find_reasons(splits, labels, image_ids, pixel_ids, groups)
+    pairs = _between_kept(pairs, pixel_ids, kept)
+    if drop_near:
+        _leave_out_near(reasons, splits, pairs)
+    assigned = list(splits)
+    if "val" in splits:
+        return assigned, reasons
+    train = [
+        index
+        for index, (split, reason) in enumerate(zip(splits, reasons, strict=True))
+        if split == "train" and reason is None
+    ]
+    in_train = set(train)
+    joined = join_groups(groups, [pair for pair in pairs if in_train.issuperset(pair)])
+    units = list_units(train, joined)
+    if num_folds is not None:
+        for index, fold in assign_folds(units, labels, image_ids, num_folds).items():
+            assigned[index] = fold_name(fold)
+        return assigned, reasons
+    for index in _choose_validation(units, labels, image_ids, val_fraction):
+        assigned[index] = "val"
+    return assigned, reasons
+
+
+def _find_reasons(
+    splits: Sequence[str],
+    labels: Sequence[int],
+    image_ids: Sequence[int],
+    pixel_ids: Sequence[int],
+    groups: Sequence[str | None],
+) -> tuple[list[str | None], Kept]:
+    """Return why each image is left out, near duplicates apart, and which image of several with the
+    same pixels is kept."""
     ids_of = {name: set[int]() for name in ("train", "val", "test")}
     groups_of = {name: set[object]() for name in ("train", "val", "test")}
     labels_of = defaultdict[tuple[str, int], set[int]](set)
-    kept = dict[tuple[str, int], tuple[int, int]]()
+    kept: Kept = {}
     rows = zip(splits, labels, image_ids, pixel_ids, groups, strict=True)
     for index, (split, label, image_id, pixel_id, group) in enumerate(rows):
         ids_of[split].add(pixel_id)
@@ -86,38 +122,27 @@ def assign_splits(
         find_reason(index, *facts)
         for index, facts in enumerate(zip(splits, pixel_ids, groups, strict=True))
     ]
-    pairs = _between_kept(pairs, pixel_ids, kept)
-    if drop_near:
-        for one, other in (*pairs, *(pair[::-1] for pair in pairs)):
-            if reasons[one] is None and splits[other] == "test" != splits[one]:
-                reasons[one] = NEAR_TEST
-        for one, other in (*pairs, *(pair[::-1] for pair in pairs)):
-            is_val = splits[other] == "val" and reasons[other] is None
-            if reasons[one] is None and is_val and splits[one] == "train":
-                reasons[one] = NEAR_VAL
-    assigned = list(splits)
-    if not ids_of["val"]:
-        train = [
-            index
-            for index, (split, reason) in enumerate(zip(splits, reasons, strict=True))
-            if split == "train" and reason is None
-        ]
-        in_train = set(train)
-        joined = join_groups(groups, [pair for pair in pairs if in_train.issuperset(pair)])
-        units = list_units(train, joined)
-        if num_folds is not None:
-            for index, fold in assign_folds(units, labels, image_ids, num_folds).items():
-                assigned[index] = fold_name(fold)
-            return assigned, reasons
-        for index in _choose_validation(units, labels, image_ids, val_fraction):
-            assigned[index] = "val"
-    return assigned, reasons
+    return reasons, kept
+
+
+def _leave_out_near(
+    reasons: list[str | None], splits: Sequence[str], pairs: Sequence[tuple[int, int]]
+) -> None:
+    """Leave out images near a test image, then images of train near one of val that is kept."""
+    both_ways = [*pairs, *(pair[::-1] for pair in pairs)]
+    for one, other in both_ways:
+        if reasons[one] is None and splits[other] == "test" != splits[one]:
+            reasons[one] = NEAR_TEST
+    for one, other in both_ways:
+        is_val = splits[other] == "val" and reasons[other] is None
+        if reasons[one] is None and is_val and splits[one] == "train":
+            reasons[one] = NEAR_VAL
 
 
 def _between_kept(
     pairs: Sequence[tuple[int, int]],
     pixel_ids: Sequence[int],
-    kept: Mapping[tuple[str, int], tuple[int, int]],
+    kept: Kept,
 ) -> list[tuple[int, int]]:
     """Return pairs of the images that are kept: `pairs` may name others of the same pixels."""
     copies = defaultdict[int, list[int]](list)

@@ -7,9 +7,11 @@ import pyarrow as pa
 
 from datasets.config import PrepareConfig, SyntheticConfig
 from datasets.images import BadImage, encode_jpeg
-from datasets.prepare import folder, parquet, stanford
+from datasets.prepare.folders.folder import list_folder
 from datasets.prepare.listing import Listing
-from datasets.prepare.tables import table
+from datasets.prepare.parquet.parquet import list_parquet
+from datasets.prepare.stanford import list_stanford
+from datasets.prepare.tables.table import list_table
 from datasets.synthetic import synthetic
 
 
@@ -46,9 +48,9 @@ def _render(references: pa.Table, *, options: SyntheticConfig) -> Iterator[bytes
 
 
 SOURCES: dict[str, Callable[[PrepareConfig], Listing]] = {
-    "folder": folder.list_folder,
-    "table": table.list_table,
-    "parquet": parquet.list_parquet,
-    "stanford": stanford.list_stanford,
+    "folder": list_folder,
+    "table": list_table,
+    "parquet": list_parquet,
+    "stanford": list_stanford,
     "synthetic": list_synthetic,
 }

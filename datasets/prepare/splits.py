@@ -22,6 +22,8 @@ _COLUMNS = frozenset({"split", "subset", "set", "partition", "phase", "usage", "
 """Usual names of columns of splits, which may have other values as well, such as `holdout`."""
 ONE, ZERO = {"1", "1.0", "true"}, {"0", "0.0", "false"}
 """Values of columns of 0 and 1, in lower case."""
+NO_SPLIT = "of no split"
+"""Of a row whose split column names none."""
 _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5,}\.")
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from cluster.io.errors import UserError
 from datasets.config import PrepareConfig
-from datasets.prepare.layout import IMAGE_SUFFIXES
+from datasets.prepare.names import IMAGE_SUFFIXES
 from datasets.prepare.splits import ONE, ZERO, find_split_column, is_split_name, read_splits
 from datasets.prepare.tables.rows import Rows, Value
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from urllib.parse import unquote
 
-from datasets.prepare.layout import IMAGE_SUFFIXES
+from datasets.prepare.names import IMAGE_SUFFIXES
 from datasets.prepare.splits import split_of_name
 
 

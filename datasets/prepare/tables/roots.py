@@ -17,8 +17,8 @@ from cluster.io import filesystems, storage
 from cluster.io.errors import UserError
 from cluster.io.uris import name_of, parent_of
 from datasets.prepare.archives import is_archive
-from datasets.prepare.layout import find_system_name
 from datasets.prepare.listing import walk
+from datasets.prepare.names import find_system_name
 from datasets.prepare.tables.matching import Files, split_of_path
 from datasets.prepare.tables.rows import Value, is_table
 

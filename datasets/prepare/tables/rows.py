@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.io.errors import UserError
-from datasets.prepare.layout import IMAGE_SUFFIXES
+from datasets.prepare.names import IMAGE_SUFFIXES
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json", ".parquet")
 Value = int | str | None

@@ -12,7 +12,6 @@ from cluster.io.uris import name_of
 from datasets.config import PrepareConfig
 from datasets.images import BadImage
 from datasets.prepare.classes import describe_spellings
-from datasets.prepare.layout import find_system_name
 from datasets.prepare.listing import (
     Listing,
     describe_source,
@@ -20,8 +19,9 @@ from datasets.prepare.listing import (
     read_files,
     refuse_second_test_set,
 )
-from datasets.prepare.parquet import NO_SPLIT, FileLabels, index_labels
-from datasets.prepare.splits import split_of_name
+from datasets.prepare.names import find_system_name
+from datasets.prepare.parquet.labels import FileLabels, index_labels
+from datasets.prepare.splits import NO_SPLIT, split_of_name
 from datasets.prepare.tables.columns import Columns, find_columns
 from datasets.prepare.tables.matching import split_of_path
 from datasets.prepare.tables.roots import Root, find_metadata, keep_files, open_root

@@ -10,7 +10,7 @@ from cluster.io.errors import UserError, require
 from cluster.io.uris import name_of
 from datasets.config import PrepareConfig
 from datasets.prepare.classes import describe_spellings, unify
-from datasets.prepare.layout import NO_CLASS, Layout, Placed, arrange, stands_for_no_class
+from datasets.prepare.folders.layout import NO_CLASS, Layout, Placed, arrange
 from datasets.prepare.listing import (
     Listing,
     describe_source,
@@ -19,11 +19,17 @@ from datasets.prepare.listing import (
     refuse_second_test_set,
     walk,
 )
+from datasets.prepare.names import stands_for_no_class
 from datasets.prepare.splits import split_of_name
 from datasets.prepare.tables.rows import is_table
 from datasets.prepare.tables.table import list_by_metadata
 
 LINK = "a link to a folder of the source"
+
+FileInfos = dict[str, fs.FileInfo]
+"""By paths below a root."""
+Roots = dict[str, tuple[Layout, FileInfos]]
+"""By the URI of the root."""
 
 
 def list_folder(config: PrepareConfig) -> Listing:
@@ -40,40 +46,24 @@ def list_folder(config: PrepareConfig) -> Listing:
             getattr(config, name),
             metadata or "the folder has no metadata.csv; use --source table for another table",
         )
-    roots = dict[str, tuple[Layout, dict[str, fs.FileInfo]]]()
-    if config.root is not None:
-        roots[config.root] = _arrange(config, "root", *places["root"])
-    if config.test_root is not None:
-        layout, infos = _arrange(config, "test_root", *places["test_root"])
-        of_root = roots[config.root][0].splits if config.root is not None else {}
-        for name, split in of_root.items():
-            if split == "test":
-                refuse_second_test_set(config.test_root, f"{config.root}/{name}")
-        roots[config.test_root] = _as_test(config.test_root, layout), infos
-    source = describe_source(config)
+    roots = _arrange_roots(config, places)
+    layouts = [layout for layout, _ in roots.values()]
     images = [(uri, place) for uri, (layout, _) in roots.items() for place in layout.images]
-    names = [name for layout, _ in roots.values() for name in layout.classes]
-    if not images:
-        loose = _describe_loose([layout for layout, _ in roots.values()])
-        raise UserError(
-            f"{source}: there are no images; use a folder for each class, such as "
-            f"train/Audi S6 Sedan 2011/1.jpg{loose}"
-            + ("; for images without classes, use `python -m trainers predict`" if loose else "")
-        )
-    _refuse_no_classes(config, [layout for layout, _ in roots.values()], names)
+    names = [name for layout in layouts for name in layout.classes]
+    _refuse_no_images(config, layouts)
+    _refuse_no_classes(config, layouts, names)
     try:
         class_of = unify(names)
     except UserError as error:
-        raise UserError(f"{source}: {error}") from None
+        raise UserError(f"{describe_source(config)}: {error}") from None
     classes = tuple(sorted(set(class_of.values())))
     label_of = {name: label for label, name in enumerate(classes)}
+    labels = [label_of[class_of[place.class_name]] for _, place in images]
     infos = [roots[uri][1][place.path] for uri, place in images]
     references = pa.table(
         {
             "split": [place.split for _, place in images],
-            "label": pa.array(
-                [label_of[class_of[place.class_name]] for _, place in images], pa.int32()
-            ),
+            "label": pa.array(labels, pa.int32()),
             "path": [info.path for info in infos],
             "folder": [uri for uri, _ in images],
         }
@@ -96,9 +86,35 @@ def list_folder(config: PrepareConfig) -> Listing:
     )
 
 
+def _arrange_roots(config: PrepareConfig, places: dict[str, tuple[str, FileInfos]]) -> Roots:
+    """Find split and class of each file of ROOT and TEST_ROOT."""
+    roots: Roots = {}
+    if config.root is not None:
+        roots[config.root] = _arrange(config, "root", *places["root"])
+    if config.test_root is not None:
+        layout, infos = _arrange(config, "test_root", *places["test_root"])
+        of_root = roots[config.root][0].splits if config.root is not None else {}
+        for name, split in of_root.items():
+            if split == "test":
+                refuse_second_test_set(config.test_root, f"{config.root}/{name}")
+        roots[config.test_root] = _as_test(config.test_root, layout), infos
+    return roots
+
+
+def _refuse_no_images(config: PrepareConfig, layouts: Sequence[Layout]) -> None:
+    if any(layout.images for layout in layouts):
+        return
+    loose = _describe_loose(layouts)
+    raise UserError(
+        f"{describe_source(config)}: there are no images; use a folder for each class, such as "
+        f"train/Audi S6 Sedan 2011/1.jpg{loose}"
+        + ("; for images without classes, use `python -m trainers predict`" if loose else "")
+    )
+
+
 def _arrange(
-    config: PrepareConfig, field: str, uri: str, infos: dict[str, fs.FileInfo]
-) -> tuple[Layout, dict[str, fs.FileInfo]]:
+    config: PrepareConfig, field: str, uri: str, infos: FileInfos
+) -> tuple[Layout, FileInfos]:
     kinds = {path: info.type for path, info in infos.items()}
     links = [path for path, kind in kinds.items() if kind == fs.FileType.Unknown]
     files = [

@@ -7,61 +7,16 @@
 What is not used is returned by name, with the reason.
 """
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from cluster.io.errors import UserError
+from datasets.prepare.folders.tops import Tops, describe_alike, find_base, find_doubled
+from datasets.prepare.names import IMAGE_SUFFIXES, find_system_name, is_other_file
 from datasets.prepare.splits import SPLIT_OF_WORD, split_of_name
 
-SYSTEM_NAMES = frozenset(
-    {
-        *("@eadir", "@tmp", "@recycle", "@recently-snapshot", "@synoresource", "@__thumb"),  # NAS
-        *("#recycle", "#snapshot", "lost+found"),
-        *("__macosx", "icon\r", "network trash folder", "temporary items"),  # macOS
-        *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),
-        "__pycache__",
-    }
-)
-"""Files and folders that operating systems and network storage add, in lower case."""
-IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif"),
-    *(".heic", ".heif", ".jfif"),
-)
-OTHER_SUFFIXES = (
-    *(".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".txt", ".md", ".html", ".pdf"),
-    *(".mat", ".npy", ".npz", ".pkl", ".xlsx", ".py", ".ipynb", ".sh", ".log", ".zip", ".parquet"),
-)
-"""Of files that are beside images in data sets: they do not make a folder a class."""
-_NO_CLASSES = frozenset(
-    {
-        *(
-            "image",
-            "images",
-            "img",
-            "imgs",
-            "jpegimages",
-            "jpg",
-            "jpeg",
-            "png",
-            "photos",
-            "pictures",
-        ),
-        *(
-            "annotation",
-            "annotations",
-            "label",
-            "labels",
-            "mask",
-            "masks",
-            "segmentation",
-            "trimaps",
-        ),
-    }
-)
-"""Folders of data sets whose classes are in a table or in file names."""
-HIDDEN, SYSTEM = "hidden", "of an operating system or network storage"
 NO_CLASS = "in no class folder"
 IN_IMAGE_FOLDER = "in a folder that has the name of an image"
 
@@ -107,27 +62,9 @@ def arrange(
     Raises:
         UserError: where a folder may be a split or a class; the message begins after `root is X`.
     """
-    unused, kept = [], dict[str, None]()
-    for path in sorted(files):
-        parts = path.split("/")
-        if reason := find_system_name(parts):
-            unused.append((path, reason))
-        elif (depth := _find_image_folder(parts[:-1])) is not None:
-            unused.append((path, IN_IMAGE_FOLDER))
-            kept["/".join(parts[: depth + 1])] = None
-        else:
-            kept[path] = None
-    visible = []
-    for path in sorted(folders):
-        parts = path.split("/")
-        if find_system_name(parts) is None:
-            if (depth := _find_image_folder(parts)) is None:
-                visible.append(path)
-            else:
-                kept["/".join(parts[: depth + 1])] = None
-    kept = sorted(kept)
-    base = _find_base(kept, several_classes=several_classes and class_depth == 1)
-    tops = _Tops(kept, visible, base)
+    kept, visible, unused = _leave_out(files, folders)
+    base = find_base(kept, several_classes=several_classes and class_depth == 1)
+    tops = Tops(kept, visible, base)
     unused += [(path, NO_CLASS) for path in kept if not path.startswith(base)]
     splits = _choose_splits(tops)
     if splits:
@@ -140,14 +77,32 @@ def arrange(
     return layout
 
 
-def find_system_name(parts: Sequence[str]) -> str | None:
-    """Return the reason to leave a path out: a part of it is hidden, or of a system."""
-    for part in parts:
-        if part.startswith("."):
-            return HIDDEN
-        if part.casefold() in SYSTEM_NAMES:
-            return SYSTEM
-    return None
+def _leave_out(
+    files: Iterable[str], folders: Iterable[str]
+) -> tuple[list[str], list[str], list[tuple[str, str]]]:
+    """Return files that may be of the data set, such folders, and the other files with a reason.
+
+    A folder that has the name of an image stands for itself among the files.
+    """
+    unused, kept = list[tuple[str, str]](), dict[str, None]()
+    for path in sorted(files):
+        parts = path.split("/")
+        if reason := find_system_name(parts):
+            unused.append((path, reason))
+        elif (depth := _find_image_folder(parts[:-1])) is not None:
+            unused.append((path, IN_IMAGE_FOLDER))
+            kept["/".join(parts[: depth + 1])] = None
+        else:
+            kept[path] = None
+    visible = list[str]()
+    for path in sorted(folders):
+        parts = path.split("/")
+        if find_system_name(parts) is None:
+            if (depth := _find_image_folder(parts)) is None:
+                visible.append(path)
+            else:
+                kept["/".join(parts[: depth + 1])] = None
+    return sorted(kept), visible, unused
 
 
 def _find_image_folder(folders: Sequence[str]) -> int | None:
@@ -157,84 +112,7 @@ def _find_image_folder(folders: Sequence[str]) -> int | None:
     return next(found, None)
 
 
-def is_other_file(name: str) -> bool:
-    """Whether a name is that of a table, an annotation or a text, by its suffix."""
-    return name.casefold().endswith(OTHER_SUFFIXES)
-
-
-def stands_for_no_class(folder: str) -> bool:
-    """Whether a folder is usually one of a split, of all images or of annotations."""
-    return folder.casefold() in _NO_CLASSES or split_of_name(folder) is not None
-
-
-class _Tops:
-    """The files below one folder, by the folders directly in it."""
-
-    def __init__(self, files: Sequence[str], folders: Iterable[str], base: str) -> None:
-        self.base = base
-        self.loose: list[str] = []
-        self.files = defaultdict[str, list[str]](list)
-        """Paths below each folder."""
-        self.subfolders = defaultdict[str, dict[str, bool]](dict)
-        """Of each folder, and whether images are in them at any depth."""
-        self.names = dict[str, None]()
-        for path in files:
-            if not path.startswith(base):
-                continue
-            name, _, rest = path[len(base) :].partition("/")
-            if not rest:
-                self.loose.append(path)
-                continue
-            self.names[name] = None
-            self.files[name].append(rest)
-            sub, _, inside = rest.partition("/")
-            if inside:
-                below = self.subfolders[name]
-                below[sub] = below.get(sub, False) or not is_other_file(inside)
-        for path in folders:
-            if path.startswith(base):
-                name, _, rest = path[len(base) :].partition("/")
-                self.names[name] = None
-                if rest:
-                    self.subfolders[name].setdefault(rest.partition("/")[0], False)
-
-    def path_of(self, name: str, rest: str) -> str:
-        return f"{self.base}{name}/{rest}"
-
-    def has_own_images(self, name: str) -> bool:
-        return any("/" not in rest and not is_other_file(rest) for rest in self.files[name])
-
-    def has_class_folders(self, name: str) -> bool:
-        return any(self.subfolders[name].values())
-
-    def has_images(self, name: str) -> bool:
-        return self.has_own_images(name) or self.has_class_folders(name)
-
-
-def _find_base(files: Sequence[str], *, several_classes: bool) -> str:
-    """Return the folder that splits or classes are in: below folders that hold nothing but one
-    folder each, as archives unpack; the root itself where neither is found below such."""
-    base = ""
-    while True:
-        tops = _Tops(files, (), base)
-        if any(split_of_name(name) and tops.has_class_folders(name) for name in tops.names):
-            return base
-        with_images = [name for name in tops.names if tops.has_images(name)]
-        loose = any(map(_may_be_image, tops.loose))
-        if several_classes and not loose and len(with_images) > 1:
-            return base
-        if loose or len(with_images) != 1 or tops.has_own_images(with_images[0]):
-            return ""
-        base = f"{base}{with_images[0]}/"
-
-
-def _may_be_image(path: str) -> bool:
-    """Whether a file at the top may be an image: a stray `license.docx` is none."""
-    name = path.rpartition("/")[2].casefold()
-    return name.endswith(IMAGE_SUFFIXES) or "." not in name
-
-
-def _choose_splits(tops: _Tops) -> dict[str, str]:
+def _choose_splits(tops: Tops) -> dict[str, str]:
     """Return the folders that are splits, and which; none where they are classes."""
     keyed = {name: split for name in tops.names if (split := split_of_name(name)) is not None}
     divided = {name: split for name, split in keyed.items() if tops.has_class_folders(name)}
@@ -261,21 +139,6 @@ def _choose_splits(tops: _Tops) -> dict[str, str]:
     return keyed
 
 
-def _describe_alike(tops: _Tops, limit: int = 3) -> str | None:
-    """Name folders of images that most of the top folders have: `2023/audi`, `2024/audi`."""
-    tallies = Counter(
-        sub for below in tops.subfolders.values() for sub, has_images in below.items() if has_images
-    )
-    num_tops = sum(map(tops.has_images, tops.names))
-    alike = [sub for sub, number in tallies.items() if number > 1 and 2 * number > num_tops]
-    if len(alike) < 2:
-        return None
-    return (
-        f"folders of the same names are in several classes ({', '.join(sorted(alike)[:limit])}); "
-        "where these are the classes, use --class-depth -1"
-    )
-
-
 def _name_class(path: str, class_depth: int) -> str | None:
     """Return the class of a file by its folders; None where it has too few of them."""
     folders = path.split("/")[:-1]
@@ -284,11 +147,11 @@ def _name_class(path: str, class_depth: int) -> str | None:
     return folders[class_depth] if class_depth < 0 else " ".join(folders[:class_depth])
 
 
-def _arrange_splits(tops: _Tops, splits: dict[str, str], class_depth: int) -> Layout:
+def _arrange_splits(tops: Tops, splits: dict[str, str], class_depth: int) -> Layout:
     rules = [", ".join(f"{tops.base}{name}/ is {split}" for name, split in splits.items())]
-    inside_of = {name: _find_doubled(tops, name) for name in splits}
+    inside_of = {name: find_doubled(tops, name) for name in splits}
     if class_depth == 1:
-        alike = (_describe_alike(_Tops(tops.files[name], (), inside_of[name])) for name in splits)
+        alike = (describe_alike(Tops(tops.files[name], (), inside_of[name])) for name in splits)
         rules += [rule for rule in alike if rule is not None][:1]
     layout = Layout(
         splits={f"{tops.base}{name}": split for name, split in splits.items()},
@@ -324,18 +187,7 @@ def _arrange_splits(tops: _Tops, splits: dict[str, str], class_depth: int) -> La
     return layout
 
 
-def _find_doubled(tops: _Tops, name: str) -> str:
-    """Return `train/` where train/ holds nothing but train/, as some archives unpack."""
-    inside = ""
-    while True:
-        below = _Tops(tops.files[name], (), inside)
-        names = list(below.names)
-        if len(names) != 1 or split_of_name(names[0]) != split_of_name(name):
-            return inside
-        inside = f"{inside}{names[0]}/"
-
-
-def _arrange_deep_classes(tops: _Tops, class_depth: int) -> Layout:
+def _arrange_deep_classes(tops: Tops, class_depth: int) -> Layout:
     """Take folders of another level as classes; all of them train."""
     layout, classes = Layout(), dict[str, None]()
     layout.unused.extend((path, NO_CLASS) for path in tops.loose)
@@ -351,7 +203,7 @@ def _arrange_deep_classes(tops: _Tops, class_depth: int) -> Layout:
     return layout
 
 
-def _arrange_classes(tops: _Tops) -> Layout:
+def _arrange_classes(tops: Tops) -> Layout:
     """Take the top folders as classes; folders in them belong to them."""
     inner = {
         SPLIT_OF_WORD.get(sub.casefold())
@@ -363,7 +215,7 @@ def _arrange_classes(tops: _Tops) -> Layout:
     rules = [f"classes are the folders in {tops.base}"] if tops.base else []
     if by_split:
         rules.append("the folders train, val and test in each class are its splits")
-    elif alike := _describe_alike(tops):
+    elif alike := describe_alike(tops):
         rules.append(alike)
     layout = Layout(rule="; ".join(rules))
     layout.unused.extend((path, NO_CLASS) for path in tops.loose)
@@ -382,14 +234,14 @@ def _arrange_classes(tops: _Tops) -> Layout:
     return layout
 
 
-def _refuse_splits_in_a_class(tops: _Tops, name: str) -> None:
+def _refuse_splits_in_a_class(tops: Tops, name: str) -> None:
     """Refuse `cars/train/audi` and `cars/valid/audi` beside `test/1.jpg`.
 
     Raises:
         UserError: with the folder to give; begins after `root is X`.
     """
-    base = _find_base(tops.files[name], several_classes=False)
-    inner = _Tops(tops.files[name], (), base)
+    base = find_base(tops.files[name], several_classes=False)
+    inner = Tops(tops.files[name], (), base)
     found = {split_of_name(sub): sub for sub in inner.names if inner.has_class_folders(sub)}
     if "train" in found and len(found.keys() - {None}) > 1:
         others = ", ".join(repr(other) for other in tops.names if other != name)
