@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "ray.data": ("datasets/",),
     "ray.train": (
         "trainers/loop.py",
+        "trainers/training.py",
         "trainers/launch.py",
         "trainers/failures.py",
         "cluster/scaling.py",

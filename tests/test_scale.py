@@ -24,8 +24,9 @@ from datasets.shards import Manifest, Split
 from tests.conftest import ROOT
 from tests.support.paper_plans import count_reads, paper_manifest, paper_plan
 from trainers.config import FinetuneConfig, TrackConfig
-from trainers.feed import MAX_NAMES, Feed, WorkerContext
+from trainers.feed import MAX_NAMES, Feed
 from trainers.prepare import plan_ingest
+from trainers.worker import WorkerContext
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.progress import progress
 from tuning.progress.display import SweepDisplay

@@ -24,7 +24,7 @@ from trainers.run.calibration import (
     write_calibration,
 )
 from trainers.run.predictions import COLUMNS, Predictions, build_predictions
-from trainers.step import score_logits
+from trainers.step.step import score_logits
 
 CLASSES = tuple("abcd")
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -44,7 +44,7 @@ from trainers.inference.inference import Network
 from trainers.run import folder as run_folder
 from trainers.run.predictions import COLUMNS, Predictions, build_predictions
 from trainers.run.rows import read_rows
-from trainers.step import StepSettings, eval_step, predict
+from trainers.step.step import StepSettings, eval_step, predict
 
 FILES = {
     *("confusion.png", "confused_pairs.png", "reliability.png"),

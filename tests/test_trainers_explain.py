@@ -10,7 +10,7 @@ from trainers.config import OptimConfig
 from trainers.evaluation.config import ExplainConfig
 from trainers.evaluation.explain import grad_cam, order
 from trainers.networks.backbones import build, find
-from trainers.step import StepSettings
+from trainers.step.step import StepSettings
 
 SETTINGS = StepSettings(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), optim=OptimConfig())
 RED, BLUE = 0, 1

@@ -23,7 +23,7 @@ from trainers.inference.features import (
     to_features,
 )
 from trainers.networks.backbones import BACKBONES, build
-from trainers.settings import step_settings
+from trainers.step.settings import step_settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TOLERANCE = 1e-5

@@ -16,7 +16,7 @@ from trainers.networks.freezing import (
     train_mode,
 )
 from trainers.networks.weights.initialization import initialize
-from trainers.step import normalize
+from trainers.step.step import normalize
 
 MEAN, STD = NORMALIZATIONS["half"]
 

@@ -20,7 +20,6 @@ from trainers.config import (
     OptimConfig,
     ScheduleConfig,
 )
-from trainers.feed import WorkerContext
 from trainers.heads.stack import HeadStack, can_stack, find_linear_head, stack_key
 from trainers.heads.training import train_together
 from trainers.networks import backbones
@@ -29,9 +28,10 @@ from trainers.prepare import prepare_run
 from trainers.run import checkpoint
 from trainers.run.folder import read_result
 from trainers.run.rows import epoch_rows, read_rows
-from trainers.settings import step_settings
-from trainers.state import TrainState
-from trainers.step import eval_step, train_step
+from trainers.step.settings import step_settings
+from trainers.step.state import TrainState
+from trainers.step.step import eval_step, train_step
+from trainers.worker import WorkerContext
 from tuning import run as sweep_run
 from tuning import sweep_plan
 from tuning.combine.combinations import read_combinations

@@ -16,7 +16,7 @@ from datasets.shards import read_manifest
 from tests.support.data import WriteData
 from tests.support.small import small_training
 from tests.support.training import train_here
-from trainers import loop, metrics, stops
+from trainers import metrics, stops, training
 from trainers.config import (
     ClusterConfig,
     ComputeConfig,
@@ -27,7 +27,6 @@ from trainers.config import (
     ScheduleConfig,
     TrackConfig,
 )
-from trainers.feed import WorkerContext
 from trainers.networks.backbones import build
 from trainers.networks.weights.initialization import initialize
 from trainers.prepare import check
@@ -37,8 +36,9 @@ from trainers.run.folder import find_result
 from trainers.run.recorder import Recorder
 from trainers.run.rows import read_rows
 from trainers.run.stop import StoppedByUser, request_stop, withdraw_stop
-from trainers.settings import train_settings
-from trainers.state import TrainState
+from trainers.step.settings import train_settings
+from trainers.step.state import TrainState
+from trainers.worker import WorkerContext
 
 pytestmark = pytest.mark.ray
 HERE = WorkerContext(device=torch.device("cpu"), threads=1)
@@ -82,7 +82,7 @@ class PowerCut(Exception):
 
 def cut_at(monkeypatch: pytest.MonkeyPatch, num_steps: int | None) -> list[int]:
     """Let a step fail after `num_steps`; returns where the steps taken are counted."""
-    taken, step = [0], loop.train_step
+    taken, step = [0], training.train_step
 
     def limited(*args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
         if taken[0] == num_steps:
@@ -90,7 +90,7 @@ def cut_at(monkeypatch: pytest.MonkeyPatch, num_steps: int | None) -> list[int]:
         taken[0] += 1
         return step(*args, **kwargs)
 
-    monkeypatch.setattr(loop, "train_step", limited)
+    monkeypatch.setattr(training, "train_step", limited)
     return taken
 
 
@@ -211,7 +211,7 @@ def test_a_run_names_the_step_at_which_it_diverged(
 ) -> None:
     """The rate of the second step is too high; metrics are reduced after the third."""
     rates = iter([1e-3, 1e38, 1e-3])
-    monkeypatch.setattr(loop, "learning_rate_at", lambda *args, **kwargs: next(rates))
+    monkeypatch.setattr(training, "learning_rate_at", lambda *args, **kwargs: next(rates))
     wild = replace(
         config,
         checkpoint_every_steps=500,

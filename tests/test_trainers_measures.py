@@ -17,7 +17,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from datasets.plan import IGNORE_INDEX
 from tests.support.small import join_gloo
-from trainers import loop
 from trainers.config import OptimConfig
 from trainers.evaluation.measures import (
     NUM_BINS,
@@ -26,9 +25,10 @@ from trainers.evaluation.measures import (
     find_confused_pairs,
     measure,
 )
-from trainers.feed import WorkerContext
 from trainers.run.predictions import COLUMNS, Predictions, build_predictions
-from trainers.step import StepSettings, eval_step
+from trainers.step.step import StepSettings, eval_step
+from trainers.validation import predict_feed
+from trainers.worker import WorkerContext
 
 LABELS = [0, 0, 0, 0, 1, 1, 2]
 PREDICTED = [0, 0, 1, 2, 1, 0, 2]
@@ -235,7 +235,7 @@ def predict_on_rank(rank: int, num_ranks: int, folder: str) -> None:
     network: nn.Module = nn.BatchNorm1d(6)
     if num_ranks > 1:  # its forward would wait for the rank without images
         network = DistributedDataParallel(network)
-    predictions = loop.predict_feed(network, feed, SETTINGS, worker, classes="abcdef")
+    predictions = predict_feed(network, feed, SETTINGS, worker, classes="abcdef")
     Path(folder, f"{rank}.pkl").write_bytes(pickle.dumps(predictions))
     if num_ranks > 1:
         distributed.destroy_process_group()

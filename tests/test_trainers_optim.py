@@ -13,7 +13,7 @@ from trainers.config import OptimConfig, ScheduleConfig
 from trainers.metrics import stage_metrics
 from trainers.networks.backbones import build
 from trainers.networks.freezing import freeze
-from trainers.optim import (
+from trainers.step.optim import (
     KERAS_EPSILON,
     build_optimizer,
     carry_state,

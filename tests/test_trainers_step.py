@@ -18,13 +18,13 @@ from trainers.metrics import (
     Sums,
     stage_metrics,
 )
-from trainers.mixing import build_mix
 from trainers.networks.backbones import build
 from trainers.networks.freezing import train_mode
-from trainers.optim import build_optimizer
 from trainers.run.predictions import COLUMNS
-from trainers.state import WeightAverage
-from trainers.step import StepSettings, eval_step, normalize, train_step
+from trainers.step.mixing import build_mix
+from trainers.step.optim import build_optimizer
+from trainers.step.state import WeightAverage
+from trainers.step.step import StepSettings, eval_step, normalize, train_step
 
 pytestmark = pytest.mark.usefixtures("toy_backbone")
 MEAN, STD = NORMALIZATIONS["imagenet"]

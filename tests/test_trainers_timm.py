@@ -24,7 +24,7 @@ from trainers.networks.weights.pretrained import (
     license_note,
     pretrained_available,
 )
-from trainers.optim import build_optimizer
+from trainers.step.optim import build_optimizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 VIT = "test_vit.r160_in1k"

@@ -9,12 +9,13 @@ SCRIPT = """
 import sys
 import torch
 from torch import distributed, nn
-from trainers import loop, state
+from trainers import loop
 from trainers.config import LossConfig
-from trainers.mixing import build_mix
 from trainers.networks.backbones import on_meta, require_size
 from trainers.networks.measure import count_flops
 from trainers.networks.torch_internals import keep_methods_as_they_are, without_compiler
+from trainers.step import state
+from trainers.step.mixing import build_mix
 
 require_size("resnet50", 224)
 count_flops(on_meta("resnet50", 10), 224)

@@ -18,7 +18,7 @@ from datasets.config import IngestConfig
 from datasets.shards import read_manifest
 from tests.support.small import small_training
 from tests.support.training import train_here, train_in_workers
-from trainers import loop
+from trainers import training
 from trainers.config import (
     AUTO,
     ComputeConfig,
@@ -42,13 +42,13 @@ from trainers.networks.transformers.lora import (
 )
 from trainers.networks.transformers.stochastic_depth import drop_branches
 from trainers.networks.weights.initialization import initialize
-from trainers.optim import build_optimizer
 from trainers.prepare import check
 from trainers.recipes import RECIPES
 from trainers.run import checkpoint
 from trainers.run.checkpoint import TrainingProgress
 from trainers.run.folder import load_best_model
 from trainers.run.rows import read_rows
+from trainers.step.optim import build_optimizer
 
 VIT, SIZE_PX = "test_vit", 32
 
@@ -206,7 +206,7 @@ def test_a_vit_with_adapters_resumes_bit_exactly_and_is_merged_where_it_is_used(
     train_here(straight)
     config = replace(straight, out=str(tmp_path / "cut"))
     with monkeypatch.context() as patch:
-        taken, step = [0], loop.train_step
+        taken, step = [0], training.train_step
 
         def cut(*args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
             taken[0] += 1
@@ -214,7 +214,7 @@ def test_a_vit_with_adapters_resumes_bit_exactly_and_is_merged_where_it_is_used(
                 raise KeyboardInterrupt
             return step(*args, **kwargs)
 
-        patch.setattr(loop, "train_step", cut)
+        patch.setattr(training, "train_step", cut)
         with pytest.raises(KeyboardInterrupt):
             train_here(config)
     result = train_here(config)

@@ -25,13 +25,13 @@ from trainers.export.config import ExportConfig
 from trainers.export.export import export
 from trainers.networks.backbones import build
 from trainers.networks.freezing import train_mode
-from trainers.optim import build_optimizer
 from trainers.run import checkpoint
 from trainers.run.checkpoint import TrainingProgress
 from trainers.run.ensemble import Ensemble, join_tensors
 from trainers.run.folder import load_best_model, write_config
-from trainers.settings import step_settings
-from trainers.step import StepSettings, train_step
+from trainers.step.optim import build_optimizer
+from trainers.step.settings import step_settings
+from trainers.step.step import StepSettings, train_step
 from tuning.combine import combine as combining
 from tuning.combine.choose import Score, choose_ensemble, choose_soup, mix, score
 from tuning.combine.combinations import (

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from trainers import metrics
-from trainers.feed import WorkerContext
 from trainers.run.checkpoint import TrainingProgress
 from trainers.run.rows import Row
 from trainers.stops import TrainingStopped, describe_divergence, find_bad_step
+from trainers.worker import WorkerContext
 
 
 class EpochSums:

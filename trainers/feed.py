@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
 
 import torch
 from torch import distributed
@@ -10,18 +9,7 @@ from torch import distributed
 from datasets.epochs import Batch, stream
 from datasets.plan import Plan, plan_epochs
 from trainers.prepare import Run
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerContext:
-    """This process among the workers of its training."""
-
-    rank: int = 0
-    world_size: int = 1
-    device: torch.device
-    threads: int
-    """CPU threads to compute with."""
-
+from trainers.worker import WorkerContext
 
 MAX_NAMES = 20
 """Unreadable images that are named; metrics count them all."""

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 from cluster.io import storage
 from trainers.config import FinetuneConfig
-from trainers.optim import learning_rate_at
 from trainers.prepare import Run
 from trainers.run.folder import list_changes, read_config
+from trainers.step.optim import learning_rate_at
 
 UNSAID = ("out", "cluster.address")
 """Where the folder and the cluster are changes nothing else."""

@@ -31,14 +31,14 @@ from tests.bench.report import ROOT, report, to_row
 from tests.bench.steps import NUM_CLASSES, our_step, plain_step, random_batch, training_of
 from trainers.config import ComputeConfig, FinetuneConfig, ModelConfig
 from trainers.evaluation.split import SplitPredictor, predict_split
-from trainers.feed import WorkerContext
 from trainers.inference.actors import CPU_THREADS, plan_actors
 from trainers.inference.inference import Network
 from trainers.inference.passes import plan_entries, run_pass
 from trainers.inference.prefix import open_frozen
 from trainers.networks.backbones import build, find
 from trainers.networks.precision import choose_precision
-from trainers.settings import start_computing
+from trainers.step.settings import start_computing
+from trainers.worker import WorkerContext
 
 SIZE_PX, BATCH_SIZE, BLOCK_IMAGES = 224, 32, 128
 NUM_CPUS = os.cpu_count() or 1

@@ -11,12 +11,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainers import metrics
 from trainers.config import NORMALIZATIONS, FinetuneConfig, ModelConfig, OptimConfig, TrackConfig
-from trainers.feed import WorkerContext
 from trainers.networks.backbones import build
-from trainers.optim import set_learning_rate
-from trainers.settings import step_settings
-from trainers.state import TrainState, autocast_dtype, place_model
-from trainers.step import train_step
+from trainers.step.optim import set_learning_rate
+from trainers.step.settings import step_settings
+from trainers.step.state import TrainState, autocast_dtype, place_model
+from trainers.step.step import train_step
+from trainers.worker import WorkerContext
 
 NUM_CLASSES, LEARNING_RATE, CLIPNORM = 196, 1e-4, 1.0
 MEAN, STD = NORMALIZATIONS["imagenet"]

@@ -18,7 +18,7 @@ from torch.multiprocessing.spawn import spawn
 
 from tests.bench.report import report, to_row
 from tests.bench.steps import our_step, plain_step, random_batch, training_of
-from trainers.feed import WorkerContext
+from trainers.worker import WorkerContext
 
 WORLD_SIZE = 2
 BLOCK_STEPS, NUM_BLOCKS = 6, 12

@@ -29,8 +29,8 @@ from trainers.config import FinetuneConfig, TrackConfig
 from trainers.networks.backbones import find
 from trainers.recipes import RECIPES
 from trainers.run.folder import load_best_model
-from trainers.settings import prepare_inference
-from trainers.step import predict
+from trainers.step.settings import prepare_inference
+from trainers.step.step import predict
 
 CARS = ROOT.parent / "shared" / "cars"
 WEIGHTS = ROOT.parent / "shared" / "weights" / "mobilenet_v2_imagenet.pth"

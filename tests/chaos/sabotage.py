@@ -104,13 +104,13 @@ def only_for(plan: Plan, config: Any) -> Plan:
 def sabotaged(plan: Plan, run: str, rank: int = 0, world_size: int = 1) -> Iterator[None]:
     """Strike this process while the body trains, and note each step it took."""
     from cluster.io import storage
-    from trainers import loop
+    from trainers import training, validation
     from trainers.feed import Feed
 
     meets = plan.act and plan.rank == rank
     strike = partial(_strike, plan) if meets else lambda *_: None
-    take_step, next_batch = loop.Training._take_step, Feed.next
-    eval_step, write_local = loop.eval_step, storage._write_local
+    take_step, next_batch = training.Training._take_step, Feed.next
+    eval_step, write_local = validation.eval_step, storage._write_local
 
     def take_step_and_note(self: Any, step: int, phase: Any) -> Any:
         if plan.moment == "step" and step == plan.step:
@@ -142,9 +142,9 @@ def sabotaged(plan: Plan, run: str, rank: int = 0, world_size: int = 1) -> Itera
 
     with ExitStack() as stack:
         for owner, name, ours in (
-            (loop.Training, "_take_step", take_step_and_note),
+            (training.Training, "_take_step", take_step_and_note),
             (Feed, "next", next_batch_and_strike),
-            (loop, "eval_step", eval_step_and_strike),
+            (validation, "eval_step", eval_step_and_strike),
             (storage, "_write_local", write_half),
         ):
             stack.enter_context(patch.object(owner, name, ours))

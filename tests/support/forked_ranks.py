@@ -27,16 +27,16 @@ from datasets.shards import read_manifest
 from datasets.sources import BatchSource
 from tests.support.data import write_shards
 from tests.support.small import small_training
-from trainers import loop
+from trainers import loop, training
 from trainers.config import FinetuneConfig, ModelConfig, TrackConfig
-from trainers.feed import WorkerContext
 from trainers.prepare import Run
 from trainers.run.rows import read_rows
+from trainers.worker import WorkerContext
 
 WORKER_BATCH, STEPS_PER_EPOCH, NUM_EPOCHS = 4, 4, 2
 
 
-def training(folder: str, world_size: int) -> FinetuneConfig:
+def training_config(folder: str, world_size: int) -> FinetuneConfig:
     """A training of LeNet-5 at 32 px on its own data: the same work for every rank."""
     data = f"{folder}/data-{world_size}"
     num_images = WORKER_BATCH * STEPS_PER_EPOCH * world_size
@@ -93,7 +93,7 @@ def _train_rank(run: Run, rank: int, world_size: int, out: Path) -> None:
         timeout=timedelta(seconds=240),
     )
     epochs.join_executions = _read_here
-    loop.broadcast_from_rank_zero = _broadcast
+    loop.broadcast_from_rank_zero = training.broadcast_from_rank_zero = _broadcast
     sizes = _record_all_reduces()
     worker = WorkerContext(rank=rank, world_size=world_size, device=torch.device("cpu"), threads=1)
     loop.train(run, worker, lambda row: None)
@@ -135,7 +135,7 @@ def main() -> None:
     """Train with each number of ranks; print the counts, a line of JSON for each."""
     with tempfile.TemporaryDirectory() as folder:
         for world_size in map(int, sys.argv[1:]):
-            counts = train_forked(training(folder, world_size), world_size, folder)
+            counts = train_forked(training_config(folder, world_size), world_size, folder)
             print(json.dumps(counts), flush=True)
 
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from trainers import launch
 from trainers.config import NORMALIZATIONS, FinetuneConfig, OptimConfig
 from trainers.networks.freezing import freeze, train_mode
-from trainers.optim import build_optimizer
 from trainers.prepare import prepare_run
-from trainers.step import StepSettings, train_step
+from trainers.step.optim import build_optimizer
+from trainers.step.step import StepSettings, train_step
 
 
 def train_here(config: FinetuneConfig, *, report: Any = lambda row: None, **options: Any) -> Any:

@@ -30,8 +30,8 @@ from trainers.networks.backbones import Backbone, find
 from trainers.run import folder as run_folder
 from trainers.run.evaluations import predictions_uri, read_evaluation
 from trainers.run.predictions import read_table
-from trainers.settings import step_settings
-from trainers.step import StepSettings, predict
+from trainers.step.settings import step_settings
+from trainers.step.step import StepSettings, predict
 
 TITLES = {
     "mistakes": "Mistakes of highest confidence: the image, Grad-CAM of the predicted class "

@@ -38,8 +38,8 @@ from trainers.networks.precision import inference_precision
 from trainers.prepare import PrefixFeatures
 from trainers.run.calibration import Calibration, unknown_scores
 from trainers.run.predictions import COLUMNS, Predictions, build_predictions
-from trainers.settings import prepare_inference
-from trainers.step import StepSettings, predict, score_logits
+from trainers.step.settings import prepare_inference
+from trainers.step.step import StepSettings, predict, score_logits
 
 FEW_IMAGES_HERE = 2048
 """FEW_IMAGES where this process has the CPUs of the cluster, or computes the head only."""

@@ -36,8 +36,8 @@ from trainers.run.calibration import read_calibration
 from trainers.run.ensemble import Ensemble
 from trainers.run.evaluations import read_evaluation
 from trainers.run.folder import load_best_model
-from trainers.settings import step_settings
-from trainers.step import predict
+from trainers.step.settings import step_settings
+from trainers.step.step import predict
 
 CARD, CONFIG, MARK = "README.md", "config.json", {"exported_by": "Thaw"}
 MAX_DIFFERENCE = 1e-3

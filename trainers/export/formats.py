@@ -22,7 +22,7 @@ from cluster.ray_internals import count_cpus
 from trainers.config import FinetuneConfig
 from trainers.networks.backbones import build
 from trainers.networks.weights.tensors import to_safetensors
-from trainers.step import RGB, StepSettings
+from trainers.step.step import RGB, StepSettings
 
 ONNX_PACKAGES = {
     "onnx": "onnx>=1.23,<2",

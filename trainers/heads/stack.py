@@ -20,9 +20,9 @@ from trainers.config import FinetuneConfig
 from trainers.metrics import CLIPPED_SHARE, GRAD_NORM, GRAD_NORM_AFTER, PEAK_NORM, STAGE_CLIPPING
 from trainers.networks.backbones import find, on_meta
 from trainers.networks.cut import Suffix, before, behind
-from trainers.optim import build_optimizer, set_learning_rate
-from trainers.state import TrainState
-from trainers.step import StepSettings, score_logits, to_inputs
+from trainers.step.optim import build_optimizer, set_learning_rate
+from trainers.step.state import TrainState
+from trainers.step.step import StepSettings, score_logits, to_inputs
 
 CPU_BYTES, GPU_BYTES, NUM_COPIES = 64 * 2**20, 4 * 2**30, 5
 """Memory of the heads of a batch: weights, gradients, Adam's moments and the average."""

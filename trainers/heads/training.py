@@ -20,10 +20,8 @@ from cluster.io import storage
 from trainers import metrics
 from trainers.epoch_sums import train_row
 from trainers.failures import Watchdog
-from trainers.feed import Feed, WorkerContext, open_feed
+from trainers.feed import Feed, open_feed
 from trainers.heads.stack import HeadStack
-from trainers.loop import val_metrics
-from trainers.optim import learning_rate_at
 from trainers.prepare import Run
 from trainers.run import checkpoint
 from trainers.run.checkpoint import Checkpoint, TrainingProgress
@@ -31,10 +29,13 @@ from trainers.run.folder import is_done, write_config, write_result
 from trainers.run.predictions import COLUMNS, Predictions, build_predictions, write_predictions
 from trainers.run.rows import JsonlTracker, Row
 from trainers.run.usage import UsageMeter
-from trainers.settings import start_computing, train_settings
-from trainers.state import TrainState
-from trainers.step import seed_step
+from trainers.step.optim import learning_rate_at
+from trainers.step.settings import start_computing, train_settings
+from trainers.step.state import TrainState
+from trainers.step.step import seed_step
 from trainers.stops import TrainingStopped, check_unreadable, describe_divergence
+from trainers.validation import val_metrics
+from trainers.worker import WorkerContext
 
 SAVE_EVERY_S = 5.0
 """Time between checkpoints: a killed training repeats at most as much."""

@@ -34,8 +34,8 @@ from trainers.networks.weights.initialization import initialize
 from trainers.networks.weights.pretrained import pretrained_available
 from trainers.run.calibration import Calibration, read_calibration
 from trainers.run.folder import load_best_model
-from trainers.settings import prepare_inference
-from trainers.step import predict
+from trainers.step.settings import prepare_inference
+from trainers.step.step import predict
 
 ToColumns = Callable[[Tensor], dict[str, pa.Array]]
 """float32 outputs_BK on the CPU -> columns of B rows."""

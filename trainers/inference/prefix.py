@@ -20,8 +20,8 @@ from trainers.networks.backbones import build, find
 from trainers.networks.cut import before, build_prefix
 from trainers.networks.folding import fold_batchnorm
 from trainers.networks.weights.initialization import initialize
-from trainers.settings import prepare_inference, step_settings
-from trainers.step import StepSettings, to_inputs
+from trainers.step.settings import prepare_inference, step_settings
+from trainers.step.step import StepSettings, to_inputs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from trainers.networks.backbones import find
 from trainers.run.calibration import Calibration, read_calibration, unknown_scores
 from trainers.run.folder import load_best_model
 from trainers.serving.config import ServiceConfig
-from trainers.settings import step_settings
+from trainers.step.settings import step_settings
 
 
 @dataclass(frozen=True, kw_only=True)

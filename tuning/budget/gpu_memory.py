@@ -17,10 +17,10 @@ from cluster.runtime import Resources
 from cluster.scaling import compute_once
 from datasets.shards import Manifest
 from trainers.config import FinetuneConfig
-from trainers.feed import WorkerContext
 from trainers.heads.stack import GPU_BYTES, can_stack
 from trainers.networks.freezing import is_head_only
-from trainers.settings import start_computing
+from trainers.step.settings import start_computing
+from trainers.worker import WorkerContext
 from tuning.budget.steps import build_steps, cost_key
 from tuning.config import TuningConfig
 from tuning.sharing.plan import Key, PrefixPlan, SharingPlan, prefix_key

@@ -16,13 +16,13 @@ from datasets.plan import EpochOrder, RowGroups
 from datasets.shards import Manifest
 from datasets.sources import ShardSource
 from trainers.config import FinetuneConfig
-from trainers.feed import WorkerContext
 from trainers.networks.backbones import build
 from trainers.networks.cut import build_prefix
 from trainers.networks.folding import fold_batchnorm
-from trainers.settings import start_computing, train_settings
-from trainers.state import place_model
-from trainers.step import to_inputs
+from trainers.step.settings import start_computing, train_settings
+from trainers.step.state import place_model
+from trainers.step.step import to_inputs
+from trainers.worker import WorkerContext
 from tuning.budget.steps import build_steps, cost_key
 from tuning.config import TuningConfig
 from tuning.sharing.plan import Key, PrefixPlan, SharingPlan, prefix_key

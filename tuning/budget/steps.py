@@ -7,12 +7,12 @@ import torch
 
 from datasets.shards import Manifest
 from trainers.config import FinetuneConfig
-from trainers.feed import WorkerContext
 from trainers.heads.stack import HeadStack, can_stack, count_together
 from trainers.networks.freezing import is_head_only
-from trainers.settings import train_settings
-from trainers.state import TrainState
-from trainers.step import eval_step, train_step
+from trainers.step.settings import train_settings
+from trainers.step.state import TrainState
+from trainers.step.step import eval_step, train_step
+from trainers.worker import WorkerContext
 from tuning.sharing.plan import PrefixPlan
 
 NUM_HEADS = 16

@@ -10,7 +10,7 @@ from trainers.networks.freezing import is_head_only
 from trainers.run import checkpoint
 from trainers.run.checkpoint import TrainingProgress
 from trainers.run.folder import read_config
-from trainers.settings import step_settings
+from trainers.step.settings import step_settings
 from tuning.config import MAX_MEMBERS
 from tuning.record.results import LEARNS, TrialResult
 

@@ -29,8 +29,8 @@ from trainers.networks.freezing import count_frozen
 from trainers.networks.weights.head_files import head_tensors
 from trainers.networks.weights.tensors import load_weights
 from trainers.run import checkpoint
-from trainers.settings import prepare_inference
-from trainers.step import StepSettings, predict
+from trainers.step.settings import prepare_inference
+from trainers.step.step import StepSettings, predict
 from tuning.combine.choose import Score, choose_ensemble, choose_soup, mix, score
 from tuning.combine.combinations import ENSEMBLE, INTERPOLATION, SOUP, Combination
 from tuning.combine.members import Member

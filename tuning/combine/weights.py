@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from trainers.networks.freezing import train_mode
-from trainers.step import StepSettings, predict
+from trainers.step.step import StepSettings, predict
 
 Tensors = Mapping[str, Tensor]
 

@@ -33,10 +33,10 @@ from tests.bench.peers import POLICY, open_dataloader
 from tests.bench.report import to_row
 from tests.bench.steps import our_step, plain_step, random_batch, training_of
 from trainers import metrics
-from trainers.feed import WorkerContext
 from trainers.launch import fit
 from trainers.prepare import prepare_run
 from trainers.run.rows import read_rows
+from trainers.worker import WorkerContext
 
 FEED_TARGET, DATALOADER_TARGET, NVJPEG_TARGET = 0.95, 1.0, 1.0
 STEPS_OF_DATALOADER = 40

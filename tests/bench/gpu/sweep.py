@@ -22,7 +22,7 @@ from tests.bench.report import to_row
 from trainers.config import NORMALIZATIONS, ComputeConfig, FinetuneConfig, ModelConfig, TrackConfig
 from trainers.inference.prefix import GPU_BATCH_SIZE
 from trainers.networks.backbones import build, find
-from trainers.state import place_model
+from trainers.step.state import place_model
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.run import tune_sweep
 

@@ -32,8 +32,8 @@ from tests.bench.steps import (
     training_of,
 )
 from trainers.config import ComputeConfig
-from trainers.feed import WorkerContext
 from trainers.networks.backbones import on_meta
+from trainers.worker import WorkerContext
 
 TARGET = 0.95
 GRAPH_TARGET = 0.8

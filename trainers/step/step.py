@@ -19,7 +19,7 @@ from datasets.plan import IGNORE_INDEX
 from trainers.config import OptimConfig
 from trainers.networks.backbones import unwrap
 from trainers.networks.torch_internals import without_compiler
-from trainers.optim import clip_gradients
+from trainers.step.optim import clip_gradients
 
 RGB = tuple[float, float, float]
 AUX_WEIGHT = 0.4

@@ -8,11 +8,11 @@ from torch import nn
 from cluster.memory_allocator import keep_memory
 from datasets.shards import Manifest
 from trainers.config import NORMALIZATIONS, FinetuneConfig
-from trainers.feed import WorkerContext
-from trainers.mixing import build_mix
 from trainers.networks.backbones import find
-from trainers.state import autocast_dtype, place_model
-from trainers.step import StepSettings
+from trainers.step.mixing import build_mix
+from trainers.step.state import autocast_dtype, place_model
+from trainers.step.step import StepSettings
+from trainers.worker import WorkerContext
 
 
 def step_settings(config: FinetuneConfig, device: torch.device) -> StepSettings:

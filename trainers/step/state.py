@@ -19,7 +19,6 @@ from torch.optim import Optimizer
 
 from cluster.io.errors import UserError
 from trainers.config import AUTO, ComputeConfig, FinetuneConfig, Phase
-from trainers.feed import WorkerContext
 from trainers.networks.backbones import build, find
 from trainers.networks.cut import Suffix, behind
 from trainers.networks.freezing import (
@@ -40,7 +39,8 @@ from trainers.networks.weights.tensors import (
     parse_safetensors,
     to_safetensors,
 )
-from trainers.optim import build_optimizer, carry_state
+from trainers.step.optim import build_optimizer, carry_state
+from trainers.worker import WorkerContext
 
 AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
