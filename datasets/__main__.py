@@ -24,7 +24,7 @@ parts.
 VERBS = {
     "prepare": Verb(
         "turn images into a data set of validated, split, balanced Parquet shards",
-        "datasets.config:PrepareConfig",
+        "datasets.prepare.config:PrepareConfig",
         "datasets.commands:run_prepare",
         help=PREPARE_HELP,
     ),
@@ -40,7 +40,7 @@ VERBS = {
     ),
     "audit": Verb(
         "say what is wrong with a data set: a table, a page and an exclude list",
-        "datasets.config:AuditConfig",
+        "datasets.audit.config:AuditConfig",
         "datasets.audit.audit:run_audit",
         address="address",
         imports=READERS,

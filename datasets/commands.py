@@ -3,7 +3,8 @@
 from rich.table import Table
 
 from cluster.io.terminal import literal_console
-from datasets.config import BenchConfig, InfoConfig, PrepareConfig, PreviewConfig
+from datasets.config import BenchConfig, InfoConfig, PreviewConfig
+from datasets.prepare.config import PrepareConfig
 from datasets.shards import UNUSED, read_manifest, read_quarantine
 
 

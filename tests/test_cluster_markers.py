@@ -22,7 +22,8 @@ from cluster.io.markers import (
     leave_out,
     marked,
 )
-from datasets.config import IngestConfig, PrepareConfig
+from datasets.config import IngestConfig
+from datasets.prepare.config import PrepareConfig
 from trainers.config import FinetuneConfig, TrackConfig
 from trainers.networks.transformers.family import suit
 from trainers.recipes import RECIPES

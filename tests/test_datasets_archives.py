@@ -6,9 +6,9 @@ import tarfile
 import pytest
 
 from cluster.io.errors import UserError
-from datasets.config import PrepareConfig
 from datasets.images import BadImage
 from datasets.passes.collection import list_images
+from datasets.prepare.config import PrepareConfig
 from datasets.prepare.listing import Listing, read_files
 from datasets.prepare.sources import SOURCES
 from tests.support.archives import pack

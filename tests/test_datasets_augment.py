@@ -11,10 +11,11 @@ import pyarrow as pa
 import pytest
 
 from datasets.augment import REDUCED_TOLERANCES, augment, reseed, view
-from datasets.config import POLICIES, IngestConfig, Policy, SyntheticConfig
+from datasets.config import POLICIES, IngestConfig, Policy
 from datasets.decode import decode
 from datasets.images import encode_jpeg
 from datasets.policies import JitterColour, build_policy, colour_matrix
+from datasets.synthetic.config import SyntheticConfig
 from datasets.synthetic.synthetic import render
 
 WHERE = {"seed": 3, "epoch": 1, "image_id": -(2**62) + 5}

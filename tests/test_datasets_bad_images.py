@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageFilter
 
-from datasets.config import PrepareConfig
 from datasets.images import BadImage, load_image, to_jpeg
 from datasets.passes.collection import list_images
+from datasets.prepare.config import PrepareConfig
 from datasets.prepare.prepare import prepare
 from datasets.shards import Manifest, read_manifest
 from tests.support.bad_images import KINDS, PAGE, Kind, put, write_page

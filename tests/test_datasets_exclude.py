@@ -12,7 +12,7 @@ import pytest
 from cluster.io.errors import UserError
 from cluster.io.tables import to_csv
 from datasets.__main__ import main
-from datasets.config import PrepareConfig
+from datasets.prepare.config import PrepareConfig
 from datasets.prepare.exclude import COLUMNS, exclude, parse_list
 from datasets.prepare.listing import Listing
 from datasets.prepare.prepare import describe

@@ -18,13 +18,15 @@ from PIL import Image
 from cluster.io import storage
 from datasets.blocks import FEW_IMAGES, connect_for
 from datasets.commands import run_info
-from datasets.config import InfoConfig, PrepareConfig, SyntheticConfig
+from datasets.config import InfoConfig
 from datasets.images import load_image, to_jpeg
+from datasets.prepare.config import PrepareConfig
 from datasets.prepare.partition import identify
 from datasets.prepare.prepare import prepare
 from datasets.prepare.staging import stage_images
 from datasets.preview import preview
 from datasets.shards import SHARD_SCHEMA, Manifest, read_manifest
+from datasets.synthetic.config import SyntheticConfig
 from tests.test_datasets_near import photograph
 
 ROOT = Path(__file__).resolve().parent.parent

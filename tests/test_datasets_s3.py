@@ -29,7 +29,7 @@ from pyarrow import fs
 
 from cluster.io import filesystems, storage
 from datasets.__main__ import main as run_datasets
-from datasets.config import PrepareConfig
+from datasets.prepare.config import PrepareConfig
 from datasets.prepare.prepare import prepare
 from datasets.prepare.sources import SOURCES
 from datasets.shards import Manifest, read_manifest

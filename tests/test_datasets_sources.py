@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from datasets.config import PrepareConfig, SyntheticConfig
 from datasets.images import BadImage, encode_jpeg
+from datasets.prepare.config import PrepareConfig
 from datasets.prepare.sources import SOURCES
 from datasets.synthetic import synthetic
+from datasets.synthetic.config import SyntheticConfig
 
 
 def list_source(source, root, **options):

@@ -4,9 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets.config import SyntheticConfig
 from datasets.synthetic import synthetic
 from datasets.synthetic.car_shapes import design_of, shape_of
+from datasets.synthetic.config import SyntheticConfig
 
 CONFIG = SyntheticConfig(num_classes=12, render_px=64)
 SOME = [(model, index) for model in range(6) for index in range(3)]

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from cluster.io.errors import UserError
 from datasets.__main__ import main as run_datasets
-from datasets.config import PrepareConfig
 from datasets.images import encode_jpeg
+from datasets.prepare.config import PrepareConfig
 from datasets.prepare.listing import Listing
 from datasets.prepare.prepare import prepare
 from datasets.prepare.sources import SOURCES

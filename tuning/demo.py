@@ -8,8 +8,10 @@ from cluster.io import storage
 from cluster.io.errors import UserError
 from cluster.io.terminal import report
 from cluster.runtime import connect
-from datasets.config import IngestConfig, PrepareConfig, SyntheticConfig
+from datasets.config import IngestConfig
+from datasets.prepare.config import PrepareConfig
 from datasets.prepare.prepare import prepare
+from datasets.synthetic.config import SyntheticConfig
 from trainers.commands import run_training
 from trainers.config import (
     FinetuneConfig,

@@ -20,10 +20,11 @@ from cluster.io.markers import NOT_IN_KEY, flatten, marked
 from cluster.io.tables import to_csv
 from cluster.io.terminal import literal_console
 from datasets.audit.checks import run_checks
+from datasets.audit.config import AuditConfig
 from datasets.audit.findings import Check, count_images
 from datasets.audit.images import AuditedImages, measure_images
 from datasets.audit.page import render_audit
-from datasets.config import AuditConfig, PrepareConfig
+from datasets.prepare.config import PrepareConfig
 from datasets.prepare.exclude import COLUMNS, parse_list
 
 PAGE, FINDINGS, EXCLUDE = "audit.html", "findings.csv", "exclude.csv"

@@ -5,8 +5,8 @@ from collections import defaultdict
 import pyarrow as pa
 
 from cluster.io.errors import UserError
-from datasets.config import PrepareConfig
 from datasets.prepare.classes import find_similar
+from datasets.prepare.config import PrepareConfig
 from datasets.prepare.listing import describe_source
 from datasets.prepare.names import stands_for_no_class
 from datasets.shards import FOLD_FOLDER

@@ -14,7 +14,7 @@ from cluster.io import storage
 from cluster.io.errors import UserError, require, show
 from cluster.io.terminal import report
 from cluster.io.uris import name_of
-from datasets.config import PrepareConfig
+from datasets.prepare.config import PrepareConfig
 from datasets.prepare.groups import list_relative
 from datasets.prepare.listing import Listing
 from datasets.prepare.tables.rows import read_rows

@@ -6,7 +6,7 @@ from typing import Any
 
 from cluster.io import storage
 from cluster.io.markers import NOT_IN_KEY, flatten, marked
-from datasets.config import PrepareConfig
+from datasets.prepare.config import PrepareConfig
 from datasets.prepare.duplicates.report import PICTURE, TABLE
 from datasets.shards import (
     FOLD_FOLDER,

@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from cluster.io import filesystems
 from cluster.io.errors import UserError
-from datasets.config import PrepareConfig
 from datasets.prepare.classes import clean
+from datasets.prepare.config import PrepareConfig
 from datasets.prepare.listing import Listing, describe_source
 from datasets.prepare.splits import SPLIT_OF_WORD, split_of_name
 

@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 from cluster.io.progress import collect
 from cluster.io.terminal import count
 from datasets.blocks import find_num_cpus, run_blocks
-from datasets.config import PrepareConfig
+from datasets.prepare.config import PrepareConfig
 from datasets.prepare.listing import Listing
 from datasets.prepare.partition import cut_row_groups
 from datasets.prepare.staging import fill_shard, stage_images

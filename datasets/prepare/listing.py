@@ -22,7 +22,6 @@ from pyarrow import fs
 
 from cluster.io import filesystems, storage
 from cluster.io.errors import UserError
-from datasets.config import PrepareConfig
 from datasets.images import BadImage
 from datasets.prepare.archives import (
     find_archive,
@@ -31,6 +30,7 @@ from datasets.prepare.archives import (
     read_members,
     without_suffix,
 )
+from datasets.prepare.config import PrepareConfig
 
 Reader = Callable[[pa.Table], Iterator[bytes | BadImage]]
 

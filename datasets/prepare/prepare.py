@@ -24,8 +24,8 @@ from cluster.io.lease import hold_lease
 from cluster.io.markers import IN_FINGERPRINT, URI, change_marked, marked
 from cluster.io.terminal import report
 from datasets.blocks import connect_for
-from datasets.config import PrepareConfig
 from datasets.prepare.class_checks import check_classes
+from datasets.prepare.config import PrepareConfig
 from datasets.prepare.dry_run import print_listing
 from datasets.prepare.exclude import exclude
 from datasets.prepare.existing import clear, find_existing_output

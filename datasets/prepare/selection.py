@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.io import storage
-from datasets.config import PrepareConfig
 from datasets.prepare.class_checks import check_classes
+from datasets.prepare.config import PrepareConfig
 from datasets.prepare.duplicates.near import find_pairs
 from datasets.prepare.duplicates.report import (
     PICTURE,

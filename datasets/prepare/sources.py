@@ -5,14 +5,15 @@ from functools import partial
 
 import pyarrow as pa
 
-from datasets.config import PrepareConfig, SyntheticConfig
 from datasets.images import BadImage, encode_jpeg
+from datasets.prepare.config import PrepareConfig
 from datasets.prepare.folders.folder import list_folder
 from datasets.prepare.listing import Listing
 from datasets.prepare.parquet.parquet import list_parquet
 from datasets.prepare.stanford import list_stanford
 from datasets.prepare.tables.table import list_table
 from datasets.synthetic import synthetic
+from datasets.synthetic.config import SyntheticConfig
 
 
 def list_synthetic(config: PrepareConfig) -> Listing:

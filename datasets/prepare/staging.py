@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.io import filesystems, storage
-from datasets.config import PrepareConfig
 from datasets.images import BadImage, Converted, convert, identify_pixels
+from datasets.prepare.config import PrepareConfig
 from datasets.prepare.duplicates.near import hash_image
 from datasets.prepare.listing import Reader
 from datasets.prepare.partition import identify

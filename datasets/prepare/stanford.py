@@ -11,7 +11,7 @@ from scipy.io.matlab import MatReadError
 
 from cluster.io import filesystems, storage
 from cluster.io.errors import UserError
-from datasets.config import PrepareConfig
+from datasets.prepare.config import PrepareConfig
 from datasets.prepare.listing import Listing, hash_files, list_visible, read_files
 
 NO_ANNOTATION = "no annotation in devkit/"

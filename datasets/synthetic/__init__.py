@@ -1,5 +1,5 @@
 """Renders cars, their views and obstacles, for tests and the demo.
 
-Imports `datasets.config`, NumPy and OpenCV.
+Imports NumPy and OpenCV, and nothing else of `datasets`.
 Enter at `synthetic`; the `car_*` modules draw its parts.
 """

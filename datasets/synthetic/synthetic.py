@@ -11,12 +11,12 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from datasets.config import SyntheticConfig
 from datasets.synthetic.car_obstacles import draw_obstacle
 from datasets.synthetic.car_painter import paint_car
 from datasets.synthetic.car_scenes import draw_background, draw_shadow
 from datasets.synthetic.car_shapes import BODIES, body_of, shape_of
 from datasets.synthetic.car_view import Camera, Colour, Light
+from datasets.synthetic.config import SyntheticConfig
 
 __all__ = ["BODIES", "class_names", "label_of", "render"]
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from cluster import runtime
 from cluster.scaling import in_process
-from datasets.config import IngestConfig, PrepareConfig
+from datasets.config import IngestConfig
+from datasets.prepare.config import PrepareConfig
 from datasets.prepare.prepare import prepare
 from tests.bench.report import ROOT
 from tests.support.training import train_here

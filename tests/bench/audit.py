@@ -18,7 +18,7 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
 from cluster import runtime
-from datasets.config import PrepareConfig
+from datasets.prepare.config import PrepareConfig
 from datasets.prepare.prepare import prepare
 from tests.bench.report import ROOT
 from trainers.audit.audit import run_audit

@@ -14,7 +14,7 @@ import numpy as np
 import ray
 
 from cluster.runtime import connect
-from datasets.config import PrepareConfig
+from datasets.prepare.config import PrepareConfig
 from datasets.prepare.prepare import prepare
 from datasets.shards import read_manifest
 from tests.bench.report import ROOT, report, to_row

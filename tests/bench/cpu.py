@@ -24,7 +24,8 @@ from ray.data.extensions import ArrowTensorArray
 from cluster import runtime
 from cluster.config import ClusterConfig
 from cluster.memory_allocator import ALLOCATOR_ENV
-from datasets.config import IngestConfig, PrepareConfig
+from datasets.config import IngestConfig
+from datasets.prepare.config import PrepareConfig
 from datasets.prepare.prepare import prepare
 from datasets.shards import read_manifest
 from tests.bench.report import ROOT, report, to_row

@@ -13,7 +13,8 @@ from typing import Any
 from unittest.mock import patch
 
 from cluster.runtime import connect
-from datasets.config import IngestConfig, PrepareConfig
+from datasets.config import IngestConfig
+from datasets.prepare.config import PrepareConfig
 from datasets.prepare.prepare import prepare
 from tests.bench.report import ROOT, keep
 from trainers.config import FinetuneConfig, ModelConfig, TrackConfig

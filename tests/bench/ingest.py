@@ -18,10 +18,11 @@ import numpy as np
 import ray
 
 from cluster import runtime
-from datasets.config import IngestConfig, PrepareConfig
+from datasets.config import IngestConfig
 from datasets.epochs import stream
 from datasets.memory import open_memory
 from datasets.plan import plan_epochs
+from datasets.prepare.config import PrepareConfig
 from datasets.prepare.prepare import prepare
 from datasets.shards import read_manifest
 from datasets.sources import MemorySource, ShardSource

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from cluster import runtime
-from datasets.config import PrepareConfig
+from datasets.prepare.config import PrepareConfig
 from datasets.prepare.prepare import prepare
 from tests.bench.report import ROOT, keep, to_row
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.runtime import connect
-from datasets.config import IngestConfig, PrepareConfig
+from datasets.config import IngestConfig
+from datasets.prepare.config import PrepareConfig
 from datasets.prepare.prepare import prepare
 from tests.bench.plain_sweep import run_trials
 from tests.bench.report import report, to_row

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cluster.io.errors import require_between
 from cluster.io.markers import URI
-from datasets.config import AuditConfig
+from datasets.audit.config import AuditConfig
 from trainers.inference.config import FrozenConfig
 
 

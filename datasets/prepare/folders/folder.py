@@ -8,8 +8,8 @@ from pyarrow import fs
 
 from cluster.io.errors import UserError, require
 from cluster.io.uris import name_of
-from datasets.config import PrepareConfig
 from datasets.prepare.classes import describe_spellings, unify
+from datasets.prepare.config import PrepareConfig
 from datasets.prepare.folders.layout import NO_CLASS, Layout, Placed, arrange
 from datasets.prepare.listing import (
     Listing,

@@ -12,7 +12,7 @@ from pyarrow import fs
 from cluster.io import filesystems
 from cluster.io.errors import UserError
 from cluster.io.uris import name_of
-from datasets.config import PrepareConfig
+from datasets.prepare.config import PrepareConfig
 from datasets.prepare.listing import Listing, hash_files, refuse_second_test_set, walk
 from datasets.prepare.names import find_system_name
 from datasets.prepare.parquet.labels import FileLabels, huggingface_names, index_labels

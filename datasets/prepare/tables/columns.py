@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cluster.io.errors import UserError
-from datasets.config import PrepareConfig
+from datasets.prepare.config import PrepareConfig
 from datasets.prepare.names import IMAGE_SUFFIXES
 from datasets.prepare.splits import ONE, ZERO, find_split_column, is_split_name, read_splits
 from datasets.prepare.tables.rows import Rows, Value

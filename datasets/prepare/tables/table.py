@@ -9,9 +9,9 @@ from pyarrow import fs
 from cluster.io import filesystems
 from cluster.io.errors import UserError
 from cluster.io.uris import name_of
-from datasets.config import PrepareConfig
 from datasets.images import BadImage
 from datasets.prepare.classes import describe_spellings
+from datasets.prepare.config import PrepareConfig
 from datasets.prepare.listing import (
     Listing,
     describe_source,

@@ -25,9 +25,11 @@ import torchvision
 
 from cluster.config import ClusterConfig
 from cluster.runtime import DRIVER_ENV, WORKER_ENV, connect
-from datasets.config import Ingest, IngestConfig, PrepareConfig, SyntheticConfig
+from datasets.config import Ingest, IngestConfig
 from datasets.decode import decode
+from datasets.prepare.config import PrepareConfig
 from datasets.prepare.prepare import prepare
+from datasets.synthetic.config import SyntheticConfig
 from tests.bench.gpu.sizes import Sizes, find_device, synchronize, time_in_turns
 from tests.bench.peers import POLICY, open_dataloader
 from tests.bench.report import to_row
