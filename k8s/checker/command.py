@@ -6,14 +6,15 @@
     ok              whether no rule found anything
     crds            folder of KubeRay's CRDs
     num_rules       how many rules judged
-    overlays        name -> number of objects
+    overlays        name -> number of objects that were judged
+    not_judged      list of sentences: kinds of other operators, without a schema here
     findings        list of objects: overlay, kind, name, path, rule, source, message
 
 Exit code 0: no findings. 1: findings. 2: the command is wrong, or an overlay does not build.
 """
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +23,14 @@ from cluster.io.errors import require
 from cluster.manifests import CheckK8sConfig
 from k8s.checker import crds
 from k8s.checker.judge import RULES, check
-from k8s.checker.overlays import Overlay, build, find_overlays, list_overlays, read_objects
+from k8s.checker.overlays import (
+    Overlay,
+    build,
+    find_overlays,
+    list_overlays,
+    overlay_of,
+    read_objects,
+)
 from k8s.checker.rule import Finding
 
 
@@ -44,10 +52,15 @@ def build_all(paths: Sequence[str]) -> Iterator[Overlay]:
     for path in map(Path, paths):
         require(path.exists(), "path", str(path), "there is no such file or folder")
         if path.is_file():
-            yield Overlay(name=str(path), objects=read_objects(path), is_shipped=False)
+            yield overlay_of(name=str(path), objects=read_objects(path))
             continue
         names = find_overlays(path)
-        require(bool(names), "path", str(path), "no kustomization.yaml is there or below")
+        require(
+            bool(names),
+            "path",
+            str(path),
+            "no kustomization.yaml is there or below; of other YAML, give the files",
+        )
         yield from (build(name, path) for name in names)
 
 
@@ -60,11 +73,23 @@ def print_lines(overlays: Sequence[Overlay], findings: Sequence[Finding]) -> Non
         print(f"    {item.path}: {message}")
         if more:
             print(f"    and at {len(more)} other places, such as {more[-1].kind} {more[-1].name}")
+    for line in describe_others(overlays):
+        print(f"not judged, as this checker has no schema: {line}")
     num_objects = sum(len(overlay.objects) for overlay in overlays)
     print(
         f"{len(overlays)} overlays, {num_objects} objects, {len(RULES)} rules: "
         f"{len(findings) or 'no'} finding{'s' * (len(findings) != 1)}"
     )
+
+
+def describe_others(overlays: Sequence[Overlay]) -> list[str]:
+    """Write which kinds of other operators no rule knows."""
+    kinds = Counter(
+        f"{item['kind']} of {item.get('apiVersion')}"
+        for overlay in overlays
+        for item in overlay.others
+    )
+    return [f"{kind} ({count} objects)" for kind, count in sorted(kinds.items())]
 
 
 def print_json(overlays: Sequence[Overlay], findings: Sequence[Finding]) -> None:
@@ -75,6 +100,7 @@ def print_json(overlays: Sequence[Overlay], findings: Sequence[Finding]) -> None
         "crds": str(crds.find_folder()),
         "num_rules": len(RULES),
         "overlays": {overlay.name: len(overlay.objects) for overlay in overlays},
+        "not_judged": describe_others(overlays),
         "findings": found,
     }
     print(json.dumps(report, indent=1))

@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -15,6 +15,8 @@ import yaml
 
 from cluster.entry import ROOT
 from cluster.io.errors import UserError
+from k8s.checker.documents import Object, parse
+from k8s.checker.kinds import is_judged
 
 K8S = ROOT / "k8s"
 APPLIED = ("namespace", "base", "cluster", "serve", "overlays/*", "deploy/*")
@@ -26,8 +28,6 @@ REFUSES_CLUSTER = ("components/cron", "components/http")
 KUSTOMIZATION = "kustomization.yaml"
 KUSTOMIZATIONS = (KUSTOMIZATION, "kustomization.yml", "Kustomization")
 
-Object = dict[str, Any]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Overlay:
@@ -38,6 +38,8 @@ class Overlay:
     """Those of the build, without the Secrets that its user makes by hand."""
     is_shipped: bool = True
     """Whether it is one of k8s/, where images and bucket are placeholders."""
+    others: tuple[Object, ...] = ()
+    """Objects of operators that no rule knows: somebody else's overlay may have any."""
 
     def named(self, kind: str) -> dict[str, Object]:
         """Its objects of a kind, by name."""
@@ -80,15 +82,26 @@ def build(name: str, root: Path = K8S) -> Overlay:
     place = folder.resolve()
     is_shipped = place.is_relative_to(K8S) and not place.is_relative_to(K8S / "deploy")
     shown = name if root == K8S else str(root / name)
-    if yaml.safe_load(file.read_text()).get("kind") != "Component":
-        return Overlay(name=shown, objects=run_kustomize(folder), is_shipped=is_shipped)
+    make = Overlay if is_shipped else overlay_of
+    if read_kind(file) != "Component":
+        return make(name=shown, objects=run_kustomize(folder))
     resources = K8S / ("cluster" if name.startswith(ON_CLUSTER) else "base")
     with TemporaryDirectory() as scratch:
         # Kustomize accepts relative paths only.
         base, component = (os.path.relpath(path, scratch) for path in (resources, folder))
         text = yaml.safe_dump({"resources": [base], "components": [component]})
         (Path(scratch) / KUSTOMIZATION).write_text(text)
-        return Overlay(name=shown, objects=run_kustomize(Path(scratch)), is_shipped=is_shipped)
+        return make(name=shown, objects=run_kustomize(Path(scratch)))
+
+
+def overlay_of(*, name: str, objects: tuple[Object, ...]) -> Overlay:
+    """Return somebody's own overlay; what can't be judged is set apart."""
+    return Overlay(
+        name=name,
+        objects=tuple(filter(is_judged, objects)),
+        is_shipped=False,
+        others=tuple(item for item in objects if not is_judged(item)),
+    )
 
 
 def with_setup(overlay: Overlay) -> Overlay:
@@ -104,6 +117,14 @@ def with_setup(overlay: Overlay) -> Overlay:
         if item["kind"] in kinds
     )
     return replace(overlay, objects=overlay.objects + setup)
+
+
+def read_kind(file: Path) -> str:
+    """Read the kind of a kustomization; kubectl says what is wrong with one that has none."""
+    with suppress(yaml.YAMLError, UnicodeDecodeError):
+        content = yaml.safe_load(file.read_text())
+        return str(content.get("kind")) if isinstance(content, dict) else ""
+    return ""
 
 
 def run_kustomize(folder: Path) -> tuple[Object, ...]:
@@ -127,19 +148,29 @@ def read_objects(file: Path) -> tuple[Object, ...]:
     Raises:
         UserError: where they are no YAML, or no objects.
     """
+    text = file.read_bytes().decode("utf-8-sig", errors="replace")
     try:
-        objects = tuple(parse(file.read_text()))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        objects = tuple(parse(text))
+    except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"path is {str(file)!r}: it is no YAML ({reason})") from None
-    if not objects or not all(isinstance(item, dict) and "kind" in item for item in objects):
-        raise UserError(f"path is {str(file)!r}: use a file of Kubernetes objects")
+        remedy = "give what `helm template` writes" if "{{" in text else "correct it there"
+        raise UserError(f"path is {str(file)!r}: it is no YAML ({reason}); {remedy}") from None
+    if not objects or not all(map(is_object, objects)):
+        raise UserError(
+            f"path is {str(file)!r}: use a file of Kubernetes objects, each with apiVersion, kind "
+            "and metadata"
+        )
     return objects
 
 
-def parse(text: str) -> Iterator[Object]:
-    """Parse a stream of YAML documents, leaving out empty ones."""
-    return (item for item in yaml.load_all(text, Loader=yaml.CSafeLoader) if item)
+def is_object(item: Any) -> bool:
+    """Whether a document has the shape of an object, with the fields that all have."""
+    return (
+        isinstance(item, dict)
+        and isinstance(item.get("kind"), str)
+        and isinstance(item.get("apiVersion", ""), str)
+        and isinstance(item.get("metadata", {}), dict)
+    )
 
 
 def find_kubectl() -> str:

@@ -12,18 +12,13 @@ from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
 from k8s.checker.crds import RAY_KINDS, path_of, shorten
+from k8s.checker.kinds import is_foreign
 from k8s.checker.overlays import Object
 from k8s.checker.parts import Part, dig, is_of, objects, pods
 from k8s.checker.rule import Problem, rule
 
 VERSIONS = tuple(f"1.{minor}" for minor in range(29, 38))
 STANDARD = f"Kubernetes {VERSIONS[0]} to {VERSIONS[-1]}"
-FOREIGN = {
-    "kueue.x-k8s.io": ("ClusterQueue", "LocalQueue", "ResourceFlavor", "WorkloadPriorityClass"),
-    "monitoring.coreos.com": ("PodMonitor", "PrometheusRule", "ServiceMonitor"),
-    "scheduling.volcano.sh": ("Queue",),
-}
-"""Kinds of other operators, without schemas here: only their names are checked."""
 
 
 @cache
@@ -69,11 +64,6 @@ def _find_problems(text: str) -> tuple[Problem, ...]:
         for key, versions in refused_by.items()
     }
     return tuple((path, f"Kubernetes {span}: {message}") for (path, message), span in spans.items())
-
-
-def is_foreign(item: Object) -> bool:
-    group = str(item.get("apiVersion", "")).partition("/")[0]
-    return item.get("kind") in FOREIGN.get(group, ())
 
 
 @rule(objects(), STANDARD)

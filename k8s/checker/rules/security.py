@@ -144,5 +144,7 @@ def one_namespace(part: Part) -> Iterator[Problem]:
         for item in part.overlay.objects
         if item.get("kind") not in CLUSTER_WIDE
     ).most_common(1)[0][0]
-    if namespace is None or namespace != most:
+    if namespace is None:
+        yield "metadata.namespace", "is missing: name one, as `kubectl apply` takes any else"
+    elif namespace != most:
         yield "metadata.namespace", f"is {namespace}: the other objects are in {most}"
