@@ -191,3 +191,8 @@ def test_a_hub_out_of_reach_is_one_sentence() -> None:
     said = r"URI 'hf://x/y' is out of reach \(no name\); .*HF_TOKEN"
     with pytest.raises(ValueError, match=said), filesystems.explaining("hf://x/y"):
         raise errors.ConnectError("no name")
+
+
+def test_a_server_that_does_not_answer_is_one_sentence() -> None:
+    with pytest.raises(ValueError, match=r"^URI 'ftp://127.0.0.1:1/x' is out of reach \("):
+        storage.exists("ftp://127.0.0.1:1/x")

@@ -66,12 +66,23 @@ def test_words_become_values_of_the_fields_type() -> None:
     drawn = read_axis(["optim.learning_rate", "1e-4..1e-2", "log"])
     assert (drawn.range, drawn.log, drawn.is_whole) == ((1e-4, 1e-2), True, False)
     assert read_axis(["ingest.views", "1..4"]).is_whole
+    assert read_axis(["model.weights", "../a.pth", "../b.pth"]).values == ("../a.pth", "../b.pth")
+
+
+def test_values_are_written_with_the_digits_that_were_typed() -> None:
+    """Three of a number that was drawn; 0.9999 is not 1, nor two rates the same."""
+    shown = read_axis(["optim.ema_decay", "none", "0.999", "0.9999", "0.99991"]).describe_values()
+    assert shown == "none, 0.999, 0.9999, 0.99991"
+    assert describe({"optim.learning_rate": 0.00123456789}) == "lr=0.00123"
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ("optim.rate 1 2", r"space.axes is 'optim.rate': no such field"),
+        ("learning_rate 1 2", r"no such field; use optim.learning_rate$"),
+        ("optim.lr 1 2", r"no such field; use optim.optimizer or optim.learning_rate or"),
+        ("nonsense 1 2", r"no such field; give one of a training, such as optim.decay"),
         ("epochs 1 2", r"space.axes is 'epochs': all trials of a sweep have the same"),
         ("cluster.num_workers 1 2", "all trials of a sweep have the same"),
         ("track.tags a b", "all trials of a sweep have the same"),
@@ -85,6 +96,10 @@ def test_words_become_values_of_the_fields_type() -> None:
         ("optim.weight_decay 0 1 log", "log is for a range"),
         ("optim.weight_decay 0..1 log", "both above zero"),
         ("optim.weight_decay 1..0", "give the smaller bound first"),
+        ("optim.weight_decay 1e-4...1e-2", r"is '1e-4...1e-2': give a range as one word"),
+        ("optim.weight_decay 1e-4 .. 1e-2", "give a range as one word, such as 1e-4..1e-2"),
+        ("optim.weight_decay 0..1 linear", r"is '0..1 linear': give a range as one word"),
+        ("optim.weight_decay nan..1", "give a range as one word"),
         ("ingest.policy 0..1", "only a number can be drawn from a range"),
         ("ingest.views 0.5..2", "give whole numbers"),
         ("optim.weight_decay 0 1 when x", "use FIELD=VALUE"),
@@ -118,6 +133,8 @@ def test_the_command_line_and_a_file_are_the_same_space(tmp_path: Path) -> None:
     assert config == parse(["--data", "d", "--space", str(file)])
     assert config.space.values_of(LEARNING_RATE) == (1e-4, 1e-2), "in place of --learning-rates"
     assert TuningConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_text().replace("\n", "\r\n").encode())
+    assert config == parse(["--data", "d", "--space", str(file)]), "as an editor of Windows writes"
     with pytest.raises(ValueError, match=r"when is 'optim.momentum=1': write it behind"):
         parse(["--data", "d", "--when", "optim.momentum=1"])
 
@@ -182,6 +199,18 @@ def test_ranges_are_drawn_within_their_bounds() -> None:
     assert decays and all(0.01 <= decay <= 0.3 for decay in decays)
     with pytest.raises(ValueError, match=r"is '0.01..0.3 log': a grid needs values"):
         TuningConfig(base=ADAMW, space=wanted, search="grid")
+
+
+def test_three_digits_of_a_narrow_range_are_drawn() -> None:
+    drawn = points(space("optim.ema_decay 0.99..0.9999", inits=("he",)), "random", 100, 0)
+    decays = {float(str(point["optim.ema_decay"])) for point in drawn}
+    assert len(decays) > 90 and max(decays) < 0.9999, "not cut at the bound"
+
+
+def test_one_stage_is_not_a_share_of_one() -> None:
+    both = space("model.freeze_depth 1 1.0", inits=("imagenet",), clipnorms=(None,))
+    assert len(models(both)) == 2
+    assert len(points(both, "random", 100, 0)) == 2 * 3
 
 
 def test_a_space_without_ranges_is_drawn_once() -> None:

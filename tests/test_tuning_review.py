@@ -156,13 +156,16 @@ def test_driver_keeps_states_current(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ]
     for trial in trials:
         callback.on_trial_start(0, trials, trial)
+    never_started = SimpleNamespace(trial_id="5eed0_00003", config=sweep.trials[0].point)
+    never_started.error_file, never_started.is_finished = None, bool
+    callback.on_trial_error(0, trials, cast(Any, never_started))
     callback.on_trial_complete(0, trials, trials[0])
     callback.on_trial_complete(0, trials, trials[1])
     callback.on_experiment_end(trials)
     held = read_trials(out)
     assert held is not None
-    assert [trial.state for trial in held.trials] == ["finished", "pruned", "killed"]
-    assert [trial.number for trial in held.trials] == [1, 2, 3]
+    assert [t.state for t in held.trials] == ["finished", "pruned", "killed", "failed"]
+    assert [trial.number for trial in held.trials] == [1, 2, 3, 4]
 
 
 def test_sweep_of_an_older_thaw_is_told_by_its_leaderboard(tmp_path: Path) -> None:

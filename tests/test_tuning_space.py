@@ -1,15 +1,22 @@
 """The space of a sweep: points, the condition on random initializations, the command line."""
 
 import shlex
+from dataclasses import replace
+from pathlib import Path
 
 import optuna
 import pytest
+import torch
 
 from cluster.io.markers import flatten
+from datasets.shards import read_manifest
+from tests.support.data import WriteData
+from tests.support.sweeps import write_json
 from trainers.config import PRETRAINED, FinetuneConfig, ModelConfig, OptimConfig
+from trainers.networks.backbones import build
 from trainers.recipes import RECIPES
 from tuning.__main__ import parse
-from tuning.check import distinct_depths
+from tuning.check import check, distinct_depths, facts_of
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.demo import NUM_TRIALS, SPACE, SWEEP_SEED
 from tuning.space import (
@@ -159,6 +166,13 @@ def test_bad_space(values: dict, message: str) -> None:
             {"base": FinetuneConfig(data="", optim=OptimConfig(global_clipnorm=1.0))},
             "unset one of the two",
         ),
+        (
+            {
+                "base": FinetuneConfig(data="", model=ModelConfig(weights="w.pth")),
+                "space": SpaceConfig(inits=("he", "zeros")),
+            },
+            "model.weights is 'w.pth': no trial reads it",
+        ),
     ],
 )
 def test_bad_sweep(values: dict, message: str) -> None:
@@ -177,6 +191,8 @@ def test_the_default_freeze_depths_suit_any_network(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out == (
         "freeze depth 0.5 is left out: in lenet5, 0.75 freezes the same 2 stages\n"
     )
+    distinct_depths(parse(["--data", "d", "--backbone", "lenet5", "--inits", "he"]))
+    assert capsys.readouterr().out == "", "nothing is frozen"
     shares = parse(["--data", "d", "--freeze-depths", "all", "0.75", "layer2", "-1"])
     assert shares.space.freeze_depths == ("all", 0.75, "layer2", -1)
 
@@ -200,6 +216,60 @@ def test_command_line() -> None:
     assert config.base.optim.global_clipnorm is None, "clipnorm takes its place"
     keep = parse(["--data", "d", "--clipnorms", "none"])
     assert keep.base.optim.global_clipnorm == 1.0
+
+
+def test_a_network_is_named_in_one_place() -> None:
+    with pytest.raises(ValueError, match="backbone is 'lenet5': --backbones takes its place"):
+        parse(["--data", "d", "--backbone", "lenet5", "--backbones", "resnet50"])
+
+
+LENET = "--backbone lenet5 --inits he --size-px 32 --global-batch-size 16"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (f"{LENET} --axis optim.learning_rate -1..1", "optim.learning_rate is -1.0"),
+        (f"{LENET} --axis global_batch_size 16..1000", "global_batch_size is 1000: there are 48"),
+        (f"{LENET} --axis model.drop_path 0..0.2", "model.drop_path is 0.2: lenet5 has no resid"),
+        (
+            "--backbone mobilenet_v2 --inits file --weights W --axis model.freeze_depth 0..9",
+            "model.freeze_depth is 9: mobilenet_v2 has 7 stages",
+        ),
+        (f"{LENET} --axis optim.momentum 0.8 0.9", "axis is 'optim.momentum': no trial uses it: a"),
+        (f"{LENET} --axis model.weights a b", "axis is 'model.weights': no trial uses it: init he"),
+        (
+            f"{LENET} --axis optim.optimizer adam sgd",
+            r"adam takes none: use 0, or the optimizer adamw \(in a trial with .* optimizer=adam\)",
+        ),
+    ],
+)
+def test_every_value_of_a_space_is_checked(
+    write_data: WriteData, tmp_path: Path, options: str, message: str
+) -> None:
+    """Both bounds of a range too, by the data set and the network."""
+    torch.save(build("mobilenet_v2", 3).state_dict(), tmp_path / "w.pth")
+    words = options.replace(" W ", f" {tmp_path / 'w.pth'} ").split()
+    config = parse(["--data", write_data(), "--out", str(tmp_path / "sweep"), *words])
+    with pytest.raises(ValueError, match=message):
+        check(distinct_depths(config))
+
+
+def test_a_field_that_some_trials_use_is_an_axis(write_data: WriteData, tmp_path: Path) -> None:
+    words = f"{LENET} --axis optim.optimizer adamw sgd --axis optim.momentum 0.8 0.9".split()
+    check(parse(["--data", write_data(), "--out", str(tmp_path / "sweep"), *words]))
+
+
+def test_a_folder_with_something_else_is_named(write_data: WriteData, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    config = parse(["--data", write_data(), "--out", str(out), *LENET.split()])
+    write_json(out / "config.json", config.base.to_dict())
+    with pytest.raises(ValueError, match=r"out is .*run': its config.json is not that of a sweep"):
+        check(config)
+    write_json(out / "config.json", facts_of(config, read_manifest(config.base.data).fingerprint))
+    other = replace(config, base=replace(config.base, data=write_data(train=64)))
+    with pytest.raises(ValueError, match=r"base.data is .*: the sweep in .*run has"):
+        check(other)
 
 
 def test_options_set_the_fields_they_are_derived_from() -> None:

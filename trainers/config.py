@@ -147,7 +147,7 @@ class OptimConfig:
             self.optimizer != "adam" or self.weight_decay == 0,
             "optim.weight_decay",
             self.weight_decay,
-            "adam takes none: use --optimizer adamw",
+            "adam takes none: use 0, or the optimizer adamw",
         )
 
 

@@ -3,12 +3,11 @@
 import logging
 from dataclasses import dataclass, field, replace
 from functools import cache
-from operator import attrgetter
 from typing import Any
 
 from cluster.io import storage
 from cluster.io.errors import UserError, require
-from cluster.io.markers import SET_BY_PHASES, URI, change_marked, marked
+from cluster.io.markers import URI, change_marked, flatten
 from cluster.io.terminal import report
 from cluster.runtime import Resources, connect
 from cluster.scaling import WorkerPlan, in_process, plan_workers
@@ -27,8 +26,11 @@ from trainers.networks.weights.pretrained import license_note, pretrained_availa
 from trainers.run import checkpoint
 from trainers.run.checkpoint import TrainingProgress
 from trainers.run.folder import find_config, find_finished, require_same_run
+from trainers.unused import why_unused
 
 logger = logging.getLogger(__name__)
+
+DEFAULTS = flatten(FinetuneConfig(data="").to_dict())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,11 +186,6 @@ def check(config: FinetuneConfig, manifest: Manifest, *, resumes: bool = False) 
     _check_adapters(config)
     if config.model.drop_path != AUTO:
         require_branches(config.model.backbone, config.model.drop_path)
-    if config.schedule.phases:
-        defaults = FinetuneConfig(data="")
-        for name in sorted(marked(FinetuneConfig, SET_BY_PHASES)):
-            if attrgetter(name)(config) != attrgetter(name)(defaults):
-                logger.warning("%s is not used: schedule.phases has its own", name)
     check_network(config, manifest.classes, resumes=resumes)
 
 
@@ -216,8 +213,10 @@ def check_network(
     require_size(
         config.model.backbone, config.ingest.size_px, field="ingest.size_px", training=True
     )
-    if config.model.init in RANDOM and config.model.weights is not None:
-        logger.warning("model.weights is not used: init %s draws random ones", config.model.init)
+    for path, value in flatten(config.to_dict()).items():
+        why = why_unused(config, path)
+        if why is not None and value != DEFAULTS[path]:
+            logger.warning("%s is not used: %s", path, why)
     if not resumes:
         _check_weights(replace(config.model, freeze_depth=0), classes, config.ingest.size_px)
 

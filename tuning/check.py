@@ -6,18 +6,19 @@ from typing import Any
 
 from cluster.entry import ROOT
 from cluster.io import storage, terminal
-from cluster.io.errors import UserError
+from cluster.io.errors import UserError, require
 from cluster.io.markers import RESUMABLE, URI, flatten, marked
 from cluster.provenance import find_commit
 from datasets.shards import Manifest, read_manifest
 from trainers import prepare
 from trainers.config import PRETRAINED, FinetuneConfig, FreezeDepth
 from trainers.networks.freezing import describe_frozen, resolve_depth
+from trainers.unused import why_unused
 from tuning.axes.axis import BACKBONE, FREEZE_DEPTH, INIT, WHEN, Axis, Condition
 from tuning.axes.backbones import with_weights
 from tuning.config import TuningConfig
 from tuning.record.files import read_start, read_sweep_config
-from tuning.space import corners, models, training_of
+from tuning.space import corners, describe, identify, models, training_of, without_optimizer
 
 PRECISION = "base.compute.precision"
 
@@ -25,16 +26,21 @@ PRECISION = "base.compute.precision"
 def check(config: TuningConfig) -> Manifest:
     """Find the user's errors before anything starts, in every network and value of the space."""
     manifest = read_manifest(config.base.data, config.base.fold)
-    for point in corners(config.space):
-        training_of(config.base, point)
-    for model in models(config.space):
-        prepare.check(training_of(config.base, model), manifest)
+    _check_space(config, manifest)
     if config.promote:
         manifest.split("test")  # of which it tells
     if storage.exists(storage.join(config.out, "config.json")):
         known = read_sweep_config(config.out)
-        before = _flatten(facts_of(*known)) if known else {}
-        if before.get("data_fingerprint") != manifest.fingerprint:
+        require(
+            known is not None,
+            "out",
+            config.out,
+            "its config.json is not that of a sweep; use another --out",
+        )
+        assert known is not None
+        before = _flatten(facts_of(*known))
+        is_same = before.get("base.data") == config.base.data
+        if is_same and before.get("data_fingerprint") != manifest.fingerprint:
             raise UserError(
                 f"data is {config.base.data!r}: it was prepared again since the sweep in "
                 f"{config.out} began, and is another data set now; use another --out"
@@ -48,6 +54,25 @@ def check(config: TuningConfig) -> Manifest:
                     f"use the same value{_other_commit(config.out)} to resume it, or another --out"
                 )
     return manifest
+
+
+def _check_space(config: TuningConfig, manifest: Manifest) -> None:
+    """Find the user's errors at every value of the space, and at both bounds of a range."""
+    checked, unused = set[object](), dict[str, str | None]()
+    for point in corners(config.space):
+        try:
+            training = training_of(config.base, point)
+        except UserError as error:
+            raise UserError(f"{error} (in a trial with {describe(point)})") from None
+        network = identify(without_optimizer(point))
+        if network not in checked:
+            checked.add(network)
+            prepare.check(training, manifest)
+        for field in point:
+            why = why_unused(training, field)
+            unused[field] = why and unused.get(field, why)
+    for field, why in unused.items():
+        require(why is None, "axis", field, f"no trial uses it: {why}")
 
 
 def _other_commit(out: str) -> str:
@@ -82,6 +107,8 @@ def distinct_depths(config: TuningConfig) -> TuningConfig:
     if any(axis.field == FREEZE_DEPTH for axis in space.axes):
         return config
     networks = space.values_of(BACKBONE)
+    if not networks and not set(PRETRAINED) & set(space.values_of(INIT)):
+        return config  # no trial freezes anything
     if not networks:
         kept = _distinct(config.base.model.backbone, space.freeze_depths)
         return replace(config, space=replace(space, freeze_depths=kept))

@@ -191,11 +191,11 @@ def read_space(uri: str) -> tuple[Axis, ...]:
 
     uri = storage.absolute(uri, "space")
     try:
-        values = tomllib.loads(storage.read_bytes(uri).decode())
+        values = tomllib.loads(storage.read_bytes(uri).decode("utf-8-sig").replace("\r\n", "\n"))
     except FileNotFoundError:
         raise UserError(f"space is {uri!r}: no such file; give a TOML file") from None
     except ValueError as error:
-        raise UserError(f"space is {uri!r}: no TOML ({error})") from None
+        raise UserError(f"space is {uri!r}: no TOML in UTF-8 ({error})") from None
     unknown = ", ".join(sorted(values.keys() - {"axis"}))
     require(not unknown, "space", unknown, f"{uri} may have tables [[axis]] only")
     return read_axes(values.get("axis", []), uri)
@@ -211,6 +211,12 @@ def to_config(command: Any, recipe: str, advised: Sequence[Axis] = ()) -> Tuning
         advised: axes of an advice, where the command has none of the field.
     """
     require(command.data is not None, "data", command.data, "give --data URI, or --from-advice OUT")
+    require(
+        command.backbone is None or not command.backbones,
+        "backbone",
+        command.backbone,
+        "--backbones takes its place: write its name there too, and leave --backbone out",
+    )
     given: dict[str, Any] = {
         path: value
         for name, path in OPTIONS.items()

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from math import exp, inf, log
+from math import exp, floor, inf, log, log10
 from typing import Any, Protocol
 
 from cluster.io.errors import UserError
@@ -106,13 +106,13 @@ def _draw(space: SpaceConfig, search: str, trials: int | None, seed: int) -> lis
     rng = random.Random(seed)
     rng.shuffle(grid)
     num_trials = trials or DEFAULT_TRIALS
-    drawn: dict[tuple[tuple[str, object], ...], Point] = {}
+    drawn: dict[object, Point] = {}
     for _ in range(num_trials):
         for point in grid[: num_trials - len(drawn)]:
             redrawn = (_draw_ranges(point, rng) for _ in range(NUM_REDRAWS))
-            new = next((new for new in redrawn if tuple(new.items()) not in drawn), point)
+            new = next((new for new in redrawn if identify(new) not in drawn), point)
             if not _has_ranges(new):
-                drawn[tuple(new.items())] = new
+                drawn[identify(new)] = new
         grid = list(filter(_has_ranges, grid))
         if not grid or len(drawn) == num_trials:
             break
@@ -134,8 +134,11 @@ def _draw_number(axis: Axis, rng: random.Random) -> int | float:
     assert axis.range is not None
     low, high = axis.range
     drawn = exp(rng.uniform(log(low), log(high))) if axis.log else rng.uniform(low, high)
-    rounded = round(drawn) if axis.is_whole else float(f"{drawn:.3g}")
-    return min(max(rounded, low), high)
+    if axis.is_whole:
+        return min(max(round(drawn), low), high)
+    step = min(abs(drawn), high - low) or high - low
+    rounded = round(drawn, 2 - floor(log10(step)))  # three digits, of a narrow range as well
+    return float(min(max(rounded, low), high))
 
 
 def _grid(axes: Sequence[Axis]) -> list[Point]:
@@ -170,16 +173,25 @@ def _grid(axes: Sequence[Axis]) -> list[Point]:
 def models(space: SpaceConfig) -> list[Point]:
     """List the networks of a space: the distinct points without the fields of the optimizer and the
     schedule, and without those drawn from a range."""
-    found: list[Point] = []
+    found: dict[object, Point] = {}
     for point in _grid(space.all_axes):
         model = {
             field: value
-            for field, value in point.items()
-            if not field.startswith(NOT_IN_NETWORK) and not isinstance(value, Axis)
+            for field, value in without_optimizer(point).items()
+            if not isinstance(value, Axis)
         }
-        if model not in found:
-            found.append(model)
-    return found
+        found.setdefault(identify(model), model)
+    return list(found.values())
+
+
+def identify(point: Point) -> object:
+    """Return a key that tells points apart: 1 stage is not a share of 1.0."""
+    return tuple((field, type(value), value) for field, value in point.items())
+
+
+def without_optimizer(point: Point) -> Point:
+    """Return a point without the fields that change neither images nor network."""
+    return {f: value for f, value in point.items() if not f.startswith(NOT_IN_NETWORK)}
 
 
 def corners(space: SpaceConfig) -> list[Point]:

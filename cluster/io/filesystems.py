@@ -96,12 +96,15 @@ def _open_bucket(scheme: str, bucket: str) -> fs.FileSystem:
 
 def _resolve_fsspec(uri: str) -> tuple[fs.FileSystem, str]:
     try:
-        filesystem, path = fsspec.core.url_to_fs(uri)
+        with explaining(uri):
+            filesystem, path = fsspec.core.url_to_fs(uri)
     except ImportError as error:
         package = getattr(error.__cause__, "name", None) or error.name
         raise UserError(
             f"URI {uri!r} needs the package {package}: `pip install {package}` on every node"
         ) from error
+    except (StorageError, UserError):
+        raise
     except ValueError as error:
         raise UserError(f"URI {uri!r} cannot be opened: {error}") from error
     return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path

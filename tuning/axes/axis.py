@@ -1,13 +1,15 @@
 """An axis: a field of a training's config, the values it takes, and when it applies."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from math import isfinite
 from typing import Any, get_args
 
 from cluster.io.errors import require
 from cluster.io.fields import hint_at, read_value
-from cluster.io.markers import RESUMABLE, marked
+from cluster.io.markers import RESUMABLE, flatten, marked
 from trainers.config import FinetuneConfig
 
 AxisValue = None | bool | int | float | str
@@ -25,6 +27,8 @@ SAME_FOR_ALL = ("data", "fold", "train_on", "epochs", "schedule.phases", "model.
 epoch by epoch, on the same images."""
 RANGE, LOG, WHEN = "..", "log", "when"
 """Words of an axis on the command line: `optim.learning_rate 1e-4..1e-2 log when FIELD=VALUE`."""
+NUMBER = r"([+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)"
+FORM = re.compile(NUMBER + re.escape(RANGE) + NUMBER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +64,7 @@ class Axis:
 
     def __post_init__(self) -> None:
         hint = hint_at(FinetuneConfig, self.field)
-        require(
-            hint is not None,
-            "space.axes",
-            self.field,
-            "no such field; give one of a training, such as optim.weight_decay",
-        )
+        _require_field(self.field)
         require(
             self.field not in SAME_FOR_ALL
             and self.field not in marked(FinetuneConfig, RESUMABLE)
@@ -105,7 +104,7 @@ class Axis:
             float in kinds or self.is_whole,
             self.field,
             self.describe_values(),
-            "give whole numbers",
+            "give whole numbers, such as 1..4",
         )
         low, high = bounds
         require(
@@ -155,7 +154,7 @@ def read_axis(words: Sequence[str]) -> Axis:
     field, *texts = words
     is_log = texts[-1] == LOG and len(texts) > 1
     texts = texts[:-1] if is_log else texts
-    bounds = _read_range(texts[0]) if len(texts) == 1 else None
+    bounds = _read_range(field, texts)
     return Axis(
         field=field,
         values=() if bounds else tuple(texts),
@@ -219,20 +218,44 @@ def _read_condition(text: str) -> Condition:
 
 
 def _read_values(field: str, values: Sequence[object]) -> tuple[Any, ...]:
+    _require_field(field)
     hint = hint_at(FinetuneConfig, field)
-    require(hint is not None, "space.axes", field, "no such field of a training")
     return tuple(read_value(value, hint, field) for value in values)
 
 
-def _read_range(text: str) -> tuple[Number, Number] | None:
-    parts = text.split(RANGE)
-    if len(parts) != 2:
+def _require_field(field: str) -> None:
+    """Refuse what is no field of a training, and name those that it may stand for."""
+    if hint_at(FinetuneConfig, field) is not None:
+        return
+    known, section = list(flatten(FinetuneConfig(data="").to_dict())), field.partition(".")[0]
+    near = (
+        [path for path in known if path.endswith(f".{field}")]
+        or get_close_matches(field, known, n=1, cutoff=0.8)
+        or [path for path in known if path.startswith(f"{section}.")]
+    )
+    remedy = f"use {' or '.join(near)}" if near else "give one of a training, such as optim.decay"
+    require(False, "space.axes", field, f"no such field; {remedy}")
+
+
+def _read_range(field: str, texts: Sequence[str]) -> tuple[Number, Number] | None:
+    """Read LOW..HIGH; None where the words are values."""
+    if not any(RANGE in text and _starts_number(text) for text in texts):
         return None
-    try:
-        low, high = (float(part) if set(part) & set(".eE") else int(part) for part in parts)
-    except ValueError:
-        return None
+    found = FORM.fullmatch(texts[0]) if len(texts) == 1 else None
+    require(
+        found is not None,
+        field,
+        " ".join(texts),
+        f"give a range as one word, such as 1e-4..1e-2, with `{LOG}` behind it or nothing",
+    )
+    assert found is not None
+    low, high = (float(part) if set(part) & set(".eE") else int(part) for part in found.groups())
     return low, high
+
+
+def _starts_number(text: str) -> bool:
+    """Whether a word with `..` means numbers, as paths such as ../weights.pth do not."""
+    return not set(text.lower()) - set("0123456789.e+-infa")
 
 
 def _origin(hint: Any) -> Any:
@@ -245,6 +268,11 @@ def is_same(value: object, other: object) -> bool:
 
 
 def show(value: object) -> str:
+    """Write a value: a number with the digits that somebody typed, or three of one that was
+    drawn."""
     if value is None:
         return "none"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    typed = f"{value:.6g}"
+    return typed if float(typed) == value else f"{value:.3g}"

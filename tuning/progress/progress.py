@@ -114,6 +114,8 @@ class SweepProgress(SessionCallback):
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
+        if trial.trial_id not in self._mirrors:  # its process did not even start
+            self.on_trial_start(iteration, trials, trial)
         where = storage.join(self._config.out, STATE_FOLDER, trial.trial_id, "error.txt")
         reason = _last_line(trial.error_file)
         self._end(trial, FAILED, f"failed: {reason}, see {where}", reason)
