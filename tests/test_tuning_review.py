@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from trainers.run.checkpoint import TrainingProgress
 from tuning.progress import progress
 from tuning.record.leaderboard import read_leaderboard
 from tuning.record.record import SweepRecord
+from tuning.record.results import PRUNED
 from tuning.record.states import TrialStates, read_trials
 from tuning.record.verdict import judge
 from tuning.review import review
@@ -198,6 +200,20 @@ def test_combinations_are_on_the_page_and_one_that_is_kept_has_its_command(tmp_p
     assert page.count("<td>+0.020</td>") == 3 and page.count("<td>not significant</td>") == 2
     command = f"trainers export --run {out}/combined/ensemble --out {out}/exported-ensemble"
     assert f"{command} --formats onnx torch_export" in page and "Export the soup" not in page
+
+
+def test_a_trial_without_its_rows_is_left_out_of_the_curves(tmp_path: Path) -> None:
+    """As in a folder that was copied in part."""
+    out = write_sweep(tmp_path / "sweep", trials=6, epochs=3, predictions=False)
+    sweep = SweepRecord.read(out)
+    assert any(row.state == PRUNED for row in sweep.trials)
+    for row in sweep.trials:
+        if row.state == PRUNED:
+            Path(row.run, "metrics.jsonl").unlink()
+    assert b"<html" in render_page(SweepRecord.read(out))
+    shutil.rmtree(Path(out, "trials"))
+    with pytest.raises(ValueError, match="no run folder there"):
+        render_page(SweepRecord.read(out))
 
 
 def test_data_set_that_is_gone_is_said(tmp_path: Path) -> None:

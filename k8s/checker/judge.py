@@ -12,6 +12,7 @@ from k8s.checker.rules import (  # noqa: F401  each registers its rules
     keys,
     names,
     network,
+    numbers,
     operator_clusters,
     operator_jobs,
     pods,
@@ -22,6 +23,13 @@ from k8s.checker.rules import (  # noqa: F401  each registers its rules
 )
 
 IN_SCHEMAS = {"crd_schema", "kubernetes_schema", "metadata_schema", "pod_schema"}
+COUNTED = {
+    "addresses_are_cidrs",
+    "devices_are_whole",
+    "ray_counts_are_numbers",
+    "quotas_are_quantities",
+    "selector_operator",
+}
 
 __all__ = ["RULES", "check"]
 
@@ -29,12 +37,14 @@ __all__ = ["RULES", "check"]
 def check(overlay: Overlay, rules: Iterable[str] | None = None) -> list[Finding]:
     """Judge an overlay by all rules, or by these.
 
-    Where a schema refuses something the other rules have to wait: they count on its shape.
+    Where a schema refuses something the other rules have to wait: they count on its shape, and on
+    numbers that are some.
     """
     rules = list(RULES if rules is None else rules)
     first = [name for name in rules if name in IN_SCHEMAS]
-    others = [name for name in rules if name not in IN_SCHEMAS]
-    return find_all(overlay, first) or find_all(overlay, others)
+    second = [name for name in rules if name in COUNTED]
+    others = [name for name in rules if name not in IN_SCHEMAS | COUNTED]
+    return find_all(overlay, first) or find_all(overlay, second) or find_all(overlay, others)
 
 
 def find_all(overlay: Overlay, rules: Iterable[str]) -> list[Finding]:

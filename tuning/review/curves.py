@@ -34,7 +34,8 @@ MAX_CHOICES = 8
 
 def draw_curves(record: SweepRecord) -> Chart | None:
     """Draw val/top1 over epochs: the best in colour, where trials were stopped, ASHA's rungs."""
-    rows = measured(record)
+    # A copied folder may lack the rows of a trial that the leaderboard has.
+    rows = [row for row in measured(record) if top1_of(record.rows[row.trial_id])[0]]
     if not rows:
         return None
     figure = new_figure(

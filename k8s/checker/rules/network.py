@@ -7,7 +7,7 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 from k8s.checker.overlays import Object, Overlay, name_of, with_setup
-from k8s.checker.parts import Part, dig, is_of, objects, pods
+from k8s.checker.parts import Part, containers, dig, is_of, objects, pods
 from k8s.checker.rule import Problem, rule
 
 NAMESPACE_LABEL = "kubernetes.io/metadata.name"
@@ -73,7 +73,7 @@ def allows(overlay: Overlay, source: Peer, target: Peer, port: int, protocol: st
     """Whether a connection gets through, out of one end and into the other."""
     return all(
         not (chosen := list(policies_for(overlay, end, direction)))
-        or any(permits(policy, direction, other, port, protocol) for policy in chosen)
+        or any(permits(overlay, policy, direction, other, port, protocol) for policy in chosen)
         for end, other, direction in ((source, target, "Egress"), (target, source, "Ingress"))
         if end.address is None
     )
@@ -90,13 +90,24 @@ def policies_for(overlay: Overlay, pod: Peer, direction: str) -> Iterator[Object
             yield policy
 
 
-def permits(policy: Object, direction: str, other: Peer, port: int, protocol: str) -> bool:
+def names_of(overlay: Overlay, port: int) -> set[Any]:
+    """Names that containers of an overlay have for a port."""
+    return {
+        entry.get("name")
+        for container in containers(overlay)
+        for entry in container.value.get("ports") or ()
+        if entry.get("containerPort") == port
+    }
+
+
+def permits(
+    overlay: Overlay, policy: Object, direction: str, other: Peer, port: int, protocol: str
+) -> bool:
     """Whether one of a policy's rules lets a connection with this peer through."""
     side = "to" if direction == "Egress" else "from"
     for item in dig(policy, f"spec.{direction.lower()}", []):
         at_port = not item.get("ports") or any(
-            entry.get("protocol", "TCP") == protocol
-            and entry.get("port", port) <= port <= entry.get("endPort", entry.get("port", port))
+            entry.get("protocol", "TCP") == protocol and has_port(overlay, entry, port)
             for entry in item["ports"]
         )
         namespace = policy["metadata"].get("namespace", "default")
@@ -108,13 +119,23 @@ def permits(policy: Object, direction: str, other: Peer, port: int, protocol: st
     return False
 
 
+def has_port(overlay: Overlay, entry: dict[str, Any], port: int) -> bool:
+    """Whether an entry of `ports` means a port; all where it names none."""
+    first = entry.get("port", port)
+    if isinstance(first, str):
+        return first in names_of(overlay, port)
+    return first <= port <= entry.get("endPort", first)
+
+
 def matches(entry: dict[str, Any], peer: Peer, namespace: str) -> bool:
     """Whether one entry of `from` or `to` means a peer."""
     if (block := entry.get("ipBlock")) is not None:
         address = ip_address(peer.address) if peer.address else None
         return address is not None and (
-            address in ip_network(block["cidr"])
-            and not any(address in ip_network(other) for other in block.get("except") or ())
+            address in ip_network(block["cidr"], strict=False)
+            and not any(
+                address in ip_network(other, strict=False) for other in block.get("except") or ()
+            )
         )
     if peer.address is not None:
         return False

@@ -136,6 +136,45 @@ def queue_that_admits_labelled_namespaces(draft: Draft) -> None:
     draft.one("ClusterQueue")["spec"]["namespaceSelector"] = {"matchExpressions": tests}
 
 
+@breaks("selector_operator", "components/kueue")
+def selector_that_compares(draft: Draft) -> None:
+    tests = [{"key": "team", "operator": "Gt", "values": ["1"]}]
+    draft.one("ClusterQueue")["spec"]["namespaceSelector"] = {"matchExpressions": tests}
+
+
+@breaks("quotas_are_quantities", "components/kueue")
+def quota_that_is_no_number(draft: Draft) -> None:
+    (group,) = draft.one("ClusterQueue")["spec"]["resourceGroups"]
+    group["flavors"][0]["resources"][0]["nominalQuota"] = "lots"
+
+
+@breaks("quotas_are_quantities", "components/kueue")
+def quota_forgotten(draft: Draft) -> None:
+    (group,) = draft.one("ClusterQueue")["spec"]["resourceGroups"]
+    del group["flavors"][0]["resources"][0]["nominalQuota"]
+
+
+@breaks("quotas_are_quantities", "components/volcano")
+def capability_that_is_no_number(draft: Draft) -> None:
+    draft.one("Queue")["spec"]["capability"]["cpu"] = "4 cores"
+
+
+@breaks("devices_are_whole", "components/gpu")
+def half_a_gpu(draft: Draft) -> None:
+    for kind in ("requests", "limits"):
+        draft.worker_pod["containers"][0]["resources"][kind]["nvidia.com/gpu"] = "0.5"
+
+
+@breaks("ray_counts_are_numbers")
+def cpus_that_are_no_number(draft: Draft) -> None:
+    draft.workers["rayStartParams"] = {"num-cpus": "many"}
+
+
+@breaks("addresses_are_cidrs")
+def address_without_a_mask(draft: Draft) -> None:
+    draft.one("NetworkPolicy")["spec"]["egress"] = [{"to": [{"ipBlock": {"cidr": "10.0.0.1"}}]}]
+
+
 @breaks("quota_holds_job", "components/kueue")
 def quota_without_memory(draft: Draft) -> None:
     (group,) = draft.one("ClusterQueue")["spec"]["resourceGroups"]
