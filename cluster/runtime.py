@@ -7,22 +7,22 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import AuthenticationError
 
 from cluster.entry import ROOT, leaving
+from cluster.environment import DRIVER_ENV, WORKER_ENV
+from cluster.foreign_datasets import refuse_foreign_datasets
 from cluster.io.errors import UserError
 from cluster.io.storage import JOB_ENV_VAR
 from cluster.io.terminal import is_quiet, report
-from cluster.memory_allocator import ALLOCATOR_ENV
 from cluster.memory_watch import watch_memory
 from cluster.ray_internals import count_cpus, silence_driver, starting_few_processes
 from cluster.session_folder import (
@@ -31,40 +31,10 @@ from cluster.session_folder import (
     raise_file_limit,
     require_loopback,
 )
-from cluster.threads import SPIN_ENV
 
 REACH_TIMEOUT_S = 5.0
 LOCAL = "local"
 """Address of a cluster that this process starts for itself."""
-
-# Environment of every process of ours. Albumentations asks the network for a newer version at
-# import; two busy cores need more than Ray's 60 s to start a worker group.
-WORKER_ENV = {
-    **ALLOCATOR_ENV,
-    **SPIN_ENV,
-    "NO_ALBUMENTATIONS_UPDATE": "1",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
-    "RAY_DATA_LOG_LEVEL": "ERROR",  # it would log 50 kB of each data set, in files without an end
-    # Called by the proxies of Ray Serve.
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "trainers.serving.proxy.build_middlewares",
-}
-# Read by `ray.init` in this process.
-DRIVER_ENV = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about GPUs that are not there
-    "RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES": "",  # .rayignore has them; silences a warning
-    # Errors of Ray Data's statistics actor, whose results are never read; ours always are.
-    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
-    # Ray would run a task that its memory monitor kills again for ever: here 5 times in a minute.
-    "RAY_task_oom_retries": "5",
-    # Where actors take the CPUs, Ray would end an idle worker after a second, and the next trial
-    # would wait for another one: 2 to 5 s where it takes 0.2 s.
-    "RAY_idle_worker_killing_time_threshold_ms": "30000",
-    # It would keep the events of 100,000 tasks: 0.1 MB for each short trial.
-    "RAY_task_events_max_num_task_in_gcs": "5000",
-    # Ray sizes the object store by the machine's (or container's) memory; this is its upper bound.
-    "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(8 * 2**30),
-}
 
 
 class Unreachable(UserError):
@@ -196,7 +166,7 @@ def connect(address: str | None = None, *, quiet: bool = False) -> Resources:
     if ray.is_initialized() and _start is None:
         return find_resources()
     dashboard = open_session(address)
-    refuse_foreign_datasets()
+    refuse_foreign_datasets(in_workers=not _started_here)
     resources = find_resources()
     if not (quiet or is_quiet()):
         print(
@@ -269,35 +239,6 @@ def _leave(signum: int, frame: object) -> None:
     """Unwind the driver as Ctrl-C does, so that what it keeps is closed; the shell sees 143."""
     leaving.append(signum)
     raise SystemExit(128 + signum)
-
-
-def refuse_foreign_datasets() -> None:
-    """Check in this process and in a Ray worker that `datasets` is ours, not Hugging Face's.
-
-    Raises:
-        UserError: where it is not.
-    """
-    places: dict[str, Callable[[], str | None]] = {"this process": find_foreign_datasets}
-    if not _started_here:  # workers of a cluster of this process search its paths
-        places["a Ray worker"] = lambda: ray.get(
-            ray.remote(num_cpus=0)(find_foreign_datasets).remote()  # pyright: ignore
-        )
-    for place, find in places.items():
-        foreign = find()
-        if foreign is not None:
-            raise UserError(
-                f"datasets is {foreign} in {place}: Thaw's own folder of that name must come "
-                "first; start with `python -m` from Thaw's root, or uninstall the other one there"
-            )
-
-
-def find_foreign_datasets() -> str | None:
-    """Where this process would import `datasets` from, unless that is beside this room."""
-    spec = importlib.util.find_spec("datasets")
-    if spec is None or spec.origin is None:
-        return "missing"
-    ours = Path(spec.origin).resolve().is_relative_to(ROOT / "datasets")
-    return None if ours else spec.origin
 
 
 def _refuse_unreachable(address: str) -> None:

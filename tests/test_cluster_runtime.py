@@ -11,7 +11,8 @@ import pytest
 import ray
 
 from cluster import entry, runtime
-from cluster.runtime import Resources, connect, find_foreign_datasets, find_resources
+from cluster.foreign_datasets import find_foreign_datasets, refuse_foreign_datasets
+from cluster.runtime import Resources, connect, find_resources
 
 
 def test_one_line_says_what_was_found() -> None:
@@ -52,7 +53,7 @@ def test_foreign_datasets_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: foreign)
     with pytest.raises(ValueError, match="datasets is /usr/lib/site-packages"):
-        runtime.refuse_foreign_datasets()
+        refuse_foreign_datasets(in_workers=False)
 
 
 @pytest.mark.ray
@@ -68,7 +69,7 @@ def test_connected_process_stays_connected(
 
 @pytest.mark.ray
 def test_a_worker_imports_our_datasets(ray_cluster: object) -> None:
-    runtime.refuse_foreign_datasets()
+    refuse_foreign_datasets(in_workers=True)
 
 
 def test_a_driver_asked_to_leave_ends_with_143_also_out_of_ray_get(

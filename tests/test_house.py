@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import datasets
-from cluster.runtime import find_foreign_datasets
+from cluster.foreign_datasets import find_foreign_datasets
 from tests.conftest import ROOT
 
 ROOMS = ("cluster", "datasets", "trainers", "tuning")

@@ -17,6 +17,7 @@ from tests.support.data import WriteData
 from tests.support.small import small_training
 from tests.support.training import train_here
 from trainers import metrics, stops, training
+from trainers.checks import check
 from trainers.config import (
     ClusterConfig,
     ComputeConfig,
@@ -29,7 +30,6 @@ from trainers.config import (
 )
 from trainers.networks.backbones import build
 from trainers.networks.weights.initialization import initialize
-from trainers.prepare import check
 from trainers.run import checkpoint, recorder
 from trainers.run.checkpoint import TrainingProgress
 from trainers.run.folder import find_result

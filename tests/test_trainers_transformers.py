@@ -19,6 +19,7 @@ from datasets.shards import read_manifest
 from tests.support.small import small_training
 from tests.support.training import train_here, train_in_workers
 from trainers import training
+from trainers.checks import check
 from trainers.config import (
     AUTO,
     ComputeConfig,
@@ -42,7 +43,6 @@ from trainers.networks.transformers.lora import (
 )
 from trainers.networks.transformers.stochastic_depth import drop_branches
 from trainers.networks.weights.initialization import initialize
-from trainers.prepare import check
 from trainers.recipes import RECIPES
 from trainers.run import checkpoint
 from trainers.run.checkpoint import TrainingProgress

@@ -12,8 +12,8 @@ import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.config import ClusterConfig
+from cluster.environment import WORKER_ENV
 from cluster.io.errors import UserError, require
-from cluster.runtime import WORKER_ENV
 from cluster.scaling import WorkerPlan
 from trainers.failures import explain_failure, noticing_hangs
 from trainers.loop import train, train_loop_per_worker

@@ -10,7 +10,7 @@ from cluster.io.errors import UserError, require
 from cluster.io.markers import RESUMABLE, URI, flatten, marked
 from cluster.provenance import find_commit
 from datasets.shards import Manifest, read_manifest
-from trainers import prepare
+from trainers import checks
 from trainers.config import PRETRAINED, FinetuneConfig, FreezeDepth
 from trainers.networks.freezing import describe_frozen, resolve_depth
 from trainers.unused import why_unused
@@ -67,7 +67,7 @@ def _check_space(config: TuningConfig, manifest: Manifest) -> None:
         network = identify(without_optimizer(point))
         if network not in checked:
             checked.add(network)
-            prepare.check(training, manifest)
+            checks.check(training, manifest)
         for field in point:
             why = why_unused(training, field)
             unused[field] = why and unused.get(field, why)

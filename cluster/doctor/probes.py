@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster import provenance
+from cluster.foreign_datasets import find_foreign_datasets
 from cluster.ray_internals import find_session_folder
-from cluster.runtime import find_foreign_datasets
 
 PACKAGES = (
     "ray",

@@ -23,7 +23,7 @@ from typing import Literal
 import ray
 import tyro
 
-from cluster.runtime import DRIVER_ENV
+from cluster.environment import DRIVER_ENV
 from tests.conftest import ROOT
 from tests.soak.holders import find_holders
 from tests.soak.samples import NAMES, Sample, Sampler, allowed

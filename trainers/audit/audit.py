@@ -13,11 +13,11 @@ from datasets.audit.images import AuditedImages, measure_images
 from datasets.passes.features import FeatureArrays
 from datasets.plan import IGNORE_INDEX
 from datasets.shards import read_manifest
-from trainers import prepare
 from trainers.audit.config import FeatureAuditConfig
 from trainers.audit.labels import check_labels
 from trainers.audit.outliers import check_outliers
 from trainers.audit.splits import check_splits
+from trainers.checks import check_network
 from trainers.inference.passes import build_training, cache_uri, compute_features
 
 
@@ -30,7 +30,7 @@ def run_audit(config: FeatureAuditConfig) -> None:
     """
     training = build_training(config, storage.absolute(config.out, "out"))
     manifest = read_manifest(training.data, config.fold)
-    prepare.check_network(training, manifest.classes)
+    check_network(training, manifest.classes)
     resources = connect(config.address)
     with hold_lease(training.out):
         images = measure_images(training.data, config.fold)

@@ -5,7 +5,7 @@ An answer is two small writes, its head and its body; the body then waits until 
 acknowledged the head, which the client delays by 40 ms.
 
 Ray Serve calls `build_middlewares` in its proxies: RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH of
-`cluster.runtime`.
+`cluster.environment`.
 """
 
 import socket

@@ -20,7 +20,7 @@ from cluster.io import storage
 from cluster.io.lease import hold_lease
 from cluster.runtime import connect
 from datasets.shards import Manifest, read_manifest
-from trainers import prepare
+from trainers import checks
 from trainers.config import PRETRAINED, FinetuneConfig
 from trainers.inference.passes import Features, build_training, cache_uri
 from tuning.advice.advice import Advice, advice_uri
@@ -47,7 +47,7 @@ def run_advise(config: AdviseConfig) -> dict[str, Any]:
     candidates = plan_candidates(config.backbones, training)
     trainings = [candidate.training for candidate in candidates] or [training]
     for each in trainings:
-        prepare.check(each, manifest)
+        checks.check(each, manifest)
     resources = connect(config.address)
     cache = cache_uri(training.out, config.cache)
     with hold_lease(training.out):

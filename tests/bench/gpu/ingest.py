@@ -24,7 +24,8 @@ import torch
 import torchvision
 
 from cluster.config import ClusterConfig
-from cluster.runtime import DRIVER_ENV, WORKER_ENV, connect
+from cluster.environment import DRIVER_ENV, WORKER_ENV
+from cluster.runtime import connect
 from datasets.config import Ingest, IngestConfig
 from datasets.decode import decode
 from datasets.prepare.config import PrepareConfig

@@ -1,0 +1,33 @@
+"""Environment variables of Ray's processes, set where a cluster is started or connected to."""
+
+from cluster.memory_allocator import ALLOCATOR_ENV
+from cluster.threads import SPIN_ENV
+
+# Environment of every process of ours. Albumentations asks the network for a newer version at
+# import; two busy cores need more than Ray's 60 s to start a worker group.
+WORKER_ENV = {
+    **ALLOCATOR_ENV,
+    **SPIN_ENV,
+    "NO_ALBUMENTATIONS_UPDATE": "1",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    "RAY_DATA_LOG_LEVEL": "ERROR",  # it would log 50 kB of each data set, in files without an end
+    # Called by the proxies of Ray Serve.
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "trainers.serving.proxy.build_middlewares",
+}
+# Read by `ray.init` in this process.
+DRIVER_ENV = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about GPUs that are not there
+    "RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES": "",  # .rayignore has them; silences a warning
+    # Errors of Ray Data's statistics actor, whose results are never read; ours always are.
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
+    # Ray would run a task that its memory monitor kills again for ever: here 5 times in a minute.
+    "RAY_task_oom_retries": "5",
+    # Where actors take the CPUs, Ray would end an idle worker after a second, and the next trial
+    # would wait for another one: 2 to 5 s where it takes 0.2 s.
+    "RAY_idle_worker_killing_time_threshold_ms": "30000",
+    # It would keep the events of 100,000 tasks: 0.1 MB for each short trial.
+    "RAY_task_events_max_num_task_in_gcs": "5000",
+    # Ray sizes the object store by the machine's (or container's) memory; this is its upper bound.
+    "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(8 * 2**30),
+}
