@@ -10,6 +10,8 @@ from k8s.checker.command import build_all, describe_others
 from k8s.checker.documents import parse
 from k8s.checker.judge import check
 from k8s.checker.overlays import read_objects
+from k8s.checker.rules.entrypoints import Command
+from k8s.checker.rules.entrypoints import parse as parse_command
 
 CONFIG_MAP = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: x, namespace: thaw}\n"
 HEAD = {"template": {"spec": {"containers": [{"name": "ray", "image": None}]}}}
@@ -117,3 +119,10 @@ def test_kinds_of_other_operators_are_named_and_not_judged(tmp_path: Path) -> No
 def test_a_null_is_what_is_not_given(tmp_path: Path, shared_dir: Path) -> None:
     found = {finding.rule for finding in check(overlay_of(tmp_path, RAY_CLUSTER))}
     assert {"image_pinned", "image_matches_ray_version"} <= found
+
+
+def test_a_command_may_name_files_that_are_not_here() -> None:
+    options = ["--data", "/mnt/d", "--out", "/mnt/o"]
+    for more in (["--space", "/mnt/space.toml"], ["--from-advice", "/mnt/advice"]):
+        parsed = parse_command(Command(room="tuning", arguments=(*options, *more)))
+        assert (parsed.data, parsed.out) == ("/mnt/d", "/mnt/o")

@@ -19,6 +19,7 @@ from k8s.checker.rules import (  # noqa: F401  each registers its rules
     queues,
     references,
     security,
+    serving,
     settings,
 )
 

@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
 from string import Template
 from subprocess import list2cmdline
 from typing import Any
 
+from cluster.jobs.entrypoint import parse_room
 from k8s.checker.overlays import with_setup
 from k8s.checker.parts import RAY_CONTAINER, Part, dig, ray_jobs
 from k8s.checker.rule import Problem, rule
@@ -103,16 +103,15 @@ def strip_prefix(words: list[str]) -> list[str]:
 
 
 def parse(command: Command) -> Any:
-    """Let the room parse a command.
+    """Let the room parse a command, whose files are not here.
 
     Raises:
         ValueError: with what its command line says.
     """
-    main = import_module(f"{command.room}.__main__")
     said = io.StringIO()
     try:
         with redirect_stderr(said), redirect_stdout(said):
-            return main.parse(list(command.arguments))
+            return parse_room(command.room, command.arguments)
     except SystemExit:
         words = re.sub(r"[─│╭╮╰╯|]+|-{3,}", " ", said.getvalue()).split()  # a frame
         raise ValueError(f"`{command}` is refused: {' '.join(words)}") from None

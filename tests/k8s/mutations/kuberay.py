@@ -307,6 +307,27 @@ def runtime_env_that_is_a_text(draft: Draft) -> None:
     draft.job["runtimeEnvYAML"] = "NCCL_DEBUG=INFO"
 
 
+@breaks("serve_config_parses", "serve")
+def serve_config_that_is_no_yaml(draft: Draft) -> None:
+    draft.one("RayService")["spec"]["serveConfigV2"] = "applications: ["
+
+
+@breaks("serve_config_parses", "serve")
+def service_without_applications(draft: Draft) -> None:
+    draft.one("RayService")["spec"]["serveConfigV2"] = "applications: {}"
+
+
+@breaks("serve_config_parses", "serve")
+def application_without_its_module(draft: Draft) -> None:
+    draft.one("RayService")["spec"]["serveConfigV2"] = "applications: [{name: thaw}]"
+
+
+@breaks("serve_config_parses", "serve")
+def service_with_a_misspelt_option(draft: Draft) -> None:
+    spec = draft.one("RayService")["spec"]
+    spec["serveConfigV2"] = spec["serveConfigV2"].replace("run: ", "runs: ")
+
+
 @breaks("job_limits")
 def no_time_at_all(draft: Draft) -> None:
     draft.job["activeDeadlineSeconds"] = 0
