@@ -35,7 +35,7 @@ from trainers.worker import WorkerContext
 from tuning import run as sweep_run
 from tuning import sweep_plan
 from tuning.combine.combinations import read_combinations
-from tuning.sharing.plan import prefix_key
+from tuning.sharing.keys import prefix_key
 
 RTOL = 1e-5
 """Of losses in float32, against a training alone."""

@@ -42,7 +42,7 @@ from tuning.record.verdict import judge
 from tuning.review.importance import rank_axes
 from tuning.review.page import render_page
 from tuning.run import tune_sweep
-from tuning.sharing.plan import network_of, prefix_key
+from tuning.sharing.keys import network_of, prefix_key
 from tuning.space import corners, describe, models, point_of, points, suggest, training_of
 from tuning.wandb.views import build_views
 

@@ -22,7 +22,8 @@ from tuning.budget.estimate import (
 from tuning.budget.rates import Rates
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.sharing.asha import simulate_epochs
-from tuning.sharing.plan import Key, PrefixPlan, SharingPlan, prefix_key
+from tuning.sharing.keys import Key, prefix_key
+from tuning.sharing.plan import PrefixPlan, SharingPlan
 from tuning.space import models, training_of
 
 RESOURCES = Resources(

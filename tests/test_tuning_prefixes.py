@@ -29,7 +29,8 @@ from trainers.run.rows import epoch_rows
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.sharing.cache import evict, list_entries, run_cache
 from tuning.sharing.config import CacheConfig
-from tuning.sharing.plan import plan_sharing, prefix_key
+from tuning.sharing.keys import prefix_key
+from tuning.sharing.plan import plan_sharing
 from tuning.sharing.prefixes import PrefixStore
 from tuning.space import FREEZE_DEPTH, INIT, training_of
 

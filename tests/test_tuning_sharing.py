@@ -11,7 +11,8 @@ from datasets.shards import read_manifest
 from trainers.config import FinetuneConfig, LossConfig, ModelConfig
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.record.savings import Savings
-from tuning.sharing.plan import SharingPlan, count_flops, plan_sharing
+from tuning.sharing.flops import count_flops
+from tuning.sharing.plan import SharingPlan, plan_sharing
 
 GIB = 2**30
 

@@ -23,7 +23,7 @@ from trainers.run.folder import is_over, read_result
 from trainers.run.rows import JsonlTracker, Row, RowReader, epoch_rows
 from tuning.config import TuningConfig
 from tuning.search import run_folder
-from tuning.sharing.plan import Key, network_of, prefix_key
+from tuning.sharing.keys import Key, network_of, prefix_key
 from tuning.sharing.reuse import copy_run, find_known, result_key
 from tuning.sharing.rounds import HeadProgress, Round
 from tuning.space import Point, point_of, training_of

@@ -27,7 +27,7 @@ from trainers.prepare import PrefixFeatures
 from tuning import run
 from tuning.budget.deadline import BudgetClock
 from tuning.config import SpaceConfig, TuningConfig
-from tuning.sharing.plan import prefix_key
+from tuning.sharing.keys import prefix_key
 from tuning.sweep_plan import SweepPlan
 from tuning.trial import Shared
 

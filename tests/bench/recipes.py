@@ -34,7 +34,8 @@ from trainers.prepare import PrefixFeatures
 from trainers.recipes import RECIPES
 from trainers.run.folder import read_result
 from tuning.config import TuningConfig
-from tuning.sharing.plan import PrefixPlan, SharingPlan, network_of, prefix_key
+from tuning.sharing.keys import network_of, prefix_key
+from tuning.sharing.plan import PrefixPlan, SharingPlan
 from tuning.sharing.prefixes import PrefixStore
 
 SHARED = ROOT.parent / "shared"

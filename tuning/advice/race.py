@@ -31,7 +31,7 @@ from tuning.advice.config import AdviseConfig
 from tuning.advice.extrapolation import Expected, Race, Raced, extrapolate, find_regrets
 from tuning.axes.axis import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE, show
 from tuning.config import SpaceConfig, TuningConfig
-from tuning.sharing.plan import count_flops
+from tuning.sharing.flops import count_flops
 from tuning.sharing.prefixes import PrefixStore
 from tuning.trial import Shared, config_of
 

@@ -21,7 +21,8 @@ from tuning.budget.rates import Rates, measure_rates, of_image
 from tuning.config import MAX_MEMBERS, NUM_STATISTICS, SHARES, TuningConfig, fit_warmup
 from tuning.search import count_trials
 from tuning.sharing.asha import simulate_epochs
-from tuning.sharing.plan import Key, SharingPlan, count_networks, prefix_key, views_of_splits
+from tuning.sharing.keys import Key, count_networks, prefix_key
+from tuning.sharing.plan import SharingPlan, views_of_splits
 from tuning.space import models, training_of
 
 START_S, TRIAL_START_S, WORKERS_START_S = 6.0, 0.3, 6.0

@@ -23,7 +23,8 @@ from trainers.step.settings import start_computing
 from trainers.worker import WorkerContext
 from tuning.budget.steps import build_steps, cost_key
 from tuning.config import TuningConfig
-from tuning.sharing.plan import Key, PrefixPlan, SharingPlan, prefix_key
+from tuning.sharing.keys import Key, prefix_key
+from tuning.sharing.plan import PrefixPlan, SharingPlan
 from tuning.space import corners, training_of
 
 NUM_STEPS = 3

@@ -25,7 +25,8 @@ from trainers.step.step import to_inputs
 from trainers.worker import WorkerContext
 from tuning.budget.steps import build_steps, cost_key
 from tuning.config import TuningConfig
-from tuning.sharing.plan import Key, PrefixPlan, SharingPlan, prefix_key
+from tuning.sharing.keys import Key, prefix_key
+from tuning.sharing.plan import PrefixPlan, SharingPlan
 from tuning.space import models, training_of
 
 NUM_WARM_UP, LEAST_TIMED, TIMED_S = 2, 3, 1.0

@@ -6,28 +6,18 @@ E N (prefix + 3 rest); on features it costs E N 3 rest, and each of K views of e
 the prefix once, for all trials together.
 """
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from typing import Any
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
-from cluster.config import ClusterConfig
 from datasets.passes.features import count_bytes
 from datasets.shards import Manifest
-from trainers.config import FinetuneConfig, ModelConfig
-from trainers.networks.backbones import find, on_meta
-from trainers.networks.cut import Suffix, build_prefix
-from trainers.networks.freezing import count_frozen
-from trainers.networks.torch_internals import without_compiler
-from tuning.axes.axis import FREEZE_DEPTH
+from trainers.config import FinetuneConfig
+from trainers.networks.backbones import find
 from tuning.config import TuningConfig
-from tuning.search import count_trials
 from tuning.sharing.asha import simulate_epochs
-from tuning.space import Point, compared_fields, models, points, show_at, training_of
+from tuning.sharing.flops import count_flops
+from tuning.sharing.keys import Key, blends, count_networks, name_networks, prefix_key
+from tuning.space import models, training_of
 
 MIN_SAVING = 0.02
 """Share of the sweep's computation; a prefix that saves less is not worth its disk space."""
@@ -99,41 +89,6 @@ class SharingPlan:
                 f"PFLOPs in networks, {share:.1%} less"
             )
         return lines
-
-
-Key = tuple[FinetuneConfig, int]
-"""A network as `network_of` returns it, and frozen stages."""
-
-
-def network_of(training: FinetuneConfig) -> FinetuneConfig:
-    """Return what the features and the initial tensors of a training depend on: a training that is
-    equal for all that have them in common."""
-    model = training.model
-    return FinetuneConfig(
-        data=training.data,
-        fold=training.fold,
-        train_on=training.train_on,
-        seed=training.seed,
-        ingest=training.ingest,
-        model=ModelConfig(
-            backbone=model.backbone,
-            init=model.init,
-            weights=model.weights,
-            normalization=model.normalization,
-        ),
-        compute=training.compute,
-        cluster=ClusterConfig(device=training.cluster.device),
-    )
-
-
-def prefix_key(training: FinetuneConfig) -> Key:
-    """Return the key of the features that a training can use; those of 0 stages are its images."""
-    return network_of(training), 0 if blends(training) else count_frozen(training.model)
-
-
-def blends(training: FinetuneConfig) -> bool:
-    """Whether mixup or CutMix blend pixels, which no cached feature can."""
-    return bool(training.loss.mixup_alpha or training.loss.cutmix_alpha)
 
 
 def plan_sharing(
@@ -269,72 +224,3 @@ def _choose(
         saving += gain_of(chosen)
         problems |= {(network, p.depth): NEXT_TO_NOTHING for p in found if p not in chosen}
     return problems, saving
-
-
-def count_flops(
-    base: FinetuneConfig, depths: Sequence[int]
-) -> tuple[float, dict[int, tuple[float, tuple[int, ...], str]]]:
-    """Count the FLOPs of an image's forward pass.
-
-    Returns:
-        Those of the whole network; by depth those of the prefix, the shape of an image's features,
-        and why the network can't be cut there (empty where it can).
-    """
-    return _count_flops(base.model.backbone, base.ingest.size_px, tuple(depths))
-
-
-@cache
-def _count_flops(
-    name: str, size_px: int, depths: tuple[int, ...]
-) -> tuple[float, dict[int, tuple[float, tuple[int, ...], str]]]:
-    network = on_meta(name, 2, size_px)
-    image = torch.zeros(1, 3, size_px, size_px, device="meta")
-    total = _flops_of(network, image)[0]
-    counted: dict[int, tuple[float, tuple[int, ...], str]] = {}
-    for depth in depths:
-        try:
-            Suffix(network, name, depth)
-            prefix = build_prefix(network, name, [depth])
-        except ValueError as error:
-            counted[depth] = total, (), str(error)
-            continue
-        flops, (features,) = _flops_of(prefix, image)
-        counted[depth] = flops, tuple(features.shape[1:]), ""
-    return total, counted
-
-
-def _flops_of(network: torch.nn.Module, image: torch.Tensor) -> tuple[float, Any]:
-    with without_compiler(), FlopCounterMode(display=False) as counter, torch.no_grad():
-        output = network(image)
-    return float(counter.get_total_flops()), output
-
-
-def _list_points(config: TuningConfig) -> list[Point]:
-    """List the points of the trials, or the networks that they are drawn from."""
-    if config.search == "optuna":
-        return models(config.space)
-    return points(config.space, config.search, config.trials, config.seed)
-
-
-def count_networks(config: TuningConfig) -> dict[Key, float]:
-    """Count the trials of each network and depth; the expectation where they are drawn."""
-    listed = _list_points(config)
-    share = count_trials(config) / len(listed)
-    counted = Counter(prefix_key(training_of(config.base, point)) for point in listed)
-    return {key: share * number for key, number in counted.items()}
-
-
-def name_networks(config: TuningConfig) -> dict[FinetuneConfig, str]:
-    """Name each network of a sweep by what tells it from the others, such as `file`."""
-    listed = [*models(config.space), *_list_points(config)]
-    fields = [
-        field
-        for field in compared_fields(listed)
-        if field != FREEZE_DEPTH and not field.startswith(("optim.", "schedule.", "loss."))
-    ]
-    return {
-        network_of(training_of(config.base, point)): " ".join(
-            show_at(point, field) for field in fields
-        )
-        for point in listed
-    }

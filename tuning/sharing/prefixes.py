@@ -30,14 +30,8 @@ from trainers.networks.weights.tensors import to_safetensors
 from trainers.prepare import PrefixFeatures
 from tuning.config import TuningConfig
 from tuning.sharing.cache import list_entries
-from tuning.sharing.plan import (
-    Key,
-    PrefixPlan,
-    SharingPlan,
-    network_of,
-    plan_sharing,
-    views_of_splits,
-)
+from tuning.sharing.keys import Key, network_of
+from tuning.sharing.plan import PrefixPlan, SharingPlan, plan_sharing, views_of_splits
 from tuning.space import models, training_of
 
 
