@@ -132,6 +132,14 @@ def test_a_folder_too_large_is_refused_with_its_largest_files(tmp_path: Path) ->
         ("", "command is '': submit one of Thaw's"),
         ("rm -rf /", "submit one of Thaw's"),
         ("python train.py --data /d", "submit one of Thaw's"),
+        (
+            "python -m tuning --data /d --out /o --backbones lenet5=w.pth",
+            "model.weights is 'w.pth': a job runs in a folder that is thrown away",
+        ),
+        (
+            "python -m tuning --data /d --out /o --axis model.weights /a.pth b.pth",
+            "model.weights is 'b.pth'",
+        ),
         ("python -m http.server --bind 0", r"command is `python -m http\.server`: choose from"),
         ("python -m tuning", "say what it should do"),
         (
@@ -163,6 +171,7 @@ def test_commands_that_would_fail_are_refused_before_anything_is_sent(
         "python3.11 -m tuning transfer --from-advice /nfs/advice --out /nfs/sweep",
         "python -m trainers staged --data /nfs/cars --out /nfs/run --num-workers 2",
         "python -m datasets prepare --source synthetic --out /nfs/cars",
+        "python -m tuning --data /nfs/cars --out /nfs/sweep --quiet",
         "python -m cluster doctor --out s3://bucket/sweep",
     ],
 )

@@ -293,9 +293,13 @@ def test_larger_images_follow_where_the_network_takes_them(easy_data: str, tmp_p
         base, model=ModelConfig(backbone="mobilenet_v2"), ingest=IngestConfig(size_px=224)
     )
     assert choose_size(of_224, "auto") == 288 and choose_size(of_224, 256) == 256
-    assert choose_size(of_224, None) is None and choose_size(of_224, 192) is None
+    assert choose_size(of_224, None) is None
+    with pytest.raises(ValueError, match="last_size_px is 192: the sweep has images of 224 px"):
+        choose_size(of_224, 192)
     with_adapters = replace(of_224, model=replace(of_224.model, freeze_depth="lora:8"))
     assert choose_size(with_adapters, "auto") is None
+    with pytest.raises(ValueError, match="last_size_px is 288: the network or its adapters keep"):
+        choose_size(with_adapters, 288)
     with pytest.raises(ValueError, match="last_size_px is 8: too small for lenet5"):
         choose_size(base, 8)
     assert [count_last(epochs) for epochs in (1, 14, 16, 30)] == [1, 1, 2, 3]

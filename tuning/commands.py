@@ -14,7 +14,8 @@ import tyro
 
 from cluster.dispatch import parse_options
 from cluster.io.errors import UserError, require
-from cluster.io.markers import URI, replace_at
+from cluster.io.markers import URI, marked, replace_at
+from cluster.jobs.entrypoint import refuse_relative
 from trainers.config import RANDOM, FinetuneConfig
 from trainers.recipes import RECIPES, pretrained, transfer
 from tuning.axes.axis import CLIPNORM, FREEZE_DEPTH, INIT, WHEN, Axis, read_axes, read_axis
@@ -307,7 +308,15 @@ def parse_without_advice(recipe: str, options: Sequence[str], help: str) -> Any:
     placed = place_conditions(options)
     command = parse_options(Command, placed, prog="python -m tuning", help=help)
     reads = command.from_advice is not None or command.space is not None
-    return command if reads else parse_sweep(recipe, options, help)
+    if reads:
+        return command
+    parsed = parse_sweep(recipe, options, help)
+    config = parsed.config if isinstance(parsed, Explanation) else parsed
+    for axis in config.space.all_axes:
+        is_uri = axis.field in marked(FinetuneConfig, URI)
+        for value in filter(None, axis.values if is_uri else ()):
+            refuse_relative(axis.field, str(value), "it")
+    return parsed
 
 
 def run_sweep(config: TuningConfig | Explanation) -> None:

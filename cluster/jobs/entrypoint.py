@@ -43,7 +43,8 @@ def parse_room(room: str, arguments: Sequence[str]) -> Any:
     if not arguments:
         raise UserError(f"command is `python -m {room}`: say what it should do")
     module = import_module(f"{room}.__main__")
-    return getattr(module, "parse_for_job", module.parse)(arguments)
+    words = [word for word in arguments if word != "--quiet"]  # which `cluster.entry` takes
+    return getattr(module, "parse_for_job", module.parse)(words)
 
 
 def refuse_relative_paths(config: Any, prefix: str = "") -> None:
@@ -58,12 +59,17 @@ def refuse_relative_paths(config: Any, prefix: str = "") -> None:
             refuse_relative_paths(value, f"{prefix}{name}.")
         elif prefix and name == "out":
             continue  # of the training that a sweep's trials start from: each has its own
-        elif URI in own and value and _is_relative(value):
-            option = name.replace("_", "-")
-            raise UserError(
-                f"{prefix}{name} is {value!r}: a job runs in a folder that is thrown away; give "
-                f"--{option} an absolute path on shared storage, or a URI such as s3://bucket/folder"
-            )
+        elif URI in own and value:
+            refuse_relative(f"{prefix}{name}", value, f"--{name.replace('_', '-')}")
+
+
+def refuse_relative(field: str, value: str | tuple[str, ...], option: str) -> None:
+    """Raises UserError for a relative path."""
+    if _is_relative(value):
+        raise UserError(
+            f"{field} is {value!r}: a job runs in a folder that is thrown away; give {option} an "
+            "absolute path on shared storage, or a URI such as s3://bucket/folder"
+        )
 
 
 def _is_relative(uri: str | tuple[str, ...]) -> bool:

@@ -11,7 +11,7 @@ discrepancy, https://arxiv.org/abs/1906.06423).
 from dataclasses import dataclass, replace
 
 from cluster.io import storage
-from cluster.io.errors import UserError
+from cluster.io.errors import UserError, require
 from cluster.io.statistics import Estimate, bootstrap_difference
 from trainers.config import AUTO, Auto, FinetuneConfig, ScheduleConfig
 from trainers.networks.backbones import find, require_size
@@ -58,6 +58,14 @@ def choose_size(base: FinetuneConfig, wanted: int | Auto | None) -> int | None:
         require_size(backbone, larger_px, field="last_size_px", training=True)
     keeps_size = find(backbone).takes_size or adapter_rank(base.model.freeze_depth) is not None
     if larger_px <= size_px or keeps_size:
+        require(
+            wanted == AUTO,
+            "last_size_px",
+            wanted,
+            "the network or its adapters keep the size: use None"
+            if keeps_size
+            else f"the sweep has images of {size_px} px: use more, or None",
+        )
         return None
     try:
         require_size(backbone, larger_px, training=True)
