@@ -195,6 +195,10 @@ def test_the_cache_forgets_what_was_used_longest_ago(
     run_cache(CacheConfig(cache=str(tmp_path), keep_gib=1.5 / 1024))
     printed = capsys.readouterr().out
     assert "deleted middle, 0.001 GiB" in printed and "1 sets of features, 0.001 GiB" in printed
+    (tmp_path / "features" / "cars").mkdir()
+    (tmp_path / "features" / "cars" / "part-0.parquet").write_bytes(b"of another command")
+    run_cache(CacheConfig(cache=str(tmp_path), keep_gib=0))
+    assert [path.name for path in (tmp_path / "features").iterdir()] == ["cars"], "not its own"
     with pytest.raises(ValueError, match="no folder there"):
         run_cache(CacheConfig(cache=str(tmp_path / "nowhere")))
 

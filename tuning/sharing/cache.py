@@ -4,6 +4,7 @@ CACHE/features/KEY/view-0003/   features of one view of a split
 CACHE/results/KEY/ID.json       where the result of a training is
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,9 @@ from cluster.io.errors import require
 from cluster.io.records import read_object
 from cluster.io.terminal import literal_console
 from tuning.sharing.config import CacheConfig
+
+OWN = re.compile(r"view-\d{4,}|facts\.json")
+"""What an entry has: the folder of a view, or its facts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +36,10 @@ class CacheEntry:
 
 
 def list_entries(cache: str) -> list[CacheEntry]:
-    """List the features in a cache, those used longest ago first."""
-    entries = [_read_entry(cache, key) for key in storage.list_names(_features(cache))]
+    """List the features in a cache, those used longest ago first; other folders are no entries, as
+    of `trainers features` beside a sweep."""
+    found = (_read_entry(cache, key) for key in storage.list_names(_features(cache)))
+    entries = [entry for entry in found if entry is not None]
     return sorted(entries, key=lambda entry: (entry.used_s, entry.key))
 
 
@@ -75,11 +81,13 @@ def run_cache(config: CacheConfig) -> None:
     )
 
 
-def _read_entry(cache: str, key: str) -> CacheEntry:
+def _read_entry(cache: str, key: str) -> CacheEntry | None:
     uri = storage.join(_features(cache), key)
     filesystem, path = filesystems.resolve(uri)
     with filesystems.explaining(uri):
         below = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
+    if not any(OWN.fullmatch(info.base_name) for info in below):
+        return None
     files = [info for info in below if info.type == fs.FileType.File]
     try:
         facts = read_object(storage.join(uri, "facts.json"))
