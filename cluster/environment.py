@@ -26,6 +26,9 @@ DRIVER_ENV = {
     # Where actors take the CPUs, Ray would end an idle worker after a second, and the next trial
     # would wait for another one: 2 to 5 s where it takes 0.2 s.
     "RAY_idle_worker_killing_time_threshold_ms": "30000",
+    # Ray's 15 gives a training what other programs of the machine leave, and each of its threads
+    # waits for the other: 7 images/s beside one busy process, 16 with 0 (85 alone; LOG.md).
+    "RAY_worker_niceness": "0",
     # It would keep the events of 100,000 tasks: 0.1 MB for each short trial.
     "RAY_task_events_max_num_task_in_gcs": "5000",
     # Ray sizes the object store by the machine's (or container's) memory; this is its upper bound.
