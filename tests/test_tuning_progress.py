@@ -12,8 +12,11 @@ from rich.console import Console
 from cluster.io import storage, terminal
 from datasets.shards import Manifest, Split
 from trainers.config import FinetuneConfig
+from tuning import run
+from tuning.commands import run_sweep
 from tuning.config import TuningConfig
 from tuning.progress import display as module
+from tuning.progress import progress
 from tuning.progress.display import SweepDisplay, estimate_left_s
 from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE, Point
 
@@ -161,3 +164,28 @@ def test_a_thousand_trials_at_a_time_have_twenty_lines_and_reads(
     assert len(read) == module.MAX_SHOWN
     assert len(drawn) == 1 + module.MAX_SHOWN + 1
     assert drawn[-1] == "and 980 more"
+
+
+def test_a_reason_is_the_users_sentence_without_its_class(tmp_path: Path) -> None:
+    file = tmp_path / "error.txt"
+    file.write_text("Traceback\n  ...\ncluster.io.errors.UserError: gradients are not finite\n\n")
+    assert progress._last_line(str(file)) == "gradients are not finite"
+    file.write_text("Traceback\nRuntimeError: CUDA out of memory\n")
+    assert progress._last_line(str(file)) == "RuntimeError: CUDA out of memory"
+    assert progress._last_line(None) == "no traceback was kept"
+
+
+@pytest.mark.parametrize(
+    ("states", "code"), [(["failed", "failed"], 1), (["failed", "pruned"], None)]
+)
+def test_a_sweep_whose_trials_all_failed_ends_with_1(
+    monkeypatch: pytest.MonkeyPatch, states: list[str], code: int | None
+) -> None:
+    answer = {"trials": [{"state": state} for state in states]}
+    monkeypatch.setattr(run, "tune_sweep", lambda config: answer)
+    config = TuningConfig(base=FinetuneConfig(data=""))
+    try:
+        found = run_sweep(config)
+    except SystemExit as end:
+        found = end.code
+    assert found == code

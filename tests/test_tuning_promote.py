@@ -190,6 +190,10 @@ def test_a_seed_is_the_winner_but_longer_and_without_a_stop(
     assert "early_stopping_epochs is not used" in caplog.text
     assert (third.model, third.optim, third.loss) == (won.model, won.optim, won.loss)
 
+    slow = replace(won, epochs=4, schedule=replace(won.schedule, warmup_epochs=1.0))
+    (short, *_) = plan_trainings(replace(config, epochs=1), slow, str(tmp_path), "promoted")
+    assert short.schedule.warmup_epochs == 0.5, "of a budget for one epoch"
+
     config = replace(config, folds=True)
     folds = plan_trainings(config, patient, str(tmp_path), "folds", num_folds=2)
     assert [(each.fold, each.seed, each.train_on) for each in folds] == [

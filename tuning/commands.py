@@ -320,9 +320,13 @@ def parse_without_advice(recipe: str, options: Sequence[str], help: str) -> Any:
 
 
 def run_sweep(config: TuningConfig | Explanation) -> None:
+    """Raises SystemExit with 1 where every trial failed: a job must not count as done."""
+    from tuning.record.results import FAILED
     from tuning.run import tune_sweep
 
     if isinstance(config, Explanation):
         tune_sweep(config.config, explain=True)
-    else:
-        tune_sweep(config)
+        return
+    trials = tune_sweep(config)["trials"]
+    if all(row["state"] == FAILED for row in trials):
+        raise SystemExit(1)

@@ -13,6 +13,7 @@ from typing import Any
 from ray.tune.experiment import Trial
 
 from cluster.io import storage
+from cluster.io.errors import UserError
 from trainers import metrics
 from trainers.config import FinetuneConfig
 from trainers.run.stop import STOPPED
@@ -156,6 +157,7 @@ class SweepProgress(SessionCallback):
 
 
 def _last_line(error_file: str | None) -> str:
-    """Return the last line of a traceback."""
+    """Return the last line of a traceback; of the user's error, its sentence."""
     lines = Path(error_file).read_text().splitlines() if error_file else []
-    return next((line for line in reversed(lines) if line.strip()), "no traceback was kept")
+    last = next((line for line in reversed(lines) if line.strip()), "no traceback was kept")
+    return last.removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")

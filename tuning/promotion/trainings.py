@@ -13,6 +13,7 @@ from trainers.config import FinetuneConfig
 from trainers.prepare import Run
 from trainers.run import checkpoint
 from trainers.run.folder import read_config
+from tuning.config import fit_warmup
 from tuning.promotion.config import PromoteConfig
 from tuning.record.files import read_sweep_config
 from tuning.winner import LONGER
@@ -46,11 +47,14 @@ def plan_trainings(
     else:
         trainings = [replace(base, seed=seed, train_on="train+val") for seed in range(config.seeds)]
         names = [f"seed-{seed}" for seed in range(config.seeds)]
+    epochs = config.epochs or count_longest(base, sweep)
+    warmup = fit_warmup(base.schedule.warmup_epochs, epochs)
     return [
         replace(
             training,
             out=storage.join(out, name),
-            epochs=config.epochs or count_longest(base, sweep),
+            epochs=epochs,
+            schedule=replace(training.schedule, warmup_epochs=warmup),
             track=replace(
                 base.track,
                 wandb=config.wandb,
