@@ -15,8 +15,9 @@ from datasets.memory import open_memory
 from datasets.shards import Manifest
 from trainers import launch, metrics
 from trainers.config import FinetuneConfig
+from trainers.heads.run import HeadRun
 from trainers.heads.stack import can_stack, stack_key
-from trainers.heads.training import HeadRun, train_together
+from trainers.heads.training import train_together
 from trainers.networks.freezing import is_head_only
 from trainers.prepare import PrefixFeatures, Run, SharedImages, prepare_run
 from trainers.run.folder import is_over, read_result

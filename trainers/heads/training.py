@@ -2,7 +2,7 @@
 
 Rows and checkpoints are written every few seconds, between epochs, and at the end.
 
-T heads, N images of a split, M sums of an epoch.
+T heads, N images of a split.
 """
 
 import json
@@ -10,57 +10,35 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from cluster.io import storage
 from trainers import metrics
-from trainers.epoch_sums import train_row
 from trainers.failures import Watchdog
 from trainers.feed import Feed, open_feed
+from trainers.heads.run import HeadRun
 from trainers.heads.stack import HeadStack
+from trainers.heads.sums import HeadSums
 from trainers.prepare import Run
 from trainers.run import checkpoint
 from trainers.run.checkpoint import Checkpoint, TrainingProgress
-from trainers.run.folder import is_done, write_config, write_result
-from trainers.run.predictions import COLUMNS, Predictions, build_predictions, write_predictions
-from trainers.run.rows import JsonlTracker, Row
+from trainers.run.folder import write_config
+from trainers.run.predictions import COLUMNS, Predictions, build_predictions
+from trainers.run.rows import Row
 from trainers.run.usage import UsageMeter
 from trainers.step.optim import learning_rate_at
 from trainers.step.settings import start_computing, train_settings
 from trainers.step.state import TrainState
 from trainers.step.step import seed_step
-from trainers.stops import TrainingStopped, check_unreadable, describe_divergence
+from trainers.stops import TrainingStopped, check_unreadable
 from trainers.validation import val_metrics
 from trainers.worker import WorkerContext
 
 SAVE_EVERY_S = 5.0
 """Time between checkpoints: a killed training repeats at most as much."""
-
-
-@dataclass(kw_only=True)
-class HeadRun:
-    """The run of a head, and what is not written yet."""
-
-    run: Run
-    progress: TrainingProgress
-    saved: TrainingProgress
-    """Of its latest checkpoint."""
-    tracker: JsonlTracker | None = None
-    rows: list[Row] = field(default_factory=list)
-    predictions: dict[int, Predictions] = field(default_factory=dict)
-    """By epoch."""
-    best: Checkpoint | None = None
-    """After its best epoch, where later ones have followed."""
-    stopped: TrainingStopped | None = None
-
-    @property
-    def is_over(self) -> bool:
-        done = is_done(self.run.config, self.progress.epoch, self.progress.best_epoch)
-        return self.stopped is not None or done
 
 
 def train_together(
@@ -271,7 +249,7 @@ class HeadTraining:
             for number, head in enumerate(self.heads)
         ]
         with ThreadPoolExecutor(4, thread_name_prefix="recorder") as pool:
-            for _ in pool.map(_write, self.heads, contents):
+            for _ in pool.map(HeadRun.write, self.heads, contents):
                 pass
         left = [number for number, head in enumerate(self.heads) if not head.is_over]
         if left and len(left) < len(self.heads):
@@ -279,77 +257,5 @@ class HeadTraining:
         self.heads = [self.heads[number] for number in left]
 
 
-class HeadSums:
-    """The training metrics of an epoch of each head, as `EpochSums` has them of one."""
-
-    def __init__(self, heads: Sequence[HeadRun], worker: WorkerContext) -> None:
-        self._heads = heads
-        clipping = metrics.stage_metrics(["head"])
-        parts = {metrics.STAGE_CLIPPING: clipping}
-        self._names = [p for name in metrics.TRAIN_SUMS for p in parts.get(name, [name])]
-        shape = (len(heads), len(self._names))
-        self._totals_TM = torch.zeros(shape, dtype=torch.float64, device=worker.device)
-        self._finite_T = torch.ones(len(heads), dtype=torch.bool, device=worker.device)
-        peaks = [head.progress.peak_norm for head in heads]
-        self._peaks_T = torch.tensor(peaks, device=worker.device)
-        self._num_steps = 0
-
-    def add(self, step_metrics: dict[str, Tensor]) -> None:
-        """Add what `HeadStack.train_step` returned; waits for no device."""
-        self._finite_T &= step_metrics["finite"]  # once false it stays so, as in EpochSums
-        values = {**step_metrics, "finite": self._finite_T}
-        columns = [values[name].reshape(len(self._heads), -1) for name in metrics.TRAIN_SUMS]
-        self._totals_TM += torch.cat([column.double() for column in columns], dim=1)
-        torch.maximum(self._peaks_T, step_metrics[metrics.PEAK_NORM], out=self._peaks_T)
-        self._num_steps += 1
-
-    def rows(self, epoch: int, step: int, learning_rates: Sequence[float]) -> list[Row]:
-        """Return the row of each head so far; stop those whose gradients were not finite."""
-        rows: list[Row] = []
-        per_head = zip(
-            self._heads,
-            self._totals_TM.tolist(),
-            self._peaks_T.tolist(),
-            learning_rates,
-            strict=True,
-        )
-        for head, totals_M, peak, rate in per_head:
-            totals = dict(zip(self._names, totals_M, strict=True)) | {"steps": self._num_steps}
-            row = train_row(epoch, step, rate, totals, peak)
-            if totals["finite"] < self._num_steps and head.stopped is None:
-                bad_step = step + 1 - round(self._num_steps - totals["finite"])
-                head.stopped = TrainingStopped(diverged=describe_divergence(bad_step, row))
-            rows.append(row)
-        return rows
-
-
 def _name(columns_5N: np.ndarray, classes: Sequence[str]) -> Predictions:
     return build_predictions(dict(zip(COLUMNS, columns_5N, strict=True)), classes)
-
-
-def _write(head: HeadRun, contents: dict[str, bytes] | None) -> None:
-    """Write predictions, then checkpoints, then rows: a row follows its checkpoint."""
-    out, stop = head.run.config.out, head.stopped
-    if stop is not None:  # back to its last checkpoint
-        head.progress = head.best.progress if head.best else head.saved
-    for epoch, predictions in head.predictions.items():
-        if epoch <= head.progress.epoch:
-            write_predictions(out, epoch, predictions)
-    if head.best is not None and (stop or head.best.progress.epoch < head.progress.epoch):
-        checkpoint.save(out, head.best.contents, head.best.progress)
-    if contents is not None:
-        head.progress = replace(head.progress, row=head.rows[-1])
-        checkpoint.save(out, contents, head.progress)
-    head.tracker = head.tracker or JsonlTracker(out, last_row=head.saved.row)
-    for row in head.rows:
-        if row[metrics.GLOBAL_STEP] <= head.progress.global_step:
-            head.tracker.log(row)
-    head.tracker.flush()
-    head.saved, head.rows, head.predictions, head.best = head.progress, [], {}, None
-    if head.is_over:
-        write_result(
-            out,
-            head.progress,
-            diverged=stop.diverged if stop else None,
-            lost=stop.unreadable if stop else None,
-        )
