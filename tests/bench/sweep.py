@@ -135,8 +135,8 @@ def main() -> None:
         )
         report(
             [
-                compare("sweep/head_only_vs_plain", head, head_s, plain_head_s, 100.0),
-                compare("sweep/mixed_vs_plain", mixed, mixed_s, plain_mixed_s, 8.0),
+                compare("sweep/head_only_vs_plain", head, head_s, plain_head_s, 150.0),
+                compare("sweep/mixed_vs_plain", mixed, mixed_s, plain_mixed_s, 10.0),
             ]
         )
 
