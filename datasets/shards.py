@@ -226,6 +226,9 @@ def read_manifest(uri: str, fold: int = 0) -> Manifest:
     Args:
         fold: that validates, where the data set has folds.
 
+    Returns:
+        It without splits that hold no image, as they can neither train nor measure anything.
+
     Raises:
         UserError: where there is none of Thaw's, it was written by another version of Thaw, its
             values contradict each other, it names files outside of the data set, or it does not
@@ -257,7 +260,8 @@ def read_manifest(uri: str, fold: int = 0) -> Manifest:
     except ValueError as error:
         raise damaged(storage.join(uri, "manifest.json"), error) from None
     _refuse_links_out(uri, manifest)
-    return manifest.with_fold(fold)
+    filled = {name: split for name, split in manifest.splits.items() if split.num_images}
+    return replace(manifest, splits=filled).with_fold(fold)
 
 
 def _check_counts(manifest: Manifest) -> None:

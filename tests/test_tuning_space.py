@@ -260,6 +260,13 @@ def test_a_field_that_some_trials_use_is_an_axis(write_data: WriteData, tmp_path
     check(parse(["--data", write_data(), "--out", str(tmp_path / "sweep"), *words]))
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_without_images_is_none(write_data: WriteData, split: str) -> None:
+    config = parse(["--data", write_data(**{split: 0}), *LENET.split()])
+    with pytest.raises(ValueError, match=f"split is '{split}': this data set has"):
+        check(config)
+
+
 def test_a_folder_with_something_else_is_named(write_data: WriteData, tmp_path: Path) -> None:
     out = tmp_path / "run"
     config = parse(["--data", write_data(), "--out", str(out), *LENET.split()])
