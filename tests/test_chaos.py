@@ -130,7 +130,7 @@ def test_once_its_end_is_announced_a_run_keeps_a_checkpoint_with_every_row(
         checkpoint, "save", lambda *args: (kept.append(args[2].global_step), save(*args))
     )
     from trainers.launch import worker_here
-    from trainers.loop import train
+    from trainers.loop.loop import train
     from trainers.prepare import prepare_run
 
     notices = iter([False, True, True, True])

@@ -15,8 +15,7 @@ MAX_FILES_PER_FOLDER = 20
 MAY_IMPORT = {
     "ray.data": ("datasets/",),
     "ray.train": (
-        "trainers/loop.py",
-        "trainers/training.py",
+        "trainers/loop/",
         "trainers/launch.py",
         "trainers/failures.py",
         "cluster/scaling.py",
@@ -70,7 +69,7 @@ def test_durations_do_not_depend_on_a_clock_that_jumps() -> None:
         "cluster/doctor/probes.py",  # compares the clocks of nodes
         "cluster/io/lease.py",  # a heartbeat, judged by whether it changes
         "cluster/jobs/jobs.py",  # the job server's start of a job
-        "trainers/loop.py",  # when to save, as another machine has said
+        "trainers/loop/loop.py",  # when to save, as another machine has said
         "tuning/budget/deadline.py",  # the time from which those save
     }
 

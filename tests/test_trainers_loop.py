@@ -16,7 +16,7 @@ from datasets.shards import read_manifest
 from tests.support.data import WriteData
 from tests.support.small import small_training
 from tests.support.training import train_here
-from trainers import metrics, stops, training
+from trainers import metrics, stops
 from trainers.checks import check
 from trainers.config import (
     ClusterConfig,
@@ -28,6 +28,7 @@ from trainers.config import (
     ScheduleConfig,
     TrackConfig,
 )
+from trainers.loop import training
 from trainers.networks.backbones import build
 from trainers.networks.weights.initialization import initialize
 from trainers.run import checkpoint, recorder

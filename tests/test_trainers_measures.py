@@ -25,9 +25,9 @@ from trainers.evaluation.measures import (
     find_confused_pairs,
     measure,
 )
+from trainers.loop.validation import predict_feed
 from trainers.run.predictions import COLUMNS, Predictions, build_predictions
 from trainers.step.step import StepSettings, eval_step
-from trainers.validation import predict_feed
 from trainers.worker import WorkerContext
 
 LABELS = [0, 0, 0, 0, 1, 1, 2]

@@ -9,7 +9,7 @@ SCRIPT = """
 import sys
 import torch
 from torch import distributed, nn
-from trainers import loop
+from trainers.loop import loop
 from trainers.config import LossConfig
 from trainers.networks.backbones import on_meta, require_size
 from trainers.networks.measure import count_flops

@@ -18,7 +18,6 @@ from datasets.config import IngestConfig
 from datasets.shards import read_manifest
 from tests.support.small import small_training
 from tests.support.training import train_here, train_in_workers
-from trainers import training
 from trainers.checks import check
 from trainers.config import (
     AUTO,
@@ -30,6 +29,7 @@ from trainers.config import (
 )
 from trainers.export.config import ExportConfig
 from trainers.export.export import export
+from trainers.loop import training
 from trainers.networks.backbones import build, find
 from trainers.networks.freezing import count_frozen, describe_frozen, freeze, is_head_only
 from trainers.networks.transformers.family import is_transformer, suit

@@ -16,7 +16,7 @@ from cluster.environment import WORKER_ENV
 from cluster.io.errors import UserError, require
 from cluster.scaling import WorkerPlan
 from trainers.failures import explain_failure, noticing_hangs
-from trainers.loop import train, train_loop_per_worker
+from trainers.loop.loop import train, train_loop_per_worker
 from trainers.prepare import Run
 from trainers.run.folder import find_result, read_result, write_config
 from trainers.run.stop import StoppedByUser, is_stop_requested

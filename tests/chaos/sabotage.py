@@ -71,7 +71,7 @@ def sabotaged_loop(plan: Plan) -> Callable[[dict[str, Any]], None]:
         import ray.train
 
         from tests.chaos.sabotage import sabotaged
-        from trainers import loop
+        from trainers.loop import loop
 
         context = ray.train.get_context()
         rank, world_size = context.get_world_rank(), context.get_world_size()
@@ -104,8 +104,8 @@ def only_for(plan: Plan, config: Any) -> Plan:
 def sabotaged(plan: Plan, run: str, rank: int = 0, world_size: int = 1) -> Iterator[None]:
     """Strike this process while the body trains, and note each step it took."""
     from cluster.io import storage
-    from trainers import training, validation
     from trainers.feed import Feed
+    from trainers.loop import training, validation
 
     meets = plan.act and plan.rank == rank
     strike = partial(_strike, plan) if meets else lambda *_: None

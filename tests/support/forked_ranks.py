@@ -27,8 +27,8 @@ from datasets.shards import read_manifest
 from datasets.sources import BatchSource
 from tests.support.data import write_shards
 from tests.support.small import small_training
-from trainers import loop, training
 from trainers.config import FinetuneConfig, ModelConfig, TrackConfig
+from trainers.loop import loop, training
 from trainers.prepare import Run
 from trainers.run.rows import read_rows
 from trainers.worker import WorkerContext

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from trainers import metrics
-from trainers.epoch_sums import train_row
 from trainers.heads.run import HeadRun
+from trainers.loop.epoch_sums import train_row
 from trainers.run.rows import Row
 from trainers.stops import TrainingStopped, describe_divergence
 from trainers.worker import WorkerContext

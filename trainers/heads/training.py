@@ -22,6 +22,7 @@ from trainers.feed import Feed, open_feed
 from trainers.heads.run import HeadRun
 from trainers.heads.stack import HeadStack
 from trainers.heads.sums import HeadSums
+from trainers.loop.validation import val_metrics
 from trainers.prepare import Run
 from trainers.run import checkpoint
 from trainers.run.checkpoint import Checkpoint, TrainingProgress
@@ -34,7 +35,6 @@ from trainers.step.settings import start_computing, train_settings
 from trainers.step.state import TrainState
 from trainers.step.step import seed_step
 from trainers.stops import TrainingStopped, check_unreadable
-from trainers.validation import val_metrics
 from trainers.worker import WorkerContext
 
 SAVE_EVERY_S = 5.0

@@ -13,8 +13,9 @@ from torch import distributed
 from cluster.io import storage
 from trainers import metrics
 from trainers.config import Phase
-from trainers.epoch_sums import EpochSums
 from trainers.feed import MAX_NAMES, open_feed
+from trainers.loop.epoch_sums import EpochSums
+from trainers.loop.validation import predict_feed, val_metrics
 from trainers.prepare import Run
 from trainers.run import checkpoint
 from trainers.run.checkpoint import TrainingProgress
@@ -27,7 +28,6 @@ from trainers.step.settings import train_settings
 from trainers.step.state import TrainState
 from trainers.step.step import seed_step, train_step
 from trainers.stops import StopRequested, check_unreadable, too_many_unreadable
-from trainers.validation import predict_feed, val_metrics
 from trainers.worker import WorkerContext
 
 logger = logging.getLogger(__name__)

@@ -11,12 +11,12 @@ import ray.train.torch
 from ray.train.collective import broadcast_from_rank_zero
 
 from trainers.failures import Watchdog
+from trainers.loop.training import Training
 from trainers.prepare import Run
 from trainers.run.folder import is_done, write_result
 from trainers.run.rows import Row
 from trainers.step.settings import start_computing
 from trainers.stops import StopRequested, TrainingStopped
-from trainers.training import Training
 from trainers.worker import WorkerContext
 
 Report = Callable[[Row], None]
