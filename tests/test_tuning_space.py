@@ -12,6 +12,7 @@ from cluster.io.markers import flatten
 from datasets.shards import read_manifest
 from tests.support.data import WriteData
 from tests.support.sweeps import write_json
+from trainers import checks
 from trainers.config import PRETRAINED, FinetuneConfig, ModelConfig, OptimConfig
 from trainers.networks.backbones import build
 from trainers.recipes import RECIPES
@@ -265,6 +266,13 @@ def test_a_split_without_images_is_none(write_data: WriteData, split: str) -> No
     config = parse(["--data", write_data(**{split: 0}), *LENET.split()])
     with pytest.raises(ValueError, match=f"split is '{split}': this data set has"):
         check(config)
+
+
+def test_a_sweep_is_not_written_into_its_data_set(write_data: WriteData) -> None:
+    data = write_data()
+    base = parse(["--data", data, *LENET.split()]).base
+    with pytest.raises(ValueError, match=r"out is .*: the data set is there; use a folder"):
+        checks.check(replace(base, out=f"{data}/"), read_manifest(data))
 
 
 def test_a_folder_with_something_else_is_named(write_data: WriteData, tmp_path: Path) -> None:

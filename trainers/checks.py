@@ -31,6 +31,12 @@ def check(config: FinetuneConfig, manifest: Manifest, *, resumes: bool = False) 
     Raises:
         UserError: naming the field, the value and the remedy.
     """
+    require(
+        config.out.rstrip("/") != config.data.rstrip("/"),
+        "out",
+        config.out,
+        "the data set is there; use a folder of its own",
+    )
     for split in ("train", "val") if config.validates else ("train",):
         manifest.split(split)
     num_images = manifest.split(config.train_on).num_images
