@@ -196,3 +196,14 @@ def test_a_hub_out_of_reach_is_one_sentence() -> None:
 def test_a_server_that_does_not_answer_is_one_sentence() -> None:
     with pytest.raises(ValueError, match=r"^URI 'ftp://127.0.0.1:1/x' is out of reach \("):
         storage.exists("ftp://127.0.0.1:1/x")
+
+
+@pytest.mark.parametrize("uri", ["s3://", "s3:///", "s3:/bucket/cars", "gs:/", "hf://"])
+def test_a_uri_without_its_place_is_no_local_folder(uri: str) -> None:
+    with pytest.raises(ValueError, match=f"out is '{uri}': use {uri[:2]}://BUCKET/FOLDER"):
+        storage.absolute(uri, "out")
+
+
+def test_a_name_may_begin_like_a_scheme() -> None:
+    assert storage.absolute("s3/cars", "out").endswith("/s3/cars")
+    assert storage.absolute("s3://bucket", "out") == "s3://bucket"

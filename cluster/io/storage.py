@@ -5,6 +5,7 @@ Names in a URI are literal, as in `aws s3`: a space or a % stands for itself.
 
 import errno
 import os
+import re
 import textwrap
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,8 @@ JOB_ENV_VAR = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a sub
 # asks no second time, and reports a failure of its own.
 BUSY = "INTERNAL_FAILURE during GetObject"
 NUM_RETRIES, FIRST_RETRY_S = 5, 0.2
+NO_PLACE = re.compile(r"(s3|gs|gcs|hf):/(?:[^/]|/*$)")
+"""A URI without a bucket, or with one slash: a local path to those who know no better."""
 
 
 def absolute(uri: str, field: str) -> str:
@@ -33,10 +36,13 @@ def absolute(uri: str, field: str) -> str:
 
     Raises:
         UserError: for a relative path in a job of `ray job submit`, where it would name a place in
-            the job's copy of the working folder, which is deleted; and for an empty one.
+            the job's copy of the working folder, which is deleted; and for one that is empty, or
+            names a scheme alone.
     """
     if not uri.strip():
         raise UserError(f"{field} is {uri!r}: give a path or a URI")
+    if (scheme := NO_PLACE.match(uri)) is not None:
+        raise UserError(f"{field} is {uri!r}: use {scheme[1]}://BUCKET/FOLDER")
     if "://" in uri or os.path.isabs(uri):
         return uri
     if JOB_ENV_VAR in os.environ:
