@@ -1,5 +1,6 @@
 """An entry file's table of verbs; the modules of a verb are imported when it is called."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
@@ -12,6 +13,7 @@ import tyro
 from cluster import entry
 from cluster.io.errors import UserError
 from cluster.io.fields import check_fields
+from cluster.io.markers import URI, change_marked
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,14 @@ def parse_options(
         **given,
     )
     check_fields(config)
-    return config
+    return change_marked(config, URI, lambda value, field: _expand_home(value))
+
+
+def _expand_home(uri: Any) -> Any:
+    """Return a URI with the home folder for `~/`, which no shell replaces in `--out=~/runs`."""
+    if isinstance(uri, tuple):
+        return tuple(map(_expand_home, uri))
+    return os.path.expanduser(uri) if uri.startswith("~/") else uri
 
 
 def print_verbs(room: str, verbs: Mapping[str, Verb]) -> None:

@@ -226,6 +226,13 @@ def _init(address: str, **options: Any) -> str | None:
             f"({' '.join(str(error).split())}); start from the image of the cluster, or use "
             "`python -m cluster submit`"
         ) from error
+    except Exception as error:
+        if type(error) is Exception and "timed out during startup" in str(error):
+            raise Unreachable(
+                f"address is {address!r}: Ray did not start here within 30 s, as this machine has "
+                "too much to do or too little memory; end other programs and run it again"
+            ) from error
+        raise
     return context.dashboard_url or None
 
 

@@ -115,6 +115,8 @@ class Manifest:
         names = ("train", "val") if name == TRAIN_AND_VAL else (name,)
         if names[0] not in self.splits:
             remedy = "prepare it again with images of that split"
+            if name == "test":
+                remedy = f"choose another --split, or {remedy}"
             if name == "val":
                 remedy = (
                     "no class has a training image to spare for one: train with --train-on "

@@ -8,6 +8,8 @@ from ray.exceptions import ObjectStoreFullError, OutOfDiskError, OutOfMemoryErro
 
 from cluster import entry
 from cluster.io.errors import UserError
+from datasets.__main__ import parse
+from trainers.__main__ import parse as parse_trainers
 
 WRAPPED = {
     "itself": lambda error: (error, None),
@@ -24,6 +26,14 @@ def chain(error: Exception, cause: Exception) -> Exception:
 
 def raise_from(error: Exception, cause: Exception | None) -> None:
     raise error from cause
+
+
+def test_the_home_folder_is_found_where_no_shell_replaces_it(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    found = parse(["prepare", "--source=folder", "--root=~/cars", "--out=~/a", "--exclude=x~/y"])
+    assert (found.root, found.out, found.exclude) == ("/home/me/cars", "/home/me/a", "x~/y")
+    runs = parse_trainers(["compare", "--runs", "~/a", "b", "--out", "~x"])
+    assert (runs.runs, runs.out) == (("/home/me/a", "b"), "~x")
 
 
 @pytest.mark.parametrize("cause", [OutOfMemoryError, OutOfDiskError, ObjectStoreFullError])

@@ -51,6 +51,19 @@ def quick(monkeypatch):
         monkeypatch.setattr(module, name, seconds)
 
 
+def test_a_folder_that_cannot_be_written_is_named_with_its_field(tmp_path):
+    (tmp_path / "file").write_text("")
+    places = (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/thaw"))
+    for place in places:
+        with (
+            pytest.raises(
+                (ValueError, OSError), match=f"^out is '{place}', which can't be written: "
+            ),
+            hold_lease(str(place)),
+        ):
+            pass
+
+
 def test_the_second_process_is_refused_until_the_first_is_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "SETTLE_S", 0.05)
     first = start(tmp_path)

@@ -36,6 +36,20 @@ def test_dead_address_ends_soon_in_one_sentence(monkeypatch: pytest.MonkeyPatch)
     assert time.monotonic() - start_s < 2 * runtime.REACH_TIMEOUT_S
 
 
+def test_a_cluster_that_does_not_start_in_time_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def start(*_: object, **__: object) -> None:
+        raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.setattr(ray, "init", start)
+    with pytest.raises(ValueError, match="Ray did not start here within 30 s"):
+        runtime._init(runtime.LOCAL)
+    monkeypatch.setattr(ray, "init", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        runtime._init(runtime.LOCAL)
+
+
 @pytest.mark.parametrize("address", ["http://head:8265", "ray://head:10001", "head", "head:"])
 def test_address_of_another_kind(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)

@@ -94,6 +94,33 @@ def test_a_table_in_an_archive_names_its_images(tmp_path):
     assert contents(listing) == {"train/x/1.jpg": b"1", "train/y/2.jpg": b"2"}
 
 
+def test_tables_in_archives_of_splits(tmp_path):
+    for split in ("train", "test"):
+        files = {f"{split} {n}.jpg": f"{split} {n}".encode() for n in range(2)}
+        rows = f"file_name,label\n{split} 0.jpg,x\n{split} 1.jpg,y\n"
+        pack(tmp_path / f"{split}.tar", {**files, "metadata.csv": rows.encode()})
+    found = contents(list_folder(tmp_path))
+    assert set(found) == {
+        f"{split}/{name}/{split} {n}.jpg"
+        for split in ("train", "test")
+        for n, name in enumerate("xy")
+    }
+    assert found["test/y/test 1.jpg"] == b"test 1"
+
+
+def test_names_in_utf_8_without_its_flag_as_macos_packs_them(tmp_path):
+    archive = tmp_path / "cars.zip"
+    pack(archive, {"Citroen/1.jpg": b"1", "M\u00fcller/2.jpg": b"2"})
+    plain = archive.read_bytes()
+    archive.write_bytes(plain.replace(b"Citroen", "Citro\u00eb".encode()))
+    assert contents(list_folder(archive)) == {
+        "train/Citro\u00eb/1.jpg": b"1",
+        "train/M\u00fcller/2.jpg": b"2",
+    }
+    archive.write_bytes(plain.replace(b"Citroen", b"Citro\x82n"))  # of the DOS code page
+    assert "train/Citro\u00e9n/1.jpg" in contents(list_folder(archive))
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_damage_is_named_when_listed_and_when_read(tmp_path, suffix):
     archive = tmp_path / f"cars{suffix}"

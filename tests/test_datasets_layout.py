@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasets.prepare.classes import describe_spellings, find_similar, unify
+from datasets.prepare.classes import clean, describe_spellings, find_similar, unify
 from datasets.prepare.folders.layout import NO_CLASS, arrange
 from datasets.prepare.names import HIDDEN, SYSTEM
 from datasets.prepare.splits import split_of_file, split_of_name
@@ -230,6 +230,13 @@ def test_spellings_of_a_name_are_one_class(spellings, classes):
     assert set(class_of.values()) == classes
     (line,) = describe_spellings(class_of)
     assert all(ascii(name) in line or repr(name) in line for name in spellings)
+
+
+def test_a_name_is_one_line():
+    names = ["Audi\nS6", " Audi  S6\t", "\x1b[31mAudi S6", "Citroe\u0308n"]
+    assert list(map(clean, names)) == ["Audi S6", "Audi S6", "[31mAudi S6", "Citro\u00ebn"]
+    family = "\U0001f468\u200d\U0001f469\u200d\U0001f467"  # joined by characters of no width
+    assert clean(family) == family
 
 
 def test_names_that_differ_in_case_are_told_apart():

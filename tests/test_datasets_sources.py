@@ -1,6 +1,8 @@
 import io
 import json
 import shutil
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +13,8 @@ from scipy.io import savemat
 
 from datasets.images import BadImage, encode_jpeg
 from datasets.prepare.config import PrepareConfig
+from datasets.prepare.folders.layout import NO_CLASS
+from datasets.prepare.listing import walk
 from datasets.prepare.sources import SOURCES
 from datasets.synthetic import synthetic
 from datasets.synthetic.config import SyntheticConfig
@@ -45,6 +49,32 @@ def test_class_folders_are_training_images(tmp_path):
         ("train", "bmw", "notes.txt"),  # left out later and by name: nothing vanishes
     }
     assert list(listing.read(listing.references)) == [b"audi/1.jpg", b"bmw/2.png", b"bmw/notes.txt"]
+
+
+def test_classes_from_the_names_of_files(tmp_path):
+    files = ["train/great_dane_1.jpg", "train/pug_2.JPG", "test/pug_3.jpg", "train/.x/pug_4.jpg"]
+    write_files(tmp_path, *files, "train/notes_5.txt", "train/IMG.jpg", "metadata.csv")
+    listing = list_source("folder", tmp_path, class_by=r"([^/]+)_\d+\.(?i:jpg)$")
+    assert placed(listing) == {
+        ("train", "great_dane", "great_dane_1.jpg"),
+        ("train", "pug", "pug_2.JPG"),
+        ("test", "pug", "pug_3.jpg"),
+    }
+    assert {path.rpartition("/")[2]: why for path, why in listing.unused} == {
+        "pug_4.jpg": "hidden",
+        "notes_5.txt": NO_CLASS,
+        "metadata.csv": NO_CLASS,
+        "IMG.jpg": "has no class by class_by",
+    }
+    two = list_source("folder", tmp_path, class_by=r"(great|pug)_([a-z]+|\d)")
+    assert two.classes == ("great dane", "pug 2", "pug 3"), "of several groups"
+    with pytest.raises(ValueError, match=r"class_by is 'cat', and no path has it"):
+        list_source("folder", tmp_path, class_by="cat")
+    of_folder = PrepareConfig(source="folder", root="r", out="o", class_by="(a)")
+    changes: list[dict[str, Any]] = [{"source": "table"}, {"class_depth": 2}, {"class_by": "("}]
+    for change in changes:
+        with pytest.raises(ValueError, match="class_by is "):
+            replace(of_folder, **change)
 
 
 def test_split_folders_and_their_siblings(tmp_path):
@@ -134,7 +164,18 @@ def test_folder_errors(tmp_path):
     assert SOURCES["folder"](of_test).classes == ("images",)
     write_files(tmp_path, "train/a/1", "test/a/2")
     with pytest.raises(ValueError, match=r"test_root is .* leave one of the two out"):
-        list_source("folder", tmp_path, test_root=str(tmp_path))
+        list_source("folder", tmp_path, test_root=str(tmp_path / "test"))
+    with pytest.raises(ValueError, match=r"test_root is .*/': it is --root as well"):
+        list_source("folder", tmp_path, test_root=f"{tmp_path}/")
+    with pytest.raises(ValueError, match=r"no file is in 5 folders, as class_depth asks for"):
+        list_source("folder", tmp_path, class_depth=5)
+    write_files(tmp_path, "parts/a/cars.zip", "parts/a/.hidden/1.jpg")
+    with pytest.raises(
+        ValueError, match=r"1 hidden \(.hidden/1.jpg\).*unpack archives that are in others"
+    ):
+        list_source("folder", tmp_path / "parts" / "a")
+    with pytest.raises(ValueError, match=r"https://x.org/cars': .* the web has no folders"):
+        walk("root", "https://x.org/cars")
     with pytest.raises(ValueError, match=r"test_root is '.*gone'"):
         list_source("folder", tmp_path / "train", test_root=str(tmp_path / "gone"))
 
@@ -149,6 +190,10 @@ def test_folder_errors(tmp_path):
         (["train/1.jpg", "valid/2.jpg", "train/labels.csv"], "where train/labels.csv tells"),
         (["images/Beagle_1.jpg", "annotations/trimaps/1.png"], "'annotations', 'images' hold no"),
         (["images/1.jpg", "masks/1.png"], "write a table of their paths and classes"),
+        (
+            ["VOC/2012/JPEGImages/1.jpg", "VOC/2012/Annotations/1.xml"],
+            "'VOC' hold no class folders",
+        ),
         (["train/images/1.jpg", "valid/images/2.jpg", "train/labels/1.txt"], "'images' hold no"),
         (["train/1.jpg", "test1/2.jpg", "sampleSubmission.csv"], "write a table of their paths"),
     ],

@@ -148,6 +148,21 @@ def test_coco_is_joined_and_several_categories_are_none():
         "label": ["audi", None, None],
     }
     assert "1 images have several categories" in rows.notes[1]
+    content["annotations"] = [
+        {"image_id": 1, "category_id": 7},
+        {"image_id": 2, "category_id": 99},
+        {"image_id": 3},
+    ]
+    rows = read_rows("x.json", json.dumps(content).encode())
+    assert rows.columns["label"] == ["audi", None, None]
+    assert rows.notes[-1] == "its annotations have categories that it does not list (99)"
+
+
+def test_columns_of_lists_and_objects_are_named_and_lists_of_one_are_read():
+    rows = [{"file_name": f"{n}.jpg", "labels": ["ab"[n]], "box": [1, 2]} for n in (0, 1)]
+    found = read_rows("x.json", json.dumps(rows).encode())
+    assert found.columns == {"file_name": ["0.jpg", "1.jpg"], "labels": ["a", "b"]}
+    assert found.nested == ("box",)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +175,12 @@ def test_coco_is_joined_and_several_categories_are_none():
         ("x.csv.gz", "a,b\n1,2\n", "can't be read as a table"),
         ("x.json", '{"images": [{"id": 1}], "annotations": []}', "can't be read as a table"),
         ("x.jsonl", "[1]\n", "each row must be an object"),
+        ("x.jsonl", '{"a": 1}\n\n{"a": "cut', "line 3: Unterminated string"),
+        (
+            "x.json",
+            '{"images": [], "annotations": [{"image_id": 1, "caption": "a car"}]}',
+            "none of its annotations has a category",
+        ),
         ("x.json", '{"a": 1}', "no list of objects"),
         ("x.parquet", "no", "can't be read as a table"),
     ],
@@ -182,6 +203,14 @@ def columns_of(columns, **options):
         ({"id": ["1"], "breed": ["a"]}, "images from 'id', classes from 'breed'"),
         ({"": [0], "id": ["1"], "breed": ["a"]}, "images from 'id', classes from 'breed'"),
         ({"photo": ["1.jpg"], "make": ["a"]}, "images from 'photo', classes from 'make'"),
+        (
+            {"ImageId": ["1"], "Class Name": ["a"]},
+            "images from 'ImageId', classes from 'Class Name'",
+        ),
+        (
+            {"image-file": ["1"], "LabelName": ["a"]},
+            "images from 'image-file', classes from 'LabelName'",
+        ),
         (
             {"filename": ["1"], "audi": [1], "bmw": [0]},
             "images from 'filename', classes from the 2 columns of 0 and 1",
@@ -254,6 +283,17 @@ def test_columns_by_name_and_what_is_missing():
     with pytest.raises(UserError, match="has the columns a, b, and none of images"):
         columns_of({"a": ["x"], "b": ["y"]})
     assert columns_of({"file": ["1"], "width": [3], "height": [2]}) is None, "no classes"
+
+
+@pytest.mark.parametrize(
+    "values", [["a red car", "two cars", "a bus"], ["1.37", "13.70", "2.74"], [4, 5, 6, None]]
+)
+def test_captions_prices_and_keys_are_no_classes(values):
+    columns = {"file": [f"{n}.jpg" for n in range(len(values))], "text": values}
+    with pytest.raises(UserError, match=r"another 'text' in each row, .* --label-column text"):
+        columns_of(columns)
+    found = columns_of(columns, label_column="text")
+    assert found is not None and found.labels == values
 
 
 def test_a_row_of_several_ones_or_none_has_no_class():
@@ -357,6 +397,16 @@ def test_metadata_that_names_no_image(tmp_path):
     listing = list_source("folder", tmp_path)
     assert listing.classes == ("audi", "bmw")
     assert "no row of a metadata file names an image that is there" in listing.notes[0]
+
+
+def test_captions_beside_class_folders(tmp_path):
+    paths = [f"train/{'audi' if n % 2 else 'bmw'}/{n}.jpg" for n in range(4)]
+    write_images(tmp_path, *paths)
+    rows = "".join(f"{path.removeprefix('train/')},photo {path[-5]}\n" for path in paths)
+    write_text(tmp_path, "train/metadata.csv", f"file_name,text\n{rows}")
+    listing = list_source("folder", tmp_path)
+    assert listing.classes == ("audi", "bmw")
+    assert "folders are the classes, as train/metadata.csv is a table" in listing.notes[0]
 
 
 def test_a_row_that_is_there_twice_is_one_image(tmp_path):
@@ -499,6 +549,12 @@ def test_no_row_of_use_is_refused_with_the_reasons(tmp_path):
     write_text(tmp_path, "cars.csv", "file,label\n1.jpg,a\n")
     with pytest.raises(UserError, match=r"no row names an image that is there .*cars.csv#0/1.jpg"):
         list_source("table", tmp_path)
+    with pytest.raises(UserError, match=r"give --root the folder that both the table and the"):
+        list_source("table", tmp_path)
+    write_text(tmp_path, "cars.jsonl", '{"file": "1.jpg", "label": {"name": "a"}}')
+    with pytest.raises(UserError, match=r"none of classes \(label holds lists or objects\)"):
+        list_source("table", tmp_path / "cars.jsonl")
+    (tmp_path / "cars.jsonl").unlink()
     write_text(tmp_path, "cars.csv", "width,height\n1,2\n")
     with pytest.raises(UserError, match=r"cars.csv: it has the columns width, height, and no"):
         list_source("table", tmp_path)
@@ -513,8 +569,9 @@ def test_no_row_of_use_is_refused_with_the_reasons(tmp_path):
     with pytest.raises(UserError, match=r"it is a file; give a folder, a zip or a tar, or use"):
         list_source("folder", tmp_path / "cars.xlsx")
     write_images(tmp_path, "audi/1.jpg", "bmw/2.jpg")
-    with pytest.raises(UserError, match=r"group_column is 'car': the folder has no metadata.csv"):
-        list_source("folder", tmp_path, group_column="car")
+    for option in ("image_column", "label_column", "split_column", "group_column"):
+        with pytest.raises(UserError, match=rf"{option} is 'car': the folder has no metadata.csv"):
+            list_source("folder", tmp_path, **{option: "car"})
 
 
 NAMES = st.text(string.ascii_lowercase, min_size=1, max_size=2)

@@ -36,7 +36,12 @@ from trainers.config import (
 )
 from trainers.evaluation import pictures
 from trainers.evaluation import split as split_module
-from trainers.evaluation.evaluate import evaluate, match_classes, write_evaluation
+from trainers.evaluation.evaluate import (
+    MatchedClasses,
+    evaluate,
+    match_classes,
+    write_evaluation,
+)
 from trainers.evaluation.measures import confusion_matrix, find_confused_pairs, measure
 from trainers.evaluation.split import predict_mirrored, read_views
 from trainers.inference.actors import plan_actors
@@ -171,6 +176,17 @@ def test_other_classes_are_matched_by_name(run: str, write_data: WriteData) -> N
     ],
 )
 def test_classes_match_by_name(data, renamed, expected, not_scored) -> None:
+    matched = match_names(data, renamed)
+    assert matched.index_K.tolist() == expected and matched.not_scored == not_scored
+
+
+def test_a_class_is_mapped_once() -> None:
+    with pytest.raises(ValueError, match="map is 'golf=van': 'golf' is mapped to 'car' as well"):
+        match_names("golf", ("golf=car", "golf=van"))
+    assert match_names("golf", ("golf=car", "golf=car")).index_K.tolist() == [0]
+
+
+def match_names(data: str, renamed: Sequence[str]) -> MatchedClasses:
     split = Split(shards=(), class_counts=(1,) * len(data.split()), num_pixels=0)
     manifest = Manifest(
         classes=tuple(data.split()), splits={"test": split}, num_quarantined=0, fingerprint=""
@@ -181,8 +197,7 @@ def test_classes_match_by_name(data, renamed, expected, not_scored) -> None:
         classes=("car", "van", "suv"),
         origin="r",
     )
-    matched = match_classes(manifest, "test", network, renamed)
-    assert matched.index_K.tolist() == expected and matched.not_scored == not_scored
+    return match_classes(manifest, "test", network, renamed)
 
 
 @pytest.mark.ray

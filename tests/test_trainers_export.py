@@ -165,6 +165,15 @@ def test_an_evaluation_is_of_one_checkpoint_and_one_data_set(run: str) -> None:
     assert read_evaluation(run, "val", epoch=2, fingerprint="0123abcd") is None
 
 
+def test_an_evaluation_with_other_names_of_classes_is_not_that_of_the_run(tmp_path: Path) -> None:
+    content = {"epoch": 2, "fingerprint": "f", "num_images": 8, "test/top1": 0.5, "test/top5": 1.0}
+    for renamed, is_known in (([], True), (["bus=car"], False)):
+        text = json.dumps({**content, "map": renamed})
+        (tmp_path / "evaluation_test.json").write_text(text)
+        known = read_evaluation(str(tmp_path), "test", epoch=2, fingerprint="f")
+        assert (known is not None) == is_known
+
+
 def test_classes_are_inside_each_format(exported: Path) -> None:
     with safetensors.safe_open(exported / "model.safetensors", "pt") as file:  # pyright: ignore[reportPrivateImportUsage]
         of_safetensors = file.metadata()

@@ -46,6 +46,8 @@ LOCAL_REMEDIES = {
     errno.ENOSPC: "free some space there",
     errno.EDQUOT: "free some space there, or have the quota raised",
     errno.EROFS: "mount it for writing",
+    errno.ENOTDIR: "a folder of the path is a file",
+    errno.EISDIR: "it is a folder: give the name of a file",
 }
 
 

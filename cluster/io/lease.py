@@ -73,7 +73,15 @@ def hold_lease(
         UserError: where another process writes there.
     """
     uri = storage.join(folder, NAME)
-    lease = _acquire(uri, folder, field, follow)
+    try:
+        lease = _describe_process()
+        other = _acquire(uri, lease)
+    except (StorageError, UserError) as error:
+        raise type(error)(f"{field} is {folder!r}, which can't be written: {error}") from error
+    if other is not None:
+        raise UserError(
+            f"{field} is {folder!r}: {other.describe()}; {follow}, or give another --{field}"
+        )
     over = threading.Event()
     heart = threading.Thread(target=_beat, args=(uri, lease, over), name="lease", daemon=True)
     heart.start()
@@ -87,8 +95,8 @@ def hold_lease(
                 storage.delete_file(uri)
 
 
-def _acquire(uri: str, folder: str, field: str, follow: str) -> Lease:
-    lease = _describe_process()
+def _acquire(uri: str, lease: Lease) -> Lease | None:
+    """Take a lease; return that of another process that has it."""
     other = found = _read(uri, lease.token)
     if other is not None and not _lives(other, uri):
         other = None
@@ -97,11 +105,7 @@ def _acquire(uri: str, folder: str, field: str, follow: str) -> Lease:
             _write(uri, lease)
             time.sleep(SETTLE_S)
         other = _read(uri, lease.token)
-    if other is not None:
-        raise UserError(
-            f"{field} is {folder!r}: {other.describe()}; {follow}, or give another --{field}"
-        )
-    return lease
+    return other
 
 
 def _create(uri: str, lease: Lease) -> bool:

@@ -157,7 +157,10 @@ def write_bytes(uri: str, content: bytes) -> None:
     filesystem, path = filesystems.resolve(uri)
     if isinstance(filesystem, fs.LocalFileSystem):
         with filesystems.explaining(uri):
-            _write_local(path, content)
+            try:
+                _write_local(path, content)
+            except FileNotFoundError as error:  # no folder can be made there, as in /proc
+                raise UserError(filesystems.explain(uri, error)) from error
         return
     # Any exception that closes a stream of pyarrow makes an object of what it holds, be it nothing.
     # In a thread of its own no interrupt can come between the first byte and the last.

@@ -26,6 +26,7 @@ from datasets.prepare.parquet.rows import (
     read_rows,
     refer_to_rows,
 )
+from datasets.prepare.tables.rows import is_table
 from datasets.read import rows_of_shards
 from datasets.shards import SPLITS, is_prepared, read_manifest
 
@@ -101,8 +102,14 @@ def _list_files(uri: str) -> list[fs.FileInfo]:
     with filesystems.explaining(uri):
         info = file_system.get_file_info(path)
     if info.type == fs.FileType.File and not is_archive(path):
+        require(
+            not is_table(path) or is_parquet(info),
+            "images",
+            uri,
+            "it is a table, not images; give the folder that the images are in",
+        )
         return [info]
-    found = walk("images", uri) if info.type != fs.FileType.NotFound else {}
+    found = walk("images", uri)
     files = [
         info
         for path, info in found.items()

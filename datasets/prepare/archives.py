@@ -24,8 +24,8 @@ _DAMAGE = (
     *(zipfile.BadZipFile, tarfile.TarError, zlib.error, LZMAError),
     *(EOFError, OSError, pa.ArrowException),
 )
-_ENCRYPTED = 0x1
-"""Flag of a file in a zip."""
+_ENCRYPTED, _UTF_8 = 0x1, 0x800
+"""Flags of a file in a zip."""
 _BUFFER_BYTES = 2**20
 
 
@@ -108,12 +108,22 @@ def _clean(name: str) -> str:
     return posixpath.normpath(name.replace("\\", "/")).lstrip("/")
 
 
+def _name_of(info: zipfile.ZipInfo) -> str:
+    """Return a name in a zip: macOS writes UTF-8 without the flag that says so."""
+    if info.flag_bits & _UTF_8:
+        return _clean(info.filename)
+    try:
+        return _clean(info.filename.encode("cp437").decode())
+    except UnicodeError:  # in the code page of the machine that wrote it
+        return _clean(info.filename)
+
+
 def _list_zip(stream: io.BufferedReader) -> dict[str, int] | None:
     with zipfile.ZipFile(stream) as archive:
         files = [info for info in archive.infolist() if not info.is_dir()]
     if files and all(info.flag_bits & _ENCRYPTED for info in files):
         return None
-    return {_clean(info.filename): info.file_size for info in files}
+    return {_name_of(info): info.file_size for info in files}
 
 
 def _list_tar(stream: io.BufferedReader) -> dict[str, int]:
@@ -125,7 +135,7 @@ def _read_zip(
     stream: io.BufferedReader, names: Sequence[str], num_bytes: int
 ) -> Iterator[bytes | BadImage]:
     with zipfile.ZipFile(stream) as archive:
-        found = {_clean(info.filename): info for info in archive.infolist()}
+        found = {_name_of(info): info for info in archive.infolist()}
         for name in names:
             if (info := found.get(name)) is None:
                 yield BadImage("missing file")

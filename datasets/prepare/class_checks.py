@@ -21,8 +21,10 @@ def check_classes(
     if set(images["split"].to_pylist()) == {"test"}:
         return
     if len(classes) < 2:
+        found = f"1 class, {classes[0]!r}" if classes else "no class"
         raise UserError(
-            f"{source}: it has {len(classes)} class{note}; give images of two classes or more"
+            f"{source}: it has {found}{note}; give a folder, or a table, of images of two classes "
+            "or more"
         )
     if not len(images):
         raise UserError(f"{source}: no image is left{note}; check the files")

@@ -8,7 +8,7 @@ from cluster.io.errors import UserError
 
 
 def unify(names: Iterable[str]) -> dict[str, str]:
-    """Return the class of each spelling of a name: Unicode NFC, without blanks around it.
+    """Return the class of each spelling of a name: as `clean` has it.
 
     macOS takes letters and accents apart, so `Citroën` from a zip would be two classes.
 
@@ -23,7 +23,9 @@ def unify(names: Iterable[str]) -> dict[str, str]:
 
 
 def clean(name: str) -> str:
-    return unicodedata.normalize("NFC", name).strip()
+    """Return a name in one line: control characters and several blanks become one blank."""
+    line = "".join(" " if unicodedata.category(char) == "Cc" else char for char in name)
+    return " ".join(unicodedata.normalize("NFC", line).split())
 
 
 def find_similar(name: str, classes: Iterable[str]) -> str | None:

@@ -20,13 +20,22 @@ Source = Literal["folder", "table", "parquet", "stanford", "synthetic"]
 NearDuplicates = Literal["report", "drop", "keep"]
 
 
+def require_pattern(field: str, value: str | None) -> None:
+    """Refuse what is no regular expression; None means 'not set' and passes."""
+    try:
+        re.compile(value or "")
+    except (re.error, RecursionError, OverflowError) as error:
+        require(False, field, value, f"no regular expression ({error})")
+
+
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
     """Turn images of any source into validated, resized, balanced Parquet shards."""
 
     source: Source
     """folder: class folders, with or without train/ and test/ above them, or a metadata.csv. table:
-    a CSV, JSON lines or Parquet of paths or URIs and classes. parquet: an image column. stanford:
+    a CSV, JSON lines or Parquet of paths or URIs and classes, or a label file for each image (YOLO,
+    Pascal VOC, WebDataset). parquet: an image column. stanford:
     cars_train/, cars_test/ and devkit/*.mat. synthetic: procedural cars."""
     out: Annotated[str, URI, NOT_IN_KEY]
     """URI of the data set to write."""
@@ -50,6 +59,9 @@ class PrepareConfig:
     class_depth: int = 1
     """Folder source: how many folders name a class, from the top: 2 for make/model. Negative: the
     one that does, from the image: -1 for the folder it is in, whatever is above."""
+    class_by: str | None = None
+    """Folder source: regular expression of paths below `root`, instead of class folders. The text
+    in its groups is the class, such as `([^/]+)_\\d+\\.jpg$` for beagle_12.jpg."""
     image_column: str = "image"
     """Parquet source: column holding bytes or a struct of bytes and path. Table: paths or URIs; by
     default `image`, or another usual name."""
@@ -119,6 +131,13 @@ class PrepareConfig:
             f"source {self.source} needs the images: give --root URI",
         )
         require(
+            self.root is None or self.root.rstrip("/") != (self.test_root or "").rstrip("/"),
+            "test_root",
+            self.test_root,
+            "it is --root as well: its images can train or test; give another folder of test "
+            "images, or leave it out",
+        )
+        require(
             self.source == "stanford" or not self.crop_to_box,
             "crop_to_box",
             self.crop_to_box,
@@ -136,9 +155,17 @@ class PrepareConfig:
             self.class_depth,
             "only `--source folder` has class folders",
         )
-        for name in ("split_column", "group_column"):
+        require(
+            self.class_by is None or (self.source == "folder" and self.class_depth == 1),
+            "class_by",
+            self.class_by,
+            "use it with --source folder, and without --class-depth",
+        )
+        require_pattern("class_by", self.class_by)
+        for name in ("image_column", "label_column", "split_column", "group_column"):
+            default = getattr(PrepareConfig, name)
             require(
-                self.source not in ("stanford", "synthetic") or getattr(self, name) is None,
+                self.source not in ("stanford", "synthetic") or getattr(self, name) == default,
                 name,
                 getattr(self, name),
                 f"source {self.source} has no table",
@@ -150,13 +177,10 @@ class PrepareConfig:
         for name in given[1:]:
             require(False, name, getattr(self, name), f"{given[0]} is set as well: use one of them")
         require(
-            self.group_depth is None or (self.source == "folder" and self.class_depth > 0),
+            self.group_depth is None
+            or (self.source == "folder" and self.class_depth > 0 and self.class_by is None),
             "group_depth",
             self.group_depth,
             "only `--source folder` with class folders above others has it; use --group-by",
         )
-        if self.group_by is not None:
-            try:
-                re.compile(self.group_by)
-            except re.error as error:
-                require(False, "group_by", self.group_by, f"no regular expression ({error})")
+        require_pattern("group_by", self.group_by)

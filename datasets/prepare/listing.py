@@ -79,7 +79,10 @@ def walk(field: str, uri: str) -> dict[str, fs.FileInfo]:
                 "table for a table that names images"
             )
         if info.type != fs.FileType.Directory:
-            raise UserError(f"{field} is {uri!r}: there is no such folder; check the path")
+            remedy = "check the path"
+            if uri.startswith(("http://", "https://", "ftp://")):
+                remedy = "the web has no folders: download the images, to a folder or a bucket"
+            raise UserError(f"{field} is {uri!r}: there is no such folder; {remedy}")
         if isinstance(file_system, fs.LocalFileSystem):
             infos = list(_walk_local(root))
         else:

@@ -38,6 +38,12 @@ def split_of_name(name: str) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
+def split_of_path(path: str) -> str | None:
+    """Return the split of the nearest folder that has the name of one."""
+    folders = path.split("/")[:-1]
+    return next(filter(None, map(split_of_name, reversed(folders))), None)
+
+
 def split_of_file(parts: Sequence[str]) -> str | None:
     """Return the split of a data file by its path below the root: folders, then its own name.
 

@@ -261,6 +261,22 @@ KINDS: dict[str, Kind] = {
         name="live.mov",
         reason="video, not an image",
     ),
+    "PDF": Kind(about="", make=text("%PDF-1.7 {} {} {}"), name="scan.pdf", reason="PDF"),
+    "document of an office": Kind(
+        about="a zip, as .docx and .xlsx are",
+        make=lambda i: b"PK\3\4" + i.tobytes(),
+        name="cars.docx",
+        reason="archive or document",
+    ),
+    "icon": Kind(
+        about="",
+        make=lambda i: encode(i, "ICO"),
+        name="favicon.ico",
+        reason="icon, not a photograph",
+    ),
+    "picture of high dynamic range": Kind(
+        about="", make=text("#?RADIANCE {} {} {}"), name="sky.hdr", reason="high dynamic range"
+    ),
     "pointer of Git LFS": Kind(
         about="a clone without its files; `git lfs pull` gets them",
         make=text("version https://git-lfs.github.com/spec/v1\noid sha256:{}{}{}\nsize 9\n"),

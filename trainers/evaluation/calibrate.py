@@ -18,6 +18,7 @@ from trainers.evaluation.split import keep_logits, predict_split
 from trainers.inference.inference import Network
 from trainers.prepare import PrefixFeatures
 from trainers.run.calibration import (
+    LEAST_IMAGES,
     Calibration,
     read_calibration,
     unknown_scores,
@@ -29,8 +30,6 @@ from trainers.run.predictions import Predictions
 
 MAX_LOG_TEMPERATURE = 3.0
 NUM_FOLDS = 5
-LEAST_IMAGES = 20
-"""Below it a temperature says more about these images than about the network."""
 
 
 def calibrate(run: str, manifest: Manifest) -> str:

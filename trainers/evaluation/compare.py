@@ -50,6 +50,7 @@ def run_compare(config: CompareConfig) -> None:
         "runs": list(config.runs),
         "data": training.data,
         "split": config.split,
+        "not_compared": manifest.split(config.split).num_images - len(first.table),
     }
     changes = list_changes(first, second)
     drawn = changes[:NUM_DRAWN]
@@ -192,6 +193,11 @@ def show(result: dict[str, Any], out: str) -> None:
     """Print the change, its test, and the classes that gained and lost most."""
     before, after = result["top1"]
     print(f"{result['num_images']} {result['split']} images of {result['data']}")
+    if result["not_compared"]:
+        print(
+            f"Not compared: {result['not_compared']}, unreadable or of classes that one of the two "
+            "networks does not have"
+        )
     print(
         f"top-1 {before:.4f} -> {after:.4f} ({result['change']:+.4f}): {result['gains']} images "
         f"gained, {result['losses']} lost; McNemar's exact test p = {result['p_value']:.3g}"

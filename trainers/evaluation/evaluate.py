@@ -160,6 +160,7 @@ def write_evaluation(
         "split": split,
         "num_images": measures.num_images,
         "not_scored": matched.not_scored,
+        "map": list(renamed),
         "lost": list(predictions.unreadable),
         "tta": tta,
         "epoch": progress.epoch,
@@ -248,6 +249,13 @@ def match_classes(
             pair,
             f"use DATA=NETWORK, a class of {', '.join(manifest.classes[:3])} ... and one of "
             f"{', '.join(network.classes[:3])} ...",
+        )
+        ((ours, theirs),) = known
+        require(
+            other_name.get(ours, theirs) == theirs,
+            "map",
+            pair,
+            f"{ours!r} is mapped to {other_name.get(ours)!r} as well: leave one of the two out",
         )
         other_name.update(known)
     names = [other_name.get(clean(name), clean(name)) for name in manifest.classes]

@@ -5,6 +5,7 @@ K classes, M bins of confidence; H x W pixels of an image, C its channels.
 
 import io
 import textwrap
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -278,5 +279,7 @@ def _compact(count: int) -> str:
 
 def _png(figure: Figure) -> bytes:
     png = io.BytesIO()
-    figure.savefig(png, format="png", facecolor="white", bbox_inches="tight", pad_inches=0.15)
+    with warnings.catch_warnings():  # of letters that the font lacks, which become boxes
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(png, format="png", facecolor="white", bbox_inches="tight", pad_inches=0.15)
     return png.getvalue()

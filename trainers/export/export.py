@@ -32,7 +32,7 @@ from trainers.export.formats import (
     require_onnx,
 )
 from trainers.export.model_card import CardFacts, FileFacts, write_card
-from trainers.run.calibration import read_calibration
+from trainers.run.calibration import LEAST_IMAGES, read_calibration
 from trainers.run.ensemble import Ensemble
 from trainers.run.evaluations import read_evaluation
 from trainers.run.folder import load_best_model
@@ -76,7 +76,8 @@ def export(config: ExportConfig) -> dict[str, FileFacts]:
     if calibration is None and progress.validated:
         report(
             f"{config.run} is not calibrated: `python -m trainers evaluate --run "
-            f"{shlex.quote(config.run)}` first adds a temperature and `unknown` to the files",
+            f"{shlex.quote(config.run)}` first adds a temperature and `unknown` to the files, "
+            f"where it has {LEAST_IMAGES} validation images",
             warning=True,
         )
     subject = Subject(

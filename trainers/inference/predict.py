@@ -17,7 +17,7 @@ from trainers.inference.config import PredictConfig
 from trainers.inference.hierarchy import Hierarchy, open_hierarchy
 from trainers.inference.inference import open_network, run_inference
 from trainers.inference.picks import WithFeatures, to_lists, write_picks
-from trainers.run.calibration import Calibration, unknown_scores
+from trainers.run.calibration import LEAST_IMAGES, Calibration, unknown_scores
 
 _NUM_SHOWN = 5
 
@@ -102,7 +102,8 @@ def run_predict(config: PredictConfig) -> None:
     if config.run is not None and calibration is None:
         report(
             f"{config.run} is not calibrated, so no image is called unknown: "
-            f"`python -m trainers evaluate --run {shlex.quote(config.run)}` calibrates it",
+            f"`python -m trainers evaluate --run {shlex.quote(config.run)}` calibrates it, where "
+            f"it has {LEAST_IMAGES} validation images",
             warning=True,
         )
     if config.rank_by == "diversity":
@@ -147,8 +148,8 @@ def show(part: str) -> None:
     """Print a table of the first predictions of a part."""
     first = storage.read_parquet(part)
     table = Table("probability", "class", "image", box=None, pad_edge=False)
-    for column in table.columns:
-        column.no_wrap = True
+    for column, least in zip(table.columns, (11, 10, 20), strict=True):
+        column.no_wrap, column.min_width = True, least
     for row in first.slice(0, _NUM_SHOWN).to_pylist():
         name = "/".join(row["path"].split("/")[-2:])
         label = f"unknown; likeliest {row['class']}" if row.get("unknown") else row["class"]

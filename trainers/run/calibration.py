@@ -18,6 +18,8 @@ from cluster.io.records import read_record
 from trainers.run import checkpoint
 
 FILE = "calibration.json"
+LEAST_IMAGES = 20
+"""For validation; below it a temperature says more about these images than about the network."""
 COVERAGES = (0.9, 0.95, 0.99)
 """Rates of the sets that an export names."""
 EXPECTED = 0.95

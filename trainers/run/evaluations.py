@@ -20,7 +20,8 @@ def read_evaluation(run: str, split: str, *, epoch: int, fingerprint: str) -> di
     """Return the content of evaluation_SPLIT.json.
 
     Returns:
-        None where there is none, or one of another epoch's checkpoint or another data set.
+        None where there is none, or one of another epoch's checkpoint, another data set, or with
+        classes that had other names (`--map`).
     """
     hints = {"epoch": int, "fingerprint": str, "num_images": int}
     hints |= {f"{split}/{name}": float for name in ("top1", "top5")}
@@ -28,4 +29,5 @@ def read_evaluation(run: str, split: str, *, epoch: int, fingerprint: str) -> di
         known = read_object(f"{folder_of(run, split)}.json", hints)
     except FileNotFoundError:
         return None
-    return known if (known["epoch"], known["fingerprint"]) == (epoch, fingerprint) else None
+    same = (known["epoch"], known["fingerprint"]) == (epoch, fingerprint)
+    return known if same and not known.get("map") else None

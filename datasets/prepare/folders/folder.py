@@ -1,5 +1,6 @@
 """Images in class folders, with or without folders of splits above them."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -8,20 +9,24 @@ from pyarrow import fs
 
 from cluster.io.errors import UserError, require
 from cluster.io.uris import name_of
+from datasets.prepare.archives import is_archive
 from datasets.prepare.classes import describe_spellings, unify
 from datasets.prepare.config import PrepareConfig
+from datasets.prepare.folders.by_name import arrange_by_name
 from datasets.prepare.folders.layout import NO_CLASS, Layout, Placed, arrange
 from datasets.prepare.listing import (
     Listing,
     describe_source,
+    describe_unused,
     hash_files,
     read_files,
     refuse_second_test_set,
     walk,
 )
-from datasets.prepare.names import stands_for_no_class
+from datasets.prepare.names import is_other_file, stands_for_no_class
 from datasets.prepare.splits import split_of_name
 from datasets.prepare.tables.rows import is_table
+from datasets.prepare.tables.sidecars import find_sidecars
 from datasets.prepare.tables.table import list_by_metadata
 
 LINK = "a link to a folder of the source"
@@ -36,15 +41,17 @@ def list_folder(config: PrepareConfig) -> Listing:
     """List the images below ROOT and TEST_ROOT by metadata.csv, or by `layout`."""
     options = {"root": config.root, "test_root": config.test_root}
     places = {name: (uri, walk(name, uri)) for name, uri in options.items() if uri is not None}
-    metadata = list_by_metadata(config, places)
+    metadata = list_by_metadata(config, places) if config.class_by is None else None
     if isinstance(metadata, Listing):
         return metadata
-    for name in ("split_column", "group_column"):
+    for name in ("image_column", "label_column", "split_column", "group_column"):
         require(
-            getattr(config, name) is None,
+            getattr(config, name) == getattr(PrepareConfig, name),
             name,
             getattr(config, name),
-            metadata or "the folder has no metadata.csv; use --source table for another table",
+            metadata
+            or "the folder has no metadata.csv, or --class-by is set; use --source table for "
+            "another table",
         )
     roots = _arrange_roots(config, places)
     layouts = [layout for layout, _ in roots.values()]
@@ -104,12 +111,24 @@ def _arrange_roots(config: PrepareConfig, places: dict[str, tuple[str, FileInfos
 def _refuse_no_images(config: PrepareConfig, layouts: Sequence[Layout]) -> None:
     if any(layout.images for layout in layouts):
         return
-    loose = _describe_loose(layouts)
-    raise UserError(
-        f"{describe_source(config)}: there are no images; use a folder for each class, such as "
-        f"train/Audi S6 Sedan 2011/1.jpg{loose}"
-        + ("; for images without classes, use `python -m trainers predict`" if loose else "")
-    )
+    remedy = "use a folder for each class, such as train/Audi S6 Sedan 2011/1.jpg"
+    if config.class_depth != 1:
+        remedy = f"no file is in {abs(config.class_depth)} folders, as class_depth asks for"
+    if config.class_by is not None:
+        remedy = f"class_by is {config.class_by!r}, and no path has it"
+    unused = [of_one for layout in layouts for of_one in layout.unused]
+    if unused:
+        remedy += f"; {describe_unused(unused)}"
+    if tables := _list_tables(layouts) or list(filter(None, [_find_sidecar(layouts)])):
+        remedy += f"; where {', '.join(tables[:3])} tells the classes, use --source table"
+    if any(is_archive(path) for path, _ in unused):
+        remedy += "; unpack archives that are in others, or beside folders"
+    if any(reason == NO_CLASS for _, reason in unused):
+        remedy += (
+            "; where their names tell the classes, use --class-by 'REGULAR EXPRESSION'; for images "
+            "without classes, use `python -m trainers predict`"
+        )
+    raise UserError(f"{describe_source(config)}: there are no images in class folders; {remedy}")
 
 
 def _arrange(
@@ -123,12 +142,15 @@ def _arrange(
         if kind not in (fs.FileType.Directory, fs.FileType.Unknown)
     ]
     folders = [path for path, kind in kinds.items() if kind == fs.FileType.Directory]
-    try:
-        layout = arrange(
-            files, folders, several_classes=field == "root", class_depth=config.class_depth
-        )
-    except UserError as error:
-        raise UserError(f"{field} is {uri!r}: {error}") from None
+    if config.class_by is not None:
+        layout = arrange_by_name(files, re.compile(config.class_by))
+    else:
+        try:
+            layout = arrange(
+                files, folders, several_classes=field == "root", class_depth=config.class_depth
+            )
+        except UserError as error:
+            raise UserError(f"{field} is {uri!r}: {error}") from None
     layout.unused.extend((path, LINK) for path in links)
     return layout, infos
 
@@ -146,17 +168,31 @@ def _refuse_no_classes(
     is_refused = all(map(split_of_name, classes))
     if config.root is not None:
         one = len(set(classes)) == 1
-        is_refused |= all(map(stands_for_no_class, classes)) or (one and bool(tables))
+        annotated = any(is_other_file(place.path) for of_one in layouts for place in of_one.images)
+        is_refused |= all(map(stands_for_no_class, classes)) or (
+            one and (annotated or bool(tables))
+        )
     if not is_refused:
         return
+    sidecar = _find_sidecar(layouts)
     remedy = (
         f"where {', '.join(tables[:3])} tells the classes, use --source table"
         if tables
-        else "move the images into a folder for each class, or write a table of their paths and "
-        "classes for --source table"
+        else f"where files such as {sidecar} tell the classes, use --source table"
+        if sidecar
+        else "move the images into a folder for each class, write a table of their paths and "
+        "classes for --source table, or use --class-by 'REGULAR EXPRESSION' where their names tell "
+        "the classes"
     )
     names = ", ".join(map(repr, dict.fromkeys(classes)))
     raise UserError(f"{describe_source(config)}: {names} hold no class folders; {remedy}")
+
+
+def _find_sidecar(layouts: Iterable[Layout]) -> str | None:
+    """Return a label file of an image, as YOLO, Pascal VOC and WebDataset have them."""
+    unused = [path for layout in layouts for path, _ in layout.unused]
+    placed = [place.path for layout in layouts for place in layout.images]
+    return next(iter(find_sidecars([*placed, *unused]).values()), None)
 
 
 def _as_test(uri: str, layout: Layout) -> Layout:
@@ -189,13 +225,3 @@ def _list_tables(layouts: Iterable[Layout]) -> list[str]:
         )
         and not ("/" in path and path.casefold().endswith(".txt"))
     ]
-
-
-def _describe_loose(layouts: Sequence[Layout]) -> str:
-    loose = [path for layout in layouts for path, reason in layout.unused if reason == NO_CLASS]
-    if not loose:
-        return ""
-    text = f"; {len(loose)} files are in no class folder"
-    if tables := _list_tables(layouts):
-        text += f"; where {', '.join(tables[:3])} tells the classes, use --source table"
-    return text

@@ -1,19 +1,24 @@
 """Which columns of a table are images, classes, splits and groups. Pure functions."""
 
+import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster.io.errors import UserError
+from cluster.io.errors import UserError, show
 from datasets.prepare.config import PrepareConfig
 from datasets.prepare.names import IMAGE_SUFFIXES
 from datasets.prepare.splits import ONE, ZERO, find_split_column, is_split_name, read_splits
 from datasets.prepare.tables.rows import Rows, Value
 
 IMAGE_NAMES = (
-    *("file_name", "filename", "file", "image_id", "image_name", "image_path", "img", "path"),
-    *("filepath", "file_path", "uri", "url", "id"),
+    *("filename", "file", "imageid", "imagename", "imagepath", "imagefile", "img", "path"),
+    *("filepath", "uri", "url", "id"),
 )
-LABEL_NAMES = ("labels", "class", "class_name", "label_name", "category", "target", "choice")
+LABEL_NAMES = ("labels", "class", "classname", "labelname", "category", "target", "choice")
+"""Usual names of columns, in lower case and without what separates words."""
+_SEPARATORS = re.compile(r"[\s_.-]+")
+_MIN_ROWS = 3
 INDEX_NAMES = ("", "index", "unnamed: 0")
 """Of the column of row numbers that pandas writes."""
 
@@ -59,6 +64,7 @@ def find_columns(rows: Rows, config: PrepareConfig) -> Columns | None:
     others = [n for n in names if n not in used and n.casefold() not in INDEX_NAMES]
     if label is None and len(others) == 1:
         label = others[0]
+        _refuse_other_values(label, rows.columns[label])
     rule, labels = f"classes from {label!r}", rows.columns.get(label or "")
     if labels is None:
         if (labels := _from_one_hot(rows, others)) is None:
@@ -83,8 +89,22 @@ def _find(
 ) -> str | None:
     if wanted != default:
         return _require(names, field, wanted)
-    by_key = {name.casefold().replace(" ", "_"): name for name in reversed(names)}
+    by_key = {_SEPARATORS.sub("", name.casefold()): name for name in reversed(names)}
     return next((by_key[name] for name in (default, *usual) if name in by_key), None)
+
+
+def _refuse_other_values(name: str, values: Sequence[Value]) -> None:
+    """Refuse to take captions, prices or keys for classes: each row has another value.
+
+    Raises:
+        UserError: where it is so; begins after the table's name.
+    """
+    known = [value for value in values if value is not None]
+    if len(known) >= _MIN_ROWS and len(set(known)) == len(known):
+        raise UserError(
+            f"it has another {name!r} in each row, such as {show(known[0])}, and no other column "
+            f"of classes; --label-column {shlex.quote(name)} takes it where it has them"
+        )
 
 
 def _require(names: Sequence[str], field: str, wanted: str) -> str:

@@ -8,7 +8,7 @@ from functools import cached_property
 from urllib.parse import unquote
 
 from datasets.prepare.names import IMAGE_SUFFIXES
-from datasets.prepare.splits import split_of_name
+from datasets.prepare.splits import split_of_path
 
 
 class Files:
@@ -91,9 +91,3 @@ class _Index:
 
 def _normalize(path: str) -> str:
     return unicodedata.normalize("NFC", path)
-
-
-def split_of_path(path: str) -> str | None:
-    """Return the split of the nearest folder that has the name of one."""
-    folders = path.split("/")[:-1]
-    return next(filter(None, map(split_of_name, reversed(folders))), None)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import pyarrow as pa
 from pyarrow import fs
 
 from cluster.io import filesystems, storage
@@ -19,8 +20,10 @@ from cluster.io.uris import name_of, parent_of
 from datasets.prepare.archives import is_archive
 from datasets.prepare.listing import walk
 from datasets.prepare.names import find_system_name
-from datasets.prepare.tables.matching import Files, split_of_path
+from datasets.prepare.splits import split_of_path
+from datasets.prepare.tables.matching import Files
 from datasets.prepare.tables.rows import Value, is_table
+from datasets.prepare.tables.sidecars import find_sidecars
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 """Hugging Face's `imagefolder`; https://huggingface.co/docs/datasets/image_dataset"""
@@ -54,6 +57,10 @@ class Root:
     """Paths below `uri`."""
     is_folder: bool = True
     """The option gives the folder; else the table, whose folder may hold much else."""
+    sidecars: dict[str, str] = field(default_factory=dict)
+    """The label file of each image, where there is no table."""
+    used: set[str] = field(default_factory=set)
+    """Files with labels, beside the tables."""
     skipped: dict[str, str] = field(default_factory=dict)
     """Tables that are not used, and why."""
     infos: dict[str, fs.FileInfo] | None = None
@@ -104,8 +111,20 @@ class Root:
         visible = (p for p in self.infos or () if find_system_name(p.split("/")) is None)
         return Files(path for path in visible if path not in self.tables)
 
+    def refer_to(self, paths: Sequence[str]) -> pa.Table:
+        """Return references to files below the root, for `read_files`."""
+        addresses = list(map(self.address, paths))
+        return pa.table(
+            {
+                "folder": pa.array([self.uri] * len(paths), pa.string()),
+                "path": pa.array(addresses, pa.string()),
+            }
+        )
+
     def address(self, path: str) -> str:
-        """Path on the file system."""
+        """Path on the file system, or in an archive there."""
+        if (info := (self.infos or {}).get(path)) is not None:
+            return info.path
         return f"{filesystems.resolve(self.uri)[1].rstrip('/')}/{path}"
 
     @staticmethod
@@ -148,19 +167,29 @@ def open_root(option: str, uri: str) -> Root:
         )
     infos = keep_files(walk(option, uri))
     tables, skipped = list[str](), dict[str, str]()
+    sidecars = find_sidecars(infos)
+    of_images = set(sidecars.values())
     for path in filter(is_table, infos):
-        if find_system_name(path.split("/")) or path.casefold().endswith(".txt"):
+        is_text = path.casefold().endswith(".txt")
+        if path in of_images or is_text or find_system_name(path.split("/")):
             continue  # a text beside images is seldom a table; one can be given by its own name
         if "submission" in name_of(path).casefold():
             skipped[path] = "an example of a submission, by its name"
         else:
             tables.append(path)
-    if not tables:
+    if not tables and not sidecars:
         raise UserError(
             f"{option} is {uri!r}: it has no table (.csv, .tsv, .jsonl, .json, .parquet); give the "
             "table itself, or use --source folder"
         )
-    return Root(option=option, uri=uri, tables=tuple(tables), skipped=skipped, infos=infos)
+    return Root(
+        option=option,
+        uri=uri,
+        tables=tuple(tables),
+        sidecars={} if tables else sidecars,
+        skipped=skipped,
+        infos=infos,
+    )
 
 
 def find_metadata(infos: dict[str, fs.FileInfo]) -> tuple[str, ...]:

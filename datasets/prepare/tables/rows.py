@@ -29,6 +29,8 @@ class Rows:
     """The columns of scalars of one table, all of the same length."""
 
     columns: dict[str, list[Value]]
+    nested: tuple[str, ...] = ()
+    """Columns that are left out, as they hold lists or objects."""
     notes: tuple[str, ...] = ()
     """What was assumed to read it."""
 
@@ -62,7 +64,7 @@ def read_rows(name: str, content: bytes) -> Rows:
         if "\0" in text:
             raise UnicodeDecodeError("utf-8", content, 0, 1, "it has NUL")
         if suffix in ("jsonl", "ndjson"):
-            return _from_objects([json.loads(line) for line in text.splitlines() if line.strip()])
+            return read_objects(_read_lines(text))
         if suffix == "json":
             return _from_json(json.loads(text))
         return _read_csv(text, spaced=suffix == "txt")
@@ -72,17 +74,27 @@ def read_rows(name: str, content: bytes) -> Rows:
         raise UserError(f"{name}: it can't be read as a table ({error}); write it again") from None
 
 
+def _read_lines(text: str) -> list[Any]:
+    """Parse JSON lines; an error names the line."""
+    objects = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            try:
+                objects.append(json.loads(line))
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from None
+    return objects
+
+
 def _read_parquet(content: bytes) -> Rows:
     file = pq.ParquetFile(io.BytesIO(content))
-    scalars = [
+    kept = [
         column.name
         for column in file.schema_arrow
-        if not pa.types.is_nested(column.type)
-        and not pa.types.is_large_binary(column.type)
-        and not pa.types.is_binary(column.type)
+        if not pa.types.is_large_binary(column.type) and not pa.types.is_binary(column.type)
     ]
-    table = file.read(scalars)
-    return Rows(columns={name: _to_values(table[name].to_pylist()) for name in scalars})
+    table = file.read(kept)
+    return _from_columns({name: table[name].to_pylist() for name in kept})
 
 
 def _read_csv(text: str, *, spaced: bool) -> Rows:
@@ -123,7 +135,7 @@ def _from_json(content: Any) -> Rows:
     if isinstance(content, dict) and {"images", "annotations"} <= content.keys():
         return _from_coco(content)
     if isinstance(content, dict) and all(k.casefold().endswith(IMAGE_SUFFIXES) for k in content):
-        return _from_objects(
+        return read_objects(
             [
                 {"file_name": name, **(value if isinstance(value, dict) else {"label": value})}
                 for name, value in content.items()
@@ -137,30 +149,55 @@ def _from_json(content: Any) -> Rows:
         return Rows(columns=columns)
     if not isinstance(content, list):
         raise ValueError("it is no list of objects, and not in COCO's format")
-    return _from_objects(content)
+    return read_objects(content)
 
 
-def _from_objects(objects: Sequence[Any]) -> Rows:
+def read_objects(objects: Sequence[Any]) -> Rows:
+    """Return the rows of JSON objects.
+
+    Raises:
+        ValueError: where one is no object.
+    """
     if not all(isinstance(row, dict) for row in objects):
         raise ValueError('each row must be an object, such as {"file_name": "1.jpg"}')
     names = dict.fromkeys(name for row in objects for name in row)
-    columns = {name: [row.get(name) for row in objects] for name in names}
+    return _from_columns({name: [row.get(name) for row in objects] for name in names})
+
+
+def _from_columns(columns: dict[str, list[Any]]) -> Rows:
+    """Keep columns of scalars, and of lists of one text each, as some write a label."""
+    columns = {name: _unpack(values) for name, values in columns.items()}
+    nested = [n for n, values in columns.items() if any(isinstance(v, list | dict) for v in values)]
     return Rows(
-        columns={
-            name: _to_values(values)
-            for name, values in columns.items()
-            if not any(isinstance(value, list | dict) for value in values)
-        }
+        columns={name: _to_values(columns[name]) for name in columns if name not in nested},
+        nested=tuple(nested),
     )
 
 
+def _unpack(values: list[Any]) -> list[Any]:
+    lists = [value for value in values if value is not None]
+    if not all(isinstance(v, list) and len(v) == 1 and isinstance(v[0], str) for v in lists):
+        return values
+    return [None if value is None else value[0] for value in values]
+
+
 def _from_coco(content: dict[str, Any]) -> Rows:
-    """Join images and annotations; an image of several categories is named with all of them."""
+    """Join images and annotations; an image of several categories has no class.
+
+    Raises:
+        ValueError: where no annotation has a category, as those of captions.
+    """
     categories = {row["id"]: row["name"] for row in content.get("categories", ())}
-    found = defaultdict[Any, set[str]](set)
+    found, unknown = defaultdict[Any, set[str]](set), set[Any]()
     for row in content["annotations"]:
-        category = row.get("category_id")
-        found[row["image_id"]].add(str(categories.get(category, category)))
+        if (category := row.get("category_id")) in categories or not categories:
+            found[row["image_id"]] |= (
+                set() if category is None else {str(categories.get(category, category))}
+            )
+        else:
+            unknown.add(category)
+    if content["annotations"] and not any(found.values()):
+        raise ValueError("none of its annotations has a category, as those of captions")
     labels = [sorted(found[row["id"]]) for row in content["images"]]
     columns: dict[str, list[Value]] = {
         "file_name": [row["file_name"] for row in content["images"]],
@@ -170,6 +207,9 @@ def _from_coco(content: dict[str, Any]) -> Rows:
     notes = ("in COCO's format; the classes are its categories",)
     if several:
         notes += (f"{several} images have several categories, and so no class",)
+    if unknown - {None}:
+        names = ", ".join(sorted(map(str, unknown - {None}))[:3])
+        notes += (f"its annotations have categories that it does not list ({names})",)
     return Rows(columns=columns, notes=notes)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import pyarrow as pa
 from pyarrow import fs
@@ -15,17 +16,18 @@ from datasets.prepare.config import PrepareConfig
 from datasets.prepare.listing import (
     Listing,
     describe_source,
+    describe_unused,
     hash_files,
     read_files,
     refuse_second_test_set,
 )
 from datasets.prepare.names import find_system_name
 from datasets.prepare.parquet.labels import FileLabels, index_labels
-from datasets.prepare.splits import NO_SPLIT, split_of_name
+from datasets.prepare.splits import NO_SPLIT, split_of_name, split_of_path
 from datasets.prepare.tables.columns import Columns, find_columns
-from datasets.prepare.tables.matching import split_of_path
 from datasets.prepare.tables.roots import Root, find_metadata, keep_files, open_root
-from datasets.prepare.tables.rows import Value, read_rows
+from datasets.prepare.tables.rows import Rows, Value, read_rows
+from datasets.prepare.tables.sidecars import find_names, read_names, read_sidecars
 
 NO_ROW, NO_FILE = "in no row of a table", "named in a table, but not found, or found several times"
 NO_NAME, TWICE = "a row without the name of an image", "a row that says what another one does"
@@ -87,17 +89,47 @@ def _read_tables(config: PrepareConfig, roots: Sequence[Root], *, is_required: b
             columns = _read_columns(config, root, path, found, is_required=required)
             if columns is not None:
                 _take_rows(root, path, columns, found)
+        if root.sidecars:
+            _take_rows(root, "", _read_label_files(config, root, found), found)
     return found
+
+
+def _read_label_files(config: PrepareConfig, root: Root, found: Found) -> Columns:
+    """Read the label file of each image.
+
+    Raises:
+        UserError: where they name no classes.
+    """
+    paths = [*root.sidecars.values()]
+    contents = dict(zip(paths, read_files(root.refer_to(paths)), strict=True))
+    try:
+        names: dict[int, str] = {}
+        if (file := find_names(root.infos or ())) is not None:
+            (content,) = read_files(root.refer_to([file]))
+            names = {} if isinstance(content, BadImage) else read_names(file, content)
+            root.used.add(file)
+        rows = read_sidecars(
+            {image: (path, contents[path]) for image, path in root.sidecars.items()}, names
+        )
+        if (columns := find_columns(rows, config)) is None:
+            raise UserError(_describe_no_classes(rows, is_required=True))
+    except UserError as error:
+        raise UserError(f"{root.option} is {root.uri!r}: {error}") from None
+    found.notes += [*rows.notes, *([f"names of classes from {file}"] if names else [])]
+    found.infos += [root.infos[path] for path in paths if root.infos is not None]
+    root.used.update(paths)
+    return columns
+
+
+def _describe_no_classes(rows: Rows, *, is_required: bool) -> str:
+    nested = f" ({', '.join(rows.nested)} holds lists or objects)" if rows.nested else ""
+    remedy = "; name it by --label-column" if is_required else ""
+    return f"it has the columns {', '.join(rows.columns)}, and none of classes{nested}{remedy}"
 
 
 def _to_listing(config: PrepareConfig, roots: Sequence[Root], found: Found) -> Listing:
     if not found.paths:
-        reasons = [f"{p}: {why}" for root in roots for p, why in root.skipped.items()]
-        reasons = reasons or [f"{p}: {why}" for p, why in found.unused] or ["there is no row"]
-        raise UserError(
-            f"{describe_source(config)}: no row names an image that is there "
-            f"({_enumerate(reasons)}); give --image-column and --label-column"
-        )
+        _refuse_no_rows(config, roots, found)
     if config.test_root is not None and "test" in (
         split for split, uri in zip(found.splits, found.folders, strict=True) if uri == config.root
     ):
@@ -122,6 +154,23 @@ def _to_listing(config: PrepareConfig, roots: Sequence[Root], found: Found) -> L
     )
 
 
+def _refuse_no_rows(config: PrepareConfig, roots: Sequence[Root], found: Found) -> NoReturn:
+    """Refuse tables of which no row is an image, with the reasons and what helps."""
+    reasons = [f"{p}: {why}" for root in roots for p, why in root.skipped.items()]
+    remedy = "give --image-column and --label-column"
+    if not reasons and any(why == NO_FILE for _, why in found.unused):
+        remedy = (
+            "give --root the folder that both the table and the images are in, or another "
+            "--image-column"
+        )
+    if not reasons and found.unused:
+        reasons = [describe_unused(found.unused)]
+    raise UserError(
+        f"{describe_source(config)}: no row names an image that is there "
+        f"({_enumerate(reasons or ['there is no row'])}); {remedy}"
+    )
+
+
 def _read_columns(
     config: PrepareConfig, root: Root, path: str, found: Found, *, is_required: bool
 ) -> Columns | None:
@@ -134,17 +183,14 @@ def _read_columns(
         UserError: for that, where it is required.
     """
     address = root.address(path)
-    references = pa.table({"folder": [root.uri], "path": [address]})
-    (content,) = read_files(references)
+    (content,) = read_files(root.refer_to([path]))
     try:
         if isinstance(content, BadImage):
             raise UserError(f"it can't be read: {content}")
         rows = read_rows(name_of(path), content)
         columns = find_columns(rows, config)
         if columns is None:
-            names = ", ".join(rows.columns)
-            remedy = "; name it by --label-column" if is_required else ""
-            raise UserError(f"it has the columns {names}, and none of classes{remedy}")
+            raise UserError(_describe_no_classes(rows, is_required=is_required))
     except UserError as error:
         if is_required:
             reason = str(error).removeprefix(f"{name_of(path)}: ")
@@ -152,7 +198,8 @@ def _read_columns(
         root.skipped[path] = f"a table that is not used: {error}"
         return None
     found.notes += [f"{path}: {note}" for note in (*rows.notes, columns.rule)]
-    found.infos.append(filesystems.resolve(root.uri)[0].get_file_info(address))
+    info = (root.infos or {}).get(path)
+    found.infos.append(info or filesystems.resolve(root.uri)[0].get_file_info(address))
     return columns
 
 
@@ -204,7 +251,8 @@ def _name_unused_files(roots: Iterable[Root], found: Found) -> None:
     for root in roots:
         found.unused += [(root.address(path), why) for path, why in root.skipped.items()]
         for path, info in (root.infos or {}).items():
-            if path not in root.tables and path not in root.skipped and info.path not in used:
+            known = path in root.tables or path in root.skipped or path in root.used
+            if not known and info.path not in used:
                 reason = find_system_name(path.split("/")) or NO_ROW
                 found.unused.append((info.path, reason))
 
