@@ -71,10 +71,12 @@ def draw_views(data_uri: str, ingest: IngestConfig, *, seed: int) -> bytes:
 def _pick_images(
     uri: str, manifest: Manifest, num_classes: int
 ) -> dict[int, tuple[int, np.ndarray]]:
-    """Return label -> (image id, pixels) of the first training image of the first classes."""
+    """Return label -> (image id, pixels) of the first training image of the first classes, or test
+    image where there are only these."""
     wanted = set(range(min(num_classes, len(manifest.classes))))
     picked: dict[int, tuple[int, np.ndarray]] = {}
-    for shard in manifest.split("train").shards:
+    split = "train" if "train" in manifest.splits else next(iter(manifest.splits))
+    for shard in manifest.split(split).shards:
         if not wanted:
             break
         file_system, path = filesystems.resolve(storage.join(uri, shard.path))

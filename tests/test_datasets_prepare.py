@@ -25,7 +25,7 @@ from datasets.prepare.partition import identify
 from datasets.prepare.prepare import prepare
 from datasets.prepare.staging import stage_images
 from datasets.preview import preview
-from datasets.shards import SHARD_SCHEMA, Manifest, read_manifest
+from datasets.shards import SHARD_SCHEMA, Manifest, read_manifest, write_manifest
 from datasets.synthetic.config import SyntheticConfig
 from tests.test_datasets_near import photograph
 
@@ -393,6 +393,16 @@ def test_parquet_of_hugging_face_becomes_a_data_set(tmp_path):
         "test-00000-of-00001.parquet#5": "no label",
     }
     read_rows(config, manifest, "test")
+
+
+def test_test_images_alone_are_previewed(write_data, tmp_path):
+    data, png = write_data(train=8, val=4, test=4), str(tmp_path / "test.png")
+    manifest = read_manifest(data)
+    preview(data, str(tmp_path / "all.png"))
+    write_manifest(data, replace(manifest, splits={"test": manifest.splits["test"]}))
+    preview(data, png)
+    sizes = {Image.open(tmp_path / name).size for name in ("test.png", "all.png")}
+    assert len(sizes) == 1
 
 
 def test_synthetic_cars_are_reused_and_previewed(tmp_path, capsys):

@@ -93,6 +93,8 @@ def test_images_come_as_body_form_or_json() -> None:
     assert send([b"ab", b"c"], {"Content-Type": "image/jpeg"}) == [("the image", b"abc")]
     assert send_form({"a.jpg": b"a", "b\u202e.jpg": b"b"}) == [("a.jpg", b"a"), ("b.jpg", b"b")]
     assert send([encoded], JSON) == [("image 1", b"a"), ("image 2", b"b")]
+    of_browser = {"images": [f"data:image/png;base64,{base64.b64encode(b'c').decode()}"]}
+    assert send([json.dumps(of_browser).encode()], JSON) == [("image 1", b"c")]
 
 
 @pytest.mark.parametrize(
@@ -155,6 +157,8 @@ def test_each_kind_of_bad_image_is_decoded_or_refused(name: str) -> None:
     assert caught.value.status in (413, 415, 422)
     assert kind.reason.partition(":")[0] in caught.value.sentence
     assert "\n" not in caught.value.sentence and len(caught.value.sentence) < SENTENCE_CHARS
+    if name in ("HEIC", "PDF"):  # what to do is said, what a decoder says is not
+        assert "to JPEG." in caught.value.sentence
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,6 +168,15 @@ def test_a_folder_of_another_format_is_named(name, words, tmp_path):
         load(tmp_path)
 
 
+def test_a_folder_without_weights_of_a_usual_name_names_those_it_has(tmp_path):
+    for name in ("last.ckpt", "best.pth", "log.txt"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=r"folder has no .*safetensors; give best.pth or last.ck"):
+        load(tmp_path)
+    with pytest.raises(ValueError, match="no file there; give a state dict"):
+        load(tmp_path / "gone")
+
+
 @pytest.mark.parametrize(
     "values",
     [torch.nn.Linear(2, 2), {"state_dict": {}, "run": eval}, {"w": torch.nn.Linear(2, 2)}],

@@ -7,6 +7,7 @@ import asyncio
 import base64
 import binascii
 import json
+import re
 import time
 from collections import OrderedDict
 from typing import Any
@@ -24,6 +25,8 @@ from trainers.serving.config import ServiceConfig
 MAX_CLIENTS = 10_000
 """Clients whose requests are counted; the one that asked least recently is forgotten."""
 FIELD = "images"
+_DATA_URL = re.compile(r"data:[^,]*;base64,")
+"""Begins the text that a browser makes of a file."""
 
 
 class Refused(Exception):
@@ -144,7 +147,7 @@ def _read_json(body: bytes) -> list[Upload]:
         raise Refused(400, 'Send {"images": [...]}, each image as text in base64.')
     try:
         return [
-            Upload(f"image {number}", base64.b64decode(image, validate=True))
+            Upload(f"image {number}", base64.b64decode(_DATA_URL.sub("", image), validate=True))
             for number, image in enumerate(images, 1)
         ]
     except (binascii.Error, ValueError):
@@ -166,8 +169,8 @@ def decode(upload: Upload, size_px: int) -> np.ndarray:
     try:
         return open_view(upload.content, size_px)
     except BadImage as bad:
-        reason = bad.reason.partition(":")[0]
-        status = 415 if reason == "not an image" else 422
-        if reason == "decompression bomb":
-            status = 413
+        kind = bad.reason.partition(":")[0]
+        status = {"not an image": 415, "decompression bomb": 413}.get(kind, 422)
+        # After the others comes what to do, after these what a decoder says.
+        reason = kind if kind in ("unreadable", "truncated") else bad.reason
         raise Refused(status, f"{upload.name} can't be used: {reason}.") from None

@@ -23,6 +23,8 @@ WEIGHTS_FILES = (
     *("flax_model.msgpack",),
 )
 """In a folder; all but the first two are of kinds that `name_format` describes."""
+WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+"""Of files that are named where a folder has none of these."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +43,7 @@ def read_file(uri: str, model: nn.Module) -> Weights:
     try:
         content = read_weights(file)
     except FileNotFoundError:
-        raise UserError(
-            f"{origin}: no file there; give a state dict that torch.save or safetensors wrote, or "
-            "a checkpoint folder of Thaw"
-        ) from None
+        raise UserError(f"{origin}: {_describe_missing(uri)}") from None
     if (found := name_format(content, file)) is not None:
         raise UserError(f"{origin}: {found}")
     if file.endswith(".safetensors"):
@@ -67,6 +66,21 @@ def read_file(uri: str, model: nn.Module) -> Weights:
         classes=classes or _read_classes_beside(file),
         notes=tuple(notes),
     )
+
+
+def _describe_missing(uri: str) -> str:
+    """Say what a folder without weights of a usual name has, or that there is no file."""
+    names = [n for n in storage.list_names(uri) if n.casefold().endswith(WEIGHTS_SUFFIXES)]
+    if names:
+        return f"the folder has no {' or '.join(WEIGHTS_FILES[:2])}; give {_enumerate(names)} in it"
+    return (
+        "no file there; give a state dict that torch.save or safetensors wrote, or a checkpoint "
+        "folder of Thaw"
+    )
+
+
+def _enumerate(names: list[str], limit: int = 3) -> str:
+    return f"{' or '.join(names[:limit])}{' ...' if len(names) > limit else ''}"
 
 
 def find_file(uri: str) -> str:
