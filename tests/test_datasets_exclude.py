@@ -84,7 +84,7 @@ def test_what_is_not_in_the_source_is_reported(photos: Path, capsys) -> None:
             r"exclude is .*it has no column `path`, but \['file', 'label'\]",
         ),
         (b"path\nnowhere.jpg\n", "exclude is .*none of its 1 images is in the source"),
-        (b"path,split\na.jpg\n", "can't be read as a table"),
+        (b"path,split\na.jpg\n", "^exclude is .*can't be read as a table"),
     ],
 )
 def test_a_list_that_does_not_fit_is_refused(photos: Path, content: bytes, sentence: str) -> None:

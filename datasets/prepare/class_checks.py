@@ -4,7 +4,7 @@ from collections import defaultdict
 
 import pyarrow as pa
 
-from cluster.io.errors import UserError
+from cluster.io.errors import UserError, show
 from datasets.prepare.classes import find_similar
 from datasets.prepare.config import PrepareConfig
 from datasets.prepare.listing import describe_source
@@ -21,7 +21,7 @@ def check_classes(
     if set(images["split"].to_pylist()) == {"test"}:
         return
     if len(classes) < 2:
-        found = f"1 class, {classes[0]!r}" if classes else "no class"
+        found = f"1 class, {show(classes[0])}" if classes else "no class"
         raise UserError(
             f"{source}: it has {found}{note}; give a folder, or a table, of images of two classes "
             "or more"

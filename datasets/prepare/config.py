@@ -131,7 +131,7 @@ class PrepareConfig:
             f"source {self.source} needs the images: give --root URI",
         )
         require(
-            self.root is None or self.root.rstrip("/") != (self.test_root or "").rstrip("/"),
+            not self.root or self.root.rstrip("/") != (self.test_root or "").rstrip("/"),
             "test_root",
             self.test_root,
             "it is --root as well: its images can train or test; give another folder of test "

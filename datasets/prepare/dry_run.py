@@ -52,8 +52,9 @@ def print_listing(listing: Listing, config: PrepareConfig) -> None:
             console.print(f"            ... and {len(paths) - MAX_NAMES} more")
     noun = "file or row" if len(listing.unused) == 1 else "files and rows"
     images = ", ".join(f"{int(of_split.sum())} {split}" for split, of_split in counts.items())
+    classes = "1 class" if len(listing.classes) == 1 else f"{len(listing.classes)} classes"
     console.print(
-        f"{len(listing.classes)} classes; {images} images, before those that can't be read and "
+        f"{classes}; {images or 'no'} images, before those that can't be read and "
         f"duplicates are left out; {len(listing.unused)} {noun} not used; nothing written"
     )
 

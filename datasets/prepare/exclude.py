@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from cluster.io import storage
-from cluster.io.errors import UserError, require, show
+from cluster.io.errors import StorageError, UserError, require, show
 from cluster.io.terminal import report
 from cluster.io.uris import name_of
 from datasets.prepare.config import PrepareConfig
@@ -49,12 +49,17 @@ def exclude(config: PrepareConfig, listing: Listing) -> Listing:
         return listing
     try:
         content = storage.read_bytes(config.exclude)
+        entries, num_rows = parse_list(config.exclude, content)
     except FileNotFoundError:
         raise UserError(
             f"exclude is {config.exclude!r}: there is no such file; give a list of images, as "
             "`python -m datasets audit` writes it"
         ) from None
-    entries, num_rows = parse_list(config.exclude, content)
+    except (StorageError, UserError) as error:
+        reason = str(error)
+        if not reason.startswith("exclude is "):
+            reason = f"exclude is {config.exclude!r}: {reason}"
+        raise type(error)(reason) from error
     references = listing.references
     paths = references["path"].to_pylist()
     places = zip(paths, list_relative(config, paths), references["split"].to_pylist(), strict=True)

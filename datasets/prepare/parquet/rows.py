@@ -90,7 +90,13 @@ def check_image_column(schema: pa.Schema, path: str, name: str) -> None:
 
 
 def check_column(schema: pa.Schema, path: str, field: str, name: str) -> None:
-    require(name in schema.names, field, name, f"{path} has the columns {', '.join(schema.names)}")
+    require(
+        name in schema.names,
+        field,
+        name,
+        f"{path} has the columns {', '.join(schema.names)}; name one of them by "
+        f"--{field.replace('_', '-')}",
+    )
 
 
 def refer_to_rows(
