@@ -143,6 +143,7 @@ def test_all_tensors_are_loaded_from_a_wrapper(wrapper, plain, tmp_path):
         ("w.pth", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         ("w.pth", b"<!DOCTYPE html><html>", "a web page"),
         ("model.safetensors.index.json", b"{}", "shards of a large model"),
+        ("model-00001-of-00002.safetensors", bytes(9), "one of 2 shards of a model"),
         ("__0_0.distcp", bytes(9), "torch.distributed.checkpoint.format_utils dcp_to_torch"),
     ],
 )
@@ -159,7 +160,7 @@ def test_other_formats_are_named_with_the_way_out(name, content, words, tmp_path
         ("model.safetensors.index.json", "shards of a large model"),
         (".metadata", "join it with `python -m torch.distributed.checkpoint.format_utils"),
         ("flax_model.msgpack", "NumPy or Flax"),
-        ("weights.pt", "no file there"),
+        ("weights.pt", "give weights.pt in it"),
     ],
 )
 def test_a_folder_of_another_format_is_named(name, words, tmp_path):
@@ -175,6 +176,18 @@ def test_a_folder_without_weights_of_a_usual_name_names_those_it_has(tmp_path):
         load(tmp_path)
     with pytest.raises(ValueError, match="no file there; give a state dict"):
         load(tmp_path / "gone")
+
+
+def test_files_without_tensors_are_named(tmp_path):
+    (tmp_path / "empty.pth").write_bytes(b"")
+    with pytest.raises(ValueError, match="the file is empty; fetch or save it again"):
+        load(tmp_path / "empty.pth")
+    parameters = [torch.nn.Parameter(torch.ones(2))]
+    arrays = {"conv1.weight": torch.ones(2).numpy()}
+    for values in ({}, {"optimizer": torch.optim.Adam(parameters).state_dict()}, arrays):
+        torch.save(values, tmp_path / "w.pth")
+        with pytest.raises(ValueError, match=r"it holds no tensors of a network.*save model"):
+            load(tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,9 @@ def read_file(uri: str, model: nn.Module) -> Weights:
     try:
         content = read_weights(file)
     except FileNotFoundError:
-        raise UserError(f"{origin}: {_describe_missing(uri)}") from None
+        raise UserError(f"{origin}: {describe_missing(uri)}") from None
+    if not content:
+        raise UserError(f"{origin}: the file is empty; fetch or save it again")
     if (found := name_format(content, file)) is not None:
         raise UserError(f"{origin}: {found}")
     if file.endswith(".safetensors"):
@@ -68,7 +70,7 @@ def read_file(uri: str, model: nn.Module) -> Weights:
     )
 
 
-def _describe_missing(uri: str) -> str:
+def describe_missing(uri: str) -> str:
     """Say what a folder without weights of a usual name has, or that there is no file."""
     names = [n for n in storage.list_names(uri) if n.casefold().endswith(WEIGHTS_SUFFIXES)]
     if names:

@@ -91,6 +91,11 @@ def _refuse_another_network(
 ) -> None:
     """Refuse weights that only a head has in common with the network, or with other shapes."""
     origin = f"model.weights is {config.weights!r}"
+    if not given:
+        raise UserError(
+            f"{origin}: it holds no tensors of a network, such as the state of an optimizer alone; "
+            "save model.state_dict()"
+        )
     body = [name for name in wanted if name in given and name not in in_head]
     for name in body:
         if given[name].shape != wanted[name].shape:

@@ -17,7 +17,7 @@ from trainers.networks.backbones import find
 from trainers.networks.cut import before
 from trainers.networks.published import Published
 from trainers.networks.timm_models import adapt
-from trainers.networks.weights.files import Weights, find_file, read_file
+from trainers.networks.weights.files import Weights, describe_missing, find_file, read_file
 
 CONNECT_TIMEOUT_S = 4.0
 PERMISSIVE = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "unknown")
@@ -58,10 +58,9 @@ def pretrained_available(config: ModelConfig) -> str | None:
     if config.init in RANDOM:
         return None
     if config.weights is not None:
-        uri = find_file(config.weights)
-        return (
-            None if storage.exists(uri) else f"model.weights is {config.weights!r}: no file there"
-        )
+        if storage.exists(find_file(config.weights)):
+            return None
+        return f"model.weights is {config.weights!r}: {describe_missing(config.weights)}"
     published = _published(config)
     if published.is_cached():
         return None

@@ -3,6 +3,7 @@
 Names of formats that are no state dicts, with the way out. Pure functions of contents.
 """
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Set
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ HEADS = {"backbone.": "head."}
 CLASS_KEYS = ("classes", "CLASSES", "class_names", "class_to_idx", "idx_to_class", "id2label")
 CONFIG_KEYS = ("meta", "dataset_meta", "hyper_parameters", "config")
 _NAMES_SHOWN = 3
+_SHARD = re.compile(r"-\d{5}-of-(\d{5})\.")
+"""Of a file that has a part of a large model."""
 
 
 class Found(NamedTuple):
@@ -165,4 +168,7 @@ def name_format(content: bytes, uri: str) -> str | None:
         )
     if name.endswith(".index.json"):
         return "this lists the shards of a large model; join them into one .safetensors file"
+    if (shard := _SHARD.search(name)) and int(shard[1]) > 1:
+        number = int(shard[1])
+        return f"this is one of {number} shards of a model; join them into one .safetensors file"
     return None
