@@ -369,7 +369,9 @@ def test_classes_must_be_there(photos):
         prepare(options(photos))
     for name in ("volvo", "audi", "bmw"):
         shutil.rmtree(photos / "train" / name)
-    with pytest.raises(ValueError, match=r"it has 1 class, .ram.; give a folder, or a table, of images"):
+    with pytest.raises(
+        ValueError, match=r"it has 1 class, .ram.; give a folder, or a table, of images"
+    ):
         prepare(options(photos))
 
 

@@ -152,7 +152,7 @@ def test_prepare_names_what_is_wrong_with_the_source(fails: Fails, tmp_path: Pat
 
     assert str(tmp_path / "nowhere") in prepare(tmp_path / "nowhere")
     assert str(tmp_path / "empty") in prepare(tmp_path / "empty")
-    assert "it has 1 class; give images of two classes or more" in prepare(one)
+    assert "it has 1 class, 'sedan'; give a folder, or a table, of images" in prepare(one)
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
