@@ -131,7 +131,7 @@ def test_images_that_are_not_there(tmp_path: Path) -> None:
     pq.write_table(pa.table({"x": [1]}), tmp_path / "x.parquet")
     pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "none.parquet")
 
-    with pytest.raises(ValueError, match="there is no file"):
+    with pytest.raises(ValueError, match="there is no such folder; check the path"):
         list_images(str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="has the columns x"):
         list_images(str(tmp_path / "x.parquet"))

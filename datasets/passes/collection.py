@@ -170,9 +170,9 @@ def name_labels(labels: Sequence[Any], classes: Sequence[str]) -> list[str | Non
 
 def _list_prepared(uri: str, split: str | None, fold: int) -> Collection:
     manifest = read_manifest(uri, fold)
+    require(bool(manifest.splits), "images", uri, "it holds no image; prepare it again")
     chosen = [split] if split is not None else [name for name in SPLITS if name in manifest.splits]
     shards = [shard for name in chosen for shard in manifest.split(name).shards]
-    require(bool(shards), "images", uri, "it holds no image; prepare it again")
     tables = []
     for shard in shards:
         shard_uri = storage.join(uri, shard.path)

@@ -45,7 +45,7 @@ def read_file(uri: str, model: nn.Module) -> Weights:
     except FileNotFoundError:
         raise UserError(f"{origin}: {describe_missing(uri)}") from None
     if not content:
-        raise UserError(f"{origin}: the file is empty; fetch or save it again")
+        raise UserError(f"{origin}: damaged, as the file is empty; fetch or save it again")
     if (found := name_format(content, file)) is not None:
         raise UserError(f"{origin}: {found}")
     if file.endswith(".safetensors"):
