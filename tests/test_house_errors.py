@@ -163,6 +163,7 @@ def test_prepare_names_what_is_wrong_with_the_source(fails: Fails, tmp_path: Pat
         (["--freeze-depth", "6"], "model.freeze_depth is 6: resnet50 has 5 stages"),
         (["--learning-rate", "-1"], "optim.learning_rate is -1.0: use a finite number above zero"),
         (["--learning-rate", "nan"], "optim.learning_rate is nan"),
+        (["--momentum", "1"], "optim.momentum is 1.0: use 0 or more, and below 1"),
         (["--device", "gpu"], "cluster.device is 'gpu': the cluster has no GPU"),
         (["--init", "file"], "model.weights is None"),
         (["--num-workers", "33"], "global_batch_size is 32: give each of the 33 workers an image"),

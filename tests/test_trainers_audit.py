@@ -81,6 +81,17 @@ def test_wrong_labels_are_found_where_a_third_are_wrong() -> None:
     assert len(found & set(np.flatnonzero(wrong_N))) > 0.9 * max(len(found), wrong_N.sum())
 
 
+def test_classifiers_that_know_too_little_accuse_no_label() -> None:
+    """Three images of each of 60 classes, and features that say nothing of them."""
+    labels_N = np.repeat(np.arange(60), 3)
+    features_ND = np.random.default_rng(0).normal(size=(180, 8)).astype(np.float16)
+    classes = tuple(map(str, range(60)))
+    check = check_labels(features_ND, labels_N, np.arange(180), classes)
+    assert check.suspects == () and not check.is_fine
+    assert check.result.startswith("not known: the classifiers contradict 1")
+    assert "of 180 labels" in check.result
+
+
 @pytest.mark.parametrize("sizes", [(50, 50), (101, 7), (3, 3), (1, 40)])
 def test_the_images_of_a_class_are_spread_over_the_folds(sizes: tuple[int, int]) -> None:
     labels_N = np.random.default_rng(0).permutation(np.repeat(np.arange(2), sizes))

@@ -124,7 +124,9 @@ class OptimConfig:
         require_positive("optim.clipnorm", self.clipnorm)
         require_positive("optim.global_clipnorm", self.global_clipnorm)
         require_not_negative("optim.weight_decay", self.weight_decay)
-        require_not_negative("optim.momentum", self.momentum)
+        require(
+            0 <= self.momentum < 1, "optim.momentum", self.momentum, "use 0 or more, and below 1"
+        )
         require(
             self.layer_decay == AUTO or 0 < self.layer_decay <= 1,
             "optim.layer_decay",

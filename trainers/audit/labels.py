@@ -4,6 +4,7 @@ N images, K classes, D features.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from sklearn.metrics import log_loss
@@ -14,6 +15,8 @@ from trainers.inference.probe import fit_linear, hold_out
 
 STRENGTHS = (1e-3, 1e-2, 0.1)
 """C of the classifiers: weaker regularization learns wrong labels by heart."""
+MAX_ERRORS = 0.5
+"""Share of labels that may be errors; with more, the classifiers are wrong rather than these."""
 _FLOOR = 1e-9
 
 
@@ -87,7 +90,7 @@ def check_labels(
                     ),
                 )
             )
-    return of_images(
+    check = of_images(
         "label errors",
         suspects,
         len(labels_N),
@@ -98,4 +101,13 @@ def check_labels(
             "Some are hard images with right labels. Beside each: the most typical images of its "
             "label and of the other class."
         ),
+    )
+    num_counted = int(counted_N.sum())
+    if len(suspects) <= MAX_ERRORS * num_counted:
+        return check
+    return replace(
+        check,
+        result=f"not known: the classifiers contradict {len(suspects)} of {num_counted} labels, so "
+        "they know too little; give more images of each class, or another network",
+        suspects=(),
     )
