@@ -92,8 +92,12 @@ def test_formats_of_tables_hold_the_same(name, text):
 
 def test_parquet_is_read_without_its_nested_and_binary_columns():
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table({**ROWS, "jpeg": [b"", b""], "box": [[1], [2]]}), sink)
-    assert read_rows("x.parquet", sink.getvalue().to_pybytes()).columns == ROWS
+    extra = {"jpeg": [b"", b""], "box": [[1], [2]], "image": [{"bytes": b""}] * 2}
+    tags = {"tags": [["a"], ["b"]]}
+    pq.write_table(pa.table({**ROWS, **extra, **tags}), sink)
+    found = read_rows("x.parquet", sink.getvalue().to_pybytes())
+    assert found.columns == {**ROWS, "tags": ["a", "b"]}
+    assert found.nested == ("box", "image")
 
 
 def test_gzip_and_utf_16_are_read():

@@ -9,7 +9,7 @@ import re
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -88,13 +88,18 @@ def _read_lines(text: str) -> list[Any]:
 
 def _read_parquet(content: bytes) -> Rows:
     file = pq.ParquetFile(io.BytesIO(content))
-    kept = [
-        column.name
-        for column in file.schema_arrow
-        if not pa.types.is_large_binary(column.type) and not pa.types.is_binary(column.type)
-    ]
-    table = file.read(kept)
-    return _from_columns({name: table[name].to_pylist() for name in kept})
+    columns, nested = list[str](), list[str]()  # what is not read may be pictures, or features
+    for column in file.schema_arrow:
+        if not pa.types.is_nested(column.type):
+            is_bytes = pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)
+            columns += [] if is_bytes else [column.name]
+        elif pa.types.is_list(column.type) and pa.types.is_string(column.type.value_type):
+            columns.append(column.name)
+        else:
+            nested.append(column.name)
+    table = file.read(columns)
+    found = _from_columns({name: table[name].to_pylist() for name in columns})
+    return replace(found, nested=(*nested, *found.nested))
 
 
 def _read_csv(text: str, *, spaced: bool) -> Rows:
