@@ -126,3 +126,22 @@ def test_a_command_may_name_files_that_are_not_here() -> None:
     for more in (["--space", "/mnt/space.toml"], ["--from-advice", "/mnt/advice"]):
         parsed = parse_command(Command(room="tuning", arguments=(*options, *more)))
         assert (parsed.data, parsed.out) == ("/mnt/d", "/mnt/o")
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("ClusterQueue", {"metadata": {"name": "q", "labels": "x"}}),
+        ("ClusterQueue", {"spec": {"resourceGroups": 3}}),
+        ("ClusterQueue", {"spec": {"resourceGroups": [{"flavors": ["x"]}]}}),
+        ("RayJob", {"spec": {"rayClusterSpec": {"workerGroupSpecs": 3}}}),
+        ("RayService", {"spec": {}}),
+    ],
+)
+def test_values_of_another_type_are_findings(
+    tmp_path: Path, shared_dir: Path, kind: str, change: dict[str, Any]
+) -> None:
+    group = "kueue.x-k8s.io/v1beta1" if kind == "ClusterQueue" else "ray.io/v1"
+    made = {"apiVersion": group, "kind": kind, "metadata": {"name": "x"}, "spec": {}} | change
+    assert check(overlay_of(tmp_path, made))

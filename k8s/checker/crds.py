@@ -111,9 +111,10 @@ def unique_keys(
     seen = set()
     for item in value if isinstance(value, list) else ():
         key = tuple(item.get(name) for name in keys) if isinstance(item, dict) else item
-        if key in seen:
+        text = json.dumps(key, sort_keys=True, default=str)  # of any type
+        if text in seen:
             yield ValidationError(f"two items have {', '.join(keys)} {key!r}")
-        seen.add(key)
+        seen.add(text)
 
 
 def ask_cel(

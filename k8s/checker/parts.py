@@ -81,7 +81,8 @@ def join(path: str, below: str) -> str:
 
 def items(part: Part, path: str, *, role: str) -> Iterator[Part]:
     """The parts of a list below this one."""
-    for index, value in enumerate(dig(part.value, path, [])):
+    found = dig(part.value, path, [])
+    for index, value in enumerate(found if isinstance(found, list) else []):
         yield part.at(f"{path}[{index}]", role=role, value=value)
 
 

@@ -18,6 +18,38 @@ from k8s.checker.parts import Part, dig, is_of, objects, pods
 from k8s.checker.rule import Problem, rule
 
 VERSIONS = tuple(f"1.{minor}" for minor in range(29, 38))
+QUEUES = {
+    "properties": {
+        "spec": {
+            "type": "object",
+            "properties": {
+                "clusterQueue": {"type": "string"},
+                "capability": {"type": "object"},
+                "namespaceSelector": {"type": "object"},
+                "resourceGroups": {
+                    "type": "array",
+                    "items": {
+                        "type": "object",
+                        "properties": {
+                            "coveredResources": {"type": "array"},
+                            "flavors": {
+                                "type": "array",
+                                "items": {
+                                    "type": "object",
+                                    "properties": {
+                                        "name": {"type": "string"},
+                                        "resources": {"type": "array", "items": {"type": "object"}},
+                                    },
+                                },
+                            },
+                        },
+                    },
+                },
+            },
+        }
+    }
+}
+"""Of queues of Kueue and Volcano: the shape that rules count on."""
 STANDARD = f"Kubernetes {VERSIONS[0]} to {VERSIONS[-1]}"
 
 
@@ -68,12 +100,18 @@ def _find_problems(text: str) -> tuple[Problem, ...]:
 
 @rule(objects(), STANDARD)
 def kubernetes_schema(part: Part) -> Iterator[Problem]:
-    if part.owner.get("kind") not in RAY_KINDS and not is_foreign(part.owner):
+    if is_foreign(part.owner):
+        for error in Draft202012Validator(QUEUES).iter_errors(part.value):
+            yield path_of(error), shorten(error.message)
+    elif part.owner.get("kind") not in RAY_KINDS:
         yield from find_problems(part.value)
 
 
-@rule(objects(*RAY_KINDS), STANDARD)
+@rule(objects(), STANDARD)
 def metadata_schema(part: Part) -> Iterator[Problem]:
+    """Metadata of other operators' objects; `kubernetes_schema` sees the others whole."""
+    if part.owner.get("kind") not in RAY_KINDS and not is_foreign(part.owner):
+        return
     metadata = dig(part.value, "metadata", {})
     yield from find_problems({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata})
     if not metadata.get("name"):

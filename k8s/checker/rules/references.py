@@ -147,7 +147,7 @@ def queued_job_returns_its_quota(part: Part) -> Iterator[Problem]:
     if KUEUE_QUEUE not in dig(part.value, "metadata.labels", {}):
         return
     is_job = part.owner["kind"] == "RayJob"
-    if is_job and not part.value["spec"].get("shutdownAfterJobFinishes"):
+    if is_job and not dig(part.value, "spec.shutdownAfterJobFinishes"):
         yield "spec.shutdownAfterJobFinishes", "must be true, or the quota is never given back"
     cluster = "spec.rayClusterSpec" if is_job else "spec"
     if dig(part.value, f"{cluster}.enableInTreeAutoscaling"):

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from cluster.io.fields import build
-from k8s.checker.parts import Part, objects
+from k8s.checker.parts import Part, dig, objects
 from k8s.checker.rule import Problem, rule
 from trainers.serving.config import ServiceConfig
 
@@ -17,7 +17,7 @@ OURS = "trainers.serving.app:build"
 def serve_config_parses(part: Part) -> Iterator[Problem]:
     path = "spec.serveConfigV2"
     try:
-        content = yaml.safe_load(part.value["spec"].get("serveConfigV2", ""))
+        content = yaml.safe_load(dig(part.value, path, ""))
     except yaml.YAMLError as error:
         yield path, f"is no YAML: {' '.join(str(error).split())}"
         return
