@@ -140,9 +140,13 @@ def test_training_images_are_evaluated_once_each_and_not_augmented(run: str) -> 
 @pytest.mark.ray
 def test_other_classes_are_matched_by_name(run: str, write_data: WriteData) -> None:
     whole = write_evaluation(run)
-    fewer = write_evaluation(run, data=write_data(classes=2, test=20))
+    two = write_data(classes=2, test=20)
+    fewer = write_evaluation(run, data=two)
     assert fewer["num_images"] == 20 and fewer["not_scored"] == {}
     assert [row["images"] for row in fewer["per_class"]] == [10, 10, 0]
+    of_two = Path(run, f"evaluation_test_of_{Path(two).name}.json")
+    kept = Path(run, "evaluation_test.json")  # that of its own data
+    assert [json.loads(file.read_text()) for file in (of_two, kept)] == [fewer, whole]
     more = write_evaluation(run, data=write_data(classes=4, test=20))
     assert more["num_images"] == 15 and more["not_scored"] == {"class 3": 5}
     assert len(more["per_class"]) == 3 and more["lost"] == []
@@ -213,7 +217,8 @@ def test_unreadable_images_have_no_prediction(run: str, write_data: WriteData) -
     lenient["ingest"]["max_bad_fraction"] = 0.1
     config.write_text(json.dumps(lenient))
     result = write_evaluation(run, data=data)
-    predictions = pq.read_table(f"{run}/evaluation_test/predictions.parquet").to_pylist()
+    folder = f"{run}/evaluation_test_of_{Path(data).name}"
+    predictions = pq.read_table(f"{folder}/predictions.parquet").to_pylist()
     config.write_text(text)
 
     assert result["num_images"] == 38 and len(result["lost"]) == 1

@@ -10,7 +10,7 @@ from cluster.io.markers import flatten
 from trainers.config import RANDOM, FinetuneConfig
 from trainers.recipes import RECIPES
 from trainers.run import checkpoint
-from trainers.run.evaluations import read_evaluation
+from trainers.run.evaluations import folder_of, read_evaluation
 from trainers.run.folder import read_config
 from tuning.record.record import SweepRecord
 from tuning.record.results import TrialResult
@@ -43,7 +43,7 @@ def evaluate_once(run: str, **options: Any) -> dict[str, Any]:
     from trainers.tracking.evaluation import track_evaluation
 
     result = write_evaluation(run, split="test", **options)
-    track_evaluation(run, "test", result)
+    track_evaluation(run, folder_of(run, "test"), result)
     return result
 
 

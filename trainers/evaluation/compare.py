@@ -26,7 +26,12 @@ from trainers.evaluation.pictures import Change, draw_changes
 from trainers.evaluation.split import read_views
 from trainers.run import checkpoint
 from trainers.run import folder as run_folder
-from trainers.run.evaluations import predictions_uri, read_evaluation
+from trainers.run.evaluations import (
+    find_other,
+    folder_of,
+    predictions_uri,
+    read_evaluation,
+)
 from trainers.run.predictions import Predictions, read_table
 
 NUM_SHOWN = 5
@@ -108,13 +113,14 @@ def _evaluate(
 ) -> Predictions:
     """Return a run's predictions; evaluate it unless it has been on this data set."""
     progress, split = checkpoint.latest_progress(run), config.split
+    other = find_other(run, config.data)
     known = progress and read_evaluation(
-        run, split, epoch=progress.best_epoch, fingerprint=manifest.fingerprint
+        run, split, epoch=progress.best_epoch, fingerprint=manifest.fingerprint, other=other
     )
     if not known:
         connect(config.address)
         write_evaluation(run, split=split, data=None if config.data is None else training.data)
-    return read_table(predictions_uri(run, split))
+    return read_table(predictions_uri(folder_of(run, split, other=other)))
 
 
 def match_images(

@@ -5,7 +5,8 @@
                          confusion_grouped.png    of the coarsest level, with --hierarchy
     RUN/evaluation_SPLIT.json    written last
 
-With test-time augmentation SPLIT becomes SPLIT_tta.
+Of another data set than the run's own SPLIT becomes SPLIT_of_NAME, and with test-time augmentation
+SPLIT_tta.
 """
 
 import json
@@ -37,7 +38,7 @@ from trainers.inference.inference import Network
 from trainers.prepare import PrefixFeatures
 from trainers.run import folder as run_folder
 from trainers.run.checkpoint import TrainingProgress
-from trainers.run.evaluations import folder_of, predictions_uri
+from trainers.run.evaluations import find_other, folder_of, predictions_uri
 from trainers.run.predictions import Predictions
 from trainers.stops import too_many_unreadable
 from trainers.tracking.evaluation import track_evaluation
@@ -50,7 +51,8 @@ def run_evaluation(config: EvaluateConfig) -> None:
     """Evaluate and print the result."""
     run_folder.read_config(config.run)
     connect(config.address, quiet=config.json)
-    writes = folder_of(config.run, config.split or "test", tta=config.tta)
+    other = find_other(config.run, config.data)
+    writes = folder_of(config.run, config.split or "test", tta=config.tta, other=other)
     with hold_lease(writes, field="run"):
         result = write_evaluation(
             config.run,
@@ -64,11 +66,12 @@ def run_evaluation(config: EvaluateConfig) -> None:
             least_probability=config.least_probability,
         )
     split = result["split"]
-    sync = track_evaluation(config.run, split, result, tta=config.tta)
+    folder = folder_of(storage.absolute(config.run, "run"), split, tta=config.tta, other=other)
+    sync = track_evaluation(config.run, folder, result)
     if config.json:
         print(json.dumps(result, indent=1))
         return
-    show(result, split, folder_of(config.run, split, tta=config.tta))
+    show(result, split, folder)
     if sync:
         print(f"W&B:      {sync}")
 
@@ -190,8 +193,8 @@ def write_evaluation(
             confusion_matrix(grouped), measure(grouped), grouped.classes
         )
     run = storage.absolute(run, "run")
-    folder = folder_of(run, split, tta=tta)
-    storage.write_parquet(predictions_uri(run, split, tta=tta), predictions.table)
+    folder = folder_of(run, split, tta=tta, other=find_other(run, data))
+    storage.write_parquet(predictions_uri(folder), predictions.table)
     for name, content in files.items():
         storage.write_bytes(storage.join(folder, name), content)
     storage.write_bytes(f"{folder}.json", json.dumps(result, indent=1, allow_nan=False).encode())

@@ -28,7 +28,7 @@ from trainers.evaluation.pictures import Explained, draw_heat_maps
 from trainers.evaluation.split import read_views
 from trainers.networks.backbones import Backbone, find
 from trainers.run import folder as run_folder
-from trainers.run.evaluations import predictions_uri, read_evaluation
+from trainers.run.evaluations import folder_of, predictions_uri, read_evaluation
 from trainers.run.predictions import read_table
 from trainers.step.settings import step_settings
 from trainers.step.step import StepSettings, predict
@@ -54,7 +54,7 @@ def run_explain(config: ExplainConfig) -> None:
     if evaluation is None:
         connect(config.address)
         write_evaluation(run, split=config.split)
-    rows = read_table(predictions_uri(run, config.split)).table.to_pylist()
+    rows = read_table(predictions_uri(folder_of(run, config.split))).table.to_pylist()
     matching = order(rows, config.which, config.seed)
     shown = matching[: config.num_images]
     require(

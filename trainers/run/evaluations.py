@@ -4,20 +4,43 @@ from typing import Any
 
 from cluster.io import storage
 from cluster.io.records import read_object
+from cluster.io.uris import name_of
+from datasets.shards import read_manifest
+from trainers.run import checkpoint
+from trainers.run.folder import read_config
 
 
-def folder_of(run: str, split: str, *, tta: bool = False) -> str:
-    """Return the URI of an evaluation's pictures and tables; its JSON is beside the folder."""
-    return storage.join(run, f"evaluation_{split}_tta" if tta else f"evaluation_{split}")
+def folder_of(run: str, split: str, *, tta: bool = False, other: str | None = None) -> str:
+    """Return the URI of an evaluation's pictures and tables; its JSON is beside the folder.
+
+    Args:
+        other: URI of the data set, where it is not the run's own; as `find_other`.
+    """
+    of = f"_of_{name_of(other)}" if other else ""
+    return storage.join(run, f"evaluation_{split}{of}{'_tta' if tta else ''}")
 
 
-def predictions_uri(run: str, split: str, *, tta: bool = False) -> str:
+def find_other(run: str, data: str | None) -> str | None:
+    """Return the URI of a data set; None where it has the images that the run was trained for."""
+    data = data and storage.absolute(data, "data")
+    progress = checkpoint.latest_progress(run)
+    if data is None or progress is None or data == read_config(run).data:
+        return None
+    return None if read_manifest(data).fingerprint == progress.fingerprint else data
+
+
+def predictions_uri(folder: str) -> str:
     """Return the URI of an evaluation's predictions, for `predictions.read_table`."""
-    return storage.join(folder_of(run, split, tta=tta), "predictions.parquet")
+    return storage.join(folder, "predictions.parquet")
 
 
-def read_evaluation(run: str, split: str, *, epoch: int, fingerprint: str) -> dict[str, Any] | None:
+def read_evaluation(
+    run: str, split: str, *, epoch: int, fingerprint: str, other: str | None = None
+) -> dict[str, Any] | None:
     """Return the content of evaluation_SPLIT.json.
+
+    Args:
+        other: as of `folder_of`.
 
     Returns:
         None where there is none, or one of another epoch's checkpoint, another data set, or with
@@ -26,7 +49,7 @@ def read_evaluation(run: str, split: str, *, epoch: int, fingerprint: str) -> di
     hints = {"epoch": int, "fingerprint": str, "num_images": int}
     hints |= {f"{split}/{name}": float for name in ("top1", "top5")}
     try:
-        known = read_object(f"{folder_of(run, split)}.json", hints)
+        known = read_object(f"{folder_of(run, split, other=other)}.json", hints)
     except FileNotFoundError:
         return None
     same = (known["epoch"], known["fingerprint"]) == (epoch, fingerprint)

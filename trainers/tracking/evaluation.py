@@ -9,7 +9,7 @@ from cluster.io import storage
 from cluster.io.uris import name_of
 from datasets.shards import read_manifest
 from trainers.run import checkpoint
-from trainers.run.evaluations import folder_of, predictions_uri
+from trainers.run.evaluations import predictions_uri
 from trainers.run.folder import read_config
 from trainers.run.predictions import read_table
 from trainers.run.rows import find_mode
@@ -23,23 +23,20 @@ LISTED = ("most_confused", "per_class", "reliability")
 """Lists of evaluation_SPLIT.json that are logged as tables."""
 
 
-def track_evaluation(
-    run: str, split: str, result: dict[str, Any], *, tta: bool = False
-) -> str | None:
+def track_evaluation(run: str, folder: str, result: dict[str, Any]) -> str | None:
     """Log what `write_evaluation` returned and wrote, unless the training is tracked `off`.
 
     Returns:
         The command that uploads what W&B does not have yet; None where it has everything.
     """
     run = storage.absolute(run, "run")
-    folder = folder_of(run, split, tta=tta)
     if find_mode(read_config(run).track) == "off":
         return None
-    return WandbThread(folder, partial(_track, run, folder, split, result, tta)).close()
+    return WandbThread(folder, partial(_track, run, folder, result)).close()
 
 
-def _track(run: str, folder: str, split: str, result: dict[str, Any], tta: bool) -> str | None:
-    config, data = read_config(run), result["data"]
+def _track(run: str, folder: str, result: dict[str, Any]) -> str | None:
+    config, data, split = read_config(run), result["data"], result["split"]
     measured = config if data == config.data else replace(config, data=data, fold=0)
     manifest = read_manifest(data, measured.fold)
     name = name_of(run)
@@ -49,11 +46,11 @@ def _track(run: str, folder: str, split: str, result: dict[str, Any], tta: bool)
         name=f"evaluate {name} on {split}",
         group=config.track.group,
         job_type="evaluate",
-        config={"run": run, "split": split, "tta": tta, "training": config.to_dict()},
+        config={"run": run, "split": split, "tta": result["tta"], "training": config.to_dict()},
         tags=find_tags(config, manifest),
     )
     progress, _ = checkpoint.load_best(run)
-    predictions = read_table(predictions_uri(run, split, tta=tta))
+    predictions = read_table(predictions_uri(folder))
     tracked.log(
         {name: value for name, value in result.items() if name.startswith(f"{split}/")}
         | {"epoch": result["epoch"]}

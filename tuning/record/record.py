@@ -19,7 +19,7 @@ from cluster.io import storage
 from cluster.io.errors import UserError
 from datasets.shards import Manifest, read_manifest
 from trainers.config import FinetuneConfig
-from trainers.run.evaluations import predictions_uri, read_evaluation
+from trainers.run.evaluations import folder_of, predictions_uri, read_evaluation
 from trainers.run.folder import read_config
 from trainers.run.predictions import Predictions, read_predictions, read_table
 from trainers.run.rows import Row, read_rows
@@ -168,7 +168,7 @@ class SweepRecord:
             return read_predictions(trial.run, trial.best_epoch)
         if self.test is None or trial != self.winner:
             return None
-        return read_table(predictions_uri(trial.run, split))
+        return read_table(predictions_uri(folder_of(trial.run, split)))
 
 
 def _find_manifest(base: FinetuneConfig, fingerprint: str | None) -> Manifest | None:
