@@ -243,6 +243,15 @@ def test_settings_that_phases_replace_are_warned_of(
     assert "freeze_depth" not in caplog.text
 
 
+def test_random_weights_that_stay_frozen_are_warned_of(
+    config: FinetuneConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    frozen = ModelConfig(backbone="lenet5", init="he", freeze_depth=1)
+    check(replace(config, model=frozen, schedule=ScheduleConfig()), read_manifest(config.data))
+
+    assert "freeze depth 1 keeps stages at random weights, as init he draws them" in caplog.text
+
+
 def test_early_stopping_ends_a_run_that_no_longer_improves(config: FinetuneConfig) -> None:
     still = replace(
         config,

@@ -46,8 +46,14 @@ def check(config: FinetuneConfig, manifest: Manifest, *, resumes: bool = False) 
         config.global_batch_size,
         f"there are {num_images} training images; use at most as many",
     )
-    for phase in config.phases:
-        resolve_depth(config.model.backbone, phase.freeze_depth)
+    depths = [resolve_depth(config.model.backbone, p.freeze_depth) for p in config.phases]
+    if min(depths) > 0 and config.model.init in RANDOM:
+        logger.warning(
+            "freeze depth %d keeps stages at random weights, as init %s draws them: use "
+            "--freeze-depth 0, or pretrained weights",
+            min(depths),
+            config.model.init,
+        )
     _check_adapters(config)
     if config.model.drop_path != AUTO:
         require_branches(config.model.backbone, config.model.drop_path)
