@@ -9,6 +9,7 @@ import re
 import struct
 import warnings
 import zlib
+from functools import cache
 from typing import NamedTuple
 
 import cv2
@@ -17,8 +18,6 @@ import simplejpeg
 import xxhash
 from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
-
-from cluster.io.errors import UserError
 
 MAX_PIXELS = 50_000_000
 JPEG_QUALITY = 95
@@ -34,11 +33,12 @@ take gigabytes."""
 
 # Formats that Pillow may open. EPS and the like start other programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+_HEIC = re.compile(rb".{4}ftyp(hei[cxms]|hev[cx]|mif1|msf1)", re.DOTALL)
 # Exceptions that Pillow's decoders raised on damaged files.
 _DECODE_ERRORS = (
     OSError,
     SyntaxError,
-    UserError,
+    ValueError,
     TypeError,
     LookupError,
     EOFError,
@@ -51,7 +51,7 @@ _DECODE_ERRORS = (
 _ORIENTATION_TAG, _SUBFILE_TAG, _DNG_TAG = 0x0112, 254, 50706
 _RAW = "raw photograph: convert it to JPEG"
 _FOREIGN = (
-    ("HEIC: convert it to JPEG", rb".{4}ftyp(hei[cxms]|hev[cx]|mif1|msf1)"),
+    ("HEIC that can't be decoded: convert it to JPEG", _HEIC.pattern),
     (_RAW, rb".{4}ftypcrx |II(U\0|RO|RS)|MMOR|FUJIFILMCCD-RAW|FOVb"),
     ("video, not an image", rb".{4}ftyp|RIFF.{4}AVI |\x1aE\xdf\xa3"),
     ("JPEG XL: convert it to JPEG", rb"\xff\x0a|\0\0\0\x0cJXL "),
@@ -164,11 +164,14 @@ def _load(content: bytes) -> tuple[np.ndarray, bool]:
     """
     if not content:
         raise BadImage("empty file")
+    formats = _FORMATS
+    if _HEIC.match(content):
+        formats = (*_FORMATS, _let_pillow_open_heic())
     with warnings.catch_warnings():
         # Pillow warns of odd metadata and of large images; neither makes an image bad.
         warnings.simplefilter("ignore")
         try:
-            image = Image.open(io.BytesIO(content), formats=_FORMATS)
+            image = Image.open(io.BytesIO(content), formats=formats)
         except Image.UnidentifiedImageError:
             raise BadImage(_name_foreign(content)) from None
         except Image.DecompressionBombError:
@@ -204,6 +207,15 @@ def _load(content: bytes) -> tuple[np.ndarray, bool]:
             return np.asarray(_to_rgb(ImageOps.exif_transpose(image))), False
         except _DECODE_ERRORS as error:
             raise BadImage(_explain(error)) from error
+
+
+@cache
+def _let_pillow_open_heic() -> str:
+    """Add the format of iPhones' photographs, where one is met: other processes need no decoder."""
+    from pi_heif import register_heif_opener
+
+    register_heif_opener(decode_threads=1)
+    return "HEIF"
 
 
 def _name_foreign(content: bytes) -> str:

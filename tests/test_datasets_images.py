@@ -1,3 +1,4 @@
+import base64
 import io
 
 import numpy as np
@@ -188,3 +189,32 @@ def test_a_jpeg_that_only_pillow_forgives_is_encoded_anew():
     again = to_jpeg(stray, short_side_px=256)
 
     assert simplejpeg.decode_jpeg(again).shape == (40, 60, 3)
+
+
+TURNED_HEIC = base64.b64decode(
+    "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAchtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAA"
+    "AAAAAAAAAAADRpbG9jAAAAAERAAAIAAQAAAAAB7AABAAAAAAAAAI0AAgAAAAACeQABAAAAAAAAACQAAAA4aWluZgAA"
+    "AAAAAgAAABVpbmZlAgAAAAABAABodmMxAAAAABVpbmZlAgAAAQACAABFeGlmAAAAAA5waXRtAAAAAAABAAABB2lwcn"
+    "AAAADmaXBjbwAAAHZodmNDAQNwAAAAkAAAAAAAHvAA/P34+AAADwNgAAEAGEABDAH//wNwAAADAJAAAAMAAAMAHroC"
+    "QGEAAQAqQgEBA3AAAAMAkAAAAwAAAwAeoCCBBZbq5Ka5uAhoMCAAAAMDIAAAAwAhYgABAAZEAcFzwIkAAAATY29scm"
+    "5jbHgAAQANAAaAAAAAFGlzcGUAAAAAAAAAQAAAAEAAAAAoY2xhcAAAAEAAAAABAAAAMAAAAAEAAAAAAAAAAv////AA"
+    "AAACAAAAEHBpeGkAAAAAAwgICAAAAAlpcm90AwAAABlpcG1hAAAAAAAAAAEAAQaBAgMFhIYAAAAaaXJlZgAAAAAAAA"
+    "AOY2RzYwACAAEAAQAAALltZGF0AAAAiSgBrwngOSMkv//5BH//+MRuQ/gUZcF//jBeff43IP/+6witcNaUEUqiGXyM"
+    "6T1lCZfV45ditsH6c+2pMp9S6+xr5pggTori3GbeBwRZzFnBufe/fIQtwRg7lVPHisWG1ijUyz83uz/+uqxZShnKGt"
+    "hKbN4ARNbOYrFQsePznOyuH0o9ALmN+Q4eAAAABkV4aWYAAE1NACoAAAAIAAEBEgADAAAAAQAGAAAAAAAA"
+)
+"""64 x 48 pixels, the left half red and the right one blue, with the EXIF orientation 6; written by
+pillow-heif 1.8.1."""
+
+
+def test_a_heic_of_a_phone_is_upright():
+    image_HWC = load_image(TURNED_HEIC)
+    assert image_HWC.shape == (64, 48, 3)
+    for row, colour in ((5, (220, 30, 30)), (58, (30, 30, 220))):
+        assert np.abs(image_HWC[row].astype(int) - colour).max() < 8
+
+
+@pytest.mark.parametrize("content", [TURNED_HEIC[:100], TURNED_HEIC[:-60]])
+def test_a_damaged_heic_says_so(content):
+    with pytest.raises(BadImage, match=r"HEIC that can't be decoded|unreadable|truncated"):
+        load_image(content)

@@ -245,7 +245,12 @@ KINDS: dict[str, Kind] = {
         name="photo.svg",
         reason="not an image",
     ),
-    "HEIC": Kind(about="of iPhones", make=lambda i: HEIC, name="photo.heic", reason="HEIC"),
+    "damaged HEIC": Kind(
+        about="of iPhones; a whole one is kept",
+        make=lambda i: HEIC,
+        name="photo.heic",
+        reason="HEIC",
+    ),
     "JPEG XL": Kind(
         about="", make=lambda i: b"\xff\x0a" + i.tobytes(), name="photo.jxl", reason="JPEG XL"
     ),
