@@ -58,9 +58,9 @@ _FOREIGN = (
     ("JPEG 2000: convert it to JPEG", rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  "),
     ("file of Photoshop: convert it to JPEG", rb"8BPS"),
     ("PDF: convert its pages to JPEG", rb"%PDF-"),
-    ("high dynamic range: convert it to JPEG", rb"v/1\x01|#\?RADIANCE|#\?RGBE"),
-    ("icon, not a photograph", rb"\0\0[\x01\x02]\0"),
-    ("archive or document of an office, not an image", rb"PK\x03\x04|Rar!|7z\xbc\xaf"),
+    ("HDR image: convert it to JPEG", rb"v/1\x01|#\?RADIANCE|#\?RGBE"),
+    ("icon", rb"\0\0\x01\0(?!\0\0)"),
+    ("archive or Office document, not an image", rb"PK\x03\x04|Rar!|7z\xbc\xaf"),
     ("pointer of Git LFS: get its file by `git lfs pull`", rb"version https://git-lfs"),
 )
 """Reasons to leave out files that are often among photographs, by how they begin."""

@@ -14,7 +14,7 @@ from cluster.io import filesystems, storage
 from datasets.augment import augment
 from datasets.config import POLICIES, IngestConfig
 from datasets.decode import decode
-from datasets.shards import Manifest, read_manifest
+from datasets.shards import Manifest, read_manifest, require_images
 
 COLUMNS = 8
 MAX_CLASSES = 32
@@ -32,7 +32,7 @@ def preview(data_uri: str, out_png: str) -> None:
     the first few by every augmentation policy in the first epochs.
 
     Raises:
-        UserError: where there is no data set at `data_uri`.
+        UserError: where there is no data set at `data_uri`, or one without images.
     """
     manifest = read_manifest(data_uri)
     images = _pick_images(data_uri, manifest, MAX_CLASSES)
@@ -54,7 +54,7 @@ def draw_views(data_uri: str, ingest: IngestConfig, *, seed: int) -> bytes:
         A PNG: a column per image, a row per epoch.
 
     Raises:
-        UserError: where there is no data set at `data_uri`.
+        UserError: where there is no data set at `data_uri`, or one without images.
     """
     manifest = read_manifest(data_uri)
     images = _pick_images(data_uri, manifest, COLUMNS)
@@ -73,6 +73,7 @@ def _pick_images(
 ) -> dict[int, tuple[int, np.ndarray]]:
     """Return label -> (image id, pixels) of the first training image of the first classes, or test
     image where there are only these."""
+    require_images(manifest, "data", uri)
     wanted = set(range(min(num_classes, len(manifest.classes))))
     picked: dict[int, tuple[int, np.ndarray]] = {}
     split = "train" if "train" in manifest.splits else next(iter(manifest.splits))

@@ -206,6 +206,15 @@ def _read_values(uri: str) -> dict[str, Any] | None:
     return values if isinstance(values, dict) and "schema_version" in values else None
 
 
+def require_images(manifest: Manifest, field: str, uri: str) -> None:
+    """Refuse a data set without images: `read_manifest` returns it without splits.
+
+    Raises:
+        UserError: naming `field`, whose value is `uri`.
+    """
+    require(bool(manifest.splits), field, uri, "it holds no image; prepare it again")
+
+
 def read_schema_version(uri: str) -> int:
     """Read the schema version of the manifest.json at `uri`.
 

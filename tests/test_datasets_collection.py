@@ -15,6 +15,7 @@ from datasets.augment import view
 from datasets.images import BadImage
 from datasets.passes.collection import lies_in, list_images
 from datasets.passes.inference import choose_block_images, load_views
+from datasets.preview import preview
 from tests.support.data import WriteData, draw_image, flip_byte
 
 
@@ -180,6 +181,8 @@ def test_a_prepared_data_set_without_images(tmp_path: Path) -> None:
     for split in (None, "test"):
         with pytest.raises(ValueError, match=r"images is '.*': it holds no image"):
             list_images(str(tmp_path), split=split)
+    with pytest.raises(ValueError, match=r"data is '.*': it holds no image; prepare it again"):
+        preview(str(tmp_path), str(tmp_path / "preview.png"))
 
 
 def test_parquet_in_capitals_and_what_stands_beside_it(tmp_path: Path) -> None:

@@ -37,6 +37,9 @@ def noise(width: int = 60, height: int = 40) -> Image.Image:
         (encode(noise())[:-900], "truncated"),
         (encode(noise(), "PNG")[:-900], "truncated"),
         (encode(noise(), "EPS"), "not an image"),  # opening one would start Ghostscript
+        (encode(noise(), "ICO"), "icon"),
+        (encode(noise(), "TGA"), "not an image"),  # begins as a cursor does
+        (b"\0\0\1\0" + bytes(60), "not an image"),  # an icon without pictures
         (encode(Image.new("F", (8, 8)), "TIFF"), "floating-point pixels"),
         (encode(Image.new("RGB", (60_000, 1)), "PNG"), "too thin"),
         (encode(Image.new("RGB", (3, 301))), "too thin"),

@@ -6,10 +6,11 @@ import tarfile
 import pytest
 
 from cluster.io.errors import UserError
+from datasets.images import BadImage
 from datasets.prepare.config import PrepareConfig
 from datasets.prepare.listing import Listing
 from datasets.prepare.sources import SOURCES
-from datasets.prepare.tables.sidecars import find_names, find_sidecars, read_names
+from datasets.prepare.tables.sidecars import find_names, find_sidecars, read_names, read_sidecars
 from tests.support.archives import pack
 
 CLASSES = ("audi", "bmw")
@@ -63,7 +64,7 @@ def test_yolo(tmp_path, layout, names):
     }
     assert listing.notes == (
         "classes from the .txt file of each image",
-        "1 images have several classes, and so none",
+        "1 image has several classes and is left out",
         "names of classes from data.yaml",
     )
     unused = {path.rpartition("/")[2] for path, _ in listing.unused}
@@ -152,3 +153,16 @@ def test_which_file_is_of_which_image():
     assert find_names(["a.yaml"]) is None
     assert read_names("classes.txt", b"audi\nbmw\n") == {0: "audi", 1: "bmw"}
     assert read_names("data.yaml", b"train: x") == {}
+    assert read_names("classes.txt", "\ufeffaudi\nbmw".encode()) == {0: "audi", 1: "bmw"}
+
+
+def test_keys_of_a_json_file_replace_neither_path_nor_count():
+    contents: dict[str, tuple[str, bytes | BadImage]] = {}
+    for n, name in enumerate(CLASSES):
+        values = {"label": name, "image": "x.jpg", "Image": "y.jpg", "several": "yes"}
+        contents[f"{n}.jpg"] = (f"{n}.json", json.dumps(values).encode())
+    rows = read_sidecars(contents, {})
+    assert rows.columns["image"] == ["0.jpg", "1.jpg"]
+    assert next(iter(rows.columns)) == "image", "before other spellings of it"
+    assert rows.columns["several"] == ["yes", "yes"]
+    assert rows.notes == ("classes from the .json file of each image",)

@@ -167,6 +167,7 @@ def test_folder_errors(tmp_path):
         list_source("folder", tmp_path, test_root=str(tmp_path / "test"))
     with pytest.raises(ValueError, match=r"test_root is .*/': it is --root as well"):
         list_source("folder", tmp_path, test_root=f"{tmp_path}/")
+    assert PrepareConfig(source="folder", root="/", out="/unused").test_root is None
     with pytest.raises(ValueError, match=r"no file is in 5 folders, as class_depth asks for"):
         list_source("folder", tmp_path, class_depth=5)
     write_files(tmp_path, "parts/a/cars.zip", "parts/a/.hidden/1.jpg")

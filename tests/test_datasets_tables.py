@@ -151,7 +151,7 @@ def test_coco_is_joined_and_several_categories_are_none():
         "file_name": ["1.jpg", "2.jpg", "3.jpg"],
         "label": ["audi", None, None],
     }
-    assert "1 images have several categories" in rows.notes[1]
+    assert "1 image has several categories and is left out" in rows.notes[1]
     content["annotations"] = [
         {"image_id": 1, "category_id": 7},
         {"image_id": 2, "category_id": 99},
@@ -160,6 +160,10 @@ def test_coco_is_joined_and_several_categories_are_none():
     rows = read_rows("x.json", json.dumps(content).encode())
     assert rows.columns["label"] == ["audi", None, None]
     assert rows.notes[-1] == "its annotations have categories that it does not list (99)"
+    content["annotations"] += [{"image_id": n, "category_id": c} for n, c in ((1, 99), (3, 8))]
+    rows = read_rows("x.json", json.dumps(content).encode())
+    assert rows.columns["label"] == [None, None, "bmw"], "a listed and an unlisted category"
+    assert rows.notes[1] == "1 image has several categories and is left out"
 
 
 def test_columns_of_lists_and_objects_are_named_and_lists_of_one_are_read():

@@ -28,7 +28,7 @@ from datasets.prepare.parquet.rows import (
 )
 from datasets.prepare.tables.rows import is_table
 from datasets.read import rows_of_shards
-from datasets.shards import SPLITS, is_prepared, read_manifest
+from datasets.shards import SPLITS, is_prepared, read_manifest, require_images
 
 KEY = "key:"
 """Begins the names of columns of references that results carry."""
@@ -170,7 +170,7 @@ def name_labels(labels: Sequence[Any], classes: Sequence[str]) -> list[str | Non
 
 def _list_prepared(uri: str, split: str | None, fold: int) -> Collection:
     manifest = read_manifest(uri, fold)
-    require(bool(manifest.splits), "images", uri, "it holds no image; prepare it again")
+    require_images(manifest, "images", uri)
     chosen = [split] if split is not None else [name for name in SPLITS if name in manifest.splits]
     shards = [shard for name in chosen for shard in manifest.split(name).shards]
     tables = []

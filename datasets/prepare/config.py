@@ -131,7 +131,9 @@ class PrepareConfig:
             f"source {self.source} needs the images: give --root URI",
         )
         require(
-            not self.root or self.root.rstrip("/") != (self.test_root or "").rstrip("/"),
+            not self.root
+            or self.test_root is None
+            or self.root.rstrip("/") != self.test_root.rstrip("/"),
             "test_root",
             self.test_root,
             "it is --root as well: its images can train or test; give another folder of test "

@@ -267,20 +267,15 @@ KINDS: dict[str, Kind] = {
         reason="video, not an image",
     ),
     "PDF": Kind(about="", make=text("%PDF-1.7 {} {} {}"), name="scan.pdf", reason="PDF"),
-    "document of an office": Kind(
+    "Office document": Kind(
         about="a zip, as .docx and .xlsx are",
         make=lambda i: b"PK\3\4" + i.tobytes(),
         name="cars.docx",
-        reason="archive or document",
+        reason="archive or Office document",
     ),
-    "icon": Kind(
-        about="",
-        make=lambda i: encode(i, "ICO"),
-        name="favicon.ico",
-        reason="icon, not a photograph",
-    ),
-    "picture of high dynamic range": Kind(
-        about="", make=text("#?RADIANCE {} {} {}"), name="sky.hdr", reason="high dynamic range"
+    "icon": Kind(about="", make=lambda i: encode(i, "ICO"), name="favicon.ico", reason="icon"),
+    "HDR image": Kind(
+        about="", make=text("#?RADIANCE {} {} {}"), name="sky.hdr", reason="HDR image"
     ),
     "pointer of Git LFS": Kind(
         about="a clone without its files; `git lfs pull` gets them",

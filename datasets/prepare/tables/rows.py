@@ -193,29 +193,38 @@ def _from_coco(content: dict[str, Any]) -> Rows:
         ValueError: where no annotation has a category, as those of captions.
     """
     categories = {row["id"]: row["name"] for row in content.get("categories", ())}
-    found, unknown = defaultdict[Any, set[str]](set), set[Any]()
+    found, unlisted = defaultdict[Any, set[str]](set), defaultdict[Any, set[Any]](set)
     for row in content["annotations"]:
         if (category := row.get("category_id")) in categories or not categories:
             found[row["image_id"]] |= (
                 set() if category is None else {str(categories.get(category, category))}
             )
-        else:
-            unknown.add(category)
+        elif category is not None:
+            unlisted[row["image_id"]].add(category)
     if content["annotations"] and not any(found.values()):
         raise ValueError("none of its annotations has a category, as those of captions")
-    labels = [sorted(found[row["id"]]) for row in content["images"]]
+    labels = [[*found[row["id"]], *unlisted[row["id"]]] for row in content["images"]]
     columns: dict[str, list[Value]] = {
         "file_name": [row["file_name"] for row in content["images"]],
-        "label": [names[0] if len(names) == 1 else None for names in labels],
+        "label": [
+            names[0] if len(names) == 1 and names[0] in found[row["id"]] else None
+            for row, names in zip(content["images"], labels, strict=True)
+        ],
     }
     several = sum(len(names) > 1 for names in labels)
     notes = ("in COCO's format; the classes are its categories",)
     if several:
-        notes += (f"{several} images have several categories, and so no class",)
-    if unknown - {None}:
-        names = ", ".join(sorted(map(str, unknown - {None}))[:3])
+        notes += (describe_several(several, "categories"),)
+    if unknown := {str(category) for of_image in unlisted.values() for category in of_image}:
+        names = ", ".join(sorted(unknown)[:3])
         notes += (f"its annotations have categories that it does not list ({names})",)
     return Rows(columns=columns, notes=notes)
+
+
+def describe_several(num_images: int, noun: str) -> str:
+    if num_images == 1:
+        return f"1 image has several {noun} and is left out"
+    return f"{num_images} images have several {noun} and are left out"
 
 
 def _to_values(values: Sequence[Any]) -> list[Value]:

@@ -16,7 +16,7 @@ from cluster.io.errors import UserError
 from cluster.io.uris import name_of
 from datasets.images import BadImage
 from datasets.prepare.names import IMAGE_SUFFIXES, find_system_name
-from datasets.prepare.tables.rows import Rows, read_objects
+from datasets.prepare.tables.rows import Rows, describe_several, read_objects
 
 SUFFIXES = (".cls", ".xml", ".txt", ".json")
 """Of label files, the first one of an image counts."""
@@ -64,9 +64,12 @@ def read_sidecars(
     """
     objects, several = [], 0
     for image, (path, content) in contents.items():
-        values = {} if isinstance(content, BadImage) else _parse(path, content, names)
-        several += values.pop("several", False)
-        objects.append({"image": image, **values})
+        if isinstance(content, BadImage):
+            objects.append({"image": image})
+            continue
+        values, has_several = _parse(path, content, names)
+        several += has_several
+        objects.append({"image": image} | values | {"image": image})  # JSON may have that key too
     if all(len(values) == 1 for values in objects):
         raise UserError(
             f"none of the {len(objects)} files beside images names a class, such as "
@@ -76,7 +79,7 @@ def read_sidecars(
     kinds = sorted({_split(path)[1] for path, _ in contents.values()})
     notes = [f"classes from the {' or '.join(kinds)} file of each image"]
     if several:
-        notes.append(f"{several} images have several classes, and so none")
+        notes.append(describe_several(several, "classes"))
     return Rows(columns=rows.columns, nested=rows.nested, notes=tuple(notes))
 
 
@@ -87,7 +90,7 @@ def read_names(name: str, content: bytes) -> dict[int, str]:
         UserError: where it can't be read; begins after the root.
     """
     try:
-        text = content.decode()
+        text = content.decode("utf-8-sig")
         if not name.casefold().endswith((".yaml", ".yml")):
             return dict(enumerate(line.strip() for line in text.splitlines()))
         found = yaml.safe_load(text)
@@ -100,25 +103,25 @@ def read_names(name: str, content: bytes) -> dict[int, str]:
         raise UserError(f"{name} can't be read as names of classes ({reason})") from None
 
 
-def _parse(path: str, content: bytes, names: Mapping[int, str]) -> dict[str, Any]:
-    """Return the columns of an image by its label file."""
+def _parse(path: str, content: bytes, names: Mapping[int, str]) -> tuple[dict[str, Any], bool]:
+    """Return the columns of an image by its label file, and whether it has several classes."""
     suffix, text = _split(path)[1], content.decode("utf-8-sig", "replace")
     if suffix == ".json":
         try:
             found = json.loads(text)
         except (ValueError, RecursionError):
-            return {}
-        return found if isinstance(found, dict) else {"label": found}
+            return {}, False
+        return (found if isinstance(found, dict) else {"label": found}), False
     if suffix == ".cls":
-        return {"label": _name(text.strip(), names)} if text.strip() else {}
+        return ({"label": _name(text.strip(), names)} if text.strip() else {}), False
     if suffix == ".xml":
         found = {html.unescape(name).strip() for name in _OBJECT.findall(text)}
     else:
         lines = (_YOLO.fullmatch(line.strip()) for line in text.splitlines())
         found = {_name(line[1], names) for line in lines if line}
     if len(found) > 1:
-        return {"label": None, "several": True}
-    return {"label": found.pop()} if found else {}
+        return {"label": None}, True
+    return ({"label": found.pop()} if found else {}), False
 
 
 def _name(number: str, names: Mapping[int, str]) -> str:
