@@ -147,6 +147,7 @@ def test_a_folder_too_large_is_refused_with_its_largest_files(tmp_path: Path) ->
             "base.data is 'cars': .* give --data an absolute",
         ),
         ("python -m tuning --data /nfs/cars", "out is 'runs/sweep': a job runs in a folder that"),
+        ("python -m tuning --data /d --out=~/o", "command has '--out=~/o': ~ is another folder"),
         ("python -m tuning --data /d --out /o --cache c", "cache is 'c'"),
         ("python -m tuning --from-advice runs/a --out /o", "from_advice is 'runs/a'"),
         ("python -m trainers --data /d --out /o --init file --weights w.pth", "model.weights is"),

@@ -137,6 +137,10 @@ def test_training_images_are_evaluated_once_each_and_not_augmented(run: str) -> 
     assert len(set(predictions["image_id"].to_pylist())) == 48
 
 
+def named(data: str) -> str:
+    return f"{Path(data).name}-{read_manifest(data).fingerprint[:6]}"
+
+
 @pytest.mark.ray
 def test_other_classes_are_matched_by_name(run: str, write_data: WriteData) -> None:
     whole = write_evaluation(run)
@@ -144,7 +148,7 @@ def test_other_classes_are_matched_by_name(run: str, write_data: WriteData) -> N
     fewer = write_evaluation(run, data=two)
     assert fewer["num_images"] == 20 and fewer["not_scored"] == {}
     assert [row["images"] for row in fewer["per_class"]] == [10, 10, 0]
-    of_two = Path(run, f"evaluation_test_of_{Path(two).name}.json")
+    of_two = Path(run, f"evaluation_test_of_{named(two)}.json")
     kept = Path(run, "evaluation_test.json")  # that of its own data
     assert [json.loads(file.read_text()) for file in (of_two, kept)] == [fewer, whole]
     more = write_evaluation(run, data=write_data(classes=4, test=20))
@@ -155,6 +159,7 @@ def test_other_classes_are_matched_by_name(run: str, write_data: WriteData) -> N
     pairs = [f"kind {number}=class {number}" for number in range(3)]
     renamed = write_evaluation(run, data=data, renamed=pairs)
     assert renamed["test/top1"] == whole["test/top1"]
+    assert Path(run, f"evaluation_test_of_{named(data)}-mapped.json").exists()
     one = write_evaluation(run, data=data, renamed=pairs[:1])
     assert sorted(one["not_scored"]) == ["kind 1", "kind 2"]
     with pytest.raises(ValueError, match="none of them the same; give the pairs with --map"):
@@ -217,7 +222,7 @@ def test_unreadable_images_have_no_prediction(run: str, write_data: WriteData) -
     lenient["ingest"]["max_bad_fraction"] = 0.1
     config.write_text(json.dumps(lenient))
     result = write_evaluation(run, data=data)
-    folder = f"{run}/evaluation_test_of_{Path(data).name}"
+    folder = f"{run}/evaluation_test_of_{named(data)}"
     predictions = pq.read_table(f"{folder}/predictions.parquet").to_pylist()
     config.write_text(text)
 

@@ -95,6 +95,8 @@ def test_images_come_as_body_form_or_json() -> None:
     assert send([encoded], JSON) == [("image 1", b"a"), ("image 2", b"b")]
     of_browser = {"images": [f"data:image/png;base64,{base64.b64encode(b'c').decode()}"]}
     assert send([json.dumps(of_browser).encode()], JSON) == [("image 1", b"c")]
+    repeated = {"images": ["data:" * 200_000]}  # a search for its end at each would take minutes
+    assert send([json.dumps(repeated).encode()], JSON) == [("image 1", b"")]
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,7 @@ def test_words_become_values_of_the_fields_type() -> None:
     assert read_axis(["model.freeze_depth", "all", "3", "-2", "0.5"]).values == ("all", 3, -2, 0.5)
     assert read_axis(["optim.ema_decay", "none", "0.99"]).values == (None, 0.99)
     assert read_axis(["model.freeze_batchnorm", "true", "false"]).values == (True, False)
+    assert read_axis(["optim.decay", ".0001..1.e-2"]).range == (1e-4, 1e-2)
     drawn = read_axis(["optim.learning_rate", "1e-4..1e-2", "log"])
     assert (drawn.range, drawn.log, drawn.is_whole) == ((1e-4, 1e-2), True, False)
     assert read_axis(["ingest.views", "1..4"]).is_whole
@@ -96,10 +97,19 @@ def test_values_are_written_with_the_digits_that_were_typed() -> None:
         ("optim.weight_decay 0 1 log", "log is for a range"),
         ("optim.weight_decay 0..1 log", "both above zero"),
         ("optim.weight_decay 1..0", "give the smaller bound first"),
-        ("optim.weight_decay 1e-4...1e-2", r"is '1e-4...1e-2': give a range as one word"),
-        ("optim.weight_decay 1e-4 .. 1e-2", "give a range as one word, such as 1e-4..1e-2"),
-        ("optim.weight_decay 0..1 linear", r"is '0..1 linear': give a range as one word"),
-        ("optim.weight_decay nan..1", "give a range as one word"),
+        (
+            "optim.weight_decay 1e-4...1e-2",
+            r"is '1e-4...1e-2': give a range of two finite numbers as one word",
+        ),
+        (
+            "optim.weight_decay 1e-4 .. 1e-2",
+            "give a range of two finite numbers as one word, such as 1e-4..1e-2",
+        ),
+        (
+            "optim.weight_decay 0..1 linear",
+            r"is '0..1 linear': give a range of two finite numbers",
+        ),
+        ("optim.weight_decay nan..1", "give a range of two finite numbers as one word"),
         ("ingest.policy 0..1", "only a number can be drawn from a range"),
         ("ingest.views 0.5..2", "give whole numbers"),
         ("optim.weight_decay 0 1 when x", "use FIELD=VALUE"),

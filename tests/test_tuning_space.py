@@ -12,7 +12,6 @@ from cluster.io.markers import flatten
 from datasets.shards import read_manifest
 from tests.support.data import WriteData
 from tests.support.sweeps import write_json
-from trainers import checks
 from trainers.config import PRETRAINED, FinetuneConfig, ModelConfig, OptimConfig
 from trainers.networks.backbones import build
 from trainers.recipes import RECIPES
@@ -20,6 +19,7 @@ from tuning.__main__ import parse
 from tuning.check import check, distinct_depths, facts_of
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.demo import NUM_TRIALS, SPACE, SWEEP_SEED
+from tuning.run import tune_sweep
 from tuning.space import (
     CLIPNORM,
     FREEZE_DEPTH,
@@ -167,13 +167,6 @@ def test_bad_space(values: dict, message: str) -> None:
             {"base": FinetuneConfig(data="", optim=OptimConfig(global_clipnorm=1.0))},
             "unset one of the two",
         ),
-        (
-            {
-                "base": FinetuneConfig(data="", model=ModelConfig(weights="w.pth")),
-                "space": SpaceConfig(inits=("he", "zeros")),
-            },
-            "model.weights is 'w.pth': no trial reads it",
-        ),
     ],
 )
 def test_bad_sweep(values: dict, message: str) -> None:
@@ -192,8 +185,9 @@ def test_the_default_freeze_depths_suit_any_network(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out == (
         "freeze depth 0.5 is left out: in lenet5, 0.75 freezes the same 2 stages\n"
     )
-    distinct_depths(parse(["--data", "d", "--backbone", "lenet5", "--inits", "he"]))
+    of_random = distinct_depths(parse(["--data", "d", "--backbone", "lenet5", "--inits", "he"]))
     assert capsys.readouterr().out == "", "nothing is frozen"
+    assert of_random.space.freeze_depths == ("all", 0.75, 0), "as older sweeps have it"
     shares = parse(["--data", "d", "--freeze-depths", "all", "0.75", "layer2", "-1"])
     assert shares.space.freeze_depths == ("all", 0.75, "layer2", -1)
 
@@ -270,9 +264,23 @@ def test_a_split_without_images_is_none(write_data: WriteData, split: str) -> No
 
 def test_a_sweep_is_not_written_into_its_data_set(write_data: WriteData) -> None:
     data = write_data()
-    base = parse(["--data", data, *LENET.split()]).base
+    config = parse(["--data", data, "--out", f"{data}/", *LENET.split()])
     with pytest.raises(ValueError, match=r"out is .*: the data set is there; use a folder"):
-        checks.check(replace(base, out=f"{data}/"), read_manifest(data))
+        tune_sweep(config)
+
+
+def test_weights_that_no_trial_reads_are_refused_where_a_sweep_begins(
+    write_data: WriteData, tmp_path: Path
+) -> None:
+    """An older Thaw took them, and its sweeps go on."""
+    out = tmp_path / "sweep"
+    config = parse(["--data", write_data(), "--out", str(out), *LENET.split()])
+    model = replace(config.base.model, weights=str(tmp_path / "w.pth"))
+    unread = replace(config, base=replace(config.base, model=model))
+    with pytest.raises(ValueError, match=r"model.weights is .*w.pth': no trial reads it"):
+        check(unread)
+    write_json(out / "config.json", facts_of(unread, read_manifest(config.base.data).fingerprint))
+    check(unread)
 
 
 def test_a_folder_with_something_else_is_named(write_data: WriteData, tmp_path: Path) -> None:

@@ -26,10 +26,12 @@ PRECISION = "base.compute.precision"
 def check(config: TuningConfig) -> Manifest:
     """Find the user's errors before anything starts, in every network and value of the space."""
     manifest = read_manifest(config.base.data, config.base.fold)
-    _check_space(config, manifest)
+    unused = _check_space(config, manifest)
     if config.promote:
         manifest.split("test")  # of which it tells
-    if storage.exists(storage.join(config.out, "config.json")):
+    if not storage.exists(storage.join(config.out, "config.json")):
+        _refuse_unused(config, unused)  # an older Thaw took it
+    else:
         known = read_sweep_config(config.out)
         require(
             known is not None,
@@ -56,8 +58,9 @@ def check(config: TuningConfig) -> Manifest:
     return manifest
 
 
-def _check_space(config: TuningConfig, manifest: Manifest) -> None:
-    """Find the user's errors at every value of the space, and at both bounds of a range."""
+def _check_space(config: TuningConfig, manifest: Manifest) -> dict[str, str | None]:
+    """Find the user's errors at every value of the space, and at both bounds of a range; return the
+    axes, each with the reason where no trial uses it."""
     checked, unused = set[object](), dict[str, str | None]()
     for point in corners(config.space):
         try:
@@ -71,8 +74,19 @@ def _check_space(config: TuningConfig, manifest: Manifest) -> None:
         for field in point:
             why = why_unused(training, field)
             unused[field] = why and unused.get(field, why)
-    for field, why in unused.items():
+    return unused
+
+
+def _refuse_unused(config: TuningConfig, axes: dict[str, str | None]) -> None:
+    for field, why in axes.items():
         require(why is None, "axis", field, f"no trial uses it: {why}")
+    model = config.base.model
+    require(
+        model.weights is None or not set(PRETRAINED).isdisjoint(config.space.values_of(INIT)),
+        "model.weights",
+        model.weights,
+        "no trial reads it, as all of them start from random weights: add file to --inits",
+    )
 
 
 def _other_commit(out: str) -> str:
@@ -107,10 +121,9 @@ def distinct_depths(config: TuningConfig) -> TuningConfig:
     if any(axis.field == FREEZE_DEPTH for axis in space.axes):
         return config
     networks = space.values_of(BACKBONE)
-    if not networks and not set(PRETRAINED) & set(space.values_of(INIT)):
-        return config  # no trial freezes anything
     if not networks:
-        kept = _distinct(config.base.model.backbone, space.freeze_depths)
+        freezes = set(PRETRAINED) & set(space.values_of(INIT))
+        kept = _distinct(config.base.model.backbone, space.freeze_depths, quiet=not freezes)
         return replace(config, space=replace(space, freeze_depths=kept))
     pretrained = {m[BACKBONE] for m in models(space) if m.get(INIT, "") in PRETRAINED}
     depths = (
@@ -125,11 +138,13 @@ def distinct_depths(config: TuningConfig) -> TuningConfig:
     return replace(config, space=replace(space, axes=(*space.axes, *depths)))
 
 
-def _distinct(backbone: str, depths: Sequence[FreezeDepth]) -> tuple[FreezeDepth, ...]:
+def _distinct(
+    backbone: str, depths: Sequence[FreezeDepth], *, quiet: bool = False
+) -> tuple[FreezeDepth, ...]:
     kept: dict[str, FreezeDepth] = {}
     for depth in depths:
         last, _ = describe_frozen(backbone, depth)
-        if last in kept:
+        if last in kept and not quiet:
             terminal.report(
                 f"freeze depth {depth} is left out: in {backbone}, {kept[last]} freezes the same "
                 f"{resolve_depth(backbone, depth)} stages",

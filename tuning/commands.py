@@ -315,7 +315,7 @@ def parse_without_advice(recipe: str, options: Sequence[str], help: str) -> Any:
     for axis in config.space.all_axes:
         is_uri = axis.field in marked(FinetuneConfig, URI)
         for value in filter(None, axis.values if is_uri else ()):
-            refuse_relative(axis.field, str(value), "it")
+            refuse_relative(axis.field, str(value), "--axis")
     return parsed
 
 

@@ -16,8 +16,8 @@ from cluster.io.errors import (
 from cluster.io.fields import build, check_fields
 from cluster.io.markers import RESUMABLE, URI
 from cluster.io.uris import name_of
-from trainers.config import AUTO, PRETRAINED, Auto, FinetuneConfig, FreezeDepth, Init
-from tuning.axes.axis import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE, Axis
+from trainers.config import AUTO, Auto, FinetuneConfig, FreezeDepth, Init
+from tuning.axes.axis import CLIPNORM, FREEZE_DEPTH, LEARNING_RATE, Axis
 from tuning.axes.backbones import read_backbones
 from tuning.axes.combine import axes_of_backbones, combine
 from tuning.budget.config import BudgetConfig
@@ -187,13 +187,6 @@ class TuningConfig:
             "model.weights",
             self.base.model.weights,
             "each of --backbones has its own: give NAME=URI there",
-        )
-        require(
-            self.base.model.weights is None
-            or not set(PRETRAINED).isdisjoint(self.space.values_of(INIT)),
-            "model.weights",
-            self.base.model.weights,
-            "no trial reads it, as all of them start from random weights: add file to --inits",
         )
         require(
             not self.base.schedule.phases,

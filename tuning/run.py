@@ -268,10 +268,12 @@ def _plan_rounds(plan: SweepPlan, shared: Shared) -> ActorHandle | None:
         return None
     listed = points(config.space, config.search, config.trials, config.seed)
     states = read_trials(config.out)
-    known = states.trials[0].trial_id if states and states.trials else None
+    known = {trial.trial_id: trial.point for trial in states.trials} if states else {}
+    trial_ids = predict_trial_ids(len(listed), next(iter(known), None))
     planned = [
         (training, stack_key(training))
-        for point, trial_id in zip(listed, predict_trial_ids(len(listed), known), strict=True)
+        for drawn, trial_id in zip(listed, trial_ids, strict=True)
+        for point in [known.get(trial_id, drawn)]  # an older Thaw may have drawn another
         if trains_together(training := config_of(config, point, trial_id, shared), shared)
     ]
     use_gpu = plan_workers(plan.resources, in_process(config.base.cluster)).use_gpu

@@ -30,6 +30,13 @@ def check_command(words: Sequence[str]) -> Any:
     room = words[2]
     if room not in ROOMS:
         raise UserError(f"command is `python -m {room}`: choose from {', '.join(ROOMS)}")
+    for word in words[3:]:
+        value = word.partition("=")[2] if word.startswith("--") else word
+        if value.startswith("~/"):
+            raise UserError(
+                f"command has {word!r}: ~ is another folder in a job; give an absolute path on "
+                "shared storage, or a URI such as s3://bucket/folder"
+            )
     config = parse_room(room, words[3:])
     refuse_relative_paths(config)
     return config

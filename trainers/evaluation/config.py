@@ -34,7 +34,7 @@ class EvaluateConfig:
     split all."""
     data: Annotated[str | None, URI] = None
     """URI of another data set. Its classes are matched by name: images of classes that the network
-    does not have are counted, not scored. Writes evaluation_SPLIT_of_NAME."""
+    does not have are counted, not scored. Writes evaluation_SPLIT_of_NAME-FINGERPRINT."""
     map: tuple[str, ...] = ()
     """Names of classes of `data` and of the network, as DATA=NETWORK, where they differ."""
     tta: bool = False

@@ -5,8 +5,8 @@
                          confusion_grouped.png    of the coarsest level, with --hierarchy
     RUN/evaluation_SPLIT.json    written last
 
-Of another data set than the run's own SPLIT becomes SPLIT_of_NAME, and with test-time augmentation
-SPLIT_tta.
+Of another data set than the run's own SPLIT becomes SPLIT_of_NAME-FINGERPRINT, with other names of
+classes SPLIT_of_...mapped, and with test-time augmentation SPLIT_tta.
 """
 
 import json
@@ -51,7 +51,7 @@ def run_evaluation(config: EvaluateConfig) -> None:
     """Evaluate and print the result."""
     run_folder.read_config(config.run)
     connect(config.address, quiet=config.json)
-    other = find_other(config.run, config.data)
+    other = find_other(config.run, config.data, config.map)
     writes = folder_of(config.run, config.split or "test", tta=config.tta, other=other)
     with hold_lease(writes, field="run"):
         result = write_evaluation(
@@ -193,7 +193,7 @@ def write_evaluation(
             confusion_matrix(grouped), measure(grouped), grouped.classes
         )
     run = storage.absolute(run, "run")
-    folder = folder_of(run, split, tta=tta, other=find_other(run, data))
+    folder = folder_of(run, split, tta=tta, other=find_other(run, data, renamed))
     storage.write_parquet(predictions_uri(folder), predictions.table)
     for name, content in files.items():
         storage.write_bytes(storage.join(folder, name), content)

@@ -1,5 +1,6 @@
 """The folder of an evaluation in its run folder, and its results."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from cluster.io import storage
@@ -14,19 +15,25 @@ def folder_of(run: str, split: str, *, tta: bool = False, other: str | None = No
     """Return the URI of an evaluation's pictures and tables; its JSON is beside the folder.
 
     Args:
-        other: URI of the data set, where it is not the run's own; as `find_other`.
+        other: as `find_other` returns it.
     """
-    of = f"_of_{name_of(other)}" if other else ""
+    of = f"_of_{other}" if other else ""
     return storage.join(run, f"evaluation_{split}{of}{'_tta' if tta else ''}")
 
 
-def find_other(run: str, data: str | None) -> str | None:
-    """Return the URI of a data set; None where it has the images that the run was trained for."""
+def find_other(run: str, data: str | None, renamed: Sequence[str] = ()) -> str | None:
+    """Return a name for other images than those that a run was trained for, or for classes that
+    have other names (`--map`); None for its own, as they are."""
+    parts: list[str] = []
     data = data and storage.absolute(data, "data")
     progress = checkpoint.latest_progress(run)
-    if data is None or progress is None or data == read_config(run).data:
-        return None
-    return None if read_manifest(data).fingerprint == progress.fingerprint else data
+    if data is not None and progress is not None and data != read_config(run).data:
+        fingerprint = read_manifest(data).fingerprint
+        if fingerprint != progress.fingerprint:
+            parts.append(f"{name_of(data)}-{fingerprint[:6]}")
+    if renamed:
+        parts.append("mapped")
+    return "-".join(parts) or None
 
 
 def predictions_uri(folder: str) -> str:

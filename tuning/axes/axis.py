@@ -27,8 +27,8 @@ SAME_FOR_ALL = ("data", "fold", "train_on", "epochs", "schedule.phases", "model.
 epoch by epoch, on the same images."""
 RANGE, LOG, WHEN = "..", "log", "when"
 """Words of an axis on the command line: `optim.learning_rate 1e-4..1e-2 log when FIELD=VALUE`."""
-NUMBER = r"([+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)"
-FORM = re.compile(NUMBER + re.escape(RANGE) + NUMBER)
+NUMBER = r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)"
+FORM = re.compile(r"(?!.*\.\.\.)" + NUMBER + re.escape(RANGE) + NUMBER)  # 1e-4...1e-2 is a typo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,7 +246,8 @@ def _read_range(field: str, texts: Sequence[str]) -> tuple[Number, Number] | Non
         found is not None,
         field,
         " ".join(texts),
-        f"give a range as one word, such as 1e-4..1e-2, with `{LOG}` behind it or nothing",
+        "give a range of two finite numbers as one word, such as 1e-4..1e-2, with "
+        f"`{LOG}` behind it or nothing",
     )
     assert found is not None
     low, high = (float(part) if set(part) & set(".eE") else int(part) for part in found.groups())

@@ -86,7 +86,7 @@ def _read_entry(cache: str, key: str) -> CacheEntry | None:
     filesystem, path = filesystems.resolve(uri)
     with filesystems.explaining(uri):
         below = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
-    if not any(OWN.fullmatch(info.base_name) for info in below):
+    if not any(OWN.fullmatch(info.path.removeprefix(f"{path}/")) for info in below):
         return None
     files = [info for info in below if info.type == fs.FileType.File]
     try:
