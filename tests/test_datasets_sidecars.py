@@ -130,6 +130,17 @@ def test_columns_of_json_files_are_chosen_as_of_a_table(tmp_path):
     assert placed(found) == {("train", "audi", "0"), ("train", "bmw", "1")}
 
 
+def test_json_files_of_test_images_are_judged_with_those_of_training_images(tmp_path):
+    files = {f"train/{n}": "abc"[n % 3] for n in range(6)}
+    files |= {f"test/{n}": "abc"[n] for n in range(3)}
+    for path, name in files.items():
+        write(tmp_path, {f"{path}.jpg": path, f"{path}.json": json.dumps({"breed": name})})
+    listing = list_source("table", tmp_path / "train", test_root=str(tmp_path / "test"))
+    assert placed(listing) == {(path.partition("/")[0], name, path) for path, name in files.items()}
+    with pytest.raises(UserError, match=r"^root is '[^']*/test': it has another 'breed' in each"):
+        list_source("table", tmp_path / "test")
+
+
 def test_texts_that_are_no_labels_are_refused(tmp_path):
     write(tmp_path, {f"{n}.{s}": "a red car" for n in range(2) for s in ("jpg", "txt")})
     with pytest.raises(UserError, match=r"^root is .*none of the 2 files beside images names a cl"):

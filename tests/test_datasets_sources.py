@@ -13,7 +13,6 @@ from scipy.io import savemat
 
 from datasets.images import BadImage, encode_jpeg
 from datasets.prepare.config import PrepareConfig
-from datasets.prepare.folders.layout import NO_CLASS
 from datasets.prepare.listing import walk
 from datasets.prepare.sources import SOURCES
 from datasets.synthetic import synthetic
@@ -62,19 +61,45 @@ def test_classes_from_the_names_of_files(tmp_path):
     }
     assert {path.rpartition("/")[2]: why for path, why in listing.unused} == {
         "pug_4.jpg": "hidden",
-        "notes_5.txt": NO_CLASS,
-        "metadata.csv": NO_CLASS,
+        "notes_5.txt": "not an image",
+        "metadata.csv": "not an image",
         "IMG.jpg": "has no class by class_by",
     }
     two = list_source("folder", tmp_path, class_by=r"(great|pug)_([a-z]+|\d)")
     assert two.classes == ("great dane", "pug 2", "pug 3"), "of several groups"
-    with pytest.raises(ValueError, match=r"class_by is 'cat', and no path has it"):
-        list_source("folder", tmp_path, class_by="cat")
+    assert listing.notes[0].endswith(" in paths; test/ is test; train/ is train")
+    for pattern, said in (
+        ("cat", r"class_by is 'cat', and no path of an image has it; .* use --source table"),
+        ("train|test", r"class_by is .*, and all that it finds is 'test', 'train'; .*metadata.csv"),
+    ):
+        with pytest.raises(ValueError, match=said) as refused:
+            list_source("folder", tmp_path, class_by=pattern)
+        assert "class folder" not in str(refused.value)
+        assert "--class-by" not in str(refused.value)
     of_folder = PrepareConfig(source="folder", root="r", out="o", class_by="(a)")
     changes: list[dict[str, Any]] = [{"source": "table"}, {"class_depth": 2}, {"class_by": "("}]
     for change in changes:
         with pytest.raises(ValueError, match="class_by is "):
             replace(of_folder, **change)
+
+
+def test_test_images_of_class_by_are_of_one_place(tmp_path):
+    for split in ("train", "test"):
+        write_files(tmp_path / "root" / split, "x/a_1.jpg", "x/b_1.jpg", "y/a_1.jpg", "y/b_1.jpg")
+    write_files(tmp_path / "more", "a_2.jpg", "b_2.jpg")
+    root, more = tmp_path / "root", str(tmp_path / "more")
+    with pytest.raises(ValueError, match=r"test_root is .*root/test' holds test images as well"):
+        list_source("folder", root, class_by="[ab]_", test_root=more)
+    with pytest.raises(ValueError, match=r"test_root is .*splits of its own \(test, train\)"):
+        list_source("folder", more, class_by="[ab]_", test_root=str(root))
+    listing = list_source("folder", root / "train", class_by="[ab]_", test_root=str(root / "test"))
+    assert len(listing.references) == 8
+    write_files(tmp_path / "albums", *(f"{name}/train/{name}_1.jpg" for name in "abc"))
+    write_files(tmp_path / "albums", "a/val/a_2.jpg", "b/val/b_2.jpg")
+    listing = list_source("folder", tmp_path / "albums", class_by="[abc]_")
+    assert listing.notes[0].endswith(
+        "a/train/ is train, and 2 other folders are; a/val/ is val, and 1 other folder is"
+    )
 
 
 def test_split_folders_and_their_siblings(tmp_path):

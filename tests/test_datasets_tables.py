@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import string
 import zipfile
 
@@ -20,7 +21,7 @@ from datasets.prepare.listing import Listing
 from datasets.prepare.prepare import prepare
 from datasets.prepare.sources import SOURCES
 from datasets.prepare.splits import NO_SPLIT
-from datasets.prepare.tables.columns import find_columns
+from datasets.prepare.tables.columns import find_columns, find_other_values
 from datasets.prepare.tables.matching import Files
 from datasets.prepare.tables.rows import Rows, read_rows
 from datasets.prepare.tables.table import NO_FILE, NO_NAME, NO_ROW, TWICE
@@ -298,10 +299,51 @@ def test_columns_by_name_and_what_is_missing():
 )
 def test_captions_prices_and_keys_are_no_classes(values):
     columns = {"file": [f"{n}.jpg" for n in range(len(values))], "text": values}
-    with pytest.raises(UserError, match=r"another 'text' in each row, .* --label-column text"):
-        columns_of(columns)
+    found = columns_of(columns)
+    assert found is not None and found.guessed == "text"
+    reason = find_other_values("text", found.labels)
+    assert reason is not None
+    assert re.match(r"it has another 'text' in each row, .* --label-column text", reason)
     found = columns_of(columns, label_column="text")
-    assert found is not None and found.labels == values
+    assert found is not None and found.labels == values and found.guessed is None
+
+
+TEST = "".join(f"{n}.jpg,{name}\n" for n, name in enumerate("abc"))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_table_of_one_image_per_class_is_judged_with_the_others(tmp_path, order):
+    more = "".join(f"{n}.jpg,{name}\n" for n, name in enumerate("abc", start=3))
+    for split, text in zip(("train", "test")[::order], (TEST, f"{TEST}{more}"), strict=True):
+        write_text(tmp_path, f"folders/{split}/metadata.csv", f"file,breed\n{text}")
+        names = [row.partition(",")[0] for row in text.split()]
+        write_images(tmp_path, *(f"folders/{split}/{name}" for name in names))
+        text = text.replace(".jpg", f"{split}.jpg")
+        write_text(tmp_path, f"beside/{split}.csv", f"file,breed\n{text}")
+        write_images(tmp_path, *(f"beside/{name[0]}{split}.jpg" for name in names))
+    folders = tmp_path / "folders"
+    apart = {"root": folders / "train", "test_root": str(folders / "test")}
+    for source, options in (
+        ("table", {"root": folders}),
+        ("folder", {"root": folders}),
+        ("table", apart),
+        ("folder", apart),
+        ("table", {"root": tmp_path / "beside"}),
+    ):
+        listing = list_source(source, **options)
+        assert listing.classes == ("a", "b", "c")
+        assert sorted(listing.references["split"].to_pylist()) in (
+            ["test"] * 3 + ["train"] * 6,
+            ["test"] * 6 + ["train"] * 3,
+        )
+
+
+def test_captions_are_refused_in_a_copy_of_their_table_too(tmp_path):
+    write_images(tmp_path, "0.jpg", "1.jpg", "2.jpg")
+    for name in ("a.csv", "b.csv", "raw/c.csv"):
+        write_text(tmp_path, name, f"file,text\n{TEST}")
+    with pytest.raises(UserError, match=r"another 'text' in each row, .* --label-column text"):
+        list_source("table", tmp_path)
 
 
 def test_a_row_of_several_ones_or_none_has_no_class():

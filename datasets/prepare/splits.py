@@ -40,8 +40,18 @@ def split_of_name(name: str) -> str | None:
 
 def split_of_path(path: str) -> str | None:
     """Return the split of the nearest folder that has the name of one."""
-    folders = path.split("/")[:-1]
-    return next(filter(None, map(split_of_name, reversed(folders))), None)
+    found = find_split_folder(path)
+    return found and found[1]
+
+
+def find_split_folder(path: str) -> tuple[str, str] | None:
+    """Return the nearest folder above a path that has the name of a split, and the split."""
+    folder = path.rpartition("/")[0]
+    while folder:
+        if split := split_of_name(folder.rpartition("/")[2]):
+            return folder, split
+        folder = folder.rpartition("/")[0]
+    return None
 
 
 def split_of_file(parts: Sequence[str]) -> str | None:

@@ -12,7 +12,7 @@ from cluster.io.uris import name_of
 from datasets.prepare.archives import is_archive
 from datasets.prepare.classes import describe_spellings, unify
 from datasets.prepare.config import PrepareConfig
-from datasets.prepare.folders.by_name import arrange_by_name
+from datasets.prepare.folders.by_name import NOT_AN_IMAGE, arrange_by_name
 from datasets.prepare.folders.layout import NO_CLASS, Layout, Placed, arrange
 from datasets.prepare.listing import (
     Listing,
@@ -111,11 +111,13 @@ def _arrange_roots(config: PrepareConfig, places: dict[str, tuple[str, FileInfos
 def _refuse_no_images(config: PrepareConfig, layouts: Sequence[Layout]) -> None:
     if any(layout.images for layout in layouts):
         return
+    missing = "there are no images in class folders"
     remedy = "use a folder for each class, such as train/Audi S6 Sedan 2011/1.jpg"
     if config.class_depth != 1:
         remedy = f"no file is in {abs(config.class_depth)} folders, as class_depth asks for"
     if config.class_by is not None:
-        remedy = f"class_by is {config.class_by!r}, and no path has it"
+        missing = f"class_by is {config.class_by!r}, and no path of an image has it"
+        remedy = "change the expression; it is searched in the path below the folder"
     unused = [of_one for layout in layouts for of_one in layout.unused]
     if unused:
         remedy += f"; {describe_unused(unused)}"
@@ -128,7 +130,7 @@ def _refuse_no_images(config: PrepareConfig, layouts: Sequence[Layout]) -> None:
             "; where their names tell the classes, use --class-by 'REGULAR EXPRESSION'; for images "
             "without classes, use `python -m trainers predict`"
         )
-    raise UserError(f"{describe_source(config)}: there are no images in class folders; {remedy}")
+    raise UserError(f"{describe_source(config)}: {missing}; {remedy}")
 
 
 def _arrange(
@@ -178,6 +180,8 @@ def _refuse_no_classes(
     remedy = (
         f"where {', '.join(tables[:3])} tells the classes, use --source table"
         if tables
+        else "use an expression that finds the classes"
+        if config.class_by is not None
         else f"where files such as {sidecar} tell the classes, use --source table"
         if sidecar
         else "move the images into a folder for each class, write a table of their paths and "
@@ -185,7 +189,10 @@ def _refuse_no_classes(
         "the classes"
     )
     names = ", ".join(map(repr, dict.fromkeys(classes)))
-    raise UserError(f"{describe_source(config)}: {names} hold no class folders; {remedy}")
+    problem = f"{names} hold no class folders"
+    if config.class_by is not None:
+        problem = f"class_by is {config.class_by!r}, and all that it finds is {names}"
+    raise UserError(f"{describe_source(config)}: {problem}; {remedy}")
 
 
 def _find_sidecar(layouts: Iterable[Layout]) -> str | None:
@@ -214,7 +221,7 @@ def _list_tables(layouts: Iterable[Layout]) -> list[str]:
     """List tables and annotations; texts only at the top, as YOLO has one beside each image."""
     paths = list[str]()
     for layout in layouts:
-        paths += [path for path, reason in layout.unused if reason == NO_CLASS]
+        paths += [path for path, why in layout.unused if why in (NO_CLASS, NOT_AN_IMAGE)]
         paths += [place.path for place in layout.images]
     return [
         path

@@ -34,6 +34,9 @@ class Columns:
     groups: list[Value] | None = None
     rule: str = ""
     """Which columns they are, in words."""
+    guessed: str | None = None
+    """The column of classes where it is the only other one, of no usual name: to be judged by
+    `find_other_values` with all tables."""
 
 
 def find_columns(rows: Rows, config: PrepareConfig) -> Columns | None:
@@ -62,9 +65,8 @@ def find_columns(rows: Rows, config: PrepareConfig) -> Columns | None:
         split = find_split_column(kept)
     used = (image, split, group)
     others = [n for n in names if n not in used and n.casefold() not in INDEX_NAMES]
-    if label is None and len(others) == 1:
-        label = others[0]
-        _refuse_other_values(label, rows.columns[label])
+    guessed = others[0] if label is None and len(others) == 1 else None
+    label = label or guessed
     rule, labels = f"classes from {label!r}", rows.columns.get(label or "")
     if labels is None:
         if (labels := _from_one_hot(rows, others)) is None:
@@ -81,6 +83,7 @@ def find_columns(rows: Rows, config: PrepareConfig) -> Columns | None:
         splits=read_splits(split, rows.columns[split]) if split else None,
         groups=rows.columns[group] if group else None,
         rule=rule,
+        guessed=guessed,
     )
 
 
@@ -93,18 +96,16 @@ def _find(
     return next((by_key[name] for name in (default, *usual) if name in by_key), None)
 
 
-def _refuse_other_values(name: str, values: Sequence[Value]) -> None:
-    """Refuse to take captions, prices or keys for classes: each row has another value.
-
-    Raises:
-        UserError: where it is so; begins after the table's name.
-    """
+def find_other_values(name: str, values: Sequence[Value]) -> str | None:
+    """Return why a guessed column is captions, prices or keys, not classes: each image of a source
+    has another value. None where it may be classes; begins after the table's name."""
     known = [value for value in values if value is not None]
-    if len(known) >= _MIN_ROWS and len(set(known)) == len(known):
-        raise UserError(
-            f"it has another {name!r} in each row, such as {show(known[0])}, and no other column "
-            f"of classes; --label-column {shlex.quote(name)} takes it where it has them"
-        )
+    if len(known) < _MIN_ROWS or len(set(known)) < len(known):
+        return None
+    return (
+        f"it has another {name!r} in each row, such as {show(known[0])}, and no other column "
+        f"of classes; --label-column {shlex.quote(name)} takes it where it has them"
+    )
 
 
 def _require(names: Sequence[str], field: str, wanted: str) -> str:

@@ -1,5 +1,6 @@
 """The rows of tables as a listing: images of the data set, and rows and files that are not used."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -24,7 +25,7 @@ from datasets.prepare.listing import (
 from datasets.prepare.names import find_system_name
 from datasets.prepare.parquet.labels import FileLabels, index_labels
 from datasets.prepare.splits import NO_SPLIT, split_of_name, split_of_path
-from datasets.prepare.tables.columns import Columns, find_columns
+from datasets.prepare.tables.columns import Columns, find_columns, find_other_values
 from datasets.prepare.tables.roots import Root, find_metadata, keep_files, open_root
 from datasets.prepare.tables.rows import Rows, Value, read_rows
 from datasets.prepare.tables.sidecars import find_names, read_names, read_sidecars
@@ -47,6 +48,21 @@ class Found:
     notes: list[str] = field(default_factory=list)
     facts: set[tuple[str, str, str, Value]] = field(default_factory=set)
     """URI, path, split and class of each image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table that names images and classes, or the label files of a root as one."""
+
+    root: Root
+    path: str
+    """Below the root; empty for label files."""
+    columns: Columns
+    notes: tuple[str, ...]
+    infos: tuple[fs.FileInfo, ...]
+    """Of its own files."""
+    is_required: bool
+    """Refused, not left out, where its column of classes has none."""
 
 
 def list_table(config: PrepareConfig) -> Listing:
@@ -82,19 +98,60 @@ def list_by_metadata(
 
 
 def _read_tables(config: PrepareConfig, roots: Sequence[Root], *, is_required: bool) -> Found:
-    found = Found()
+    tables = list[Table]()
     for root in roots:
         for path in root.tables:
             required = is_required and len(root.tables) == 1
-            columns = _read_columns(config, root, path, found, is_required=required)
-            if columns is not None:
-                _take_rows(root, path, columns, found)
+            table = _read_table(config, root, path, is_required=required)
+            tables += [] if table is None else [table]
         if root.sidecars:
-            _take_rows(root, "", _read_label_files(config, root, found), found)
+            tables.append(_read_label_files(config, root))
+    found = Found()
+    for table in _keep_classes(tables):
+        found.notes += table.notes
+        found.infos += table.infos
+        _take_rows(table.root, table.path, table.columns, found)
     return found
 
 
-def _read_label_files(config: PrepareConfig, root: Root, found: Found) -> Columns:
+def _keep_classes(tables: Sequence[Table]) -> list[Table]:
+    """Leave out the tables whose guessed column has another value for each image of all of them: a
+    test table of one image per class is judged with that of training images.
+
+    Raises:
+        UserError: for one that is required.
+    """
+    rows_of = defaultdict[str, dict[tuple[Value, Value], None]](dict)
+    for table in tables:
+        if (name := table.columns.guessed) is not None:
+            rows = zip(table.columns.images, table.columns.labels, strict=True)
+            rows_of[name] |= dict.fromkeys(rows)  # once: a copy of a table has the same rows
+    reasons = {
+        name: find_other_values(name, [label for _, label in rows])
+        for name, rows in rows_of.items()
+    }
+    kept = list[Table]()
+    for table in tables:
+        if reason := reasons.get(table.columns.guessed or ""):
+            _leave_out(table.root, table.path, reason, is_required=table.is_required)
+        else:
+            kept.append(table)
+    return kept
+
+
+def _leave_out(root: Root, path: str, reason: str, *, is_required: bool) -> None:
+    """Note that a table is not used, or refuse it.
+
+    Args:
+        path: of the table; empty for the label files of images.
+    """
+    if is_required:
+        where = f"{path}: " if path else ""
+        raise UserError(f"{root.option} is {root.uri!r}: {where}{reason}") from None
+    root.skipped[path] = f"a table that is not used: {reason}"
+
+
+def _read_label_files(config: PrepareConfig, root: Root) -> Table:
     """Read the label file of each image.
 
     Raises:
@@ -115,10 +172,15 @@ def _read_label_files(config: PrepareConfig, root: Root, found: Found) -> Column
             raise UserError(_describe_no_classes(rows, is_required=True))
     except UserError as error:
         raise UserError(f"{root.option} is {root.uri!r}: {error}") from None
-    found.notes += [*rows.notes, *([f"names of classes from {file}"] if names else [])]
-    found.infos += [root.infos[path] for path in paths if root.infos is not None]
     root.used.update(paths)
-    return columns
+    return Table(
+        root=root,
+        path="",
+        columns=columns,
+        notes=(*rows.notes, *([f"names of classes from {file}"] if names else [])),
+        infos=tuple(root.infos[path] for path in paths if root.infos is not None),
+        is_required=True,
+    )
 
 
 def _describe_no_classes(rows: Rows, *, is_required: bool) -> str:
@@ -171,10 +233,8 @@ def _refuse_no_rows(config: PrepareConfig, roots: Sequence[Root], found: Found) 
     )
 
 
-def _read_columns(
-    config: PrepareConfig, root: Root, path: str, found: Found, *, is_required: bool
-) -> Columns | None:
-    """Read a table, and note its columns.
+def _read_table(config: PrepareConfig, root: Root, path: str, *, is_required: bool) -> Table | None:
+    """Read a table, and find its columns.
 
     Returns:
         None for one that is not used, as it has none of classes, say.
@@ -192,15 +252,18 @@ def _read_columns(
         if columns is None:
             raise UserError(_describe_no_classes(rows, is_required=is_required))
     except UserError as error:
-        if is_required:
-            reason = str(error).removeprefix(f"{name_of(path)}: ")
-            raise UserError(f"{root.option} is {root.uri!r}: {path}: {reason}") from None
-        root.skipped[path] = f"a table that is not used: {error}"
+        reason = str(error).removeprefix(f"{name_of(path)}: ") if is_required else str(error)
+        _leave_out(root, path, reason, is_required=is_required)
         return None
-    found.notes += [f"{path}: {note}" for note in (*rows.notes, columns.rule)]
     info = (root.infos or {}).get(path)
-    found.infos.append(info or filesystems.resolve(root.uri)[0].get_file_info(address))
-    return columns
+    return Table(
+        root=root,
+        path=path,
+        columns=columns,
+        notes=tuple(f"{path}: {note}" for note in (*rows.notes, columns.rule)),
+        infos=(info or filesystems.resolve(root.uri)[0].get_file_info(address),),
+        is_required=is_required,
+    )
 
 
 def _take_rows(root: Root, table: str, columns: Columns, found: Found) -> None:
