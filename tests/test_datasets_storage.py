@@ -110,7 +110,7 @@ def test_a_local_folder_is_written_listed_and_deleted(tmp_path: Path) -> None:
 def test_a_local_place_that_can_not_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
-    with pytest.raises(ValueError, match=r"file/run/config\.json' is out of reach .*; check the"):
+    with pytest.raises(ValueError, match=r"config\.json' is out of reach .*; a folder of the"):
         storage.write_bytes(str(tmp_path / "file/run/config.json"), b"{}")
 
 
