@@ -13,7 +13,10 @@ import pytest
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
-LENET = "--backbone lenet5 --init he --size-px 32 --epochs 1 --global-batch-size 16 --wandb off"
+LENET = (
+    "--backbone lenet5 --init he --freeze-depth 0 --size-px 32 --epochs 1 --global-batch-size 16 "
+    "--wandb off"
+)
 LEAVE_S = 20
 """Ray's processes end by themselves, a moment after their driver."""
 

@@ -249,7 +249,7 @@ KINDS: dict[str, Kind] = {
         about="of iPhones; a whole one is kept",
         make=lambda i: HEIC,
         name="photo.heic",
-        reason="HEIC",
+        reason="HEIC that can't be decoded",
     ),
     "JPEG XL": Kind(
         about="", make=lambda i: b"\xff\x0a" + i.tobytes(), name="photo.jxl", reason="JPEG XL"
@@ -271,7 +271,7 @@ KINDS: dict[str, Kind] = {
         about="a zip, as .docx and .xlsx are",
         make=lambda i: b"PK\3\4" + i.tobytes(),
         name="cars.docx",
-        reason="archive or Office document",
+        reason="archive or Office document, not an image",
     ),
     "icon": Kind(about="", make=lambda i: encode(i, "ICO"), name="favicon.ico", reason="icon"),
     "HDR image": Kind(
