@@ -12,25 +12,13 @@ from datasets.prepare.listing import Listing
 from datasets.prepare.sources import SOURCES
 from datasets.prepare.tables.sidecars import find_names, find_sidecars, read_names, read_sidecars
 from tests.support.archives import pack
+from tests.support.listings import placed
 
 CLASSES = ("audi", "bmw")
 
 
 def list_source(source: str, root: object, **options: str) -> Listing:
     return SOURCES[source](PrepareConfig(source=source, root=str(root), out="/unused", **options))  # pyright: ignore[reportArgumentType]
-
-
-def placed(listing: Listing) -> set[tuple[str, str | None, str]]:
-    """(split, class, content) of each image."""
-    rows = zip(listing.references.to_pylist(), listing.read(listing.references), strict=True)
-    return {
-        (
-            row["split"],
-            listing.classes[row["label"]] if row["label"] >= 0 else None,
-            content.decode() if isinstance(content, bytes) else str(content),
-        )
-        for row, content in rows
-    }
 
 
 def write(root, files: dict[str, str]) -> None:

@@ -25,6 +25,7 @@ from datasets.prepare.tables.columns import find_columns, find_other_values
 from datasets.prepare.tables.matching import Files
 from datasets.prepare.tables.rows import Rows, read_rows
 from datasets.prepare.tables.table import NO_FILE, NO_NAME, NO_ROW, TWICE
+from tests.support.listings import placed
 
 
 def list_source(source, root, **options) -> Listing:
@@ -41,19 +42,6 @@ def write_images(root, *paths):
 def write_text(root, path, text):
     (root / path).parent.mkdir(parents=True, exist_ok=True)
     (root / path).write_text(text)
-
-
-def placed(listing: Listing) -> set[tuple[str, str | None, str]]:
-    """(split, class, content) of each reference; the content is the path it was written at."""
-    rows = zip(listing.references.to_pylist(), listing.read(listing.references), strict=True)
-    return {
-        (
-            row["split"],
-            listing.classes[row["label"]] if row["label"] >= 0 else None,
-            content.decode() if isinstance(content, bytes) else str(content),
-        )
-        for row, content in rows
-    }
 
 
 def unused(listing: Listing, root) -> dict[str, str]:

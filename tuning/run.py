@@ -270,12 +270,11 @@ def _plan_rounds(plan: SweepPlan, shared: Shared) -> ActorHandle | None:
     states = read_trials(config.out)
     known = {trial.trial_id: trial.point for trial in states.trials} if states else {}
     trial_ids = predict_trial_ids(len(listed), next(iter(known), None))
-    planned = [
-        (training, stack_key(training))
+    trainings = (  # a point that is known counts: an older Thaw may have drawn another
+        config_of(config, known.get(trial_id, drawn), trial_id, shared)
         for drawn, trial_id in zip(listed, trial_ids, strict=True)
-        for point in [known.get(trial_id, drawn)]  # an older Thaw may have drawn another
-        if trains_together(training := config_of(config, point, trial_id, shared), shared)
-    ]
+    )
+    planned = [(each, stack_key(each)) for each in trainings if trains_together(each, shared)]
     use_gpu = plan_workers(plan.resources, in_process(config.base.cluster)).use_gpu
     num_batches = plan.num_concurrent
     if use_gpu:  # one large batch keeps a GPU busier than several small ones

@@ -24,13 +24,7 @@ from k8s.checker.rules import (  # noqa: F401  each registers its rules
 )
 
 IN_SCHEMAS = {"crd_schema", "kubernetes_schema", "metadata_schema", "pod_schema"}
-COUNTED = {
-    "addresses_are_cidrs",
-    "devices_are_whole",
-    "ray_counts_are_numbers",
-    "quotas_are_quantities",
-    "selector_operator",
-}
+COUNTED = {name for name, rule in RULES.items() if rule.check.__module__ == numbers.__name__}
 
 __all__ = ["RULES", "check"]
 

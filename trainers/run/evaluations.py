@@ -24,16 +24,17 @@ def folder_of(run: str, split: str, *, tta: bool = False, other: str | None = No
 def find_other(run: str, data: str | None, renamed: Sequence[str] = ()) -> str | None:
     """Return a name for other images than those that a run was trained for, or for classes that
     have other names (`--map`); None for its own, as they are."""
-    parts: list[str] = []
-    data = data and storage.absolute(data, "data")
-    progress = checkpoint.latest_progress(run)
-    if data is not None and progress is not None and data != read_config(run).data:
-        fingerprint = read_manifest(data).fingerprint
-        if fingerprint != progress.fingerprint:
-            parts.append(f"{name_of(data)}-{fingerprint[:6]}")
+    parts = [_name_other_data(run, storage.absolute(data, "data"))] if data is not None else []
     if renamed:
         parts.append("mapped")
-    return "-".join(parts) or None
+    return "-".join(filter(None, parts)) or None
+
+
+def _name_other_data(run: str, data: str) -> str | None:
+    if data == read_config(run).data or (progress := checkpoint.latest_progress(run)) is None:
+        return None
+    fingerprint = read_manifest(data).fingerprint
+    return None if fingerprint == progress.fingerprint else f"{name_of(data)}-{fingerprint[:6]}"
 
 
 def predictions_uri(folder: str) -> str:
