@@ -8,17 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.soak.holders import find_holders
+from tests.soak.holders import find_files, find_holders
 from tests.soak.samples import (
     IDLE,
     NAMES,
+    SESSION_FOLDER,
     Process,
     Sample,
     allowed,
     find_kind,
     identify,
     measure,
-    size_of,
+    sizes_of,
     with_children,
 )
 from tests.soak.trends import find_trend
@@ -90,9 +91,18 @@ def test_a_process_is_measured(tmp_path: Path) -> None:
     assert after.held["MB"] - before.held["MB"] == pytest.approx(20, abs=3)
     assert after.held["handles"] == before.held["handles"] + 1 and after.held["threads"] == 1
     assert after.kinds["file"] == before.kinds.get("file", 0) + 1
+
+
+def test_files_are_measured_by_name(tmp_path: Path) -> None:
     (tmp_path / "below").mkdir()
-    (tmp_path / "below" / "file").write_bytes(bytes(100_000))
-    assert 100_000 <= size_of(tmp_path) < 120_000
+    (tmp_path / "below" / f"worker-{'0a' * 20}-123.log").write_bytes(bytes(100_000))
+    (tmp_path / f"worker-{'0b' * 20}-45.log").write_bytes(bytes(100_000))
+    (tmp_path / "raylet.out.1").write_bytes(bytes(10_000))
+
+    sizes = sizes_of(tmp_path)
+
+    assert sizes.keys() == {"worker-*-*.log", "raylet.out.*"}
+    assert 0.2 <= sizes["worker-*-*.log"] < 0.24
 
 
 def test_every_measure_has_growth_that_is_none() -> None:
@@ -158,7 +168,9 @@ def test_a_growth_names_its_processes() -> None:
         }
         for more in range(number // 20):
             processes[4 + more] = hold("ray::read" if number % 2 else IDLE, 30.0, 20)
-        samples.append(Sample(processes=processes, counts={"processes": float(len(processes))}))
+        counts = {"processes": float(len(processes)), SESSION_FOLDER: 9.0 + number}
+        files = {"raylet.out": 0.9 * number, "worker-*.log": 0.1 * number, "monitor.log": 9.0}
+        samples.append(Sample(processes=processes, counts=counts, files=files))
 
     def find(name: str) -> list[str]:
         return [str(holder) for holder in find_holders(name, TIMES_S, samples)]
@@ -169,6 +181,7 @@ def test_a_growth_names_its_processes() -> None:
     assert "ray::stats +74 socket" in find("handles of workers")
     assert find("threads of workers") == [f"ray::read (3 to 6 processes) {threads(samples):+.0f}"]
     assert find("processes") == find("MB of GCS") == []
+    assert find_files(TIMES_S, samples) == {"raylet.out": pytest.approx(66, abs=2)}
 
 
 def threads(samples: list[Sample]) -> float:

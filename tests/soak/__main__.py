@@ -4,8 +4,8 @@ whether what they hold grows.
 usage: python -m tests.soak [--minutes N] [--only sweep] [--out DIR]
 
 The sweep has a quarter of the time, 6 minutes at most. A third of the time of each is warm-up.
-Exit code 1: a measure grows. The table names the processes that it grows in; soak.json has each
-process at each moment.
+Exit code 1: a measure grows. The table names the processes or files that it grows in; soak.json has
+each process at each moment.
 """
 
 import json
@@ -25,8 +25,8 @@ import tyro
 
 from cluster.environment import DRIVER_ENV
 from tests.conftest import ROOT
-from tests.soak.holders import find_holders
-from tests.soak.samples import NAMES, Sample, Sampler, allowed
+from tests.soak.holders import find_files, find_holders
+from tests.soak.samples import NAMES, SESSION_FOLDER, Sample, Sampler, allowed
 from tests.soak.trends import WARM_UP, Trend, find_trend
 from tests.support.data import write_shards
 from tests.support.job_server import TokenCluster, start_token_cluster
@@ -53,8 +53,9 @@ VARIABLES = {
         "RAY_idle_worker_killing_time_threshold_ms",
         "RAY_task_events_max_num_task_in_gcs",
     )
-}
-"""Environment of the cluster, as docs/cluster.md has it for one that lives long."""
+} | {"RAY_ROTATION_MAX_BYTES": "1000000", "RAY_ROTATION_BACKUP_COUNT": "1"}
+"""Environment of the cluster, as docs/cluster.md has it for one that lives long; with logs that are
+small, so that each is rotated within the soak."""
 COUNTERS: dict[str, Callable[[Path], int]] = {
     "sweep": lambda out: len(list(out.glob("trials/*/result.json"))),
     "training": lambda out: sum(b'"val/loss"' in row for row in read_lines(out)),
@@ -90,7 +91,10 @@ class Part:
         return [sample.measure(name) for sample in self.samples]
 
     def holders(self, name: str) -> str:
-        """Write in which processes a measure grows."""
+        """Write in which processes or files a measure grows."""
+        if name == SESSION_FOLDER:
+            files = find_files(self.times_s, self.samples)
+            return ", ".join(f"{file} {growth:+.1f}" for file, growth in files.items())
         return ", ".join(map(str, find_holders(name, self.times_s, self.samples)))
 
     def trends(self) -> dict[str, Trend]:

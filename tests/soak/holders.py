@@ -1,14 +1,14 @@
-"""Which processes a growth comes from."""
+"""Which processes or files a growth comes from."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tests.soak.samples import IDLE, UNITS, Sample
+from tests.soak.samples import IDLE, SESSION_FOLDER, UNITS, Sample
 from tests.soak.trends import find_trend, windows_of
 
 MIN_SHARE = 0.2
-"""Of a growth, for processes to be named."""
+"""Of a growth, for processes or files to be named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,19 @@ def find_holders(name: str, times_s: Sequence[float], samples: Sequence[Sample])
     ]
     found = [holder for holder in holders if holder.growth > max(0.0, MIN_SHARE * growth)]
     return sorted(found, key=lambda holder: -holder.growth)
+
+
+def find_files(times_s: Sequence[float], samples: Sequence[Sample]) -> dict[str, float]:
+    """Return the files that the growth of the session folder comes from, with theirs in MB, the
+    largest first."""
+    sizes = [sample.measure(SESSION_FOLDER) for sample in samples]
+    enough = max(0.0, MIN_SHARE * find_trend(times_s, sizes, 0.0).growth)
+    growths = {
+        name: find_trend(times_s, [sample.files.get(name, 0.0) for sample in samples], 0.0).growth
+        for name in {name for sample in samples for name in sample.files}
+    }
+    by_growth = sorted(growths.items(), key=lambda item: -item[1])
+    return {name: growth for name, growth in by_growth if growth > enough}
 
 
 def name_processes(samples: Sequence[Sample], role: str) -> dict[int, str]:

@@ -2,6 +2,7 @@
 what Ray counts."""
 
 import os
+import re
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,10 +24,11 @@ ALLOWED = {"MB": 10.0, "handles": 8.0, "threads": 4.0, "": 1.0}
 """Growth that is none, by unit."""
 UNITS = ("MB", "handles", "threads")
 ROLES = ("driver", "GCS", "raylet", "services", "workers")
-COUNTS = (
-    "processes", "actors", "placement groups", "MB of objects", "MB of the session folder",
-)  # fmt: skip
+SESSION_FOLDER = "MB of the session folder"
+COUNTS = ("processes", "actors", "placement groups", "MB of objects", SESSION_FOLDER)
 NAMES = (*(f"{unit} of {role}" for role in ROLES for unit in UNITS), *COUNTS)
+IDS = re.compile(r"[0-9a-f]{16,}|\d+")
+"""Of workers, jobs and processes, and dates, in the names of Ray's files."""
 IDLE = "ray::IDLE"
 """Name of a worker process between two tasks."""
 
@@ -52,6 +54,8 @@ class Sample:
     """By process id."""
     counts: dict[str, float]
     """By COUNTS."""
+    files: dict[str, float]
+    """MB of the session folder by the names of its files, less ids and numbers."""
 
     def measure(self, name: str) -> float:
         """Return one of NAMES."""
@@ -82,6 +86,7 @@ class Sampler:
         alive = state.actors(actor_state_name="ALIVE").values()
         groups: Any = placement_group_table()
         reply: Any = internal_api.get_memory_info_reply(self._state)
+        files = sizes_of(self._folder)
         counts = {
             "processes": float(len(processes)),
             "actors": float(len(alive)),
@@ -89,9 +94,9 @@ class Sampler:
                 sum(group["state"] == "CREATED" for group in groups.values())
             ),
             "MB of objects": reply.store_stats.object_store_bytes_used / 1e6,
-            "MB of the session folder": size_of(self._folder) / 1e6,
+            SESSION_FOLDER: sum(files.values()),
         }
-        return Sample(processes=processes, counts=counts)
+        return Sample(processes=processes, counts=counts, files=files)
 
 
 def with_children(pids: list[int]) -> set[int]:
@@ -153,11 +158,11 @@ def identify(command_line: bytes, *, is_driver: bool) -> tuple[str, str]:
     return ("workers" if "ray::" in command else "services"), words[0].split()[0]
 
 
-def size_of(folder: Path) -> int:
-    """Bytes on the disk below a folder."""
-    size = 0
+def sizes_of(folder: Path) -> dict[str, float]:
+    """MB on the disk below a folder, by the files' names without ids and numbers."""
+    sizes: Counter[str] = Counter()
     for below, _, names in os.walk(folder):
         for name in names:
             with suppress(OSError):  # deleted since
-                size += os.lstat(os.path.join(below, name)).st_blocks * 512
-    return size
+                sizes[IDS.sub("*", name)] += os.lstat(os.path.join(below, name)).st_blocks * 512
+    return {name: size / 1e6 for name, size in sizes.items()}
