@@ -362,13 +362,17 @@ def write_page() -> str:
     ]
     return "\n".join(
         [
-            "# Files that are not photographs",
+            "# Which image files are kept",
             "",
-            "For whoever misses images after `python -m datasets prepare`. It decodes every",
-            "image once. Files that cannot be decoded are in `OUT/quarantine.parquet` with path",
-            "and reason; `python -m datasets info` counts them. This page is written by",
-            "`python -m tests.support.bad_images` and checked by",
-            "`tests/test_datasets_bad_images.py`.",
+            "For whoever misses images after `python -m datasets prepare`. Look in two files:",
+            "",
+            "- `OUT/quarantine.parquet`: files that could not be decoded, with path and reason.",
+            "  `python -m datasets info` counts them.",
+            "- `OUT/unused.parquet`: files that were not used, with path and reason.",
+            "",
+            "The table lists kinds of files and what `prepare` does with them.",
+            "`python -m tests.support.bad_images` writes this page, and",
+            "`tests/test_datasets_bad_images.py` checks it.",
             "",
             "| file | outcome |",
             "|---|---|",
