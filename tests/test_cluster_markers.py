@@ -25,7 +25,7 @@ from cluster.io.markers import (
 from datasets.config import IngestConfig
 from datasets.prepare.config import PrepareConfig
 from trainers.config import FinetuneConfig, TrackConfig
-from trainers.networks.transformers.family import suit
+from trainers.networks.family import suit
 from trainers.recipes import RECIPES
 from tuning.config import BudgetConfig, TuningConfig
 from tuning.sharing.reuse import result_key

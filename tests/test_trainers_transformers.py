@@ -31,8 +31,8 @@ from trainers.export.config import ExportConfig
 from trainers.export.export import export
 from trainers.loop import training
 from trainers.networks.backbones import build, find
+from trainers.networks.family import is_transformer, suit
 from trainers.networks.freezing import count_frozen, describe_frozen, freeze, is_head_only
-from trainers.networks.transformers.family import is_transformer, suit
 from trainers.networks.transformers.lora import (
     PACKAGE,
     add_adapters,
@@ -62,9 +62,10 @@ VIT, SIZE_PX = "test_vit", 32
         (VIT, (0.75, 0.1, 2.0)),
         ("deit_tiny_patch16_224", (0.75, 0.1, 2.0)),
         ("swin_tiny_patch4_window7_224", (0.75, 0.1, 2.0)),
-        ("mobilenet_v2", (0.7, 0.0, 1.0)),
+        ("mobilenet_v2", (1.0, 0.0, 1.0)),
+        ("efficientnet_lite0", (1.0, 0.0, 1.0)),
         ("test_convnext", (0.7, 0.0, 1.0)),
-        ("efficientnet_lite0", (0.7, 0.0, 1.0)),
+        ("vgg16", (0.7, 0.0, 1.0)),
     ],
 )
 def test_finetune_suits_the_family(backbone: str, expected: tuple[float, ...]) -> None:

@@ -12,8 +12,8 @@ from datasets.shards import Manifest, read_manifest
 from datasets.sources import BatchSource, MemorySource, ReadLimits, ShardSource
 from trainers.checks import check
 from trainers.config import FinetuneConfig
+from trainers.networks.family import suit
 from trainers.networks.precision import choose_precision
-from trainers.networks.transformers.family import suit
 from trainers.run import checkpoint
 from trainers.run.checkpoint import TrainingProgress
 from trainers.run.folder import find_config, find_finished, require_same_run

@@ -11,7 +11,7 @@ from cluster.io.fields import hint_at, take_object
 from cluster.io.markers import flatten, replace_at
 from cluster.io.uris import name_of
 from trainers.config import PRETRAINED, FinetuneConfig, ModelConfig
-from trainers.networks.transformers.family import suit
+from trainers.networks.family import suit
 from tuning.axes.axis import (
     BACKBONE,
     CLIPNORM,

@@ -1,10 +1,11 @@
 """Each ingredient of a recipe, by what it gains: python -m tests.bench.recipes transfer.
 
-Trains a recipe, and the recipe with one setting changed, with three seeds each on 20 classes of
-../shared/cars with MobileNetV2's file, at 224 px in float32 by default; `finetune` is the other
-recipe. The best epoch on the validation images is evaluated on the 817 test images. What is in
---out is kept, so that the command can be run again (--minutes 4) until all trainings are there;
-prints those. Heads train on features that are computed once, of the pixels they would see.
+Trains a recipe, and the recipe with some settings changed, with three seeds each on 20 classes of
+../shared/cars with MobileNetV2's file (or --backbone and --weights), at 224 px in float32 by
+default; `finetune` is the other recipe. The best epoch on the validation images is evaluated on the
+817 test images. What is in --out is kept, so that the command can be run again (--minutes 4) until
+all trainings are there; prints those. Heads train on features that are computed once, of the pixels
+they would see.
 """
 
 import argparse
@@ -39,6 +40,7 @@ from tuning.sharing.plan import PrefixPlan, SharingPlan
 from tuning.sharing.prefixes import PrefixStore
 
 SHARED = ROOT.parent / "shared"
+WEIGHTS = SHARED / "weights" / "mobilenet_v2_imagenet.pth"
 SEEDS = (0, 1, 2)
 T_95 = 4.303
 """Of three values: the mean's 95 percent interval is this many standard errors to each side."""
@@ -74,6 +76,29 @@ VARIANTS: dict[str, dict[str, Changes]] = {
         "without warm-up": {"schedule.warmup_epochs": 0.0},
         "policy light": {"ingest.policy": "light"},
         "whole network": {"model.freeze_depth": 0},
+        "learning rate 3e-3": {"optim.learning_rate": 3e-3},
+        "no layer decay, light": {"optim.layer_decay": 1.0, "ingest.policy": "light"},
+        "no layer decay, light, no mixup": {
+            "optim.layer_decay": 1.0,
+            "ingest.policy": "light",
+            "loss.mixup_alpha": 0.0,
+        },
+        "no layer decay, light, no mixup, no average": {
+            "optim.layer_decay": 1.0,
+            "ingest.policy": "light",
+            "loss.mixup_alpha": 0.0,
+            "optim.ema_decay": None,
+        },
+        "no layer decay, light, 3e-3": {
+            "optim.layer_decay": 1.0,
+            "ingest.policy": "light",
+            "optim.learning_rate": 3e-3,
+        },
+        "no layer decay, light, whole": {
+            "optim.layer_decay": 1.0,
+            "ingest.policy": "light",
+            "model.freeze_depth": 0,
+        },
     },
 }
 
@@ -82,9 +107,9 @@ def training_of(recipe: str, changes: Changes, seed: int, options: Any) -> Finet
     config = RECIPES[recipe]
     model = replace(
         config.model,
-        backbone="mobilenet_v2",
+        backbone=options.backbone,
         init="file",
-        weights=str(SHARED / "weights" / "mobilenet_v2_imagenet.pth"),
+        weights=str(options.weights.absolute()),
         normalization="half",
     )
     fixed: Changes = {
@@ -149,14 +174,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", choices=VARIANTS)
     parser.add_argument("--minutes", type=float, default=1000.0, help="start no training after")
+    parser.add_argument("--variants", nargs="+", help="besides the recipe; all by default")
     parser.add_argument("--size-px", type=int, default=224)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--backbone", default="mobilenet_v2")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "recipes")
     options = parser.parse_args()
     ends_s = time.monotonic() + 60 * options.minutes
     connect(None, quiet=True)
     out = options.out.absolute()
-    settings = f"{options.recipe}-{options.size_px}-{options.precision}"
+    network = options.backbone.replace("/", "-")
+    settings = f"{options.recipe}-{network}-{options.size_px}-{options.precision}"
     if not (out / "cars" / "manifest.json").exists():
         prepare(
             PrepareConfig(source="folder", root=str(SHARED / "cars" / "train"),
@@ -164,7 +193,9 @@ def main() -> None:
         )  # fmt: skip
     split_module.FEW_IMAGES = 10**6  # in this process, which has the network and its memory
     recipe: list[float] = []
-    for name, changes in VARIANTS[options.recipe].items():
+    variants = VARIANTS[options.recipe]
+    for name in ("recipe", *options.variants) if options.variants else variants:
+        changes = variants[name]
         top1s, vals = [], []
         for seed in SEEDS:
             folder = f"{settings}-{'-'.join(name.replace(':', '').split())}-{seed}"

@@ -19,6 +19,7 @@ from datasets.plan import IGNORE_INDEX
 from trainers.config import OptimConfig
 from trainers.networks.backbones import unwrap
 from trainers.networks.torch_internals import without_compiler
+from trainers.step.depthwise import fast_gradients
 from trainers.step.optim import clip_gradients
 
 RGB = tuple[float, float, float]
@@ -186,7 +187,10 @@ def score_logits(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
 def _forward(network: nn.Module, inputs: Tensor, settings: StepSettings) -> tuple[Tensor, ...]:
     """Return float32 logits_BK of the head, and of an auxiliary head where the network has one."""
     dtype = settings.autocast_dtype
-    with torch.autocast(inputs.device.type, dtype=dtype, enabled=dtype is not None):
+    with (
+        torch.autocast(inputs.device.type, dtype=dtype, enabled=dtype is not None),
+        fast_gradients(inputs.device, dtype),
+    ):
         outputs: Tensor | tuple[Tensor, ...] = network(inputs)
     if isinstance(outputs, Tensor):
         outputs = (outputs,)

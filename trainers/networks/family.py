@@ -1,15 +1,19 @@
 """Fine-tuning by the family of the network: what `auto` stands for.
 
-A transformer has many blocks, which are its stages, and no normalization of batches: a smaller step
-down of the rate from block to block, stochastic depth and a longer warm-up suit it (He et al. 2022,
-"Masked Autoencoders", table 9).
+Batch normalization keeps a network stable at the rate of its head, and lower rates for earlier
+stages cost it accuracy (docs/performance.md, Recipes). A transformer has many blocks, which are its
+stages, and no batch normalization: a small step down of the rate from block to block, stochastic
+depth and a longer warm-up suit it (He et al. 2022, "Masked Autoencoders", table 9). Other networks
+without batch normalization, such as ConvNeXt and VGG, step down from stage to stage; not measured.
 """
 
 from dataclasses import dataclass, replace
 from functools import cache
 
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+
 from trainers.config import AUTO, FinetuneConfig
-from trainers.networks.backbones import find
+from trainers.networks.backbones import find, on_meta
 from trainers.networks.transformers.lora import attention_layers
 from trainers.networks.transformers.stochastic_depth import has_branches
 
@@ -25,7 +29,8 @@ class Family:
 
 
 TRANSFORMER = Family(layer_decay=0.75, drop_path=0.1, warmup_epochs=5, warmup_share=0.2)
-OTHER = Family(layer_decay=0.7, drop_path=0.0, warmup_epochs=1, warmup_share=0.5)
+WITH_BATCHNORM = Family(layer_decay=1.0, drop_path=0.0, warmup_epochs=1, warmup_share=0.5)
+OTHER = replace(WITH_BATCHNORM, layer_decay=0.7)
 
 
 @cache
@@ -34,6 +39,14 @@ def is_transformer(backbone: str) -> bool:
     stage_of = find(backbone).stage_of
     with_attention = {stage_of(f"{layer}.weight") for layer in attention_layers(backbone)}
     return 2 * len(with_attention) > len(find(backbone).stages)
+
+
+@cache
+def find_family(backbone: str) -> Family:
+    if is_transformer(backbone):
+        return TRANSFORMER
+    modules = on_meta(backbone, 2).modules()
+    return WITH_BATCHNORM if any(isinstance(each, BatchNorm) for each in modules) else OTHER
 
 
 def suit(config: FinetuneConfig) -> FinetuneConfig:
@@ -46,7 +59,7 @@ def suit(config: FinetuneConfig) -> FinetuneConfig:
     if AUTO not in (optim.layer_decay, model.drop_path, schedule.warmup_epochs):
         return config
     backbone = model.backbone
-    family = TRANSFORMER if is_transformer(backbone) else OTHER
+    family = find_family(backbone)
     if optim.layer_decay == AUTO:
         optim = replace(optim, layer_decay=family.layer_decay)
     if model.drop_path == AUTO:
