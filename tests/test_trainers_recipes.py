@@ -105,4 +105,4 @@ def test_finetune_has_what_practitioners_use() -> None:
 
     assert config.optim.layer_decay == AUTO and config.optim.ema_decay is not None
     assert config.schedule.schedule == "cosine" and config.schedule.warmup_epochs == AUTO
-    assert config.loss.label_smoothing > 0 and config.loss.mixup_alpha > 0
+    assert config.loss.label_smoothing > 0 and config.ingest.policy == "light"

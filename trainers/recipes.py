@@ -30,11 +30,18 @@ def scratch() -> FinetuneConfig:
 
 
 def pretrained() -> FinetuneConfig:
-    """ImageNet weights and a new head, the start of the recipes below; all else is a default.
+    """ImageNet weights, a new head and light augmentation, the start of the recipes below; all else
+    is a default.
 
-    Keras: ResNet50(weights='imagenet', include_top=False, pooling='avg') + Dense(softmax).
+    Keras: ResNet50(weights='imagenet', include_top=False, pooling='avg') + Dense(softmax). The
+    default augmentation (`cars`) costs accuracy in trainings as short as these
+    (docs/performance.md, Recipes).
     """
-    return FinetuneConfig(data="", model=ModelConfig(init="imagenet", freeze_depth="all"))
+    return FinetuneConfig(
+        data="",
+        ingest=IngestConfig(policy="light"),
+        model=ModelConfig(init="imagenet", freeze_depth="all"),
+    )
 
 
 def transfer() -> FinetuneConfig:
@@ -73,9 +80,10 @@ def finetune() -> FinetuneConfig:
     """Fine-tuning as practitioners do it today, all in one phase.
 
     `python -m trainers finetune --data runs/cars`; one GPU or more, bfloat16 on GPUs. AdamW with
-    discriminative learning rates, warm-up and cosine, an average of the weights, label smoothing,
-    mixup, gradients clipped together; the stem and the first stages stay frozen. As `transfer`,
-    with its network and photographs: 0.974 top-1.
+    warm-up and cosine, an average of the weights, label smoothing, gradients clipped together; the
+    stem and the first stages stay frozen. As `transfer`, with its network and photographs: XXX
+    top-1. What each setting gains, and why mixup and heavier augmentation are left out:
+    docs/performance.md, Recipes.
 
     Layer decay, stochastic depth and warm-up follow the family. For transformers they are those of
     the end-to-end fine-tuning of masked autoencoders (He et al. 2022, table 9,
@@ -94,7 +102,7 @@ def finetune() -> FinetuneConfig:
             layer_decay=AUTO,
             ema_decay=0.99,
         ),
-        loss=LossConfig(label_smoothing=0.1, mixup_alpha=0.1),
+        loss=LossConfig(label_smoothing=0.1),
         schedule=ScheduleConfig(schedule="cosine", warmup_epochs=AUTO),
     )
 

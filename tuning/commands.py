@@ -50,7 +50,6 @@ OPTIONS = {
     "size_px": "base.ingest.size_px",
     "policy": "base.ingest.policy",
     "views": "base.ingest.views",
-    "mix": None,
     "share": "share",
     "explain": None,
     "head_first": "head_first",
@@ -105,8 +104,6 @@ HELP = {
     "weights": "URI of a state dict, for `file`; also replaces the download of `imagenet`.",
     "backbone": "Network. Default: the recipe's, as for the next six.",
     "epochs": "Epochs of a trial that is not pruned.",
-    "mix": "Blend images as the recipe does (mixup, CutMix): trials can't share frozen stages "
-    "then.",
     "explain": "Only print what would run, and what sharing would save.",
     "seed": "Seed of the search and of every training.",
     "num_workers": "DDP workers of a trial that trains more than the head; 0 trains in the trial's "
@@ -239,8 +236,6 @@ def to_config(command: Any, recipe: str, advised: Sequence[Axis] = ()) -> Tuning
         "schedule.warmup_epochs": fit_warmup(warmup, epochs),
         **_inside(given, "base"),
     }
-    if not command.mix:
-        base |= {"loss.mixup_alpha": 0.0, "loss.cutmix_alpha": 0.0}
     if any(clipnorm is not None for clipnorm in space.values_of(CLIPNORM)):
         base["optim.global_clipnorm"] = None
     return TuningConfig(
