@@ -21,6 +21,7 @@ from cluster.io.markers import (
     flatten,
     leave_out,
     marked,
+    replace_at,
 )
 from datasets.config import IngestConfig
 from datasets.prepare.config import PrepareConfig
@@ -96,7 +97,8 @@ def test_the_markers_say_what_the_lists_said(config: type, marker: Marker, paths
 
 def test_keys_of_results_are_those_of_earlier_versions() -> None:
     """Another key would find no result that a cache holds."""
-    finetune = suit(replace(RECIPES["finetune"], data="d", out="runs/x"))
+    of_then = {"ingest.policy": "cars", "optim.layer_decay": 0.7, "loss.mixup_alpha": 0.1}
+    finetune = suit(replace_at(RECIPES["finetune"], {"data": "d", "out": "runs/x", **of_then}))
     model = replace(finetune.model, freeze_depth=3, weights="w.pth", head="h.safetensors")
     deep = replace(finetune, model=model, cluster=ClusterConfig(num_workers=2, device="gpu"))
     head = replace(deep, model=replace(model, freeze_depth="all"))
