@@ -4,8 +4,8 @@ A training step (all parameters, 224 px, 32 images), inference, and evaluation a
 the feature builder. A step is also compared with torch's in the same precision, layout and memory
 settings (`step_vs_bare`): what telemetry costs, and what gradients of depthwise convolutions gain.
 Each side has processes of its own, as memory settings belong to a process; they take turns, and
-medians over the turns are reported. Ours has the precision that `auto` is here. Plain is the loop of
-PyTorch's tutorials: float32, contiguous, all threads in one process.
+medians over the turns are reported. Ours has the precision that `auto` is here. Plain is the loop
+of PyTorch's tutorials: float32, contiguous, all threads in one process.
 """
 
 import os
