@@ -106,6 +106,7 @@ def open_our_inference(backbone: str) -> Work:
         threads=CPU_THREADS,
         use_gpu=False,
         index_K=np.arange(NUM_CLASSES),
+        describe=None,
     )
     images_BHWC, labels_B = random_batch(BLOCK_IMAGES, SIZE_PX, seed=0)
     rows = pa.array(range(BLOCK_IMAGES))
