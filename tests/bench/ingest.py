@@ -59,7 +59,9 @@ def enlarge_photographs(folder: Path) -> None:
     """Write the cars at 640x480 with a little noise: about 100 kB each, as a camera's would be."""
     rng = np.random.default_rng(0)
     for file in sorted(CARS.rglob("*.jpg")):
-        image_HWC = cv2.resize(cv2.imread(str(file)), (640, 480), interpolation=cv2.INTER_CUBIC)
+        image_HWC = cv2.imread(str(file))
+        assert image_HWC is not None, file
+        image_HWC = cv2.resize(image_HWC, (640, 480), interpolation=cv2.INTER_CUBIC)
         noisy = np.clip(image_HWC + rng.normal(0, 6, image_HWC.shape), 0, 255).astype(np.uint8)
         out = folder / file.parent.name / file.name
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -71,7 +72,7 @@ def time_dataloader(loader: DataLoader, num_epochs: int) -> float:
 def time_map_batches(data: str) -> float:
     """Seconds for one epoch of `read_parquet().map_batches()`, as Ray's documentation writes it."""
 
-    def transform(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def transform(batch: Any) -> dict[str, np.ndarray]:
         policy = build_policy(POLICY, SIZE_PX)
         decoded = (
             cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)

@@ -19,12 +19,13 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from torch import nn
 from torchvision.models import mobilenet_v2
 
+from datasets.config import Policy
 from datasets.policies import build_policy
 
 BATCH_SIZE, SIZE_PX, NUM_CLASSES = 32, 224, 20
 
 
-def decode(policy: str, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def decode(policy: Policy, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     transform = build_policy(policy, SIZE_PX)
     images = [
         transform(image=cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB))["image"]
@@ -33,9 +34,10 @@ def decode(policy: str, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {"image": np.stack(images), "label": batch["label"]}
 
 
-def open_split(data: str, split: str, policy: str) -> ray.data.Dataset:
+def open_split(data: str, split: str, policy: Policy) -> ray.data.Dataset:
     shards = ray.data.read_parquet(f"{data}/{split}", columns=["image", "label"])
-    return shards.map_batches(partial(decode, policy), batch_size=64)
+    transform: Any = partial(decode, policy)
+    return shards.map_batches(transform, batch_size=64)
 
 
 def loop(config: dict[str, Any]) -> None:
@@ -53,6 +55,7 @@ def loop(config: dict[str, Any]) -> None:
 
     def batches(split: str, shuffle: int | None):
         shard = ray.train.get_dataset_shard(split)
+        assert shard is not None, split
         for batch in shard.iter_torch_batches(
             batch_size=BATCH_SIZE, local_shuffle_buffer_size=shuffle
         ):
@@ -91,8 +94,8 @@ def run_trials(
                 num_workers=1, resources_per_worker={"CPU": 0.5}
             ),
             datasets={
-                split: open_split(data, split, policy)
-                for split, policy in (("train", "light"), ("val", "none"))
+                "train": open_split(data, "train", "light"),
+                "val": open_split(data, "val", "none"),
             },
             run_config=ray.train.RunConfig(
                 storage_path=f"{folder}/train", callbacks=[TuneReportCallback()]
@@ -110,7 +113,7 @@ def run_trials(
             run_config=ray.tune.RunConfig(storage_path=f"{folder}/tune", verbose=0),
         ).fit()
         wall_s = time.perf_counter() - started
-        frame = grid[0].metrics_dataframe
+        frame: Any = grid[0].metrics_dataframe
         assert grid[0].error is None and frame is not None, grid[0].error
         epoch_s = float(frame["epoch_s"].median())
         results.append(

@@ -8,8 +8,10 @@ was stopped resumes.
 
 import argparse
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +38,7 @@ from trainers.step.step import predict
 CARS = ROOT.parent / "shared" / "cars"
 WEIGHTS = ROOT.parent / "shared" / "weights" / "mobilenet_v2_imagenet.pth"
 LEFT_OUT = 5
+Score = Callable[[np.ndarray], np.ndarray]
 SIZE_PX = 224
 
 
@@ -92,24 +95,26 @@ def compute(model: nn.Module, config: FinetuneConfig, files: list[Path]) -> tupl
     return torch.cat(logits), torch.cat(features)
 
 
-def list_scores(found: dict[str, np.ndarray], labels_N: np.ndarray) -> dict[str, dict[str, object]]:
+def list_scores(
+    found: dict[str, np.ndarray], labels_N: np.ndarray
+) -> dict[str, dict[str, np.ndarray]]:
     """Return each score of the images of the test split and of the classes left out: higher is
     less known."""
     train_ND = found["train/features"]
     classes = np.unique(labels_N)
     means_KD = np.stack([train_ND[labels_N == label].mean(0) for label in classes])
-    precision_DD = LedoitWolf().fit(train_ND - means_KD[labels_N]).precision_
-    of_all_DD = LedoitWolf().fit(train_ND).precision_
+    precision_DD: Any = LedoitWolf().fit(train_ND - means_KD[labels_N]).precision_
+    of_all_DD: Any = LedoitWolf().fit(train_ND).precision_
 
     def unit(features_ND: np.ndarray) -> np.ndarray:
         return features_ND / np.linalg.norm(features_ND, axis=1, keepdims=True)
 
     def mahalanobis(features_ND: np.ndarray) -> np.ndarray:
-        apart_NKD = features_ND[:, None] - means_KD
+        apart_NKD: Any = features_ND[:, None] - means_KD
         return np.einsum("nkd,de,nke->nk", apart_NKD, precision_DD, apart_NKD).min(1)
 
     def background(features_ND: np.ndarray) -> np.ndarray:
-        apart_ND = features_ND - train_ND.mean(0)
+        apart_ND: Any = features_ND - train_ND.mean(0)
         return np.einsum("nd,de,ne->n", apart_ND, of_all_DD, apart_ND)
 
     def neighbour(features_ND: np.ndarray, k: int) -> np.ndarray:
@@ -119,16 +124,16 @@ def list_scores(found: dict[str, np.ndarray], labels_N: np.ndarray) -> dict[str,
     def cosine(features_ND: np.ndarray) -> np.ndarray:
         return -(unit(features_ND) @ unit(means_KD).T).max(1)
 
-    of_logits = {
+    of_logits: dict[str, Score] = {
         "max probability": lambda x: -softmax(x, 1).max(1),
         "max logit": lambda x: -x.max(1),
-        "energy": lambda x: -logsumexp(x, 1),
+        "energy": lambda x: -np.asarray(logsumexp(x, 1)),
         "entropy": lambda x: -(softmax(x, 1) * np.log(softmax(x, 1) + 1e-12)).sum(1),
         "margin": lambda x: -(np.sort(x, 1)[:, -1] - np.sort(x, 1)[:, -2]),
     }
-    of_features = {
+    of_features: dict[str, Score] = {
         "Mahalanobis": mahalanobis,
-        "relative Mahalanobis": lambda x: mahalanobis(x) - background(x),
+        "relative Mahalanobis": lambda x: np.subtract(mahalanobis(x), background(x)),
         "nearest neighbour": lambda x: neighbour(x, 1),
         "5th neighbour": lambda x: neighbour(x, 5),
         "10th neighbour": lambda x: neighbour(x, 10),
