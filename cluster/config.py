@@ -1,4 +1,4 @@
-"""Where a run executes, and how it gets there: facts only, standard library alone."""
+"""Configuration of clusters, the doctor and submitted jobs (standard library only)."""
 
 import re
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
-    """The cluster and the share of it one training takes."""
+    """The Ray cluster, and the part of it that one training uses."""
 
     address: Annotated[str | None, NOT_IN_KEY] = None
     """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
@@ -27,17 +27,16 @@ class ClusterConfig:
     """DDP workers of a training. Default: one per GPU, or one per node without GPUs.
     0 trains in the calling process."""
     min_workers: Annotated[int | None, NOT_IN_KEY] = None
-    """Elastic training: start, and continue, with as few workers as this while nodes are missing.
-    Default: all of them."""
+    """Elastic training: start and continue with at least this many workers while nodes are missing.
+    Default: num_workers."""
     device: Device = "auto"
-    """`auto` uses GPUs where the cluster has them."""
+    """`auto` uses GPUs if the cluster has any."""
     max_failures: Annotated[int, NOT_IN_KEY] = 3
-    """Worker failures a training survives before it gives up. Nodes that are taken away with a
-    notice (preemption) are not counted."""
+    """Worker failures that a training survives. A preemption with a notice is not counted."""
     hang_timeout_s: Annotated[float, NOT_IN_KEY] = 600.0
-    """Seconds after which a worker has failed that answers no health check and joins no collective,
-    and a process without workers that gets no batch. Use more than a step, a first batch, or two
-    writes of a checkpoint take."""
+    """Seconds until a hanging process counts as failed: a worker that answers no health check or
+    joins no collective, or a training in one process that gets no batch. Must be longer than a
+    step, a first batch, and two writes of a checkpoint."""
 
     def __post_init__(self) -> None:
         require(
@@ -71,11 +70,12 @@ class DoctorConfig:
     data: Annotated[str | None, URI] = None
     """URI of a prepared data set that every node must be able to read."""
     out: Annotated[str | None, URI] = None
-    """URI of a folder that every node must be able to write, and see what the others write."""
+    """URI of a folder that every node must be able to write to, and where it must see the files of
+    the others."""
     json: bool = False
-    """Print one JSON object instead of lines, for machines."""
+    """Print one JSON object instead of lines."""
     timeout_s: float = 60.0
-    """Seconds a check may take on a node; what takes longer has failed."""
+    """Seconds that a check may take on a node; a check that takes longer fails."""
 
     def __post_init__(self) -> None:
         require_positive("timeout_s", self.timeout_s)
@@ -88,19 +88,20 @@ class SubmitConfig:
     address: str | None = None
     """URL of the job server. Default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265."""
     submission_id: str | None = None
-    """Name of the job. The same name and command again is the same job: it is followed, not run a
-    second time. Default: a new one."""
+    """Name of the job. The same command with the same name follows the job and does not run it a
+    second time. Default: a new name."""
     wait: bool = True
     """Follow the job's log to its end, and exit with its code; --no-wait only submits."""
     env: tuple[str, ...] = ()
-    """NAME=VALUE for every process of the job. They are visible on the dashboard, so secrets are
-    refused."""
+    """Environment variables of every process of the job, as NAME=VALUE. The dashboard shows them,
+    so secrets are refused."""
     check_versions: bool = True
-    """Compare the versions of the head with those of this machine, and refuse where they differ."""
+    """Compare the versions of the head with those of this machine, and refuse to submit if they
+    differ."""
     max_mib: float = 64.0
-    """Refuse to ship a folder larger than this, packed. The job server takes 512 MiB at most."""
+    """Refuse to send more MiB than this, packed. The job server takes 512 MiB at most."""
     reconnect_s: float = 300.0
-    """Seconds to try again when the job server doesn't answer, before the log is given up."""
+    """Seconds to retry while the job server does not answer, before the log is given up."""
 
     def __post_init__(self) -> None:
         require_positive("reconnect_s", self.reconnect_s)

@@ -19,7 +19,7 @@ class CheckK8sConfig:
     crds: str | None = None
     """Folder with KubeRay's CRDs. Default: k8s/crds (`make crds`), else ../shared/kuberay-crds."""
     json: bool = False
-    """Print one JSON object instead of lines, for machines."""
+    """Print one JSON object instead of lines."""
 
 
 def run_check(config: CheckK8sConfig) -> None:

@@ -7,7 +7,7 @@ from cluster.dispatch import Verb, dispatch, parse_verb
 from cluster.entry import run_room
 from datasets.config import READERS
 
-PREPARE_HELP = """Turn images into a data set of validated, split, balanced Parquet shards.
+PREPARE_HELP = """Turn images into a data set of validated Parquet shards with splits.
 
   python -m datasets prepare --source synthetic --out runs/cars
   python -m datasets prepare --source folder --root photos/train --test-root photos/test --out ...
@@ -17,19 +17,18 @@ PREPARE_HELP = """Turn images into a data set of validated, split, balanced Parq
   python -m datasets prepare --source folder --root photos --folds 5 --out runs/cars
 
 A dry run prints splits, classes, counts and unused files, and writes nothing. Images that can't be
-read are listed in OUT/quarantine.parquet with a reason. The same command again reuses finished
-parts.
+read are listed in OUT/quarantine.parquet with a reason. Run the same command again to resume.
 """
 
 VERBS = {
     "prepare": Verb(
-        "turn images into a data set of validated, split, balanced Parquet shards",
+        "turn images into a data set of validated Parquet shards with splits",
         "datasets.prepare.config:PrepareConfig",
         "datasets.commands:run_prepare",
         help=PREPARE_HELP,
     ),
     "info": Verb(
-        "show the classes, counts, shards and left-out images of a data set",
+        "show classes, counts, shards and left-out images of a data set",
         "datasets.config:InfoConfig",
         "datasets.commands:run_info",
     ),
@@ -39,7 +38,7 @@ VERBS = {
         "datasets.commands:run_preview",
     ),
     "audit": Verb(
-        "say what is wrong with a data set: a table, a page and an exclude list",
+        "find faults of a data set; write a table, a page and an exclude list",
         "datasets.audit.config:AuditConfig",
         "datasets.audit.audit:run_audit",
         address="address",

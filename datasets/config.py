@@ -42,7 +42,7 @@ class IngestConfig:
     """stream: every epoch reads and decodes. memory: images are decoded once and kept in the object
     store. auto: memory where the decoded images fit `memory_share` of it and no pixel changes."""
     memory_share: Annotated[float, RESUMABLE, NOT_IN_KEY] = 0.3
-    """Share of the cluster's object store that decoded images may fill, over all trainings."""
+    """Share of the cluster's object store that the decoded images of all trainings may fill."""
     interleave: int = 8
     """Row groups read side by side (lanes): every batch takes the same share of images from each
     lane. More lanes mix better and read more; with more workers than lanes, workers share lanes and
@@ -88,7 +88,7 @@ class InfoConfig:
     data: Annotated[str, URI]
     """URI of a prepared data set."""
     fold: int = 0
-    """The fold that validates, where it has folds."""
+    """Validation fold, if the data set has folds."""
 
     def __post_init__(self) -> None:
         require_between("fold", self.fold, 0, MAX_FOLDS)

@@ -18,14 +18,14 @@ OTHERS = {
         imports=READERS,
     ),
     "compare": Verb(
-        "say what changed between two runs: McNemar's test, classes, pictures",
+        "compare two runs: McNemar's test, classes, pictures",
         "trainers.evaluation.config:CompareConfig",
         "trainers.evaluation.compare:run_compare",
         address="address",
         imports=READERS,
     ),
     "explain": Verb(
-        "show where it looks (Grad-CAM)",
+        "draw which parts of an image decide its class (Grad-CAM)",
         "trainers.evaluation.config:ExplainConfig",
         "trainers.evaluation.explain:run_explain",
         address="address",
@@ -39,44 +39,44 @@ OTHERS = {
         imports=READERS,
     ),
     "features": Verb(
-        "write what a stage of a network makes of images",
+        "write the features of images at a stage of a network",
         "trainers.inference.config:FeaturesConfig",
         "trainers.inference.features:run_features",
         address="address",
         imports=READERS,
     ),
     "audit": Verb(
-        "say what is wrong with a data set: label errors, duplicates, other things",
+        "find faults of a data set: label errors, outliers, duplicates",
         "trainers.audit.config:FeatureAuditConfig",
         "trainers.audit.audit:run_audit",
         address="address",
         imports=READERS,
     ),
     "export": Verb(
-        "safetensors with a model card, ONNX, torch.export",
+        "write safetensors with a model card, ONNX, torch.export",
         "trainers.export.config:ExportConfig",
         "trainers.export.export:run_export",
     ),
     "serve": Verb(
-        "answer over HTTP by Ray Serve, with a page to drop photographs on",
+        "serve predictions over HTTP with Ray Serve, and a page to drop photographs on",
         "trainers.serving.config:ServeConfig",
         "trainers.serving.serve:run_serve",
         address="address",
     ),
     "zoo": Verb(
-        "the networks: size, accuracy, parameters, depth, time of a step",
+        "list networks: size, accuracy, parameters, depth, time of a step",
         "trainers.networks.config:ZooConfig",
         "trainers.networks.zoo:run_zoo",
     ),
     "track": Verb(
-        "sync: upload the runs that W&B does not have",
+        "`track sync` uploads the runs that W&B does not have",
         "trainers.tracking.config:SyncConfig",
         "trainers.tracking.sync:run_sync",
     ),
 }
 HELP = f"""Fine-tune a network on a prepared data set, with DDP under Ray Train.
 
-RECIPE is one of {", ".join(RECIPES)} (default {DEFAULT}); every field below changes it:
+RECIPE is one of {", ".join(RECIPES)} (default {DEFAULT}). The options below change its fields:
 
   python -m trainers transfer --data runs/cars
   python -m trainers staged   --data runs/cars --phases all 4 3e-3 -2 6 3e-4

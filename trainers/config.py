@@ -48,32 +48,33 @@ class ModelConfig:
     """The network, its initial weights, and how much of it stays frozen."""
 
     backbone: Annotated[str, NOT_ON_CARD] = "resnet50"
-    """A name that `python -m trainers zoo` prints, or any classifier of timm by its name, or
+    """Network: a name that `python -m trainers zoo` prints, any timm classifier, or
     hf-hub:ORGANIZATION/NAME."""
     init: Annotated[Init, ON_CARD] = "imagenet"
-    """Initialization: imagenet (the newest published weights, of a network of timm whatever they
-    were trained on), imagenet_v1, imagenet_v2, file, or xavier, he, normal, orthogonal, zeros."""
+    """Initial weights: imagenet (the newest published weights; of a timm network, whatever they
+    were trained on), imagenet_v1, imagenet_v2, file, or random: xavier, he, normal, orthogonal,
+    zeros."""
     weights: Annotated[str | None, URI, NOT_IN_KEY] = None
-    """URI of a .pth or .safetensors state dict or of its folder, for `init file`; with `init
-    imagenet`, used in place of the download."""
+    """URI of a .pth or .safetensors state dict, or of its folder, for `init file`. With `init
+    imagenet`, it replaces the download."""
     head: Annotated[str | None, URI] = None
     """URI of a .safetensors file with the tensors of a head to start from (LP-FT: Kumar et al.
-    2022); default: drawn from the seed. A sweep with --head-first writes such files."""
+    2022). Default: a random head. A sweep with --head-first writes such files."""
     freeze_depth: Annotated[FreezeDepth, ON_CARD, SET_BY_PHASES] = 0
-    """How many stages, counted from the input, stay frozen: 0 (nothing) to `all` (head only);
-    -2 freezes all but the last two; 0.5 freezes half of them, rounded; a stage's name freezes up to
-    that stage. `lora:8` freezes all and trains, beside the head, matrices of rank 8 beside the
-    layers of attention (LoRA: Hu et al. 2021), which are merged when the network is used."""
+    """Number of frozen stages, counted from the input. 0 freezes nothing, `all` everything but the
+    head, -2 all stages but the last two, 0.5 half of the stages (rounded), a stage's name the
+    stages up to it. `lora:8` freezes all stages and trains the head and matrices of rank 8 beside
+    the layers of attention (LoRA: Hu et al. 2021); they are merged when the network is used."""
     drop_path: float | Auto = 0.0
-    """Stochastic depth (Huang et al. 2016): leave out a residual branch of the last block with this
-    probability in training, of earlier ones with less; networks of timm only. auto: 0.1 in
+    """Stochastic depth (Huang et al. 2016): probability to leave out a residual branch of the last
+    block in training; earlier blocks have a lower one. Networks of timm only. auto: 0.1 in
     transformers, else 0."""
     freeze_batchnorm: bool = False
-    """Keep the statistics of every BatchNorm, those of thawed stages as well: steadier where
-    batches are small, and the same on any number of workers."""
+    """Freeze the statistics of every BatchNorm, also in thawed stages. Training is then steadier
+    with small batches, and the same on any number of workers."""
     normalization: Annotated[Literal["auto", "imagenet", "half"], NOT_ON_CARD] = "auto"
-    """Pixel mean and standard deviation the weights were trained with; half: 0.5 and 0.5. auto:
-    those of the weights published for the backbone."""
+    """Pixel mean and standard deviation that the weights were trained with. half: 0.5 and 0.5.
+    auto: those of the weights published for the backbone."""
 
     def __post_init__(self) -> None:
         require_choice("model.init", self.init, PRETRAINED + RANDOM)
@@ -103,20 +104,20 @@ class OptimConfig:
     decay: float = 0.0
     """Keras' decay: the rate of step t is learning_rate / (1 + decay * t)."""
     clipnorm: Annotated[float | None, NOT_IN_KEY] = None
-    """Keras' clipnorm: EACH tensor's gradient is clipped to this norm."""
+    """Keras' clipnorm: clip EACH tensor's gradient to this norm."""
     global_clipnorm: float | None = None
-    """Clips the norm of all gradients taken together."""
+    """Clip the norm of all gradients together to this."""
     weight_decay: float = 0.0
     """Decoupled (adamw) or L2 (sgd) weight decay of weights; never of biases and normalization."""
     momentum: float = 0.9
     """Momentum of sgd."""
     layer_decay: float | Auto = 1.0
-    """Discriminative learning rates: a stage has the rate of the next one, nearer to the head,
-    times this; the head has the full one. auto: 0.75 in transformers, whose stages are blocks, else
-    0.7."""
+    """Discriminative learning rates: the head has the full rate; each stage has the rate of the
+    next stage towards the head, times this. auto: 0.75 in transformers, whose stages are blocks,
+    else 0.7."""
     ema_decay: float | None = None
-    """Evaluate and keep an exponential moving average of the weights, with this decay per step
-    (it begins lower, as few steps have little to average); 0.999 is usual."""
+    """Evaluate and keep an exponential moving average of the weights, with this decay per step.
+    The decay starts lower, since the first steps have little to average. 0.999 is usual."""
 
     def __post_init__(self) -> None:
         require_positive("optim.learning_rate", self.learning_rate)
@@ -158,14 +159,14 @@ class LossConfig:
     """Cross-entropy loss and its targets."""
 
     label_smoothing: float = 0.0
-    """Share of the target spread evenly over the classes."""
+    """Share of the target that is spread evenly over the classes."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: an image weighs num_images / (num_classes * images of its class)."""
     mixup_alpha: float = 0.0
-    """Blend each image with another by a share drawn from Beta(alpha, alpha); 0 doesn't."""
+    """Blend each image with another, by a share drawn from Beta(alpha, alpha). 0: off."""
     cutmix_alpha: float = 0.0
-    """Paste a box of another image, its area drawn from Beta(alpha, alpha); 0 doesn't. With
-    mixup_alpha, each batch draws one of the two."""
+    """Paste a box of another image, with an area drawn from Beta(alpha, alpha). 0: off. With
+    mixup_alpha, each batch uses one of the two at random."""
 
     def __post_init__(self) -> None:
         require(
@@ -185,16 +186,16 @@ class ComputeConfig:
 
     precision: Precision = "auto"
     """Type of autocast: bf16, fp16 (with loss scaling, which waits for the device in each step),
-    or fp32 for none. auto: bf16 on GPUs, and on CPUs with instructions for it (avx512_bf16, AMX,
+    or fp32 for none. auto: bf16 on GPUs, and on CPUs with bfloat16 instructions (avx512_bf16, AMX,
     Arm's); else fp32."""
     channels_last: bool = True
-    """Lay images and weights out as convolutions like them best."""
+    """Use the channels-last memory format, which is faster for convolutions."""
     compile: bool = False
-    """Compile the network with torch.compile. On an H200, ResNet50 took 41 s at the start and then
+    """Compile the network with torch.compile. On an H200, compiling ResNet50 took 41 s; it then
     trained 1.4 times as fast, which pays beyond 600,000 images."""
     accumulation_steps: int = 1
-    """Parts that a worker cuts its share of a batch into: less memory, the same gradient (but
-    BatchNorm, mixup and CutMix see smaller batches)."""
+    """Gradient accumulation: a worker computes its share of a batch in this many parts. It takes
+    less memory for the same gradient, but BatchNorm, mixup and CutMix see smaller batches."""
 
     def __post_init__(self) -> None:
         require_choice("compute.precision", self.precision, get_args(Precision))
@@ -221,15 +222,15 @@ class ScheduleConfig:
     schedule: Annotated[Literal["constant", "cosine"], ON_CARD] = "constant"
     """cosine falls from the peak to zero over the steps of a run, or of each phase."""
     warmup_epochs: float | Auto = 0.0
-    """Epochs of linear rise from zero to the peak, in a run or in each phase. auto: up to 5 in
-    transformers and a fifth of the run, else up to 1."""
+    """Epochs of linear rise from zero to the peak, in a run or in each phase. auto: in transformers
+    a fifth of the run, at most 5; else at most 1."""
     phases: tuple[tuple[FreezeDepth, int, float], ...] = ()
-    """Staged fine-tuning: FREEZE_DEPTH EPOCHS LEARNING_RATE of each phase, one after the other, as
-    in `--phases all 4 1e-3 -2 6 1e-4`. They take the place of freeze_depth, epochs and
+    """Staged fine-tuning: FREEZE_DEPTH EPOCHS LEARNING_RATE of each phase, one phase after the
+    other, as in `--phases all 4 1e-3 -2 6 1e-4`. Replaces freeze_depth, epochs and
     learning_rate."""
     early_stopping_epochs: Annotated[int | None, RUN_RESUMABLE] = None
-    """Stop after this many epochs without a higher val/top1 (Keras' patience); in the last phase
-    alone, if there are several."""
+    """Stop after this many epochs without a higher val/top1 (Keras' patience). Of several phases,
+    only the last stops early."""
 
     def __post_init__(self) -> None:
         if self.warmup_epochs != AUTO:
@@ -262,14 +263,13 @@ class TrackConfig:
     project: str | None = None
     """W&B project. Default: WANDB_PROJECT, else thaw."""
     group: str | None = None
-    """W&B group. Default: WANDB_RUN_GROUP, else none, or the name of a sweep."""
+    """W&B group. Default: WANDB_RUN_GROUP; else none, or the name of the sweep."""
     tags: tuple[str, ...] = ()
-    """W&B tags, beside WANDB_TAGS and those of the commit, the data, the network and its
-    initialization."""
+    """More W&B tags. WANDB_TAGS, commit, data, network and initialization are always tags."""
     upload_weights: bool = False
-    """Send the best and the latest weights to W&B; else it knows where they lie, and their hash."""
+    """Upload the best and the latest weights to W&B. Without it, W&B has their path and hash."""
     log_every_steps: int = 20
-    """Training metrics are written every so many steps."""
+    """Steps between two rows of training metrics."""
 
     def __post_init__(self) -> None:
         require(
@@ -289,12 +289,13 @@ class FinetuneConfig:
     data: Annotated[str, URI, NOT_ON_CARD]
     """URI of a prepared data set (`python -m datasets prepare`)."""
     fold: Annotated[int, NOT_IN_KEY] = 0
-    """The fold that validates, of a data set with folds; the others train (`prepare --folds`)."""
+    """Validation fold of a data set with folds (`prepare --folds`); the other folds train."""
     out: Annotated[str, URI, RESUMABLE, NOT_IN_KEY, NOT_ON_CARD] = "runs/latest"
-    """URI of the run folder: config, metrics, checkpoints, result. The same folder resumes."""
+    """URI of the run folder: config, metrics, checkpoints, result. An unfinished run in this folder
+    resumes."""
     train_on: Literal["train", "train+val"] = "train"
-    """train+val: validation images train as well. Nothing is validated then, and the last epoch's
-    weights are kept."""
+    """train+val: train on the validation images too. Then nothing is validated, and the weights of
+    the last epoch are kept."""
     epochs: Annotated[int, RUN_RESUMABLE, ON_CARD, SET_BY_PHASES] = 10
     """Passes over the training images."""
     global_batch_size: Annotated[int, ON_CARD] = 32
@@ -302,8 +303,8 @@ class FinetuneConfig:
     seed: Annotated[int, ON_CARD] = 0
     """Seed of initialization, order and augmentation."""
     checkpoint_every_steps: Annotated[int, RUN_RESUMABLE, NOT_IN_KEY, NOT_ON_CARD] = 500
-    """Steps between checkpoints, besides the one after each epoch: a killed run repeats at most as
-    many."""
+    """Steps between checkpoints within an epoch; each epoch ends with another. A killed run repeats
+    at most this many steps."""
     ingest: Annotated[IngestConfig, NOT_ON_CARD] = field(default_factory=IngestConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -11,31 +11,31 @@ from trainers.recipes import RECIPES
 DEFAULT = "finetune"
 OTHERS = {
     "advise": Verb(
-        "measure how deep to thaw, before any sweep; --from-advice sweeps what it recommends",
+        "recommend a freeze depth before any sweep; --from-advice then sweeps it",
         "tuning.advice.config:AdviseConfig",
         "tuning.advice.advise:run_advise",
         address="address",
         imports=READERS,
     ),
     "promote": Verb(
-        "train a sweep's winner long, on validation images too, with several seeds, and test it",
+        "train a sweep's winner longer, on validation images too, with several seeds; test it",
         "tuning.promotion.config:PromoteConfig",
         "tuning.promotion.promote:run_promote",
         address="address",
         imports=READERS,
     ),
     "review": Verb(
-        "a sweep on one HTML page that opens anywhere, also while it runs",
+        "write a sweep as one HTML page, also while it runs",
         "tuning.review.config:ReviewConfig",
         "tuning.review.review:run_review",
     ),
     "cache": Verb(
-        "list the features that sweeps share, and delete those used longest ago",
+        "list the features that sweeps share, delete the least recently used",
         "tuning.sharing.config:CacheConfig",
         "tuning.sharing.cache:run_cache",
     ),
     "demo": Verb(
-        "a whole sweep on synthetic cars",
+        "run a whole sweep on synthetic cars",
         "tuning.config:DemoConfig",
         "tuning.demo:run_demo",
         address="address",
@@ -45,8 +45,8 @@ OTHERS = {
 HELP = f"""Find out how much of a pretrained network to thaw for your images.
 
 RECIPE is the training that every trial starts from: {", ".join(RECIPES)} (default {DEFAULT}).
-Every trial changes its freeze depth, learning rate, clipnorm and initialization, and any other
-field that --axis names:
+A trial changes its freeze depth, learning rate, clipnorm and initialization, and any other field
+that --axis names:
 
   python -m tuning --data runs/cars
   python -m tuning --data runs/cars --freeze-depths all 0.75 layer2 --learning-rates 1e-3 3e-4

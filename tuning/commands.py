@@ -91,20 +91,22 @@ TYPES = {
 }
 """Options whose annotation and default are not those of the field; others without one are flags."""
 HELP = {
-    "from_advice": "URI of the folder of a `python -m tuning advise`: data, network, weights, size "
-    "and freeze depths are taken from there where they are not given here.",
-    "clipnorms": "Norms that each tensor's gradient is clipped to; `none` does not clip. Where one "
-    "is set, it replaces the recipe's global_clipnorm.",
-    "axis": "FIELD VALUE ..., or FIELD LOW..HIGH, with `log` for a range that is uniform in the "
-    "logarithm: search any field of a training by its dotted path, such as optim.weight_decay 0 "
-    "0.05. Repeat it for each field; it replaces the short option of the field.",
-    "when": "FIELD=VALUE,VALUE behind an --axis: only where another axis has one of these values.",
-    "space": "URI of a TOML file of axes: a table [[axis]] for each, with field, values or range, "
+    "from_advice": "URI of the folder that `python -m tuning advise` wrote: data, network, "
+    "weights, size and freeze depths are taken from there, unless an option here gives them.",
+    "clipnorms": "Norms that each tensor's gradient is clipped to; `none` does not clip. A norm "
+    "replaces the recipe's global_clipnorm.",
+    "axis": "FIELD VALUE ..., or FIELD LOW..HIGH: search any field of a training by its dotted "
+    "path, such as optim.weight_decay 0 0.05. Add `log` to sample a range uniformly in the "
+    "logarithm. Repeat the option for each field; it replaces the short option of the field.",
+    "when": "FIELD=VALUE,VALUE after an --axis: search that axis only if another axis has one of "
+    "these values.",
+    "space": "URI of a TOML file of axes. Each is a table [[axis]] with field, values or range, "
     "log, when.",
     "weights": "URI of a state dict, for `file`; also replaces the download of `imagenet`.",
-    "backbone": "Network. Default: the recipe's, as for the next six.",
+    "backbone": "Network. Default: the recipe's, as for --normalization, --epochs, --size-px, "
+    "--global-batch-size, --policy and --views.",
     "epochs": "Epochs of a trial that is not pruned.",
-    "explain": "Only print what would run, and what sharing would save.",
+    "explain": "Only print the plan: what would run, and what sharing would save.",
     "seed": "Seed of the search and of every training.",
     "num_workers": "DDP workers of a trial that trains more than the head; 0 trains in the trial's "
     "process.",

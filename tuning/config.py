@@ -44,8 +44,9 @@ class SpaceConfig:
     initialization), networks, and any other field of a training."""
 
     freeze_depths: tuple[FreezeDepth, ...] = ("all", 0.75, 0.5, 0)
-    """How much stays frozen with pretrained weights: a number of stages from 0 (nothing) to `all`
-    (head only), a share such as 0.5, or a stage's name, which freezes up to it."""
+    """Freeze depths with pretrained weights: a number of stages from 0 (freezes nothing) to `all`
+    (trains the head only), a share such as 0.5, or a stage's name, which freezes up to that
+    stage."""
     learning_rates: tuple[float, ...] = (3e-3, 1e-3, 3e-4)
     """Learning rates to choose from."""
     learning_rate_range: tuple[float, float] | None = None
@@ -53,13 +54,13 @@ class SpaceConfig:
     clipnorms: tuple[float | None, ...] = (None, 1.0)
     """Keras' clipnorm per tensor; none does not clip."""
     inits: tuple[Init, ...] = ("imagenet", "he")
-    """Initializations; random ones always train the whole network."""
+    """Initial weights; with random ones the whole network always trains."""
     backbones: tuple[str, ...] = ()
-    """Networks to choose from, instead of --backbone: names of timm or of `python -m trainers zoo`,
-    or the sets `fast`, `accurate` and `all`. NAME=INIT or NAME=URI set the initial weights of one,
-    NAME=URI@half their normalization; else --inits does."""
+    """Networks to choose from, instead of --backbone: names of `python -m trainers zoo` or of timm,
+    or the sets `fast`, `accurate` and `all`. NAME=INIT or NAME=URI sets the initial weights of a
+    network, NAME=URI@half also its normalization. A name alone is tried with each of --inits."""
     axes: tuple[Axis, ...] = ()
-    """Other fields to search; an axis of a field above takes its place."""
+    """Other fields to search; an axis of a field above replaces it."""
 
     def __post_init__(self) -> None:
         check_fields(self, "space.")
@@ -117,12 +118,12 @@ class TuningConfig:
     """The training every trial starts from; a point of the space changes some of its fields."""
     space: SpaceConfig = field(default_factory=SpaceConfig)
     out: Annotated[str, URI, RESUMABLE] = "runs/sweep"
-    """URI of the sweep's folder; the same folder resumes. It must be trusted, as Tune keeps its
-    state there as pickles."""
+    """URI of the sweep's folder; an unfinished sweep in it resumes. You must trust this folder, as
+    Tune keeps its state there as pickles."""
     trials: int | None = None
-    """Trials to run. Default: 12, or every point of a grid."""
+    """Trials to run. Default: 12, every point of a grid, or as many as a budget allows."""
     search: Literal["random", "grid", "optuna"] = "random"
-    """random: distinct points. grid: all of them. optuna: TPE, which learns from results."""
+    """random: distinct random points. grid: all points. optuna: TPE, which learns from results."""
     full_epochs: Annotated[int | None, RESUMABLE] = None
     """Epochs of a trial where the budget has time for one of each network and freeze depth; else
     `base.epochs` are fewer, as planned. None: those of `base` in any case. The command has the
@@ -130,35 +131,35 @@ class TuningConfig:
     seed: int = 0
     """Seed of the search."""
     grace_epochs: int = 1
-    """No trial is stopped before this many epochs."""
+    """ASHA: no trial is stopped before this many epochs."""
     reduction_factor: int = 3
     """ASHA: of this many trials at a rung, one continues."""
     share: Annotated[bool, RESUMABLE] = True
-    """Compute frozen stages once for all trials and sweeps, and copy results that are known."""
+    """Compute frozen stages once for all trials and sweeps, and copy known results."""
     head_first: bool = False
-    """Let deeper trials start from the best head on the frozen network of their initialization
-    (LP-FT: Kumar et al. 2022, https://arxiv.org/abs/2202.10054)."""
+    """Let trials that train stages start from the best head on the frozen network of their
+    initialization (LP-FT: Kumar et al. 2022, https://arxiv.org/abs/2202.10054)."""
     fractional_gpus: Annotated[bool, RESUMABLE] = True
-    """Let as many trials share a GPU as its memory holds, measured by some real steps of each
-    network before the sweep (Ray's fractional GPUs). Trials of DDP workers have whole GPUs."""
+    """Let as many trials share a GPU as its memory holds (Ray's fractional GPUs). Before the sweep,
+    some real steps of each network measure the memory. Trials of DDP workers have whole GPUs."""
     cache: Annotated[str | None, URI, RESUMABLE] = None
-    """URI of the folder that sweeps share features and results in. Default: `cache` beside OUT."""
+    """URI of the folder where sweeps share features and results. Default: `cache` beside OUT."""
     feature_cache_gib: Annotated[float, RESUMABLE] = 20.0
-    """GiB of features the cache may hold; trials train on images where their own don't fit."""
+    """GiB of features that the cache may hold. Trials whose features don't fit train on images."""
     advice: Annotated[str | None, URI, RESUMABLE] = None
-    """URI of the folder of the advice that the space comes from; the end of the sweep scores it."""
+    """URI of the folder of the advice that the space comes from; the sweep ends with its score."""
     max_failures: Annotated[int, RESUMABLE] = 1
-    """Times a failed trial is tried again, from its latest checkpoint, across restarts. Run
-    the same command again to retry one that failed for good."""
+    """Times that a failed trial is tried again, from its latest checkpoint, across restarts. To
+    retry a trial after that, run the same command again."""
     budget: Annotated[BudgetConfig, RESUMABLE] = field(default_factory=BudgetConfig)
     evaluate_winner: Annotated[bool, RESUMABLE] = True
     """Evaluate the winner on the test split, once."""
     combine: Annotated[bool, RESUMABLE] = True
-    """At the end, try a soup and an ensemble of the best trials, and weights between the start's
-    and the winner's; keep those that are significantly better on the validation images."""
+    """At the end, try a soup and an ensemble of the best trials, and weights between the winner's
+    and those it started from. Keep each that is significantly better on the validation images."""
     promote: Annotated[bool, RESUMABLE] = False
     """Then promote the winner: train it longer, on validation images too, test and export it. Half
-    of a budget is for that, and what the trials leave."""
+    of the budget is kept for this, plus what the trials leave."""
 
     def __post_init__(self) -> None:
         require_between("trials", self.trials, 1, 100_000)
@@ -259,15 +260,15 @@ class TuningConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """Render synthetic cars, sweep ResNet50 over them and evaluate the winner, in minutes.
+    """Render synthetic cars, run a sweep of ResNet50 on them and evaluate the winner, in minutes.
 
-    The same command again says what it reuses.
+    The same command again prints what it reuses.
     """
 
     out: Annotated[str, URI] = "runs/demo"
     """Folder of the data sets, the sweep and its runs."""
     weights: str | None = None
-    """State dict of a ResNet50 trained on ImageNet, where it can't be downloaded."""
+    """State dict of a ResNet50 trained on ImageNet, if it can't be downloaded."""
     address: str | None = None
     """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
     wandb: Literal["auto", "online", "offline", "off"] = "auto"

@@ -48,9 +48,9 @@ class LogsConfig(StatusConfig):
     """Print the log of a job. Without JOB, list the jobs of the cluster."""
 
     follow: bool = False
-    """Continue until the job ends, and exit as it did."""
+    """Follow the log until the job ends, and exit with its code."""
     reconnect_s: float = SubmitConfig.reconnect_s
-    """Seconds to try again when the job server doesn't answer, before the log is given up."""
+    """Seconds to retry while the job server does not answer, before the log is given up."""
 
     def __post_init__(self) -> None:
         require_positive("reconnect_s", self.reconnect_s)

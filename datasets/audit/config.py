@@ -10,13 +10,13 @@ from datasets.config import MAX_FOLDS
 
 @dataclass(frozen=True, kw_only=True)
 class AuditConfig:
-    """Say what is wrong with a prepared data set: near duplicates, dark, blank, tiny and thin
-    images, class balance.
+    """Find faults of a prepared data set: near duplicates, dark, blank, tiny and thin images, class
+    balance.
 
       python -m datasets audit --data runs/cars
 
-    `python -m trainers audit` does all of this, and finds label errors, images of other things and
-    splits that differ, by the features of a pretrained network.
+    `python -m trainers audit` does the same. With the features of a pretrained network, it also
+    finds label errors, outliers and splits that differ.
 
     OUT/audit.html shows the images; OUT/exclude.csv is for `prepare --exclude`.
     """
@@ -24,11 +24,11 @@ class AuditConfig:
     data: Annotated[str, URI]
     """URI of a prepared data set."""
     fold: int = 0
-    """The fold that validates, of a data set with folds; the others train."""
+    """Validation fold of a data set with folds; the other folds train."""
     out: Annotated[str, URI] = "runs/audit"
     """URI of the folder for the page and the lists."""
     max_shown: int = 48
-    """Images of each check on the page; the lists have all."""
+    """Images per check on the page; the lists have all images."""
     address: str | None = None
     """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
 

@@ -30,70 +30,74 @@ def require_pattern(field: str, value: str | None) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
-    """Turn images of any source into validated, resized, balanced Parquet shards."""
+    """Turn images of any source into validated, resized Parquet shards with splits."""
 
     source: Source
     """folder: class folders, with or without train/ and test/ above them, or a metadata.csv. table:
     a CSV, JSON lines or Parquet of paths or URIs and classes, or a label file for each image (YOLO,
-    Pascal VOC, WebDataset). parquet: an image column. stanford:
-    cars_train/, cars_test/ and devkit/*.mat. synthetic: procedural cars."""
+    Pascal VOC, WebDataset). parquet: an image column. stanford: cars_train/, cars_test/ and
+    devkit/*.mat. synthetic: rendered cars."""
     out: Annotated[str, URI, NOT_IN_KEY]
     """URI of the data set to write."""
     root: Annotated[str | None, URI] = None
     """URI of the source's folder, zip or tar, table or Parquet files; not used by `synthetic`."""
     test_root: Annotated[str | None, URI] = None
-    """URI of the test images, where they are not below `root` (folder, table, parquet). Without
-    `root` the data set has test images alone, for `evaluate --data`."""
+    """URI of the test images, if they are not below `root` (folder, table, parquet). Without `root`
+    the data set has only test images, for `evaluate --data`."""
     val_fraction: float = 0.15
     """Share of each class' training images set aside for validation, chosen by content hash."""
     folds: int | None = None
     """Cut this many folds from the images of train and val, for cross-validation, instead of a
-    validation split: `--fold` of a training chooses the one that validates. As many folds as
-    images leave one out."""
+    validation split. `--fold` of a training chooses the validation fold. With as many folds as
+    images, each fold leaves one image out."""
     short_side_px: Annotated[int, IN_FINGERPRINT] = 256
-    """Images with a longer short side are reduced to it; smaller ones are never enlarged."""
+    """Images with a longer short side are shrunk to it; images are never enlarged."""
     crop_to_box: Annotated[bool, IN_FINGERPRINT] = False
-    """Crop to the annotated bounding box, where the source has boxes (stanford)."""
+    """Crop to the annotated bounding box, if the source has boxes (stanford)."""
     box_margin: Annotated[float, IN_FINGERPRINT] = 0.1
     """Margin around the box as a share of its size."""
     class_depth: int = 1
-    """Folder source: how many folders name a class, from the top: 2 for make/model. Negative: the
-    one that does, from the image: -1 for the folder it is in, whatever is above."""
+    """Folder source: how many folders, from the top, name a class: 2 for make/model. A negative
+    number takes one folder, counted from the image: -1 is the folder that holds the image."""
     class_by: str | None = None
-    """Folder source: regular expression of paths below `root`, instead of class folders. The text
-    in its groups is the class, such as `([^/]+)_\\d+\\.jpg$` for beagle_12.jpg."""
+    """Folder source: regular expression that is searched in paths below `root`, instead of class
+    folders. The text in its groups is the class: beagle for `([^/]+)_\\d+\\.jpg$` and
+    beagle_12.jpg."""
     image_column: str = "image"
-    """Parquet source: column holding bytes or a struct of bytes and path. Table: paths or URIs; by
-    default `image`, or another usual name."""
+    """Parquet source: column with bytes, or a struct of bytes and path. Table source: column with
+    paths or URIs; by default `image`, or another usual name."""
     label_column: str = "label"
-    """Parquet and table sources: column holding the class name or index; of a table, columns of 0
-    and 1 named by class as well."""
+    """Parquet and table sources: column with the class name or index. In a table, columns of 0 and
+    1 can be the classes, by their names."""
     split_column: str | None = None
-    """Parquet and table sources: column holding train, val or test. Default: files and folders
-    tell the split."""
+    """Parquet and table sources: column with train, val or test. Default: names of files and
+    folders decide the split."""
     group_column: str | None = None
-    """Parquet and table sources: images of one value, such as a vehicle, stay in one split."""
+    """Parquet and table sources: column of groups, such as vehicles. Images of one group stay in
+    one split."""
     group_by: str | None = None
-    """Regular expression of paths below `root`: images with the same text in its groups belong
-    together, such as `vehicle_(\\d+)`."""
+    """Regular expression that is searched in paths below `root`. Images with the same text in its
+    groups stay in one split, such as `vehicle_(\\d+)`."""
     group_depth: int | None = None
-    """Folder source: so many folders below the class folder name images that belong together."""
+    """Folder source: this many folders below the class folder name a group. Images of one group
+    stay in one split."""
     near_duplicates: NearDuplicates = "report"
     """Images that were compressed again, scaled, mirrored or cropped a little (not `synthetic`).
-    report: list them in near_duplicates.parquet and .png; val is cut from train without parting
-    them. drop: also leave out those of train and val that are like a test image. keep: don't
-    look."""
+    report: list them in near_duplicates.parquet and .png, and keep each pair in one split when val
+    is cut. drop: also leave out images of train and val that are like a test image. keep: do not
+    look for them."""
     exclude: Annotated[str | None, URI] = None
     """URI of a list of images to leave out, as `audit` writes it: a table with a column `path` (and
-    `split`, `reason`), or text with a path a line, in full or below `root`."""
+    optionally `split`, `reason`), or a text file with one path per line. Paths are complete, or
+    relative to `root`."""
     row_group_size: Annotated[int, IN_FINGERPRINT] = 64
-    """Images per Parquet row group: the unit the stream reads and shuffles."""
+    """Images per Parquet row group, the unit that the stream reads and shuffles."""
     shard_mib: Annotated[int, IN_FINGERPRINT] = 128
-    """Size a shard aims at, in MiB."""
+    """Target size of a shard, in MiB."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     """Options of `--source synthetic`."""
     dry_run: Annotated[bool, NOT_IN_KEY] = False
-    """Only list the source: print splits, classes, counts and unused files; write nothing."""
+    """Only list the source: print splits, classes, counts and unused files. Write nothing."""
     address: Annotated[str | None, NOT_IN_KEY] = None
     """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
 

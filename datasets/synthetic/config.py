@@ -10,7 +10,7 @@ LabelBy = Literal["model", "body"]
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticConfig:
-    """The procedural cars of `--source synthetic`."""
+    """The rendered cars of `--source synthetic`."""
 
     num_classes: int = 20
     """How many make/model/year-like classes to render, 2 to 196."""
@@ -21,9 +21,9 @@ class SyntheticConfig:
     render_px: int = 160
     """Height of a rendered photograph in pixels; its width is 4/3 of it."""
     label_by: LabelBy = "model"
-    """`model`: every car model is a class. `body`: the class is the body type (a source task)."""
+    """`model`: every car model is a class. `body`: every body type is a class (to pretrain on)."""
     seed: int = 0
-    """Another seed is another fleet: other proportions, other photographs."""
+    """Another seed gives other cars: other proportions, other photographs."""
 
     def __post_init__(self) -> None:
         require_between("synthetic.num_classes", self.num_classes, 2, 196)

@@ -11,8 +11,8 @@ from trainers.inference.config import FrozenConfig
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureAuditConfig(FrozenConfig):
-    """Say what is wrong with a prepared data set: label errors, images of other things, splits that
-    differ, near duplicates, dark, blank, tiny and thin images, class balance.
+    """Find faults of a prepared data set: label errors, outliers, splits that differ, near
+    duplicates, dark, blank, tiny and thin images, class balance.
 
       python -m trainers audit --data runs/cars
 
@@ -28,7 +28,7 @@ class FeatureAuditConfig(FrozenConfig):
     out: Annotated[str, URI] = AuditConfig.out
     """URI of the folder for the page and the lists."""
     max_shown: int = AuditConfig.max_shown
-    """Images of each check on the page; the lists have all."""
+    """Images per check on the page; the lists have all images."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -16,7 +16,7 @@ from cluster.io.markers import URI
 class EvaluateConfig:
     """Evaluate a run's best checkpoint on a split, each image once, on all workers of the cluster.
 
-    Writes RUN/evaluation_SPLIT.json, and pictures and tables into RUN/evaluation_SPLIT:
+    Writes RUN/evaluation_SPLIT.json, and pictures and tables to RUN/evaluation_SPLIT:
 
     python -m trainers evaluate --run runs/head
 
@@ -30,27 +30,27 @@ class EvaluateConfig:
     run: Annotated[str, URI]
     """Run folder of a training."""
     split: Literal["train", "val", "test"] | None = None
-    """Which images; none of them is augmented. Default: test, or of other `data` without a test
-    split all."""
+    """Split to evaluate, without augmentation. Default: test, or all images if `data` has no test
+    split."""
     data: Annotated[str | None, URI] = None
-    """URI of another data set. Its classes are matched by name: images of classes that the network
+    """URI of another data set. Its classes are matched by name. Images of classes that the network
     does not have are counted, not scored. Writes evaluation_SPLIT_of_NAME-FINGERPRINT."""
     map: tuple[str, ...] = ()
-    """Names of classes of `data` and of the network, as DATA=NETWORK, where they differ."""
+    """Class names that differ, as DATA=NETWORK: the name in `data`, then the network's."""
     tta: bool = False
-    """Test-time augmentation: the mean probability of each image and its mirror image. Takes twice
-    as long, and writes evaluation_SPLIT_tta."""
+    """Test-time augmentation: average the probabilities of each image and its mirror image. Takes
+    twice as long, and writes evaluation_SPLIT_tta."""
     coverage: float = 0.95
-    """Share of images whose set of classes is to have the true one; measured on the split."""
+    """Target share of images whose set of classes has the true class; measured on the split."""
     refused: float = 0.05
-    """Share of images of known classes that may be called unknown; sets the threshold on
-    validation images."""
+    """Share of images of known classes that may be called unknown. The validation images set the
+    threshold."""
     hierarchy: str | None = None
-    """Levels of classes: `names` reads make, model and year from names such as Audi S6 Sedan 2011;
-    else the URI of a CSV file with the column class and a column for each level, the coarsest
-    first. Measures each level, and answers that back off to a coarser one."""
+    """Levels of classes: `names` reads make, model and year from names such as Audi S6 Sedan 2011.
+    Else the URI of a CSV file with the column class and a column for each level, the coarsest
+    first. Measures each level, and answers at the finest level that is probable enough."""
     least_probability: float = 0.9
-    """With a hierarchy: the answer is of the finest level that has this probability."""
+    """With a hierarchy: answer at the finest level that has this probability."""
     json: bool = False
     """Print only the result, as JSON."""
     address: str | None = None
@@ -67,8 +67,8 @@ Which = Literal["mistakes", "confident", "random"]
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainConfig:
-    """Draw a Grad-CAM sheet: images with a heat map of the predicted class; for mistakes also one
-    of the true class.
+    """Draw a Grad-CAM sheet: images with a heat map of the predicted class. Mistakes also have a
+    heat map of the true class.
 
     python -m trainers explain --run runs/head --out cam.png
 
@@ -80,11 +80,12 @@ class ExplainConfig:
     out: Annotated[str, URI] = "cam.png"
     """URI of the picture."""
     split: Literal["val", "test"] = "test"
-    """Which images; the split is evaluated first, unless it has been."""
+    """Split of the images. It is evaluated first, unless it has been."""
     num_images: int = 12
-    """How many of them."""
+    """Number of images."""
     which: Which = "mistakes"
-    """mistakes: of highest confidence; confident: correct, of highest confidence; random: any."""
+    """mistakes: the most confident mistakes. confident: the most confident correct predictions.
+    random: any images."""
     seed: int = 0
     """Seed of the random choice."""
     address: str | None = None
@@ -100,25 +101,25 @@ class ExplainConfig:
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
     """Compare two runs on the same images: McNemar's test, classes that gained and lost, and
-    pictures of the images that changed.
+    pictures of the images whose prediction changed.
 
     python -m trainers compare --runs runs/before runs/after
 
-    In CI, exit code 1 where the second run's top-1 is lower by more than a hundredth:
+    In CI, exit with code 1 if the second run's top-1 is lower by more than a hundredth:
 
     python -m trainers compare --runs runs/before runs/after --fail-if-worse 0.01
     """
 
     runs: Annotated[tuple[str, str], URI]
-    """Run folders of two trainings: before and after. What is not evaluated yet is evaluated."""
+    """Run folders of two trainings: before and after. A run without an evaluation is evaluated."""
     split: Literal["train", "val", "test"] = "test"
-    """Which images."""
+    """Split to compare on."""
     data: Annotated[str | None, URI] = None
-    """URI of the data set, where the runs trained on different ones."""
+    """URI of the data set to compare on, if the runs trained on different ones."""
     out: Annotated[str, URI] = "runs/compared"
     """URI of the folder to write."""
     fail_if_worse: float | None = None
-    """Exit with code 1 where top-1 fell by more than this."""
+    """Exit with code 1 if top-1 is lower by more than this."""
     address: str | None = None
     """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
 

@@ -24,7 +24,7 @@ class ExportConfig:
       python -m trainers export --run runs/cars --out runs/small --formats onnx onnx_int8 onnx_fp16
       python -m trainers export --run runs/cars --out runs/hub --formats hf --push ORGANIZATION/NAME
 
-    Every file is loaded back and its logits are compared with the original's. onnx_int8 and
+    Each file is loaded again and its logits are compared with the original network's. onnx_int8 and
     onnx_fp16 are measured on the test split, beside onnx.
     """
 
@@ -33,20 +33,20 @@ class ExportConfig:
     out: Annotated[str, URI]
     """URI of the folder to write."""
     formats: tuple[Format, ...] = ("safetensors", "onnx", "torch_export")
-    """Which files to write; onnx needs the extra packages of `pip install '.[export]'`. hf: a
-    folder that timm loads and Hugging Face's Hub takes."""
+    """Files to write. onnx needs the extra packages of `pip install '.[export]'`. hf: a folder for
+    timm and Hugging Face's Hub."""
     dynamic_batch: bool = False
     """Let ONNX and torch.export take any number of images at once; else one."""
     refused: float = 0.05
-    """Share of images of known classes that may be called unknown; sets the threshold in
-    config.json and in the metadata of each file, where the run is calibrated."""
+    """Share of images of known classes that may be called unknown. If the run is calibrated, this
+    sets the threshold in config.json and in the metadata of each file."""
     max_drop: float = 0.01
-    """Refuse onnx_int8 and onnx_fp16 whose top-1 is lower than onnx' by more than this."""
+    """Refuse onnx_int8 and onnx_fp16 if their top-1 is lower than onnx' by more than this."""
     quantization_images: int = 256
-    """Training images that choose the ranges of onnx_int8."""
+    """Training images that calibrate the value ranges of onnx_int8."""
     push: str | None = None
-    """Upload the folder hf to this repository, as ORGANIZATION/NAME, private where it is new; needs
-    a token (HF_TOKEN)."""
+    """Upload the folder hf to this repository, as ORGANIZATION/NAME. A new repository is private.
+    Needs a token (HF_TOKEN)."""
 
     def __post_init__(self) -> None:
         require_not_negative("max_drop", self.max_drop)

@@ -17,17 +17,17 @@ class FrozenConfig:
     data: Annotated[str, URI]
     """URI of a prepared data set (`python -m datasets prepare`)."""
     backbone: str = ModelConfig.backbone
-    """Network."""
+    """Network: a name of `python -m trainers zoo`, or any timm classifier."""
     init: Literal["imagenet", "imagenet_v1", "imagenet_v2", "file"] = "imagenet"
     """Pretrained weights."""
     weights: Annotated[str | None, URI] = None
-    """URI of a state dict, for `file`; with `imagenet`, used instead of the download."""
+    """URI of a state dict, for `file`. With `imagenet`, it replaces the download."""
     normalization: Literal["auto", "imagenet", "half"] = ModelConfig.normalization
-    """Pixel mean and standard deviation the weights were trained with."""
+    """Pixel mean and standard deviation that the weights were trained with. half: 0.5 and 0.5."""
     size_px: int = IngestConfig.size_px
     """Height and width of the network's input images."""
     fold: int = 0
-    """The fold that validates, of a data set with folds; the others train."""
+    """Validation fold of a data set with folds; the other folds train."""
     cache: Annotated[str | None, URI] = None
     """URI of the feature cache. Default: `cache` beside OUT."""
     device: Device = "auto"
@@ -49,28 +49,29 @@ class InferenceConfig:
     out: Annotated[str, URI]
     """URI of the folder to write; results of an earlier call there are replaced."""
     run: Annotated[str | None, URI] = None
-    """Run folder of a training, whose best network is used. Else: --backbone."""
+    """Run folder of a training; its best network is used. Without a run, give --backbone."""
     backbone: str | None = None
-    """A pretrained network instead of a run: a name of `python -m trainers zoo`."""
+    """A pretrained network instead of a run: a name of `python -m trainers zoo`, or any timm
+    classifier."""
     init: Literal["imagenet", "imagenet_v1", "imagenet_v2", "file"] | None = None
-    """Where the weights of --backbone come from; default imagenet, or file with --weights."""
+    """Weights of --backbone. Default: imagenet, or file with --weights."""
     weights: Annotated[str | None, URI] = None
     """URI of a .pth or .safetensors state dict for --backbone."""
     normalization: Literal["imagenet", "half"] | None = None
-    """Pixel mean and deviation the weights of --backbone were trained with; default: those of its
-    published weights."""
+    """Pixel mean and deviation that the weights of --backbone were trained with. Default: those of
+    its published weights."""
     size_px: int | None = None
-    """Height and width of the images; default: the run's, or those of the published weights."""
+    """Height and width of the images. Default: those of the run, or of the published weights."""
     split: Literal["train", "val", "test"] | None = None
-    """Which images of a prepared data set; default all."""
+    """Split of a prepared data set. Default: all images."""
     image_column: str = "image"
-    """Column of Parquet files that holds bytes, or Hugging Face's struct."""
+    """Column of Parquet files with bytes, or with Hugging Face's struct."""
     batch_size: int = 32
-    """Images the network computes at once."""
+    """Images that the network computes at once."""
     num_workers: int | None = None
     """Actors that hold the network. Default: one per GPU, or one per CPU without GPUs."""
     device: Device = "auto"
-    """`auto` uses GPUs where the cluster has them."""
+    """`auto` uses GPUs if the cluster has any."""
     address: str | None = None
     """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
 
@@ -98,9 +99,9 @@ RankBy = Literal["uncertainty", "diversity"]
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(InferenceConfig):
-    """Classify photographs of any folder, Parquet or prepared data set; writes Parquet to OUT.
+    """Classify photographs of any folder, Parquet or prepared data set; write Parquet to OUT.
 
-    With a run, into its classes; with a pretrained backbone, into the 1000 of ImageNet:
+    A run predicts its own classes, a pretrained backbone the 1000 classes of ImageNet:
 
       python -m trainers predict --images photos --run runs/cars --out runs/predicted
       python -m trainers predict --images photos --backbone resnet50 --out runs/predicted
@@ -111,32 +112,31 @@ class PredictConfig(InferenceConfig):
       python -m trainers predict --images unlabelled --run runs/cars --rank-by diversity
           --num-picks 100 --out runs/next
 
-    OUT/predictions holds path, class, probability, top_classes and top_probabilities. A run that is
-    calibrated (a training and `evaluate` do it) adds unknown_score, and unknown: whether the image
-    is of none of the classes;
-    OUT/predictions_bad_images.parquet path and reason of each unreadable image;
-    OUT/predictions_summary.json is written last.
+    OUT/predictions has path, class, probability, top_classes and top_probabilities. If the run is
+    calibrated (by its training, or by `evaluate`), it also has unknown_score, and unknown: whether
+    the image is of none of the classes. OUT/predictions_bad_images.parquet has path and reason of
+    each unreadable image. OUT/predictions_summary.json is written last.
     """
 
     top_k: int = 5
-    """How many of the likeliest classes are kept."""
+    """Number of the likeliest classes to keep."""
     refused: float = 0.05
-    """Share of images of known classes that may be called unknown; sets the threshold on the run's
-    validation images."""
+    """Share of images of known classes that may be called unknown. The validation images of the run
+    set the threshold."""
     coverage: float | None = None
-    """Add the column class_set: classes of which, for this share of images, one is the true one.
+    """Add the column class_set: a set of classes that has the true class for this share of images.
     Needs a calibrated run."""
     hierarchy: str | None = None
-    """Levels of classes, as of `evaluate`: `names`, or the URI of a CSV file. Adds the likeliest
+    """Levels of classes, as for `evaluate`: `names`, or the URI of a CSV file. Adds the likeliest
     group of each level, and answer, answer_level and answer_probability."""
     least_probability: float = 0.9
-    """With a hierarchy: the answer is of the finest level that has this probability."""
+    """With a hierarchy: answer at the finest level that has this probability."""
     rank_by: RankBy | None = None
-    """Also write OUT/picks.csv and picks.html: images to label next. uncertainty: the smallest
-    margin between the two likeliest classes. diversity: those whose labels tell most about all
-    images the network is unsure of; adds the columns impurity and features."""
+    """Also write OUT/picks.csv and picks.html: images to label next. uncertainty: images with the
+    smallest margin between the two likeliest classes. diversity: images whose labels tell most
+    about all images that the network is unsure of; it adds the columns impurity and features."""
     num_picks: int = 100
-    """How many images to label next; of images that are nearly the same, diversity takes one."""
+    """Number of images to label next. Of nearly the same images, diversity takes one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -158,7 +158,7 @@ Pooling = Literal["avg", "max", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturesConfig(InferenceConfig):
-    """Extract features of any stage of a network from photographs; writes Parquet to OUT.
+    """Extract features of any stage of a network from photographs; write Parquet to OUT.
 
       python -m trainers features --images photos --backbone vgg16 --out runs/features
       python -m trainers features --images photos --backbone vgg19 --stage block4
@@ -166,18 +166,18 @@ class FeaturesConfig(InferenceConfig):
       python -m trainers features --images runs/cars --split test --run runs/tuned --stage 2
           --out runs/features
 
-    The last stage of VGG and AlexNet is their hidden dense layers; what Keras calls
-    include_top=False is --stage block5 --pooling none for VGG, --stage conv3 for AlexNet.
+    The last stage of VGG and AlexNet is their hidden dense layers. Keras' include_top=False is
+    --stage block5 --pooling none for VGG, and --stage conv3 for AlexNet.
 
-    OUT/features holds path and features, a list of fixed size; OUT/features_bad_images.parquet path
-    and reason of each unreadable image; OUT/features_summary.json is written last.
+    OUT/features has path and features, a list of fixed size. OUT/features_bad_images.parquet has
+    path and reason of each unreadable image. OUT/features_summary.json is written last.
     """
 
     stage: str | None = None
-    """Its name, or its number counted from 1 at the input; default the last, before the head (of
-    VGG and AlexNet: the hidden dense layers, 4096 features)."""
+    """Name of the stage, or its number counted from 1 at the input. Default: the last stage before
+    the head (of VGG and AlexNet: the hidden dense layers, 4096 features)."""
     pooling: Pooling = "avg"
-    """How a feature map is pooled, as Keras' `pooling`: its average or maximum over positions, or
-    none: all of it, in the order channel, row, column."""
+    """Pooling of a feature map, as Keras' `pooling`: avg or max over positions. none keeps the
+    whole map, in the order channel, row, column."""
     half: bool = False
-    """Write 16-bit floats: half the bytes, three digits."""
+    """Write 16-bit floats: half the bytes, three significant digits."""

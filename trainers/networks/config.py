@@ -9,8 +9,8 @@ from cluster.io.markers import URI
 
 @dataclass(frozen=True, kw_only=True)
 class ZooConfig:
-    """Print every network with its size, published accuracy, depth and time per inference step on
-    this machine, and write the table as zoo.csv.
+    """Print a table of networks: size, published accuracy, depth, and time of an inference step on
+    this machine. Write it as zoo.csv.
 
       python -m trainers zoo --classes 196
       python -m trainers zoo --backbones resnet50 mobilenet_v2 --batch-size 32
@@ -20,14 +20,15 @@ class ZooConfig:
     """
 
     classes: int = 1000
-    """Outputs of the head, which counts in size and parameters."""
+    """Classes of the head. The head is part of size and parameters."""
     backbones: tuple[str, ...] = ()
-    """Networks to list: names, or patterns such as 'vit_*dinov2*' of timm's names of weights.
-    Default: the networks of Keras Applications; timing them all takes minutes."""
+    """Networks to list: names, or patterns of timm's weight names, such as 'vit_*dinov2*'. Default:
+    the networks of Keras Applications; timing them all takes minutes."""
     lecture: bool = False
-    """Print the lecture's table of Keras Applications row by row: its figures beside those here."""
+    """Print the table of Keras Applications row by row: published numbers beside those measured
+    here."""
     time: bool = True
-    """Time an inference step of each: on the CPU, and on the GPU where there is one."""
+    """Time an inference step of each network, on the CPU and on the GPU if there is one."""
     batch_size: int = 1
     """Images per timed step."""
     out: Annotated[str, URI] = "runs/zoo"

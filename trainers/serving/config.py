@@ -20,23 +20,23 @@ class ServiceConfig:
     run: Annotated[str, URI]
     """Run folder of a training, whose best network is served."""
     top_k: int = 5
-    """How many of the likeliest classes an answer has."""
+    """Number of the likeliest classes in an answer."""
     refused: float = 0.05
-    """Share of images of known classes that may be called unknown, where the run is calibrated."""
+    """Share of images of known classes that may be called unknown, if the run is calibrated."""
     coverage: float = 0.95
-    """Share of images whose set of classes is to have the true one, where the run is calibrated."""
+    """Target share of images whose set of classes has the true class, if the run is calibrated."""
     max_upload_mib: int = 20
-    """Largest body of a request, MiB."""
+    """Largest body of a request, in MiB."""
     max_images: int = 32
-    """Most images of a request."""
+    """Most images per request."""
     requests_per_minute: int = 6000
-    """Of one client, at each replica."""
+    """Most requests per minute of one client, at each replica."""
     upload_timeout_s: float = 30.0
-    """Longest time a client may take to send its request."""
+    """Longest time in seconds that a client may take to send its request."""
     max_batch_size: int = 16
-    """Most images that are computed at once, of any requests."""
+    """Most images in a batch; a batch may have images of several requests."""
     batch_wait_ms: float = 2.0
-    """Longest time an image waits for others to be computed with."""
+    """Longest time in milliseconds that an image waits for others of its batch."""
 
     def __post_init__(self) -> None:
         for name in ("top_k", "max_upload_mib", "max_images", "requests_per_minute"):
@@ -50,23 +50,23 @@ class ServiceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig(ServiceConfig):
-    """Serve a run's best network over HTTP, and a page to drop photographs on.
+    """Serve a run's best network over HTTP, with a web page to drop photographs on.
 
       python -m trainers serve --run runs/cars
       curl --data-binary @car.jpg http://127.0.0.1:8000/predict
       curl -F images=@a.jpg -F images=@b.jpg http://127.0.0.1:8000/predict
 
-    Answers are those of ONNX, with the preprocessing of evaluation. /healthz says whether it is up,
-    /metrics has Prometheus' numbers, /openapi.json the interface. Needs the extra packages of
-    `pip install '.[serve]'`. Ctrl-C ends it. On Kubernetes: k8s/serve.
+    The network runs as ONNX, with the preprocessing of evaluation. /healthz says whether the
+    service is ready, /metrics has Prometheus metrics, /openapi.json describes the interface. Needs
+    the extra packages of `pip install '.[serve]'`. Ctrl-C stops it. On Kubernetes: k8s/serve.
     """
 
     host: str = "127.0.0.1"
-    """Address to listen on: 0.0.0.0 for other machines as well."""
+    """Address to listen on; 0.0.0.0 lets other machines connect."""
     port: int = 8000
     """Port to listen on."""
     num_replicas: int = 1
-    """Processes that compute."""
+    """Number of Ray Serve replicas (processes that compute)."""
     address: str | None = None
     """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
 

@@ -12,12 +12,12 @@ from cluster.io.markers import URI
 
 @dataclass(frozen=True, kw_only=True)
 class SyncConfig:
-    """Upload the W&B runs of a training or a sweep; without a key, print the commands.
+    """Upload the W&B runs of a training or a sweep. Without a key, print the commands.
 
       python -m trainers track sync runs/tuned
       WANDB_BASE_URL=https://wandb.example.com python -m trainers track sync s3://bucket/sweep
 
-    Only what W&B does not have is sent. Exit code 1 where a run could not be uploaded.
+    Only runs and rows that W&B does not have are sent. The exit code is 1 if an upload failed.
     """
 
     action: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="sync")]

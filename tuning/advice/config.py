@@ -13,14 +13,14 @@ from trainers.inference.config import FrozenConfig
 class AdviseConfig(FrozenConfig):
     """Recommend how many stages of a pretrained network to freeze for your images.
 
-    One pass computes the features of every stage of the frozen network; a linear classifier is
-    trained and validated on each. Two measures (little or much data, similar or different task)
-    give one of the lecture's four quadrants. Then a race: a few freeze depths train the first
-    epochs of a sweep's trials. The depth with the smallest expected loss of accuracy is advised.
+    One pass computes the features of every stage of the frozen network, and a linear classifier is
+    trained and validated on each stage. The size of the data and the similarity of the task give
+    the line `Lecture:`, a rule of thumb. Then a few freeze depths race: they train the first epochs
+    of a sweep's trials. The line `Advice:` is the depth with the least expected loss of accuracy.
 
-    With --backbones, one pass computes the features of several networks. They are ranked by the
-    best linear classifier, beside what an image costs; each has its own advice in OUT/NAME. Only
-    the depths of the best one race.
+    With --backbones, one pass computes the features of several networks. They are ranked by their
+    best linear classifier, with time and memory per image. Each has its own advice in OUT/NAME.
+    Only the depths of the best network race.
 
       python -m tuning advise --data runs/cars
 
@@ -35,26 +35,26 @@ class AdviseConfig(FrozenConfig):
     """
 
     backbones: tuple[str, ...] = ()
-    """Networks to compare, instead of --backbone: names of timm or of `python -m trainers zoo`, or
-    the sets `fast`, `accurate` and `all`. NAME=INIT or NAME=URI set the initial weights of one,
-    NAME=URI@half their normalization; else --init and --normalization do."""
+    """Networks to compare, instead of --backbone: names of `python -m trainers zoo` or of timm, or
+    the sets `fast`, `accurate` and `all`. NAME=INIT or NAME=URI sets the initial weights of a
+    network, NAME=URI@half also its normalization; else --init and --normalization do."""
 
     out: Annotated[str, URI] = "runs/advice"
     """URI of the folder for advice.json and advice.png."""
     little_per_class: int = 100
-    """Little data: fewer training images than this in the median class."""
+    """Data is little if the median class has fewer training images than this."""
     race: bool = True
-    """Train at a few freeze depths for some epochs. Without it, the depths to sweep are those that
-    a sweep has by default."""
+    """Train a few freeze depths for some epochs. Without the race, the sweep has its default freeze
+    depths."""
     epochs: int | None = None
-    """Epochs of the sweep's trials, which the race is to predict. Default: as a sweep."""
+    """Epochs of the trials of the sweep that the race predicts. Default: those of a sweep."""
     global_batch_size: int | None = None
-    """Images per step in the race. Default: as a sweep, or all where there are fewer."""
+    """Images per step in the race. Default: that of a sweep, or all images if there are fewer."""
     num_workers: int | None = None
     """DDP workers of the race's trainings; 0 trains in this process. Default: one per GPU, or one
     per node without GPUs."""
     policy: Policy | None = None
-    """Augmentation of the race's training images. Default: as a sweep."""
+    """Augmentation of the race's training images. Default: that of a sweep."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,15 +11,15 @@ UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetConfig:
-    """How much a sweep may take, over all its sessions; what ends first counts."""
+    """Limits of a sweep, over all its sessions; the smallest limit counts."""
 
     time: str | None = None
-    """Time that the sweep may take, such as 45m, 2h or 1h30m, with the winner's test and the
+    """Time limit of the sweep, such as 45m, 2h or 1h30m. It includes the winner's test and the
     combinations of the best trials."""
     gpu_hours: float | None = None
-    """GPU hours: of all GPUs of the cluster, whether they are busy or not."""
+    """Limit of GPU hours. All GPUs of the cluster count, busy or not."""
     cost: float | None = None
-    """Money, in the currency of the price per hour."""
+    """Limit of cost, in the currency of the price per hour."""
     price_per_hour: float | None = None
     """Price of the whole cluster per hour."""
 

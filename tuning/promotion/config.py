@@ -13,13 +13,13 @@ from tuning.budget.config import parse_duration_s
 
 @dataclass(frozen=True, kw_only=True)
 class PromoteConfig:
-    """Train a sweep's winner long, on training and validation images, with several seeds; test each
-    once.
+    """Train a sweep's winner longer, on training and validation images, with several seeds; test
+    each once.
 
-    Ends with the network to use, exported with a model card, the sweep's review page, and the mean
-    on the test split with its 95 percent interval: of t over the seeds, which measures how the mean
-    varies with them, or with one seed Wilson's over the test images. Run the same command again to
-    resume; what is finished is reused:
+    Writes the network to use, exported with a model card, and the sweep's review page. Prints the
+    mean on the test split with its 95 percent interval: of t over the seeds, which measures how the
+    mean varies with the seed; for one seed, Wilson's interval over the test images. Run the same
+    command again to resume:
 
     python -m tuning promote --sweep runs/sweep
 
@@ -38,36 +38,37 @@ class PromoteConfig:
     """URI of the folder for the runs and promoted.json, or folds.json. Default: SWEEP/promoted, or
     SWEEP/folds."""
     seeds: int = 3
-    """How many trainings, with seeds 0, 1, 2 and so on."""
+    """Number of trainings, with seeds 0, 1, 2 and so on."""
     folds: bool = False
-    """Train once per fold of the data set (`prepare --folds`) instead, on the other folds, and
-    validate the last epoch: an accuracy over all images of train and val. Uses no test image."""
+    """Cross-validate instead: for each fold of the data set (`prepare --folds`), train on the other
+    folds and validate the last epoch. Gives an accuracy over all images of train and val. Uses no
+    test image."""
     epochs: int | None = None
-    """Epochs of each. Default: as many as the winner needs, at most three times those of the
-    sweep's trials: first it trains on the training images alone, until val/top1 has stopped rising;
-    each seed trains for as many epochs as were best. Of folds, three times."""
+    """Epochs of each training. Default: the winner first trains on the training images only, until
+    val/top1 has stopped rising, at most three times as long as the sweep's trials; each seed then
+    has the best number of epochs. Default with --folds: three times the epochs of the trials."""
     budget: str | None = None
-    """Time that all may take, such as 45m or 2h; tests, exports and the page included. Where it is
-    too short for that, each seed has as many epochs as fit for all seeds; where that is less than
-    in the sweep, there are fewer seeds."""
+    """Time limit of the promotion, such as 45m or 2h, with tests, exports and the page. If it is
+    too short, each seed has as many epochs as fit for all seeds. If these are fewer than in the
+    sweep, there are fewer seeds."""
     last_size_px: int | Auto | None = AUTO
-    """Size of the images of a few epochs after the others, where that is better on the validation
-    images. auto: 9/7 of the sweep's (288 after 224), where the network takes it. None: no such
-    epochs."""
+    """Image size of a few last epochs, which are kept if they are better on the validation images.
+    auto: 9/7 of the sweep's size (288 after 224), if the network takes it. None: no such epochs."""
     num_workers: int | None = None
-    """DDP workers of each. Default: one per GPU, or one per node without GPUs. 0 trains in this
-    process."""
+    """DDP workers of each training. Default: one per GPU, or one per node without GPUs. 0 trains in
+    this process."""
     device: Device = "auto"
-    """`auto` uses GPUs where the cluster has them."""
+    """`auto` uses GPUs if the cluster has any."""
     address: str | None = None
     """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
     """auto: by WANDB_MODE, else online where W&B finds a key, else offline."""
     registry: str | None = None
-    """Collection of W&B's registry of models to link the exported network to, such as cars, or
+    """Link the exported network to this collection of W&B's model registry, such as cars, or
     ORGANIZATION/REGISTRY/NAME. Needs W&B online."""
     registry_alias: Literal["candidate", "production"] = "candidate"
-    """Alias of this version there. The same command with `production` moves that alias to it."""
+    """Alias of the network in the registry. The same command with `production` moves that alias to
+    this network."""
 
     def __post_init__(self) -> None:
         require_between("seeds", self.seeds, 1, 1000)

@@ -25,9 +25,9 @@ class ReviewConfig:
     watch: bool = False
     """Update the page every few seconds while the sweep runs; an open page reloads itself."""
     pictures: bool = True
-    """Show images and Grad-CAM of the winner, which needs the data set and its checkpoint."""
+    """Show images and Grad-CAM of the winner. Needs the data set and the winner's checkpoint."""
     wandb: bool = False
     """Also save two workspaces (run review, sweep review) and a report with the answer in W&B.
     Needs a key and the package wandb-workspaces."""
     entity: str | None = None
-    """User or team in W&B. Default: WANDB_ENTITY, else the key's."""
+    """User or team in W&B. Default: WANDB_ENTITY, else that of the key."""
