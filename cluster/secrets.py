@@ -66,7 +66,7 @@ def refuse_secrets_in_words(
             kind = f"holds {found}"
         else:
             continue
-        raise UserError(f"{field}: word {number} {kind}, for all to read; {REMEDY}")
+        raise UserError(f"{field}: word {number} {kind}, which anyone could read; {REMEDY}")
 
 
 def refuse_secrets_in_files(

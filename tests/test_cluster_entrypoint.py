@@ -51,7 +51,7 @@ def test_a_secret_in_the_command_is_refused_and_not_repeated(
 ) -> None:
     monkeypatch.setenv("BUCKET_PASSWORD", SECRET)
     with pytest.raises(
-        ValueError, match=r"command: word 4 .*for all to read; give secrets"
+        ValueError, match=r"command: word 4 .*which anyone could read; give secrets"
     ) as told:
         submit("--", "python", "-m", "tuning", word)
 

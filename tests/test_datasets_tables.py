@@ -261,7 +261,7 @@ def test_a_column_of_splits_is_found_by_its_values(name, values, splits):
 
 def test_two_columns_of_splits_are_refused():
     columns = {"file": ["1"], "label": ["a"], "is_valid": [1], "split": ["train"]}
-    with pytest.raises(UserError, match="the columns is_valid and split tell splits; name one"):
+    with pytest.raises(UserError, match="the columns is_valid and split name splits; choose one"):
         columns_of(columns)
     found = columns_of(columns, split_column="is_valid")
     assert found is not None and found.splits == ["val"]
@@ -275,7 +275,9 @@ def test_columns_by_name_and_what_is_missing():
     assert found is not None
     assert (found.images, found.labels, found.splits, found.groups) == tuple(columns.values())
     for option in ("image_column", "label_column", "split_column", "group_column"):
-        with pytest.raises(UserError, match=f"{option} is 'nope': it has the columns file, label"):
+        with pytest.raises(
+            UserError, match=f"{option} is 'nope': the table has the columns file, label"
+        ):
             columns_of({"file": ["1"], "label": ["x"]}, **{option: "nope"})
     with pytest.raises(UserError, match="has the columns a, b, and none of images"):
         columns_of({"a": ["x"], "b": ["y"]})

@@ -174,7 +174,7 @@ def no_dict(weights: Weights, canary: Path) -> bytes:
 KINDS = [
     by_name(renamed_pickle, "w.safetensors", "a pickle, not the safetensors file"),
     by_name(renamed_code, "w.safetensors", "a pickle, not the safetensors file"),
-    by_name(renamed_safetensors, "w.pth", "a safetensors file; let its name end in"),
+    by_name(renamed_safetensors, "w.pth", "a safetensors file; rename it to end in"),
     by_name(code, "w.pth", "a pickle that would run code, which is refused"),
     by_name(bare_code, "w.pth", "a pickle that would run code, which is refused"),
     by_name(os_system, "w.pth", "a pickle that would run code, which is refused"),

@@ -84,9 +84,9 @@ def test_values_are_written_with_the_digits_that_were_typed() -> None:
         ("learning_rate 1 2", r"no such field; use optim.learning_rate$"),
         ("optim.lr 1 2", r"no such field; use optim.optimizer or optim.learning_rate or"),
         ("nonsense 1 2", r"no such field; give one of a training, such as optim.decay"),
-        ("epochs 1 2", r"space.axes is 'epochs': all trials of a sweep have the same"),
-        ("cluster.num_workers 1 2", "all trials of a sweep have the same"),
-        ("track.tags a b", "all trials of a sweep have the same"),
+        ("epochs 1 2", r"space.axes is 'epochs': all trials of a sweep share this field"),
+        ("cluster.num_workers 1 2", "all trials of a sweep share this field"),
+        ("track.tags a b", "all trials of a sweep share this field"),
         ("optim.weight_decay much", r"optim.weight_decay is 'much': use a number"),
         (
             "ingest.policy light heavy",
@@ -145,7 +145,7 @@ def test_the_command_line_and_a_file_are_the_same_space(tmp_path: Path) -> None:
     assert TuningConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     file.write_bytes(b"\xef\xbb\xbf" + file.read_text().replace("\n", "\r\n").encode())
     assert config == parse(["--data", "d", "--space", str(file)]), "as an editor of Windows writes"
-    with pytest.raises(ValueError, match=r"when is 'optim.momentum=1': write it behind"):
+    with pytest.raises(ValueError, match=r"when is 'optim.momentum=1': write it after"):
         parse(["--data", "d", "--when", "optim.momentum=1"])
 
 

@@ -35,7 +35,7 @@ def test_the_smallest_limit_counts() -> None:
 
 
 def test_a_limit_that_means_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"budget.cost is 20: say what the cluster costs"):
+    with pytest.raises(ValueError, match=r"budget.cost is 20: give the price of the cluster"):
         BudgetConfig(cost=20)
     with pytest.raises(ValueError, match=r"budget.gpu_hours is 4: the cluster has no GPU"):
         BudgetConfig(gpu_hours=4).seconds(num_gpus=0)

@@ -265,7 +265,7 @@ def test_a_split_without_images_is_none(write_data: WriteData, split: str) -> No
 def test_a_sweep_is_not_written_into_its_data_set(write_data: WriteData) -> None:
     data = write_data()
     config = parse(["--data", data, "--out", f"{data}/", *LENET.split()])
-    with pytest.raises(ValueError, match=r"out is .*: the data set is there; use a folder"):
+    with pytest.raises(ValueError, match=r"out is .*: the data set is in this folder; use another"):
         tune_sweep(config)
 
 

@@ -35,7 +35,7 @@ def check(config: FinetuneConfig, manifest: Manifest, *, resumes: bool = False) 
         config.out.rstrip("/") != config.data.rstrip("/"),
         "out",
         config.out,
-        "the data set is there; use a folder of its own",
+        "the data set is in this folder; use another one",
     )
     for split in ("train", "val") if config.validates else ("train",):
         manifest.split(split)
@@ -68,7 +68,7 @@ def _check_adapters(config: FinetuneConfig) -> None:
             adapter_rank(depth) == rank,
             "schedule.phases",
             depth,
-            "the adapters of LoRA are there in all phases or in none, with one rank",
+            "use LoRA in all phases or in none, with one rank",
         )
     if rank is not None:
         require_adapters(config.model.backbone, depths[0])

@@ -82,7 +82,7 @@ class ModelConfig:
             self.init != "file" or self.weights is not None,
             "model.weights",
             self.weights,
-            "init `file` reads weights from somewhere: give --weights URI",
+            "init `file` needs a file: give --weights URI",
         )
         require(
             self.drop_path == AUTO or 0 <= self.drop_path < 1,

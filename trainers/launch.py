@@ -139,7 +139,7 @@ def worker_here(cluster: ClusterConfig, workers: WorkerPlan) -> WorkerContext:
             cluster.device != "gpu",
             "cluster.device",
             cluster.device,
-            "this process trains itself and its node has no GPU; use --num-workers 1 or more",
+            "the training runs in this process, whose node has no GPU; use --num-workers 1 or more",
         )
         logger.warning("the cluster has GPUs, but this node has none: computing on its CPUs")
     if gpu and workers.gpus_per_worker < 1:

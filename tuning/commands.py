@@ -176,7 +176,7 @@ def place_conditions(options: Sequence[str]) -> list[str]:
             placed.append(word)
             continue
         condition = value or following
-        require(last == "--axis", "when", condition, "write it behind the --axis that it is about")
+        require(last == "--axis", "when", condition, "write it after its --axis")
         placed += [WHEN, *filter(None, [value])]
     return placed
 

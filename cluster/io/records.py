@@ -62,6 +62,6 @@ def _depth(value: Any) -> int:
 
 def damaged(source: str, reason: object) -> UserError:
     return UserError(
-        f"{source} is damaged or of another program or version ({reason}); read it with what "
-        "wrote it, restore it from a copy, or delete it and run its command again"
+        f"{source} is damaged or of another program or version ({reason}); read it with the "
+        "version that wrote it, restore it from a copy, or delete it and run its command again"
     )

@@ -92,7 +92,7 @@ class JobServer:
         details = self.find(job)
         if details is None:
             raise UserError(
-                f"job is {job!r}: {self.address} knows none of this name; "
+                f"job is {job!r}: {self.address} has no job of this name; "
                 f"`python -m cluster status{self.option}` lists its jobs (a restarted head has "
                 "lost them)"
             )

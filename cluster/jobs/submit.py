@@ -120,7 +120,7 @@ def refuse_other_versions(server: JobServer, name: str, reconnect_s: float) -> N
             server.stop(name)
             raise UserError(
                 f"check_versions: the head ran no command in {VERSIONS_TIMEOUT_S:g} s; see `python "
-                f"-m cluster status {name}{server.option}`, or --no-check-versions"
+                f"-m cluster status {name}{server.option}`, or give --no-check-versions"
             )
         time.sleep(ASK_EVERY_S)
     log = server.read_log(name)
@@ -128,7 +128,7 @@ def refuse_other_versions(server: JobServer, name: str, reconnect_s: float) -> N
         last = (log or job.message or "nothing was printed").strip().splitlines()[-1]
         raise UserError(
             f"check_versions: the head's `python` does not print its versions ({last}); start Ray "
-            "where the packages of pyproject.toml are on PATH, or say --no-check-versions"
+            "where the packages of pyproject.toml are on PATH, or give --no-check-versions"
         )
     _compare(server, json.loads(log.splitlines()[-1]), ours)
 
@@ -136,8 +136,8 @@ def refuse_other_versions(server: JobServer, name: str, reconnect_s: float) -> N
 def _compare(server: JobServer, theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:
     if other := find_differences(theirs, ours):
         raise UserError(
-            f"check_versions: {server.address} has {', '.join(other)}; let the cluster run what "
-            "pyproject.toml says, or say --no-check-versions"
+            f"check_versions: {server.address} has {', '.join(other)}; install the versions of "
+            "pyproject.toml there, or give --no-check-versions"
         )
 
 

@@ -61,8 +61,8 @@ def list_members(file_system: fs.FileSystem, archive: fs.FileInfo) -> list[fs.Fi
             sizes = _list_zip(stream) if _is_zip(archive.path) else _list_tar(stream)
     except _DAMAGE as error:
         raise UserError(
-            f"{archive.path} can't be read as an archive ({error}); bring it again, or unpack what "
-            "can be read"
+            f"{archive.path} can't be read as an archive ({error}); copy it again, or unpack "
+            "what can be read"
         ) from error
     if sizes is None:
         raise UserError(f"{archive.path} needs a password; unpack it")

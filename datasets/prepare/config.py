@@ -140,7 +140,7 @@ class PrepareConfig:
             or self.root.rstrip("/") != self.test_root.rstrip("/"),
             "test_root",
             self.test_root,
-            "it is --root as well: its images can train or test; give another folder of test "
+            "it is --root as well: an image can't both train and test; give another folder of test "
             "images, or leave it out",
         )
         require(

@@ -94,7 +94,7 @@ def find_split_column(columns: Mapping[str, Sequence[Any]]) -> str | None:
             found.append(name)
     if len(found) > 1:
         raise UserError(
-            f"the columns {' and '.join(found)} tell splits; name one of them by --split-column"
+            f"the columns {' and '.join(found)} name splits; choose one of them by --split-column"
         )
     return found[0] if found else None
 

@@ -59,7 +59,7 @@ def build_all(paths: Sequence[str]) -> Iterator[Overlay]:
             bool(names),
             "path",
             str(path),
-            "no kustomization.yaml is there or below; of other YAML, give the files",
+            "no kustomization.yaml is in it or below; to check other YAML, give the files",
         )
         yield from (build(name, path) for name in names)
 

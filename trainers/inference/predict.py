@@ -102,8 +102,8 @@ def run_predict(config: PredictConfig) -> None:
     if config.run is not None and calibration is None:
         report(
             f"{config.run} is not calibrated, so no image is called unknown: "
-            f"`python -m trainers evaluate --run {shlex.quote(config.run)}` calibrates it, where "
-            f"it has {LEAST_IMAGES} validation images",
+            f"`python -m trainers evaluate --run {shlex.quote(config.run)}` calibrates it, if it "
+            f"has {LEAST_IMAGES} validation images",
             warning=True,
         )
     if config.rank_by == "diversity":

@@ -188,7 +188,7 @@ def set_size(model: nn.Module, name: str, size_px: int) -> None:
             hasattr(model, "set_input_size"),
             "size_px",
             size_px,
-            f"{name} keeps the size of its training; leave it out",
+            f"{name} takes the size of its training only; leave it out",
         )
         model.set_input_size((size_px, size_px))  # pyright: ignore[reportCallIssue]
 

@@ -71,7 +71,7 @@ class Axis:
             and tuple not in map(_origin, (hint, *get_args(hint))),
             "space.axes",
             self.field,
-            "all trials of a sweep have the same; choose another field",
+            "all trials of a sweep share this field; choose another one",
         )
         require(
             bool(self.values) != (self.range is not None),
@@ -246,8 +246,8 @@ def _read_range(field: str, texts: Sequence[str]) -> tuple[Number, Number] | Non
         found is not None,
         field,
         " ".join(texts),
-        "give a range of two finite numbers as one word, such as 1e-4..1e-2, with "
-        f"`{LOG}` behind it or nothing",
+        "give a range of two finite numbers as one word, such as 1e-4..1e-2, and "
+        f"nothing or `{LOG}` after it",
     )
     assert found is not None
     low, high = (float(part) if set(part) & set(".eE") else int(part) for part in found.groups())

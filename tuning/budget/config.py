@@ -32,7 +32,7 @@ class BudgetConfig:
             self.cost is None or self.price_per_hour is not None,
             "budget.cost",
             self.cost,
-            "say what the cluster costs: --price-per-hour 3.5",
+            "give the price of the cluster, such as --price-per-hour 3.5",
         )
 
     def seconds(self, num_gpus: int) -> float | None:

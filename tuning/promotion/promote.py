@@ -172,7 +172,7 @@ def find_promoted(sweep: str) -> TrialResult:
     winner = find_winner(known[0])
     if winner is None:
         raise UserError(
-            f"sweep is {sweep!r}: it has no winner, as none of its {len(known[0])} trials is above "
-            "what always answering one class reaches; search another space"
+            f"sweep is {sweep!r}: it has no winner, as none of its {len(known[0])} trials is "
+            "better than always predicting one class; search another space"
         )
     return winner

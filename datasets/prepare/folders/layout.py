@@ -133,8 +133,8 @@ def _choose_splits(tops: Tops) -> dict[str, str]:
     if all(map(tops.has_own_images, others)) and len(others) > 1:
         name, other = next(iter(divided)), others[0]
         raise UserError(
-            f"{name!r} may be a class, as {other!r} is, or the training images; give --root the "
-            f"folder {name!r} itself for the latter, or another name to the class"
+            f"{name!r} may be a class, as {other!r} is, or the folder of training images; for "
+            f"training images give --root the folder {name!r} itself, for a class rename it"
         )
     return keyed
 

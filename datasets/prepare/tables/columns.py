@@ -55,7 +55,7 @@ def find_columns(rows: Rows, config: PrepareConfig) -> Columns | None:
     image = image or _guess_image(rows)
     if image is None:
         raise UserError(
-            f"it has the columns {', '.join(names)}, and none of images; name it by --image-column"
+            f"it has the columns {', '.join(names)}, and none of images; give it by --image-column"
         )
     split = config.split_column and _require(names, "split_column", config.split_column)
     group = config.group_column and _require(names, "group_column", config.group_column)
@@ -110,7 +110,7 @@ def find_other_values(name: str, values: Sequence[Value]) -> str | None:
 
 def _require(names: Sequence[str], field: str, wanted: str) -> str:
     if wanted not in names:
-        raise UserError(f"{field} is {wanted!r}: it has the columns {', '.join(names)}")
+        raise UserError(f"{field} is {wanted!r}: the table has the columns {', '.join(names)}")
     return wanted
 
 

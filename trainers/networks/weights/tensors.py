@@ -104,7 +104,7 @@ def parse_pickle(content: bytes, origin: str) -> Any:
             more than its size.
     """
     if _is_safetensors(content):
-        raise UserError(f"{origin}: a safetensors file; let its name end in .safetensors")
+        raise UserError(f"{origin}: a safetensors file; rename it to end in .safetensors")
     refused = f"{origin}: damaged, or a pickle that would run code, which is refused; {SAVE}"
     stand_ins: dict[str, type] = dict.fromkeys(INERT, _Ignored)
     if content.startswith(_ZIP):
