@@ -113,8 +113,8 @@ class OptimConfig:
     """Momentum of sgd."""
     layer_decay: float | Auto = 1.0
     """Discriminative learning rates: the head has the full rate; each stage has the rate of the
-    next stage towards the head, times this. auto: 0.75 in transformers, whose stages are blocks,
-    else 0.7."""
+    next stage towards the head, times this. auto: 0.75 in transformers, whose stages are blocks; 1
+    in networks with batch normalization; else 0.7."""
     ema_decay: float | None = None
     """Evaluate and keep an exponential moving average of the weights, with this decay per step.
     The decay starts lower, since the first steps have little to average. 0.999 is usual."""
