@@ -15,9 +15,9 @@ from datasets.augment import augment, view
 from datasets.config import IngestConfig, Policy
 from datasets.decode import decode
 from datasets.epochs import stream
+from datasets.manifest_file import read_manifest
 from datasets.plan import Chunk, Plan, plan_epochs
 from datasets.read import name_row, read_chunk, rows_of_shards
-from datasets.shards import read_manifest
 from datasets.sources import ShardSource
 
 GPU_RATES = (3000, 7000)

@@ -4,8 +4,9 @@ from rich.table import Table
 
 from cluster.io.terminal import literal_console
 from datasets.config import BenchConfig, InfoConfig, PreviewConfig
+from datasets.manifest_file import read_manifest
 from datasets.prepare.config import PrepareConfig
-from datasets.shards import UNUSED, read_manifest, read_quarantine
+from datasets.shards import UNUSED, read_quarantine
 
 
 def run_prepare(config: PrepareConfig) -> None:

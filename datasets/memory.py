@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.io.errors import UserError
 from datasets.config import IngestConfig
-from datasets.shards import SPLITS, TRAIN_AND_VAL, Manifest
+from datasets.manifest import SPLITS, TRAIN_AND_VAL, Manifest
 
 Decoded = tuple[int, int, np.ndarray]
 """Label, image id and uint8 pixels `[H, W, C]` of an image."""

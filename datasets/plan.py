@@ -21,7 +21,7 @@ import numpy as np
 from cluster.io import storage
 from cluster.io.errors import require
 from datasets.config import IngestConfig
-from datasets.shards import Manifest, Split
+from datasets.manifest import Manifest, Split
 
 IGNORE_INDEX = -1
 """The label of an unreadable image: it stays in its batch and counts in no loss or metric."""

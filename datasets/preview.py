@@ -14,7 +14,8 @@ from cluster.io import filesystems, storage
 from datasets.augment import augment
 from datasets.config import POLICIES, IngestConfig
 from datasets.decode import decode
-from datasets.shards import Manifest, read_manifest, require_images
+from datasets.manifest import Manifest, require_images
+from datasets.manifest_file import read_manifest
 
 COLUMNS = 8
 MAX_CLASSES = 32

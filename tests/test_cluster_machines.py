@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import pytest
 
-from datasets.shards import read_manifest
+from datasets.manifest_file import read_manifest
 from tests.conftest import ROOT
 from tests.support.data import draw_image
 from trainers.run.folder import read_result

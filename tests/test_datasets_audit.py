@@ -17,8 +17,8 @@ from datasets.audit.audit import list_findings, write_audit, write_command
 from datasets.audit.checks import check_balance, run_checks
 from datasets.audit.findings import Check, Suspect
 from datasets.audit.images import AuditedImages, measure_images
+from datasets.manifest_file import read_manifest, write_manifest
 from datasets.prepare.exclude import parse_list
-from datasets.shards import read_manifest, write_manifest
 from tests.support.data import flip_byte, write_images_of
 from tests.test_datasets_near import photograph
 

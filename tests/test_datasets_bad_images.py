@@ -10,10 +10,11 @@ import pytest
 from PIL import Image, ImageFilter
 
 from datasets.images import BadImage, load_image, to_jpeg
+from datasets.manifest import Manifest
+from datasets.manifest_file import read_manifest
 from datasets.passes.collection import list_images
 from datasets.prepare.config import PrepareConfig
 from datasets.prepare.prepare import prepare
-from datasets.shards import Manifest, read_manifest
 from tests.support.bad_images import KINDS, PAGE, Kind, put, write_page
 from tests.support.data import draw_image
 

@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datasets import shards
 from datasets.augment import view
 from datasets.images import BadImage
+from datasets.manifest import Manifest, Split
+from datasets.manifest_file import read_manifest, read_schema_version, write_manifest
 from datasets.passes.collection import lies_in, list_images
 from datasets.passes.inference import choose_block_images, load_views
 from datasets.preview import preview
@@ -166,17 +167,17 @@ def test_a_manifest_of_others_makes_no_data_set(content: str, tmp_path: Path) ->
 
     assert len(list_images(str(tmp_path)).references) == 2
     with pytest.raises(ValueError, match=r"its manifest\.json is another program's"):
-        shards.read_manifest(str(tmp_path))
+        read_manifest(str(tmp_path))
     with pytest.raises(ValueError, match=r"out is '.*': it has a manifest.json of another program"):
-        shards.read_schema_version(str(tmp_path))
+        read_schema_version(str(tmp_path))
 
 
 def test_a_prepared_data_set_without_images(tmp_path: Path) -> None:
-    splits = {"test": shards.Split(shards=(), class_counts=(0, 0), num_pixels=0)}
-    empty = shards.Manifest(
+    splits = {"test": Split(shards=(), class_counts=(0, 0), num_pixels=0)}
+    empty = Manifest(
         classes=("a", "b"), splits=splits, num_quarantined=0, fingerprint="", options={}
     )
-    shards.write_manifest(str(tmp_path), empty)
+    write_manifest(str(tmp_path), empty)
 
     for split in (None, "test"):
         with pytest.raises(ValueError, match=r"images is '.*': it holds no image"):

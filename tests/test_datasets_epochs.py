@@ -22,9 +22,9 @@ from cluster.ray_internals import find_session_folder
 from datasets import epochs, ray_internals
 from datasets.config import IngestConfig
 from datasets.epochs import Batch, execute_chunks, stream
+from datasets.manifest_file import read_manifest
 from datasets.memory import Memory, open_memory
 from datasets.plan import Chunk, Plan, RowGroup, plan_epochs
-from datasets.shards import read_manifest
 from datasets.sources import BatchSource, MemorySource, ReadLimits, ShardSource
 from tests.support.waiting import wait_until
 

@@ -12,12 +12,12 @@ import pytest
 from cluster.io.errors import UserError
 from cluster.io.tables import to_csv
 from datasets.__main__ import main
+from datasets.manifest_file import read_manifest
 from datasets.prepare.config import PrepareConfig
 from datasets.prepare.exclude import COLUMNS, exclude, parse_list
 from datasets.prepare.listing import Listing
 from datasets.prepare.prepare import describe
 from datasets.prepare.sources import SOURCES
-from datasets.shards import read_manifest
 from tests.test_datasets_near import photograph
 
 FILES = ("train/audi/1.jpg", "train/audi/2.jpg", "train/bmw/1.jpg", "train/bmw/3.jpg",

@@ -14,6 +14,7 @@ import ray
 from cluster.io import storage
 from datasets.config import IngestConfig
 from datasets.epochs import stream
+from datasets.manifest_file import read_manifest
 from datasets.passes import feature_builder
 from datasets.passes.feature_builder import Built, Entry, build_features
 from datasets.passes.features import (
@@ -28,7 +29,6 @@ from datasets.passes.features import (
 )
 from datasets.passes.inference import Workers
 from datasets.plan import IGNORE_INDEX, plan_epochs
-from datasets.shards import read_manifest
 from datasets.sources import ReadLimits, ShardSource
 from tests.support.data import flip_byte
 

@@ -8,10 +8,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cluster.io.errors import UserError
+from datasets.manifest import Manifest, Shard, Split, join_splits
+from datasets.manifest_file import read_manifest, write_manifest
 from datasets.prepare.config import PrepareConfig
 from datasets.prepare.folds import assign_folds, describe_folds
 from datasets.prepare.partition import assign_splits
-from datasets.shards import Manifest, Shard, Split, join_splits, read_manifest, write_manifest
 
 
 def fold_alone(labels: list[int], num_folds: int) -> dict[int, int]:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from datasets.config import IngestConfig
+from datasets.manifest import Manifest, Shard, Split
 from datasets.plan import Plan, plan_epochs
-from datasets.shards import Manifest, Shard, Split
 
 INGEST = IngestConfig(interleave=3, task_images=40)
 UNEVEN = (7, 7, 7, 7, 5)

@@ -20,12 +20,14 @@ from datasets.blocks import FEW_IMAGES, connect_for
 from datasets.commands import run_info
 from datasets.config import InfoConfig
 from datasets.images import load_image, to_jpeg
+from datasets.manifest import Manifest
+from datasets.manifest_file import read_manifest, write_manifest
 from datasets.prepare.config import PrepareConfig
 from datasets.prepare.partition import identify
 from datasets.prepare.prepare import prepare
 from datasets.prepare.staging import stage_images
 from datasets.preview import preview
-from datasets.shards import SHARD_SCHEMA, Manifest, read_manifest, write_manifest
+from datasets.shards import SHARD_SCHEMA
 from datasets.synthetic.config import SyntheticConfig
 from tests.test_datasets_near import photograph
 

@@ -12,10 +12,11 @@ import pytest
 
 from datasets import read
 from datasets.config import IngestConfig
+from datasets.manifest_file import read_manifest
 from datasets.plan import IGNORE_INDEX, Chunk, plan_epochs
 from datasets.prepare.staging import write_images
 from datasets.read import read_chunk
-from datasets.shards import checksum, read_manifest
+from datasets.shards import checksum
 from tests.support.data import flip_byte
 
 INGEST = IngestConfig(size_px=32, policy="cars", interleave=2)

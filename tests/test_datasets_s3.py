@@ -29,10 +29,11 @@ from pyarrow import fs
 
 from cluster.io import filesystems, storage
 from datasets.__main__ import main as run_datasets
+from datasets.manifest import Manifest
+from datasets.manifest_file import read_manifest
 from datasets.prepare.config import PrepareConfig
 from datasets.prepare.prepare import prepare
 from datasets.prepare.sources import SOURCES
-from datasets.shards import Manifest, read_manifest
 from tests.conftest import ROOT
 from tests.support.archives import pack
 from tests.support.data import draw_image

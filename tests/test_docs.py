@@ -15,7 +15,7 @@ import trainers.__main__ as trainers_main
 import tuning.__main__ as tuning_main
 import tuning.commands
 from cluster.io.errors import UserError
-from datasets.shards import read_manifest
+from datasets.manifest_file import read_manifest
 from k8s.checker.judge import RULES
 from k8s.checker.overlays import list_overlays
 from tests.conftest import ROOT

@@ -20,7 +20,7 @@ import tuning.__main__ as tuning_main
 from cluster.entry import run_room
 from cluster.io import storage
 from cluster.io.errors import MissingFileError, UserError
-from datasets.shards import SCHEMA_VERSION
+from datasets.manifest import SCHEMA_VERSION
 from tests.conftest import ROOT
 from tests.support.data import WriteData
 from trainers.config import FinetuneConfig, ModelConfig, ScheduleConfig

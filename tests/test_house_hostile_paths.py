@@ -10,8 +10,9 @@ import pytest
 from pyarrow import fs
 
 from cluster.io import filesystems, storage
+from datasets.manifest import Manifest
+from datasets.manifest_file import read_manifest, write_manifest
 from datasets.passes.features import Part, View, read_view, write_view
-from datasets.shards import Manifest, read_manifest, write_manifest
 from tests.support.data import WriteData
 from tests.support.sweeps import write_sweep
 from trainers.run import checkpoint

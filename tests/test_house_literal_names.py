@@ -59,7 +59,7 @@ def test_numbers_and_names_stay_as_they_are() -> None:
 @pytest.mark.parametrize("folder", ["my cars", "a'b", "$HOME", "x;y"])
 def test_a_printed_command_names_one_folder(folder: str) -> None:
     with pytest.raises(ValueError, match="make one with") as caught:
-        from datasets.shards import read_manifest
+        from datasets.manifest_file import read_manifest
 
         read_manifest(f"/nowhere/{folder}")
     command = str(caught.value).split("`")[1]

@@ -8,7 +8,7 @@ import torch
 
 from cluster.io.errors import UserError
 from cluster.runtime import Resources
-from datasets.shards import read_manifest
+from datasets.manifest_file import read_manifest
 from tests.support.old_states import (
     CLASSES,
     STATES,

@@ -20,7 +20,7 @@ from cluster.runtime import Resources
 from cluster.scaling import plan_workers
 from datasets.config import IngestConfig
 from datasets.epochs import Batch
-from datasets.shards import Manifest, Split
+from datasets.manifest import Manifest, Split
 from tests.conftest import ROOT
 from tests.support.paper_plans import count_reads, paper_manifest, paper_plan
 from trainers.config import FinetuneConfig, TrackConfig

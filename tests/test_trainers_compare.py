@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from datasets.config import IngestConfig
-from datasets.shards import read_manifest
+from datasets.manifest_file import read_manifest
 from tests.support.data import WriteData
 from trainers.__main__ import main
 from trainers.config import FinetuneConfig, ModelConfig

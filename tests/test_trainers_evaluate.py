@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from cluster.runtime import Resources
 from datasets.config import IngestConfig
-from datasets.shards import Manifest, Split, read_manifest, write_manifest
+from datasets.manifest import Manifest, Split
+from datasets.manifest_file import read_manifest, write_manifest
 from tests.support.data import (
     WriteData,
     draw_image,

@@ -10,7 +10,7 @@ import torch
 
 from cluster.runtime import find_resources
 from datasets.config import IngestConfig
-from datasets.shards import read_manifest
+from datasets.manifest_file import read_manifest
 from tests.test_tuning_prefixes import build_all, open_store, sweep_of
 from trainers import launch, metrics
 from trainers.config import (

@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from datasets.shards import read_manifest
+from datasets.manifest_file import read_manifest
 from tests.support.data import WriteData
 from tests.support.small import small_training
 from tests.support.training import train_here

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from cluster import ray_internals
 from cluster.io import terminal
-from datasets.shards import Manifest, Split
+from datasets.manifest import Manifest, Split
 from trainers import metrics
 from trainers.config import FinetuneConfig
 from trainers.meter import Meter, describe_waits

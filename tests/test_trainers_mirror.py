@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from wandb.sdk import wandb_setup
 
-from datasets.shards import read_manifest
+from datasets.manifest_file import read_manifest
 from tests.support.small import small_training
 from tests.support.waiting import wait_until
 from tests.support.wandb_files import inspect

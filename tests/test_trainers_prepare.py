@@ -14,7 +14,7 @@ import ray
 from cluster.io import storage
 from cluster.runtime import Resources
 from cluster.scaling import plan_workers
-from datasets.shards import Manifest, Split
+from datasets.manifest import Manifest, Split
 from datasets.sources import MemorySource
 from tests.support.small import small_training
 from tests.support.training import train_here

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from cluster.scaling import WorkerPlan
-from datasets.shards import read_manifest
+from datasets.manifest_file import read_manifest
 from trainers.config import FinetuneConfig, ModelConfig, OptimConfig, ScheduleConfig
 from trainers.prepare import Run
 from trainers.resume import describe_changes

@@ -15,7 +15,7 @@ from torch import nn
 from cluster.config import ClusterConfig
 from cluster.io import storage
 from datasets.config import IngestConfig
-from datasets.shards import read_manifest
+from datasets.manifest_file import read_manifest
 from tests.support.small import small_training
 from tests.support.training import train_here, train_in_workers
 from trainers.checks import check

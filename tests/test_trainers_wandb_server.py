@@ -16,7 +16,7 @@ import pytest
 import wandb
 
 from cluster.io import storage
-from datasets.shards import read_manifest
+from datasets.manifest_file import read_manifest
 from tests.conftest import ROOT
 from tests.support.small import small_training
 from tests.support.waiting import wait_until

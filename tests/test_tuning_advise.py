@@ -14,7 +14,8 @@ import torch
 from cluster.io.errors import UserError
 from cluster.io.statistics import count_discordant, mcnemar
 from cluster.runtime import Resources
-from datasets.shards import join_splits, read_manifest, write_manifest
+from datasets.manifest import join_splits
+from datasets.manifest_file import read_manifest, write_manifest
 from tests.test_datasets_folds import part
 from trainers.config import FinetuneConfig, ModelConfig
 from trainers.inference import passes

@@ -15,7 +15,7 @@ from torch import nn
 from cluster.io.errors import UserError
 from cluster.io.statistics import Estimate, bootstrap_difference
 from cluster.runtime import Resources
-from datasets.shards import read_manifest
+from datasets.manifest_file import read_manifest
 from tests.support.small import small_training
 from tests.support.sweeps import write_json
 from trainers.__main__ import parse

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cluster.runtime import Resources
-from datasets.shards import read_manifest
+from datasets.manifest_file import read_manifest
 from tests.test_tuning_prefixes import sweep_of
 from trainers.config import ScheduleConfig
 from tuning.budget import rates as module

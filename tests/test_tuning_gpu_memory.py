@@ -12,7 +12,7 @@ import torch
 from cluster.config import ClusterConfig
 from cluster.runtime import Resources
 from cluster.scaling import in_process, plan_workers
-from datasets.shards import read_manifest
+from datasets.manifest_file import read_manifest
 from tests.conftest import ROOT
 from tests.test_tuning_estimate import config as config  # a fixture
 from tests.test_tuning_estimate import keys_of, plan_of

@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from datasets.shards import read_manifest
+from datasets.manifest_file import read_manifest
 from tests.test_tuning_prefixes import build_all, open_store, sweep_of
 from trainers import metrics
 from trainers.config import ModelConfig

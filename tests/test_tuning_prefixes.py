@@ -13,8 +13,8 @@ from torch import nn
 from cluster.config import ClusterConfig
 from cluster.runtime import find_resources
 from datasets.config import IngestConfig
+from datasets.manifest_file import read_manifest
 from datasets.passes.features import DTYPE
-from datasets.shards import read_manifest
 from tests.support.training import train_here
 from trainers import metrics
 from trainers.config import ComputeConfig, FinetuneConfig, ModelConfig, OptimConfig, TrackConfig

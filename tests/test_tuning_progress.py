@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from cluster.io import storage, terminal
-from datasets.shards import Manifest, Split
+from datasets.manifest import Manifest, Split
 from trainers.config import FinetuneConfig
 from tuning import run
 from tuning.commands import run_sweep

@@ -15,7 +15,8 @@ from cluster.config import ClusterConfig
 from cluster.io.errors import UserError
 from cluster.runtime import Resources
 from datasets.config import IngestConfig
-from datasets.shards import Manifest, read_manifest, write_manifest
+from datasets.manifest import Manifest
+from datasets.manifest_file import read_manifest, write_manifest
 from tests.support.calibration import CALIBRATION
 from tests.support.small import small_training
 from tests.support.training import train_here

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 
-from datasets.shards import read_manifest
+from datasets.manifest_file import read_manifest
 from tests.support.sweeps import (
     hostile_classes,
     write_combined,

@@ -20,7 +20,7 @@ import torch
 
 from cluster.config import ClusterConfig
 from datasets.config import IngestConfig
-from datasets.shards import Manifest
+from datasets.manifest import Manifest
 from tests.conftest import ROOT
 from tests.support.stopped_trials import stop_trials
 from trainers.config import ComputeConfig, FinetuneConfig, ModelConfig, TrackConfig

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from datasets.config import IngestConfig
-from datasets.shards import read_manifest
+from datasets.manifest_file import read_manifest
 from trainers.config import FinetuneConfig, LossConfig, ModelConfig
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.record.savings import Savings

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cluster.io.markers import flatten
-from datasets.shards import read_manifest
+from datasets.manifest_file import read_manifest
 from tests.support.data import WriteData
 from tests.support.sweeps import write_json
 from trainers.config import PRETRAINED, FinetuneConfig, ModelConfig, OptimConfig

@@ -7,7 +7,7 @@ from functools import cache
 from cluster.io.errors import UserError, require
 from cluster.io.markers import flatten
 from cluster.io.terminal import report
-from datasets.shards import Manifest
+from datasets.manifest import Manifest
 from trainers.config import AUTO, RANDOM, FinetuneConfig, ModelConfig
 from trainers.networks.backbones import build, require_size
 from trainers.networks.freezing import adapter_rank, resolve_depth

@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from cluster.io.terminal import Pace, describe_rate, describe_s, draw_bar
-from datasets.shards import Manifest
+from datasets.manifest import Manifest
 from trainers import metrics
 from trainers.config import FinetuneConfig
 from trainers.run.rows import Row

@@ -7,8 +7,9 @@ from cluster.io import storage
 from cluster.io.markers import URI, change_marked
 from cluster.runtime import Resources, connect
 from cluster.scaling import WorkerPlan, in_process, plan_workers
+from datasets.manifest import Manifest
+from datasets.manifest_file import read_manifest
 from datasets.memory import Memory, choose_ingest, open_memory
-from datasets.shards import Manifest, read_manifest
 from datasets.sources import BatchSource, MemorySource, ReadLimits, ShardSource
 from trainers.checks import check
 from trainers.config import FinetuneConfig

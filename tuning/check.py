@@ -9,7 +9,8 @@ from cluster.io import storage, terminal
 from cluster.io.errors import UserError, require
 from cluster.io.markers import RESUMABLE, URI, flatten, marked
 from cluster.provenance import find_commit
-from datasets.shards import Manifest, read_manifest
+from datasets.manifest import Manifest
+from datasets.manifest_file import read_manifest
 from trainers import checks
 from trainers.config import PRETRAINED, FinetuneConfig, FreezeDepth
 from trainers.networks.freezing import describe_frozen, resolve_depth

@@ -21,7 +21,7 @@ from cluster.provenance import find_provenance
 from cluster.ray_internals import predict_trial_ids
 from cluster.runtime import Resources, connect
 from cluster.scaling import in_process, plan_workers
-from datasets.shards import Manifest
+from datasets.manifest import Manifest
 from trainers import prepare
 from trainers.heads.stack import count_together, stack_key
 from trainers.inference.passes import cache_uri

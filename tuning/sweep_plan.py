@@ -8,7 +8,7 @@ from ray import tune
 from cluster.io import storage
 from cluster.runtime import Resources
 from cluster.scaling import in_process, max_concurrent_trials, plan_workers
-from datasets.shards import Manifest
+from datasets.manifest import Manifest
 from trainers import prepare
 from trainers.config import FinetuneConfig
 from trainers.networks.freezing import is_head_only

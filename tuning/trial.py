@@ -11,8 +11,8 @@ from ray.actor import ActorHandle
 
 from cluster.io import storage
 from cluster.scaling import in_process, plan_workers
+from datasets.manifest import Manifest
 from datasets.memory import open_memory
-from datasets.shards import Manifest
 from trainers import launch, metrics
 from trainers.config import FinetuneConfig
 from trainers.heads.run import HeadRun

@@ -15,11 +15,12 @@ from cluster.io.progress import collect
 from datasets.blocks import run_blocks
 from datasets.decode import decode
 from datasets.images import BadImage
+from datasets.manifest import SPLITS, Manifest
+from datasets.manifest_file import read_manifest
 from datasets.passes.collection import KEY, list_images
 from datasets.passes.inference import choose_block_images
 from datasets.prepare.duplicates.near import hash_image
 from datasets.prepare.listing import Reader
-from datasets.shards import SPLITS, Manifest, read_manifest
 
 _DARKEST, _BRIGHTEST = 1, 99  # percentiles: a few pixels are noise, or a logo
 _IMAGE_BYTES, _NUM_CPUS = 256 * 341 * 3, 16  # usual; they set the size of tasks alone

@@ -12,6 +12,8 @@ from pyarrow import fs
 from cluster.io import filesystems, storage
 from cluster.io.errors import require
 from datasets.images import BadImage
+from datasets.manifest import SPLITS, require_images
+from datasets.manifest_file import is_prepared, read_manifest
 from datasets.plan import Chunk, RowGroup
 from datasets.prepare.archives import is_archive
 from datasets.prepare.listing import Reader, read_files, walk
@@ -28,7 +30,6 @@ from datasets.prepare.parquet.rows import (
 )
 from datasets.prepare.tables.rows import is_table
 from datasets.read import rows_of_shards
-from datasets.shards import SPLITS, is_prepared, read_manifest, require_images
 
 KEY = "key:"
 """Begins the names of columns of references that results carry."""

@@ -19,6 +19,7 @@ import ray
 from cluster.io import storage
 from datasets.blocks import FEW_IMAGES, OF_PX
 from datasets.config import IngestConfig
+from datasets.manifest import Manifest
 from datasets.passes.features import (
     DTYPE,
     Part,
@@ -33,7 +34,6 @@ from datasets.passes.features import (
 from datasets.passes.inference import Workers, choose_block_images, run_chunks, run_here
 from datasets.plan import Chunk, RowGroup, RowGroups
 from datasets.read import read_chunk
-from datasets.shards import Manifest
 from datasets.sources import ShardSource
 
 Compute = Callable[[np.ndarray], list[np.ndarray]]

@@ -9,10 +9,10 @@ from rich import box
 from rich.table import Table
 
 from cluster.io.terminal import literal_console
+from datasets.manifest import SPLITS
 from datasets.prepare.config import PrepareConfig
 from datasets.prepare.listing import Listing
 from datasets.prepare.partition import describe_missing_validation, num_validation
-from datasets.shards import SPLITS
 
 MAX_CLASSES, MAX_NAMES = 200, 5
 

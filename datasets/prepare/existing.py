@@ -6,17 +6,11 @@ from typing import Any
 
 from cluster.io import storage
 from cluster.io.markers import NOT_IN_KEY, flatten, marked
+from datasets.manifest import SCHEMA_VERSION, SPLITS, Manifest
+from datasets.manifest_file import read_manifest, read_schema_version
 from datasets.prepare.config import PrepareConfig
 from datasets.prepare.duplicates.report import PICTURE, TABLE
-from datasets.shards import (
-    FOLD_FOLDER,
-    SCHEMA_VERSION,
-    SPLITS,
-    UNUSED,
-    Manifest,
-    read_manifest,
-    read_schema_version,
-)
+from datasets.shards import FOLD_FOLDER, UNUSED
 
 _SHARD_NAME = re.compile(r"part-\d{5}-[0-9a-f]{12}\.parquet")
 

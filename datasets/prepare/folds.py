@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from textwrap import shorten
 
 from cluster.io.errors import UserError
-from datasets.shards import Manifest
+from datasets.manifest import Manifest
 
 Unit = list[int]
 """Images that stay together, by index."""

@@ -7,11 +7,12 @@ import pyarrow.compute as pc
 from cluster.io.progress import collect
 from cluster.io.terminal import count
 from datasets.blocks import find_num_cpus, run_blocks
+from datasets.manifest import SPLITS, Shard, Split
 from datasets.prepare.config import PrepareConfig
 from datasets.prepare.listing import Listing
 from datasets.prepare.partition import cut_row_groups
 from datasets.prepare.staging import fill_shard, stage_images
-from datasets.shards import SPLITS, Shard, Split, fold_name
+from datasets.shards import fold_name
 
 _MIN_TASK_IMAGES, _MAX_TASK_IMAGES = 16, 500
 

@@ -24,6 +24,8 @@ from cluster.io.lease import hold_lease
 from cluster.io.markers import IN_FINGERPRINT, URI, change_marked, marked
 from cluster.io.terminal import report
 from datasets.blocks import connect_for
+from datasets.manifest import SPLITS, Manifest, Split, join_splits
+from datasets.manifest_file import write_manifest
 from datasets.prepare.class_checks import check_classes
 from datasets.prepare.config import PrepareConfig
 from datasets.prepare.dry_run import print_listing
@@ -36,16 +38,7 @@ from datasets.prepare.listing import Listing, describe_unused
 from datasets.prepare.partition import describe_missing_validation, fingerprint
 from datasets.prepare.selection import split_images
 from datasets.prepare.sources import SOURCES
-from datasets.shards import (
-    FOLD_FOLDER,
-    QUARANTINE_SCHEMA,
-    SPLITS,
-    UNUSED,
-    Manifest,
-    Split,
-    join_splits,
-    write_manifest,
-)
+from datasets.shards import FOLD_FOLDER, QUARANTINE_SCHEMA, UNUSED
 
 _IDENTITY = ("split", "image_id", "label")
 

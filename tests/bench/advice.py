@@ -20,9 +20,9 @@ from typing import Any
 
 from cluster import runtime
 from datasets.config import IngestConfig
+from datasets.manifest_file import read_manifest
 from datasets.prepare.config import PrepareConfig
 from datasets.prepare.prepare import prepare
-from datasets.shards import read_manifest
 from datasets.synthetic.config import SyntheticConfig
 from tests.bench.report import ROOT, report, to_row
 from trainers.commands import run_training

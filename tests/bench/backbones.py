@@ -14,9 +14,9 @@ import numpy as np
 import ray
 
 from cluster.runtime import connect
+from datasets.manifest_file import read_manifest
 from datasets.prepare.config import PrepareConfig
 from datasets.prepare.prepare import prepare
-from datasets.shards import read_manifest
 from tests.bench.report import ROOT, report, to_row
 from trainers.config import FinetuneConfig
 from trainers.inference import passes

@@ -26,9 +26,9 @@ from cluster import runtime
 from cluster.config import ClusterConfig
 from cluster.memory_allocator import ALLOCATOR_ENV
 from datasets.config import IngestConfig
+from datasets.manifest_file import read_manifest
 from datasets.prepare.config import PrepareConfig
 from datasets.prepare.prepare import prepare
-from datasets.shards import read_manifest
 from tests.bench.report import ROOT, report, to_row
 from tests.bench.steps import NUM_CLASSES, our_step, plain_step, random_batch, training_of
 from trainers.config import ComputeConfig, FinetuneConfig, ModelConfig

@@ -17,8 +17,9 @@ import torch
 
 from cluster.runtime import connect
 from cluster.scaling import in_process
+from datasets.manifest import Manifest
+from datasets.manifest_file import read_manifest
 from datasets.passes.features import ArraySource, FeatureArrays
-from datasets.shards import Manifest, read_manifest
 from tests.bench.report import keep
 from tests.support.data import write_images_of
 from trainers.config import ComputeConfig, FinetuneConfig, ModelConfig, TrackConfig

@@ -20,11 +20,11 @@ import ray
 from cluster import runtime
 from datasets.config import IngestConfig
 from datasets.epochs import stream
+from datasets.manifest_file import read_manifest
 from datasets.memory import open_memory
 from datasets.plan import plan_epochs
 from datasets.prepare.config import PrepareConfig
 from datasets.prepare.prepare import prepare
-from datasets.shards import read_manifest
 from datasets.sources import MemorySource, ShardSource
 from tests.bench.peers import (
     BATCH_SIZE,

@@ -19,10 +19,10 @@ import numpy as np
 from cluster.io.markers import replace_at
 from cluster.runtime import connect
 from cluster.scaling import in_process
+from datasets.manifest_file import read_manifest
 from datasets.passes.features import count_bytes
 from datasets.prepare.config import PrepareConfig
 from datasets.prepare.prepare import prepare
-from datasets.shards import read_manifest
 from tests.bench.report import ROOT
 from tests.support.training import train_here
 from trainers.config import ComputeConfig, FinetuneConfig, TrackConfig

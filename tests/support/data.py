@@ -12,8 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.io import storage
-from datasets import shards
+from datasets.manifest import Manifest, Shard, Split
+from datasets.manifest_file import read_manifest, write_manifest
 from datasets.prepare.staging import write_images
+from datasets.shards import SHARD_SCHEMA, checksum
 
 
 def draw_image(label: int, number: int, size_px: int = 48) -> np.ndarray:
@@ -74,7 +76,7 @@ def write_images_of(
                     "image": content,
                     "label": label,
                     "image_id": image_id,
-                    "crc32": shards.checksum(content, label, image_id),
+                    "crc32": checksum(content, label, image_id),
                     "path": f"{split}/{number}.jpg",
                 }
             )
@@ -82,33 +84,33 @@ def write_images_of(
         os.makedirs(os.path.join(uri, split))
         write_images(
             storage.join(uri, path),
-            pa.Table.from_pylist(rows, schema=shards.SHARD_SCHEMA),
+            pa.Table.from_pylist(rows, schema=SHARD_SCHEMA),
             row_group_size,
         )
         metadata = pq.read_metadata(storage.join(uri, path))
         groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-        splits[split] = shards.Split(
-            shards=(shards.Shard(path=path, row_groups=tuple(groups), num_bytes=1),),
+        splits[split] = Split(
+            shards=(Shard(path=path, row_groups=tuple(groups), num_bytes=1),),
             class_counts=tuple(
                 sum(row["label"] == label for row in rows) for label in range(classes)
             ),
             num_pixels=sum(image.shape[0] * image.shape[1] for _, image in of_split),
         )
-    manifest = shards.Manifest(
+    manifest = Manifest(
         classes=tuple(f"class {label}" for label in range(classes)),
         splits=splits,
         num_quarantined=0,
         fingerprint=fingerprint,
         options={"short_side_px": 48},
     )
-    shards.write_manifest(uri, manifest)
+    write_manifest(uri, manifest)
 
 
 def rename_classes(uri: str, pattern: str) -> str:
     """Give the classes of a data set other names, of their numbers; return its URI."""
-    manifest = shards.read_manifest(uri)
+    manifest = read_manifest(uri)
     names = tuple(pattern.format(number) for number in range(len(manifest.classes)))
-    shards.write_manifest(uri, replace(manifest, classes=names))
+    write_manifest(uri, replace(manifest, classes=names))
     return uri
 
 

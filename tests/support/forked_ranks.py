@@ -22,8 +22,8 @@ from torch import distributed
 
 from cluster.scaling import WorkerPlan
 from datasets import epochs
+from datasets.manifest_file import read_manifest
 from datasets.plan import Chunk
-from datasets.shards import read_manifest
 from datasets.sources import BatchSource
 from tests.support.data import write_shards
 from tests.support.small import small_training

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.io import storage
-from datasets.shards import Manifest, Shard, Split, write_manifest
+from datasets.manifest import Manifest, Shard, Split
+from datasets.manifest_file import write_manifest
 from trainers.config import FinetuneConfig, ModelConfig
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.record.leaderboard import write_leaderboard

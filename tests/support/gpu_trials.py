@@ -13,7 +13,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from cluster import runtime
-from datasets.shards import read_manifest
+from datasets.manifest_file import read_manifest
 from tests.support.nodes import HEAD
 from tests.support.small import small_training
 from trainers.config import ClusterConfig, FinetuneConfig, ModelConfig, TrackConfig

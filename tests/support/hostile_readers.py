@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.io import fields, records, storage
-from datasets import shards
+from datasets import manifest, manifest_file, shards
 from datasets.config import IngestConfig
 from datasets.passes import features
 from datasets.prepare.exclude import parse_list
@@ -39,7 +39,7 @@ from tuning.record.verdict import judge
 from tuning.sharing import cache, reuse
 
 MAX_SENTENCE = 2000
-LOOKED_AT = (fields, records, shards, run_folder, rows, checkpoint)
+LOOKED_AT = (fields, records, manifest, manifest_file, shards, run_folder, rows, checkpoint)
 """Whose branches atheris follows: all that a reader does before it trusts a value."""
 
 
@@ -156,13 +156,15 @@ def list_readers(scratch: Path) -> dict[str, Reader]:
     step = "checkpoints/step-00000014/progress.json"
     return {
         "manifest": Reader(
-            "manifest.json", (data / "manifest.json").read_bytes(), shards.read_manifest
+            "manifest.json", (data / "manifest.json").read_bytes(), manifest_file.read_manifest
         ),
         "manifest that may be another's": Reader(
-            "manifest.json", (data / "manifest.json").read_bytes(), shards.is_prepared
+            "manifest.json", (data / "manifest.json").read_bytes(), manifest_file.is_prepared
         ),
         "schema version": Reader(
-            "manifest.json", (data / "manifest.json").read_bytes(), shards.read_schema_version
+            "manifest.json",
+            (data / "manifest.json").read_bytes(),
+            manifest_file.read_schema_version,
         ),
         "quarantine": Reader("quarantine.parquet", quarantine, shards.read_quarantine),
         "exclude list": Reader("exclude.csv", b"path,split\na.jpg,train\n", _read_exclude_list),

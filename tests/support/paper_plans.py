@@ -3,9 +3,9 @@
 import random
 
 from datasets.config import IngestConfig
+from datasets.manifest import Manifest, Shard, Split
 from datasets.plan import Plan, plan_epochs
 from datasets.prepare.partition import cut_row_groups
-from datasets.shards import Manifest, Shard, Split
 
 ROW_GROUP, SHARD_BYTES = 64, 128 * 2**20  # defaults of PrepareConfig
 TASK_IMAGES = IngestConfig().task_images

@@ -14,7 +14,7 @@ import ray.tune
 from ray.cluster_utils import Cluster
 
 from cluster import runtime
-from datasets.shards import read_manifest
+from datasets.manifest_file import read_manifest
 from tests.support.nodes import HEAD
 from tests.support.small import living_workers, small_training
 from trainers.config import ClusterConfig, ModelConfig, TrackConfig

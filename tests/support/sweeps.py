@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datasets.config import IngestConfig
-from datasets.shards import Manifest, Shard, Split, read_manifest, write_manifest
+from datasets.manifest import Manifest, Shard, Split
+from datasets.manifest_file import read_manifest, write_manifest
 from trainers import metrics
 from trainers.config import FinetuneConfig, ModelConfig
 from trainers.networks.backbones import find

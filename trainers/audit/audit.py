@@ -10,9 +10,9 @@ from datasets.audit.audit import write_audit
 from datasets.audit.checks import run_checks
 from datasets.audit.findings import Check
 from datasets.audit.images import AuditedImages, measure_images
+from datasets.manifest_file import read_manifest
 from datasets.passes.features import FeatureArrays
 from datasets.plan import IGNORE_INDEX
-from datasets.shards import read_manifest
 from trainers.audit.config import FeatureAuditConfig
 from trainers.audit.labels import check_labels
 from trainers.audit.outliers import check_outliers

@@ -12,7 +12,8 @@ from scipy.special import log_softmax
 from sklearn.model_selection import KFold
 
 from cluster.io.errors import UserError
-from datasets.shards import Manifest, read_manifest
+from datasets.manifest import Manifest
+from datasets.manifest_file import read_manifest
 from trainers.evaluation.measures import measure
 from trainers.evaluation.split import keep_logits, predict_split
 from trainers.inference.inference import Network

@@ -18,7 +18,8 @@ from cluster.io.lease import hold_lease
 from cluster.io.statistics import count_discordant, mcnemar
 from cluster.io.tables import to_csv
 from cluster.runtime import connect
-from datasets.shards import Manifest, read_manifest
+from datasets.manifest import Manifest
+from datasets.manifest_file import read_manifest
 from trainers.config import FinetuneConfig
 from trainers.evaluation.config import CompareConfig
 from trainers.evaluation.evaluate import write_evaluation

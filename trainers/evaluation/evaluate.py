@@ -23,9 +23,10 @@ from cluster.io.errors import UserError, require
 from cluster.io.lease import hold_lease
 from cluster.io.tables import to_csv
 from cluster.runtime import connect
+from datasets.manifest import TRAIN_AND_VAL, Manifest
+from datasets.manifest_file import read_manifest
 from datasets.plan import IGNORE_INDEX
 from datasets.prepare.classes import clean
-from datasets.shards import TRAIN_AND_VAL, Manifest, read_manifest
 from trainers.evaluation import pictures
 from trainers.evaluation.calibrate import calibrated, find_calibration, measure_calibration
 from trainers.evaluation.config import EvaluateConfig

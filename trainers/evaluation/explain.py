@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from cluster.io import storage
 from cluster.io.errors import UserError, require
 from cluster.runtime import connect
-from datasets.shards import Manifest, read_manifest
+from datasets.manifest import Manifest
+from datasets.manifest_file import read_manifest
 from trainers.config import FinetuneConfig
 from trainers.evaluation.config import ExplainConfig, Which
 from trainers.evaluation.evaluate import write_evaluation

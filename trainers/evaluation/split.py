@@ -23,9 +23,9 @@ from cluster.config import ClusterConfig
 from cluster.io import filesystems, storage
 from cluster.runtime import find_resources
 from datasets.blocks import FEW_IMAGES
+from datasets.manifest import Manifest, Split
 from datasets.passes.inference import Workers, choose_block_images, run_chunks, run_here
 from datasets.plan import IGNORE_INDEX, Chunk, EpochOrder, RowGroups
-from datasets.shards import Manifest, Split
 from datasets.sources import BatchSource, RowSource, ShardSource
 from trainers.config import FinetuneConfig
 from trainers.inference.actors import CPU_BATCH_SIZE, GPU_BATCH_SIZE, plan_actors

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.shards import Manifest, read_manifest
+from datasets.manifest import Manifest
+from datasets.manifest_file import read_manifest
 from trainers.evaluation.split import read_labelled
 from trainers.export.formats import Subject, open_session
 from trainers.export.model_card import Measured

@@ -6,7 +6,7 @@ from typing import Any
 from cluster.io import storage
 from cluster.io.records import read_object
 from cluster.io.uris import name_of
-from datasets.shards import read_manifest
+from datasets.manifest_file import read_manifest
 from trainers.run import checkpoint
 from trainers.run.folder import read_config
 

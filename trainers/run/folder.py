@@ -11,7 +11,7 @@ from cluster.io.errors import UserError, require
 from cluster.io.markers import RESUMABLE, RUN_RESUMABLE, flatten, marked
 from cluster.io.records import damaged, read_object
 from cluster.io.uris import name_of
-from datasets.shards import Manifest
+from datasets.manifest import Manifest
 from trainers import metrics
 from trainers.config import FinetuneConfig
 from trainers.networks.backbones import build

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from cluster.memory_allocator import keep_memory
-from datasets.shards import Manifest
+from datasets.manifest import Manifest
 from trainers.config import NORMALIZATIONS, FinetuneConfig
 from trainers.networks.backbones import find
 from trainers.step.mixing import build_mix

@@ -12,7 +12,7 @@ import wandb
 
 from cluster.io import storage
 from cluster.io.uris import name_of
-from datasets.shards import Manifest
+from datasets.manifest import Manifest
 from trainers.config import FinetuneConfig
 from trainers.run import checkpoint
 from trainers.run.checkpoint import TrainingProgress

@@ -6,7 +6,7 @@ from functools import partial
 from cluster.entry import ROOT
 from cluster.io.uris import name_of
 from cluster.provenance import find_commit
-from datasets.shards import Manifest
+from datasets.manifest import Manifest
 from trainers import metrics
 from trainers.config import FinetuneConfig
 from trainers.meter import describe_waits

@@ -8,8 +8,8 @@ import wandb
 from PIL import Image
 
 from datasets.config import IngestConfig
+from datasets.manifest import Manifest
 from datasets.preview import draw_views
-from datasets.shards import Manifest
 from trainers.config import FinetuneConfig
 from trainers.evaluation.measures import find_confused_pairs
 from trainers.evaluation.split import read_views

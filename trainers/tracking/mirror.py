@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from datasets.shards import Manifest
+from datasets.manifest import Manifest
 from trainers import metrics
 from trainers.config import FinetuneConfig
 from trainers.run.rows import Row, RowReader, find_mode

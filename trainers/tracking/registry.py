@@ -7,7 +7,7 @@ import wandb
 
 from cluster.io import storage
 from cluster.io.uris import name_of
-from datasets.shards import read_manifest
+from datasets.manifest_file import read_manifest
 from trainers.run.folder import read_config
 from trainers.tracking.artifacts import checkpoint_artifacts, clean_name, data_artifact
 from trainers.tracking.config import sync_command

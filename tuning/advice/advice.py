@@ -9,7 +9,7 @@ from cluster.io import storage
 from cluster.io.errors import UserError, require
 from cluster.io.fields import build
 from cluster.io.records import damaged, read_object
-from datasets.shards import read_manifest
+from datasets.manifest_file import read_manifest
 from trainers.config import FinetuneConfig, FreezeDepth, Init
 from trainers.networks.freezing import count_frozen
 from tuning.advice.extrapolation import Race

@@ -19,7 +19,8 @@ import numpy as np
 from cluster.io import storage
 from cluster.io.lease import hold_lease
 from cluster.runtime import connect
-from datasets.shards import Manifest, read_manifest
+from datasets.manifest import Manifest
+from datasets.manifest_file import read_manifest
 from trainers import checks
 from trainers.config import PRETRAINED, FinetuneConfig
 from trainers.inference.passes import Features, build_training, cache_uri

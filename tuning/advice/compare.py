@@ -13,7 +13,7 @@ import numpy as np
 from cluster.io import storage
 from cluster.io.statistics import count_discordant, mcnemar
 from cluster.io.terminal import count
-from datasets.shards import Manifest
+from datasets.manifest import Manifest
 from trainers.inference.actors import CPU_BATCH_SIZE
 from trainers.networks.measure import count_bytes, describe_devices, on_meta, time_step
 from trainers.networks.weights.pretrained import describe_weights, license_note

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from cluster.io import storage
 from cluster.io.statistics import SIGNIFICANCE
-from datasets.shards import Manifest
+from datasets.manifest import Manifest
 from trainers.networks.measure import describe_devices
 from tuning.advice.advice import Advice
 from tuning.advice.extrapolation import TIE, Race

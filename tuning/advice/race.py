@@ -18,8 +18,8 @@ from cluster.io import storage
 from cluster.io.terminal import count
 from cluster.runtime import Resources
 from datasets.config import IngestConfig
+from datasets.manifest import Manifest
 from datasets.passes.features import hash_facts
-from datasets.shards import Manifest
 from trainers import launch, metrics
 from trainers.config import FinetuneConfig, FreezeDepth, TrackConfig
 from trainers.inference.passes import cache_uri

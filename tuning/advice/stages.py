@@ -12,9 +12,9 @@ import numpy as np
 from cluster.io.statistics import count_discordant, mcnemar, wilson
 from cluster.io.terminal import count
 from cluster.runtime import Resources
+from datasets.manifest import Manifest
 from datasets.passes.features import FeatureArrays
 from datasets.plan import IGNORE_INDEX
-from datasets.shards import Manifest
 from trainers.config import FinetuneConfig
 from trainers.inference.passes import Features, compute_features
 from trainers.inference.probe import fit_probe, predict

@@ -12,7 +12,7 @@ from functools import partial
 from cluster.io.terminal import describe_s
 from cluster.runtime import Resources
 from cluster.scaling import plan_workers
-from datasets.shards import Manifest
+from datasets.manifest import Manifest
 from trainers.config import PRETRAINED
 from trainers.heads.stack import can_stack
 from trainers.networks.freezing import is_head_only

@@ -15,7 +15,7 @@ import torch
 
 from cluster.runtime import Resources
 from cluster.scaling import compute_once
-from datasets.shards import Manifest
+from datasets.manifest import Manifest
 from trainers.config import FinetuneConfig
 from trainers.heads.stack import GPU_BYTES, can_stack
 from trainers.networks.freezing import is_head_only

@@ -12,8 +12,8 @@ import torch
 
 from cluster.runtime import Resources
 from cluster.scaling import compute_once, plan_workers
+from datasets.manifest import Manifest
 from datasets.plan import EpochOrder, RowGroups
-from datasets.shards import Manifest
 from datasets.sources import ShardSource
 from trainers.config import FinetuneConfig
 from trainers.networks.backbones import build

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from datasets.shards import Manifest
+from datasets.manifest import Manifest
 from trainers.config import FinetuneConfig
 from trainers.heads.stack import HeadStack, can_stack, count_together
 from trainers.networks.freezing import is_head_only

@@ -18,7 +18,7 @@ from cluster.io import storage
 from cluster.runtime import Resources
 from cluster.scaling import compute_once
 from datasets.blocks import FEW_IMAGES
-from datasets.shards import Manifest
+from datasets.manifest import Manifest
 from trainers.networks.weights.tensors import to_safetensors
 from trainers.run import checkpoint
 from trainers.run.ensemble import join_tensors, write_ensemble

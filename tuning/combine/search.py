@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from cluster.io.errors import UserError
 from cluster.io.statistics import bootstrap_difference
 from cluster.io.terminal import count
+from datasets.manifest import Manifest
 from datasets.plan import IGNORE_INDEX, EpochOrder, RowGroups
-from datasets.shards import Manifest
 from datasets.sources import ShardSource
 from trainers.config import FinetuneConfig
 from trainers.evaluation.split import read_labelled

@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Group
 
 from cluster.io import terminal
-from datasets.shards import Manifest
+from datasets.manifest import Manifest
 from trainers import metrics
 from trainers.meter import Meter
 from trainers.run.rows import RowReader

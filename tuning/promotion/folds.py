@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from cluster.io.statistics import CONFIDENCE, estimate
-from datasets.shards import Manifest
+from datasets.manifest import Manifest
 from trainers import metrics
 from trainers.config import FinetuneConfig
 from trainers.run.folder import read_result

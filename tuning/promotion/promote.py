@@ -25,7 +25,7 @@ from cluster.io import storage
 from cluster.io.errors import UserError, require
 from cluster.io.lease import hold_lease
 from cluster.runtime import connect
-from datasets.shards import read_manifest
+from datasets.manifest_file import read_manifest
 from trainers.prepare import prepare_run
 from trainers.run.folder import read_config
 from trainers.run.rows import find_mode

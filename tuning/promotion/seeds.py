@@ -15,7 +15,7 @@ from cluster.io.errors import UserError
 from cluster.io.records import read_object
 from cluster.io.terminal import describe_s, report
 from cluster.runtime import Resources
-from datasets.shards import Manifest
+from datasets.manifest import Manifest
 from trainers import metrics
 from trainers.config import FinetuneConfig
 from trainers.export.config import ExportConfig

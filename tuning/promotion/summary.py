@@ -7,7 +7,7 @@ from typing import Any
 
 from cluster.io import storage
 from cluster.io.statistics import CONFIDENCE, estimate
-from datasets.shards import Manifest
+from datasets.manifest import Manifest
 from trainers import metrics
 from trainers.config import FinetuneConfig
 from trainers.run.evaluations import read_evaluation

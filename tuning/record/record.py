@@ -17,7 +17,8 @@ from typing import Any, Literal
 
 from cluster.io import storage
 from cluster.io.errors import UserError
-from datasets.shards import Manifest, read_manifest
+from datasets.manifest import Manifest
+from datasets.manifest_file import read_manifest
 from trainers.config import FinetuneConfig
 from trainers.run.evaluations import folder_of, predictions_uri, read_evaluation
 from trainers.run.folder import read_config

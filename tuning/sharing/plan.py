@@ -9,8 +9,8 @@ the prefix once, for all trials together.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from datasets.manifest import Manifest
 from datasets.passes.features import count_bytes
-from datasets.shards import Manifest
 from trainers.config import FinetuneConfig
 from trainers.networks.backbones import find
 from tuning.config import TuningConfig

@@ -12,6 +12,7 @@ import ray
 from cluster.config import ClusterConfig
 from cluster.io import storage
 from cluster.runtime import Resources
+from datasets.manifest import Manifest
 from datasets.passes.feature_builder import Entry
 from datasets.passes.features import (
     ArraySource,
@@ -20,7 +21,6 @@ from datasets.passes.features import (
     load_view,
     read_view,
 )
-from datasets.shards import Manifest
 from datasets.sources import BatchSource
 from trainers.config import FinetuneConfig, ModelConfig
 from trainers.inference.actors import plan_actors

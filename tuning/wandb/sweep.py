@@ -3,7 +3,7 @@
 from collections import Counter
 from functools import partial
 
-from datasets.shards import Manifest
+from datasets.manifest import Manifest
 from trainers import metrics
 from trainers.tracking.artifacts import data_artifact
 from trainers.tracking.media import augmentation_image

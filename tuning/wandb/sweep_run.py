@@ -6,7 +6,7 @@ The run is open while the sweep runs: stopped in W&B, it ends the sweep.
 import threading
 from collections.abc import Callable
 
-from datasets.shards import Manifest
+from datasets.manifest import Manifest
 from trainers.run.rows import find_mode
 from trainers.tracking.thread import WandbThread
 from tuning.config import TuningConfig

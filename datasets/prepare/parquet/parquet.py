@@ -12,6 +12,7 @@ from pyarrow import fs
 from cluster.io import filesystems
 from cluster.io.errors import UserError
 from cluster.io.uris import name_of
+from datasets.manifest import SPLITS
 from datasets.prepare.config import PrepareConfig
 from datasets.prepare.listing import Listing, hash_files, refuse_second_test_set, walk
 from datasets.prepare.names import find_system_name
@@ -32,7 +33,6 @@ from datasets.prepare.splits import (
     read_splits,
     split_of_file,
 )
-from datasets.shards import SPLITS
 
 
 def list_parquet(config: PrepareConfig) -> Listing:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from cluster.runtime import connect
 from datasets.config import IngestConfig
-from datasets.shards import read_manifest
+from datasets.manifest_file import read_manifest
 from tests.bench.gpu.ingest import list_files, ray_on, write_data
 from tests.bench.gpu.sizes import Sizes, find_device, synchronize
 from tests.bench.peers import open_dataloader
