@@ -22,9 +22,9 @@ from datasets.prepare.prepare import prepare
 from datasets.prepare.sources import SOURCES
 from datasets.prepare.splits import NO_SPLIT
 from datasets.prepare.tables.columns import find_columns, find_other_values
+from datasets.prepare.tables.listing import NO_FILE, NO_NAME, NO_ROW, TWICE
 from datasets.prepare.tables.matching import Files
 from datasets.prepare.tables.rows import Rows, read_rows
-from datasets.prepare.tables.table import NO_FILE, NO_NAME, NO_ROW, TWICE
 from tests.support.listings import placed
 
 
