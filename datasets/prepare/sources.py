@@ -11,7 +11,7 @@ from datasets.prepare.folders.folder import list_folder
 from datasets.prepare.listing import Listing
 from datasets.prepare.parquet.parquet import list_parquet
 from datasets.prepare.stanford import list_stanford
-from datasets.prepare.tables.table import list_table
+from datasets.prepare.tables.listing import list_table
 from datasets.synthetic import synthetic
 from datasets.synthetic.config import SyntheticConfig
 
