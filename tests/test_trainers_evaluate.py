@@ -37,17 +37,15 @@ from trainers.config import (
 )
 from trainers.evaluation import pictures
 from trainers.evaluation import split as split_module
-from trainers.evaluation.evaluate import (
-    MatchedClasses,
-    evaluate,
-    match_classes,
-    write_evaluation,
-)
+from trainers.evaluation.classes import MatchedClasses, match_classes
+from trainers.evaluation.evaluate import evaluate, write_evaluation
 from trainers.evaluation.measures import confusion_matrix, find_confused_pairs, measure
 from trainers.evaluation.split import predict_mirrored, read_views
 from trainers.inference.actors import plan_actors
 from trainers.inference.inference import Network
 from trainers.run import folder as run_folder
+from trainers.run.checkpoint import TrainingProgress
+from trainers.run.evaluations import name_other
 from trainers.run.predictions import COLUMNS, Predictions, build_predictions
 from trainers.run.rows import read_rows
 from trainers.step.step import StepSettings, eval_step, predict
@@ -208,6 +206,25 @@ def match_names(data: str, renamed: Sequence[str]) -> MatchedClasses:
         origin="r",
     )
     return match_classes(manifest, "test", network, renamed)
+
+
+@pytest.mark.parametrize(
+    ("data", "fingerprint", "renamed", "expected"),
+    [
+        pytest.param("/data/own", "abcdef12", (), None, id="its own"),
+        pytest.param("/data/own", "0123456789", (), None, id="its own, prepared again"),
+        pytest.param("/data/copy", "abcdef12", (), None, id="the same images elsewhere"),
+        pytest.param("/data/field", "0123456789", (), "field-012345", id="other images"),
+        pytest.param("/data/own", "abcdef12", ("a=b",), "mapped", id="other names"),
+        pytest.param("/data/field", "0123456789", ("a=b",), "field-012345-mapped", id="both"),
+    ],
+)
+def test_an_evaluation_of_other_images_has_their_name(
+    data: str, fingerprint: str, renamed: Sequence[str], expected: str | None
+) -> None:
+    progress = TrainingProgress(fingerprint="abcdef12")
+    own = FinetuneConfig(data="/data/own")
+    assert name_other(data, fingerprint, own, progress, renamed) == expected
 
 
 @pytest.mark.ray

@@ -27,12 +27,7 @@ from trainers.evaluation.pictures import Change, draw_changes
 from trainers.evaluation.split import read_views
 from trainers.run import checkpoint
 from trainers.run import folder as run_folder
-from trainers.run.evaluations import (
-    find_other,
-    folder_of,
-    predictions_uri,
-    read_evaluation,
-)
+from trainers.run.evaluations import folder_of, name_other, predictions_uri, read_evaluation
 from trainers.run.predictions import Predictions, read_table
 
 NUM_SHOWN = 5
@@ -113,8 +108,9 @@ def _evaluate(
     run: str, config: CompareConfig, training: FinetuneConfig, manifest: Manifest
 ) -> Predictions:
     """Return a run's predictions; evaluate it unless it has been on this data set."""
-    progress, split = checkpoint.latest_progress(run), config.split
-    other = find_other(run, config.data)
+    progress, own = checkpoint.latest_progress(run), run_folder.read_config(run)
+    split, data = config.split, own.data if config.data is None else training.data
+    other = name_other(data, manifest.fingerprint, own, progress)
     known = progress and read_evaluation(
         run, split, epoch=progress.best_epoch, fingerprint=manifest.fingerprint, other=other
     )

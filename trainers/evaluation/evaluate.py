@@ -19,27 +19,32 @@ from typing import Any
 import numpy as np
 
 from cluster.io import storage
-from cluster.io.errors import UserError, require
+from cluster.io.errors import UserError
 from cluster.io.lease import hold_lease
-from cluster.io.tables import to_csv
 from cluster.runtime import connect
 from datasets.manifest import TRAIN_AND_VAL, Manifest
 from datasets.manifest_file import read_manifest
-from datasets.plan import IGNORE_INDEX
-from datasets.prepare.classes import clean
-from trainers.evaluation import pictures
+from trainers.config import FinetuneConfig
 from trainers.evaluation.calibrate import calibrated, find_calibration, measure_calibration
+from trainers.evaluation.classes import MatchedClasses, match_classes
 from trainers.evaluation.config import EvaluateConfig
-from trainers.evaluation.levels import group_classes, measure_levels
-from trainers.evaluation.measures import Measures, confusion_matrix, find_confused_pairs, measure
+from trainers.evaluation.files import draw_files
+from trainers.evaluation.levels import measure_levels
+from trainers.evaluation.measures import (
+    ConfusedPair,
+    Measures,
+    find_confused_pairs,
+    measure,
+)
 from trainers.evaluation.printing import show
 from trainers.evaluation.split import Describe, describe_answers, predict_split, read_views
 from trainers.inference.hierarchy import open_hierarchy
 from trainers.inference.inference import Network
 from trainers.prepare import PrefixFeatures
 from trainers.run import folder as run_folder
+from trainers.run.calibration import Calibration
 from trainers.run.checkpoint import TrainingProgress
-from trainers.run.evaluations import find_other, folder_of, predictions_uri
+from trainers.run.evaluations import folder_of, name_other, predictions_uri
 from trainers.run.predictions import Predictions
 from trainers.stops import too_many_unreadable
 from trainers.tracking.evaluation import track_evaluation
@@ -48,11 +53,29 @@ NUM_PAIRS = 20
 """Pairs of confused classes that are listed and drawn."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class OpenedRun:
+    """A run's best checkpoint, and the data set to evaluate it on."""
+
+    config: FinetuneConfig
+    """Of the training."""
+    network: Network
+    """Its config is that of the training, with the URI of the data set to evaluate on."""
+    progress: TrainingProgress
+    manifest: Manifest
+
+    def name_other(self, renamed: Sequence[str]) -> str | None:
+        """Return what distinguishes the folder of the evaluation, as `evaluations.name_other`."""
+        data, fingerprint = self.network.config.data, self.manifest.fingerprint
+        return name_other(data, fingerprint, self.config, self.progress, renamed)
+
+
 def run_evaluation(config: EvaluateConfig) -> None:
     """Evaluate and print the result."""
     run_folder.read_config(config.run)
     connect(config.address, quiet=config.json)
-    other = find_other(config.run, config.data, config.map)
+    opened = _open(config.run, config.data)
+    other = opened.name_other(config.map)
     writes = folder_of(config.run, config.split or "test", tta=config.tta, other=other)
     with hold_lease(writes, field="run"):
         result = write_evaluation(
@@ -65,6 +88,7 @@ def run_evaluation(config: EvaluateConfig) -> None:
             refused=config.refused,
             hierarchy=config.hierarchy,
             least_probability=config.least_probability,
+            opened=opened,
         )
     split = result["split"]
     folder = folder_of(storage.absolute(config.run, "run"), split, tta=config.tta, other=other)
@@ -86,8 +110,9 @@ def evaluate(
         UserError: where the run has no checkpoint, the data set has none of its classes, more
             images are unreadable than its config allows, or the network's outputs are not finite.
     """
-    network, _, manifest = _open(run, data)
-    return _predict(network, manifest, choose_split(manifest, split, data), tta, renamed=())
+    opened = _open(run, data)
+    split = choose_split(opened.manifest, split, data)
+    return _predict(opened, split, match_classes(opened.manifest, split, opened.network), tta=tta)
 
 
 def write_evaluation(
@@ -102,6 +127,7 @@ def write_evaluation(
     hierarchy: str | None = None,
     least_probability: float = EvaluateConfig.least_probability,
     prefix: PrefixFeatures | None = None,
+    opened: OpenedRun | None = None,
     on_measured: Callable[[Measures], None] = lambda measures: None,
 ) -> dict[str, Any]:
     """Evaluate a run on a split of its data set, or of `data`; write what the module lists.
@@ -113,6 +139,7 @@ def write_evaluation(
         renamed: classes of the data set and of the network, as DATA=NETWORK.
         coverage, refused, hierarchy, least_probability: as of EvaluateConfig.
         prefix: as of `predict_split`.
+        opened: the run and `data`, where they were read before.
         on_measured: called before pictures are drawn and anything is written.
 
     Returns:
@@ -121,13 +148,14 @@ def write_evaluation(
     Raises:
         UserError: as `evaluate`.
     """
-    network, progress, manifest = _open(run, data)
+    opened = opened or _open(run, data)
+    network, manifest = opened.network, opened.manifest
     split = choose_split(manifest, split, data)
     matched = match_classes(manifest, split, network, renamed)
     calibration, reason = None, "not with --tta: its probabilities are means of two"
     if not tta:
-        trained = replace(network, config=run_folder.read_config(run))
-        calibration, reason = find_calibration(run, trained, progress, prefix=prefix)
+        trained = replace(network, config=opened.config)
+        calibration, reason = find_calibration(run, trained, opened.progress, prefix=prefix)
     levels = None if hierarchy is None else open_hierarchy(hierarchy, network.classes)
     describe = partial(
         describe_answers,
@@ -136,29 +164,15 @@ def write_evaluation(
         hierarchy=levels,
         least_probability=least_probability,
     )
-    predictions = _predict(
-        network, manifest, split, tta, renamed=renamed, describe=describe, prefix=prefix
-    )
+    predictions = _predict(opened, split, matched, tta=tta, describe=describe, prefix=prefix)
     measures, pairs = measure(predictions), find_confused_pairs(predictions, NUM_PAIRS)
     on_measured(measures)
-    scaled: Measures | None = None
-    calibrated_means: dict[str, float] = {}
-    found: dict[str, Any] | None = None
-    if calibration is not None:
-        in_sample = split == "val" and manifest.fingerprint == calibration.fingerprint
-        scaled = None if in_sample else measure(calibrated(predictions))
-        calibrated_means = {
-            f"{split}/calibrated_ece": scaled.ece if scaled else calibration.ece_after,
-            f"{split}/calibrated_loss": scaled.loss if scaled else calibration.loss_after,
-        }
-        found = measure_calibration(predictions, calibration, coverage=coverage, refused=refused)
-    confusion_KK = confusion_matrix(predictions)
-    rows_N = [pair.row for pair in pairs]
-    examples = [*read_views(network.config, manifest, split, rows_N)] if pairs else []
+    scaled = _measure_calibrated(predictions, calibration, split, manifest.fingerprint)
     result = {
         **{f"{split}/{name}": value for name, value in measures.means().items()},
-        **calibrated_means,
-        "calibration": found,
+        **_calibrated_means(split, calibration, scaled),
+        "calibration": calibration
+        and measure_calibration(predictions, calibration, coverage=coverage, refused=refused),
         "not_calibrated": reason,
         "hierarchy": levels and measure_levels(predictions, levels),
         "split": split,
@@ -167,34 +181,16 @@ def write_evaluation(
         "map": list(renamed),
         "lost": list(predictions.unreadable),
         "tta": tta,
-        "epoch": progress.epoch,
+        "epoch": opened.progress.epoch,
         "data": network.config.data,
         "fingerprint": manifest.fingerprint,
         "most_confused": [pair.to_dict() for pair in pairs],
         "per_class": measures.per_class(network.classes),
         "reliability": measures.reliability(),
     }
-    files = {
-        "confusion.png": pictures.draw_confusion(confusion_KK, measures, network.classes),
-        "confused_pairs.png": pictures.draw_confused_pairs(pairs, examples),
-        "reliability.png": pictures.draw_reliability(
-            scaled or measures, before=scaled and measures
-        ),
-        "confusion.csv": to_csv(
-            ["true \\ predicted", *network.classes],
-            zip(network.classes, *confusion_KK.T.tolist(), strict=True),
-        ),
-        "per_class.csv": to_csv(
-            result["per_class"][0], (row.values() for row in result["per_class"])
-        ),
-    }
-    if levels is not None:
-        grouped = group_classes(predictions, levels, 0)
-        files["confusion_grouped.png"] = pictures.draw_confusion(
-            confusion_matrix(grouped), measure(grouped), grouped.classes
-        )
-    run = storage.absolute(run, "run")
-    folder = folder_of(run, split, tta=tta, other=find_other(run, data, renamed))
+    examples = _read_examples(opened, split, pairs)
+    files = draw_files(predictions, measures, scaled, pairs, examples, levels)
+    folder = folder_of(network.origin, split, tta=tta, other=opened.name_other(renamed))
     storage.write_parquet(predictions_uri(folder), predictions.table)
     for name, content in files.items():
         storage.write_bytes(storage.join(folder, name), content)
@@ -202,16 +198,15 @@ def write_evaluation(
     return result
 
 
-def _open(run: str, data: str | None) -> tuple[Network, TrainingProgress, Manifest]:
+def _open(run: str, data: str | None) -> OpenedRun:
     """Load the best checkpoint, and the manifest of the data set to evaluate on."""
     run = storage.absolute(run, "run")
-    config, progress, model = run_folder.load_best_model(run, ensembles=True)
-    data = storage.absolute(data or config.data, "data")
-    if data != config.data:
-        config = replace(config, data=data, fold=0)
+    trained, progress, model = run_folder.load_best_model(run, ensembles=True)
+    data = storage.absolute(data or trained.data, "data")
+    config = trained if data == trained.data else replace(trained, data=data, fold=0)
     manifest = read_manifest(data, config.fold)
     network = Network(model=model, config=config, classes=progress.classes, origin=run)
-    return network, progress, manifest
+    return OpenedRun(config=trained, network=network, progress=progress, manifest=manifest)
 
 
 def choose_split(manifest: Manifest, split: str | None, data: str | None) -> str:
@@ -221,76 +216,46 @@ def choose_split(manifest: Manifest, split: str | None, data: str | None) -> str
     return TRAIN_AND_VAL if "train" in manifest.splits else next(iter(manifest.splits))
 
 
-@dataclass(frozen=True, kw_only=True)
-class MatchedClasses:
-    """The classes of a data set and those of a network."""
+def _measure_calibrated(
+    predictions: Predictions, calibration: Calibration | None, split: str, fingerprint: str
+) -> Measures | None:
+    """Measure with calibration; None without one, and where it was fitted on these images."""
+    if calibration is None or (split == "val" and fingerprint == calibration.fingerprint):
+        return None
+    return measure(calibrated(predictions))
 
-    index_K: np.ndarray
-    """Of each class of the data set, the network's; IGNORE_INDEX where it has none."""
-    not_scored: dict[str, int]
-    """Images of the classes that the network does not have."""
 
-
-def match_classes(
-    manifest: Manifest, split: str, network: Network, renamed: Sequence[str] = ()
-) -> MatchedClasses:
-    """Match the classes of a data set with a network's by name.
-
-    Raises:
-        UserError: where no image of the split is of a class of the network, and for names in
-            `renamed` that neither has.
-    """
-    number_of = {clean(name): number for number, name in enumerate(network.classes)}
-    given, other_name = set(map(clean, manifest.classes)), dict[str, str]()
-    for pair in renamed:
-        parts = pair.split("=")  # a name may have one as well
-        cuts = range(1, len(parts))
-        named = [(clean("=".join(parts[:at])), clean("=".join(parts[at:]))) for at in cuts]
-        known = [(ours, theirs) for ours, theirs in named if ours in given and theirs in number_of]
-        require(
-            len(known) == 1,
-            "map",
-            pair,
-            f"use DATA=NETWORK, a class of {', '.join(manifest.classes[:3])} ... and one of "
-            f"{', '.join(network.classes[:3])} ...",
-        )
-        ((ours, theirs),) = known
-        require(
-            other_name.get(ours, theirs) == theirs,
-            "map",
-            pair,
-            f"{ours!r} is mapped to {other_name.get(ours)!r} as well: leave one of the two out",
-        )
-        other_name.update(known)
-    names = [other_name.get(clean(name), clean(name)) for name in manifest.classes]
-    index_K = np.array([number_of.get(name, IGNORE_INDEX) for name in names], np.int64)
-    counts = manifest.split(split).class_counts
-    not_scored = {
-        name: count
-        for name, count, index in zip(manifest.classes, counts, index_K, strict=True)
-        if count and index == IGNORE_INDEX
+def _calibrated_means(
+    split: str, calibration: Calibration | None, scaled: Measures | None
+) -> dict[str, float]:
+    """Return ECE and loss with calibration; those of its fit where it was fitted on the split."""
+    if calibration is None:
+        return {}
+    return {
+        f"{split}/calibrated_ece": scaled.ece if scaled else calibration.ece_after,
+        f"{split}/calibrated_loss": scaled.loss if scaled else calibration.loss_after,
     }
-    if sum(not_scored.values()) == sum(counts):
-        raise UserError(
-            f"run is {network.origin!r}: its checkpoint has {len(network.classes)} classes "
-            f"({network.classes[0]} ...), the data set {network.config.data} has "
-            f"{len(manifest.classes)} ({manifest.classes[0]} ...), none of them the same; give the "
-            "pairs with --map DATA=NETWORK, or evaluate on the data it was trained for"
-        )
-    return MatchedClasses(index_K=index_K, not_scored=not_scored)
+
+
+def _read_examples(
+    opened: OpenedRun, split: str, pairs: Sequence[ConfusedPair]
+) -> list[np.ndarray]:
+    if not pairs:
+        return []
+    rows_N = [pair.row for pair in pairs]
+    return [*read_views(opened.network.config, opened.manifest, split, rows_N)]
 
 
 def _predict(
-    network: Network,
-    manifest: Manifest,
+    opened: OpenedRun,
     split: str,
-    tta: bool,
+    matched: MatchedClasses,
     *,
-    renamed: Sequence[str],
+    tta: bool,
     describe: Describe | None = None,
     prefix: PrefixFeatures | None = None,
 ) -> Predictions:
-    matched = match_classes(manifest, split, network, renamed)
+    network, manifest = opened.network, opened.manifest
     predictions = predict_split(
         network,
         manifest,

@@ -6,35 +6,40 @@ from typing import Any
 from cluster.io import storage
 from cluster.io.records import read_object
 from cluster.io.uris import name_of
-from datasets.manifest_file import read_manifest
-from trainers.run import checkpoint
-from trainers.run.folder import read_config
+from trainers.config import FinetuneConfig
+from trainers.run.checkpoint import TrainingProgress
 
 
 def folder_of(run: str, split: str, *, tta: bool = False, other: str | None = None) -> str:
     """Return the URI of an evaluation's pictures and tables; its JSON is beside the folder.
 
     Args:
-        other: as `find_other` returns it.
+        other: as `name_other` returns it.
     """
     of = f"_of_{other}" if other else ""
     return storage.join(run, f"evaluation_{split}{of}{'_tta' if tta else ''}")
 
 
-def find_other(run: str, data: str | None, renamed: Sequence[str] = ()) -> str | None:
+def name_other(
+    data: str,
+    fingerprint: str,
+    config: FinetuneConfig,
+    progress: TrainingProgress | None,
+    renamed: Sequence[str] = (),
+) -> str | None:
     """Return a name for other images than those that a run was trained for, or for classes that
-    have other names (`--map`); None for its own, as they are."""
-    parts = [_name_other_data(run, storage.absolute(data, "data"))] if data is not None else []
-    if renamed:
-        parts.append("mapped")
-    return "-".join(filter(None, parts)) or None
+    have other names (`--map`); None for its own, as they are. What is at the URI of its training is
+    its own, prepared again or not.
 
-
-def _name_other_data(run: str, data: str) -> str | None:
-    if data == read_config(run).data or (progress := checkpoint.latest_progress(run)) is None:
-        return None
-    fingerprint = read_manifest(data).fingerprint
-    return None if fingerprint == progress.fingerprint else f"{name_of(data)}-{fingerprint[:6]}"
+    Args:
+        data: absolute URI of the images.
+        fingerprint: of the data set there.
+        config: of the training.
+        progress: of one of its checkpoints.
+    """
+    known = data == config.data or progress is None or fingerprint == progress.fingerprint
+    parts = [] if known else [f"{name_of(data)}-{fingerprint[:6]}"]
+    return "-".join([*parts, *(["mapped"] if renamed else [])]) or None
 
 
 def predictions_uri(folder: str) -> str:
