@@ -9,7 +9,6 @@ OUT/README.md           the model card, written last
 """
 
 import json
-import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -32,7 +31,7 @@ from trainers.export.formats import (
     require_onnx,
 )
 from trainers.export.model_card import CardFacts, FileFacts, write_card
-from trainers.run.calibration import LEAST_IMAGES, read_calibration
+from trainers.run.calibration import describe_missing, read_calibration
 from trainers.run.ensemble import Ensemble
 from trainers.run.evaluations import read_evaluation
 from trainers.run.folder import load_best_model
@@ -74,12 +73,8 @@ def export(config: ExportConfig) -> dict[str, FileFacts]:
     settings = step_settings(training, torch.device("cpu"))
     calibration = read_calibration(run, progress.global_step)
     if calibration is None and progress.validated:
-        report(
-            f"{config.run} is not calibrated: `python -m trainers evaluate --run "
-            f"{shlex.quote(config.run)}` first adds a temperature and `unknown` to the files, "
-            f"if it has {LEAST_IMAGES} validation images",
-            warning=True,
-        )
+        gain = "first adds a temperature and `unknown` to the files"
+        report(describe_missing(config.run, gain), warning=True)
     subject = Subject(
         model=model,
         config=training,

@@ -1,6 +1,5 @@
 """Classifies photographs, and writes the likeliest classes as Parquet."""
 
-import shlex
 from dataclasses import replace
 from functools import partial
 
@@ -17,7 +16,7 @@ from trainers.inference.config import PredictConfig
 from trainers.inference.hierarchy import Hierarchy, open_hierarchy
 from trainers.inference.inference import open_network, run_inference
 from trainers.inference.picks import WithFeatures, to_lists, write_picks
-from trainers.run.calibration import LEAST_IMAGES, Calibration, unknown_scores
+from trainers.run.calibration import Calibration, describe_missing, unknown_scores
 
 _NUM_SHOWN = 5
 
@@ -100,12 +99,8 @@ def run_predict(config: PredictConfig) -> None:
         "`python -m trainers evaluate --run RUN`",
     )
     if config.run is not None and calibration is None:
-        report(
-            f"{config.run} is not calibrated, so no image is called unknown: "
-            f"`python -m trainers evaluate --run {shlex.quote(config.run)}` calibrates it, if it "
-            f"has {LEAST_IMAGES} validation images",
-            warning=True,
-        )
+        lack = ", so no image is called unknown"
+        report(describe_missing(config.run, "calibrates it", lack), warning=True)
     if config.rank_by == "diversity":
         model = WithFeatures(network.model, network.config.model.backbone)
         network = replace(network, model=model)

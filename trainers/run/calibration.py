@@ -6,6 +6,7 @@ that hold the true one at a stated rate. B images, K classes, N validation image
 
 import json
 import math
+import shlex
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -131,6 +132,19 @@ def read_calibration(run: str, step: int) -> Calibration | None:
 
 def write_calibration(run: str, step: int, calibration: Calibration) -> None:
     storage.write_bytes(_uri(run, step), json.dumps(calibration.to_dict(), indent=1).encode())
+
+
+def describe_missing(run: str, gain: str, lack: str = "") -> str:
+    """Return a warning that a run has no calibration, with the command that fits one.
+
+    Args:
+        gain: what the command does, after it.
+        lack: what there is not without a calibration.
+    """
+    return (
+        f"{run} is not calibrated{lack}: `python -m trainers evaluate --run {shlex.quote(run)}` "
+        f"{gain}, if it has {LEAST_IMAGES} validation images"
+    )
 
 
 def _uri(run: str, step: int) -> str:
