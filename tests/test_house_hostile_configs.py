@@ -20,8 +20,8 @@ from cluster.io.errors import holds_credentials
 from cluster.io.fields import MAX_COUNT, MAX_FLOAT, build, check_fields
 from trainers.config import FinetuneConfig, ScheduleConfig, TrackConfig
 from trainers.tracking.config import SyncConfig
-from tuning.commands import Command
 from tuning.config import TuningConfig
+from tuning.options import Command
 
 SECRET = "wJalrXUtnFEMI-K7MDENG-bPxRfiCY"
 MAY_BE_NEGATIVE = ("class_depth", "freeze_depth", "freeze_depths", "phases")

@@ -68,7 +68,7 @@ def sweeps(parse: str) -> dict[str, Verb]:
     return {
         recipe: Verb(
             f"sweep the recipe {recipe}",
-            "tuning.commands:Command",
+            "tuning.options:Command",
             "tuning.commands:run_sweep",
             help=HELP,
             address="base.cluster.address",
