@@ -14,8 +14,9 @@ from datasets.augment import view
 from datasets.images import BadImage
 from datasets.manifest import Manifest, Split
 from datasets.manifest_file import read_manifest, read_schema_version, write_manifest
+from datasets.passes.actors import choose_block_images
 from datasets.passes.collection import lies_in, list_images
-from datasets.passes.inference import choose_block_images, load_views
+from datasets.passes.inference import load_views
 from datasets.preview import preview
 from tests.support.data import WriteData, draw_image, flip_byte
 

@@ -16,6 +16,7 @@ from datasets.config import IngestConfig
 from datasets.epochs import stream
 from datasets.manifest_file import read_manifest
 from datasets.passes import feature_builder
+from datasets.passes.actors import Workers
 from datasets.passes.feature_builder import Built, Entry, build_features
 from datasets.passes.features import (
     DTYPE,
@@ -27,7 +28,6 @@ from datasets.passes.features import (
     read_view,
     write_part,
 )
-from datasets.passes.inference import Workers
 from datasets.plan import IGNORE_INDEX, plan_epochs
 from datasets.sources import ReadLimits, ShardSource
 from tests.support.data import flip_byte

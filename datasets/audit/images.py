@@ -17,8 +17,8 @@ from datasets.decode import decode
 from datasets.images import BadImage
 from datasets.manifest import SPLITS, Manifest
 from datasets.manifest_file import read_manifest
+from datasets.passes.actors import choose_block_images
 from datasets.passes.collection import KEY, list_images
-from datasets.passes.inference import choose_block_images
 from datasets.prepare.duplicates.near import hash_image
 from datasets.prepare.listing import Reader
 

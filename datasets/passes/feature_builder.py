@@ -20,6 +20,7 @@ from cluster.io import storage
 from datasets.blocks import FEW_IMAGES, OF_PX
 from datasets.config import IngestConfig
 from datasets.manifest import Manifest
+from datasets.passes.actors import Workers, choose_block_images, run_chunks, run_here
 from datasets.passes.features import (
     DTYPE,
     Part,
@@ -31,7 +32,6 @@ from datasets.passes.features import (
     write_part,
     write_view,
 )
-from datasets.passes.inference import Workers, choose_block_images, run_chunks, run_here
 from datasets.plan import Chunk, RowGroup, RowGroups
 from datasets.read import read_chunk
 from datasets.sources import ShardSource

@@ -24,7 +24,7 @@ from cluster.io import filesystems, storage
 from cluster.runtime import find_resources
 from datasets.blocks import FEW_IMAGES
 from datasets.manifest import Manifest, Split
-from datasets.passes.inference import Workers, choose_block_images, run_chunks, run_here
+from datasets.passes.actors import Workers, choose_block_images, run_chunks, run_here
 from datasets.plan import IGNORE_INDEX, Chunk, EpochOrder, RowGroups
 from datasets.sources import BatchSource, RowSource, ShardSource
 from trainers.config import FinetuneConfig

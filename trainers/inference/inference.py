@@ -21,8 +21,9 @@ from cluster.io.lease import hold_lease
 from cluster.io.terminal import report
 from cluster.runtime import connect
 from datasets.config import IngestConfig
+from datasets.passes.actors import Workers
 from datasets.passes.collection import lies_in, list_images
-from datasets.passes.inference import Outcome, Workers, infer
+from datasets.passes.inference import Outcome, infer
 from datasets.prepare.partition import tally_reasons
 from trainers.config import FinetuneConfig, ModelConfig
 from trainers.inference.actors import plan_actors

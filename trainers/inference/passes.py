@@ -15,9 +15,9 @@ from cluster.runtime import Resources
 from cluster.scaling import WorkerPlan
 from datasets.config import NUM_VIEWS, IngestConfig
 from datasets.manifest import Manifest
+from datasets.passes.actors import Workers
 from datasets.passes.feature_builder import Built, Entry, build_features
 from datasets.passes.features import FeatureArrays, hash_facts, load_view, read_view
-from datasets.passes.inference import Workers
 from trainers.config import FinetuneConfig, ModelConfig
 from trainers.inference.actors import plan_actors
 from trainers.inference.config import FrozenConfig
