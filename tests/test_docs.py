@@ -21,9 +21,9 @@ from k8s.checker.overlays import list_overlays
 from tests.conftest import ROOT
 from tests.test_house_hostile_configs import DOORS, leaves
 from trainers.run.folder import read_result
+from tuning.point import AXES
 from tuning.record.leaderboard import COLUMNS
 from tuning.record.record import SweepRecord
-from tuning.space import AXES
 
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

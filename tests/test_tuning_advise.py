@@ -45,14 +45,15 @@ from tuning.advice.quadrants import (
     with_neighbours,
 )
 from tuning.advice.ranking import Ranked, mark_front
-from tuning.axes.axis import BACKBONE
+from tuning.axes.axis import BACKBONE, CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
 from tuning.axes.backbones import SETS, read_backbones
 from tuning.check import distinct_depths
 from tuning.config import TuningConfig
+from tuning.point import training_of
 from tuning.record.record import SweepRecord
 from tuning.record.results import LEARNS, LEARNS_NOT, TrialResult
 from tuning.record.savings import Savings
-from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE, models, training_of
+from tuning.space import models
 
 CHANCE = 0.2
 

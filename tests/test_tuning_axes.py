@@ -36,6 +36,7 @@ from tuning.axes.axis import (
 )
 from tuning.check import distinct_depths, with_absolute_axes
 from tuning.config import SpaceConfig, TuningConfig
+from tuning.point import describe, training_of
 from tuning.record.leaderboard import list_rows, read_leaderboard
 from tuning.record.record import SweepRecord
 from tuning.record.verdict import judge
@@ -43,7 +44,7 @@ from tuning.review.importance import rank_axes
 from tuning.review.page import render_page
 from tuning.run import tune_sweep
 from tuning.sharing.keys import network_of, prefix_key
-from tuning.space import corners, describe, models, point_of, points, suggest, training_of
+from tuning.space import corners, models, point_of, points, suggest
 from tuning.wandb.views import build_views
 
 ADAMW = FinetuneConfig(data="d", optim=OptimConfig(optimizer="adamw"))

@@ -21,10 +21,11 @@ from tuning.budget.estimate import (
 )
 from tuning.budget.rates import Rates
 from tuning.config import SpaceConfig, TuningConfig
+from tuning.point import training_of
 from tuning.sharing.asha import simulate_epochs
 from tuning.sharing.keys import Key, prefix_key
 from tuning.sharing.plan import PrefixPlan, SharingPlan
-from tuning.space import models, training_of
+from tuning.space import models
 
 RESOURCES = Resources(
     num_cpus=2.0, num_gpus=0, num_nodes=1, memory_gib=8.0, object_store_gib=2.0, started_here=True

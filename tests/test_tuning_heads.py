@@ -15,9 +15,9 @@ from trainers.networks import backbones
 from trainers.networks.weights.head_files import head_tensors
 from trainers.networks.weights.initialization import initialize
 from trainers.run.folder import read_result
+from tuning.axes.axis import FREEZE_DEPTH, INIT, LEARNING_RATE
 from tuning.config import SpaceConfig
 from tuning.heads import train_heads
-from tuning.space import FREEZE_DEPTH, INIT, LEARNING_RATE
 from tuning.trial import Shared, config_of
 
 

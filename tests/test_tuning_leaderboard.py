@@ -13,11 +13,12 @@ from rich.console import Console
 from trainers.__main__ import parse
 from trainers.config import FinetuneConfig, ModelConfig
 from trainers.recipes import RECIPES
+from tuning.axes.axis import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
+from tuning.point import Point
 from tuning.promotion.printing import print_seeds
 from tuning.promotion.summary import summarize
 from tuning.record.leaderboard import print_leaderboard, read_leaderboard, write_leaderboard
 from tuning.record.results import FAILED, FINISHED, TrialResult, find_winner, rank
-from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE, Point
 from tuning.winner import command_of
 
 CLASS_COUNTS = (20, 20, 20, 20)

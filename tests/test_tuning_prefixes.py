@@ -26,13 +26,14 @@ from trainers.networks.cut import Suffix, build_prefix
 from trainers.run import checkpoint
 from trainers.run.folder import load_best_model
 from trainers.run.rows import epoch_rows
+from tuning.axes.axis import FREEZE_DEPTH, INIT
 from tuning.config import SpaceConfig, TuningConfig
+from tuning.point import training_of
 from tuning.sharing.cache import evict, list_entries, run_cache
 from tuning.sharing.config import CacheConfig
 from tuning.sharing.keys import prefix_key
 from tuning.sharing.plan import plan_sharing
 from tuning.sharing.prefixes import PrefixStore
-from tuning.space import FREEZE_DEPTH, INIT, training_of
 
 LOSS_RTOL = 5e-3
 """Of a trial's losses on half-precision features, against those on images, over two epochs."""

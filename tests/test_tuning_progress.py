@@ -13,12 +13,13 @@ from cluster.io import storage, terminal
 from datasets.manifest import Manifest, Split
 from trainers.config import FinetuneConfig
 from tuning import run
+from tuning.axes.axis import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
 from tuning.commands import run_sweep
 from tuning.config import TuningConfig
+from tuning.point import Point
 from tuning.progress import display as module
 from tuning.progress import progress
 from tuning.progress.display import SweepDisplay, estimate_left_s
-from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE, Point
 
 
 def test_time_left_is_that_of_the_trials_that_ended() -> None:

@@ -28,6 +28,7 @@ from trainers.run.folder import load_best_model, read_result
 from trainers.run.predictions import read_predictions
 from trainers.run.rows import read_rows
 from trainers.tracking.mirror import RunMirror
+from tuning.axes.axis import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
 from tuning.budget.rates import TrainingSeconds
 from tuning.config import TuningConfig
 from tuning.promotion import length, seeds, trainings
@@ -39,7 +40,6 @@ from tuning.promotion.trainings import count_longest, plan_trainings
 from tuning.record.files import promotion_uri
 from tuning.record.leaderboard import write_leaderboard
 from tuning.record.results import LEARNS, LEARNS_NOT, TrialResult
-from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
 from tuning.winner import evaluate_once
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_thread")]

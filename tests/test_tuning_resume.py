@@ -18,9 +18,11 @@ from trainers.networks import backbones
 from trainers.run.rows import epoch_rows, read_rows
 from tuning import run, sweep_plan
 from tuning.__main__ import parse
+from tuning.axes.axis import FREEZE_DEPTH
+from tuning.point import AXES
 from tuning.progress.progress import SweepProgress
 from tuning.run import tune_sweep
-from tuning.space import AXES, FREEZE_DEPTH, point_of
+from tuning.space import point_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 NUM_TRIALS, NUM_EPOCHS = 6, 10

@@ -24,6 +24,8 @@ from tests.support.sweeps import (
 from trainers.networks import backbones
 from trainers.run import checkpoint
 from trainers.run.checkpoint import TrainingProgress
+from tuning.axes.axis import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
+from tuning.point import AXES
 from tuning.progress import progress
 from tuning.record.leaderboard import read_leaderboard
 from tuning.record.record import SweepRecord
@@ -37,7 +39,6 @@ from tuning.review.importance import rank_axes
 from tuning.review.page import name_networks, render_page
 from tuning.review.pictures import draw_makes, show_predictions
 from tuning.review.review import run_review
-from tuning.space import AXES, CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
 from tuning.trial import Shared
 
 MAX_BYTES = 8_000_000

@@ -26,13 +26,14 @@ from tests.support.stopped_trials import stop_trials
 from trainers.config import ComputeConfig, FinetuneConfig, ModelConfig, TrackConfig
 from trainers.networks import backbones
 from tuning import run
+from tuning.axes.axis import FREEZE_DEPTH, INIT, LEARNING_RATE
 from tuning.budget.config import BudgetConfig, parse_duration_s
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.progress import progress
 from tuning.promotion import promote
 from tuning.promotion.config import PromoteConfig
 from tuning.run import tune_sweep
-from tuning.space import FREEZE_DEPTH, INIT, LEARNING_RATE, point_of
+from tuning.space import point_of
 from tuning.trial import config_of
 
 pytestmark = pytest.mark.ray

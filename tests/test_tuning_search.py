@@ -8,9 +8,10 @@ import pytest
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from trainers.config import FinetuneConfig, ModelConfig
+from tuning.axes.axis import INIT
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.search import build_scheduler, build_search, count_trials
-from tuning.space import INIT, point_of, points
+from tuning.space import point_of, points
 
 SPACE = SpaceConfig(freeze_depths=("all", 2), clipnorms=(None,), inits=("file", "he"))
 

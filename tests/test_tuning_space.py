@@ -16,24 +16,13 @@ from trainers.config import PRETRAINED, FinetuneConfig, ModelConfig, OptimConfig
 from trainers.networks.backbones import build
 from trainers.recipes import RECIPES
 from tuning.__main__ import parse
+from tuning.axes.axis import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
 from tuning.check import check, distinct_depths, facts_of
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.demo import NUM_TRIALS, SPACE, SWEEP_SEED
+from tuning.point import Point, apply, describe, training_of
 from tuning.run import tune_sweep
-from tuning.space import (
-    CLIPNORM,
-    FREEZE_DEPTH,
-    INIT,
-    LEARNING_RATE,
-    Point,
-    apply,
-    describe,
-    left_out,
-    models,
-    points,
-    suggest,
-    training_of,
-)
+from tuning.space import left_out, models, points, suggest
 
 BASE = FinetuneConfig(data="data", model=ModelConfig(weights="weights.pth"))
 MIXED = SpaceConfig(

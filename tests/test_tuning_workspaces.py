@@ -11,11 +11,11 @@ from tests.support.golden_views import GOLDEN, NAMES, models_of, standing, write
 from trainers.config import FinetuneConfig
 from tuning.axes.axis import INIT
 from tuning.config import TuningConfig
+from tuning.point import AXES
 from tuning.record.leaderboard import write_leaderboard
 from tuning.record.record import SweepRecord
 from tuning.record.results import LEARNS_NOT
 from tuning.search import build_scheduler
-from tuning.space import AXES
 from tuning.wandb.workspaces import build_run_review
 
 Json = dict[str, Any]

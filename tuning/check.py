@@ -18,8 +18,9 @@ from trainers.unused import why_unused
 from tuning.axes.axis import BACKBONE, FREEZE_DEPTH, INIT, WHEN, Axis, Condition
 from tuning.axes.backbones import with_weights
 from tuning.config import TuningConfig
+from tuning.point import describe, identify, training_of, without_optimizer
 from tuning.record.files import read_start, read_sweep_config
-from tuning.space import corners, describe, identify, models, training_of, without_optimizer
+from tuning.space import corners, models
 
 PRECISION = "base.compute.precision"
 

@@ -21,9 +21,10 @@ from trainers.run.folder import load_best_model
 from trainers.tracking.mirror import RunMirror, follow
 from tuning.axes.axis import CLIPNORM, FREEZE_DEPTH, LEARNING_RATE, show
 from tuning.config import TuningConfig
+from tuning.point import Point, training_of
 from tuning.sharing.keys import name_networks, network_of
 from tuning.sharing.reuse import record
-from tuning.space import Point, models, training_of
+from tuning.space import models
 from tuning.trial import Shared
 
 

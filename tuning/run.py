@@ -34,6 +34,7 @@ from tuning.check import check, distinct_depths, facts_of, with_absolute_axes
 from tuning.config import TuningConfig
 from tuning.ending import close, is_whole, read_ended
 from tuning.heads import train_heads
+from tuning.point import training_of
 from tuning.progress.display import SweepDisplay
 from tuning.progress.progress import SweepProgress
 from tuning.record.files import read_sweep_config
@@ -46,7 +47,7 @@ from tuning.runner import AbortTrainings, EndHeads, start_runner
 from tuning.search import build_tuner, run_folder
 from tuning.sharing.prefixes import BuiltPrefixes, PrefixStore
 from tuning.sharing.rounds import start_rounds
-from tuning.space import models, point_of, points, training_of
+from tuning.space import models, point_of, points
 from tuning.sweep_plan import SweepPlan, plan_sweep, trains_in_process
 from tuning.trial import Shared, build_trial, config_of, trains_together
 from tuning.wandb.sweep_run import SweepRun

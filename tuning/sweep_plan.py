@@ -17,11 +17,12 @@ from tuning.axes.axis import BACKBONE
 from tuning.budget.estimate import Forecast, measure_forecast, plans_trials
 from tuning.budget.gpu_memory import measure_gpu_memory
 from tuning.config import TuningConfig
+from tuning.point import training_of
 from tuning.search import STATE_FOLDER, count_trials
 from tuning.sharing.keys import Key
 from tuning.sharing.plan import SharingPlan
 from tuning.sharing.prefixes import PrefixStore
-from tuning.space import left_out, models, training_of
+from tuning.space import left_out, models
 
 
 @dataclass(frozen=True, kw_only=True)

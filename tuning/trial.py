@@ -23,11 +23,12 @@ from trainers.prepare import PrefixFeatures, Run, SharedImages, prepare_run
 from trainers.run.folder import is_over, read_result
 from trainers.run.rows import JsonlTracker, Row, RowReader, epoch_rows
 from tuning.config import TuningConfig
+from tuning.point import Point, training_of
 from tuning.search import run_folder
 from tuning.sharing.keys import Key, network_of, prefix_key
 from tuning.sharing.reuse import copy_run, find_known, result_key
 from tuning.sharing.rounds import HeadProgress, Round
-from tuning.space import Point, point_of, training_of
+from tuning.space import point_of
 from tuning.sweep_plan import SweepPlan, trains_in_process
 
 POLL_S = 0.5

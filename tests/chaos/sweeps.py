@@ -11,9 +11,9 @@ from tests.chaos.outcomes import Outcome
 from tests.chaos.sabotage import Plan, counting, plan_of, steps_taken, struck
 from tests.chaos.workers import HANG_TIMEOUT_S
 from trainers.run.rows import read_rows
+from tuning.axes.axis import CLIPNORM, LEARNING_RATE
 from tuning.record.results import FINISHED
 from tuning.record.states import read_trials
-from tuning.space import CLIPNORM, LEARNING_RATE
 
 RATES, CLIPNORMS = (3e-3, 1e-3, 3e-4, 1e-4), (None, 1.0)
 NUM_TRIALS = len(RATES) * len(CLIPNORMS)

@@ -8,12 +8,12 @@ from cluster.io import storage
 from datasets.manifest import Manifest, Shard, Split
 from datasets.manifest_file import write_manifest
 from trainers.config import FinetuneConfig, ModelConfig
+from tuning.axes.axis import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.record.leaderboard import write_leaderboard
 from tuning.record.record import SweepRecord
 from tuning.record.results import LEARNS, LEARNS_NOT, TrialResult
 from tuning.record.savings import Savings
-from tuning.space import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
 from tuning.wandb.views import build_views
 
 GOLDEN = Path(__file__).parent / "golden_wandb"

@@ -18,13 +18,14 @@ from trainers import metrics
 from trainers.config import FinetuneConfig, ModelConfig
 from trainers.networks.backbones import find
 from trainers.networks.freezing import resolve_depth
-from tuning.axes.axis import BACKBONE
+from tuning.axes.axis import BACKBONE, FREEZE_DEPTH, INIT, LEARNING_RATE
 from tuning.config import SpaceConfig, TuningConfig
+from tuning.point import Point, training_of
 from tuning.record.leaderboard import write_leaderboard
 from tuning.record.results import FINISHED, PRUNED, TrialResult, rank
 from tuning.record.savings import Savings
 from tuning.record.states import Trials
-from tuning.space import FREEZE_DEPTH, INIT, LEARNING_RATE, Point, points, training_of
+from tuning.space import points
 
 Kind = Literal["normal", "chance", "failed"]
 Status = Literal["ended", "running", "stopped"]

@@ -16,8 +16,8 @@ from tuning.advice.extrapolation import Race
 from tuning.advice.quadrants import Quadrant, Stage
 from tuning.axes.axis import Axis
 from tuning.config import SpaceConfig
+from tuning.point import model_of
 from tuning.record.results import TrialResult, find_winner
-from tuning.space import model_of
 
 NUM_TO_SWEEP = 3
 """Freeze depths that a sweep takes from a race."""

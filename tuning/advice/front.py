@@ -11,8 +11,8 @@ from trainers.config import PRETRAINED, FinetuneConfig, FreezeDepth
 from tuning.advice.advice import Advice, advice_uri, read_advice
 from tuning.axes.axis import BACKBONE, FREEZE_DEPTH, Axis, Condition
 from tuning.axes.backbones import NamedBackbone
+from tuning.point import model_of
 from tuning.record.results import TrialResult, find_winner
-from tuning.space import model_of
 
 
 @dataclass(frozen=True)

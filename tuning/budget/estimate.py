@@ -19,11 +19,12 @@ from trainers.networks.freezing import is_head_only
 from tuning.budget.config import BudgetConfig
 from tuning.budget.rates import Rates, measure_rates, of_image
 from tuning.config import MAX_MEMBERS, NUM_STATISTICS, SHARES, TuningConfig, fit_warmup
+from tuning.point import training_of
 from tuning.search import count_trials
 from tuning.sharing.asha import simulate_epochs
 from tuning.sharing.keys import Key, count_networks, prefix_key
 from tuning.sharing.plan import SharingPlan, views_of_splits
-from tuning.space import models, training_of
+from tuning.space import models
 
 START_S, TRIAL_START_S, WORKERS_START_S = 6.0, 0.3, 6.0
 """Of the processes of a sweep; of a trial in one of them; of a trial's DDP workers. Measured on two

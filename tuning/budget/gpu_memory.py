@@ -23,9 +23,10 @@ from trainers.step.settings import start_computing
 from trainers.worker import WorkerContext
 from tuning.budget.steps import build_steps, cost_key
 from tuning.config import TuningConfig
+from tuning.point import training_of
 from tuning.sharing.keys import Key, prefix_key
 from tuning.sharing.plan import PrefixPlan, SharingPlan
-from tuning.space import corners, training_of
+from tuning.space import corners
 
 NUM_STEPS = 3
 """Of training and of evaluation; the optimizer allocates its state in the first."""

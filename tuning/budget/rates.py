@@ -25,9 +25,10 @@ from trainers.step.step import to_inputs
 from trainers.worker import WorkerContext
 from tuning.budget.steps import build_steps, cost_key
 from tuning.config import TuningConfig
+from tuning.point import training_of
 from tuning.sharing.keys import Key, prefix_key
 from tuning.sharing.plan import PrefixPlan, SharingPlan
-from tuning.space import models, training_of
+from tuning.space import models
 
 NUM_WARM_UP, LEAST_TIMED, TIMED_S = 2, 3, 1.0
 """Of each kind of step."""

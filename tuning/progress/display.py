@@ -20,7 +20,7 @@ from trainers import metrics
 from trainers.meter import Meter
 from trainers.run.rows import RowReader
 from tuning.config import TuningConfig
-from tuning.space import Point, describe
+from tuning.point import Point, describe
 
 MAX_SHOWN = 20
 """Trials with a line; the files of the others are not read."""

@@ -20,12 +20,13 @@ from trainers.run.stop import STOPPED
 from trainers.tracking.mirror import TRIAL, RunMirror
 from trainers.tracking.thread import CLOSE_TIMEOUT_S
 from tuning.config import TuningConfig
+from tuning.point import describe
 from tuning.progress.display import SweepDisplay
 from tuning.record.results import FAILED, FINISHED, KILLED, PRUNED, RUNNING
 from tuning.record.states import TrialStates
 from tuning.search import STATE_FOLDER, SessionCallback
 from tuning.sharing.reuse import read_origin, record
-from tuning.space import describe, point_of
+from tuning.space import point_of
 from tuning.trial import Shared, config_of
 
 EVALUATION = "trainers.evaluation.evaluate"

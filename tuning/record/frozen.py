@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from trainers.config import FinetuneConfig
 from trainers.networks.freezing import adapter_rank, describe_frozen, name_stages
-from tuning.space import Point, model_of
+from tuning.point import Point, model_of
 
 
 @dataclass(frozen=True, kw_only=True)

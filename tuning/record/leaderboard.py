@@ -17,8 +17,8 @@ from cluster.io.terminal import literal_console
 from trainers.config import FinetuneConfig
 from trainers.networks.freezing import describe_frozen, show_frozen
 from tuning.axes.axis import FREEZE_DEPTH
+from tuning.point import compared_fields, model_of, short_name, show_at, take_point
 from tuning.record.results import COLUMN_HINTS, LEARNS_NOT, TrialResult
-from tuning.space import compared_fields, model_of, short_name, show_at, take_point
 
 COLUMNS = ("val/top1", "epoch", "state", "time", "verdict")
 """Headings of the printed table, behind the rank and the fields that are compared."""

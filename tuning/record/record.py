@@ -26,13 +26,14 @@ from trainers.run.predictions import Predictions, read_predictions, read_table
 from trainers.run.rows import Row, read_rows
 from tuning.axes.axis import BACKBONE
 from tuning.config import TuningConfig
+from tuning.point import compared_fields, order_fields
 from tuning.record.files import read_promotion, read_start, read_sweep_config
 from tuning.record.frozen import FrozenPart, find_frozen
 from tuning.record.leaderboard import read_leaderboard
 from tuning.record.results import FINISHED, KILLED, RUNNING, TrialResult, find_winner, rank
 from tuning.record.savings import Savings
 from tuning.record.states import read_trials
-from tuning.space import compared_fields, corners, order_fields
+from tuning.space import corners
 
 Status = Literal["running", "stopped", "ended"]
 

@@ -9,8 +9,8 @@ from cluster.io.statistics import is_above_chance
 from trainers import metrics
 from trainers.run.rows import epoch_rows
 from trainers.run.stop import STOPPED
+from tuning.point import Point
 from tuning.sharing.reuse import read_origin
-from tuning.space import Point
 
 STATES = ("running", "finished", "pruned", STOPPED, "failed", "killed", "cut")
 RUNNING, FINISHED, PRUNED, _, FAILED, KILLED, CUT = STATES

@@ -10,8 +10,8 @@ from typing import Any
 from cluster.gauges import publish
 from cluster.io import storage
 from cluster.io.records import damaged, read_record
+from tuning.point import Point, take_point
 from tuning.record.results import KILLED, RUNNING, STATES, TrialResult
-from tuning.space import Point, take_point
 
 WRITE_EVERY_S, WRITING_SHARE = 1.0, 0.1
 """The file is written at most once a second and for this share of the time: it has all trials, and

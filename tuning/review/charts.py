@@ -5,6 +5,7 @@ from typing import Any
 
 from cluster.io.statistics import wilson
 from tuning.axes.axis import INIT
+from tuning.point import describe
 from tuning.record.record import SweepRecord
 from tuning.record.results import TrialResult
 from tuning.review.figure import (
@@ -20,7 +21,6 @@ from tuning.review.figure import (
     plain,
 )
 from tuning.review.importance import rank_axes
-from tuning.space import describe
 
 INIT_COLOURS = ("var(--thaw)", "var(--frost)", "var(--c2)", "var(--c3)", "var(--c4)", "var(--c5)")
 GAP = 0.16

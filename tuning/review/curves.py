@@ -9,6 +9,7 @@ from trainers import metrics
 from trainers.run.rows import Row
 from trainers.run.stop import STOPPED
 from tuning.axes.axis import CLIPNORM
+from tuning.point import describe
 from tuning.record.record import SweepRecord
 from tuning.record.results import PRUNED, TrialResult
 from tuning.review.figure import (
@@ -22,7 +23,6 @@ from tuning.review.figure import (
     plain,
     top1_of,
 )
-from tuning.space import describe
 
 NUM_HIGHLIGHTED = 5
 """Learning curves in colour."""

@@ -13,10 +13,10 @@ import plotly.graph_objects as go
 
 from trainers import metrics
 from tuning.axes.axis import BACKBONE, CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
+from tuning.point import describe
 from tuning.record.frozen import FrozenPart
 from tuning.record.record import SweepRecord
 from tuning.record.results import TrialResult
-from tuning.space import describe
 
 AXIS_NAMES = {
     BACKBONE: "network",

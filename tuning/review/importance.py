@@ -9,8 +9,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.importance import PedAnovaImportanceEvaluator
 
 from tuning.axes.axis import LEARNING_RATE
+from tuning.point import Point, compared_fields
 from tuning.record.results import TrialResult
-from tuning.space import Point, compared_fields
 
 MIN_TRIALS = 6
 """With fewer, the best trials say nothing about the axes."""

@@ -23,6 +23,7 @@ from tuning.combine.combinations import (
     read_combinations,
     tabulate_combinations,
 )
+from tuning.point import training_of
 from tuning.record.record import SweepRecord
 from tuning.record.verdict import SweepVerdict, judge, show_p
 from tuning.review.charts import draw_cost, draw_depths, draw_importance
@@ -39,7 +40,7 @@ from tuning.review.tables import (
     map_heat,
     show_point,
 )
-from tuning.space import models, training_of
+from tuning.space import models
 from tuning.winner import list_next, reproduce
 
 HERE = Path(__file__).parent

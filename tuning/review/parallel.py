@@ -9,6 +9,7 @@ from math import log10
 from typing import Any
 
 from tuning.axes.axis import CLIPNORM, FREEZE_DEPTH, LEARNING_RATE, show
+from tuning.point import compared_fields, describe, order_clipnorm, short_name, show_at
 from tuning.record.record import SweepRecord
 from tuning.record.results import TrialResult
 from tuning.review.figure import (
@@ -21,7 +22,6 @@ from tuning.review.figure import (
     new_figure,
     plain,
 )
-from tuning.space import compared_fields, describe, order_clipnorm, short_name, show_at
 
 MAX_LISTED = 50
 """Trials in the chart's table."""

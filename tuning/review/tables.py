@@ -7,12 +7,12 @@ from typing import Any
 
 from cluster.io.statistics import Estimate, wilson
 from tuning.axes.axis import BACKBONE, CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE, show
+from tuning.point import compared_fields, order_clipnorm, order_fields, short_name, show_at
 from tuning.record.frozen import FrozenPart
 from tuning.record.leaderboard import show_field
 from tuning.record.record import SweepRecord
 from tuning.record.results import LEARNS, TrialResult
 from tuning.review.figure import measured, name_axis
-from tuning.space import compared_fields, order_clipnorm, order_fields, short_name, show_at
 
 MAX_RATES = 7
 """Rows of a heat map; more learning rates are binned into this many ranges."""

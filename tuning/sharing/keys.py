@@ -7,8 +7,9 @@ from trainers.config import FinetuneConfig, ModelConfig
 from trainers.networks.freezing import count_frozen
 from tuning.axes.axis import FREEZE_DEPTH
 from tuning.config import TuningConfig
+from tuning.point import Point, compared_fields, show_at, training_of
 from tuning.search import count_trials
-from tuning.space import Point, compared_fields, models, points, show_at, training_of
+from tuning.space import models, points
 
 Key = tuple[FinetuneConfig, int]
 """A network as `network_of` returns it, and frozen stages."""

@@ -14,10 +14,11 @@ from datasets.passes.features import count_bytes
 from trainers.config import FinetuneConfig
 from trainers.networks.backbones import find
 from tuning.config import TuningConfig
+from tuning.point import training_of
 from tuning.sharing.asha import simulate_epochs
 from tuning.sharing.flops import count_flops
 from tuning.sharing.keys import Key, blends, count_networks, name_networks, prefix_key
-from tuning.space import models, training_of
+from tuning.space import models
 
 MIN_SAVING = 0.02
 """Share of the sweep's computation; a prefix that saves less is not worth its disk space."""

@@ -29,10 +29,11 @@ from trainers.inference.prefix import FrozenNetwork, hash_tensors, open_frozen
 from trainers.networks.weights.tensors import to_safetensors
 from trainers.prepare import PrefixFeatures
 from tuning.config import TuningConfig
+from tuning.point import training_of
 from tuning.sharing.cache import list_entries
 from tuning.sharing.keys import Key, network_of
 from tuning.sharing.plan import PrefixPlan, SharingPlan, plan_sharing, views_of_splits
-from tuning.space import models, training_of
+from tuning.space import models
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from wandb_workspaces.reports.v2 import interface as wr
 
 from trainers import metrics
 from tuning.axes.axis import LEARNING_RATE
-from tuning.space import short_name
+from tuning.point import short_name
 
 BEST = metrics.VAL_BEST_TOP1
 MAX_CURVES = 100

@@ -9,11 +9,11 @@ from trainers.tracking.artifacts import data_artifact
 from trainers.tracking.media import augmentation_image
 from trainers.tracking.run import WandbRun
 from tuning.combine.combinations import COLUMNS, read_combinations, tabulate_combinations
+from tuning.point import describe
 from tuning.record.leaderboard import list_rows, tabulate
 from tuning.record.record import SweepRecord
 from tuning.record.verdict import judge
 from tuning.review.importance import rank_axes
-from tuning.space import describe
 
 REVIEW = "sweep/review"
 """Key of the review page."""
