@@ -34,8 +34,8 @@ from tuning.progress.progress import SweepProgress
 from tuning.record import states
 from tuning.record.results import FINISHED, RUNNING
 from tuning.record.states import TrialStates, read_trials
+from tuning.shared import Shared
 from tuning.space import points
-from tuning.trial import Shared
 
 MANIFEST = paper_manifest(500_123)
 

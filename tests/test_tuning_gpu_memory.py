@@ -22,10 +22,11 @@ from tuning import sweep_plan
 from tuning.budget import gpu_memory
 from tuning.budget.gpu_memory import GpuMemory
 from tuning.config import TuningConfig
+from tuning.shared import Shared
 from tuning.sharing.plan import SharingPlan
 from tuning.space import point_of, points
 from tuning.sweep_plan import SweepPlan, share_gpus
-from tuning.trial import Shared, build_trial
+from tuning.trial import build_trial
 
 GIB = 2**30
 FOUR_GPUS = Resources(num_nodes=1, num_cpus=32, num_gpus=4, memory_gib=64, object_store_gib=16)

@@ -18,7 +18,7 @@ from trainers.run.folder import read_result
 from tuning.axes.axis import FREEZE_DEPTH, INIT, LEARNING_RATE
 from tuning.config import SpaceConfig
 from tuning.heads import train_heads
-from tuning.trial import Shared, config_of
+from tuning.shared import Shared, config_of
 
 
 @pytest.mark.ray

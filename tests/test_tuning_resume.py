@@ -16,7 +16,7 @@ from ray.tune.experiment import Trial
 from tests.support.small import living_workers
 from trainers.networks import backbones
 from trainers.run.rows import epoch_rows, read_rows
-from tuning import run, sweep_plan
+from tuning import sweep_plan, trials
 from tuning.__main__ import parse
 from tuning.axes.axis import FREEZE_DEPTH
 from tuning.point import AXES
@@ -120,7 +120,7 @@ def test_a_killed_driver_head_or_worker_loses_no_trial_and_repeats_none(
 
     Killer.killed = {}
     with monkeypatch.context() as patch:
-        patch.setattr(run, "SweepProgress", Killer)
+        patch.setattr(trials, "SweepProgress", Killer)
         answer = tune_sweep(parse(shared))
     printed = capfd.readouterr().out
     assert "resuming" in printed

@@ -39,7 +39,7 @@ from tuning.review.importance import rank_axes
 from tuning.review.page import name_networks, render_page
 from tuning.review.pictures import draw_makes, show_predictions
 from tuning.review.review import run_review
-from tuning.trial import Shared
+from tuning.shared import Shared
 
 MAX_BYTES = 8_000_000
 

@@ -25,7 +25,7 @@ from tests.conftest import ROOT
 from tests.support.stopped_trials import stop_trials
 from trainers.config import ComputeConfig, FinetuneConfig, ModelConfig, TrackConfig
 from trainers.networks import backbones
-from tuning import run
+from tuning import run, trials
 from tuning.axes.axis import FREEZE_DEPTH, INIT, LEARNING_RATE
 from tuning.budget.config import BudgetConfig, parse_duration_s
 from tuning.config import SpaceConfig, TuningConfig
@@ -33,8 +33,8 @@ from tuning.progress import progress
 from tuning.promotion import promote
 from tuning.promotion.config import PromoteConfig
 from tuning.run import tune_sweep
+from tuning.shared import config_of
 from tuning.space import point_of
-from tuning.trial import config_of
 
 pytestmark = pytest.mark.ray
 
@@ -143,7 +143,7 @@ def starts(config: TuningConfig) -> dict[str, list[str]]:
 def test_sweep_prunes_ranks_and_is_reused(
     sweep: TuningConfig, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(run, "build_trial", pretend(sweep))
+    monkeypatch.setattr(trials, "build_trial", pretend(sweep))
     answer = tune_sweep(sweep)
     printed = capfd.readouterr().out
 
@@ -199,7 +199,7 @@ def test_a_spent_budget_ends_a_sweep_and_a_larger_one_resumes_it(
     sweep: TuningConfig, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     slow = pretend(sweep, lambda point, epoch: time.sleep(1.5))
-    monkeypatch.setattr(run, "build_trial", slow)
+    monkeypatch.setattr(trials, "build_trial", slow)
     short = replace(sweep, budget=BudgetConfig(time="12s"))
     answer = tune_sweep(short)
     states = [trial["state"] for trial in answer["trials"]]
@@ -211,7 +211,7 @@ def test_a_spent_budget_ends_a_sweep_and_a_larger_one_resumes_it(
     assert tune_sweep(short)["trials"] == answer["trials"]
     assert "has spent its budget: reusing its" in capfd.readouterr().out
 
-    monkeypatch.setattr(run, "build_trial", pretend(sweep))
+    monkeypatch.setattr(trials, "build_trial", pretend(sweep))
     answer = tune_sweep(replace(sweep, budget=BudgetConfig(time="1h")))
     assert len(answer["trials"]) == 6
     assert {trial["state"] for trial in answer["trials"]} <= {"finished", "pruned"}
@@ -236,7 +236,7 @@ def test_failed_trials_alone_run_again(
             mark.unlink()
             raise RuntimeError("broken")
 
-    monkeypatch.setattr(run, "build_trial", pretend(sweep, before))
+    monkeypatch.setattr(trials, "build_trial", pretend(sweep, before))
     first = tune_sweep(sweep)
     assert [row["state"] for row in first["trials"]].count("failed") == 2
     assert Mirror.ended.count("failed") == 2
@@ -272,7 +272,7 @@ def test_stopped_sweep_goes_on(
             stopped.touch()
             os.kill(driver, signal.SIGINT)
 
-    monkeypatch.setattr(run, "build_trial", pretend(sweep, before))
+    monkeypatch.setattr(trials, "build_trial", pretend(sweep, before))
     with pytest.raises(SystemExit) as end:
         tune_sweep(sweep)
     assert end.value.code == 130

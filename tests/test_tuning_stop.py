@@ -18,7 +18,7 @@ from trainers.run import checkpoint
 from trainers.run.folder import find_result
 from trainers.run.stop import StoppedByUser
 from trainers.tracking.local_runs import read_id
-from tuning import run
+from tuning import run, trials
 from tuning.config import TuningConfig
 from tuning.run import tune_sweep
 
@@ -67,7 +67,7 @@ def test_a_trial_is_pruned_alone_and_a_sweep_ends_as_at_a_deadline(
         comes(lambda: False, 2)
         (tmp_path / "go-2").touch()
 
-    monkeypatch.setattr(run, "build_trial", pretend(sweep, before))
+    monkeypatch.setattr(trials, "build_trial", pretend(sweep, before))
     monkeypatch.setattr(run, "start_runner", lambda: None)
     online = replace(sweep, base=replace(sweep.base, track=TRACK))
     thread = threading.Thread(target=press)

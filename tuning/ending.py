@@ -20,7 +20,7 @@ from tuning.record.record import SweepRecord
 from tuning.record.results import CUT, FAILED, TrialResult
 from tuning.record.verdict import judge
 from tuning.search import count_trials
-from tuning.trial import Shared
+from tuning.shared import Shared
 from tuning.wandb.sweep_run import SweepRun
 from tuning.winner import evaluate_once, train_longer
 

@@ -22,10 +22,10 @@ from trainers.tracking.mirror import RunMirror, follow
 from tuning.axes.axis import CLIPNORM, FREEZE_DEPTH, LEARNING_RATE, show
 from tuning.config import TuningConfig
 from tuning.point import Point, training_of
+from tuning.shared import Shared
 from tuning.sharing.keys import name_networks, network_of
 from tuning.sharing.reuse import record
 from tuning.space import models
-from tuning.trial import Shared
 
 
 def train_heads(config: TuningConfig, shared: Shared) -> dict[FinetuneConfig, str]:

@@ -1,21 +1,15 @@
 """A sweep from its config to its winner."""
 
 import json
-import logging
-import os
 import shlex
-import warnings
-from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
-from ray import tune
 from ray.actor import ActorHandle
 
 from cluster.config import ClusterConfig
 from cluster.io import storage, terminal
-from cluster.io.errors import UserError
 from cluster.io.lease import hold_lease
 from cluster.provenance import find_provenance
 from cluster.ray_internals import predict_trial_ids
@@ -26,30 +20,26 @@ from trainers import prepare
 from trainers.heads.stack import count_together, stack_key
 from trainers.inference.passes import cache_uri
 from trainers.networks.precision import choose_precision
-from trainers.run.stop import STOPPED
 from trainers.tracking.config import sync_command
-from tuning.budget.deadline import BudgetClock, StopAtDeadline
+from tuning.budget.deadline import BudgetClock
 from tuning.budget.estimate import as_planned
 from tuning.check import check, distinct_depths, facts_of, with_absolute_axes
 from tuning.config import TuningConfig
 from tuning.ending import close, is_whole, read_ended
 from tuning.heads import train_heads
 from tuning.point import training_of
-from tuning.progress.display import SweepDisplay
-from tuning.progress.progress import SweepProgress
 from tuning.record.files import read_sweep_config
 from tuning.record.leaderboard import read_leaderboard, write_leaderboard
 from tuning.record.record import SweepRecord
-from tuning.record.results import CUT, FAILED, FINISHED, TrialResult, rank
 from tuning.record.savings import measure_savings
-from tuning.record.states import TrialStates, read_trials
-from tuning.runner import AbortTrainings, EndHeads, start_runner
-from tuning.search import build_tuner, run_folder
+from tuning.record.states import read_trials
+from tuning.runner import start_runner
+from tuning.shared import Shared, config_of, trains_together
 from tuning.sharing.prefixes import BuiltPrefixes, PrefixStore
 from tuning.sharing.rounds import start_rounds
-from tuning.space import models, point_of, points
+from tuning.space import models, points
 from tuning.sweep_plan import SweepPlan, plan_sweep, trains_in_process
-from tuning.trial import Shared, build_trial, config_of, trains_together
+from tuning.trials import run_trials
 from tuning.wandb.sweep_run import SweepRun
 
 
@@ -137,7 +127,7 @@ def _execute(plan: SweepPlan, store: PrefixStore, clock: BudgetClock) -> tuple[S
     shared = _share(plan, store, built)
     shared = replace(shared, rounds=_plan_rounds(plan, shared), save_from_s=clock.save_from_s)
     try:
-        trials, is_synced = _run_trials(plan, shared, clock)
+        trials, is_synced = run_trials(plan, shared, clock)
     finally:
         clock.write()
     with_prefix = (
@@ -180,66 +170,6 @@ def _write_start(config: TuningConfig, manifest: Manifest) -> None:
     for name, values in facts.items():
         text = json.dumps(values, indent=1).encode()
         storage.write_bytes(storage.join(config.out, name), text)
-
-
-def _run_trials(
-    plan: SweepPlan, shared: Shared, clock: BudgetClock
-) -> tuple[list[TrialResult], bool]:
-    """Run the trials by Tune; return them by rank, and whether W&B has all of them.
-
-    Raises:
-        SystemExit: where the sweep was stopped before all trials had ended.
-    """
-    config, num_trials = plan.config, plan.num_trials
-    # Run folders have the metrics; Tune need not write them again.
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # a table of its own, even at verbose=0
-    # Our own lines say how trials end; tracebacks are in their error.txt.
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    display = SweepDisplay(
-        config, plan.manifest, num_trials=num_trials, num_concurrent=plan.num_concurrent
-    )
-    states = TrialStates(config.out, num_trials=num_trials)
-    progress = SweepProgress(config, shared, display, states)
-    stop = StopAtDeadline(clock)
-    callbacks: list[tune.Callback] = [progress, stop]
-    if shared.rounds is not None:
-        callbacks.append(EndHeads(config, shared.rounds))
-    if shared.runner is not None:
-        callbacks.append(AbortTrainings(config, shared.runner))
-    trial = build_trial(plan, shared)
-    tuner = build_tuner(
-        config, trial, callbacks, num_concurrent=plan.num_concurrent, rounds=shared.rounds
-    )
-    with terminal.show(display.draw), warnings.catch_warnings():
-        # Optuna keeps the first of two results of a step: right for a trial that is resumed.
-        warnings.filterwarnings("ignore", "The reported value is ignored", UserWarning)
-        try:
-            results = tuner.fit()
-        finally:
-            is_synced = progress.close()
-    num_ended = results.num_terminated + results.num_errors - len(progress.cut)
-    if num_ended < num_trials and not stop.stopped:
-        print(
-            f"Stopped with {num_ended} of {num_trials} trials done; run the same command again to "
-            "resume"
-        )
-        raise SystemExit(130)
-    ended = [*_ended(config, results, progress.trial_ids, progress.cut, states)]
-    if not ended and clock.ended_by_user:
-        print("Stopped before a trial had begun; run the same command again")
-        raise SystemExit(130)
-    if not ended:
-        raise UserError(
-            "budget is spent before a trial has finished an epoch: run the same command with a "
-            "larger one to resume"
-        )
-    trials = rank(
-        ended,
-        epochs=config.base.epochs,
-        class_counts=plan.manifest.split("val").class_counts,
-    )
-    return trials, is_synced
 
 
 def _share(plan: SweepPlan, store: PrefixStore, built: BuiltPrefixes) -> Shared:
@@ -288,23 +218,3 @@ def _plan_rounds(plan: SweepPlan, shared: Shared) -> ActorHandle | None:
         max_together=count_together(planned[0][0], len(plan.manifest.classes), use_gpu=use_gpu),
         num_concurrent=num_batches,
     )
-
-
-def _ended(
-    config: TuningConfig,
-    results: tune.ResultGrid,
-    trial_ids: Sequence[str],
-    cut: Collection[str],
-    states: TrialStates,
-) -> Iterator[TrialResult]:
-    for number, trial_id in enumerate(trial_ids):
-        result = results[number]
-        if result.config is None:  # the budget ended before it had begun
-            continue
-        state = CUT if trial_id in cut else FINISHED if result.error is None else FAILED
-        yield TrialResult(
-            trial_id=trial_id,
-            point=point_of(result.config),
-            run=run_folder(config, trial_id),
-            state=STOPPED if states.state_of(trial_id) == STOPPED else state,
-        )

@@ -28,9 +28,10 @@ from trainers.prepare import PrefixFeatures
 from tuning import run
 from tuning.budget.deadline import BudgetClock
 from tuning.config import SpaceConfig, TuningConfig
+from tuning.shared import Shared
 from tuning.sharing.keys import prefix_key
 from tuning.sweep_plan import SweepPlan
-from tuning.trial import Shared
+from tuning.trials import run_trials
 
 NUM_TRIALS, NUM_FEATURES, NUM_CLASSES = 100, 1280, 196
 SIZES = {"train": 6890, "val": 1254}
@@ -65,7 +66,7 @@ def time_trials(config: TuningConfig, shared: Shared) -> tuple[float, float, flo
     )
     started = time.perf_counter()
     shared = replace(shared, rounds=run._plan_rounds(plan, shared))
-    trials, _ = run._run_trials(plan, shared, BudgetClock(config.out, None))
+    trials, _ = run_trials(plan, shared, BudgetClock(config.out, None))
     seconds = time.perf_counter() - started
     epochs = sum(trial.num_epochs for trial in trials)
     print(

@@ -18,14 +18,15 @@ from tests.support.nodes import HEAD
 from tests.support.small import small_training
 from trainers.config import ClusterConfig, FinetuneConfig, ModelConfig, TrackConfig
 from trainers.run.rows import epoch_rows
-from tuning import run, trial
+from tuning import trial
 from tuning.budget import gpu_memory
 from tuning.budget.deadline import BudgetClock
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.search import run_folder
+from tuning.shared import Shared
 from tuning.sharing.prefixes import PrefixStore
 from tuning.sweep_plan import plan_sweep
-from tuning.trial import Shared
+from tuning.trials import run_trials
 
 NUM_GPUS, PER_GPU = 2, 2
 NUM_TRIALS = NUM_GPUS * PER_GPU
@@ -78,7 +79,7 @@ def main(data: str, out: str) -> None:
     plan = plan_sweep(config, manifest, resources, PrefixStore(config, manifest, resources))
     assert plan.gpus == "fractional GPUs: 2 trials on each; steps take 0.8 of 2.0 GiB", plan.gpus
 
-    trials, _ = run._run_trials(plan, Shared(manifest=manifest), BudgetClock(out, None))
+    trials, _ = run_trials(plan, Shared(manifest=manifest), BudgetClock(out, None))
 
     folders = [run_folder(config, each.trial_id) for each in trials]
     found = [Path(folder, "gpu").read_text().split() for folder in folders]

@@ -22,9 +22,10 @@ from trainers.run.rows import epoch_rows
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.runner import AbortTrainings, start_runner
 from tuning.search import run_folder
+from tuning.shared import Shared
 from tuning.space import points
 from tuning.sweep_plan import SweepPlan
-from tuning.trial import Shared, build_trial
+from tuning.trial import build_trial
 
 NUM_EPOCHS = 500
 """Without a stop, a training takes minutes."""

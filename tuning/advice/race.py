@@ -31,9 +31,9 @@ from tuning.advice.config import AdviseConfig
 from tuning.advice.extrapolation import Expected, Race, Raced, extrapolate, find_regrets
 from tuning.axes.axis import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE, show
 from tuning.config import SpaceConfig, TuningConfig
+from tuning.shared import Shared, config_of
 from tuning.sharing.flops import count_flops
 from tuning.sharing.prefixes import PrefixStore
-from tuning.trial import Shared, config_of
 
 DEPTHS: tuple[FreezeDepth, ...] = ("all", -1, 0.75, 0.5, 0.25, 0)
 """That race; the last one joins."""

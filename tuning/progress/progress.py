@@ -25,9 +25,9 @@ from tuning.progress.display import SweepDisplay
 from tuning.record.results import FAILED, FINISHED, KILLED, PRUNED, RUNNING
 from tuning.record.states import TrialStates
 from tuning.search import STATE_FOLDER, SessionCallback
+from tuning.shared import Shared, config_of
 from tuning.sharing.reuse import read_origin, record
 from tuning.space import point_of
-from tuning.trial import Shared, config_of
 
 EVALUATION = "trainers.evaluation.evaluate"
 

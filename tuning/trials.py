@@ -1,0 +1,104 @@
+"""All trials of a sweep by Ray Tune, with their display, states and tracking."""
+
+import logging
+import os
+import warnings
+from collections.abc import Collection, Iterator, Sequence
+
+from ray import tune
+
+from cluster.io import terminal
+from cluster.io.errors import UserError
+from trainers.run.stop import STOPPED
+from tuning.budget.deadline import BudgetClock, StopAtDeadline
+from tuning.config import TuningConfig
+from tuning.progress.display import SweepDisplay
+from tuning.progress.progress import SweepProgress
+from tuning.record.results import CUT, FAILED, FINISHED, TrialResult, rank
+from tuning.record.states import TrialStates
+from tuning.runner import AbortTrainings, EndHeads
+from tuning.search import build_tuner, run_folder
+from tuning.shared import Shared
+from tuning.space import point_of
+from tuning.sweep_plan import SweepPlan
+from tuning.trial import build_trial
+
+
+def run_trials(
+    plan: SweepPlan, shared: Shared, clock: BudgetClock
+) -> tuple[list[TrialResult], bool]:
+    """Run the trials by Tune; return them by rank, and whether W&B has all of them.
+
+    Raises:
+        SystemExit: where the sweep was stopped before all trials had ended.
+    """
+    config, num_trials = plan.config, plan.num_trials
+    # Run folders have the metrics; Tune need not write them again.
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # a table of its own, even at verbose=0
+    # Our own lines say how trials end; tracebacks are in their error.txt.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    display = SweepDisplay(
+        config, plan.manifest, num_trials=num_trials, num_concurrent=plan.num_concurrent
+    )
+    states = TrialStates(config.out, num_trials=num_trials)
+    progress = SweepProgress(config, shared, display, states)
+    stop = StopAtDeadline(clock)
+    callbacks: list[tune.Callback] = [progress, stop]
+    if shared.rounds is not None:
+        callbacks.append(EndHeads(config, shared.rounds))
+    if shared.runner is not None:
+        callbacks.append(AbortTrainings(config, shared.runner))
+    trial = build_trial(plan, shared)
+    tuner = build_tuner(
+        config, trial, callbacks, num_concurrent=plan.num_concurrent, rounds=shared.rounds
+    )
+    with terminal.show(display.draw), warnings.catch_warnings():
+        # Optuna keeps the first of two results of a step: right for a trial that is resumed.
+        warnings.filterwarnings("ignore", "The reported value is ignored", UserWarning)
+        try:
+            results = tuner.fit()
+        finally:
+            is_synced = progress.close()
+    num_ended = results.num_terminated + results.num_errors - len(progress.cut)
+    if num_ended < num_trials and not stop.stopped:
+        print(
+            f"Stopped with {num_ended} of {num_trials} trials done; run the same command again to "
+            "resume"
+        )
+        raise SystemExit(130)
+    ended = [*_ended(config, results, progress.trial_ids, progress.cut, states)]
+    if not ended and clock.ended_by_user:
+        print("Stopped before a trial had begun; run the same command again")
+        raise SystemExit(130)
+    if not ended:
+        raise UserError(
+            "budget is spent before a trial has finished an epoch: run the same command with a "
+            "larger one to resume"
+        )
+    trials = rank(
+        ended,
+        epochs=config.base.epochs,
+        class_counts=plan.manifest.split("val").class_counts,
+    )
+    return trials, is_synced
+
+
+def _ended(
+    config: TuningConfig,
+    results: tune.ResultGrid,
+    trial_ids: Sequence[str],
+    cut: Collection[str],
+    states: TrialStates,
+) -> Iterator[TrialResult]:
+    for number, trial_id in enumerate(trial_ids):
+        result = results[number]
+        if result.config is None:  # the budget ended before it had begun
+            continue
+        state = CUT if trial_id in cut else FINISHED if result.error is None else FAILED
+        yield TrialResult(
+            trial_id=trial_id,
+            point=point_of(result.config),
+            run=run_folder(config, trial_id),
+            state=STOPPED if states.state_of(trial_id) == STOPPED else state,
+        )
