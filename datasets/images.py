@@ -178,35 +178,45 @@ def _load(content: bytes) -> tuple[np.ndarray, bool]:
             raise BadImage("decompression bomb: more than 50 megapixels") from None
         except _DECODE_ERRORS as error:
             raise BadImage(_explain(error)) from error
-        num_pixels = image.width * image.height
-        if num_pixels == 0:
-            raise BadImage("zero-sized")
-        if isinstance(image, TiffImageFile) and _is_raw(image, content):
-            raise BadImage(_RAW)
-        if num_pixels > MAX_PIXELS:
-            raise BadImage("decompression bomb: more than 50 megapixels")
-        if is_too_thin(image.height, image.width):
-            raise BadImage(f"too thin: its sides differ more than {MAX_ASPECT} times")
-        if "progressive" in image.info and content.count(JPEG_SCAN) > MAX_SCANS:
-            raise BadImage(f"decompression bomb: more than {MAX_SCANS} scans")
+        _check_header(image, content)
         try:
-            is_plain_jpeg = (
-                image.format == "JPEG"
-                and image.mode == "RGB"
-                and "progressive" not in image.info
-                and image.getexif().get(_ORIENTATION_TAG, 1) == 1
-            )
-            if is_plain_jpeg and (image_HWC := _decode_strictly(content)) is not None:
-                return image_HWC, True
-            if (
-                image.format == "BMP"
-                and image.mode == "RGBA"
-                and not np.asarray(image.getchannel("A")).any()
-            ):
-                image = image.convert("RGB")  # some programs leave the bytes of opacity at 0
-            return np.asarray(_to_rgb(ImageOps.exif_transpose(image))), False
+            return _decode(image, content)
         except _DECODE_ERRORS as error:
             raise BadImage(_explain(error)) from error
+
+
+def _check_header(image: Image.Image, content: bytes) -> None:
+    """Refuse an image before its pixels are decoded."""
+    num_pixels = image.width * image.height
+    if num_pixels == 0:
+        raise BadImage("zero-sized")
+    if isinstance(image, TiffImageFile) and _is_raw(image, content):
+        raise BadImage(_RAW)
+    if num_pixels > MAX_PIXELS:
+        raise BadImage("decompression bomb: more than 50 megapixels")
+    if is_too_thin(image.height, image.width):
+        raise BadImage(f"too thin: its sides differ more than {MAX_ASPECT} times")
+    if "progressive" in image.info and content.count(JPEG_SCAN) > MAX_SCANS:
+        raise BadImage(f"decompression bomb: more than {MAX_SCANS} scans")
+
+
+def _decode(image: Image.Image, content: bytes) -> tuple[np.ndarray, bool]:
+    """Return what `_load` does."""
+    is_plain_jpeg = (
+        image.format == "JPEG"
+        and image.mode == "RGB"
+        and "progressive" not in image.info
+        and image.getexif().get(_ORIENTATION_TAG, 1) == 1
+    )
+    if is_plain_jpeg and (image_HWC := _decode_strictly(content)) is not None:
+        return image_HWC, True
+    if (
+        image.format == "BMP"
+        and image.mode == "RGBA"
+        and not np.asarray(image.getchannel("A")).any()
+    ):
+        image = image.convert("RGB")  # some programs leave the bytes of opacity at 0
+    return np.asarray(_to_rgb(ImageOps.exif_transpose(image))), False
 
 
 @cache

@@ -2,7 +2,8 @@
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,7 +15,7 @@ from cluster.io import filesystems, storage
 from datasets.augment import augment
 from datasets.config import POLICIES, IngestConfig
 from datasets.decode import decode
-from datasets.manifest import Manifest, require_images
+from datasets.manifest import Manifest, Shard, require_images
 from datasets.manifest_file import read_manifest
 
 COLUMNS = 8
@@ -78,22 +79,29 @@ def _pick_images(
     wanted = set(range(min(num_classes, len(manifest.classes))))
     picked: dict[int, tuple[int, np.ndarray]] = {}
     split = "train" if "train" in manifest.splits else next(iter(manifest.splits))
-    for shard in manifest.split(split).shards:
+    for row in _find_rows(uri, manifest.split(split).shards, wanted):
+        if row["label"] in wanted:
+            picked[row["label"]] = (row["image_id"], decode(row["image"]))
+            wanted.remove(row["label"])
+    return dict(sorted(picked.items()))
+
+
+def _find_rows(uri: str, shards: Sequence[Shard], wanted: set[int]) -> Iterator[dict[str, Any]]:
+    """Yield rows of the wanted labels, of which the caller removes those that it has."""
+    for shard in shards:
         if not wanted:
-            break
+            return
         file_system, path = filesystems.resolve(storage.join(uri, shard.path))
         with file_system.open_input_file(path) as stream:
-            file = pq.ParquetFile(stream)
-            for group in range(file.num_row_groups):
-                labels = file.read_row_group(group, ["label"])["label"].to_pylist()
-                if wanted.isdisjoint(labels):
-                    continue
-                rows = file.read_row_group(group, ["label", "image_id", "image"])
-                for row in rows.filter(pc.field("label").isin(list(wanted))).to_pylist():
-                    if row["label"] in wanted:
-                        picked[row["label"]] = (row["image_id"], decode(row["image"]))
-                        wanted.remove(row["label"])
-    return dict(sorted(picked.items()))
+            yield from _find_in_file(pq.ParquetFile(stream), wanted)
+
+
+def _find_in_file(file: pq.ParquetFile, wanted: set[int]) -> Iterator[dict[str, Any]]:
+    for group in range(file.num_row_groups):
+        labels = file.read_row_group(group, ["label"])["label"].to_pylist()
+        if not wanted.isdisjoint(labels):
+            rows = file.read_row_group(group, ["label", "image_id", "image"])
+            yield from rows.filter(pc.field("label").isin(list(wanted))).to_pylist()
 
 
 def _fit(image_HWC: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ import logging
 import os
 import warnings
 from collections.abc import Collection, Iterator, Sequence
+from typing import NoReturn
 
 from ray import tune
 
@@ -33,11 +34,7 @@ def run_trials(
         SystemExit: where the sweep was stopped before all trials had ended.
     """
     config, num_trials = plan.config, plan.num_trials
-    # Run folders have the metrics; Tune need not write them again.
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # a table of its own, even at verbose=0
-    # Our own lines say how trials end; tracebacks are in their error.txt.
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    _silence_tune()
     display = SweepDisplay(
         config, plan.manifest, num_trials=num_trials, num_concurrent=plan.num_concurrent
     )
@@ -68,20 +65,32 @@ def run_trials(
         )
         raise SystemExit(130)
     ended = [*_ended(config, results, progress.trial_ids, progress.cut, states)]
-    if not ended and clock.ended_by_user:
-        print("Stopped before a trial had begun; run the same command again")
-        raise SystemExit(130)
     if not ended:
-        raise UserError(
-            "budget is spent before a trial has finished an epoch: run the same command with a "
-            "larger one to resume"
-        )
+        _refuse_no_trials(clock)
     trials = rank(
         ended,
         epochs=config.base.epochs,
         class_counts=plan.manifest.split("val").class_counts,
     )
     return trials, is_synced
+
+
+def _silence_tune() -> None:
+    # Run folders have the metrics; Tune need not write them again.
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # a table of its own, even at verbose=0
+    # Our own lines say how trials end; tracebacks are in their error.txt.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+
+
+def _refuse_no_trials(clock: BudgetClock) -> NoReturn:
+    if clock.ended_by_user:
+        print("Stopped before a trial had begun; run the same command again")
+        raise SystemExit(130)
+    raise UserError(
+        "budget is spent before a trial has finished an epoch: run the same command with a larger "
+        "one to resume"
+    )
 
 
 def _ended(

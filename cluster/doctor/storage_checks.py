@@ -1,6 +1,7 @@
 """Check that OUT is the same folder and DATA the same data set on all nodes."""
 
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 from cluster.doctor.checks import LOOK_AT_NODE, separate
@@ -97,13 +98,18 @@ def _find_fingerprint(data: str) -> "str | Unread":
         manifest = read_object(
             storage.join(data, "manifest.json"), {"fingerprint": str, "splits": dict[str, Any]}
         )
-        for split in manifest["splits"].values():
-            shards = take_object(split, {"shards": [{"path": str}]})["shards"]
-            for shard in shards[:1] + shards[-1:]:
-                if not storage.exists(storage.join(data, shard["path"])):
-                    return Unread(f"{data} lacks {shard['path']}")
+        for path in _list_ends(manifest["splits"]):
+            if not storage.exists(storage.join(data, path)):
+                return Unread(f"{data} lacks {path}")
     except FileNotFoundError:
         return Unread(f"data is {data!r}: no prepared data set there (manifest.json is missing)")
     except (UserError, StorageError) as error:  # it has its own remedy
         return Unread(shorten(error))
     return manifest["fingerprint"]
+
+
+def _list_ends(splits: dict[str, Any]) -> Iterator[str]:
+    """Yield the paths of the first and the last shard of each split."""
+    for split in splits.values():
+        shards = take_object(split, {"shards": [{"path": str}]})["shards"]
+        yield from (shard["path"] for shard in shards[:1] + shards[-1:])

@@ -51,12 +51,7 @@ def pack(path: Path, *, root: Path = ROOT, max_mib: float) -> Package:
         raise UserError(f"folder is {str(root)!r}: none of {', '.join(SHIPPED)} is there")
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as package:
         for file in files:
-            info = zipfile.ZipInfo(file.relative_to(root).as_posix(), _EPOCH)
-            info.external_attr = 0o644 << 16
-            info.compress_type = zipfile.ZIP_DEFLATED
-            with file.open("rb") as content, package.open(info, "w") as packed:
-                while piece := content.read(2**20):
-                    packed.write(piece)
+            _add(package, file, root)
             if path.stat().st_size > max_mib * 2**20:
                 raise UserError(
                     f"max_mib is {max_mib:g}: the folder {str(root)!r} is larger, packed; "
@@ -64,6 +59,15 @@ def pack(path: Path, *, root: Path = ROOT, max_mib: float) -> Package:
                     "to shared storage or a bucket, or raise --max-mib"
                 )
     return Package(path=path, num_files=len(files), num_bytes=path.stat().st_size)
+
+
+def _add(package: zipfile.ZipFile, file: Path, root: Path) -> None:
+    info = zipfile.ZipInfo(file.relative_to(root).as_posix(), _EPOCH)
+    info.external_attr = 0o644 << 16
+    info.compress_type = zipfile.ZIP_DEFLATED
+    with file.open("rb") as content, package.open(info, "w") as packed:
+        while piece := content.read(2**20):
+            packed.write(piece)
 
 
 def _name_largest(files: Sequence[Path], root: Path) -> str:

@@ -184,15 +184,14 @@ def _find_parts(
     """Find parts of an earlier builder, and the tasks that remain."""
     found: dict[tuple[int, int], Part] = {}
     known: dict[str, set[str]] = {}
-    for task in tasks:
-        for at in task.entries:
-            folder = view_uri(entries[at].uri, task.epoch)
-            if folder not in known:
-                known[folder] = set(storage.list_names(folder))
-            if task.part_name in known[folder]:
-                part = read_part(storage.join(folder, task.part_name))
-                if not part.unreadable:  # an unreadable image may be readable now
-                    found[at, task.number] = part
+    for task, at in ((each, at) for each in tasks for at in each.entries):
+        folder = view_uri(entries[at].uri, task.epoch)
+        if folder not in known:
+            known[folder] = set(storage.list_names(folder))
+        if task.part_name in known[folder]:
+            part = read_part(storage.join(folder, task.part_name))
+            if not part.unreadable:  # an unreadable image may be readable now
+                found[at, task.number] = part
     return found, [t for t in tasks if any((at, t.number) not in found for at in t.entries)]
 
 

@@ -137,14 +137,21 @@ def _read_zip(
     with zipfile.ZipFile(stream) as archive:
         found = {_name_of(info): info for info in archive.infolist()}
         for name in names:
-            if (info := found.get(name)) is None:
+            info = found.get(name)
+            if info is None:
                 yield BadImage("missing file")
-                continue
-            try:
-                with archive.open(info) as file:
-                    yield file.read(num_bytes)
-            except (*_DAMAGE, RuntimeError, NotImplementedError) as error:  # a password
-                yield BadImage(f"unreadable: {error}")
+            else:
+                yield _read_zip_member(archive, info, num_bytes)
+
+
+def _read_zip_member(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, num_bytes: int
+) -> bytes | BadImage:
+    try:
+        with archive.open(info) as file:
+            return file.read(num_bytes)
+    except (*_DAMAGE, RuntimeError, NotImplementedError) as error:  # a password
+        return BadImage(f"unreadable: {error}")
 
 
 def _read_tar(

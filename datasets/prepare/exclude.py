@@ -47,19 +47,7 @@ def exclude(config: PrepareConfig, listing: Listing) -> Listing:
     """
     if config.exclude is None:
         return listing
-    try:
-        content = storage.read_bytes(config.exclude)
-        entries, num_rows = parse_list(config.exclude, content)
-    except FileNotFoundError:
-        raise UserError(
-            f"exclude is {config.exclude!r}: there is no such file; give a list of images, as "
-            "`python -m datasets audit` writes it"
-        ) from None
-    except (StorageError, UserError) as error:
-        reason = str(error)
-        if not reason.startswith("exclude is "):
-            reason = f"exclude is {config.exclude!r}: {reason}"
-        raise type(error)(reason) from error
+    content, entries, num_rows = _read_list(config.exclude)
     references = listing.references
     paths = references["path"].to_pylist()
     places = zip(paths, list_relative(config, paths), references["split"].to_pylist(), strict=True)
@@ -95,6 +83,27 @@ def exclude(config: PrepareConfig, listing: Listing) -> Listing:
 def _find(entries: Mapping[str, list[Entry]], names: tuple[str, ...], split: str) -> Entry | None:
     fitting = (e for name in names for e in entries.get(name, ()) if e.fits(split))
     return next(fitting, None)
+
+
+def _read_list(uri: str) -> tuple[bytes, dict[str, list[Entry]], int]:
+    """Return the content of a list, its entries by path, and how many rows it has.
+
+    Raises:
+        UserError: naming the option, where it can't be read.
+    """
+    try:
+        content = storage.read_bytes(uri)
+        return content, *parse_list(uri, content)
+    except FileNotFoundError:
+        raise UserError(
+            f"exclude is {uri!r}: there is no such file; give a list of images, as "
+            "`python -m datasets audit` writes it"
+        ) from None
+    except (StorageError, UserError) as error:
+        reason = str(error)
+        if not reason.startswith("exclude is "):
+            reason = f"exclude is {uri!r}: {reason}"
+        raise type(error)(reason) from error
 
 
 def parse_list(uri: str, content: bytes) -> tuple[dict[str, list[Entry]], int]:

@@ -1,5 +1,7 @@
 """The two jobs of `prepare`, cut into tasks: stage the images, fill the shards."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -49,19 +51,9 @@ def write_shards(
         rows = rows.sort_by([("image_id", "ascending"), ("path", "ascending")])
         counts[split] = tuple(np.bincount(rows["label"], minlength=num_classes).tolist())
         num_pixels[split] = int(rows["num_pixels"].to_numpy().sum())
-        shards = cut_row_groups(
-            len(rows),
-            int(rows["num_bytes"].to_numpy().sum()),
-            row_group_size=config.row_group_size,
-            shard_bytes=config.shard_mib * 2**20,
-        )
-        start = 0
-        for number, groups in enumerate(shards):
-            path = f"{split}/part-{number:05d}-{identity[:12]}.parquet"
-            block = rows.slice(start, sum(groups))
-            blocks.append(block.append_column("shard", pa.array([path] * len(block))))
-            row_groups[path] = groups
-            start += sum(groups)
+        of_split = _cut_shards(config, rows, split, identity)
+        row_groups |= of_split
+        blocks += _cut_blocks(rows, of_split)
     size_of: dict[str, int] = {}
     filled = run_blocks(
         blocks, fill_shard, out=config.out, staging=staging, row_group_size=config.row_group_size
@@ -83,3 +75,28 @@ def write_shards(
         )
         for split, class_counts in counts.items()
     }
+
+
+def _cut_shards(
+    config: PrepareConfig, rows: pa.Table, split: str, identity: str
+) -> dict[str, tuple[int, ...]]:
+    """Return the images in each row group of each shard of a split, by the shard's path."""
+    shards = cut_row_groups(
+        len(rows),
+        int(rows["num_bytes"].to_numpy().sum()),
+        row_group_size=config.row_group_size,
+        shard_bytes=config.shard_mib * 2**20,
+    )
+    return {
+        f"{split}/part-{number:05d}-{identity[:12]}.parquet": groups
+        for number, groups in enumerate(shards)
+    }
+
+
+def _cut_blocks(rows: pa.Table, row_groups: dict[str, tuple[int, ...]]) -> Iterator[pa.Table]:
+    """Yield the rows of each shard, with its path as a column."""
+    start = 0
+    for path, groups in row_groups.items():
+        block = rows.slice(start, sum(groups))
+        yield block.append_column("shard", pa.array([path] * len(block)))
+        start += sum(groups)

@@ -113,26 +113,28 @@ def _walk_local(root: str) -> Iterator[fs.FileInfo]:
     while folders:
         with os.scandir(folders.pop()) as entries:
             for entry in entries:
-                path = entry.path
-                path.encode()  # pyarrow reads UTF-8 only
-                try:
-                    facts = entry.stat()
-                except OSError:  # a link to nothing, or to itself
-                    yield fs.FileInfo(path, type=fs.FileType.NotFound)
-                    continue
-                if not stat.S_ISDIR(facts.st_mode):
-                    yield fs.FileInfo(
-                        path, fs.FileType.File, size=facts.st_size, mtime_ns=facts.st_mtime_ns
-                    )
-                    continue
-                if entry.is_symlink():
-                    real = os.path.realpath(path)
-                    if real in visited or not storage.leaves(real, root):
-                        yield fs.FileInfo(path, fs.FileType.Unknown)
-                        continue
-                    visited.add(real)
-                yield fs.FileInfo(path, fs.FileType.Directory)
-                folders.append(path)
+                info = _describe_entry(entry, root, visited)
+                yield info
+                if info.type == fs.FileType.Directory:
+                    folders.append(info.path)
+
+
+def _describe_entry(entry: os.DirEntry[str], root: str, visited: set[str]) -> fs.FileInfo:
+    """Return what `_walk_local` yields; a folder behind a link is added to `visited`."""
+    path = entry.path
+    path.encode()  # pyarrow reads UTF-8 only
+    try:
+        facts = entry.stat()
+    except OSError:  # a link to nothing, or to itself
+        return fs.FileInfo(path, type=fs.FileType.NotFound)
+    if not stat.S_ISDIR(facts.st_mode):
+        return fs.FileInfo(path, fs.FileType.File, size=facts.st_size, mtime_ns=facts.st_mtime_ns)
+    if entry.is_symlink():
+        real = os.path.realpath(path)
+        if real in visited or not storage.leaves(real, root):
+            return fs.FileInfo(path, fs.FileType.Unknown)
+        visited.add(real)
+    return fs.FileInfo(path, fs.FileType.Directory)
 
 
 def describe_unused(unused: Sequence[tuple[str, str]]) -> str:

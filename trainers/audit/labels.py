@@ -3,7 +3,7 @@
 N images, K classes, D features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -71,25 +71,9 @@ def check_labels(
     if len(known_K) > 1 and counted_N.any():
         strength = choose_strength(features_ND, own_N)
         probabilities_NK = predict_held_out(features_ND, own_N, strength=strength)
-        typical_K = np.array(
-            [np.where(own_N == k, probabilities_NK[:, k], -1).argmax() for k in range(len(known_K))]
-        )
-        for image, other in find_errors(probabilities_NK, own_N):
-            if not counted_N[image]:
-                continue
-            label = int(own_N[image])
-            given, likelier = classes[int(known_K[label])], classes[int(known_K[other])]
-            share, more = probabilities_NK[image, [label, other]]
-            suspects.append(
-                Suspect(
-                    image=int(rows_N[image]),
-                    detail=f"looks like {likelier}, {more:.0%}; its label has {share:.1%}",
-                    others=(
-                        (int(rows_N[typical_K[label]]), given),
-                        (int(rows_N[typical_K[other]]), likelier),
-                    ),
-                )
-            )
+        names = [classes[int(number)] for number in known_K]
+        found = _list_suspects(probabilities_NK, own_N, rows_N, names)
+        suspects = [suspect for image, suspect in found if counted_N[image]]
     check = of_images(
         "label errors",
         suspects,
@@ -111,3 +95,24 @@ def check_labels(
         "they know too little; give more images of each class, or another network",
         suspects=(),
     )
+
+
+def _list_suspects(
+    probabilities_NK: np.ndarray, labels_N: np.ndarray, rows_N: np.ndarray, names: Sequence[str]
+) -> Iterator[tuple[int, Suspect]]:
+    """Yield the images of likely errors, each with what the page says about it."""
+    typical_K = [
+        int(rows_N[np.where(labels_N == label, probabilities_NK[:, label], -1).argmax()])
+        for label in range(len(names))
+    ]
+    for image, other in find_errors(probabilities_NK, labels_N):
+        label = int(labels_N[image])
+        share, more = probabilities_NK[image, [label, other]]
+        yield (
+            image,
+            Suspect(
+                image=int(rows_N[image]),
+                detail=f"looks like {names[other]}, {more:.0%}; its label has {share:.1%}",
+                others=((typical_K[label], names[label]), (typical_K[other], names[other])),
+            ),
+        )

@@ -55,12 +55,7 @@ def export(config: ExportConfig) -> dict[str, FileFacts]:
         UserError: where there is no such run, a package is missing, or a file, then deleted,
             computes other logits than the original.
     """
-    if any(name.startswith("onnx") for name in config.formats):
-        require_onnx()
-    if config.push is not None:
-        from trainers.export.hugging_face import require_token
-
-        require_token()
+    _require_packages(config)
     run = storage.absolute(config.run, "run")
     out = storage.absolute(config.out, "out")
     training, progress, model = load_best_model(run, ensembles=True)
@@ -86,10 +81,11 @@ def export(config: ExportConfig) -> dict[str, FileFacts]:
     _clear(out)
     text = json.dumps({**MARK, **subject.describe()}, indent=1)
     storage.write_bytes(storage.join(out, CONFIG), text.encode())
-    files: dict[str, FileFacts] = {}
-    for name in config.formats:
-        if name in EXPORTERS:
-            files[name] = _export_to(EXPORTERS[name], subject, out)
+    files = {
+        name: _export_to(EXPORTERS[name], subject, out)
+        for name in config.formats
+        if name in EXPORTERS
+    }
     if set(config.formats) & QUANTIZED.keys():
         files |= _export_quantized(config, subject, out)
     facts = CardFacts(
@@ -109,6 +105,15 @@ def export(config: ExportConfig) -> dict[str, FileFacts]:
     facts = replace(facts, files=files)
     storage.write_bytes(storage.join(out, CARD), write_card(facts).encode())
     return files
+
+
+def _require_packages(config: ExportConfig) -> None:
+    if any(name.startswith("onnx") for name in config.formats):
+        require_onnx()
+    if config.push is not None:
+        from trainers.export.hugging_face import require_token
+
+        require_token()
 
 
 def _export_folder(facts: CardFacts, subject: Subject, out: str, push: str | None) -> FileFacts:

@@ -1,5 +1,6 @@
 """Classifies photographs, and writes the likeliest classes as Parquet."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -12,7 +13,7 @@ from cluster.io import storage
 from cluster.io.errors import require
 from cluster.io.terminal import literal_console, report
 from datasets.passes.collection import list_images
-from trainers.inference.config import PredictConfig
+from trainers.inference.config import PredictConfig, RankBy
 from trainers.inference.hierarchy import Hierarchy, open_hierarchy
 from trainers.inference.inference import open_network, run_inference
 from trainers.inference.picks import WithFeatures, to_lists, write_picks
@@ -127,16 +128,20 @@ def run_predict(config: PredictConfig) -> None:
     if outcome.parts:
         show(outcome.parts[0])
         print(f"Predictions: {storage.join(config.out, 'predictions')}")
-    if outcome.parts and config.rank_by is not None:
-        images = storage.absolute(config.images, "images")
-        num_picks = write_picks(
-            list_images(images, split=config.split, image_column=config.image_column),
-            outcome.parts,
-            config.out,
-            by=config.rank_by,
-            num_picks=config.num_picks,
-        )
-        print(f"Label next:  {storage.join(config.out, 'picks.csv')}, picks.html ({num_picks})")
+        if config.rank_by is not None:
+            _write_picks(config, outcome.parts, by=config.rank_by)
+
+
+def _write_picks(config: PredictConfig, parts: Sequence[str], *, by: RankBy) -> None:
+    images = storage.absolute(config.images, "images")
+    num_picks = write_picks(
+        list_images(images, split=config.split, image_column=config.image_column),
+        parts,
+        config.out,
+        by=by,
+        num_picks=config.num_picks,
+    )
+    print(f"Label next:  {storage.join(config.out, 'picks.csv')}, picks.html ({num_picks})")
 
 
 def show(part: str) -> None:

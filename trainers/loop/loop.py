@@ -10,6 +10,7 @@ import ray.train
 import ray.train.torch
 from ray.train.collective import broadcast_from_rank_zero
 
+from trainers.config import FinetuneConfig
 from trainers.failures import Watchdog
 from trainers.loop.training import Training
 from trainers.prepare import Run
@@ -82,15 +83,7 @@ def train(
         training.recorder or nullcontext(),
     ):
         try:
-            while not is_done(config, training.progress.epoch, training.progress.best_epoch):
-                watchdog.live()
-                if training.stop_requested():
-                    return
-                row = training.run_epoch()
-                if training.recorder and report_written:
-                    training.recorder.wait()
-                watchdog.rest()
-                report(row)  # may wait for Tune's driver
+            _run_epochs(config, training, watchdog, report, report_written=report_written)
         except StopRequested:
             return
         except TrainingStopped as stop:
@@ -102,3 +95,27 @@ def train(
             diverged=problem.diverged if problem else None,
             lost=problem.unreadable if problem else None,
         )
+
+
+def _run_epochs(
+    config: FinetuneConfig,
+    training: Training,
+    watchdog: Watchdog,
+    report: Report,
+    *,
+    report_written: bool,
+) -> None:
+    """Train and report epoch by epoch, until the run is done.
+
+    Raises:
+        TrainingStopped, StopRequested: as `Training.run_epoch`.
+    """
+    while not is_done(config, training.progress.epoch, training.progress.best_epoch):
+        watchdog.live()
+        if training.stop_requested():
+            raise StopRequested
+        row = training.run_epoch()
+        if training.recorder and report_written:
+            training.recorder.wait()
+        watchdog.rest()
+        report(row)  # may wait for Tune's driver

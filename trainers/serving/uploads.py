@@ -100,19 +100,27 @@ async def read_body(request: Request, config: ServiceConfig) -> bytes:
         raise Refused(400, "The request's Content-Length is not a number.")
     if len(declared) > 18 or int(declared) > limit:
         raise too_large
-    parts, size = [], 0
     try:
         async with asyncio.timeout(config.upload_timeout_s):
-            async for part in request.stream():
-                size += len(part)
-                if size > limit:
-                    raise too_large
-                parts.append(part)
+            body = await _receive(request, limit)
     except TimeoutError:
         sentence = f"The request took longer than {config.upload_timeout_s:g} s to arrive."
         raise Refused(408, sentence) from None
     except ClientDisconnect:
         raise Refused(400, "The client left before it had sent the request.") from None
+    if body is None:
+        raise too_large
+    return body
+
+
+async def _receive(request: Request, limit: int) -> bytes | None:
+    """Return the body; None where it is larger, as soon as that is known."""
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit:
+            return None
+        parts.append(part)
     return b"".join(parts)
 
 

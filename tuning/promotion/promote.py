@@ -25,7 +25,9 @@ from cluster.io import storage
 from cluster.io.errors import UserError, require
 from cluster.io.lease import hold_lease
 from cluster.runtime import connect
+from datasets.manifest import Manifest
 from datasets.manifest_file import read_manifest
+from trainers.config import FinetuneConfig
 from trainers.prepare import prepare_run
 from trainers.run.folder import read_config
 from trainers.run.rows import find_mode
@@ -56,51 +58,76 @@ def run_promote(config: PromoteConfig) -> dict[str, Any]:
     out = storage.absolute(config.out or default, "out")
     base = read_config(winner.run)
     manifest = read_manifest(base.data, 0 if config.folds else base.fold)
-    if config.folds:
-        folds = plan_trainings(config, base, sweep, out, num_folds=len(manifest.folds))
-        refuse_other_epochs(folds)
-        connect(config.address)
-        with hold_lease(out):
-            # Of another fold, the same rows are other images.
-            commands = [train(prepare_run(training)) for training in folds]
-            summary = summarize_folds(folds, winner, sweep, manifest)
-            write_summary(out, config, summary)
-        print_folds(summary)
-        print(f"\nWritten:  {out}/folds.json")
-        if "test" in manifest.splits:
-            print(f"Promote:  python -m tuning promote --sweep {shlex.quote(sweep)}")
-    else:
-        manifest.split("test")
-        choose_size(base, config.last_size_px)
-        mode = find_mode(replace(base.track, wandb=config.wandb))
-        require(
-            config.registry is None or mode == "online",
-            "registry",
-            config.registry,
-            f"W&B is {mode}: set WANDB_API_KEY or log in, or leave it out",
-        )
-        if config.epochs is not None:
-            refuse_other_epochs(plan_trainings(config, base, sweep, out))
-        resources = connect(config.address)
-        with hold_lease(out):
-            _claim(out, winner)
-            promotion = Promotion(config, winner, base, manifest, resources, sweep, out)
-            summary, commands = promotion.run()
-            registered = None
-            if config.registry is not None:
-                registered = register(config.registry, config, summary, out)
-        print_seeds(summary)
-        for line in promotion.notes:
-            print(line)
-        print(f"\nPromoted: {out}/promoted.json")
-        print(f"Weights:  {summary['weights']}")
-        print(f"Exported: {summary['exported']}, with a model card")
-        print(f"Review:   {summary['review']}")
-        if registered is not None:
-            print(f"Registry: {registered}")
+    run = _cross_validate if config.folds else _train_seeds
+    summary, commands = run(config, winner, base, manifest, sweep, out)
     if any(command is not None for command in commands):
         print(f"W&B:      {sync_command(out)}")
     return summary
+
+
+def _cross_validate(
+    config: PromoteConfig,
+    winner: TrialResult,
+    base: FinetuneConfig,
+    manifest: Manifest,
+    sweep: str,
+    out: str,
+) -> tuple[dict[str, Any], list[str | None]]:
+    """Train the winner on all folds but one, for each fold; return the summary, and the commands
+    that upload what W&B lacks."""
+    folds = plan_trainings(config, base, sweep, out, num_folds=len(manifest.folds))
+    refuse_other_epochs(folds)
+    connect(config.address)
+    with hold_lease(out):
+        # Of another fold, the same rows are other images.
+        commands = [train(prepare_run(training)) for training in folds]
+        summary = summarize_folds(folds, winner, sweep, manifest)
+        write_summary(out, config, summary)
+    print_folds(summary)
+    print(f"\nWritten:  {out}/folds.json")
+    if "test" in manifest.splits:
+        print(f"Promote:  python -m tuning promote --sweep {shlex.quote(sweep)}")
+    return summary, commands
+
+
+def _train_seeds(
+    config: PromoteConfig,
+    winner: TrialResult,
+    base: FinetuneConfig,
+    manifest: Manifest,
+    sweep: str,
+    out: str,
+) -> tuple[dict[str, Any], list[str | None]]:
+    """Train the winner with several seeds and export the first; return the same."""
+    manifest.split("test")
+    choose_size(base, config.last_size_px)
+    mode = find_mode(replace(base.track, wandb=config.wandb))
+    require(
+        config.registry is None or mode == "online",
+        "registry",
+        config.registry,
+        f"W&B is {mode}: set WANDB_API_KEY or log in, or leave it out",
+    )
+    if config.epochs is not None:
+        refuse_other_epochs(plan_trainings(config, base, sweep, out))
+    resources = connect(config.address)
+    with hold_lease(out):
+        _claim(out, winner)
+        promotion = Promotion(config, winner, base, manifest, resources, sweep, out)
+        summary, commands = promotion.run()
+        registered = None
+        if config.registry is not None:
+            registered = register(config.registry, config, summary, out)
+    print_seeds(summary)
+    for line in promotion.notes:
+        print(line)
+    print(f"\nPromoted: {out}/promoted.json")
+    print(f"Weights:  {summary['weights']}")
+    print(f"Exported: {summary['exported']}, with a model card")
+    print(f"Review:   {summary['review']}")
+    if registered is not None:
+        print(f"Registry: {registered}")
+    return summary, commands
 
 
 def promote_winner(sweep: TuningConfig, left_s: float | None) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Charts of a sweep's trials: accuracy by freeze depth and against cost, importance of the axes."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from cluster.io.statistics import wilson
@@ -26,6 +26,9 @@ INIT_COLOURS = ("var(--thaw)", "var(--frost)", "var(--c2)", "var(--c3)", "var(--
 GAP = 0.16
 """Between the initializations of one freeze depth, where depths are 1 apart."""
 
+Column = tuple[float, str]
+"""As `FrozenPart.column`: the key that it is sorted by, and its text."""
+
 
 def draw_depths(record: SweepRecord) -> Chart | None:
     """Draw val/top1 over freeze depth: a point per trial, a line through the best of each depth."""
@@ -35,7 +38,7 @@ def draw_depths(record: SweepRecord) -> Chart | None:
     column_of = {row.trial_id: record.frozen_of(row).column for row in rows}
     columns = sorted(set(column_of.values()))
     line_of = {row.trial_id: _name_line(record, row) for row in rows}
-    best: dict[str, dict[tuple[float, str], TrialResult]] = {}
+    best: dict[str, dict[Column, TrialResult]] = {}
     for row in rows:  # in order of rank
         best.setdefault(line_of[row.trial_id], {}).setdefault(column_of[row.trial_id], row)
     figure = new_figure(
@@ -55,29 +58,21 @@ def draw_depths(record: SweepRecord) -> Chart | None:
     for number, (line, best_of) in enumerate(best.items()):
         colour = INIT_COLOURS[number % len(INIT_COLOURS)]
         marker = {"color": colour, "symbol": SYMBOLS[number % len(SYMBOLS)]}
-        position: dict[tuple[float, str], float] = {}
-        for index, column in enumerate(columns):
-            beside = [name for name, others in best.items() if column in others]
-            if line in beside:
-                position[column] = index + GAP * (beside.index(line) - (len(beside) - 1) / 2)
+        x_of = _place_line(line, best, columns)
         of_line = [row for row in rows if line_of[row.trial_id] == line]
+        found = [best_of[column] for column in x_of]
         figure.add_scatter(
             mode="markers",
-            x=[position[column_of[row.trial_id]] for row in of_line],
-            y=[row.val_top1 for row in of_line],
-            text=list(map(describe_trial, of_line)),
-            hovertemplate=HOVER_TEXT,
+            x=[x_of[column_of[row.trial_id]] for row in of_line],
+            **_values(of_line),
             marker=marker | {"size": 7, "opacity": 0.4},
             showlegend=False,
         )
-        found = [best_of[column] for column in position]
         figure.add_scatter(
             mode="lines+markers",
             name=plain(line),
-            x=list(position.values()),
-            y=[row.val_top1 for row in found],
-            text=list(map(describe_trial, found)),
-            hovertemplate=HOVER_TEXT,
+            x=list(x_of.values()),
+            **_values(found),
             line={"color": colour, "width": 2.5},
             marker=marker | {"size": 10},
             error_y=_intervals(found, record.num_val_images, colour),
@@ -103,6 +98,26 @@ def _name_line(record: SweepRecord, row: TrialResult) -> str:
     frozen = record.frozen_of(row)
     init = str(row.point.get(INIT, record.base.model.init))
     return init if frozen.is_only_network else f"{frozen.backbone} {init}"
+
+
+def _place_line(
+    line: str, lines: Mapping[str, Collection[Column]], columns: Sequence[Column]
+) -> dict[Column, float]:
+    """Return the x of each column that a line has: beside those of the other lines."""
+    places: dict[Column, float] = {}
+    for index, column in enumerate(columns):
+        beside = [name for name, of_line in lines.items() if column in of_line]
+        if line in beside:
+            places[column] = index + GAP * (beside.index(line) - (len(beside) - 1) / 2)
+    return places
+
+
+def _values(rows: Sequence[TrialResult]) -> dict[str, Any]:
+    return {
+        "y": [row.val_top1 for row in rows],
+        "text": list(map(describe_trial, rows)),
+        "hovertemplate": HOVER_TEXT,
+    }
 
 
 def _intervals(

@@ -5,8 +5,11 @@ Lines in SVG rather than Plotly's parcoords, which needs WebGL and can't be prin
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import log10
 from typing import Any
+
+import plotly.graph_objects as go
 
 from tuning.axes.axis import CLIPNORM, FREEZE_DEPTH, LEARNING_RATE, show
 from tuning.point import compared_fields, describe, order_clipnorm, short_name, show_at
@@ -43,9 +46,35 @@ def draw_parallel(record: SweepRecord) -> Chart | None:
         heights=[_scale(top1, low, high) for top1 in top1s],
         ticks=[(0.0, f"{low:.3f}"), (1.0, f"{high:.3f}")] if high > low else [(0.5, f"{low:.3f}")],
     )
-    columns = [*axes, best]
-    heights = [column.heights for column in columns]
-    figure = new_figure(
+    figure = _draw_columns([*axes, best])
+    _add_lines(figure, rows, [column.heights for column in (*axes, best)])
+    return Chart(
+        name="parallel",
+        title="Every trial along its axes",
+        label=f"{len(rows)} trials over {', '.join(map(name_axis, fields))} and "
+        f"val/top1 ({low:.3f} to {high:.3f}); stronger and thicker lines are better. The best: "
+        f"{describe(rows[0].point)}.",
+        figures={"": figure},
+        header=(*map(short_name, fields), "val/top1"),
+        table=[
+            [*(show_at(row.point, field) for field in fields), f"{row.val_top1:.3f}"]
+            for row in rows[:MAX_LISTED]
+        ],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Column:
+    """A vertical axis of the chart."""
+
+    name: str
+    heights: Sequence[float]
+    """Of each trial, 0 to 1."""
+    ticks: Sequence[tuple[float, str]]
+
+
+def _draw_columns(columns: Sequence[_Column]) -> go.Figure:
+    return new_figure(
         height=420,
         showlegend=False,
         margin={"l": 12, "r": 12, "t": 12, "b": 44},
@@ -75,49 +104,27 @@ def draw_parallel(record: SweepRecord) -> Chart | None:
             for height, text in column.ticks
         ],
     )
+
+
+def _add_lines(
+    figure: go.Figure, rows: Sequence[TrialResult], heights: Sequence[Sequence[float]]
+) -> None:
+    """Draw trials of one shade as one trace; `heights` are of each column, the last is val/top1."""
     shades = [min(NUM_SHADES - 1, int(share * NUM_SHADES)) for share in heights[-1]]
     for shade in sorted(set(shades)):  # the best are drawn last, on top
-        x: list[Any] = []
-        y: list[Any] = []
-        text: list[str] = []
-        for index, row in enumerate(rows):
-            if shades[index] == shade:
-                x += [*range(len(heights)), None]
-                y += [*(column[index] for column in heights), None]
-                text += [describe_trial(row)] * len(heights) + [""]
+        drawn = [index for index in range(len(rows)) if shades[index] == shade]
+        lines = [[*(column[index] for column in heights), None] for index in drawn]
+        texts = [[*[describe_trial(rows[index])] * len(heights), ""] for index in drawn]
         strength = shade / (NUM_SHADES - 1)
         figure.add_scatter(
             mode="lines",
-            x=x,
-            y=y,
-            text=text,
+            x=[*range(len(heights)), None] * len(drawn),
+            y=[*chain.from_iterable(lines)],
+            text=[*chain.from_iterable(texts)],
             hovertemplate=HOVER_TEXT,
             opacity=max(strength**2, min(1.0, 60 / len(rows))),
             line={"color": f"var(--shade-{shade})", "width": 0.8 + 1.8 * strength},
         )
-    return Chart(
-        name="parallel",
-        title="Every trial along its axes",
-        label=f"{len(rows)} trials over {', '.join(map(name_axis, fields))} and "
-        f"val/top1 ({low:.3f} to {high:.3f}); stronger and thicker lines are better. The best: "
-        f"{describe(rows[0].point)}.",
-        figures={"": figure},
-        header=(*map(short_name, fields), "val/top1"),
-        table=[
-            [*(show_at(row.point, field) for field in fields), f"{row.val_top1:.3f}"]
-            for row in rows[:MAX_LISTED]
-        ],
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Column:
-    """A vertical axis of the chart."""
-
-    name: str
-    heights: Sequence[float]
-    """Of each trial, 0 to 1."""
-    ticks: Sequence[tuple[float, str]]
 
 
 def _place(record: SweepRecord, rows: Sequence[TrialResult], field: str) -> _Column:

@@ -10,7 +10,7 @@ N images, W windows, C crops, P partners of an image, S side of a grey copy in p
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 
 import cv2
 import numpy as np
@@ -79,26 +79,34 @@ def find_candidates(hashes_NW: np.ndarray) -> np.ndarray:
     """
     num_images = len(hashes_NW)
     windows = hashes_NW.ravel()
-    flips = [0] if num_images > MAX_EXACT else [0, *(1 << bit for bit in range(16))]
     found = np.zeros(0, np.int64)
+    for whole_N, queries, others in _list_compared(hashes_NW):
+        bits = np.bitwise_count(whole_N[queries] ^ windows[others])
+        images = others // NUM_WINDOWS
+        near = (bits <= MAX_BITS) & (images != queries)
+        if near.any():
+            ends = np.sort([queries[near], images[near]], axis=0)
+            found = np.union1d(found, ends[0] * num_images + ends[1])
+    return np.stack(np.divmod(found, max(1, num_images)), 1)
+
+
+def _list_compared(
+    hashes_NW: np.ndarray,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield hashes of whole images, mirrored or not, with the indices of those to compare and of
+    the windows to compare them with: they have a 16-bit part that differs in at most one bit."""
+    windows = hashes_NW.ravel()
+    flips = [0] if len(hashes_NW) > MAX_EXACT else [0, *(1 << bit for bit in range(16))]
     for part in range(4):
         keys = (windows >> np.uint64(16 * part)).astype(np.uint16)
         order = np.argsort(keys, kind="stable")
         starts = np.searchsorted(keys[order], np.arange(2**16 + 1))
         sizes = np.minimum(np.diff(starts), max(MAX_BUCKET, 4 * len(keys) // 2**16))
-        for mirror in (np.uint64(0), _MIRROR):
+        for mirror, flip in product((np.uint64(0), _MIRROR), flips):
             whole_N = hashes_NW[:, 0] ^ mirror
-            keys_N = (whole_N >> np.uint64(16 * part)).astype(np.uint16)
-            for flip in flips:
-                probes_N = keys_N ^ np.uint16(flip)
-                for queries, others in _expand(starts, sizes, order, probes_N):
-                    bits = np.bitwise_count(whole_N[queries] ^ windows[others])
-                    images = others // NUM_WINDOWS
-                    near = (bits <= MAX_BITS) & (images != queries)
-                    if near.any():
-                        ends = np.sort([queries[near], images[near]], axis=0)
-                        found = np.union1d(found, ends[0] * num_images + ends[1])
-    return np.stack(np.divmod(found, max(1, num_images)), 1)
+            probes_N = (whole_N >> np.uint64(16 * part)).astype(np.uint16) ^ np.uint16(flip)
+            for queries, others in _expand(starts, sizes, order, probes_N):
+                yield whole_N, queries, others
 
 
 def count_bits(hashes_NW: np.ndarray, pairs: np.ndarray) -> np.ndarray:

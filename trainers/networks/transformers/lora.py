@@ -24,15 +24,18 @@ BASE, DOWN, UP = ".base_layer.", "lora_A.default.weight", "lora_B.default.weight
 @cache
 def attention_layers(backbone: str) -> tuple[str, ...]:
     """Return the linear layers of a network's attention that its forward pass calls."""
-    network, called, is_hooked = on_meta(backbone, 2), list[str](), False
-    for path, module in network.named_modules():
-        if "Attention" in type(module).__name__:
-            for name, layer in module.named_children():
-                if isinstance(layer, nn.Linear):
-                    layer.register_forward_hook(partial(_note, called, f"{path}.{name}"))
-                    is_hooked = True
-    if not is_hooked:
+    network, called = on_meta(backbone, 2), list[str]()
+    layers = {
+        f"{path}.{name}": layer
+        for path, module in network.named_modules()
+        if "Attention" in type(module).__name__
+        for name, layer in module.named_children()
+        if isinstance(layer, nn.Linear)
+    }
+    if not layers:
         return ()
+    for path, layer in layers.items():
+        layer.register_forward_hook(partial(_note, called, path))
     size_px = find(backbone).size_px
     with without_compiler(), torch.no_grad():
         network(torch.zeros(1, 3, size_px, size_px, device="meta"))
