@@ -88,20 +88,6 @@ def load_image(content: bytes) -> np.ndarray:
     return _load(content)[0]
 
 
-def to_jpeg(
-    content: bytes,
-    *,
-    short_side_px: int,
-    box: tuple[int, int, int, int] | None = None,
-    box_margin: float = 0.0,
-) -> bytes:
-    """Validate an image and return it as a JPEG whose short side is at most `short_side_px`.
-
-    As `convert`, without the pixels.
-    """
-    return convert(content, short_side_px=short_side_px, box=box, box_margin=box_margin).jpeg
-
-
 class Converted(NamedTuple):
     jpeg: bytes
     num_pixels: int

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageFilter
 
-from datasets.images import BadImage, load_image, to_jpeg
+from datasets.images import BadImage, convert, load_image
 from datasets.manifest import Manifest
 from datasets.manifest_file import read_manifest
 from datasets.passes.collection import list_images
@@ -82,7 +82,7 @@ def test_the_corpus_has_many_kinds() -> None:
 def test_what_is_kept_has_the_pixels_of_its_photograph(name: str) -> None:
     kind, image = KEPT[name], photograph(1, 77)
     assert kind.make is not None
-    pixels_HWC = load_image(to_jpeg(kind.make(image), short_side_px=256))
+    pixels_HWC = load_image(convert(kind.make(image), short_side_px=256).jpeg)
     if kind.is_exact:
         expected = np.asarray(image.convert("L").convert("RGB") if kind.grey else image)
         assert pixels_HWC.shape == expected.shape

@@ -13,7 +13,6 @@ from datasets.images import (
     encode_jpeg,
     identify_pixels,
     load_image,
-    to_jpeg,
 )
 
 
@@ -47,7 +46,7 @@ def noise(width: int = 60, height: int = 40) -> Image.Image:
 )
 def test_bad_image_says_why(content, reason):
     with pytest.raises(BadImage) as caught:
-        to_jpeg(content, short_side_px=256)
+        convert(content, short_side_px=256)
     assert caught.value.reason.split(":")[0] == reason
 
 
@@ -56,7 +55,7 @@ def test_what_is_too_thin_or_too_long_is_refused():
     assert jpeg_shape(encode(Image.new("RGB", (300, 3)))) == (3, 300)
     assert jpeg_shape(encode(Image.new("RGB", (301, 3)))) is None  # what `load_image` refuses
     with pytest.raises(BadImage, match="too thin: its box"):
-        to_jpeg(encode(noise(width=200)), short_side_px=64, box=(0, 9, 200, 10))
+        convert(encode(noise(width=200)), short_side_px=64, box=(0, 9, 200, 10))
     with pytest.raises(BadImage, match="a side is longer than JPEG allows"):
         encode_jpeg(np.zeros((1, 65_501, 3), np.uint8))
 
@@ -101,7 +100,7 @@ def test_exif_orientation_is_applied():
     exif = Image.Exif()
     exif[0x0112] = 6
     content = encode(image, exif=exif)
-    jpeg = to_jpeg(content, short_side_px=256)
+    jpeg = convert(content, short_side_px=256).jpeg
     assert jpeg != content
     image_HWC = load_image(jpeg)
     assert image_HWC.shape == (40, 20, 3)
@@ -111,7 +110,7 @@ def test_exif_orientation_is_applied():
 
 def test_plain_jpeg_keeps_its_bytes():
     content = encode(noise(), quality=60)
-    assert to_jpeg(content, short_side_px=40) == content
+    assert convert(content, short_side_px=40).jpeg == content
 
 
 @pytest.mark.parametrize(
@@ -154,16 +153,16 @@ def test_a_plain_jpeg_is_decoded_once(monkeypatch):
     ],
 )
 def test_other_content_becomes_a_plain_jpeg_of_its_size(content):
-    jpeg = to_jpeg(content, short_side_px=256)
+    jpeg = convert(content, short_side_px=256).jpeg
     image = Image.open(io.BytesIO(jpeg))
     assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (60, 40))
-    assert to_jpeg(jpeg, short_side_px=256) == jpeg
+    assert convert(jpeg, short_side_px=256).jpeg == jpeg
 
 
 def test_short_side_is_bounded_by_area():
     stripes = np.zeros((64, 128, 3), np.uint8)
     stripes[:, ::2] = 200  # every area of four columns averages to 100; a sample is 0 or 200
-    jpeg = to_jpeg(encode(Image.fromarray(stripes), "PNG"), short_side_px=16)
+    jpeg = convert(encode(Image.fromarray(stripes), "PNG"), short_side_px=16).jpeg
     image_HWC = load_image(jpeg)
     assert image_HWC.shape == (16, 32, 3)
     assert np.abs(image_HWC.astype(int) - 100).max() <= 2
@@ -173,14 +172,14 @@ def test_box_is_cropped_with_its_margin():
     pixels = np.zeros((50, 100, 3), np.uint8)
     pixels[20:30, 40:60] = 255
     content = encode(Image.fromarray(pixels))
-    exact = load_image(to_jpeg(content, short_side_px=256, box=(40, 20, 60, 30)))
+    exact = load_image(convert(content, short_side_px=256, box=(40, 20, 60, 30)).jpeg)
     assert exact.shape == (10, 20, 3) and exact.mean() > 240
-    wider = to_jpeg(content, short_side_px=256, box=(40, 20, 60, 30), box_margin=0.5)
+    wider = convert(content, short_side_px=256, box=(40, 20, 60, 30), box_margin=0.5).jpeg
     assert load_image(wider).shape == (20, 40, 3)
-    at_edge = to_jpeg(content, short_side_px=256, box=(90, 40, 110, 60), box_margin=0.1)
+    at_edge = convert(content, short_side_px=256, box=(90, 40, 110, 60), box_margin=0.1).jpeg
     assert load_image(at_edge).shape == (12, 12, 3)
     with pytest.raises(BadImage, match="outside"):
-        to_jpeg(content, short_side_px=256, box=(200, 20, 220, 30))
+        convert(content, short_side_px=256, box=(200, 20, 220, 30))
 
 
 def test_a_jpeg_that_only_pillow_forgives_is_encoded_anew():
@@ -189,7 +188,7 @@ def test_a_jpeg_that_only_pillow_forgives_is_encoded_anew():
     with pytest.raises(ValueError, match="extraneous"):
         simplejpeg.decode_jpeg(stray)
 
-    again = to_jpeg(stray, short_side_px=256)
+    again = convert(stray, short_side_px=256).jpeg
 
     assert simplejpeg.decode_jpeg(again).shape == (40, 60, 3)
 

@@ -19,7 +19,7 @@ from cluster.io import storage
 from datasets.blocks import FEW_IMAGES, connect_for
 from datasets.commands import run_info
 from datasets.config import InfoConfig
-from datasets.images import load_image, to_jpeg
+from datasets.images import convert, load_image
 from datasets.manifest import Manifest
 from datasets.manifest_file import read_manifest, write_manifest
 from datasets.prepare.config import PrepareConfig
@@ -250,7 +250,7 @@ def test_shards_are_balanced(tmp_path):
     rows = read_rows(config, manifest, "train")
     assert len({row["image_id"] for row in rows}) == 134
     for row in rows:  # each kept its image on the way through the staged files
-        assert row["image"] == to_jpeg(Path(row["path"]).read_bytes(), short_side_px=256)
+        assert row["image"] == convert(Path(row["path"]).read_bytes(), short_side_px=256).jpeg
 
 
 def test_data_set_is_reused_or_prepared_anew(photos, capsys):

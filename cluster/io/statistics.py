@@ -11,6 +11,8 @@ import scipy  # imports scipy.stats, which takes a second, where it is used
 
 CONFIDENCE = 0.95
 SIGNIFICANCE = 0.05
+NUM_SAMPLES = 10_000
+"""Of `bootstrap_difference`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,9 +112,7 @@ def auc(positive_P: np.ndarray, negative_N: np.ndarray) -> Estimate:
     return Estimate(mean=mean, low=max(0.0, mean - half), high=min(1.0, mean + half))
 
 
-def bootstrap_difference(
-    first_N: np.ndarray, second_N: np.ndarray, *, num_samples: int = 10_000
-) -> Estimate:
+def bootstrap_difference(first_N: np.ndarray, second_N: np.ndarray) -> Estimate:
     """Return by how much more images the second classifier gets right, as a share, and the
     percentile interval over resampled images.
 
@@ -122,7 +122,7 @@ def bootstrap_difference(
     num_images = len(first_N)
     losses, wins = count_discordant(first_N, second_N)
     shares = np.array([losses, wins, num_images - losses - wins]) / num_images
-    counts = np.random.default_rng(0).multinomial(num_images, shares, num_samples)
+    counts = np.random.default_rng(0).multinomial(num_images, shares, NUM_SAMPLES)
     differences = (counts[:, 1] - counts[:, 0]) / num_images
     low, high = np.quantile(differences, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Estimate(mean=(wins - losses) / num_images, low=float(low), high=float(high))

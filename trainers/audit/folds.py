@@ -33,12 +33,12 @@ def predict_held_out(
     return probabilities_NK
 
 
-def draw_folds(labels_N: np.ndarray, seed: int = 0) -> np.ndarray:
+def draw_folds(labels_N: np.ndarray) -> np.ndarray:
     """Return the fold of each image; the images of a class are spread over the folds.
 
     As scikit-learn's StratifiedKFold, which refuses classes with fewer images than folds.
     """
-    random_N = np.random.default_rng(seed).permutation(len(labels_N))
+    random_N = np.random.default_rng(0).permutation(len(labels_N))
     folds_N = np.empty(len(labels_N), np.int64)
     folds_N[np.lexsort((random_N, labels_N))] = np.arange(len(labels_N)) % FOLDS
     return folds_N

@@ -17,12 +17,12 @@ MAX_REFERENCES = 20_000
 _MAD_TO_DEVIATION = 1.4826
 
 
-def measure_distances(features_ND: np.ndarray, seed: int = 0) -> np.ndarray:
+def measure_distances(features_ND: np.ndarray) -> np.ndarray:
     """Return each image's mean cosine distance to its NUM_NEIGHBOURS nearest other images."""
     features_ND = features_ND.astype(np.float32)
     features_ND = features_ND / (np.linalg.norm(features_ND, axis=1, keepdims=True) + 1e-6)
     num_images = len(features_ND)
-    chosen = np.random.default_rng(seed).permutation(num_images)[:MAX_REFERENCES]
+    chosen = np.random.default_rng(0).permutation(num_images)[:MAX_REFERENCES]
     number = min(NUM_NEIGHBOURS + 1, len(chosen))
     index = NearestNeighbors(n_neighbors=number, metric="cosine", algorithm="brute")
     distances_NM, found_NM = index.fit(features_ND[chosen]).kneighbors(features_ND)

@@ -20,6 +20,8 @@ from matplotlib.ticker import PercentFormatter
 from trainers.evaluation.measures import NUM_BINS, ConfusedPair, Measures
 
 DPI = 150
+NAME_CHARS = 44
+"""Characters of a class' name that are drawn."""
 INK, FAINT, RULE, BLUE, ORANGE = "#222222", "#767676", "#d5d5d5", "#3b78ad", "#d9742b"
 MAX_COUNTED, MAX_NAMED = 40, 250
 """Numbers of classes up to which cells show counts, and axes show names."""
@@ -269,8 +271,8 @@ def _caption(axes: Axes, text: str, colour: str) -> None:
     axes.set_title("\n".join(lines), fontsize=7.5, color=colour, pad=3)
 
 
-def _shorten(name: str, length: int = 44) -> str:
-    return name if len(name) <= length else f"{name[: length - 3].rstrip()}..."
+def _shorten(name: str) -> str:
+    return name if len(name) <= NAME_CHARS else f"{name[: NAME_CHARS - 3].rstrip()}..."
 
 
 def _compact(count: int) -> str:

@@ -184,10 +184,10 @@ def mobilenet_v3(name: str, ends: tuple[int, ...]) -> Backbone:
     return _from_torchvision(name, stages, "classifier.3")
 
 
-def sequential(name: str, ends: tuple[int, ...], head: str = "classifier") -> Backbone:
+def sequential(name: str, ends: tuple[int, ...]) -> Backbone:
     """Describe a torchvision network whose `features` are one Sequential (MobileNetV2,
     EfficientNet, ConvNeXt) of stages that end with the children numbered `ends`."""
-    return _from_torchvision(name, _cut("features", ends), head)
+    return _from_torchvision(name, _cut("features", ends), "classifier")
 
 
 def _create_timm(architecture: str, *, num_classes: int) -> nn.Module:

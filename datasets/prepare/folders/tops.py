@@ -85,7 +85,7 @@ def find_doubled(tops: Tops, name: str) -> str:
         inside = f"{inside}{names[0]}/"
 
 
-def describe_alike(tops: Tops, limit: int = 3) -> str | None:
+def describe_alike(tops: Tops) -> str | None:
     """Name folders of images that most of the top folders have: `2023/audi`, `2024/audi`."""
     tallies = Counter(
         sub for below in tops.subfolders.values() for sub, has_images in below.items() if has_images
@@ -95,6 +95,6 @@ def describe_alike(tops: Tops, limit: int = 3) -> str | None:
     if len(alike) < 2:
         return None
     return (
-        f"folders of the same names are in several classes ({', '.join(sorted(alike)[:limit])}); "
+        f"folders of the same names are in several classes ({', '.join(sorted(alike)[:3])}); "
         "where these are the classes, use --class-depth -1"
     )

@@ -186,6 +186,6 @@ def _name_unused_files(roots: Iterable[Root], found: Found) -> None:
                 found.unused.append((info.path, reason))
 
 
-def _enumerate(reasons: Sequence[str], limit: int = 3) -> str:
-    more = " ..." if len(reasons) > limit else ""
-    return f"{'; '.join(reasons[:limit])}{more}"
+def _enumerate(reasons: Sequence[str]) -> str:
+    more = " ..." if len(reasons) > 3 else ""
+    return f"{'; '.join(reasons[:3])}{more}"

@@ -81,8 +81,8 @@ def describe_missing(uri: str) -> str:
     )
 
 
-def _enumerate(names: list[str], limit: int = 3) -> str:
-    return f"{' or '.join(names[:limit])}{' ...' if len(names) > limit else ''}"
+def _enumerate(names: list[str]) -> str:
+    return f"{' or '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
 
 
 def find_file(uri: str) -> str:
