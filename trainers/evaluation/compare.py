@@ -54,19 +54,6 @@ def run_compare(config: CompareConfig) -> None:
         "not_compared": manifest.split(config.split).num_images - len(first.table),
     }
     changes = list_changes(first, second)
-    drawn = changes[:NUM_DRAWN]
-    images = read_views(training, manifest, config.split, [change["row"] for change in drawn])
-    picture = draw_changes(
-        [
-            Change(
-                image_HWC=image_HWC,
-                true=change["label"],
-                before=change["before"],
-                after=change["after"],
-            )
-            for change, image_HWC in zip(drawn, images, strict=True)
-        ]
-    )
     files = {
         "changes.csv": to_csv(
             ["path", "label", "before", "after"],
@@ -76,7 +63,7 @@ def run_compare(config: CompareConfig) -> None:
             ["class", "images", "recall_before", "recall_after", "change"],
             (row.values() for row in result["per_class"]),
         ),
-        "changes.png": picture,
+        "changes.png": _draw(changes[:NUM_DRAWN], training, manifest, config.split),
         "compare.json": json.dumps(result, indent=1, allow_nan=False).encode(),
     }
     with hold_lease(out):
@@ -87,6 +74,23 @@ def run_compare(config: CompareConfig) -> None:
     if limit is not None and result["change"] < -limit:
         print(f"Worse by {-result['change']:.4f}, more than --fail-if-worse {limit}")
         raise SystemExit(1)
+
+
+def _draw(
+    changes: Sequence[dict[str, Any]], training: FinetuneConfig, manifest: Manifest, split: str
+) -> bytes:
+    images = read_views(training, manifest, split, [change["row"] for change in changes])
+    return draw_changes(
+        [
+            Change(
+                image_HWC=image_HWC,
+                true=change["label"],
+                before=change["before"],
+                after=change["after"],
+            )
+            for change, image_HWC in zip(changes, images, strict=True)
+        ]
+    )
 
 
 def _open_data(runs: Sequence[str], data: str | None) -> tuple[FinetuneConfig, Manifest]:
