@@ -94,6 +94,18 @@ def test_the_parts_of_a_sweep(config: TuningConfig) -> None:
     assert found.seconds > found.trials_s + found.pass_s + found.end_s, "processes start"
 
 
+def test_features_in_the_cache_are_not_computed_again(config: TuningConfig) -> None:
+    without = forecast(config)
+    (head,) = without.plan.prefixes
+
+    for share in (0.25, 0.0):
+        plan = replace(without.plan, prefixes=(replace(head, missing_share=share),))
+        found, full = replace(without, plan=plan).estimate(config), without.estimate(config)
+
+        assert found.pass_s == pytest.approx(share * full.pass_s) and full.pass_s > 0
+        assert (found.trials_s, found.end_s) == (full.trials_s, full.end_s)
+
+
 def test_combining_that_is_not_wanted_or_has_one_network_takes_no_time(
     config: TuningConfig,
 ) -> None:

@@ -116,7 +116,10 @@ def test_a_trial_on_features_has_the_losses_of_one_on_images(
 ) -> None:
     """Behind first and last stages; and it keeps the frozen tensors of the other."""
     config = sweep_of(backbone, easy_data, tmp_path)
-    built = build_all(config, open_store(config))
+    store = open_store(config)
+    assert {prefix.missing_share for prefix in store.plan(config).prefixes} == {1.0}
+    built = build_all(config, store)
+    assert {prefix.missing_share for prefix in store.plan(config).prefixes} == {0.0}
     assert built.num_images == 2 * 48 + 17 + 13, "those of the test split too, for the winner"
     for depth in config.space.freeze_depths[:: 6 if backbone == "mobilenet_v2" else 2]:
         training = training_of(config.base, {INIT: "file", FREEZE_DEPTH: depth})

@@ -89,6 +89,7 @@ def test_what_is_there_already_costs_nothing(easy_data: str) -> None:
     config = sweep(easy_data)
     assert plan(config, present=True).with_sharing < plan(config).with_sharing
     assert len(plan(config, present=True, free_gib=0).shared) == 2
+    assert "(freeze depth 7): read from the cache for 4" in plan(config, present=True).describe()[0]
 
 
 def test_over_budget_trials_train_on_images_and_it_is_said(easy_data: str) -> None:

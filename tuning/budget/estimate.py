@@ -157,7 +157,7 @@ class Forecast:
         return lines
 
     def estimate(self, config: TuningConfig) -> Estimate:
-        """Estimate a sweep whose features are not in the cache yet."""
+        """Estimate a sweep; a pass computes the features that are not in the cache yet."""
         manifest, plan, rates, resources = self.manifest, self.plan, self.rates, self.resources
         workers = plan_workers(resources, config.base.cluster)
         machines = resources.num_gpus if workers.use_gpu else resources.num_nodes
@@ -181,10 +181,11 @@ class Forecast:
             trials_s += number * (start_s + num_epochs * epoch_s)
         pass_s = 0.0
         for network, of_network_s in rates.pass_s.items():
-            num_views = max(p.num_views for p in plan.shared if p.network == network)
-            views = views_of_splits(config, manifest, num_views)
+            prefixes = [prefix for prefix in plan.shared if prefix.network == network]
+            views = views_of_splits(config, manifest, max(each.num_views for each in prefixes))
             num_passes = sum(number * sizes[split] for split, number in views.items())
-            pass_s += num_passes * whole_s(of_network_s)
+            missing_share = max(prefix.missing_share for prefix in prefixes)
+            pass_s += missing_share * num_passes * whole_s(of_network_s)
         tests = config.evaluate_winner and "test" in sizes
         slowest_s = max(
             seconds if key in shared else whole_s(seconds) for key, seconds in rates.eval_s.items()

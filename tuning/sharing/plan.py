@@ -46,6 +46,8 @@ class PrefixPlan:
     """Of the prefix, for an image."""
     problem: str = ""
     """Why its trials train on images; empty where they train on its features."""
+    missing_share: float = 1.0
+    """Of its features, those that are not in the cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +81,9 @@ class SharingPlan:
                 lines.append(f"{name}: from images, {prefix.problem}")
                 continue
             views = "1 view" if prefix.num_views == 1 else f"{prefix.num_views} views"
+            source = "computed once" if prefix.missing_share else "read from the cache"
             lines.append(
-                f"{name}: computed once for {prefix.num_trials:.3g} trials, {views}, "
+                f"{name}: {source} for {prefix.num_trials:.3g} trials, {views}, "
                 f"{prefix.num_bytes / 2**30:.3f} GiB"
             )
         if self.shared:
@@ -154,17 +157,23 @@ def plan_sharing(
         )
         prefixes.append(prefix)
         gains[network, depth] = number * (on_images - on_features)
+    missing = {(p.network, p.depth): missing_bytes(p) for p in prefixes if not p.problem}
     problems, saving = _choose(
         [prefix for prefix in prefixes if not prefix.problem],
         gains,
         num_passes=lambda prefix: num_passes(prefix.num_views),
         free_bytes=free_bytes(),
-        missing_bytes={(p.network, p.depth): missing_bytes(p) for p in prefixes if not p.problem},
+        missing_bytes=missing,
         min_saving=MIN_SAVING * without,
     )
+    keys = [(prefix.network, prefix.depth) for prefix in prefixes]
     chosen = tuple(
-        replace(prefix, problem=problems.get((prefix.network, prefix.depth), prefix.problem))
-        for prefix in prefixes
+        replace(
+            prefix,
+            problem=problems.get(key, prefix.problem),
+            missing_share=missing.get(key, prefix.num_bytes) / prefix.num_bytes,
+        )
+        for key, prefix in zip(keys, prefixes, strict=True)
     )
     return SharingPlan(prefixes=chosen, without=without, with_sharing=without - saving)
 
