@@ -1,7 +1,10 @@
 """A network cut in two is the network: the same outputs and gradients, or a refusal."""
 
+import pickle
+
 import pytest
 import torch
+from ray import cloudpickle
 
 from trainers.config import ModelConfig
 from trainers.networks.backbones import BACKBONES, build, find, on_meta
@@ -29,7 +32,10 @@ def test_prefix_and_suffix_are_the_network_at_every_stage(name: str) -> None:
         logits_BK = network(images_BCHW)
         outputs = build_prefix(network, name, depths)(images_BCHW)
         for depth, features in zip(depths, outputs, strict=True):
-            assert torch.equal(Suffix(network, name, depth)(features), logits_BK), depth
+            suffix = Suffix(network, name, depth)
+            assert torch.equal(suffix(features), logits_BK), depth
+            sent = pickle.loads(cloudpickle.dumps(suffix))  # as to an actor of a pass
+            assert torch.equal(sent(features), logits_BK), depth
 
 
 @pytest.mark.parametrize("name", FAMILIES)

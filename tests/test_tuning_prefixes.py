@@ -18,6 +18,7 @@ from datasets.passes.features import DTYPE
 from tests.support.training import train_here
 from trainers import metrics
 from trainers.config import ComputeConfig, FinetuneConfig, ModelConfig, OptimConfig, TrackConfig
+from trainers.evaluation import split as split_module
 from trainers.evaluation.split import predict_split
 from trainers.inference.inference import Network
 from trainers.inference.prefix import hash_tensors
@@ -112,7 +113,11 @@ def build_all(config: TuningConfig, store: PrefixStore):
     "backbone", ["lenet5", pytest.param("mobilenet_v2", marks=pytest.mark.extended)]
 )
 def test_a_trial_on_features_has_the_losses_of_one_on_images(
-    backbone: str, ray_cluster: str, easy_data: str, tmp_path: Path
+    backbone: str,
+    ray_cluster: str,
+    easy_data: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Behind first and last stages; and it keeps the frozen tensors of the other."""
     config = sweep_of(backbone, easy_data, tmp_path)
@@ -148,6 +153,14 @@ def test_a_trial_on_features_has_the_losses_of_one_on_images(
             for prefix in (built.prefixes[prefix_key(training)], None)
         ]
         assert losses[0] == pytest.approx(losses[1], rel=0.05, abs=0.01)
+        with monkeypatch.context() as patch:
+            for limit in ("FEW_IMAGES", "FEW_IMAGES_HERE"):
+                patch.setattr(split_module, limit, 0)
+            by_actors = predict_split(
+                network, read_manifest(easy_data), "test", index_K=np.arange(3),
+                prefix=built.prefixes[prefix_key(training)],
+            )  # fmt: skip
+        assert by_actors.numbers("loss") == pytest.approx(losses[0], rel=1e-4)
 
 
 @pytest.mark.ray

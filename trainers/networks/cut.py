@@ -19,10 +19,13 @@ from trainers.networks.backbones import Backbone, find
 class _StageTracer(fx.Tracer):
     """Traces a forward pass down to the modules of the stages."""
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone | None = None) -> None:
+        """`backbone`: torch.fx gives none where it reads a pickled graph, whose modules are all
+        leaves."""
         super().__init__()
-        parts = [module for _, modules in backbone.stages for module in modules]
-        self._leaves = {*parts, *backbone.heads}
+        stages = () if backbone is None else backbone.stages
+        parts = [module for _, modules in stages for module in modules]
+        self._leaves = {*parts, *(() if backbone is None else backbone.heads)}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return module_qualified_name in self._leaves or super().is_leaf_module(
