@@ -6,7 +6,7 @@ pass, whose leaf modules are the stages' modules. The graph shows whether the su
 but the prefix's output: such a network is refused.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from inspect import signature
 
 from torch import Tensor, fx, nn
@@ -19,13 +19,11 @@ from trainers.networks.backbones import Backbone, find
 class _StageTracer(fx.Tracer):
     """Traces a forward pass down to the modules of the stages."""
 
-    def __init__(self, backbone: Backbone | None = None) -> None:
-        """`backbone`: torch.fx gives none where it reads a pickled graph, whose modules are all
-        leaves."""
+    def __init__(self, leaves: Collection[str] = ()) -> None:
+        """`leaves`: names of modules. torch.fx gives none where it reads a pickled graph, whose
+        modules are all leaves."""
         super().__init__()
-        stages = () if backbone is None else backbone.stages
-        parts = [module for _, modules in stages for module in modules]
-        self._leaves = {*parts, *(() if backbone is None else backbone.heads)}
+        self._leaves = leaves
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return module_qualified_name in self._leaves or super().is_leaf_module(
@@ -111,10 +109,13 @@ def _trace(
 ) -> tuple[fx.GraphModule, list[fx.Node]]:
     """Return a network's forward pass as a graph, and the node of each depth's features."""
     backbone = find(backbone_name)
+    tracer = _StageTracer(
+        {*(module for _, modules in backbone.stages for module in modules), *backbone.heads}
+    )
     parameters = signature(network.forward).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     try:
-        graph = _StageTracer(backbone).trace(network, concrete_args=defaults or None)
+        graph = tracer.trace(network, concrete_args=defaults or None)
         traced = fx.GraphModule(network, graph)
     except Exception as error:  # any error of a forward pass on symbols
         raise UserError(f"{backbone_name} can't be cut: it can't be traced ({error})") from error

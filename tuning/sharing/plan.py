@@ -6,7 +6,7 @@ E N (prefix + 3 rest); on features it costs E N 3 rest, and each of K views of e
 the prefix once, for all trials together.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from datasets.manifest import Manifest
@@ -155,25 +155,20 @@ def plan_sharing(
             flops=flops,
             problem=problem,
         )
+        if not problem:
+            prefix = replace(prefix, missing_share=missing_bytes(prefix) / prefix.num_bytes)
         prefixes.append(prefix)
         gains[network, depth] = number * (on_images - on_features)
-    missing = {(p.network, p.depth): missing_bytes(p) for p in prefixes if not p.problem}
     problems, saving = _choose(
         [prefix for prefix in prefixes if not prefix.problem],
         gains,
         num_passes=lambda prefix: num_passes(prefix.num_views),
         free_bytes=free_bytes(),
-        missing_bytes=missing,
         min_saving=MIN_SAVING * without,
     )
-    keys = [(prefix.network, prefix.depth) for prefix in prefixes]
     chosen = tuple(
-        replace(
-            prefix,
-            problem=problems.get(key, prefix.problem),
-            missing_share=missing.get(key, prefix.num_bytes) / prefix.num_bytes,
-        )
-        for key, prefix in zip(keys, prefixes, strict=True)
+        replace(prefix, problem=problems.get((prefix.network, prefix.depth), prefix.problem))
+        for prefix in prefixes
     )
     return SharingPlan(prefixes=chosen, without=without, with_sharing=without - saving)
 
@@ -195,7 +190,6 @@ def _choose(
     *,
     num_passes: Callable[[PrefixPlan], int],
     free_bytes: float,
-    missing_bytes: Mapping[Key, float],
     min_saving: float,
 ) -> tuple[dict[Key, str], float]:
     """Choose the prefixes of each network that pay together, in the order of their savings while
@@ -209,7 +203,7 @@ def _choose(
     fitting: dict[FinetuneConfig, list[PrefixPlan]] = {}
     for prefix in sorted(prefixes, key=lambda p: -gains[p.network, p.depth]):
         key = prefix.network, prefix.depth
-        missing = missing_bytes[key]
+        missing = prefix.missing_share * prefix.num_bytes
         if gains[key] < min_saving:
             problems[key] = NEXT_TO_NOTHING
         elif missing > free_bytes:
@@ -222,7 +216,7 @@ def _choose(
             fitting.setdefault(prefix.network, []).append(prefix)
 
     def gain_of(chosen: Sequence[PrefixPlan]) -> float:
-        missing = (p for p in chosen if missing_bytes[p.network, p.depth])
+        missing = (p for p in chosen if p.missing_share)
         passes = (p.flops * num_passes(p) for p in missing)
         return sum(gains[p.network, p.depth] for p in chosen) - max(passes, default=0.0)
 
