@@ -1,5 +1,6 @@
 """A network with its BatchNorm folded computes the same, and the network stays as it was."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -7,9 +8,10 @@ from trainers.networks.backbones import build
 from trainers.networks.folding import fold_batchnorm
 
 
-def test_the_folded_network_computes_the_same(one_thread: None) -> None:
+@pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenetv3_small_050", "regnetx_002"])
+def test_the_folded_network_computes_the_same(name: str, one_thread: None) -> None:
     torch.manual_seed(0)
-    model = build("mobilenet_v2", 5)
+    model = build(name, 5)
     model(torch.rand(4, 3, 32, 32))  # statistics that are not 0 and 1
     model.eval()
     images_BCHW = torch.rand(2, 3, 32, 32)

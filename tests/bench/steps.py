@@ -14,7 +14,7 @@ from trainers.config import NORMALIZATIONS, FinetuneConfig, ModelConfig, OptimCo
 from trainers.networks.backbones import build
 from trainers.step.optim import set_learning_rate
 from trainers.step.settings import step_settings
-from trainers.step.state import TrainState, autocast_dtype, place_model
+from trainers.step.state import TrainState, autocast_dtype
 from trainers.step.step import train_step
 from trainers.worker import WorkerContext
 
@@ -46,7 +46,8 @@ def plain_step(
         capturable: as a CUDA graph.
     """
     model = build(config.model.backbone, NUM_CLASSES)
-    place_model(model, config.compute, device)
+    layout = torch.channels_last if config.compute.channels_last else torch.contiguous_format
+    model.to(device=device, memory_format=layout)  # pyright: ignore[reportCallIssue]
     network: nn.Module = DistributedDataParallel(model) if all_reduce else model
     if config.compute.compile:
         network.compile()

@@ -1,5 +1,6 @@
 """BatchNorm folded into the convolutions before it: fewer passes over memory in inference."""
 
+import copy
 import logging
 
 from torch import fx, nn
@@ -13,10 +14,24 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
 
     A network that torch.fx can't trace is returned as it is.
     """
+    folded = copy.deepcopy(model)
+    _take_apart(folded)
     try:
-        folded = fuse(model)
+        folded = fuse(folded, inplace=True)
     except Exception as error:  # any error of a forward pass on symbols
         logger.info("BatchNorm is not folded: %s", error)
         return model
     assert isinstance(folded, fx.GraphModule)
     return folded
+
+
+def _take_apart(model: nn.Module) -> None:
+    """Replace timm's BatchNormAct2d by its layers: `fuse` finds plain BatchNorm only."""
+    for name, child in model.named_children():
+        if isinstance(child, nn.BatchNorm2d) and hasattr(child, "act"):
+            plain = nn.BatchNorm2d(child.num_features, child.eps)
+            vars(plain).update({key: vars(child)[key] for key in vars(plain) if key != "_modules"})
+            rest = (getattr(child, part) for part in ("drop", "act") if hasattr(child, part))
+            model.add_module(name, nn.Sequential(plain, *rest))
+        else:
+            _take_apart(child)

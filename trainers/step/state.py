@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from cluster.io.errors import UserError
 from trainers.config import AUTO, ComputeConfig, FinetuneConfig, Phase
+from trainers.networks.activations import avoid_in_place
 from trainers.networks.backbones import build, find
 from trainers.networks.cut import Suffix, behind
 from trainers.networks.freezing import (
@@ -243,6 +244,8 @@ def autocast_dtype(config: ComputeConfig, device: torch.device) -> torch.dtype |
 
 
 def place_model(model: nn.Module, config: ComputeConfig, device: torch.device) -> None:
-    """Move a model to its device and memory format, in place."""
+    """Move a model to its device and memory format; its activations get the faster way there."""
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model.to(device=device, memory_format=layout)  # pyright: ignore[reportCallIssue]
+    if device.type == "cpu" and autocast_dtype(config, device) is torch.bfloat16:
+        avoid_in_place(model)
