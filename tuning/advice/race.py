@@ -1,16 +1,16 @@
-"""Short trainings at several freeze depths, continued until it is clear which is the best.
+"""Short trainings at several freeze depths.
 
 A linear classifier says what a frozen stage is worth, not what training the rest would add. So a
 few depths train the first epochs of a sweep's trials, on cached features of what they freeze, and
-their curves are extrapolated. Depths that hardly can win are dropped (racing, after Maron and Moore
-1994, https://papers.nips.cc/paper/841). What trains next to nothing trains all epochs. The learning
-rate is the one that is better where least of the network trains; the whole network, which takes
-longest, joins where the depth that freezes least of the others leads.
+their curves are extrapolated. What trains next to nothing trains all epochs. The learning rate is
+the one that is better where least of the network trains; the whole network, which takes longest,
+joins where the depth that freezes least of the others leads. More epochs would cost more and
+advise no better: two runs of one training differ by more (docs/performance.md, Advice).
 
 OUT/race/KEY/trials/DEPTH-RATE   their run folders, for a race that is cut
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
@@ -41,10 +41,8 @@ CHEAP = 0.1
 """A training that computes at most this share of the network is cheap."""
 CHEAP_RATES, RATES = (1e-2, 3e-3), (1e-3, 3e-4)
 """Learning rates of Adam. Large ones forget what the network knows, small ones take many steps."""
-ROUNDS, MIN_EPOCHS, MIN_STEPS = (0.3, 0.6), 2, 20
-"""Shares of the epochs after which it is asked whether the winner is clear."""
-CLEAR, HARDLY = 0.9, 0.05
-"""Chance to be as good as the best: a depth with more wins, trainings with less are dropped."""
+SHARE, MIN_EPOCHS, MIN_STEPS = 0.4, 2, 20
+"""Of the epochs that a training has which is not cheap, and the least."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,18 +68,15 @@ def run_race(
     trainings, shared = _share(sweep, manifest, resources)
     num_val, num_epochs = manifest.split("val").num_images, sweep.base.epochs
     steps_per_epoch = manifest.split("train").num_images / sweep.base.global_batch_size
+    enough = max(SHARE * num_epochs, MIN_EPOCHS, MIN_STEPS / steps_per_epoch)
+    limit = min(num_epochs, ceil(enough))
     curves: dict[Training, tuple[float, ...]] = {}
 
-    def train(racing: Sequence[Training], share: float) -> None:
-        enough = max(
-            share * num_epochs, MIN_EPOCHS, share / ROUNDS[0] * MIN_STEPS / steps_per_epoch
-        )
-        limit = min(num_epochs, ceil(enough))
-        goals = {each: num_epochs if each.is_cheap else limit for each in racing}
-        short = [each for each in racing if len(curves.get(each, ())) < goals[each]]
-        with count(f"Racing freeze depths to epoch {limit}", len(short), "trainings") as advance:
-            for each in short:
-                curves[each] = _train(each.config, goals[each], shared, resources)
+    def train(racing: Sequence[Training]) -> None:
+        with count(f"Racing freeze depths to epoch {limit}", len(racing), "trainings") as advance:
+            for each in racing:
+                epochs = num_epochs if each.is_cheap else limit
+                curves[each] = _train(each.config, epochs, shared, resources)
                 advance(1)
 
     def expect(each: Training) -> Expected:
@@ -90,23 +85,17 @@ def run_race(
     cheap = [each for each in trainings if each.is_cheap]
     others = [each for each in trainings if not each.is_cheap]
     least = [each for each in others if each.depth == max(other.depth for other in others)]
-    train([*cheap, *least], ROUNDS[0])
+    train([*cheap, *least])
     rate = max(least, key=lambda each: expect(each).top1).rate
-    of_rate = [each for each in others if each.rate == rate]
-    whole = [each for each in of_rate if each.depth == 0]
-    racing = [*cheap, *(each for each in of_rate if each.depth > 0)]
-    raced: tuple[Raced, ...] = ()
-    for share in ROUNDS:
-        train(racing, share)
-        running = [each for each in curves if each.is_cheap or each.rate == rate]
-        expected = [expect(each) for each in running]
-        raced = _compare(running, expected, curves)
-        if raced[0].regret.p_tie >= CLEAR:
-            break
-        regrets = zip(running, find_regrets(expected), strict=True)
-        racing = [each for each, regret in regrets if regret.p_tie > HARDLY]
-        if raced[0].depth == min(each.depth for each in raced):
-            racing += [each for each in whole if each not in curves]
+    racing = [each for each in others if each.rate == rate]
+    train([each for each in racing if each not in curves and each.depth > 0])
+    running = [*cheap, *(each for each in racing if each in curves)]
+    raced = _compare(running, expect, curves)
+    whole = [each for each in racing if each not in curves]
+    if whole and raced[0].depth == min(each.depth for each in raced):
+        train(whole)
+        running += whole
+        raced = _compare(running, expect, curves)
     return Race(num_epochs=num_epochs, depths=raced)
 
 
@@ -127,7 +116,7 @@ def _plan_sweep(config: AdviseConfig, training: FinetuneConfig, manifest: Manife
         ingest=IngestConfig(
             size_px=training.ingest.size_px,
             policy=config.policy or recipe.ingest.policy,
-            views=ceil(ROUNDS[-1] * epochs),  # a sweep's first ones, which it finds in the cache
+            views=ceil(SHARE * epochs),  # a sweep's first ones, which it finds in the cache
         ),
         model=training.model,
         cluster=replace(training.cluster, num_workers=config.num_workers),
@@ -161,7 +150,7 @@ def _share(
         return depth > 0 and 1 - by_depth[depth][0] / total <= CHEAP
 
     plan = store.plan(
-        sweep, epochs_at=lambda depth: base.epochs * (1.0 if is_cheap(depth) else ROUNDS[0])
+        sweep, epochs_at=lambda depth: base.epochs * (1.0 if is_cheap(depth) else SHARE)
     )
     built = store.build(plan)
     for problem in built.problems:
@@ -201,12 +190,12 @@ def _train(
 
 def _compare(
     trainings: Sequence[Training],
-    expected: Sequence[Expected],
+    expect: Callable[[Training], Expected],
     curves: dict[Training, tuple[float, ...]],
 ) -> tuple[Raced, ...]:
     """Return the depths by expected regret, each with the learning rate that promises most."""
     best: dict[int, tuple[Expected, Training]] = {}
-    for each, of_training in zip(trainings, expected, strict=True):
+    for each, of_training in zip(trainings, map(expect, trainings), strict=True):
         if each.depth not in best or of_training.top1 > best[each.depth][0].top1:
             best[each.depth] = of_training, each
     regrets = find_regrets([of_depth for of_depth, _ in best.values()])
