@@ -55,7 +55,7 @@ def avoid_in_place(model: nn.Module) -> None:
             are_alone[module].append(_is_read_once(traced, *node.all_input_nodes))
     for module, of_calls in are_alone.items():
         if all(of_calls):
-            module.inplace = False
+            module.inplace = False  # pyright: ignore[reportArgumentType] torch types no booleans
 
 
 def _is_read_once(traced: fx.GraphModule, tensor: fx.Node) -> bool:
