@@ -14,9 +14,9 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
 
     A network that torch.fx can't trace is returned as it is.
     """
-    folded = copy.deepcopy(model)
-    _take_apart(folded)
     try:
+        folded = copy.deepcopy(model)
+        _take_apart(folded)
         folded = fuse(folded, inplace=True)
     except Exception as error:  # any error of a forward pass on symbols
         logger.info("BatchNorm is not folded: %s", error)
@@ -31,7 +31,7 @@ def _take_apart(model: nn.Module) -> None:
         if isinstance(child, nn.BatchNorm2d) and hasattr(child, "act"):
             plain = nn.BatchNorm2d(child.num_features, child.eps)
             vars(plain).update({key: vars(child)[key] for key in vars(plain) if key != "_modules"})
-            rest = (getattr(child, part) for part in ("drop", "act") if hasattr(child, part))
+            rest = (child.get_submodule(part) for part in ("drop", "act"))
             model.add_module(name, nn.Sequential(plain, *rest))
         else:
             _take_apart(child)

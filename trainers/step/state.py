@@ -244,7 +244,7 @@ def autocast_dtype(config: ComputeConfig, device: torch.device) -> torch.dtype |
 
 
 def place_model(model: nn.Module, config: ComputeConfig, device: torch.device) -> None:
-    """Move a model to its device and memory format; its activations get the faster way there."""
+    """Move a model to its device and memory format; on CPUs, see `avoid_in_place`."""
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model.to(device=device, memory_format=layout)  # pyright: ignore[reportCallIssue]
     if device.type == "cpu" and autocast_dtype(config, device) is torch.bfloat16:

@@ -42,7 +42,7 @@ CHEAP = 0.1
 CHEAP_RATES, RATES = (1e-2, 3e-3), (1e-3, 3e-4)
 """Learning rates of Adam. Large ones forget what the network knows, small ones take many steps."""
 SHARE, MIN_EPOCHS, MIN_STEPS = 0.4, 2, 20
-"""Of the epochs that a training has which is not cheap, and the least."""
+"""Share of the epochs that a training has unless it is cheap; at least so many epochs and steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
