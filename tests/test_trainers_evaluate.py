@@ -359,12 +359,14 @@ def test_a_mirrored_prediction_is_the_mean_probability_of_both_views() -> None:
     settings = StepSettings(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), optim=OptimConfig())
     images_BHWC = torch.randint(0, 256, (5, 8, 8, 3), dtype=torch.uint8)
     mirrored_BHWC = images_BHWC.flip(2)
+
+    def compute(views: Tensor) -> tuple[Tensor, ...]:
+        return (predict(model, views, settings),)
+
     with torch.no_grad():
-        one_BK, other_BK = (
-            predict(model, views, settings).softmax(1) for views in (images_BHWC, mirrored_BHWC)
-        )
-        both_BK = predict_mirrored(model, images_BHWC, settings)
-        same_BK = predict_mirrored(model, mirrored_BHWC, settings)
+        one_BK, other_BK = (compute(views)[0].softmax(1) for views in (images_BHWC, mirrored_BHWC))
+        both_BK = predict_mirrored(compute, images_BHWC)
+        same_BK = predict_mirrored(compute, mirrored_BHWC)
 
     torch.testing.assert_close(both_BK.softmax(1), (one_BK + other_BK) / 2)
     torch.testing.assert_close(both_BK, same_BK)

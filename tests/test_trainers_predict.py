@@ -256,6 +256,7 @@ def test_the_pretrained_head_is_kept(ray_cluster: str, tmp_path: Path) -> None:
         worker_batch_size=1,
         threads=1,
         use_gpu=False,
+        compiled=False,
     )
     row = pa.table(computer(np.stack([image_HWC, image_HWC]))).to_pylist()[1]
     expected_K = probabilities(model, image_HWC)

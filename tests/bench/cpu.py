@@ -105,6 +105,7 @@ def open_our_inference(backbone: str) -> Work:
         tta=False,
         threads=CPU_THREADS,
         use_gpu=False,
+        compiled=True,
         index_K=np.arange(NUM_CLASSES),
         describe=None,
     )

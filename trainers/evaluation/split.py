@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cluster.config import ClusterConfig
 from cluster.io import filesystems, storage
@@ -29,23 +29,25 @@ from datasets.plan import IGNORE_INDEX, Chunk, EpochOrder, RowGroups
 from datasets.sources import BatchSource, RowSource, ShardSource
 from trainers.config import FinetuneConfig
 from trainers.inference.actors import CPU_BATCH_SIZE, GPU_BATCH_SIZE, plan_actors
+from trainers.inference.compiled import is_compiled
+from trainers.inference.forward import ForwardPass
 from trainers.inference.hierarchy import Hierarchy
 from trainers.inference.inference import Network
 from trainers.networks.backbones import find
 from trainers.networks.cut import build_suffix
-from trainers.networks.folding import fold_batchnorm
 from trainers.networks.precision import inference_precision
 from trainers.prepare import PrefixFeatures
 from trainers.run.calibration import Calibration, unknown_scores
 from trainers.run.predictions import COLUMNS, Predictions, build_predictions
-from trainers.step.settings import prepare_inference
-from trainers.step.step import StepSettings, predict, score_logits
+from trainers.step.step import score_logits
 
 FEW_IMAGES_HERE = 2048
 """FEW_IMAGES where this process has the CPUs of the cluster, or computes the head only."""
 
 Describe = Callable[[Tensor, Tensor], dict[str, pa.Array]]
 """logits_NK and labels_N, IGNORE_INDEX where an image is not scored -> further columns."""
+Forward = Callable[[Tensor], tuple[Tensor, ...]]
+"""uint8 images_NHWC, or features -> the outputs of a network."""
 
 
 class SplitPredictor:
@@ -58,17 +60,16 @@ class SplitPredictor:
         tta: bool,
         threads: int,
         use_gpu: bool,
+        compiled: bool,
         index_K: np.ndarray,
         describe: Describe | None,
     ) -> None:
         """`index_K`: of each class of the data set, the network's."""
         network, self._index_K = load(), torch.tensor(index_K)
-        self._batch_size = GPU_BATCH_SIZE if use_gpu else CPU_BATCH_SIZE
-        self._model = fold_batchnorm(network.model)
-        self._device, settings = prepare_inference(
-            self._model, network.config, threads=threads, use_gpu=use_gpu
+        self._forward = ForwardPass(
+            network.model, network.config, threads=threads, use_gpu=use_gpu, compiled=compiled
         )
-        self._forward = partial(predict_mirrored if tta else predict, settings=settings)
+        self._tta = tta
         self._describe = describe
 
     @torch.no_grad()
@@ -79,10 +80,7 @@ class SplitPredictor:
         labels_N = torch.tensor(block["label"].to_numpy()).long()
         # Classes that the network does not have, and unreadable images, are IGNORE_INDEX.
         labels_N = self._index_K[labels_N.clamp(min=0)].where(labels_N >= 0, IGNORE_INDEX)
-        batches = images_NHWC.split(self._batch_size)
-        logits_NK = torch.cat(
-            [self._forward(self._model, images_BHWC.to(self._device)) for images_BHWC in batches]
-        ).cpu()
+        logits_NK = (predict_mirrored if self._tta else predict)(self._forward, images_NHWC)
         columns_5N = score_logits(logits_NK, labels_N)
         return pa.table(
             {
@@ -119,9 +117,9 @@ def predict_split(
     """
     config, source = network.config, manifest.split(split)
     images: BatchSource = ShardSource(ingest=config.ingest)
-    is_head = False
+    is_suffix = is_head = False
     if prefix is not None and split in prefix.sources and not tta:
-        images, backbone = prefix.sources[split], config.model.backbone
+        images, backbone, is_suffix = prefix.sources[split], config.model.backbone, True
         network = replace(network, model=build_suffix(network.model, backbone, prefix.depth))
         is_head = prefix.depth == len(find(backbone).stages)
     resources = find_resources()
@@ -137,6 +135,7 @@ def predict_split(
         "tta": tta,
         "threads": int(resources.num_cpus) if in_process and has_cpus else plan.threads_per_worker,
         "use_gpu": use_gpu,
+        "compiled": not is_suffix and is_compiled(config, source.num_images, use_gpu=use_gpu),
         "index_K": index_K,
         "describe": describe,
     }
@@ -210,15 +209,21 @@ def describe_answers(
     return columns
 
 
-def predict_mirrored(model: nn.Module, images_BHWC: Tensor, settings: StepSettings) -> Tensor:
-    """Return logits_BK of the mean probability of each image and its mirror image.
+def predict(compute: Forward, images_NHWC: Tensor) -> Tensor:
+    """Return the logits_NK of images."""
+    (logits_NK,) = compute(images_NHWC)
+    return logits_NK
+
+
+def predict_mirrored(compute: Forward, images_NHWC: Tensor) -> Tensor:
+    """Return logits_NK of the mean probability of each image and its mirror image.
 
     Probabilities rather than logits, as Krizhevsky et al. 2012 average crops and mirror images:
     the scale of logits is arbitrary, and one large logit would outvote the other view.
     """
-    views = (images_BHWC, images_BHWC.flip(2))
-    log_BKs = [predict(model, view_BHWC, settings).log_softmax(1) for view_BHWC in views]
-    return torch.logaddexp(*log_BKs) - math.log(2)
+    views = (images_NHWC, images_NHWC.flip(2))
+    log_NKs = [predict(compute, view_NHWC).log_softmax(1) for view_NHWC in views]
+    return torch.logaddexp(*log_NKs) - math.log(2)
 
 
 def read_paths(data: str, split: Split) -> pa.ChunkedArray:

@@ -27,7 +27,9 @@ from datasets.passes.inference import Outcome, infer
 from datasets.prepare.partition import tally_reasons
 from trainers.config import FinetuneConfig, ModelConfig
 from trainers.inference.actors import plan_actors
+from trainers.inference.compiled import is_compiled
 from trainers.inference.config import InferenceConfig
+from trainers.inference.forward import ForwardPass
 from trainers.networks.backbones import build, find, require_size, set_size
 from trainers.networks.precision import inference_precision
 from trainers.networks.published import IMAGENET_CLASSES
@@ -35,8 +37,6 @@ from trainers.networks.weights.initialization import initialize
 from trainers.networks.weights.pretrained import pretrained_available
 from trainers.run.calibration import Calibration, read_calibration
 from trainers.run.folder import load_best_model
-from trainers.step.settings import prepare_inference
-from trainers.step.step import predict
 
 ToColumns = Callable[[Tensor], dict[str, pa.Array]]
 """float32 outputs_BK on the CPU -> columns of B rows."""
@@ -134,22 +134,22 @@ class NetworkActor:
         worker_batch_size: int,
         threads: int,
         use_gpu: bool,
+        compiled: bool,
     ) -> None:
         loaded = ray.get(network)
-        self._model = loaded.model
-        self._device, self._settings = prepare_inference(
-            self._model, loaded.config, threads=threads, use_gpu=use_gpu
+        self._forward = ForwardPass(
+            loaded.model,
+            loaded.config,
+            threads=threads,
+            use_gpu=use_gpu,
+            compiled=compiled,
+            batch_size=worker_batch_size,
         )
-        self._to_columns, self._worker_batch_size = to_columns, worker_batch_size
+        self._to_columns = to_columns
 
-    @torch.inference_mode()
     def __call__(self, images_NSSC: np.ndarray) -> dict[str, pa.Array]:
-        outputs = []
-        for start in range(0, len(images_NSSC), self._worker_batch_size):
-            batch_BSSC = images_NSSC[start : start + self._worker_batch_size]
-            images_BHWC = torch.tensor(batch_BSSC).to(self._device)
-            outputs.append(predict(self._model, images_BHWC, self._settings).cpu())
-        return self._to_columns(torch.cat(outputs))
+        (outputs_NK,) = self._forward(torch.tensor(images_NSSC))
+        return self._to_columns(outputs_NK)
 
 
 def run_inference(
@@ -195,6 +195,7 @@ def run_inference(
         worker_batch_size=config.batch_size,
         threads=plan.threads_per_worker,
         use_gpu=plan.use_gpu,
+        compiled=is_compiled(network.config, len(collection.references), use_gpu=plan.use_gpu),
     )
     workers = Workers.of(plan)
     with hold_lease(out):

@@ -14,14 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from trainers.config import FinetuneConfig
-from trainers.inference.actors import CPU_BATCH_SIZE, GPU_BATCH_SIZE
+from trainers.inference.compiled import is_compiled
 from trainers.inference.features import pool
+from trainers.inference.forward import ForwardPass
 from trainers.networks.backbones import build, find
 from trainers.networks.cut import before, build_prefix
-from trainers.networks.folding import fold_batchnorm
 from trainers.networks.weights.initialization import initialize
-from trainers.step.settings import prepare_inference, step_settings
-from trainers.step.step import StepSettings, to_inputs
+from trainers.step.settings import step_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +47,8 @@ class FrozenNetwork:
             "weights_sha256": hash_tensors(self.tensors(depth)),
             "mean": settings.mean,
             "std": settings.std,
-            "computed_in": str(settings.autocast_dtype or torch.float32),
+            "computed_in": str(settings.autocast_dtype or torch.float32)
+            + (" by OpenVINO" if is_compiled(self.config, use_gpu=use_gpu) else ""),
             "size_px": self.config.ingest.size_px,
         }
 
@@ -70,8 +70,7 @@ class _Stages(nn.Module):
 
     def __init__(self, network: FrozenNetwork, depths: Sequence[int]) -> None:
         super().__init__()
-        graph = build_prefix(network.model, network.config.model.backbone, depths)
-        self.graph = fold_batchnorm(graph)
+        self.graph = build_prefix(network.model, network.config.model.backbone, depths)
         self._pooled = network.pooled
         self._channels_last = find(network.config.model.backbone).channels_last
 
@@ -93,41 +92,22 @@ class PrefixActor:
         threads: int,
         use_gpu: bool,
     ) -> None:
-        self._networks: list[tuple[_Stages, torch.device, StepSettings]] = []
+        self._passes: list[ForwardPass] = []
         for network, depths in networks:
             loaded = ray.get(network)
-            stages = _Stages(loaded, depths)
-            device, settings = prepare_inference(
-                stages, loaded.config, threads=threads, use_gpu=use_gpu
+            self._passes.append(
+                ForwardPass(
+                    _Stages(loaded, depths),
+                    loaded.config,
+                    threads=threads,
+                    use_gpu=use_gpu,
+                    compiled=is_compiled(loaded.config, use_gpu=use_gpu),
+                )
             )
-            self._networks.append((stages, device, settings))
-        self._batch_size = GPU_BATCH_SIZE if use_gpu else CPU_BATCH_SIZE
 
-    @torch.inference_mode()
     def __call__(self, images_NSSC: np.ndarray) -> list[np.ndarray]:
-        return [
-            output
-            for network in self._networks
-            for output in self._compute(*network, images_NSSC=images_NSSC)
-        ]
-
-    def _compute(
-        self,
-        stages: _Stages,
-        device: torch.device,
-        settings: StepSettings,
-        *,
-        images_NSSC: np.ndarray,
-    ) -> list[np.ndarray]:
-        dtype = settings.autocast_dtype
-        batches: list[list[Tensor]] = []
-        for start in range(0, len(images_NSSC), self._batch_size):
-            images_BHWC = torch.tensor(images_NSSC[start : start + self._batch_size])
-            inputs = to_inputs(images_BHWC.to(device), settings)
-            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-                outputs: tuple[Tensor, ...] = stages(inputs)
-            batches.append([output.float().cpu() for output in outputs])
-        return [torch.cat(of_depth).numpy() for of_depth in zip(*batches, strict=True)]
+        images = torch.tensor(images_NSSC)
+        return [output.numpy() for compute in self._passes for output in compute(images)]
 
 
 def open_frozen(config: FinetuneConfig, num_classes: int, *, pooled: bool = False) -> FrozenNetwork:

@@ -99,7 +99,7 @@ def to_inputs(images: Tensor, settings: StepSettings) -> Tensor:
 
 def predict(model: nn.Module, images: Tensor, settings: StepSettings) -> Tensor:
     """Return float32 logits_BK of a batch as `to_inputs` takes it, for a model in eval mode."""
-    (logits_BK,) = _forward(model, to_inputs(images, settings), settings)
+    (logits_BK,) = forward(model, to_inputs(images, settings), settings)
     return logits_BK
 
 
@@ -184,8 +184,8 @@ def score_logits(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
     return torch.stack([column.float() for column in columns])
 
 
-def _forward(network: nn.Module, inputs: Tensor, settings: StepSettings) -> tuple[Tensor, ...]:
-    """Return float32 logits_BK of the head, and of an auxiliary head where the network has one."""
+def forward(network: nn.Module, inputs: Tensor, settings: StepSettings) -> tuple[Tensor, ...]:
+    """Return the float32 outputs of a network: logits_BK of its head, and of an auxiliary head."""
     dtype = settings.autocast_dtype
     with (
         torch.autocast(inputs.device.type, dtype=dtype, enabled=dtype is not None),
@@ -207,7 +207,7 @@ def _loss(
     if settings.mix is not None:
         inputs, targets = settings.mix(inputs, labels_B)
         hard_targets_B = torch.where(labels_B != IGNORE_INDEX, targets.argmax(1), IGNORE_INDEX)
-    logits_BK, *aux_logits = _forward(network, inputs, settings)
+    logits_BK, *aux_logits = forward(network, inputs, settings)
     loss_sum = _cross_entropy_sum(logits_BK, targets, settings)
     step_metrics = {
         "count": count,

@@ -16,12 +16,11 @@ from datasets.manifest import Manifest
 from datasets.plan import EpochOrder, RowGroups
 from datasets.sources import ShardSource
 from trainers.config import FinetuneConfig
+from trainers.inference.compiled import is_compiled
+from trainers.inference.forward import ForwardPass
 from trainers.networks.backbones import build
 from trainers.networks.cut import build_prefix
-from trainers.networks.folding import fold_batchnorm
-from trainers.step.settings import start_computing, train_settings
-from trainers.step.state import place_model
-from trainers.step.step import to_inputs
+from trainers.step.settings import start_computing
 from trainers.worker import WorkerContext
 from tuning.budget.steps import build_steps, cost_key
 from tuning.config import TuningConfig
@@ -157,18 +156,16 @@ def _time_pass(
 ) -> float:
     size_px, backbone = base.ingest.size_px, base.model.backbone
     network = build(backbone, len(manifest.classes), size_px).eval()
-    prefix = fold_batchnorm(build_prefix(network, backbone, [depth]))
-    place_model(prefix, base.compute, worker.device)
-    settings = train_settings(base, manifest, worker)
-    images = torch.zeros(NUM_PASSED, size_px, size_px, 3, dtype=torch.uint8, device=worker.device)
-    dtype = settings.autocast_dtype
-
-    @torch.inference_mode()
-    def forward() -> torch.Tensor:
-        with torch.autocast(worker.device.type, dtype=dtype, enabled=dtype is not None):
-            return prefix(to_inputs(images, settings))[0]
-
-    return _time(forward) / NUM_PASSED
+    use_gpu = worker.device.type == "cuda"
+    compute = ForwardPass(
+        build_prefix(network, backbone, [depth]),
+        base,
+        threads=worker.threads,
+        use_gpu=use_gpu,
+        compiled=is_compiled(base, use_gpu=use_gpu),
+    )
+    images_NHWC = torch.zeros(NUM_PASSED, size_px, size_px, 3, dtype=torch.uint8)
+    return _time(lambda: compute(images_NHWC)[0]) / NUM_PASSED
 
 
 def _time_reading(base: FinetuneConfig, manifest: Manifest) -> float:

@@ -1,0 +1,114 @@
+"""Networks compiled by OpenVINO, which infers on CPUs about twice as fast as torch.
+
+B images of a batch, S size in pixels, C channels.
+"""
+
+import sys
+from collections.abc import Sequence
+from functools import cache
+from types import ModuleType
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functionalize  # pyright: ignore
+
+from trainers.config import FinetuneConfig
+from trainers.networks.backbones import on_meta
+from trainers.networks.measure import count_flops
+from trainers.step.step import StepSettings, to_inputs
+
+LEAST_FLOPS = 1e12
+"""With fewer, torch has computed all images before OpenVINO has compiled the network, in 2 s."""
+MANY_IMAGES = 3000
+"""Assumed where features are kept: later passes over more images must compute them alike."""
+
+
+def is_compiled(config: FinetuneConfig, num_images: int = MANY_IMAGES, *, use_gpu: bool) -> bool:
+    """Return whether the network of a training is compiled to infer so many images."""
+    if use_gpu:
+        return False
+    return num_images * _count_flops(config.model.backbone, config.ingest.size_px) >= LEAST_FLOPS
+
+
+@cache
+def _count_flops(backbone: str, size_px: int) -> float:
+    return count_flops(on_meta(backbone, 2, size_px), size_px)
+
+
+class CompiledNetwork:
+    """A network in eval mode, compiled for the first batch; smaller ones are padded to its size."""
+
+    def __init__(self, network: nn.Module, settings: StepSettings, example_BSSC: Tensor) -> None:
+        """Compile for batches such as the example, in as many threads as torch has.
+
+        Raises:
+            Exception: any, where torch can't trace the network or OpenVINO lacks an operation.
+        """
+        self._batch_size = len(example_BSSC)
+        model = _convert(network, settings, example_BSSC)
+        is_half = settings.autocast_dtype is torch.bfloat16
+        self._compiled = (
+            _openvino()
+            .Core()
+            .compile_model(
+                model,
+                "CPU",
+                {
+                    "INFERENCE_PRECISION_HINT": "bf16" if is_half else "f32",
+                    "PERFORMANCE_HINT": "LATENCY",
+                    "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+                    "ENABLE_CPU_PINNING": False,  # all actors of a machine would take its first CPUs
+                },
+            )
+        )
+
+    def takes(self, images_BSSC: Tensor) -> bool:
+        return len(images_BSSC) <= self._batch_size
+
+    def __call__(self, images_BSSC: Tensor) -> tuple[Tensor, ...]:
+        """Return the float32 outputs for uint8 images."""
+        padding = (0, 0, 0, 0, 0, 0, 0, self._batch_size - len(images_BSSC))
+        images_BSSC, num_images = F.pad(images_BSSC, padding).contiguous(), len(images_BSSC)
+        outputs: Sequence[np.ndarray] = self._compiled(
+            [images_BSSC.numpy()], share_inputs=True
+        ).to_tuple()
+        return tuple(torch.from_numpy(output)[:num_images] for output in outputs)
+
+
+def _convert(network: nn.Module, settings: StepSettings, example_BSSC: Tensor) -> Any:
+    """Return OpenVINO's model of a network and of the normalization of its images."""
+    from torch.fx.experimental.proxy_tensor import make_fx  # imports torch's compiler: a second
+
+    ov = _openvino()
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
+
+    to_inputs(example_BSSC, settings)  # makes the constants of normalization, which are kept
+
+    def compute(images_BSSC: Tensor) -> Any:
+        return network(to_inputs(images_BSSC, settings))
+
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+        trace = make_fx(functionalize(compute), tracing_mode="fake", _allow_non_fake_inputs=True)
+        graph = trace(example_BSSC.clone())
+    decoder = TorchFXPythonDecoder(
+        graph, input_shapes=[example_BSSC.shape], input_types=[example_BSSC.dtype]
+    )
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    model = frontend.convert(frontend.load(decoder))
+    node = model.inputs[0].get_node()
+    node.set_element_type(ov.Type.u8)
+    node.set_partial_shape(ov.PartialShape([*example_BSSC.shape]))
+    model.validate_nodes_and_infer_types()
+    return model
+
+
+def _openvino() -> Any:
+    """Import OpenVINO without `openvino_telemetry`, which tells Intel of each import."""
+    sys.modules.setdefault("openvino_telemetry", cast(ModuleType, None))
+    import openvino
+
+    return openvino
