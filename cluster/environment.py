@@ -4,12 +4,14 @@ from cluster.memory_allocator import ALLOCATOR_ENV
 from cluster.threads import SPIN_ENV
 
 # Environment of every process of ours. Albumentations asks the network for a newer version at
-# import; two busy cores need more than Ray's 60 s to start a worker group.
+# import; two busy cores need more than Ray's 60 s to start a worker group. A report waits until
+# Ray Train polls the workers: with its 2 s, no epoch of several workers would be shorter.
 WORKER_ENV = {
     **ALLOCATOR_ENV,
     **SPIN_ENV,
     "NO_ALBUMENTATIONS_UPDATE": "1",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
     "RAY_DATA_LOG_LEVEL": "ERROR",  # it would log 50 kB of each data set, in files without an end
     # Called by the proxies of Ray Serve.
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "trainers.serving.proxy.build_middlewares",
