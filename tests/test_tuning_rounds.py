@@ -13,7 +13,7 @@ from trainers import metrics
 from trainers.config import FinetuneConfig, OptimConfig
 from tuning.config import TuningConfig
 from tuning.search import SweepASHA, build_scheduler
-from tuning.sharing.asha import quantiles_of_others
+from tuning.sharing.quantiles import quantiles_of_others
 from tuning.sharing.rounds import (
     NUM_COMPARED,
     HeadProgress,

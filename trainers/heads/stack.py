@@ -20,6 +20,7 @@ from trainers.config import FinetuneConfig
 from trainers.metrics import CLIPPED_SHARE, GRAD_NORM, GRAD_NORM_AFTER, PEAK_NORM, STAGE_CLIPPING
 from trainers.networks.backbones import find, on_meta
 from trainers.networks.cut import Suffix, before, behind
+from trainers.networks.torch_internals import without_compiler
 from trainers.step.optim import build_optimizer, set_learning_rate
 from trainers.step.state import TrainState
 from trainers.step.step import StepSettings, score_logits, to_inputs
@@ -171,7 +172,8 @@ class HeadStack:
             for parameter, gradient_T in zip(head.module.parameters(), gradients_P, strict=True):
                 parameter.grad = gradient_T[number]
             set_learning_rate(head.optimizer, rate)
-            head.optimizer.step()
+            with without_compiler():
+                head.optimizer.step()
         if self._averages_P is not None:
             self._update_averages(num_updates)
         count = (labels_B != IGNORE_INDEX).sum()

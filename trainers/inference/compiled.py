@@ -60,7 +60,7 @@ class CompiledNetwork:
                     "INFERENCE_PRECISION_HINT": "bf16" if is_half else "f32",
                     "PERFORMANCE_HINT": "LATENCY",
                     "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-                    "ENABLE_CPU_PINNING": False,  # all actors of a machine would take its first CPUs
+                    "ENABLE_CPU_PINNING": False,  # actors would share a CPU
                 },
             )
         )

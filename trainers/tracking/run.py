@@ -72,6 +72,7 @@ class WandbRun:
         on_stop: Callable[[], None] = lambda: None,
     ) -> None:
         wandb_internals.check_versions()
+        wandb_internals.list_packages_once()
         self._uri = folder
         self._folder = folder if "://" not in folder else os.path.abspath("runs")
         os.makedirs(self._folder, exist_ok=True)

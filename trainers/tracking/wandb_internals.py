@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import wandb
+from wandb import util
 from wandb.sdk import wandb_setup
 from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
@@ -30,6 +31,14 @@ API_ERRORS = (wandb.Error, WandbApiFailedError)
 """Raised where the server refuses a workspace, a report, a sweep or a link."""
 PRIVATE_SETTINGS: dict[str, Any] = {"x_transaction_log_flush_interval": 1}
 """A killed process may lose rows of this many seconds; wandb's default is 15."""
+
+
+@cache
+def list_packages_once() -> None:
+    """Let wandb, which lists the packages of this environment for each run, list them once: it
+    reads the metadata of each in 0.1 s, and a sweep's driver has a run for each trial."""
+    list_packages = util.working_set
+    util.working_set = cache(lambda: tuple(list_packages()))
 
 
 @cache

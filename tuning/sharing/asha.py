@@ -6,6 +6,7 @@ import numpy as np
 
 from tuning.config import TuningConfig
 from tuning.search import count_trials
+from tuning.sharing.quantiles import quantiles_of_others
 
 NUM_SIMULATED = 200
 """Random orders of results that ASHA is simulated with."""
@@ -38,17 +39,3 @@ def _running(values_N: np.ndarray, share: float) -> np.ndarray:
     """Return, for each value, the quantile of those before it; -inf for the first."""
     before = (np.quantile(values_N[:number], share) for number in range(1, len(values_N)))
     return np.array([-np.inf, *before])
-
-
-def quantiles_of_others(values_N: np.ndarray, share: float) -> np.ndarray:
-    """Return, for each value, the quantile of all others, interpolated as numpy does; -inf where
-    there are none."""
-    if len(values_N) < 2:
-        return np.full(len(values_N), -np.inf)
-    order_N = np.argsort(values_N)
-    sorted_N, ranks_N = values_N[order_N], np.argsort(order_N)
-    position = share * (len(values_N) - 2)  # among the others
-    low = int(position)
-    high = min(low + 1, len(values_N) - 2)
-    low_N, high_N = (sorted_N[place + (place >= ranks_N)] for place in (low, high))
-    return low_N + (position - low) * (high_N - low_N)

@@ -19,7 +19,7 @@ from ray.actor import ActorHandle
 
 from trainers.config import FinetuneConfig
 from tuning.config import TuningConfig
-from tuning.sharing.asha import quantiles_of_others
+from tuning.sharing.quantiles import quantiles_of_others
 
 NUM_COMPARED = 128
 """How many of the trials that follow it a trial waits for at a rung."""
