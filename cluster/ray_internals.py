@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 TESTED_VERSION = "2.60"
 LOG_LEVEL_VAR = "RAY_BACKEND_LOG_LEVEL"
 TOKEN_LOGGER = "ray._private.authentication.authentication_token_setup"
+REPORT_LOGGER = "ray.train.v2._internal.execution.context"
 REMEDIES = {
     "memory pressure": "A node ran out of memory, and Ray killed workers there: use fewer workers "
     "or smaller batches, or nodes with more memory",
@@ -143,6 +144,11 @@ def silence_driver(warn: Callable[[str], None]) -> None:
 
     if connect.__name__ != connect_silently.__name__:
         worker.print_to_stdstream, worker.connect = print_message, connect_silently
+
+
+def silence_reports() -> None:
+    """Let a worker of Ray Train not log each of its reports, 2 kB in a file without an end."""
+    logging.getLogger(REPORT_LOGGER).setLevel(logging.WARNING)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import ray.train
 import ray.train.torch
 from ray.train.collective import broadcast_from_rank_zero
 
+from cluster.ray_internals import silence_reports
 from trainers.config import FinetuneConfig
 from trainers.failures import Watchdog
 from trainers.loop.training import Training
@@ -25,6 +26,7 @@ Report = Callable[[Row], None]
 
 def train_loop_per_worker(arguments: dict[str, Any]) -> None:
     """Run `train` as a Ray Train worker; `launch.fit` gives `arguments`."""
+    silence_reports()
     context = ray.train.get_context()
     run: Run = ray.get(arguments["run"])
     worker = WorkerContext(
