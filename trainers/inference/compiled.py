@@ -39,46 +39,36 @@ def _count_flops(backbone: str, size_px: int) -> float:
 
 
 class CompiledNetwork:
-    """A network in eval mode, compiled for the first batch; smaller ones are padded to its size."""
+    """A network in eval mode, compiled for batches of one size; smaller ones are padded to it."""
 
-    def __init__(self, network: nn.Module, settings: StepSettings, example_BSSC: Tensor) -> None:
-        """Compile for batches such as the example, in as many threads as torch has.
+    def __init__(
+        self, network: nn.Module, settings: StepSettings, shape_BSSC: tuple[int, int, int, int]
+    ) -> None:
+        """Compile for as many threads as torch has.
 
         Raises:
             Exception: any, where torch can't trace the network or OpenVINO lacks an operation.
         """
-        self._batch_size = len(example_BSSC)
-        model = _convert(network, settings, example_BSSC)
+        self._batch_size = shape_BSSC[0]
+        model = _convert(network, settings, torch.zeros(shape_BSSC, dtype=torch.uint8))
         is_half = settings.autocast_dtype is torch.bfloat16
-        self._compiled = (
-            _openvino()
-            .Core()
-            .compile_model(
-                model,
-                "CPU",
-                {
-                    "INFERENCE_PRECISION_HINT": "bf16" if is_half else "f32",
-                    "PERFORMANCE_HINT": "LATENCY",
-                    "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-                    "ENABLE_CPU_PINNING": False,  # actors would share a CPU
-                },
-            )
-        )
-
-    def takes(self, images_BSSC: Tensor) -> bool:
-        return len(images_BSSC) <= self._batch_size
+        options = {
+            "INFERENCE_PRECISION_HINT": "bf16" if is_half else "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "ENABLE_CPU_PINNING": False,  # the actors of a machine would share its first CPUs
+        }
+        self._compiled = _openvino().Core().compile_model(model, "CPU", options)
 
     def __call__(self, images_BSSC: Tensor) -> tuple[Tensor, ...]:
         """Return the float32 outputs for uint8 images."""
         padding = (0, 0, 0, 0, 0, 0, 0, self._batch_size - len(images_BSSC))
-        images_BSSC, num_images = F.pad(images_BSSC, padding).contiguous(), len(images_BSSC)
-        outputs: Sequence[np.ndarray] = self._compiled(
-            [images_BSSC.numpy()], share_inputs=True
-        ).to_tuple()
-        return tuple(torch.from_numpy(output)[:num_images] for output in outputs)
+        padded_BSSC = F.pad(images_BSSC, padding).contiguous().numpy()
+        outputs: Sequence[np.ndarray] = self._compiled([padded_BSSC], share_inputs=True).to_tuple()
+        return tuple(torch.from_numpy(output)[: len(images_BSSC)] for output in outputs)
 
 
-def _convert(network: nn.Module, settings: StepSettings, example_BSSC: Tensor) -> Any:
+def _convert(network: nn.Module, settings: StepSettings, images_BSSC: Tensor) -> Any:
     """Return OpenVINO's model of a network and of the normalization of its images."""
     from torch.fx.experimental.proxy_tensor import make_fx  # imports torch's compiler: a second
 
@@ -86,22 +76,20 @@ def _convert(network: nn.Module, settings: StepSettings, example_BSSC: Tensor) -
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
-    to_inputs(example_BSSC, settings)  # makes the constants of normalization, which are kept
-
     def compute(images_BSSC: Tensor) -> Any:
         return network(to_inputs(images_BSSC, settings))
 
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        to_inputs(images_BSSC, settings)  # makes the constants of normalization, which are kept
         trace = make_fx(functionalize(compute), tracing_mode="fake", _allow_non_fake_inputs=True)
-        graph = trace(example_BSSC.clone())
-    decoder = TorchFXPythonDecoder(
-        graph, input_shapes=[example_BSSC.shape], input_types=[example_BSSC.dtype]
-    )
+        graph = trace(images_BSSC)
+    shape, dtype = images_BSSC.shape, images_BSSC.dtype
+    decoder = TorchFXPythonDecoder(graph, input_shapes=[shape], input_types=[dtype])
     frontend = FrontEndManager().load_by_framework("pytorch")
     model = frontend.convert(frontend.load(decoder))
     node = model.inputs[0].get_node()
     node.set_element_type(ov.Type.u8)
-    node.set_partial_shape(ov.PartialShape([*example_BSSC.shape]))
+    node.set_partial_shape(ov.PartialShape([*shape]))
     model.validate_nodes_and_infer_types()
     return model
 

@@ -33,12 +33,10 @@ class ForwardPass:
         compiled: bool,
         batch_size: int | None = None,
     ) -> None:
-        """`compiled`: see `is_compiled`."""
-        self._network, self._config = network, config
-        self._threads, self._use_gpu = threads, use_gpu
+        """`compiled`: whether to try; see `is_compiled`."""
         self._batch_size = batch_size or (GPU_BATCH_SIZE if use_gpu else CPU_BATCH_SIZE)
-        self._compiled: CompiledNetwork | None = None
-        self._by_torch = None if compiled else self._place()
+        self.compiled = self._compile(network, config, threads) if compiled else None
+        self._compute = self.compiled or _place(network, config, threads=threads, use_gpu=use_gpu)
 
     @torch.inference_mode()
     def __call__(self, images_NSSC: Tensor) -> tuple[Tensor, ...]:
@@ -50,31 +48,26 @@ class ForwardPass:
         parts = [self._compute(images_BSSC) for images_BSSC in images_NSSC.split(self._batch_size)]
         return tuple(torch.cat(of_output) for of_output in zip(*parts, strict=True))
 
-    def _compute(self, images_BSSC: Tensor) -> tuple[Tensor, ...]:
-        if self._by_torch is not None:
-            return self._by_torch(images_BSSC)
-        if self._compiled is None or not self._compiled.takes(images_BSSC):
-            try:
-                self._compiled = self._compile(images_BSSC)
-            except Exception as error:  # any of a network that is traced, or of OpenVINO
-                logger.info("OpenVINO can't compile this network, torch computes it: %s", error)
-                self._by_torch = self._place()
-                return self._by_torch(images_BSSC)
-        return self._compiled(images_BSSC)
+    def _compile(
+        self, network: nn.Module, config: FinetuneConfig, threads: int
+    ) -> CompiledNetwork | None:
+        start_computing(threads)
+        settings, size_px = step_settings(config, torch.device("cpu")), config.ingest.size_px
+        try:
+            return CompiledNetwork(network, settings, (self._batch_size, size_px, size_px, 3))
+        except Exception as error:  # any of a network that is traced, or of OpenVINO
+            logger.info("OpenVINO can't compile this network, torch computes it: %s", error)
+            return None
 
-    def _compile(self, images_BSSC: Tensor) -> CompiledNetwork:
-        start_computing(self._threads)
-        settings = step_settings(self._config, torch.device("cpu"))
-        return CompiledNetwork(self._network, settings, images_BSSC)
 
-    def _place(self) -> Callable[[Tensor], tuple[Tensor, ...]]:
-        network = fold_batchnorm(self._network)
-        device, settings = prepare_inference(
-            network, self._config, threads=self._threads, use_gpu=self._use_gpu
-        )
+def _place(
+    network: nn.Module, config: FinetuneConfig, *, threads: int, use_gpu: bool
+) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    folded = fold_batchnorm(network)
+    device, settings = prepare_inference(folded, config, threads=threads, use_gpu=use_gpu)
 
-        def compute(images_BSSC: Tensor) -> tuple[Tensor, ...]:
-            outputs = forward(network, to_inputs(images_BSSC.to(device), settings), settings)
-            return tuple(output.cpu() for output in outputs)
+    def compute(images_BSSC: Tensor) -> tuple[Tensor, ...]:
+        outputs = forward(folded, to_inputs(images_BSSC.to(device), settings), settings)
+        return tuple(output.cpu() for output in outputs)
 
-        return compute
+    return compute
