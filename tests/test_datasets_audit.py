@@ -19,7 +19,7 @@ from datasets.audit.findings import Check, Suspect
 from datasets.audit.images import AuditedImages, measure_images
 from datasets.manifest_file import read_manifest, write_manifest
 from datasets.prepare.exclude import parse_list
-from tests.support.data import flip_byte, write_images_of
+from tests.support.data import find_shard, flip_byte, write_images_of
 from tests.test_datasets_near import photograph
 
 PER_CLASS = 12
@@ -127,7 +127,7 @@ def test_near_duplicates_across_splits_leave_out_the_image_that_trains(tmp_path:
 
 def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
     write_images_of(str(tmp_path / "data"), draw_good(), classes=2)
-    flip_byte(tmp_path / "data/train/part-00000.parquet", 7, at=-300)
+    flip_byte(find_shard(tmp_path / "data", "train"), 7, at=-300)
     images = measure_images(str(tmp_path / "data"))
     checks = run_checks(images)
     (suspect,) = found_by(checks, "unreadable")

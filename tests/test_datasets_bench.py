@@ -1,12 +1,11 @@
 """`python -m datasets bench`: numbers of every stage, and what follows from them."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from datasets.bench import REMEDIES, bench
-from tests.support.data import flip_byte
+from tests.support.data import find_shard, flip_byte
 
 pytestmark = pytest.mark.ray
 
@@ -28,7 +27,7 @@ def test_bench_prices_every_stage_and_names_what_to_fix(
 
 def test_bench_times_no_data_that_is_lost(ray_cluster: str, write_data: Callable[..., str]) -> None:
     data = write_data()
-    flip_byte(Path(data, "train", "part-00000.parquet"), 11, at=300)
+    flip_byte(find_shard(data, "train"), 11, at=300)
 
     with pytest.raises(ValueError, match=r"row group 1 row 3.*prepare it again"):
         bench(data, policy="light", size_px=32, seconds=0.5)

@@ -18,7 +18,7 @@ from datasets.passes.actors import choose_block_images
 from datasets.passes.collection import lies_in, list_images
 from datasets.passes.inference import load_views
 from datasets.preview import preview
-from tests.support.data import WriteData, draw_image, flip_byte
+from tests.support.data import WriteData, draw_image, find_shard, flip_byte
 
 
 def write_photograph(path: Path, label: int, number: int, suffix: str = ".jpg") -> bytes:
@@ -97,7 +97,7 @@ def test_a_shard_whose_bytes_changed_is_told_by_image(
     write_data: Callable[..., str],
 ) -> None:
     data = write_data(train=8, val=8, test=20)
-    flip_byte(Path(data) / "test" / "part-00000.parquet", 9, at=-30)
+    flip_byte(find_shard(data, "test"), 9, at=-30)
     images = list_images(data, split="test")
     contents = list(images.read(images.references.slice(3, 10)))
     bad = [isinstance(content, BadImage) for content in contents]

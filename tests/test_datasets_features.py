@@ -30,7 +30,7 @@ from datasets.passes.features import (
 )
 from datasets.plan import IGNORE_INDEX, plan_epochs
 from datasets.sources import ReadLimits, ShardSource
-from tests.support.data import flip_byte
+from tests.support.data import find_shard, flip_byte
 
 INGEST = IngestConfig(size_px=32, policy="light", views=2, interleave=2)
 LIMITS = ReadLimits(task_cpus=0.5)
@@ -216,7 +216,7 @@ def test_lost_images_are_named_and_looked_for_again(
     ray_cluster: str, write_data: Callable[..., str], tmp_path: Path
 ) -> None:
     data = write_data(train=16, val=8, test=3)
-    shard = Path(data, "val", "part-00000.parquet")
+    shard = find_shard(data, "val")
     whole = shard.read_bytes()
     flip_byte(shard, 5, at=-20)
     (entry,) = (e for e in entries(str(tmp_path)) if (e.split, e.output) == ("val", 1))

@@ -17,7 +17,7 @@ from datasets.plan import IGNORE_INDEX, Chunk, plan_epochs
 from datasets.prepare.staging import write_images
 from datasets.read import read_chunk
 from datasets.shards import checksum
-from tests.support.data import flip_byte
+from tests.support.data import find_shard, flip_byte
 
 INGEST = IngestConfig(size_px=32, policy="cars", interleave=2)
 
@@ -50,7 +50,7 @@ def read_block(chunk: Chunk) -> pa.Table:
 
 
 def shard_of(data: str) -> Path:
-    return Path(data, "train", "part-00000.parquet")
+    return find_shard(data, "train")
 
 
 def test_neighbouring_chunks_of_a_task_read_a_row_group_once(

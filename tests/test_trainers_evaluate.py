@@ -21,6 +21,7 @@ from datasets.manifest_file import read_manifest, write_manifest
 from tests.support.data import (
     WriteData,
     draw_image,
+    find_shard,
     flip_byte,
     hash_seed,
     rename_classes,
@@ -230,7 +231,7 @@ def test_an_evaluation_of_other_images_has_their_name(
 @pytest.mark.ray
 def test_unreadable_images_have_no_prediction(run: str, write_data: WriteData) -> None:
     data = write_data(test=39)
-    flip_byte(Path(data, "test", "part-00000.parquet"), 11, at=300)
+    flip_byte(find_shard(data, "test"), 11, at=300)
     whole = write_data(test=39)
     with pytest.raises(ValueError, match=r"ingest\.max_bad_fraction is .* 1 test images could"):
         write_evaluation(run, data=data)

@@ -20,7 +20,7 @@ from ray.util.state import list_actors
 from cluster.io import storage
 from cluster.ray_internals import REPORT_LOGGER, find_session_folder
 from cluster.runtime import find_resources
-from tests.support.data import WriteData, flip_byte, rename_classes
+from tests.support.data import WriteData, find_shard, flip_byte, rename_classes
 from tests.support.small import living_workers, small_training
 from tests.support.training import train_here, train_in_workers
 from trainers.config import (
@@ -316,15 +316,20 @@ def test_lost_images_are_counted_named_and_survived(
     config: FinetuneConfig, write_data: WriteData
 ) -> None:
     data = write_data()
-    flip_byte(Path(data, "train", "part-00000.parquet"), 11, at=300)
-    flip_byte(Path(data, "val", "part-00000.parquet"), 3, at=300)
+    flip_byte(find_shard(data, "train"), 11, at=300)
+    flip_byte(find_shard(data, "val"), 3, at=300)
     rows: list[dict[str, Any]] = []
     lenient = replace(config.ingest, max_bad_fraction=0.1)
     train_here(replace(config, data=data, ingest=lenient), report=rows.append)
 
     assert [row["ingest/lost_images"] for row in rows] == [2, 2, 2]
-    assert "train/part-00000.parquet row group 1 row 3" in rows[0]["ingest/lost_names"][0]
-    assert "val/part-00000.parquet row group 0 row 3" in rows[0]["ingest/lost_names"][1]
+    for split, place, lost in zip(
+        ("train", "val"),
+        ("row group 1 row 3", "row group 0 row 3"),
+        rows[0]["ingest/lost_names"],
+        strict=True,
+    ):
+        assert f"{split}/{find_shard(data, split).name} {place}" in lost
     assert write_evaluation(config.out, split="val")["num_images"] == 16
 
 
@@ -332,7 +337,7 @@ def test_a_run_on_rotten_data_stops_in_one_sentence_and_resumes_on_whole_data(
     config: FinetuneConfig, write_data: WriteData
 ) -> None:
     data = write_data()
-    shard = Path(data, "train", "part-00000.parquet")
+    shard = find_shard(data, "train")
     whole = shard.read_bytes()
     flip_byte(shard, 11, at=300)
     config = replace(config, data=data)

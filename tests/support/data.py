@@ -80,7 +80,8 @@ def write_images_of(
                     "path": f"{split}/{number}.jpg",
                 }
             )
-        path = f"{split}/part-00000.parquet"
+        content_hash = hashlib.sha256(b"".join(row["image"] for row in rows)).hexdigest()
+        path = f"{split}/part-00000-{content_hash[:12]}.parquet"  # other content has another name
         os.makedirs(os.path.join(uri, split))
         write_images(
             storage.join(uri, path),
@@ -104,6 +105,12 @@ def write_images_of(
         options={"short_side_px": 48},
     )
     write_manifest(uri, manifest)
+
+
+def find_shard(uri: str | Path, split: str) -> Path:
+    """Return the one shard of a split."""
+    (shard,) = Path(uri, split).glob("part-00000-*.parquet")
+    return shard
 
 
 def rename_classes(uri: str, pattern: str) -> str:

@@ -20,7 +20,7 @@ from tests.bench.gpu.sizes import Sizes, find_device, synchronize
 from tests.bench.peers import open_dataloader
 from tests.bench.report import to_row
 from trainers.config import NORMALIZATIONS, ComputeConfig, FinetuneConfig, ModelConfig, TrackConfig
-from trainers.inference.prefix import GPU_BATCH_SIZE
+from trainers.inference.actors import GPU_BATCH_SIZE
 from trainers.networks.backbones import build, find
 from trainers.step.state import place_model
 from tuning.config import SpaceConfig, TuningConfig
