@@ -18,7 +18,6 @@ logger = logging.getLogger(__name__)
 TESTED_VERSION = "2.60"
 LOG_LEVEL_VAR = "RAY_BACKEND_LOG_LEVEL"
 TOKEN_LOGGER = "ray._private.authentication.authentication_token_setup"
-REPORT_LOGGER = "ray.train.v2._internal.execution.context"
 REMEDIES = {
     "memory pressure": "A node ran out of memory, and Ray killed workers there: use fewer workers "
     "or smaller batches, or nodes with more memory",
@@ -148,7 +147,9 @@ def silence_driver(warn: Callable[[str], None]) -> None:
 
 def silence_reports() -> None:
     """Let a worker of Ray Train not log each of its reports, 2 kB in a file without an end."""
-    logging.getLogger(REPORT_LOGGER).setLevel(logging.WARNING)
+    from ray.train.v2._internal.execution import context
+
+    context.logger.setLevel(logging.WARNING)
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Whole trainings on the real cluster: DDP, resume, killed workers, evaluation, user errors."""
 
-import logging
 import os
 import shutil
 import signal
@@ -14,11 +13,10 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from ray.train.v2._internal.execution import context
 from ray.util.state import list_actors
 
 from cluster.io import storage
-from cluster.ray_internals import REPORT_LOGGER, find_session_folder
+from cluster.ray_internals import find_session_folder
 from cluster.runtime import find_resources
 from tests.support.data import WriteData, find_shard, flip_byte, rename_classes
 from tests.support.small import living_workers, small_training
@@ -106,8 +104,7 @@ def test_reports_are_not_logged(straight: str) -> None:
     """Ray's log of a worker's program has no end: each report would add 2 kB."""
     logs = [*Path(find_session_folder(), "logs/train").glob("ray-train-app-worker-*.log")]
 
-    assert not [log for log in logs if "Reporting training result" in log.read_text()]
-    assert logging.getLogger(REPORT_LOGGER) is context.logger, "Ray's name of it"
+    assert logs and not [log for log in logs if "Reporting training result" in log.read_text()]
 
 
 def test_a_run_does_not_go_on_with_another_data_set(
