@@ -1,4 +1,4 @@
-"""Networks compiled by OpenVINO, which infers on CPUs about twice as fast as torch.
+"""Networks compiled by OpenVINO, which infers on CPUs more than twice as fast as torch.
 
 B images of a batch, S size in pixels, C channels.
 """
