@@ -1,4 +1,5 @@
-"""Private names of Ray Core, its job client and Ray Tune; those of Ray Data are in `datasets`."""
+"""Private names of Ray Core, its job client and Ray Tune; `datasets` has those of Ray Data,
+`trainers.loop` those of Ray Train."""
 
 import logging
 import os
@@ -143,13 +144,6 @@ def silence_driver(warn: Callable[[str], None]) -> None:
 
     if connect.__name__ != connect_silently.__name__:
         worker.print_to_stdstream, worker.connect = print_message, connect_silently
-
-
-def silence_reports() -> None:
-    """Let a worker of Ray Train not log each of its reports, 2 kB in a file without an end."""
-    from ray.train.v2._internal.execution import context
-
-    context.logger.setLevel(logging.WARNING)
 
 
 @contextmanager

@@ -10,9 +10,9 @@ import ray.train
 import ray.train.torch
 from ray.train.collective import broadcast_from_rank_zero
 
-from cluster.ray_internals import silence_reports
 from trainers.config import FinetuneConfig
 from trainers.failures import Watchdog
+from trainers.loop.ray_internals import silence_reports
 from trainers.loop.training import Training
 from trainers.prepare import Run
 from trainers.run.folder import is_done, write_result
