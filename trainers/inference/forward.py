@@ -45,7 +45,12 @@ class ForwardPass:
         Args:
             images_NSSC: uint8 images; where the network is a suffix, float16 features `[N, ...]`.
         """
-        parts = [self._compute(images_BSSC) for images_BSSC in images_NSSC.split(self._batch_size)]
+        computed = map(self._compute, images_NSSC.split(self._batch_size))
+        parts, before = [], next(computed)
+        for outputs in computed:  # a GPU computes them while those before are copied
+            parts.append([output.cpu() for output in before])
+            before = outputs
+        parts.append([output.cpu() for output in before])
         return tuple(torch.cat(of_output) for of_output in zip(*parts, strict=True))
 
     def _compile(
@@ -67,7 +72,6 @@ def _place(
     device, settings = prepare_inference(folded, config, threads=threads, use_gpu=use_gpu)
 
     def compute(images_BSSC: Tensor) -> tuple[Tensor, ...]:
-        outputs = forward(folded, to_inputs(images_BSSC.to(device), settings), settings)
-        return tuple(output.cpu() for output in outputs)
+        return forward(folded, to_inputs(images_BSSC.to(device), settings), settings)
 
     return compute
