@@ -58,7 +58,7 @@ def build_trained(backbone: str, size_px: int) -> nn.Module:
         "mobilenet_v2",
         "densenet121",
         "tf_efficientnet_lite0",
-        "vit_tiny_patch16_224",
+        "swin_tiny_patch4_window7_224",
         "convnextv2_atto",
     ],
 )

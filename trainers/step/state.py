@@ -246,6 +246,9 @@ def autocast_dtype(config: ComputeConfig, device: torch.device) -> torch.dtype |
 def place_model(model: nn.Module, config: ComputeConfig, device: torch.device) -> None:
     """Move a model to its device and memory format; on CPUs, see `avoid_in_place`."""
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    model.to(device=device, memory_format=layout)  # pyright: ignore[reportCallIssue]
+    model.to(device)
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.ndim == 4:  # `Module.to` refuses a model with a tensor of rank 5, as Swin's mask
+            tensor.data = tensor.data.contiguous(memory_format=layout)
     if device.type == "cpu" and autocast_dtype(config, device) is torch.bfloat16:
         avoid_in_place(model)
