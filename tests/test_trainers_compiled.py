@@ -102,7 +102,7 @@ def test_features_of_some_stages_are_computed_compiled(
     computed: list[list[np.ndarray]] = []
     for compiled in (False, True):
         monkeypatch.setattr(prefix_module, "is_compiled", lambda *_, answer=compiled, **__: answer)
-        actor = PrefixActor([(ray.put(frozen), [2, 7])], threads=1, use_gpu=False)
+        actor = PrefixActor([(ray.put(frozen), [2, 7], compiled)], threads=1, use_gpu=False)
         computed.append(actor(images_NSSC))
         assert bool(actor._passes[0].compiled) is compiled
         assert ("OpenVINO" in frozen.describe(7, use_gpu=False)["computed_in"]) is compiled

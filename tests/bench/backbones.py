@@ -21,6 +21,7 @@ from tests.bench.report import ROOT, report, to_row
 from trainers.config import FinetuneConfig
 from trainers.inference import passes
 from trainers.inference.actors import plan_actors
+from trainers.inference.compiled import is_compiled
 from trainers.inference.prefix import PrefixActor, open_frozen
 from trainers.networks.backbones import find
 from trainers.networks.precision import choose_precision
@@ -47,7 +48,8 @@ def compute_bare(
     frozen = open_frozen(training, num_classes, pooled=True)
     depths = range(1, len(find(training.model.backbone).stages) + 1)
     ray.get = lambda network: network  # no cluster: the actor gets the network itself
-    actor = PrefixActor([(frozen, depths)], threads=1, use_gpu=False)  # pyright: ignore
+    compiled = is_compiled(training, use_gpu=False)
+    actor = PrefixActor([(frozen, depths, compiled)], threads=1, use_gpu=False)  # pyright: ignore
     size_px = training.ingest.size_px
     images_NSSC = np.zeros((NUM_IMAGES, size_px, size_px, 3), np.uint8)
     actor(images_NSSC[:16])

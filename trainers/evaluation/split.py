@@ -46,8 +46,6 @@ FEW_IMAGES_HERE = 2048
 
 Describe = Callable[[Tensor, Tensor], dict[str, pa.Array]]
 """logits_NK and labels_N, IGNORE_INDEX where an image is not scored -> further columns."""
-Forward = Callable[[Tensor], tuple[Tensor, ...]]
-"""uint8 images_NHWC, or features -> the outputs of a network."""
 
 
 class SplitPredictor:
@@ -80,7 +78,10 @@ class SplitPredictor:
         labels_N = torch.tensor(block["label"].to_numpy()).long()
         # Classes that the network does not have, and unreadable images, are IGNORE_INDEX.
         labels_N = self._index_K[labels_N.clamp(min=0)].where(labels_N >= 0, IGNORE_INDEX)
-        logits_NK = (predict_mirrored if self._tta else predict)(self._forward, images_NHWC)
+        if self._tta:
+            logits_NK = predict_mirrored(self._forward, images_NHWC)
+        else:
+            (logits_NK,) = self._forward(images_NHWC)
         columns_5N = score_logits(logits_NK, labels_N)
         return pa.table(
             {
@@ -209,21 +210,16 @@ def describe_answers(
     return columns
 
 
-def predict(compute: Forward, images_NHWC: Tensor) -> Tensor:
-    """Return the logits_NK of images."""
-    (logits_NK,) = compute(images_NHWC)
-    return logits_NK
-
-
-def predict_mirrored(compute: Forward, images_NHWC: Tensor) -> Tensor:
+def predict_mirrored(
+    compute: Callable[[Tensor], tuple[Tensor, ...]], images_NHWC: Tensor
+) -> Tensor:
     """Return logits_NK of the mean probability of each image and its mirror image.
 
     Probabilities rather than logits, as Krizhevsky et al. 2012 average crops and mirror images:
     the scale of logits is arbitrary, and one large logit would outvote the other view.
     """
-    views = (images_NHWC, images_NHWC.flip(2))
-    log_NKs = [predict(compute, view_NHWC).log_softmax(1) for view_NHWC in views]
-    return torch.logaddexp(*log_NKs) - math.log(2)
+    (logits_NK,), (mirrored_NK,) = compute(images_NHWC), compute(images_NHWC.flip(2))
+    return torch.logaddexp(logits_NK.log_softmax(1), mirrored_NK.log_softmax(1)) - math.log(2)
 
 
 def read_paths(data: str, split: Split) -> pa.ChunkedArray:

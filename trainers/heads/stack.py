@@ -172,7 +172,8 @@ class HeadStack:
             for parameter, gradient_T in zip(head.module.parameters(), gradients_P, strict=True):
                 parameter.grad = gradient_T[number]
             set_learning_rate(head.optimizer, rate)
-            with without_compiler():
+        with without_compiler():
+            for head in self.heads:
                 head.optimizer.step()
         if self._averages_P is not None:
             self._update_averages(num_updates)

@@ -20,6 +20,9 @@ from trainers.networks.backbones import on_meta
 from trainers.networks.measure import count_flops
 from trainers.step.step import StepSettings, to_inputs
 
+# Hidden: `import openvino` would tell Intel of each import by it.
+sys.modules.setdefault("openvino_telemetry", cast(ModuleType, None))
+
 LEAST_FLOPS = 1e12
 """With fewer, torch has computed all images before OpenVINO has compiled the network, in 2 s."""
 MANY_IMAGES = 3000
@@ -49,6 +52,8 @@ class CompiledNetwork:
         Raises:
             Exception: any, where torch can't trace the network or OpenVINO lacks an operation.
         """
+        from openvino import Core
+
         self._batch_size = shape_BSSC[0]
         model = _convert(network, settings, torch.zeros(shape_BSSC, dtype=torch.uint8))
         is_half = settings.autocast_dtype is torch.bfloat16
@@ -58,7 +63,7 @@ class CompiledNetwork:
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "ENABLE_CPU_PINNING": False,  # the actors of a machine would share its first CPUs
         }
-        self._compiled = _openvino().Core().compile_model(model, "CPU", options)
+        self._compiled = Core().compile_model(model, "CPU", options)
 
     def __call__(self, images_BSSC: Tensor) -> tuple[Tensor, ...]:
         """Return the float32 outputs for uint8 images."""
@@ -70,11 +75,9 @@ class CompiledNetwork:
 
 def _convert(network: nn.Module, settings: StepSettings, images_BSSC: Tensor) -> Any:
     """Return OpenVINO's model of a network and of the normalization of its images."""
-    from torch.fx.experimental.proxy_tensor import make_fx  # imports torch's compiler: a second
-
-    ov = _openvino()
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
+    from torch.fx.experimental.proxy_tensor import make_fx  # imports torch's compiler: a second
 
     def compute(images_BSSC: Tensor) -> Any:
         return network(to_inputs(images_BSSC, settings))
@@ -83,20 +86,8 @@ def _convert(network: nn.Module, settings: StepSettings, images_BSSC: Tensor) ->
         to_inputs(images_BSSC, settings)  # makes the constants of normalization, which are kept
         trace = make_fx(functionalize(compute), tracing_mode="fake", _allow_non_fake_inputs=True)
         graph = trace(images_BSSC)
-    shape, dtype = images_BSSC.shape, images_BSSC.dtype
-    decoder = TorchFXPythonDecoder(graph, input_shapes=[shape], input_types=[dtype])
+    decoder = TorchFXPythonDecoder(
+        graph, input_shapes=[images_BSSC.shape], input_types=[images_BSSC.dtype]
+    )
     frontend = FrontEndManager().load_by_framework("pytorch")
-    model = frontend.convert(frontend.load(decoder))
-    node = model.inputs[0].get_node()
-    node.set_element_type(ov.Type.u8)
-    node.set_partial_shape(ov.PartialShape([*shape]))
-    model.validate_nodes_and_infer_types()
-    return model
-
-
-def _openvino() -> Any:
-    """Import OpenVINO without `openvino_telemetry`, which tells Intel of each import."""
-    sys.modules.setdefault("openvino_telemetry", cast(ModuleType, None))
-    import openvino
-
-    return openvino
+    return frontend.convert(frontend.load(decoder))

@@ -20,6 +20,7 @@ from datasets.passes.feature_builder import Built, Entry, build_features
 from datasets.passes.features import FeatureArrays, hash_facts, load_view, read_view
 from trainers.config import FinetuneConfig, ModelConfig
 from trainers.inference.actors import plan_actors
+from trainers.inference.compiled import is_compiled
 from trainers.inference.config import FrozenConfig
 from trainers.inference.prefix import FrozenNetwork, PrefixActor, open_frozen
 from trainers.networks.backbones import find
@@ -198,7 +199,10 @@ def run_pass(
         seed=config.seed,
         load=partial(
             PrefixActor,
-            [(ray.put(network), depths) for network, depths in networks],
+            [
+                (ray.put(network), depths, is_compiled(network.config, use_gpu=plan.use_gpu))
+                for network, depths in networks
+            ],
             threads=plan.threads_per_worker,
             use_gpu=plan.use_gpu,
         ),

@@ -87,13 +87,14 @@ class PrefixActor:
 
     def __init__(
         self,
-        networks: "Sequence[tuple[ray.ObjectRef[FrozenNetwork], Sequence[int]]]",
+        networks: "Sequence[tuple[ray.ObjectRef[FrozenNetwork], Sequence[int], bool]]",
         *,
         threads: int,
         use_gpu: bool,
     ) -> None:
+        """`networks`: each with its depths, and whether it is compiled."""
         self._passes: list[ForwardPass] = []
-        for network, depths in networks:
+        for network, depths, compiled in networks:
             loaded = ray.get(network)
             self._passes.append(
                 ForwardPass(
@@ -101,7 +102,7 @@ class PrefixActor:
                     loaded.config,
                     threads=threads,
                     use_gpu=use_gpu,
-                    compiled=is_compiled(loaded.config, use_gpu=use_gpu),
+                    compiled=compiled,
                 )
             )
 
