@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from datasets.plan import IGNORE_INDEX
 from tests.support.small import with_head
-from trainers.config import NORMALIZATIONS, LossConfig, OptimConfig
+from trainers.config import NORMALIZATIONS, ComputeConfig, LossConfig, OptimConfig
 from trainers.metrics import (
     GRAD_NORM,
     PEAK_NORM,
@@ -23,7 +23,7 @@ from trainers.networks.freezing import train_mode
 from trainers.run.predictions import COLUMNS
 from trainers.step.mixing import build_mix
 from trainers.step.optim import build_optimizer
-from trainers.step.state import WeightAverage
+from trainers.step.state import WeightAverage, place_model
 from trainers.step.step import StepSettings, eval_step, normalize, train_step
 
 pytestmark = pytest.mark.usefixtures("toy_backbone")
@@ -64,6 +64,21 @@ def test_normalization_equals_a_reference_made_by_hand():
     torch.testing.assert_close(images_BCHW, expected)
     assert images_BCHW.is_contiguous(memory_format=torch.channels_last)
     assert images_BHWC[0, 0, 0].tolist() == [0, 255, 51]
+
+
+def test_a_network_is_placed_as_torch_places_it_with_a_tensor_of_rank_5_as_well():
+    def build_small() -> nn.Sequential:
+        depthwise = nn.Conv2d(8, 8, 3, groups=8)
+        return nn.Sequential(nn.Conv2d(3, 8, 3), depthwise, nn.Conv2d(8, 4, 1))
+
+    placed, expected = build_small(), build_small()
+    placed[0].register_buffer("mask", torch.zeros(1, 2, 3, 4, 5))
+    place_model(placed, ComputeConfig(precision="fp32"), torch.device("cpu"))
+    expected.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    strides = [weight.stride() for weight in placed.parameters()]
+    assert strides == [weight.stride() for weight in expected.parameters()]
+    assert strides[2] == (9, 1, 3, 1), "a depthwise weight, whose contiguous strides fit as well"
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])

@@ -249,6 +249,7 @@ def place_model(model: nn.Module, config: ComputeConfig, device: torch.device) -
     model.to(device)
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.ndim == 4:  # `Module.to` refuses a model with a tensor of rank 5, as Swin's mask
-            tensor.data = tensor.data.contiguous(memory_format=layout)
+            # `contiguous` would leave the strides of depthwise and 1x1 weights, which fit both.
+            tensor.data = tensor.data.to(memory_format=layout)
     if device.type == "cpu" and autocast_dtype(config, device) is torch.bfloat16:
         avoid_in_place(model)
