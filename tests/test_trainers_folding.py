@@ -27,5 +27,10 @@ def test_a_network_that_looks_at_its_inputs_stays() -> None:
         def forward(self, inputs: Tensor) -> Tensor:
             return inputs if inputs.sum() > 0 else -inputs
 
-    model = Choosing().eval()
+    model = nn.Sequential(nn.BatchNorm2d(3), Choosing()).eval()
+    assert fold_batchnorm(model) is model
+
+
+def test_a_network_without_batchnorm_is_not_copied() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4)).eval()
     assert fold_batchnorm(model) is model

@@ -20,7 +20,8 @@ from trainers.config import (
     OptimConfig,
     ScheduleConfig,
 )
-from trainers.heads.stack import HeadStack, can_stack, find_linear_head, stack_key
+from trainers.heads.grouping import can_stack, stack_key
+from trainers.heads.stack import HeadStack, find_linear_head
 from trainers.heads.training import train_together
 from trainers.networks import backbones
 from trainers.networks.backbones import on_meta

@@ -16,7 +16,7 @@ from datasets.manifest_file import read_manifest
 from tests.conftest import ROOT
 from tests.test_tuning_estimate import config as config  # a fixture
 from tests.test_tuning_estimate import keys_of, plan_of
-from trainers.heads.stack import GPU_BYTES
+from trainers.heads.grouping import GPU_BYTES
 from trainers.launch import worker_here
 from tuning import sweep_plan
 from tuning.budget import gpu_memory

@@ -17,7 +17,7 @@ from cluster.runtime import Resources, connect
 from cluster.scaling import in_process, plan_workers
 from datasets.manifest import Manifest
 from trainers import prepare
-from trainers.heads.stack import count_together, stack_key
+from trainers.heads.grouping import count_together, stack_key
 from trainers.inference.passes import cache_uri
 from trainers.networks.precision import choose_precision
 from trainers.tracking.config import sync_command

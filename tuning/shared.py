@@ -9,7 +9,7 @@ from cluster.io import storage
 from datasets.manifest import Manifest
 from datasets.memory import open_memory
 from trainers.config import FinetuneConfig
-from trainers.heads.stack import can_stack
+from trainers.heads.grouping import can_stack
 from trainers.networks.freezing import is_head_only
 from trainers.prepare import PrefixFeatures, SharedImages
 from tuning.config import TuningConfig

@@ -11,8 +11,8 @@ from ray.actor import ActorHandle
 from cluster.scaling import in_process, plan_workers
 from trainers import launch, metrics
 from trainers.config import FinetuneConfig
+from trainers.heads.grouping import stack_key
 from trainers.heads.run import HeadRun
-from trainers.heads.stack import stack_key
 from trainers.heads.training import train_together
 from trainers.prepare import Run, prepare_run
 from trainers.run.folder import is_over, read_result

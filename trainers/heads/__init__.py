@@ -2,5 +2,5 @@
 
 Imports what `trainers.loop` does, and its rows and metrics; used by sweeps, which share the
 features.
-Enter at `training.train_together`; `stack` has the tensors.
+Enter at `training.train_together`; `stack` has the tensors, `grouping` which trainings can.
 """

@@ -5,7 +5,6 @@ B images of a batch, S size in pixels, C channels.
 
 import sys
 from collections.abc import Sequence
-from functools import cache
 from types import ModuleType
 from typing import Any, cast
 
@@ -16,8 +15,7 @@ from torch import Tensor, nn
 from torch.func import functionalize  # pyright: ignore
 
 from trainers.config import FinetuneConfig
-from trainers.networks.backbones import on_meta
-from trainers.networks.measure import count_flops
+from trainers.networks.measure import count_backbone_flops
 from trainers.step.step import StepSettings, to_inputs
 
 # Hidden: `import openvino` would tell Intel of each import by it.
@@ -33,12 +31,8 @@ def is_compiled(config: FinetuneConfig, num_images: int = MANY_IMAGES, *, use_gp
     """Return whether the network of a training is compiled to infer so many images."""
     if use_gpu:
         return False
-    return num_images * _count_flops(config.model.backbone, config.ingest.size_px) >= LEAST_FLOPS
-
-
-@cache
-def _count_flops(backbone: str, size_px: int) -> float:
-    return count_flops(on_meta(backbone, 2, size_px), size_px)
+    flops = count_backbone_flops(config.model.backbone, config.ingest.size_px)
+    return num_images * flops >= LEAST_FLOPS
 
 
 class CompiledNetwork:

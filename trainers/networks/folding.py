@@ -5,6 +5,7 @@ import logging
 
 from torch import fx, nn
 from torch.fx.experimental.optimization import fuse
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 logger = logging.getLogger(__name__)
 
@@ -12,8 +13,10 @@ logger = logging.getLogger(__name__)
 def fold_batchnorm(model: nn.Module) -> nn.Module:
     """Return a copy in eval mode with BatchNorm folded: MobileNetV2 is 1.25 times faster on a CPU.
 
-    A network that torch.fx can't trace is returned as it is.
+    A network without BatchNorm, or that torch.fx can't trace, is returned as it is.
     """
+    if not any(isinstance(module, BatchNorm) for module in model.modules()):
+        return model
     try:
         folded = copy.deepcopy(model)
         _take_apart(folded)

@@ -4,6 +4,7 @@ B images, H x W pixels, C channels.
 """
 
 import time
+from functools import cache
 from statistics import median
 from typing import Any
 
@@ -74,9 +75,20 @@ def count_flops(model: nn.Module, size_px: int) -> float:
     Args:
         model: in eval mode, on the meta device.
     """
+    return run_counted(model, size_px)[0]
+
+
+def run_counted(model: nn.Module, size_px: int) -> tuple[float, Any]:
+    """Return the FLOPs of `count_flops`, and the output."""
     with without_compiler(), FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, 3, size_px, size_px, device="meta"))
-    return float(counter.get_total_flops())
+        output = model(torch.zeros(1, 3, size_px, size_px, device="meta"))
+    return float(counter.get_total_flops()), output
+
+
+@cache
+def count_backbone_flops(name: str, size_px: int) -> float:
+    """Count the FLOPs of `count_flops` with a head of two classes."""
+    return count_flops(on_meta(name, 2, size_px), size_px)
 
 
 def describe_devices() -> str:

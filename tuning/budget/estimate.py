@@ -14,7 +14,7 @@ from cluster.runtime import Resources
 from cluster.scaling import plan_workers
 from datasets.manifest import Manifest
 from trainers.config import PRETRAINED
-from trainers.heads.stack import can_stack
+from trainers.heads.grouping import can_stack
 from trainers.networks.freezing import is_head_only
 from tuning.budget.config import BudgetConfig
 from tuning.budget.rates import Rates, measure_rates, of_image

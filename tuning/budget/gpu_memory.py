@@ -17,7 +17,7 @@ from cluster.runtime import Resources
 from cluster.scaling import compute_once
 from datasets.manifest import Manifest
 from trainers.config import FinetuneConfig
-from trainers.heads.stack import GPU_BYTES, can_stack
+from trainers.heads.grouping import GPU_BYTES, can_stack
 from trainers.networks.freezing import is_head_only
 from trainers.step.settings import start_computing
 from trainers.worker import WorkerContext

@@ -7,7 +7,8 @@ import torch
 
 from datasets.manifest import Manifest
 from trainers.config import FinetuneConfig
-from trainers.heads.stack import HeadStack, can_stack, count_together
+from trainers.heads.grouping import can_stack, count_together
+from trainers.heads.stack import HeadStack
 from trainers.networks.freezing import is_head_only
 from trainers.step.settings import train_settings
 from trainers.step.state import TrainState
