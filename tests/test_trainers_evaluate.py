@@ -233,7 +233,9 @@ def test_unreadable_images_have_no_prediction(run: str, write_data: WriteData) -
     data = write_data(test=39)
     flip_byte(find_shard(data, "test"), 11, at=300)
     whole = write_data(test=39)
-    with pytest.raises(ValueError, match=r"ingest\.max_bad_fraction is .* 1 test images could"):
+    with pytest.raises(
+        ValueError, match=r"ingest\.max_bad_fraction is .* 1 of 39 test images could"
+    ):
         write_evaluation(run, data=data)
     config = Path(run, "config.json")
     text = config.read_text()

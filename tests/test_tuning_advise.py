@@ -16,6 +16,7 @@ from cluster.io.statistics import count_discordant, mcnemar
 from cluster.runtime import Resources
 from datasets.manifest import join_splits
 from datasets.manifest_file import read_manifest, write_manifest
+from tests.support.data import WriteData, find_shard
 from tests.test_datasets_folds import part
 from trainers.config import FinetuneConfig, ModelConfig
 from trainers.inference import passes
@@ -492,6 +493,18 @@ def test_networks_are_compared_in_one_pass(
     advice = read_advice(f"{out}/lenet5")
     assert (advice.normalization, advice.stages[-1].top1 <= first["top1"]) == ("half", True)
     assert parse(["--from-advice", f"{out}/lenet5-2"]).space.inits == ("zeros",)
+
+
+@pytest.mark.ray
+def test_advice_on_rotten_data_stops_in_one_sentence(
+    ray_cluster: str, write_data: WriteData, tmp_path: Path, weights: str, one_thread: None
+) -> None:
+    data = write_data()
+    config = AdviseConfig(data=data, out=str(tmp_path / "advice"), backbone="lenet5", init="file",
+                          weights=weights, size_px=32, race=False)  # fmt: skip
+    find_shard(data, "train").unlink()
+    with pytest.raises(UserError, match=r"max_bad_fraction is 0\.01: 48 of 48 train images could"):
+        run_advise(config)
 
 
 @pytest.mark.ray

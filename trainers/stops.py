@@ -30,6 +30,21 @@ def too_many_unreadable(config: FinetuneConfig, num_unreadable: float, num_image
     return num_unreadable > config.ingest.max_bad_fraction * num_images
 
 
+def describe_unreadable(num_unreadable: int, num_images: int, split: str, first: str) -> str:
+    more = " ..." if num_unreadable > 1 else ""
+    return f"{num_unreadable} of {num_images} {split} images could not be read: {first}{more}"
+
+
+def refuse_unreadable(config: FinetuneConfig, problem: str) -> str:
+    """Return an error's words for too many of them.
+
+    Args:
+        problem: of `describe_unreadable`.
+    """
+    share = config.ingest.max_bad_fraction
+    return f"ingest.max_bad_fraction is {share}: {problem}; repair or prepare the data again"
+
+
 def check_unreadable(
     config: FinetuneConfig, feed: Feed, num_unreadable: int, names: Sequence[str]
 ) -> None:
@@ -43,15 +58,11 @@ def check_unreadable(
     """
     if not num_unreadable:
         return
-    problem = (
-        f"{num_unreadable} of {feed.num_images} {feed.split} images could not be read: {names[0]}"
-    )
+    problem = describe_unreadable(num_unreadable, feed.num_images, feed.split, names[0])
     if too_many_unreadable(config, num_unreadable, feed.num_images):
-        raise TrainingStopped(
-            unreadable=f"ingest.max_bad_fraction is {config.ingest.max_bad_fraction}: {problem} "
-            "...; repair or prepare the data again, or allow more with --max-bad-fraction"
-        )
-    logger.warning("%s%s", problem, " ..." if num_unreadable > 1 else "")
+        refusal = refuse_unreadable(config, problem)
+        raise TrainingStopped(unreadable=f"{refusal}, or allow more with --max-bad-fraction")
+    logger.warning(problem)
 
 
 def find_bad_step(sums: metrics.Sums, step: int, world_size: int) -> int:

@@ -17,7 +17,7 @@ from datasets.config import NUM_VIEWS, IngestConfig
 from datasets.manifest import Manifest
 from datasets.passes.actors import Workers
 from datasets.passes.feature_builder import Built, Entry, build_features
-from datasets.passes.features import FeatureArrays, hash_facts, load_view, read_view
+from datasets.passes.features import FeatureArrays, View, hash_facts, load_view, read_view
 from trainers.config import FinetuneConfig, ModelConfig
 from trainers.inference.actors import plan_actors
 from trainers.inference.compiled import is_compiled
@@ -66,8 +66,18 @@ class Features:
     def load(self) -> list[dict[str, FeatureArrays]]:
         """Read them, by depth and split, in the order of the shards."""
         return [
-            {split: _load(entry) for split, entry in of_depth.items()} for of_depth in self.entries
+            {split: load_view(_read(entry)) for split, entry in of_depth.items()}
+            for of_depth in self.entries
         ]
+
+    def list_unreadable(self) -> dict[str, list[str]]:
+        """Return the names of the unreadable images of the splits that have some."""
+        views = {split: _read(entry) for split, entry in self.entries[0].items()}
+        return {
+            split: [name for part in view.parts for name in part.unreadable]
+            for split, view in views.items()
+            if any(part.unreadable for part in view.parts)
+        }
 
 
 def compute_features(
@@ -133,10 +143,10 @@ def compute_features(
     return features
 
 
-def _load(entry: Entry) -> FeatureArrays:
+def _read(entry: Entry) -> View:
     view = read_view(entry.uri, 0)
     assert view is not None, "a pass without problems leaves whole views"
-    return load_view(view)
+    return view
 
 
 def plan_entries(

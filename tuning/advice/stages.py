@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cluster.io.errors import UserError
 from cluster.io.statistics import count_discordant, mcnemar, wilson
 from cluster.io.terminal import count
 from cluster.runtime import Resources
@@ -19,6 +20,7 @@ from trainers.config import FinetuneConfig
 from trainers.inference.passes import Features, compute_features
 from trainers.inference.probe import fit_probe, predict
 from trainers.networks.backbones import find
+from trainers.stops import describe_unreadable, refuse_unreadable, too_many_unreadable
 from tuning.advice.quadrants import Stage, find_best
 
 logger = logging.getLogger(__name__)
@@ -37,9 +39,10 @@ def collect(
     """Return each network's features of the training and validation images, at every stage.
 
     Raises:
-        UserError: as `compute_features`.
+        UserError: as `compute_features`, and where more images are unreadable than
+            `ingest.max_bad_fraction`.
     """
-    return compute_features(
+    features = compute_features(
         trainings,
         manifest,
         resources,
@@ -47,17 +50,17 @@ def collect(
         depths=lambda backbone: range(1, len(backbone.stages) + 1),
         splits=("train", "val"),
     )
+    for split, names in features[0].list_unreadable().items():  # those of all stages and networks
+        num_images = manifest.split(split).num_images
+        problem = describe_unreadable(len(names), num_images, split, names[0])
+        if too_many_unreadable(trainings[0], len(names), num_images):
+            raise UserError(refuse_unreadable(trainings[0], problem))
+        logger.warning("%s; left out", problem)
+    return features
 
 
-def _without_unreadable(arrays: FeatureArrays, split: str) -> Samples:
+def _without_unreadable(arrays: FeatureArrays) -> Samples:
     readable_N = arrays.labels_N != IGNORE_INDEX
-    if arrays.unreadable:
-        logger.warning(
-            "%d %s images could not be read and are left out, such as %s",
-            len(arrays.unreadable),
-            split,
-            next(iter(arrays.unreadable.values())),
-        )
     return Samples(arrays.features[readable_N], arrays.labels_N[readable_N])
 
 
@@ -68,7 +71,7 @@ def probe_stages(backbone: str, features: Features) -> tuple[tuple[Stage, ...], 
         The stages; and for each validation image, whether the best stage's classifier is right.
     """
     samples = [
-        {split: _without_unreadable(arrays, split) for split, arrays in of_depth.items()}
+        {split: _without_unreadable(arrays) for split, arrays in of_depth.items()}
         for of_depth in features.load()
     ]
     probes: list[tuple[float, np.ndarray]] = []
