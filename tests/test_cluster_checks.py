@@ -18,7 +18,7 @@ from cluster.doctor.pair import choose_pair, judge_transport
 from cluster.doctor.results import CheckResult, fail, list_names
 from cluster.doctor.storage_checks import judge_data
 from cluster.doctor.wandb_reach import check_wandb
-from tests.support.wandb_server import KEY, WandbServer
+from tests.support.wandb.server import KEY, WandbServer
 
 GIB = 2**30
 

@@ -27,6 +27,11 @@ MAY_IMPORT = {
 FOLDERS = sorted(
     {file.parent.relative_to(ROOT) for room in ROOMS for file in (ROOT / room).rglob("*.py")}
 )
+TEST_FOLDERS = [
+    folder.relative_to(ROOT)
+    for folder in sorted((ROOT / "tests").rglob("*"))
+    if folder.is_dir() and folder.name != "__pycache__"
+]
 
 
 @cache
@@ -74,7 +79,7 @@ def test_durations_do_not_depend_on_a_clock_that_jumps() -> None:
     }
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=str)
+@pytest.mark.parametrize("folder", [*FOLDERS, *TEST_FOLDERS], ids=str)
 def test_a_folder_has_at_most_20_python_files(folder: Path) -> None:
     assert len(list((ROOT / folder).glob("*.py"))) <= MAX_FILES_PER_FOLDER
 

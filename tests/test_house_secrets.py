@@ -16,7 +16,7 @@ import pytest
 from ray.tune.execution.class_cache import _ActorClassCache
 
 from tests.conftest import ROOT
-from tests.support.wandb_checks import find_secrets
+from tests.support.wandb.checks import find_secrets
 from trainers.config import FinetuneConfig
 from tuning.config import TuningConfig
 from tuning.search import build_tuner
@@ -106,7 +106,7 @@ def test_no_secret_is_found_after_a_day_of_work(tmp_path: Path) -> None:
     with TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as ray_folder:
         paths = {"HOME": str(home), "RAY_TMPDIR": ray_folder, "WANDB_DIR": str(work)}
         run = subprocess.run(
-            [sys.executable, "-m", "tests.support.secrets_run", str(work)],
+            [sys.executable, "-m", "tests.support.programs.secrets_run", str(work)],
             cwd=ROOT,
             env=os.environ | CANARIES | paths,
             capture_output=True,

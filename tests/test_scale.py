@@ -90,7 +90,7 @@ def test_a_hint_says_how_workers_that_share_lanes_can_read_less(
 def test_more_ranks_reduce_and_report_no_more() -> None:
     """Forked ranks with the loop's own code, in a process of their own: threads hinder forking."""
     output = subprocess.run(
-        [sys.executable, "-m", "tests.support.forked_ranks", "2", "6"],
+        [sys.executable, "-m", "tests.support.programs.forked_ranks", "2", "6"],
         cwd=ROOT, check=True, capture_output=True, text=True, timeout=120,
     ).stdout  # fmt: skip
     two, six = map(json.loads, output.splitlines())

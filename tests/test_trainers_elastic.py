@@ -25,7 +25,7 @@ def test_two_of_three_nodes_lost_leave_the_losses_as_they_were(
     """A worker a node: the one that is left goes on alone."""
     out, alone = str(tmp_path / "elastic"), str(tmp_path / "alone")
     run = subprocess.run(
-        [sys.executable, "-m", "tests.support.elastic_run", easy_data, out, alone],
+        [sys.executable, "-m", "tests.support.programs.elastic_run", easy_data, out, alone],
         env={**os.environ, **own_ray}, cwd=ROOT, capture_output=True, text=True, timeout=500,
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.support.wandb_files import inspect
+from tests.support.wandb.files import inspect
 from trainers.run.rows import read_rows
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -15,7 +15,7 @@ from wandb.sdk import wandb_setup
 from datasets.manifest_file import read_manifest
 from tests.support.small import small_training
 from tests.support.waiting import wait_until
-from tests.support.wandb_files import inspect
+from tests.support.wandb.files import inspect
 from trainers.config import FinetuneConfig, ModelConfig, TrackConfig
 from trainers.run import checkpoint
 from trainers.run import folder as run_folder

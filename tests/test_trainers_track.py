@@ -14,8 +14,8 @@ from cluster.io import storage
 from cluster.io.errors import UserError
 from tests.conftest import ROOT
 from tests.support.small import small_training
-from tests.support.wandb_checks import check_run, check_runs, find_secrets
-from tests.support.wandb_server import WandbServer
+from tests.support.wandb.checks import check_run, check_runs, find_secrets
+from tests.support.wandb.server import WandbServer
 from tests.test_trainers_mirror import (
     OFFLINE,
     end,

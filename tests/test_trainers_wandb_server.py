@@ -20,10 +20,10 @@ from datasets.manifest_file import read_manifest
 from tests.conftest import ROOT
 from tests.support.small import small_training
 from tests.support.waiting import wait_until
-from tests.support.wandb_checks import check_run
-from tests.support.wandb_files import read_record
-from tests.support.wandb_records import ORGANIZATION
-from tests.support.wandb_server import KEY, WandbServer, ask_often, serving
+from tests.support.wandb.checks import check_run
+from tests.support.wandb.files import read_record
+from tests.support.wandb.records import ORGANIZATION
+from tests.support.wandb.server import KEY, WandbServer, ask_often, serving
 from tests.test_trainers_mirror import end_of_epoch, row, write_progress, write_result
 from trainers.__main__ import main
 from trainers.config import FinetuneConfig, ModelConfig, TrackConfig

@@ -150,7 +150,8 @@ def test_a_trial_takes_no_more_memory_than_its_fraction(monkeypatch: pytest.Monk
 @pytest.mark.extended
 def test_a_sweep_on_logical_gpus(own_ray: dict[str, str], easy_data: str, tmp_path: Path) -> None:
     run = subprocess.run(
-        [sys.executable, "-m", "tests.support.gpu_trials", easy_data, str(tmp_path / "sweep")],
+        [sys.executable, "-m", "tests.support.programs.gpu_trials", easy_data,
+         str(tmp_path / "sweep")],
         env={**os.environ, **own_ray}, cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 

@@ -22,7 +22,7 @@ from cluster.config import ClusterConfig
 from datasets.config import IngestConfig
 from datasets.manifest import Manifest
 from tests.conftest import ROOT
-from tests.support.stopped_trials import stop_trials
+from tests.support.programs.stopped_trials import stop_trials
 from trainers.config import ComputeConfig, FinetuneConfig, ModelConfig, TrackConfig
 from trainers.networks import backbones
 from tuning import run, trials
@@ -315,8 +315,8 @@ def test_they_are_freed_without_a_dashboard_too_and_the_sweep_goes_on(
     A trial that follows starts if every CPU is free, which is looked at after the last one.
     """
     run = subprocess.run(
-        [sys.executable, "-m", "tests.support.stopped_trials", easy_data, str(tmp_path / "stopped"),
-         str(num_trials)],
+        [sys.executable, "-m", "tests.support.programs.stopped_trials", easy_data,
+         str(tmp_path / "stopped"), str(num_trials)],
         env={**os.environ, **own_ray}, cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 

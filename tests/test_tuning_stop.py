@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.small import small_training
 from tests.support.waiting import comes, wait_until
-from tests.support.wandb_server import WandbServer, ask_often, serving
+from tests.support.wandb.server import WandbServer, ask_often, serving
 from tests.test_tuning_run import pretend, sweep  # noqa: F401, the fixture
 from trainers.commands import follow_training
 from trainers.config import ClusterConfig, ModelConfig, TrackConfig

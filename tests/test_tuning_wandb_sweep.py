@@ -12,8 +12,8 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.support.sweeps import write_combined, write_sweep
-from tests.support.wandb_files import inspect
-from tests.support.wandb_server import WandbServer
+from tests.support.wandb.files import inspect
+from tests.support.wandb.server import WandbServer
 from trainers.tracking.config import sync_command
 from tuning.record.record import SweepRecord
 from tuning.record.verdict import judge

@@ -12,8 +12,8 @@ import yaml
 
 from cluster.entry import run_room
 from tests.support.golden_views import NAMES, write_sweep
-from tests.support.wandb_records import ANSWERS, ENTITY, Json, Records
-from tests.support.wandb_server import KEY, WandbServer, serving
+from tests.support.wandb.records import ANSWERS, ENTITY, Json, Records
+from tests.support.wandb.server import KEY, WandbServer, serving
 from tuning.wandb.views import save_views
 
 

@@ -110,20 +110,23 @@ def _shorten_start_timeout() -> None:
 
 
 def fit_in_process(
-    run: Run, *, report: Callable[[dict[str, Any]], None] = lambda row: None
+    run: Run, *, report: Callable[[dict[str, Any]], None] | None = None
 ) -> dict[str, Any]:
-    """Train in this process, reporting each epoch's row, and return result.json.
+    """Train in this process and return result.json.
 
     No process has to start, which is most of a head-only trial's time. Resumes as `fit` does.
 
     Args:
         run: prepared with `here`, or with `cluster.num_workers` 0.
+        report: gets each epoch's row once that and the checkpoint are written; without it, no epoch
+            waits for the writes of the one before.
     """
     assert run.workers.num_workers == 0, "prepare_run(here=True) plans a training in this process"
     write_config(run.config)
     if run.result is not None:
         return run.result
-    train(run, worker_here(run.config.cluster, run.workers), report, report_written=True)
+    worker = worker_here(run.config.cluster, run.workers)
+    train(run, worker, report or (lambda row: None), report_written=report is not None)
     return _read_end(run.config.out)
 
 

@@ -26,7 +26,7 @@ from datasets.plan import plan_epochs
 from datasets.prepare.config import PrepareConfig
 from datasets.prepare.prepare import prepare
 from datasets.sources import MemorySource, ShardSource
-from tests.bench.peers import (
+from tests.bench.peers.feeds import (
     BATCH_SIZE,
     POLICY,
     SIZE_PX,

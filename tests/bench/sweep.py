@@ -15,7 +15,7 @@ from cluster.runtime import connect
 from datasets.config import IngestConfig
 from datasets.prepare.config import PrepareConfig
 from datasets.prepare.prepare import prepare
-from tests.bench.plain_sweep import run_trials
+from tests.bench.peers.plain_sweep import run_trials
 from tests.bench.report import report, to_row
 from trainers.config import FinetuneConfig, ModelConfig, OptimConfig, TrackConfig
 from trainers.run.folder import read_config

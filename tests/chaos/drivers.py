@@ -18,7 +18,7 @@ from tests.chaos.outcomes import Outcome
 from tests.chaos.processes import descendants, find_by_name
 from tests.chaos.sabotage import counting, plan_of, steps_taken, struck
 from tests.support.small import living_workers
-from tests.support.wandb_files import read_history
+from tests.support.wandb.files import read_history
 from trainers.run.rows import read_rows
 
 BUDGET = 2

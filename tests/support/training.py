@@ -13,7 +13,7 @@ from trainers.step.optim import build_optimizer
 from trainers.step.step import StepSettings, train_step
 
 
-def train_here(config: FinetuneConfig, *, report: Any = lambda row: None, **options: Any) -> Any:
+def train_here(config: FinetuneConfig, *, report: Any = None, **options: Any) -> Any:
     """Train in this process and return result.json; `options` are those of `prepare_run`."""
     return launch.fit_in_process(prepare_run(config, here=True, **options), report=report)
 

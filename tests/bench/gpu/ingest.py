@@ -32,7 +32,7 @@ from datasets.prepare.config import PrepareConfig
 from datasets.prepare.prepare import prepare
 from datasets.synthetic.config import SyntheticConfig
 from tests.bench.gpu.sizes import Sizes, find_device, synchronize, time_in_turns
-from tests.bench.peers import POLICY, open_dataloader
+from tests.bench.peers.feeds import POLICY, open_dataloader
 from tests.bench.report import to_row
 from tests.bench.steps import our_step, plain_step, random_batch, training_of
 from trainers import metrics

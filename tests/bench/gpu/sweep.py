@@ -17,7 +17,7 @@ from datasets.config import IngestConfig
 from datasets.manifest_file import read_manifest
 from tests.bench.gpu.ingest import list_files, ray_on, write_data
 from tests.bench.gpu.sizes import Sizes, find_device, synchronize
-from tests.bench.peers import open_dataloader
+from tests.bench.peers.feeds import open_dataloader
 from tests.bench.report import to_row
 from trainers.config import NORMALIZATIONS, ComputeConfig, FinetuneConfig, ModelConfig, TrackConfig
 from trainers.inference.actors import GPU_BATCH_SIZE

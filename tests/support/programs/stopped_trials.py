@@ -3,7 +3,7 @@
 test_tuning_run runs one of two workers on its cluster, and one or two of one worker as a program on
 2 CPUs without dashboard: a worker that is left would leave too little CPU for the next trial's.
 
-usage: python -m tests.support.stopped_trials DATA OUT NUM_TRIALS
+usage: python -m tests.support.programs.stopped_trials DATA OUT NUM_TRIALS
 """
 
 import sys

@@ -1,6 +1,6 @@
 """A sweep whose trials share Ray's logical GPUs; test_tuning_gpu_memory runs it as a program.
 
-usage: python -m tests.support.gpu_trials DATA OUT
+usage: python -m tests.support.programs.gpu_trials DATA OUT
 """
 
 import sys

@@ -25,7 +25,7 @@ from urllib.parse import unquote
 import pytest
 import wandb
 
-from tests.support.wandb_records import ANSWERS, Artifact, Json, Records, Run
+from tests.support.wandb.records import ANSWERS, Artifact, Json, Records, Run
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 OPERATION = re.compile(r"(?:query|mutation)\s+(\w+)")

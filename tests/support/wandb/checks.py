@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from cluster.io.markers import flatten
 from cluster.io.records import read_object
 from cluster.secrets import known_secrets
-from tests.support.wandb_files import Json, Record, read_record
+from tests.support.wandb.files import Json, Record, read_record
 from trainers import metrics
 from trainers.run.rows import Row, read_rows
 from trainers.tracking.local_runs import TrackedFolder, find_folders

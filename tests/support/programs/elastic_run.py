@@ -3,7 +3,7 @@
 Its own cluster, since nodes die. What is left of it then evaluates the run, and trains another one
 in a single process.
 
-usage: python -m tests.support.elastic_run DATA OUT ALONE
+usage: python -m tests.support.programs.elastic_run DATA OUT ALONE
 """
 
 import json

@@ -1,6 +1,6 @@
 """A day's work in one process: prepare, train, sweep, and a crash. test_house_secrets starts it.
 
-python -m tests.support.secrets_run FOLDER
+python -m tests.support.programs.secrets_run FOLDER
 """
 
 import sys

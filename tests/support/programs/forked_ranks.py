@@ -3,7 +3,7 @@
 Forked ranks share torch with their parent, so that many fit into memory. Plan, reading, step,
 metrics, evaluation, rows and checkpoints are ours; only Ray's transport of blocks is replaced.
 
-usage: python -m tests.support.forked_ranks NUM_RANKS ...
+usage: python -m tests.support.programs.forked_ranks NUM_RANKS ...
 """
 
 import json

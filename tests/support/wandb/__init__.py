@@ -1,0 +1,1 @@
+"""A fake W&B server, and checks of what wandb wrote."""
