@@ -203,7 +203,9 @@ def test_a_sweep_trains_heads_together(
     space = replace(sweep.space, freeze_depths=("all",), learning_rates=rates, clipnorms=(None,))
     answer = sweep_run.tune_sweep(replace(sweep, space=space))
     printed = capfd.readouterr().out
-    assert printed.index("Test split:") < printed.index("Combined:"), "the answer comes first"
+    places = [printed.index(f"{line}:") for line in ("Answer", "Test split", "Combined")]
+    assert places == sorted(places), "the answer waits for nothing"
+    assert printed.count("Answer:") == printed.count("Test split:") == 1
     assert answer["test"]["num_images"] == 13
     assert answer["sharing"]["num_computed"] == 4 * 48 + 17 + 13, "the test split's as well"
     assert (combined := read_combinations(answer["out"])) is not None and combined.weights

@@ -3,7 +3,6 @@
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Any
 
 from cluster.runtime import Resources
@@ -61,7 +60,7 @@ def close(
     shared: Shared | None = None,
     tracked: SweepRun | None = None,
 ) -> dict[str, Any]:
-    """Test the winner and print the answer; then combine the best trials, and log to W&B.
+    """Print the answer, test the winner and combine the best trials; log to W&B.
 
     Args:
         shared: of a sweep that has just ended.
@@ -69,12 +68,11 @@ def close(
     """
     config, winner = record.config, record.winner
     tests = record.has_test_split and config.evaluate_winner
+    print_answer(record)
     if winner and tests and record.test is None:
         prefix = shared and shared.prefix_of(read_config(winner.run))
-        evaluate_once(winner.run, prefix=prefix, on_measured=partial(print_answer, record))
+        evaluate_once(winner.run, prefix=prefix, on_measured=_print_test)
         record = replace(record)  # which reads the test
-    else:
-        print_answer(record)
     combined = None
     if record.manifest is not None and config.combine:
         combined = combine(
@@ -99,16 +97,8 @@ def close(
     }
 
 
-def print_answer(record: SweepRecord, measures: Measures | None = None) -> None:
-    """Print the leaderboard, the answer and the next commands.
-
-    Args:
-        measures: of the winner on the test split, where they are not in the record yet.
-    """
-    test = record.test
-    if measures is not None:
-        test = {f"test/{name}": value for name, value in measures.means().items()}
-        test["num_images"] = measures.num_images
+def print_answer(record: SweepRecord) -> None:
+    """Print the leaderboard, the answer, the next commands, and the winner's test where known."""
     out, winner, verdict = record.out, record.winner, judge(record)
     print()
     print_leaderboard(record.trials, record.base)
@@ -117,12 +107,6 @@ def print_answer(record: SweepRecord, measures: Measures | None = None) -> None:
     print(f"Review:       python -m tuning review --out {shlex.quote(out)}")
     if winner is not None:
         print(f"Winner:       {winner.run}")
-        if test is not None:
-            print(
-                f"Test split:   top-1 {test[metrics.TEST_TOP1]:.3f}, "
-                f"top-5 {test[metrics.TEST_TOP5]:.3f} on {test['num_images']} images, evaluated "
-                "once, for the winner only"
-            )
         print(f"Train longer: {train_longer(winner, out)}")
         if record.has_test_split and not record.config.promote:
             print(f"Promote:      python -m tuning promote --sweep {shlex.quote(out)}")
@@ -132,3 +116,16 @@ def print_answer(record: SweepRecord, measures: Measures | None = None) -> None:
         print(line)
     for line in record.savings.describe():
         print(f"Shared:       {line}")
+    if (test := record.test) is not None:
+        _print_top1(test[metrics.TEST_TOP1], test[metrics.TEST_TOP5], test["num_images"])
+
+
+def _print_test(measures: Measures) -> None:
+    _print_top1(measures.top1, measures.top5, measures.num_images)
+
+
+def _print_top1(top1: float, top5: float, num_images: int) -> None:
+    print(
+        f"Test split:   top-1 {top1:.3f}, top-5 {top5:.3f} on {num_images} images, evaluated once, "
+        "for the winner only"
+    )
