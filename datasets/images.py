@@ -3,7 +3,6 @@
 H height, W width, C the channels red, green, blue.
 """
 
-import base64
 import io
 import re
 import struct
@@ -16,12 +15,11 @@ import cv2
 import numpy as np
 import simplejpeg
 import xxhash
-from PIL import Image, ImageOps
+from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 MAX_PIXELS = 50_000_000
 JPEG_QUALITY = 95
-THUMBNAIL_PX, THUMBNAIL_QUALITY = 168, 82
 JPEG_SCAN = b"\xff\xda"
 MAX_SCANS = 100
 """Of a progressive JPEG; ten are usual. A scan may have 14 bytes but takes a pass over all pixels:
@@ -41,6 +39,7 @@ _DECODE_ERRORS = (
     ValueError,
     TypeError,
     LookupError,
+    AttributeError,
     EOFError,
     RuntimeError,
     OverflowError,
@@ -49,6 +48,17 @@ _DECODE_ERRORS = (
     Image.DecompressionBombError,
 )
 _ORIENTATION_TAG, _SUBFILE_TAG, _DNG_TAG = 0x0112, 254, 50706
+_UPRIGHT = 1
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image of an Exif orientation upright."""
 _RAW = "raw photograph: convert it to JPEG"
 _FOREIGN = (
     ("HEIC that can't be decoded: convert it to JPEG", _HEIC.pattern),
@@ -192,7 +202,7 @@ def _decode(image: Image.Image, content: bytes) -> tuple[np.ndarray, bool]:
         image.format == "JPEG"
         and image.mode == "RGB"
         and "progressive" not in image.info
-        and image.getexif().get(_ORIENTATION_TAG, 1) == 1
+        and _find_orientation(image) == _UPRIGHT
     )
     if is_plain_jpeg and (image_HWC := _decode_strictly(content)) is not None:
         return image_HWC, True
@@ -202,7 +212,22 @@ def _decode(image: Image.Image, content: bytes) -> tuple[np.ndarray, bool]:
         and not np.asarray(image.getchannel("A")).any()
     ):
         image = image.convert("RGB")  # some programs leave the bytes of opacity at 0
-    return np.asarray(_to_rgb(ImageOps.exif_transpose(image))), False
+    return np.asarray(_to_rgb(_turn_upright(image))), False
+
+
+def _turn_upright(image: Image.Image) -> Image.Image:
+    """Unlike `ImageOps.exif_transpose`, it writes no Exif: that fails where any tag is odd."""
+    image.load()  # a PNG may have its Exif after its pixels
+    turn = _TURNS.get(_find_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _find_orientation(image: Image.Image) -> int:
+    """Return the Exif orientation; upright where there is none, or the Exif is damaged."""
+    try:
+        return image.getexif().get(_ORIENTATION_TAG, _UPRIGHT)
+    except _DECODE_ERRORS:
+        return _UPRIGHT
 
 
 @cache
@@ -270,16 +295,3 @@ def _bound_short_side(image_HWC: np.ndarray, short_side_px: int) -> np.ndarray:
         return image_HWC
     size = (round(width * scale), round(height * scale))
     return cv2.resize(image_HWC, size, interpolation=cv2.INTER_AREA)
-
-
-def encode_thumbnail(image_HWC: np.ndarray) -> str:
-    """Write an RGB image as a small data URI, for a page."""
-    height, width = image_HWC.shape[:2]
-    scale = min(1.0, THUMBNAIL_PX / max(height, width))
-    if scale < 1:
-        size = (round(scale * width), round(scale * height))
-        image_HWC = cv2.resize(image_HWC, size, interpolation=cv2.INTER_AREA)
-    _, content = cv2.imencode(
-        ".webp", image_HWC[..., ::-1], [int(cv2.IMWRITE_WEBP_QUALITY), THUMBNAIL_QUALITY]
-    )
-    return f"data:image/webp;base64,{base64.b64encode(content.tobytes()).decode()}"

@@ -1,5 +1,7 @@
-"""A contact sheet of a data set: one image of each class, and augmented views of some."""
+"""A contact sheet of a data set: one image of each class, and augmented views of some; thumbnails
+for pages."""
 
+import base64
 import io
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -21,6 +23,7 @@ from datasets.manifest_file import read_manifest
 COLUMNS = 8
 MAX_CLASSES = 32
 CELL_PX = 160
+THUMBNAIL_PX, THUMBNAIL_QUALITY = 168, 82
 _GAP_PX = 6
 _CAPTION_PX = 30
 _VIEWS_PER_POLICY, _VIEWS_SHOWN = 2, 4
@@ -129,3 +132,16 @@ def _draw_sheet(rows: Sequence[Sequence[Cell]]) -> bytes:
     png = io.BytesIO()
     sheet.save(png, "PNG")
     return png.getvalue()
+
+
+def encode_thumbnail(image_HWC: np.ndarray) -> str:
+    """Write an RGB image as a small data URI, for a page."""
+    height, width = image_HWC.shape[:2]
+    scale = min(1.0, THUMBNAIL_PX / max(height, width))
+    if scale < 1:
+        size = (round(scale * width), round(scale * height))
+        image_HWC = cv2.resize(image_HWC, size, interpolation=cv2.INTER_AREA)
+    _, content = cv2.imencode(
+        ".webp", image_HWC[..., ::-1], [int(cv2.IMWRITE_WEBP_QUALITY), THUMBNAIL_QUALITY]
+    )
+    return f"data:image/webp;base64,{base64.b64encode(content.tobytes()).decode()}"

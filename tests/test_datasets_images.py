@@ -1,10 +1,11 @@
 import base64
 import io
+import struct
 
 import numpy as np
 import pytest
 import simplejpeg
-from PIL import Image
+from PIL import Image, ImageOps
 
 from datasets.decode import jpeg_shape
 from datasets.images import (
@@ -106,6 +107,59 @@ def test_exif_orientation_is_applied():
     assert image_HWC.shape == (40, 20, 3)
     assert image_HWC[:15].mean() > 240 and image_HWC[25:].mean() < 15
     assert Image.open(io.BytesIO(jpeg)).getexif().get(0x0112, 1) == 1
+
+
+RATIONAL, FLOAT, TEXT = (5, struct.pack("<II", 1, 2)), (11, struct.pack("<f", 1.5)), (2, b"ab\0")
+
+
+def exif_of(orientation: int, tag: int, kind: int, value: bytes) -> bytes:
+    """Exif as TIFF 6.0 has it, with an orientation and one more tag of any type."""
+    beside = value if len(value) > 4 else b""
+    field = struct.pack("<I", 38) if beside else value.ljust(4, b"\0")
+    count = len(value) if kind == TEXT[0] else 1
+    entries = sorted(
+        [
+            struct.pack("<HHIHH", 0x0112, 3, 1, orientation, 0),
+            struct.pack("<HHI", tag, kind, count) + field,
+        ],
+        key=lambda entry: struct.unpack("<H", entry[:2]),
+    )
+    head = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2)
+    return head + b"".join(entries) + bytes(4) + beside
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    ("tag", "value"),
+    [
+        *((tag, value) for tag in (271, 305, 306, 315, 33432) for value in (RATIONAL, FLOAT)),
+        *((tag, TEXT) for tag in (282, 531, 256)),
+        (256, (9, struct.pack("<i", -5))),
+    ],
+)
+def test_an_odd_tag_beside_the_orientation_makes_no_image_bad(kind, tag, value):
+    """As texts that are numbers, and the other way round."""
+    exif = exif_of(6, tag, *value)
+    pixels_HWC = np.asarray(Image.open(io.BytesIO(encode(noise(), kind))).convert("RGB"))
+    image_HWC = load_image(encode(noise(), kind, exif=exif))
+    np.testing.assert_array_equal(image_HWC, np.rot90(pixels_HWC, -1))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_every_orientation_is_turned_as_pillow_does(kind):
+    for orientation in range(10):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        content = encode(noise(), kind, exif=exif)
+        expected = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
+        np.testing.assert_array_equal(load_image(content), np.asarray(expected))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("exif", [b"no TIFF header", b"II*\0\xff\xff\xff\xff", b"II"])
+def test_damaged_exif_counts_as_none(kind, exif):
+    content = encode(noise(), kind, exif=b"Exif\0\0" + exif)
+    np.testing.assert_array_equal(load_image(content), load_image(encode(noise(), kind)))
 
 
 def test_plain_jpeg_keeps_its_bytes():

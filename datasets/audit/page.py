@@ -8,7 +8,7 @@ from cluster.io.page import render
 from cluster.io.uris import name_of
 from datasets.audit.findings import Check
 from datasets.audit.images import AuditedImages
-from datasets.images import encode_thumbnail
+from datasets.preview import encode_thumbnail
 
 HERE = Path(__file__).parent
 

@@ -19,8 +19,9 @@ from cluster.io import storage
 from cluster.io.page import render
 from cluster.io.tables import to_csv
 from cluster.io.uris import name_of
-from datasets.images import BadImage, encode_thumbnail, load_image
+from datasets.images import BadImage, load_image
 from datasets.passes.collection import Collection
+from datasets.preview import encode_thumbnail
 from trainers.inference.config import RankBy
 from trainers.inference.design import pick_by_design
 from trainers.networks.backbones import find

@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 
 from cluster.io.errors import UserError
-from datasets.images import encode_thumbnail
+from datasets.preview import encode_thumbnail
 from trainers.evaluation.explain import explain, order
 from trainers.evaluation.measures import ConfusedPair, confusion_matrix, find_confused_pairs
 from trainers.evaluation.pictures import Explained
