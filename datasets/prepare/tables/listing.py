@@ -1,6 +1,7 @@
 """The rows of tables as a listing: images of the data set, and rows and files that are not used."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -43,6 +44,9 @@ class Found:
     infos: list[fs.FileInfo] = field(default_factory=list)
     unused: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    named: set[str] = field(default_factory=set)
+    """Paths of files in rows that are not used, which name them."""
+    has_test_at_root: bool = False
     facts: set[tuple[str, str, str, Value]] = field(default_factory=set)
     """URI, path, split and class of each image."""
 
@@ -81,11 +85,21 @@ def list_by_metadata(
 
 def _find_images(tables: Sequence[Table]) -> Found:
     found = Found()
+    for root in {id(table.root): table.root for table in tables}.values():
+        note = root.compare_outside(_list_without_split(root, tables))
+        found.notes += [] if note is None else [note]
     for table in tables:
         found.notes += table.notes
         found.infos += table.infos
         _take_rows(table.root, table.path, table.columns, found)
     return found
+
+
+def _list_without_split(root: Root, tables: Iterable[Table]) -> Iterator[Value]:
+    """Yield the names in rows whose split only their folders may tell."""
+    for table in tables:
+        is_open = table.columns.splits is None and _split_of_table(root, table.path) is None
+        yield from table.columns.images if table.root is root and is_open else ()
 
 
 def _take_rows(root: Root, table: str, columns: Columns, found: Found) -> None:
@@ -98,7 +112,7 @@ def _take_rows(root: Root, table: str, columns: Columns, found: Found) -> None:
         if columns.splits is not None and root.option != "test_root":
             split = columns.splits[row]
             if split is None:
-                found.unused.append((f"{address}#{row}", NO_SPLIT))
+                _leave_out_row(root, table, f"{address}#{row}", value, found)
                 continue
         if value is None:
             found.unused.append((f"{address}#{row}", NO_NAME))
@@ -112,6 +126,7 @@ def _take_rows(root: Root, table: str, columns: Columns, found: Found) -> None:
             found.unused.append((f"{address}#{row}/{value}", TWICE))
             continue
         found.facts.add(facts)
+        found.has_test_at_root |= root.option == "root" and split == "test"
         if place.info is not None:
             found.infos.append(place.info)
         found.splits.append(split)
@@ -121,6 +136,14 @@ def _take_rows(root: Root, table: str, columns: Columns, found: Found) -> None:
         group = columns.groups[row] if columns.groups is not None else None
         found.groups.append(None if group is None else str(group))
     found.labels.append(FileLabels(path=address, split=of_table or "train", values=labels))
+
+
+def _leave_out_row(root: Root, table: str, row: str, value: Value, found: Found) -> None:
+    """Name a row of no split, and the image that it is of."""
+    found.unused.append((row if value is None else f"{row}/{value}", NO_SPLIT))
+    with suppress(UserError):  # of a URI that no one needs to read
+        place = None if value is None else root.locate(str(value), table=table, split=None)
+        found.named |= set() if place is None else {place.path}
 
 
 def _split_of_table(root: Root, path: str) -> str | None:
@@ -133,9 +156,7 @@ def _split_of_table(root: Root, path: str) -> str | None:
 def _to_listing(config: PrepareConfig, roots: Sequence[Root], found: Found) -> Listing:
     if not found.paths:
         _refuse_no_rows(config, roots, found)
-    if config.test_root is not None and "test" in (
-        split for split, uri in zip(found.splits, found.folders, strict=True) if uri == config.root
-    ):
+    if config.test_root is not None and found.has_test_at_root:
         refuse_second_test_set(config.test_root, str(config.root))
     _name_unused_files(roots, found)
     classes, labels = index_labels(found.labels, config.label_column)
@@ -176,7 +197,7 @@ def _refuse_no_rows(config: PrepareConfig, roots: Sequence[Root], found: Found) 
 
 def _name_unused_files(roots: Iterable[Root], found: Found) -> None:
     """Name every file below the roots that no row is for."""
-    used = set(found.paths)
+    used = found.named.union(found.paths)
     for root in roots:
         found.unused += [(root.address(path), why) for path, why in root.skipped.items()]
         for path, info in (root.infos or {}).items():

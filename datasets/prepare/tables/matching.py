@@ -1,5 +1,6 @@
 """The file that a value of a table names: `audi/1.jpg`, `1.jpg`, or `1` for it. Pure."""
 
+import posixpath
 import re
 import unicodedata
 from collections import defaultdict
@@ -31,7 +32,7 @@ class Files:
             below: folder of the table, without a slash at the end; searched first.
             split: of the row; of several files of a name, the one in a folder of this split.
         """
-        value = re.sub("^[A-Za-z]:/", "/", value.replace("\\", "/")).removeprefix("./")
+        value = to_slashes(value).removeprefix("./")
         for text in dict.fromkeys((value, unquote(value))):
             found = self._exact.find(text, below, split) or self._any_case.find(text, below, split)
             if found is not None:
@@ -87,6 +88,17 @@ class _Index:
             if path in self._paths:
                 return self._paths[path]
         return None
+
+
+def to_slashes(path: str) -> str:
+    """Return a path of Windows as one of other systems."""
+    return re.sub("^[A-Za-z]:/", "/", path.replace("\\", "/"))
+
+
+def find_common_folder(paths: Iterable[str]) -> str:
+    """Return the longest folder that all paths are in, with a slash at the end."""
+    folders = [path.split("/")[:-1] for path in paths]
+    return "".join(f"{part}/" for part in posixpath.commonprefix(folders))
 
 
 def _normalize(path: str) -> str:

@@ -2,12 +2,12 @@
 
 A value names a file below the table's folder or the root, in full or by its name alone, with or
 without suffix; or it is an absolute path or a URI, of any bucket. An absolute path of another
-machine is found by its end.
+machine is found by its end. A name that leads back below the root is one of its files.
 """
 
 import os
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -21,7 +21,7 @@ from datasets.prepare.archives import is_archive
 from datasets.prepare.listing import walk
 from datasets.prepare.names import find_system_name
 from datasets.prepare.splits import split_of_path
-from datasets.prepare.tables.matching import Files
+from datasets.prepare.tables.matching import Files, find_common_folder, to_slashes
 from datasets.prepare.tables.rows import Value, is_table
 from datasets.prepare.tables.sidecars import find_sidecars
 
@@ -29,6 +29,8 @@ METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 """Hugging Face's `imagefolder`; https://huggingface.co/docs/datasets/image_dataset"""
 ROBOFLOW = ("_classes.csv", "_annotations.coco.json")
 """Its exports, in the folder of each split."""
+
+_ELSEWHERE = "another machine"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,7 @@ class Place:
     path: str
     """On it."""
     split: str | None = None
-    """Of its folder."""
+    """Of its folder; outside of the root, of a folder in which the names of the table differ."""
     info: fs.FileInfo | None = None
     """None outside of the root, where nothing is listed."""
 
@@ -65,6 +67,9 @@ class Root:
     """Tables that are not used, and why."""
     infos: dict[str, fs.FileInfo] | None = None
     """Files below `uri`; None until a name asks for them, as a table may name URIs alone."""
+    common: dict[str, str] = field(default_factory=dict)
+    """The folder that all files outside of the root are in, by the scheme of their URIs, and of
+    those with the absolute path of another machine."""
 
     def list_named(self, values: Sequence[Value]) -> None:
         """List the files that `values` may name, unless none names a file here: those in the
@@ -97,14 +102,72 @@ class Root:
         """
         folder = table.rpartition("/")[0]
         if self._is_outside(name):
-            return self._locate_outside(name)
+            uri, path = self._resolve(name)
+            return self._place(uri, path, self._split_by_difference(_scheme_of(uri), path))
         if name.startswith("../") and not folder:
-            return Place(uri=self.uri, path=posixpath.normpath(self.address(name)))
+            path = posixpath.normpath(self.address(name))
+            return self._place(self.uri, path, split_of_path(name))
         key = self._files.find(name, below=folder, split=split)
         if key is None or self.infos is None:
             return None
-        info = self.infos[key]
-        return Place(uri=self.uri, path=info.path, split=split_of_path(key), info=info)
+        path = self.infos[key].path
+        return self._place(self.uri, path, self._split_by_difference(_ELSEWHERE, to_slashes(name)))
+
+    def compare_outside(self, values: Iterable[Value]) -> str | None:
+        """Find the folders in which names outside of the root differ: they may tell splits.
+
+        Args:
+            values: of all rows whose split the tables do not tell.
+
+        Returns:
+            A note, where the folder that all of them are in has the name of a split.
+
+        Raises:
+            UserError: for a URI that can't be read.
+        """
+        paths = dict[str, list[str]]()
+        for name in {str(value) for value in values if value is not None}:
+            if self._is_outside(name):
+                uri, path = self._resolve(name)
+                if self._find_key(uri, path) is None:
+                    paths.setdefault(_scheme_of(uri), []).append(path)
+            elif (path := to_slashes(name)).startswith("/"):
+                paths.setdefault(_ELSEWHERE, []).append(path)
+        self.common = {scheme: find_common_folder(some) for scheme, some in paths.items()}
+        for scheme, folder in self.common.items():
+            is_used = all(self._split_by_difference(scheme, path) for path in paths[scheme])
+            if scheme != _ELSEWHERE and split_of_path(folder) and not is_used:
+                return (
+                    f"all images outside of {self.uri} are in {folder}, which is not taken as a "
+                    "split; --split-column or --test-root gives one"
+                )
+        return None
+
+    def _place(self, uri: str, path: str, split: str | None) -> Place:
+        """Return a file, as one of the root where it is below it.
+
+        Args:
+            split: where no folder below the root tells one.
+        """
+        if (key := self._find_key(uri, path)) is None:
+            return Place(uri=uri, path=path, split=split)
+        info = (self.infos or {}).get(key)
+        uri = uri if info is None else self.uri
+        return Place(uri=uri, path=path, split=split_of_path(key) or split, info=info)
+
+    def _split_by_difference(self, scheme: str, path: str) -> str | None:
+        """Return the split of the folders in which a path differs from the others."""
+        folder = self.common.get(scheme)
+        return split_of_path(path.removeprefix(folder)) if folder is not None else None
+
+    def _find_key(self, uri: str, path: str) -> str | None:
+        """Return the path below the root; None elsewhere."""
+        is_below = _scheme_of(uri) == _scheme_of(self.uri) and path.startswith(self._base)
+        return path.removeprefix(self._base) if is_below else None
+
+    @cached_property
+    def _base(self) -> str:
+        return f"{filesystems.resolve(self.uri)[1].rstrip('/')}/"
 
     @cached_property
     def _files(self) -> Files:
@@ -125,7 +188,7 @@ class Root:
         """Path on the file system, or in an archive there."""
         if (info := (self.infos or {}).get(path)) is not None:
             return info.path
-        return f"{filesystems.resolve(self.uri)[1].rstrip('/')}/{path}"
+        return f"{self._base}{path}"
 
     @staticmethod
     def _is_outside(name: str) -> bool:
@@ -133,7 +196,8 @@ class Root:
         looked for below the root."""
         return "://" in name or (os.path.isabs(name) and os.path.exists(name))
 
-    def _locate_outside(self, name: str) -> Place:
+    def _resolve(self, name: str) -> tuple[str, str]:
+        """Return the URI of the file system, and the path on it, of a name outside of the root."""
         scheme, separator, place = name.partition("://")
         if scheme in ("http", "https", "ftp"):
             raise UserError(
@@ -142,9 +206,15 @@ class Root:
             )
         uri = f"{scheme}://{place.partition('/')[0]}" if separator and scheme != "file" else "/"
         try:
-            return Place(uri=uri, path=filesystems.resolve(name)[1])
+            return uri, filesystems.resolve(name)[1]
         except UserError as error:
             raise UserError(f"{self.option} is {self.uri!r}: {error}") from None
+
+
+def _scheme_of(uri: str) -> str:
+    """Return the scheme of a URI; `file` for a path."""
+    scheme, separator, _ = uri.partition("://")
+    return scheme if separator else "file"
 
 
 def keep_files(infos: dict[str, fs.FileInfo]) -> dict[str, fs.FileInfo]:

@@ -21,6 +21,8 @@ from datasets.prepare.names import IMAGE_SUFFIXES
 SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json", ".parquet")
 Value = int | str | None
 _WHOLE = re.compile(r"-?\d+\.0+")
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What JSON of another form raises."""
 _GZIP = (OSError, EOFError, zlib.error)
 
 
@@ -70,7 +72,7 @@ def read_rows(name: str, content: bytes) -> Rows:
         return _read_csv(text, spaced=suffix == "txt")
     except UnicodeDecodeError:
         raise UserError(f"{name}: its text is not UTF-8; save it as CSV in UTF-8") from None
-    except (ValueError, KeyError, TypeError, csv.Error, pa.ArrowException, *_GZIP) as error:
+    except (*_DAMAGE, csv.Error, pa.ArrowException, *_GZIP) as error:
         raise UserError(f"{name}: it can't be read as a table ({error}); write it again") from None
 
 
