@@ -129,12 +129,15 @@ def test_archives_and_a_table_of_local_paths_and_uris_are_read_from_a_bucket(
 
     storage.write_bytes("s3://thaw/mixed/here/3.jpg", b"3")
     (tmp_path / "4.jpg").write_bytes(b"4")
-    names = ["here/3.jpg", f"{tmp_path}/4.jpg", "s3://thaw/packed/cars.zip/audi/1.jpg"]
-    text = "".join(f"{name},{label}\n" for name, label in zip(names, "aba", strict=True))
+    storage.write_bytes("s3://thaw/mixed/test/5.jpg", b"5")
+    names = ["here/3.jpg", f"{tmp_path}/4.jpg", "s3://thaw/packed/cars.zip/audi/1.jpg",
+             "s3://thaw/mixed/test/5.jpg"]  # fmt: skip
+    text = "".join(f"{name},{label}\n" for name, label in zip(names, "abab", strict=True))
     storage.write_bytes("s3://thaw/mixed/cars.csv", f"image,label\n{text}".encode())
     config = PrepareConfig(source="table", root="s3://thaw/mixed/cars.csv", out="/unused")
     listing = SOURCES["table"](config)
-    assert list(listing.read(listing.references)) == [b"3", b"4", b"1"]
+    assert list(listing.read(listing.references)) == [b"3", b"4", b"1", b"5"]
+    assert listing.references["split"].to_pylist() == ["train", "train", "train", "test"]
     assert not listing.unused
 
 

@@ -241,6 +241,49 @@ def test_columns_of_usual_names_are_found_and_said(columns, rule):
     assert found.rule == rule
 
 
+@pytest.mark.parametrize("other", ["image_path", "img_path", "image_url", "fname", "Photo"])
+@pytest.mark.parametrize("key", ["id", "image_id", "image"])
+def test_a_column_of_file_names_is_before_one_of_keys(tmp_path, key, other):
+    write_images(tmp_path, "photos/1.jpg", "photos/2.jpg", "photos/3.jpg")
+    write_text(tmp_path, "cars.csv", f"{key},{other},label\n1,photos/3.jpg,a\n2,photos/1.jpg,b\n")
+    listing = list_source("table", tmp_path)
+    assert placed(listing) == {("train", "a", "photos/3.jpg"), ("train", "b", "photos/1.jpg")}
+    listing = list_source("table", tmp_path, image_column=key) if key != "image" else None
+    assert listing is None or placed(listing) == {
+        ("train", "a", "photos/1.jpg"),
+        ("train", "b", "photos/2.jpg"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("columns", "image"),
+    [
+        ({"id": ["1", "2"], "OriginalURL": ["https://x.org/a.jpg", "https://x.org/b.jpg"]}, "id"),
+        ({"id": ["1", "2"], "mask": ["1_mask.png", "2_mask.png"]}, "id"),
+        ({"mask": ["1_mask.png"], "photo": ["1.jpg"]}, "photo"),
+        ({"front": ["1.jpg"], "file": ["2.jpg"]}, "file"),
+        ({"id": ["1", "2"], "photo": ["1.jpg", None]}, "photo"),
+        ({"id": ["1", "2"], "photo": ["1.jpg", "none"]}, "id"),
+        ({"photo": ["https://x.org/1.jpg"]}, "photo"),
+    ],
+)
+def test_which_of_several_columns_holds_the_images(columns, image):
+    found = columns_of({**columns, "label": ["a"] * len(next(iter(columns.values())))})
+    assert found is not None and found.images == columns[image]
+
+
+def test_two_columns_of_file_names_are_refused():
+    columns = {"id": ["1"], "front": ["1.jpg"], "side": ["2.jpg"], "label": ["a"]}
+    with pytest.raises(UserError, match="the columns front and side hold names of images; choose"):
+        columns_of(columns)
+    found = columns_of(columns, image_column="side")
+    assert found is not None and found.images == ["2.jpg"]
+
+
+def test_row_numbers_are_no_classes():
+    assert columns_of({"": [0, 1], "file": ["1", "2"], "width": [3, 4], "height": [2, 2]}) is None
+
+
 @pytest.mark.parametrize(
     ("name", "values", "splits"),
     [

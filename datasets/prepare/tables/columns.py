@@ -19,6 +19,9 @@ LABEL_NAMES = ("labels", "class", "classname", "labelname", "category", "target"
 """Usual names of columns, in lower case and without what separates words."""
 _SEPARATORS = re.compile(r"[\s_.-]+")
 _MIN_ROWS = 3
+_WEB = ("http://", "https://", "ftp://")
+_OTHER_IMAGES = ("mask", "segment", "trimap", "depth", "thumb")
+"""In names of columns of images that are not those to train on."""
 INDEX_NAMES = ("", "index", "unnamed: 0")
 """Of the column of row numbers that pandas writes."""
 
@@ -51,9 +54,10 @@ def find_columns(rows: Rows, config: PrepareConfig) -> Columns | None:
     names = list(rows.columns)
     if not names:
         raise UserError("it is empty")
-    image = _find(names, "image_column", config.image_column, IMAGE_NAMES, default="image")
-    image = image or _guess_image(rows)
-    if image is None:
+    is_default = config.image_column == PrepareConfig.image_column
+    image = _find_file_names(rows) if is_default else None
+    image = image or _find(names, "image_column", config.image_column, IMAGE_NAMES, default="image")
+    if image is None and (image := next(iter(_list_file_names(rows)), None)) is None:
         raise UserError(
             f"it has the columns {', '.join(names)}, and none of images; give it by --image-column"
         )
@@ -67,10 +71,11 @@ def find_columns(rows: Rows, config: PrepareConfig) -> Columns | None:
     others = [n for n in names if n not in used and n.casefold() not in INDEX_NAMES]
     guessed = others[0] if label is None and len(others) == 1 else None
     label = label or guessed
-    rule, labels = f"classes from {label!r}", rows.columns.get(label or "")
+    rule = f"classes from {label!r}"
+    labels = rows.columns[label] if label is not None else _from_one_hot(rows, others)
     if labels is None:
-        if (labels := _from_one_hot(rows, others)) is None:
-            return None
+        return None
+    if label is None:
         rule = f"classes from the {len(others)} columns of 0 and 1"
     rule = f"images from {image!r}, {rule}"
     rule += f", splits from {split!r}" if split else ""
@@ -114,16 +119,38 @@ def _require(names: Sequence[str], field: str, wanted: str) -> str:
     return wanted
 
 
-def _guess_image(rows: Rows) -> str | None:
-    """A column all of whose values are names of images."""
-    return next(
-        (
-            name
-            for name, values in rows.columns.items()
-            if values and all(str(value).casefold().endswith(IMAGE_SUFFIXES) for value in values)
-        ),
-        None,
-    )
+def _find_file_names(rows: Rows) -> str | None:
+    """Return the column of names of images, of a usual name where one is: an `id` beside it may be
+    the name of another image.
+
+    Raises:
+        UserError: where several columns of no usual name may be meant.
+    """
+    found = [name for name in _list_file_names(rows) if not _is_on_web(rows.columns[name])]
+    if usual := _find(found, "image_column", "image", IMAGE_NAMES, default="image"):
+        return usual
+    found = [name for name in found if not any(word in name.casefold() for word in _OTHER_IMAGES)]
+    if len(found) > 1:
+        raise UserError(
+            f"the columns {' and '.join(found)} hold names of images; choose one of them by "
+            "--image-column"
+        )
+    return found[0] if found else None
+
+
+def _list_file_names(rows: Rows) -> list[str]:
+    """Return the columns all of whose values are names of images."""
+    known = {n: [v for v in values if v is not None] for n, values in rows.columns.items()}
+    return [
+        name
+        for name, values in known.items()
+        if values and all(str(value).casefold().endswith(IMAGE_SUFFIXES) for value in values)
+    ]
+
+
+def _is_on_web(values: Sequence[Value]) -> bool:
+    """Whether images are where none is read from: those that were downloaded have other names."""
+    return any(str(value).casefold().startswith(_WEB) for value in values)
 
 
 def _from_one_hot(rows: Rows, names: Sequence[str]) -> list[Value] | None:
