@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+from cluster.io.errors import UserError
 from datasets.images import BadImage, encode_jpeg
 from datasets.prepare.config import PrepareConfig
 from datasets.prepare.listing import walk
@@ -286,6 +287,70 @@ def test_stanford_in_the_doubled_folders_of_an_archive(stanford):
     ]
 
 
+@pytest.mark.parametrize(
+    ("devkit", "labels"),
+    [
+        ("car_devkit/devkit", "car_devkit/devkit/cars_test_annos_withlabels.mat"),
+        ("car_devkit/devkit", "cars_test_annos_withlabels (1).mat"),
+        ("car_devkit", "cars_test_annos_withlabels.mat"),
+        (".", "cars_test_annos_withlabels.mat"),
+    ],
+)
+def test_stanford_as_kaggle_has_it(stanford, devkit, labels):
+    (stanford / "devkit").rename(stanford / "moved")
+    (stanford / devkit).mkdir(parents=True, exist_ok=True)
+    for file in (stanford / "moved").iterdir():
+        file.rename(stanford / devkit / file.name)
+    for name in ("cars_train", "cars_test"):
+        (stanford / name).rename(stanford / "again")
+        (stanford / name).mkdir()
+        (stanford / "again").rename(stanford / name / name)
+    write_annotations(stanford / labels, [(7, 8, 9, 10, 1, "1.jpg")])
+    listing = list_source("stanford", stanford)
+    assert listing.references["split"].to_pylist() == ["train", "train", "test"]
+    assert list(listing.read(listing.references))[-1] == b"cars_test/1.jpg"
+    assert not listing.unused
+
+
+CORNERS = ["bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2"]
+
+
+def write_all_annotations(root, *, file="cars_annos.mat", fields=None, rows=None):
+    """Write what is beside car_ims/: the order of its fields, as of the official file."""
+    fields = fields or ["relative_im_path", *CORNERS, "class", "test"]
+    rows = rows or [("car_ims/1.jpg", 5, 6, 7, 8, 2, 0), ("car_ims/2.jpg", 1, 2, 3, 4, 1, 1)]
+    names = np.array([["Audi S6 Sedan 2011", "Ram C/V 2012"]], dtype=object)
+    annotations = np.array([rows], dtype=[(field, object) for field in fields])
+    savemat(root / file, {"annotations": annotations, "class_names": names})
+
+
+@pytest.mark.parametrize("folder", ["car_ims", "car_ims/car_ims"])
+def test_stanford_in_one_folder(tmp_path, folder):
+    write_files(tmp_path, f"{folder}/1.jpg", f"{folder}/2.jpg", f"{folder}/3.jpg")
+    with pytest.raises(UserError, match=r"cars_annos\.mat is missing; download cars_annos\.mat"):
+        list_source("stanford", tmp_path)
+    write_all_annotations(tmp_path)
+    listing = list_source("stanford", tmp_path)
+    columns = ("split", "label", "box")
+    assert [tuple(row[c] for c in columns) for row in listing.references.to_pylist()] == [
+        ("train", 1, [5, 6, 7, 8]),
+        ("test", 0, [1, 2, 3, 4]),
+    ]
+    assert listing.classes == ("Audi S6 Sedan 2011", "Ram C/V 2012")
+    read = list(listing.read(listing.references))
+    assert read == [f"{folder}/{n}.jpg".encode() for n in (1, 2)]
+    assert listing.unused == ((f"{tmp_path}/{folder}/3.jpg", "no annotation in cars_annos.mat"),)
+
+
+def test_stanford_of_both_releases_reads_one_and_names_the_other(stanford):
+    write_annotations(stanford / "cars_test_annos_withlabels.mat", [(7, 8, 9, 10, 1, "1.jpg")])
+    write_files(stanford, "car_ims/1.jpg")
+    write_all_annotations(stanford)
+    listing = list_source("stanford", stanford)
+    assert len(listing.references) == 3
+    assert [path for path, _ in listing.unused] == [f"{stanford}/car_ims/1.jpg"]
+
+
 def test_stanford_without_test_labels_says_what_to_do(stanford):
     with pytest.raises(ValueError, match=r"put cars_test_annos_withlabels\.mat into devkit/"):
         list_source("stanford", stanford)
@@ -296,6 +361,51 @@ def test_stanford_without_test_labels_says_what_to_do(stanford):
 def test_stanford_without_devkit(tmp_path):
     with pytest.raises(ValueError, match=r"root is '.*': .*cars_meta\.mat is missing"):
         list_source("stanford", tmp_path)
+
+
+def test_stanford_of_files_of_another_kind(stanford):
+    """Each is read by MATLAB, but holds something else."""
+    shutil.rmtree(stanford / "cars_test")
+    meta, train = (stanford / f"devkit/cars_{name}.mat" for name in ("meta", "train_annos"))
+    contents = {file: file.read_bytes() for file in (meta, train)}
+    row = (5, 6, 50, 60, 2, "1.jpg")
+    changes = [
+        (meta, {"x": 1}, "has no variable class_names"),
+        (train, {"x": 1}, "has no variable annotations"),
+        (train, {"annotations": np.arange(3)}, "annotations have no field fname"),
+        (train, [row[:4] + row[5:]], "annotations have no field class"),
+        (train, [(*row[:4], 0, "1.jpg")], r"the class of 1.jpg is 0 of 2"),
+        (train, [(*row[:4], 3, "1.jpg")], r"the class of 1.jpg is 3 of 2"),
+        (train, [(*row[:5], 7)], "its fname is 7"),
+        (train, [("a", *row[1:])], "an annotation can't be read"),
+        (train, [(np.arange(2), *row[1:])], "an annotation can't be read"),
+    ]
+    for file, content, said in changes:
+        if isinstance(content, dict):
+            savemat(file, content)
+        else:
+            write_annotations(file, content)
+        with pytest.raises(UserError, match=said) as refused:
+            list_source("stanford", stanford)
+        assert str(refused.value).startswith(f"root is {str(stanford)!r}: {file}")
+        file.write_bytes(contents[file])
+    for end in (4, 130, 300, -20):
+        train.write_bytes(contents[train][:end])
+        with pytest.raises(UserError, match="is damaged, or no MATLAB file"):
+            list_source("stanford", stanford)
+
+
+def test_stanford_changes_with_its_annotations(stanford):
+    shutil.rmtree(stanford / "cars_test")
+    versions = [list_source("stanford", stanford).version for _ in range(2)]
+    assert versions[0] == versions[1]
+    rows = [(5, 6, 50, 60, 1, "1.jpg"), (1, 2, 3, 4, 2, "2.jpg")]  # the other way round
+    write_annotations(stanford / "devkit/cars_train_annos.mat", rows)
+    versions.append(list_source("stanford", stanford).version)
+    names = np.array([["Ram C/V 2012", "Audi S6 Sedan 2011"]], dtype=object)
+    savemat(stanford / "devkit/cars_meta.mat", {"class_names": names})
+    versions.append(list_source("stanford", stanford).version)
+    assert len(set(versions)) == 3
 
 
 @pytest.mark.shared

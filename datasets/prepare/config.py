@@ -36,7 +36,7 @@ class PrepareConfig:
     """folder: class folders, with or without train/ and test/ above them, or a metadata.csv. table:
     a CSV, JSON lines or Parquet of paths or URIs and classes, or a label file for each image (YOLO,
     Pascal VOC, WebDataset). parquet: an image column. stanford: cars_train/, cars_test/ and
-    devkit/*.mat. synthetic: rendered cars."""
+    devkit/*.mat, or car_ims/ and cars_annos.mat. synthetic: rendered cars."""
     out: Annotated[str, URI, NOT_IN_KEY]
     """URI of the data set to write."""
     root: Annotated[str | None, URI] = None

@@ -10,7 +10,7 @@ from datasets.prepare.config import PrepareConfig
 from datasets.prepare.folders.folder import list_folder
 from datasets.prepare.listing import Listing
 from datasets.prepare.parquet.parquet import list_parquet
-from datasets.prepare.stanford import list_stanford
+from datasets.prepare.stanford.stanford import list_stanford
 from datasets.prepare.tables.listing import list_table
 from datasets.synthetic import synthetic
 from datasets.synthetic.config import SyntheticConfig
