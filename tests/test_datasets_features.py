@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+from ray.exceptions import RayError
 
-from cluster.io import storage
 from datasets.config import IngestConfig
 from datasets.epochs import stream
 from datasets.manifest_file import read_manifest
-from datasets.passes import feature_builder
+from datasets.passes import feature_builder, feature_tasks
 from datasets.passes.actors import Workers
-from datasets.passes.feature_builder import Built, Entry, build_features
+from datasets.passes.feature_builder import Built, build_features
+from datasets.passes.feature_tasks import Entry
 from datasets.passes.features import (
     DTYPE,
     ArraySource,
@@ -183,7 +185,7 @@ def test_a_builder_that_dies_leaves_nothing_that_reads_as_whole(
     built: str, easy_data: str, tmp_path: Path
 ) -> None:
     out = str(tmp_path)
-    with pytest.MonkeyPatch.context() as patched, pytest.raises(ray.exceptions.RayError):
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(RayError):
         patched.setattr(feature_builder, "FEW_IMAGES", 0)
         build(easy_data, out, Failing)
     left = [path.name for path in tmp_path.rglob("*.parquet")]
@@ -235,8 +237,38 @@ def test_lost_images_are_named_and_looked_for_again(
     )  # fmt: skip
     assert batch["unreadable"] == [arrays.unreadable[5]] and batch["label"][5] == IGNORE_INDEX
 
+    files = {file: file.stat().st_mtime_ns for file in Path(view.uri).iterdir()}
+    assert build(data, str(tmp_path), entries=[entry]).num_images == 0  # it is as before
+    assert files == {file: file.stat().st_mtime_ns for file in Path(view.uri).iterdir()}
     shard.write_bytes(whole)
-    storage.delete_file(f"{view.uri}/index.json")
     assert build(data, str(tmp_path), entries=[entry]).num_images > 0
-    mended = json.loads(Path(view.uri, "index.json").read_text())
-    assert not any(part["unreadable"] for part in mended["parts"])
+    restored = read_view(entry.uri, 0)
+    assert restored is not None and not restored.unreadable
+    assert build(data, str(tmp_path), entries=[entry]) == Built()
+
+
+@pytest.mark.ray
+def test_only_parts_with_unreadable_images_are_computed_again(
+    built: str, write_data: Callable[..., str], tmp_path: Path
+) -> None:
+    """Also where the division of the rows is another one than that of a whole pass."""
+    data = write_data(train=40, val=8, test=3)
+    shard = find_shard(data, "train")
+    whole = shard.read_bytes()
+    of_train = [e for e in entries(str(tmp_path)) if e.split == "train"]
+    good, bad = (str(tmp_path / name) for name in ("good", "bad"))
+    for out, content in ((good, whole), (bad, None)):
+        if content is None:
+            flip_byte(shard, 30, at=-20)
+        build(data, out, entries=[replace(e, uri=f"{out}/{e.output}") for e in of_train])
+    shard.write_bytes(whole)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(feature_tasks, "choose_block_images", lambda *_: 40)
+        mixed = [replace(of_train[0], uri=f"{good}/0"), replace(of_train[1], uri=f"{bad}/1")]
+        assert 0 < build(data, bad, entries=mixed).num_images < 2 * 40
+    for number in (0, 1):
+        found, known = (read_view(f"{out}/1", number) for out in (bad, good))
+        assert found is not None and known is not None and not found.unreadable
+        assert [part.first_row for part in found.parts] == [p.first_row for p in known.parts]
+        for array, other in zip(load_view(found)[:3], load_view(known)[:3], strict=True):
+            np.testing.assert_array_equal(array, other)

@@ -10,68 +10,33 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
 
 from cluster.io import storage
 from datasets.blocks import FEW_IMAGES, OF_PX
 from datasets.config import IngestConfig
 from datasets.manifest import Manifest
-from datasets.passes.actors import Workers, choose_block_images, run_chunks, run_here
+from datasets.passes.actors import Workers, run_chunks, run_here
+from datasets.passes.feature_tasks import Entry, Task, find_parts, plan_tasks
 from datasets.passes.features import (
     DTYPE,
     Part,
     View,
-    count_bytes,
-    read_part,
     read_view,
     view_uri,
     write_part,
     write_view,
 )
-from datasets.plan import Chunk, RowGroup, RowGroups
+from datasets.plan import Chunk
 from datasets.read import read_chunk
 from datasets.sources import ShardSource
 
 Compute = Callable[[np.ndarray], list[np.ndarray]]
 """uint8 images_NSSC -> for each depth, float32 features `[N, *shape]`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """The features of a split at one depth."""
-
-    uri: str
-    facts: dict[str, Any]
-    """Written beside the views, for readers; the URI has their hash."""
-    shape: tuple[int, ...]
-    split: str
-    views: tuple[int, ...]
-    """Numbers of the views that are needed."""
-    output: int
-    """Index of the output of the network."""
-
-    @property
-    def image_bytes(self) -> int:
-        return count_bytes(self.shape)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task(Chunk):
-    """The rows of a part in one view, and the entries without it."""
-
-    number: int
-    split: str
-    entries: tuple[int, ...]
-    """Indices in the list of entries."""
-
-    @property
-    def part_name(self) -> str:
-        """File name of these rows; other divisions of the rows have other names."""
-        return f"part-{self.row_groups[0].first_row:09d}-{self.num_images:06d}.parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,104 +60,43 @@ def build_features(
     load: Callable[[], Compute],
     workers: Workers,
 ) -> Built:
-    """Compute the missing views, all depths in one pass.
+    """Compute the missing views, and again the parts with unreadable images, all depths in one
+    pass.
 
     Args:
-        load: returns the computation; called once in every actor.
+        load: returns the computation; called in every actor that computes.
     """
     started_s = time.monotonic()
     for entry in entries:
         text = json.dumps(entry.facts, indent=1).encode()
         storage.write_bytes(storage.join(entry.uri, "facts.json"), text)
-    missing = [
-        (at, view)
-        for at, entry in enumerate(entries)
-        for view in entry.views
-        if read_view(entry.uri, view) is None
-    ]
-    if not missing:
+    views = {
+        (at, n): read_view(entry.uri, n) for at, entry in enumerate(entries) for n in entry.views
+    }
+    views = {key: view for key, view in views.items() if view is None or view.unreadable}
+    if not views:
         return Built()
-    tasks = list(plan_tasks(entries, missing, data, manifest, ingest))
-    found, left = _find_parts(entries, tasks)
+    tasks = plan_tasks(entries, views, data, manifest, ingest)
+    found, left = find_parts(entries, tasks)
     written, num_images = _execute(entries, left, ingest, seed, load, workers)
     problems: list[str] = []
-    for at, view in missing:
+    for (at, number), view in views.items():
         entry = entries[at]
-        needed = [t for t in tasks if at in t.entries and t.epoch == view]
+        needed = [t for t in tasks if at in t.entries and t.epoch == number]
         parts = [found.get((at, t.number)) or written.get((at, t.number)) for t in needed]
         if None in parts:
             problems.append(f"{entry.uri}: its features overflow half precision")
             continue
-        whole = View(view_uri(entry.uri, view), entry.shape, tuple(p for p in parts if p))
-        write_view(whole, entry.facts)
+        known = {part.first_row: part for part in view.parts} if view else {}
+        by_row = known | {part.first_row: part for part in parts if part}
+        if view is None or by_row != known:
+            in_order = tuple(by_row[row] for row in sorted(by_row))
+            write_view(View(view_uri(entry.uri, number), entry.shape, in_order), entry.facts)
     return Built(
         num_images=num_images,
         seconds=time.monotonic() - started_s,
         problems=tuple(dict.fromkeys(problems)),
     )
-
-
-def plan_tasks(
-    entries: Sequence[Entry],
-    missing: Sequence[tuple[int, int]],
-    data: str,
-    manifest: Manifest,
-    ingest: IngestConfig,
-) -> Iterator[Task]:
-    """Divide every missing view into parts of whole row groups.
-
-    Args:
-        missing: index of an entry, and the missing view.
-    """
-    wanted: dict[tuple[str, int], list[int]] = {}
-    for at, view in missing:
-        wanted.setdefault((entries[at].split, view), []).append(at)
-    num_images = sum(manifest.split(split).num_images for split, _ in wanted)
-    image_bytes = max(3 * ingest.size_px**2, sum(entry.image_bytes for entry in entries))
-    block = choose_block_images(num_images, image_bytes, int(ray.cluster_resources()["CPU"]))
-    number = 0
-    for (split, view), of_entries in wanted.items():
-        for groups in _gather(RowGroups(data, manifest.split(split)), block):
-            sizes = [group.num_rows for group in groups]
-            yield Task(
-                epoch=view,
-                row_groups=groups,
-                group_N=np.repeat(np.arange(len(groups), dtype=np.int32), sizes),
-                row_N=np.concatenate([np.arange(size) for size in sizes]),
-                number=number,
-                split=split,
-                entries=tuple(of_entries),
-            )
-            number += 1
-
-
-def _gather(row_groups: RowGroups, num_images: int) -> Iterator[tuple[RowGroup, ...]]:
-    """Group consecutive row groups of about `num_images` in total."""
-    groups: list[RowGroup] = []
-    for number in range(len(row_groups)):
-        groups.append(row_groups[number])
-        if sum(group.num_rows for group in groups) >= num_images:
-            yield tuple(groups)
-            groups = []
-    if groups:
-        yield tuple(groups)
-
-
-def _find_parts(
-    entries: Sequence[Entry], tasks: Sequence[Task]
-) -> tuple[dict[tuple[int, int], Part], list[Task]]:
-    """Find parts of an earlier builder, and the tasks that remain."""
-    found: dict[tuple[int, int], Part] = {}
-    known: dict[str, set[str]] = {}
-    for task, at in ((each, at) for each in tasks for at in each.entries):
-        folder = view_uri(entries[at].uri, task.epoch)
-        if folder not in known:
-            known[folder] = set(storage.list_names(folder))
-        if task.part_name in known[folder]:
-            part = read_part(storage.join(folder, task.part_name))
-            if not part.unreadable:  # an unreadable image may be readable now
-                found[at, task.number] = part
-    return found, [t for t in tasks if any((at, t.number) not in found for at in t.entries)]
 
 
 def _execute(
@@ -203,7 +107,7 @@ def _execute(
     load: Callable[[], Compute],
     workers: Workers,
 ) -> tuple[dict[tuple[int, int], Part], int]:
-    """Run the job; return its parts by entry and task, and the number of images."""
+    """Run the job; return its parts by entry and task, and the number of images computed."""
     num_images = sum(task.num_images for task in tasks)
     if not tasks:
         return {}, 0
@@ -223,7 +127,12 @@ def _execute(
         number, of_entries = json.loads(text)
         for at, part in of_entries:
             parts[at, number] = Part.from_dict(part)
-    return parts, num_images
+    kept = (
+        t
+        for t in tasks
+        if t.known and t.known == tuple(parts.get((at, t.number)) for at in t.entries)
+    )
+    return parts, num_images - sum(task.num_images for task in kept)
 
 
 class ViewSource(ShardSource):
@@ -242,11 +151,25 @@ class FeatureWriter:
     def __init__(
         self, *, load: Callable[[], Compute], entries: list[Entry], tasks: dict[int, Task]
     ) -> None:
-        self._compute, self._entries, self._tasks = load(), entries, tasks
+        self._load, self._entries, self._tasks = load, entries, tasks
+
+    @cached_property
+    def _compute(self) -> Compute:
+        return self._load()
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Return a row per image; the first one has the parts, as JSON."""
         task = self._tasks[block["task"][0].as_py()]
+        num_unreadable = len(block) - block["read_error"].null_count
+        if task.known and all(len(part.unreadable) <= num_unreadable for part in task.known):
+            parts = [(at, asdict(part)) for at, part in zip(task.entries, task.known, strict=True)]
+        else:
+            parts = self._write_parts(task, block)
+        facts = [json.dumps([task.number, parts]), *[None] * (len(block) - 1)]
+        return pa.table({"task": block["task"], "parts": pa.array(facts, pa.string())})
+
+    def _write_parts(self, task: Task, block: pa.Table) -> list[tuple[int, dict[str, Any]]]:
+        """Compute the features of a block; return the part of each entry by its index."""
         outputs = self._compute(block["image"].chunk(0).to_numpy(zero_copy_only=False))
         parts: list[tuple[int, dict[str, Any]]] = []
         for at in task.entries:
@@ -263,5 +186,4 @@ class FeatureWriter:
                 first_row=task.row_groups[0].first_row,
             )
             parts.append((at, asdict(part)))
-        facts = [json.dumps([task.number, parts]), *[None] * (len(block) - 1)]
-        return pa.table({"task": block["task"], "parts": pa.array(facts, pa.string())})
+        return parts

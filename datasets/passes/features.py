@@ -89,6 +89,10 @@ class View:
     def num_bytes(self) -> int:
         return sum(part.num_bytes for part in self.parts)
 
+    @property
+    def unreadable(self) -> tuple[str, ...]:
+        return tuple(name for part in self.parts for name in part.unreadable)
+
 
 class FeatureArrays(NamedTuple):
     """A view in memory, in stored order."""
@@ -212,15 +216,19 @@ def read_part(uri: str) -> Part:
     filesystem, path = filesystems.resolve(uri)
     num_bytes = filesystem.get_file_info(path).size
     metadata = read_metadata(uri)
-    facts = parse_json((metadata.metadata or {}).get(FACTS, b""), uri)
-    try:
-        facts = take_object(facts, {})
-        facts = take_object(_with_new_names(facts), {"first_row": int, "unreadable": list[str]})
-    except ValueError as error:
-        raise damaged(uri, error) from None
+    facts = _take_facts(metadata.metadata, uri)
     row_groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
     name = name_of(uri)
     return Part(name, facts["first_row"], row_groups, num_bytes, tuple(facts["unreadable"]))
+
+
+def _take_facts(metadata: dict[bytes, bytes] | None, uri: str) -> dict[str, Any]:
+    facts = parse_json((metadata or {}).get(FACTS, b""), uri)
+    try:
+        facts = take_object(facts, {})
+        return take_object(_with_new_names(facts), {"first_row": int, "unreadable": list[str]})
+    except ValueError as error:
+        raise damaged(uri, error) from None
 
 
 def load_view(view: View) -> FeatureArrays:
@@ -232,12 +240,14 @@ def load_view(view: View) -> FeatureArrays:
     features = np.empty((view.num_images, *view.shape), DTYPE)
     labels_N = np.empty(view.num_images, np.int64)
     image_ids_N = np.empty(view.num_images, np.int64)
+    unreadable: list[str] = []  # as the file says: it may be newer than the index
     for part in view.parts:
-        table = storage.read_parquet(storage.join(view.uri, part.name))
+        uri = storage.join(view.uri, part.name)
+        table = storage.read_parquet(uri)
+        unreadable += _take_facts(table.schema.metadata, uri)["unreadable"]
         rows = slice(part.first_row, part.first_row + part.num_images)
         features[rows] = _to_array(table, view.shape)
         labels_N[rows], image_ids_N[rows] = table["label"].to_numpy(), table["image_id"].to_numpy()
-    unreadable = [name for part in view.parts for name in part.unreadable]
     unreadable_rows = np.flatnonzero(labels_N == IGNORE_INDEX).tolist()
     return FeatureArrays(
         features, labels_N, image_ids_N, dict(zip(unreadable_rows, unreadable, strict=True))

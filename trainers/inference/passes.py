@@ -16,7 +16,8 @@ from cluster.scaling import WorkerPlan
 from datasets.config import NUM_VIEWS, IngestConfig
 from datasets.manifest import Manifest
 from datasets.passes.actors import Workers
-from datasets.passes.feature_builder import Built, Entry, build_features
+from datasets.passes.feature_builder import Built, build_features
+from datasets.passes.feature_tasks import Entry
 from datasets.passes.features import FeatureArrays, View, hash_facts, load_view, read_view
 from trainers.config import FinetuneConfig, ModelConfig
 from trainers.inference.actors import plan_actors
@@ -126,7 +127,7 @@ def compute_features(
             )
         ]
         features.append(Features([{entry.split: entry for entry in each} for each in entries]))
-        lacking = [entry for each in entries for entry in each if read_view(entry.uri, 0) is None]
+        lacking = [entry for each in entries for entry in each if not _is_whole(entry)]
         if lacking:  # else no actor loads this network
             networks.append((network, of_network))
             missing += lacking
@@ -141,6 +142,12 @@ def compute_features(
     else:
         report(f"Features are in the cache: {cache}")
     return features
+
+
+def _is_whole(entry: Entry) -> bool:
+    """Whether the cache has the features of every image; an unreadable one may be readable now."""
+    view = read_view(entry.uri, 0)
+    return view is not None and not view.unreadable
 
 
 def _read(entry: Entry) -> View:

@@ -13,7 +13,7 @@ from cluster.config import ClusterConfig
 from cluster.io import storage
 from cluster.runtime import Resources
 from datasets.manifest import Manifest
-from datasets.passes.feature_builder import Entry
+from datasets.passes.feature_tasks import Entry
 from datasets.passes.features import (
     ArraySource,
     FeatureSource,
