@@ -15,6 +15,7 @@ from datasets.__main__ import main
 from datasets.manifest_file import read_manifest
 from datasets.prepare.config import PrepareConfig
 from datasets.prepare.exclude import COLUMNS, exclude, parse_list
+from datasets.prepare.groups import add_groups
 from datasets.prepare.listing import Listing
 from datasets.prepare.prepare import describe
 from datasets.prepare.sources import SOURCES
@@ -54,6 +55,7 @@ def names(listing: Listing, photos: Path) -> set[str]:
         (b'{"path": "train/audi/1.jpg"}\n', "exclude.jsonl"),
         (b"split\tpath\ntrain\ttrain/audi/1.jpg\n", "exclude.tsv"),
         (b"path,split\ntrain/audi/1.jpg,val\n", "exclude.csv"),  # val was cut from train
+        (b",path\n0,train/audi/1.jpg\n", "exclude.csv"),  # pandas' index
     ],
 )
 def test_a_listed_image_is_left_out(photos: Path, content: bytes, file: str) -> None:
@@ -61,6 +63,21 @@ def test_a_listed_image_is_left_out(photos: Path, content: bytes, file: str) -> 
     assert names(listing, photos) == set(FILES) - {"train/audi/1.jpg"}
     ((path, reason),) = listing.unused
     assert path == str(photos / "train/audi/1.jpg") and reason.startswith("excluded: ")
+
+
+@pytest.mark.parametrize("root", ["photos/cars.csv", "photos", "photos/./cars.csv"])
+def test_paths_are_below_the_folder_of_a_table(photos: Path, root: str) -> None:
+    rows = "".join(f"{name},{name.split('/')[1]}\n" for name in FILES)
+    (photos / "cars.csv").write_text(f"file,label\n{rows}")
+    file = photos.parent / "exclude.txt"
+    file.write_text("train/audi/1.jpg")
+    config = PrepareConfig(
+        source="table", root=str(photos.parent / root), out="out", exclude=str(file),
+        group_by=r"^(\w+)/",
+    )  # fmt: skip
+    listing = add_groups(config, SOURCES["table"](config))
+    assert listing.references["group"].to_pylist() == [name.split("/")[0] for name in FILES]
+    assert names(exclude(config, listing), photos) == set(FILES) - {"train/audi/1.jpg"}
 
 
 def test_an_image_of_another_split_is_another_image(photos: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datasets.prepare.classes import clean, describe_spellings, find_similar, unify
-from datasets.prepare.folders.layout import NO_CLASS, arrange
+from datasets.prepare.folders.layout import BESIDE_SPLITS, NO_CLASS, arrange
 from datasets.prepare.names import HIDDEN, SYSTEM
 from datasets.prepare.splits import split_of_file, split_of_name
 
@@ -138,6 +138,67 @@ def test_layouts(files, expected):
     assert count(*files) == expected
 
 
+def list_by_split(above, splits):
+    return [f"{make}/{above}{s}/{s}.jpg" for make in ("audi", "bmw") for s in splits]
+
+
+@pytest.mark.parametrize("above", ["", "a4/", "2011/side/"])
+@pytest.mark.parametrize("test", ["test", "test_images", "Testing 2"])
+def test_splits_in_classes_at_any_depth(above, test):
+    files = list_by_split(above, ("train", "val", test))
+    expected = {(s, make): 1 for s in ("train", "val", "test") for make in ("audi", "bmw")}
+    assert count(*files) == expected
+    assert arrange(files).rule == f"in classes, {test}/ is test, train/ is train, val/ is val"
+    assert arrange(files).splits == {
+        f"audi/{above}{name}": split for name, split in zip((test, "train", "val"),
+                                                            ("test", "train", "val"), strict=True)
+    }  # fmt: skip
+
+
+def test_splits_in_classes_of_another_depth():
+    files = list_by_split("a4/", ("train", "test"))
+    of_make = {(s, make): 1 for s in ("train", "test") for make in ("audi", "bmw")}
+    of_model = {(s, f"{make} a4"): 1 for s in ("train", "test") for make in ("audi", "bmw")}
+    assert count(*files, class_depth=1) == count(*files, class_depth=-3) == of_make
+    assert count(*files, class_depth=2) == of_model
+    years = [f"{year}/{split}/{make}/1.jpg" for year in "12" for split, make in of_make]
+    expected = dict.fromkeys(of_make, 2)
+    assert count(*years, class_depth=-1) == count(*(f"x/{y}" for y in years), class_depth=-1)
+    assert count(*years, class_depth=-1) == expected
+    for paths, depth in ((files, -1), (files, 3), (years, 2)):
+        with pytest.raises(
+            ValueError, match=r"is the folder of a split, and class_depth -?\d make"
+        ):
+            arrange(paths, class_depth=depth)
+
+
+def test_what_is_beside_splits_in_a_class_is_named():
+    files = list_by_split("", ("train", "test"))
+    others = ["audi/holdout/1.jpg", "audi/cover.jpg", "audi/labels.csv"]
+    layout = arrange([*files, *others, "vw/1.jpg", "vw/album/2.jpg"])
+    assert sorted(layout.unused) == sorted((path, BESIDE_SPLITS) for path in others)
+    assert len(layout.images) == 6 and layout.classes == ["audi", "bmw", "vw"]
+    assert all(place.split == "train" for place in layout.images if place.class_name == "vw")
+    layout = arrange([*list_by_split("a4/", ("train", "test")), "audi/a6/1.jpg", "audi/a4/x/1.jpg"])
+    assert layout.unused == [("audi/a4/x/1.jpg", BESIDE_SPLITS)], "a6 has no splits"
+    assert count(*files, "vw/test/1.jpg")["test", "vw"] == 1
+    assert count("audi/train/1.jpg", "bmw/test/1.jpg") == {("train", "audi"): 1, ("test", "bmw"): 1}
+    assert ("train/1.xml", "audi") in {
+        (place.path[5:], place.class_name) for place in arrange([*files, "audi/train/1.xml"]).images
+    }
+
+
+def test_an_album_called_test_is_said_to_be_no_split():
+    layout = arrange(["audi/1.jpg", "audi/test drive/2.jpg", "bmw/1.jpg"])
+    assert {place.split for place in layout.images} == {"train"} and not layout.unused
+    assert layout.rule == "audi/test drive/ is no split, as no folder for train is beside it"
+    in_a_split = [
+        f"{path.rpartition('/')[0]}/test drive/1.jpg"
+        for path in list_by_split("", ("train", "val"))
+    ]
+    assert {place.split for place in arrange(in_a_split).images} == {"train", "val"}
+
+
 @pytest.mark.parametrize(
     ("unused", "reason"),
     [
@@ -199,12 +260,12 @@ NAMES = st.sampled_from(
 PATHS = st.lists(NAMES, min_size=1, max_size=5).map("/".join)
 
 
-@given(st.lists(PATHS, max_size=12, unique=True))
-def test_every_file_is_an_image_or_named_as_unused(paths):
+@given(st.lists(PATHS, max_size=12, unique=True), st.sampled_from((1, 1, 2, -1, -2)))
+def test_every_file_is_an_image_or_named_as_unused(paths, class_depth):
     """A folder that has the name of an image stands for one more: it is quarantined later."""
     files = [path for path in paths if not any(other.startswith(f"{path}/") for other in paths)]
     try:
-        layout = arrange(files)
+        layout = arrange(files, class_depth=class_depth)
     except ValueError:
         return
     placed, unused = [place.path for place in layout.images], [path for path, _ in layout.unused]
@@ -212,7 +273,7 @@ def test_every_file_is_an_image_or_named_as_unused(paths):
     assert set(files) <= {*placed, *unused}
     for extra in {*placed, *unused} - set(files):
         assert extra.endswith("x.jpg") and any(f.startswith(f"{extra}/") for f in files)
-    assert arrange(reversed(files)) == layout
+    assert arrange(reversed(files), class_depth=class_depth) == layout
 
 
 @pytest.mark.parametrize(
@@ -313,6 +374,8 @@ def test_splits_in_one_of_the_top_folders_are_no_class():
     with pytest.raises(ValueError, match=r"'Plants' has splits of its own \(train, valid\) beside "
                        r"'test'; give --root the folder 'Plants/Plants'"):  # fmt: skip
         arrange([*files, "test/test/1.jpg"])
+    with pytest.raises(ValueError, match=r"give --root the folder 'Plants'"):
+        arrange([*(path.removeprefix("Plants/") for path in files), "test/1.jpg"])
     assert count("bus/train/1.jpg", "car/trip/2.jpg") == {("train", "bus"): 1, ("train", "car"): 1}
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasets.prepare.groups import group_by_folder, group_by_pattern, join_groups
+from datasets.prepare.groups import find_split_names, group_by_folder, group_by_pattern, join_groups
 from datasets.prepare.partition import (
     assign_splits,
     cut_row_groups,
@@ -191,7 +191,20 @@ def test_no_pixels_and_no_group_are_in_two_splits(rows, shuffle):
     ],
 )
 def test_folders_below_a_class_are_groups(path, depth, group):
-    assert group_by_folder(path, "audi", 1, depth) == group
+    assert group_by_folder(path, "audi", 1, depth, {"test"}) == group
+
+
+@pytest.mark.parametrize("above", ["", "a4/"])
+def test_folders_of_splits_in_classes_are_no_groups(above):
+    paths = [f"{c}/{above}{s}/v{n}/1.jpg" for c in "ab" for s in ("train_2", "val") for n in "12"]
+    splits = find_split_names(paths, 1)
+    assert set(splits) == {"train_2", "val"}
+    depth = 1 + above.count("/")
+    groups = [group_by_folder(path, path[0], 1, depth, splits) for path in paths]
+    assert groups == [f"{c}/{above}v{n}" for c in "ab" for _ in range(2) for n in "12"]
+    albums = ["a/test drive/1.jpg", "b/test drive/2.jpg"]
+    assert not find_split_names(albums, 1)
+    assert group_by_folder(albums[0], "a", 1, 1) == "a/test drive"
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,17 @@ def test_classes_from_the_names_of_files(tmp_path):
             replace(of_folder, **change)
 
 
+def test_test_images_in_class_folders_are_of_one_place(tmp_path):
+    folders = [f"{name}/{split}" for name in "ab" for split in ("train", "test_2")]
+    write_files(tmp_path / "root", *(f"{folder}/1.jpg" for folder in folders))
+    write_files(tmp_path / "more", "a/2.jpg", "b/2.jpg")
+    root, more = str(tmp_path / "root"), str(tmp_path / "more")
+    with pytest.raises(ValueError, match=r"test_root is .*root/a/test_2' holds test images as"):
+        list_source("folder", root, test_root=more)
+    with pytest.raises(ValueError, match=r"test_root is .*splits of its own \(a/test_2, a/train\)"):
+        list_source("folder", more, test_root=root)
+
+
 def test_test_images_of_class_by_are_of_one_place(tmp_path):
     for split in ("train", "test"):
         write_files(tmp_path / "root" / split, "x/a_1.jpg", "x/b_1.jpg", "y/a_1.jpg", "y/b_1.jpg")

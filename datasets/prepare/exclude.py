@@ -123,8 +123,10 @@ def parse_list(uri: str, content: bytes) -> tuple[dict[str, list[Entry]], int]:
     )
     entries = defaultdict[str, list[Entry]](list)
     values = columns.get(path, []) if path is not None else []
-    splits = columns.get(names.get("split", ""), [None] * len(values))
-    reasons = columns.get(names.get("reason", ""), [None] * len(values))
+    splits, reasons = (
+        columns[names[name]] if name in names else [None] * len(values)
+        for name in ("split", "reason")
+    )
     for row, (value, split, reason) in enumerate(zip(values, splits, reasons, strict=True)):
         if value is not None:
             entry = Entry(row, split, reason or DEFAULT_REASON)

@@ -4,17 +4,20 @@ Pure functions of paths and pairs.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
 
 from cluster.io import filesystems
 from cluster.io.errors import UserError
+from cluster.io.uris import parent_of
 from datasets.prepare.classes import clean
 from datasets.prepare.config import PrepareConfig
+from datasets.prepare.folders.inner import InnerSplits
 from datasets.prepare.listing import Listing, describe_source
-from datasets.prepare.splits import SPLIT_OF_WORD, split_of_name
+from datasets.prepare.splits import split_of_name
+from datasets.prepare.tables.rows import is_table
 
 
 def add_groups(config: PrepareConfig, listing: Listing) -> Listing:
@@ -32,8 +35,9 @@ def add_groups(config: PrepareConfig, listing: Listing) -> Listing:
     else:
         assert config.group_depth is not None
         name, value = "group_depth", config.group_depth
+        splits = find_split_names(paths, config.class_depth)
         groups = [
-            group_by_folder(path, listing.classes[label], config.class_depth, value)
+            group_by_folder(path, listing.classes[label], config.class_depth, value, splits)
             for path, label in zip(paths, listing.references["label"].to_pylist(), strict=True)
         ]
     if not any(group is not None for group in groups):
@@ -46,8 +50,9 @@ def add_groups(config: PrepareConfig, listing: Listing) -> Listing:
 
 
 def list_relative(config: PrepareConfig, paths: Sequence[str]) -> list[str]:
-    """Return paths below the roots, where they are below one."""
+    """Return paths below the roots, or the folders of tables, where they are below one."""
     uris = [uri for uri in (config.root, config.test_root) if uri is not None]
+    uris += [parent_of(uri) for uri in uris if config.source == "table" and is_table(uri)]
     roots = [f"{filesystems.resolve(uri)[1].rstrip('/')}/" for uri in uris]
     return [
         next((path.removeprefix(root) for root in roots if path.startswith(root)), path)
@@ -62,8 +67,19 @@ def group_by_pattern(pattern: re.Pattern[str], path: str) -> str | None:
     return "/".join(filter(None, found.groups())) if pattern.groups else found[0]
 
 
-def group_by_folder(path: str, class_name: str, class_depth: int, depth: int) -> str | None:
-    """Return the class and the first `depth` folders below its folder; None without any."""
+def find_split_names(paths: Iterable[str], class_depth: int) -> Collection[str]:
+    """Return the names of the folders of splits below classes."""
+    return InnerSplits((tuple(path.split("/")[:-1]) for path in paths), class_depth).names.keys()
+
+
+def group_by_folder(
+    path: str, class_name: str, class_depth: int, depth: int, splits: Collection[str] = ()
+) -> str | None:
+    """Return the class and the first `depth` folders below its folder; None without any.
+
+    Args:
+        splits: names of folders of splits, which are no groups.
+    """
     folders = path.split("/")[:-1]
     starts = [
         start + class_depth
@@ -73,8 +89,8 @@ def group_by_folder(path: str, class_name: str, class_depth: int, depth: int) ->
     if len(starts) > 1 and split_of_name(folders[starts[0] - 1]):  # train/train/1.jpg
         del starts[0]
     below = folders[starts[0] :] if starts else []
-    if below and below[0].casefold() in SPLIT_OF_WORD:
-        del below[0]
+    if (at := next((at for at, name in enumerate(below) if name in splits), None)) is not None:
+        del below[at]
     return "/".join([class_name, *below[:depth]]) if below else None
 
 

@@ -2,7 +2,7 @@
 
     CLASS/**              all of them train
     SPLIT/CLASS/**        names of splits as in `splits`, doubled folders (train/train) as one
-    CLASS/SPLIT/**        where the folders in classes are called train, val or test
+    CLASS/**/SPLIT/**     where folders of train and of another split are in one folder
 
 What is not used is returned by name, with the reason.
 """
@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from cluster.io.errors import UserError
+from datasets.prepare.folders.inner import InnerSplits
 from datasets.prepare.folders.tops import Tops, describe_alike, find_base, find_doubled
 from datasets.prepare.names import IMAGE_SUFFIXES, find_system_name, is_other_file
-from datasets.prepare.splits import SPLIT_OF_WORD, split_of_name
+from datasets.prepare.splits import split_of_name
 
 NO_CLASS = "in no class folder"
+BESIDE_SPLITS = "in a class, beside its folders of splits"
 IN_IMAGE_FOLDER = "in a folder that has the name of an image"
 
 
@@ -39,7 +41,7 @@ class Layout:
     unused: list[tuple[str, str]] = field(default_factory=list)
     """Path and reason."""
     splits: dict[str, str] = field(default_factory=dict)
-    """Folder of a split and the split; empty where class folders are at the top."""
+    """Folder of a split and the split; the first one of each where they are in class folders."""
     rule: str = ""
     """How splits were found, in words; empty where there are none."""
 
@@ -188,50 +190,92 @@ def _arrange_splits(tops: Tops, splits: dict[str, str], class_depth: int) -> Lay
 
 
 def _arrange_deep_classes(tops: Tops, class_depth: int) -> Layout:
-    """Take folders of another level as classes; all of them train."""
-    layout, classes = Layout(), dict[str, None]()
-    layout.unused.extend((path, NO_CLASS) for path in tops.loose)
+    """Take folders of another level as classes.
+
+    Raises:
+        UserError: where these are folders of splits; begins after `root is X`.
+    """
+    inner = _find_inner_splits(tops, class_depth)
+    layout, classes = _begin_layout(tops, inner, []), dict[str, None]()
     for name, files in tops.files.items():
         for rest in files:
-            path, class_name = tops.path_of(name, rest), _name_class(f"{name}/{rest}", class_depth)
+            path = f"{name}/{rest}"
+            class_name = _name_class(path, class_depth)
             if class_name is None or is_other_file(rest):
-                layout.unused.append((path, NO_CLASS))
-            else:
-                classes[class_name] = None
-                layout.images.append(Placed(path, "train", class_name))
+                layout.unused.append((f"{tops.base}{path}", NO_CLASS))
+                continue
+            _refuse_splits_as_classes(inner, path, class_depth)
+            classes[class_name] = None
+            _place(layout, inner, tops.base, path, class_name)
     layout.classes.extend(classes)
     return layout
 
 
 def _arrange_classes(tops: Tops) -> Layout:
     """Take the top folders as classes; folders in them belong to them."""
-    inner = {
-        SPLIT_OF_WORD.get(sub.casefold())
-        for name in tops.names
-        for sub, has_images in tops.subfolders[name].items()
-        if has_images
-    }
-    by_split = "train" in inner and len(inner - {None}) > 1
+    inner = _find_inner_splits(tops, 1)
     rules = [f"classes are the folders in {tops.base}"] if tops.base else []
-    if by_split:
-        rules.append("the folders train, val and test in each class are its splits")
-    elif alike := describe_alike(tops):
+    if not inner.names and (alike := describe_alike(tops)):
         rules.append(alike)
-    layout = Layout(rule="; ".join(rules))
-    layout.unused.extend((path, NO_CLASS) for path in tops.loose)
+    layout = _begin_layout(tops, inner, rules)
+    has_several = sum(inner.has_splits((name,)) for name in tops.names) > 1
     for name in tops.names:
         files = tops.files[name]
-        if not by_split:
+        if not has_several:
             _refuse_splits_in_a_class(tops, name)
         if files and all(map(is_other_file, files)):
             layout.unused.extend((tops.path_of(name, rest), NO_CLASS) for rest in files)
             continue
         layout.classes.append(name)
         for rest in files:
-            sub, slash, _ = rest.partition("/")
-            split = SPLIT_OF_WORD.get(sub.casefold()) if by_split and slash else None
-            layout.images.append(Placed(tops.path_of(name, rest), split or "train", name))
+            _place(layout, inner, tops.base, f"{name}/{rest}", name)
     return layout
+
+
+def _find_inner_splits(tops: Tops, class_depth: int) -> InnerSplits:
+    paths = (f"{name}/{rest}" for name, files in tops.files.items() for rest in files)
+    images = (path for path in paths if not is_other_file(path))
+    return InnerSplits((_list_folders(path) for path in images), class_depth)
+
+
+def _list_folders(path: str) -> tuple[str, ...]:
+    return tuple(path.split("/")[:-1])
+
+
+def _begin_layout(tops: Tops, inner: InnerSplits, rules: Sequence[str]) -> Layout:
+    """Return the layout of class folders, without the files in them."""
+    return Layout(
+        splits={f"{tops.base}{folder}": split for folder, split in inner.first.items()},
+        rule="; ".join(filter(None, [*rules, inner.describe()])),
+        unused=[(path, NO_CLASS) for path in tops.loose],
+    )
+
+
+def _place(layout: Layout, inner: InnerSplits, base: str, path: str, class_name: str) -> None:
+    """Add a file of a class: it trains, unless folders of splits are beside it or above."""
+    folders = _list_folders(path)
+    depth = inner.find(folders)
+    if depth is None and inner.has_splits(folders):
+        layout.unused.append((f"{base}{path}", BESIDE_SPLITS))
+        return
+    split = None if depth is None else split_of_name(folders[depth])
+    layout.images.append(Placed(f"{base}{path}", split or "train", class_name))
+
+
+def _refuse_splits_as_classes(inner: InnerSplits, path: str, class_depth: int) -> None:
+    """Refuse classes such as `audi train` and `audi test`.
+
+    Raises:
+        UserError: begins after `root is X`.
+    """
+    folders = _list_folders(path)
+    depth = inner.find(folders)
+    names_class = range(class_depth) if class_depth > 0 else [len(folders) + class_depth]
+    if depth is not None and depth in names_class:
+        raise UserError(
+            f"{'/'.join(folders[: depth + 1])!r} is the folder of a split, and class_depth "
+            f"{class_depth} makes it one of a class; use another --class-depth"
+        )
 
 
 def _refuse_splits_in_a_class(tops: Tops, name: str) -> None:
