@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 from typing import Any
 
+import httpx
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,13 +12,16 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from cluster.io.errors import UserError
+from cluster.io.errors import StorageError, UserError
 from datasets.images import BadImage, encode_jpeg
+from datasets.prepare import remote
 from datasets.prepare.config import PrepareConfig
 from datasets.prepare.listing import walk
 from datasets.prepare.sources import SOURCES
 from datasets.synthetic import synthetic
 from datasets.synthetic.config import SyntheticConfig
+from tests.support.archives import pack
+from tests.support.flaky_storage import failing, put
 
 
 def list_source(source, root, **options):
@@ -646,3 +650,75 @@ def test_synthetic_is_rendered_by_the_reader():
     image = Image.open(io.BytesIO(contents[0]))
     assert image.format == "JPEG" and image.height == 32
     assert contents[0] == encode_jpeg(synthetic.render(options, 0, 0, "train"))
+
+
+PLACES = ("folder", "cars.zip", "cars.tar", "cars.tar.gz", "cars.tar.xz", "cars.parquet", "table")
+
+
+def put_source(tmp_path, place):
+    """Put 4 images onto `flaky://`, in a form of a source; return how to list them."""
+    files = {f"{'ab'[n % 2]}/{n}.jpg": bytes([n]) * 300_000 for n in range(4)}
+    if place == "cars.parquet":
+        table = pa.table({"image": list(files.values()), "label": ["a", "b"] * 2})
+        pq.write_table(table, tmp_path / place, row_group_size=2)
+        put(f"/{tmp_path.name}/{place}", (tmp_path / place).read_bytes())
+        return PrepareConfig(source="parquet", root=f"flaky://{tmp_path.name}", out="/unused")
+    if "." in place:
+        pack(tmp_path / place, files)
+        files = {place: (tmp_path / place).read_bytes()}
+    rows = "".join(f"{name},{name[0]}\n" for name in files)
+    files |= {"cars.csv": f"image,label\n{rows}".encode()} if place == "table" else {}
+    for name, content in files.items():
+        put(f"/{tmp_path.name}/{name}", content)
+    root = f"flaky://{tmp_path.name}{f'/{place}' if '.' in place else ''}"
+    source = "table" if place == "table" else "folder"
+    return PrepareConfig(source=source, root=root, out="/unused")
+
+
+@pytest.mark.parametrize("error", [OSError("AWS Error NETWORK"), httpx.ReadTimeout("slow")])
+@pytest.mark.parametrize("place", PLACES)
+def test_an_outage_is_waited_for_and_then_ends_in_a_sentence(tmp_path, monkeypatch, place, error):
+    """It makes no image bad and leaves no table or label out, wherever it begins."""
+    monkeypatch.setattr(remote, "FIRST_RETRY_S", 0.001)
+    config = put_source(tmp_path, place)
+
+    def read():
+        listing = SOURCES[config.source](config)
+        return listing.references, list(listing.read(listing.references))
+
+    expected = read()
+    assert not any(isinstance(found, BadImage) for found in expected[1])
+    for after in range(3):
+        with failing(error, 3, after=after):
+            assert read() == expected
+    num_ended = 0
+    for after in range(6):
+        try:
+            with failing(error, after=after):
+                assert read() == expected  # it began after the last read
+        except StorageError as ended:
+            num_ended += 1
+            assert str(ended).startswith(f"URI {config.root!r} is out of reach ({error}); ")
+    assert num_ended >= 1
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_what_storage_is_sure_of_is_bad_at_once(tmp_path, monkeypatch, place):
+    monkeypatch.setattr("cluster.io.retry.time.sleep", lambda _: pytest.fail("waited"))
+    config = put_source(tmp_path, place)
+    listing = SOURCES[config.source](config)
+    for error in (PermissionError("no"), OSError("AWS Error ACCESS_DENIED"), FileNotFoundError()):
+        with failing(error):
+            found = list(listing.read(listing.references))
+        assert len(found) == 4 and all(isinstance(content, BadImage) for content in found)
+
+
+def test_a_damaged_row_group_on_an_object_store_is_no_outage(tmp_path):
+    config = put_source(tmp_path, "cars.parquet")
+    content = bytearray((tmp_path / "cars.parquet").read_bytes())
+    start = pq.read_metadata(tmp_path / "cars.parquet").row_group(1).column(0).data_page_offset
+    content[start : start + 16] = b"\xff" * 16
+    put(f"/{tmp_path.name}/cars.parquet", bytes(content))
+    listing = SOURCES["parquet"](config)
+    found = list(listing.read(listing.references))
+    assert [isinstance(image, BadImage) for image in found] == [False, False, True, True]

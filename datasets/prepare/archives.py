@@ -10,14 +10,14 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from lzma import LZMAError
 
 import pyarrow as pa
 from pyarrow import fs
 
-from cluster.io.errors import UserError
+from cluster.io.errors import StorageError, UserError
 from datasets.images import BadImage
+from datasets.prepare.remote import open_buffered
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 _DAMAGE = (
@@ -26,7 +26,6 @@ _DAMAGE = (
 )
 _ENCRYPTED, _UTF_8 = 0x1, 0x800
 """Flags of a file in a zip."""
-_BUFFER_BYTES = 2**20
 
 
 def is_archive(name: str) -> bool:
@@ -50,15 +49,18 @@ def find_archive(file_system: fs.FileSystem, path: str) -> str | None:
     return None
 
 
-def list_members(file_system: fs.FileSystem, archive: fs.FileInfo) -> list[fs.FileInfo]:
-    """List the files of an archive.
+def list_members(file_system: fs.FileSystem, archive: fs.FileInfo, uri: str) -> list[fs.FileInfo]:
+    """List the files of an archive, on the file system of `uri`.
 
     Raises:
         UserError: where it is damaged or needs a password; the message begins after `root is X`.
+        StorageError: where it is out of reach.
     """
     try:
-        with _open(file_system, archive.path) as stream:
+        with open_buffered(file_system, archive.path, uri) as stream:
             sizes = _list_zip(stream) if _is_zip(archive.path) else _list_tar(stream)
+    except StorageError:
+        raise
     except _DAMAGE as error:
         raise UserError(
             f"{archive.path} can't be read as an archive ({error}); copy it again, or unpack "
@@ -75,28 +77,30 @@ def list_members(file_system: fs.FileSystem, archive: fs.FileInfo) -> list[fs.Fi
 
 
 def read_members(
-    file_system: fs.FileSystem, archive: str, names: Sequence[str], *, max_bytes: int
+    file_system: fs.FileSystem, archive: str, names: Sequence[str], *, uri: str, max_bytes: int
 ) -> Iterator[bytes | BadImage]:
     """Yield the contents of files of an archive, in the order of `names`.
 
     At most `max_bytes` + 1 of each are read. A compressed tar is read from its start, once.
+
+    Args:
+        uri: of the file system.
+
+    Raises:
+        StorageError: where it is out of reach.
     """
     num_yielded = 0
     try:
-        with _open(file_system, archive) as stream:
+        with open_buffered(file_system, archive, uri) as stream:
             read = _read_zip if _is_zip(archive) else _read_tar
             for content in read(stream, names, max_bytes + 1):
                 yield content
                 num_yielded += 1
+    except StorageError:
+        raise
     except _DAMAGE as error:
         reason = f"unreadable: its archive can't be read ({error})"
         yield from [BadImage(reason)] * (len(names) - num_yielded)
-
-
-@contextmanager
-def _open(file_system: fs.FileSystem, path: str) -> Iterator[io.BufferedReader]:
-    with file_system.open_input_file(path) as stream:
-        yield io.BufferedReader(stream, _BUFFER_BYTES)  # pyright: ignore[reportArgumentType]
 
 
 def _is_zip(path: str) -> bool:

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import groupby
 from typing import NoReturn
 
@@ -21,7 +21,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from cluster.io import filesystems, storage
-from cluster.io.errors import UserError
+from cluster.io.errors import StorageError, UserError
 from datasets.images import BadImage
 from datasets.prepare.archives import (
     find_archive,
@@ -31,6 +31,7 @@ from datasets.prepare.archives import (
     without_suffix,
 )
 from datasets.prepare.config import PrepareConfig
+from datasets.prepare.remote import is_local, read_again
 
 Reader = Callable[[pa.Table], Iterator[bytes | BadImage]]
 
@@ -101,7 +102,7 @@ def _list_archive(
     field: str, uri: str, file_system: fs.FileSystem, archive: fs.FileInfo, start: int
 ) -> dict[str, fs.FileInfo]:
     try:
-        members = list_members(file_system, archive)
+        members = list_members(file_system, archive, uri)
     except UserError as error:
         raise UserError(f"{field} is {uri!r}: {error}") from None
     return {info.path[start:]: info for info in sorted(members, key=lambda info: info.path)}
@@ -214,10 +215,17 @@ def read_files(references: pa.Table) -> Iterator[bytes | BadImage]:
 
     A pipe or device is never opened, as it may have no end; of a larger file, MAX_FILE_BYTES are
     read.
+
+    Raises:
+        StorageError: where an object store stays out of reach: nothing is known of the files then.
     """
     folders = references["folder"].to_pylist()
     file_systems = {folder: filesystems.resolve(folder)[0] for folder in set(folders)}
-    find = cache(lambda folder, parent: find_archive(file_systems[folder], f"{parent}/"))
+
+    @cache
+    def find(folder: str, parent: str) -> str | None:
+        return read_again(folder, partial(find_archive, file_systems[folder], f"{parent}/"))
+
     rows = zip(folders, references["path"].to_pylist(), strict=True)
 
     def find_place(row: tuple[str, str]) -> tuple[str, str] | None:
@@ -227,32 +235,44 @@ def read_files(references: pa.Table) -> Iterator[bytes | BadImage]:
 
     for place, group in groupby(rows, find_place):
         if place is None:
-            yield from _read_paths([(file_systems[folder], path) for folder, path in group])
+            yield from _read_paths([(folder, file_systems[folder], path) for folder, path in group])
             continue
         folder, archive = place
-        names = [path[len(archive) + 1 :] for _, path in group]
-        yield from map(
-            _bound, read_members(file_systems[folder], archive, names, max_bytes=MAX_FILE_BYTES)
+        members = read_members(
+            file_systems[folder],
+            archive,
+            [path[len(archive) + 1 :] for _, path in group],
+            uri=folder,
+            max_bytes=MAX_FILE_BYTES,
         )
+        yield from map(_bound, members)
 
 
-def _read_paths(places: list[tuple[fs.FileSystem, str]]) -> Iterator[bytes | BadImage]:
-    def read(place: tuple[fs.FileSystem, str]) -> bytes | BadImage:
-        file_system, path = place
-        try:
-            if isinstance(file_system, fs.LocalFileSystem) and (reason := _find_problem(path)):
-                return BadImage(reason)
-            with file_system.open_input_stream(path, compression=None) as stream:
-                return _bound(stream.read(MAX_FILE_BYTES + 1))
-        except FileNotFoundError:
-            return BadImage("missing file")
-        except OSError as error:
-            is_dir = is_folder(file_system.get_file_info(path))
-            return BadImage("a folder, not an image" if is_dir else f"unreadable: {error}")
-
+def _read_paths(places: list[tuple[str, fs.FileSystem, str]]) -> Iterator[bytes | BadImage]:
     with ThreadPoolExecutor(_READERS_PER_TASK) as pool:
         for some in range(0, len(places), _IMAGES_IN_MEMORY):
-            yield from pool.map(read, places[some : some + _IMAGES_IN_MEMORY])
+            yield from pool.map(_read_path, places[some : some + _IMAGES_IN_MEMORY])
+
+
+def _read_path(place: tuple[str, fs.FileSystem, str]) -> bytes | BadImage:
+    uri, file_system, path = place
+
+    def read() -> bytes:
+        with file_system.open_input_stream(path, compression=None) as stream:
+            return stream.read(MAX_FILE_BYTES + 1)
+
+    try:
+        if not is_local(file_system):
+            return _bound(read_again(uri, read))
+        return BadImage(reason) if (reason := _find_problem(path)) else _bound(read())
+    except FileNotFoundError:
+        return BadImage("missing file")
+    except StorageError:
+        raise
+    except IsADirectoryError:
+        return BadImage("a folder, not an image")
+    except OSError as error:
+        return BadImage(f"unreadable: {error}")
 
 
 def _bound(content: bytes | BadImage) -> bytes | BadImage:

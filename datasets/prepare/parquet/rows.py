@@ -12,14 +12,18 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from cluster.io import filesystems
-from cluster.io.errors import UserError, require
+from cluster.io.errors import StorageError, UserError, require
 from datasets.images import BadImage
+from datasets.prepare.remote import RemoteFile, is_local
 
 
 def read_rows(references: pa.Table, *, image_column: str) -> Iterator[bytes | BadImage]:
     """Read the image column of some rows, at most 32 images in memory at a time.
 
     The rest of a row group that can't be read comes as bad images.
+
+    Raises:
+        StorageError: where an object store stays out of reach.
     """
     rows = references.select(["folder", "file", "row_group", "row"]).to_pylist()
     for (folder, path, group), wanted in groupby(
@@ -31,6 +35,8 @@ def read_rows(references: pa.Table, *, image_column: str) -> Iterator[bytes | Ba
             for content in _read_row_group(folder, path, group, numbers, image_column):
                 yield BadImage("no image bytes in the row") if content is None else content
                 num_read += 1
+        except StorageError:
+            raise
         except (OSError, pa.ArrowException) as error:
             reason = f"unreadable: its row group can't be read ({shorten(str(error), 200)})"
             yield from [BadImage(reason)] * (len(numbers) - num_read)
@@ -41,7 +47,7 @@ def _read_row_group(
 ) -> Iterator[bytes | None]:
     """Yield the content of rows of one row group, by their rising numbers in it."""
     remaining, start = deque(numbers), 0
-    with filesystems.resolve(folder)[0].open_input_file(path) as stream:
+    with _open(folder, path) as stream:
         file = pq.ParquetFile(stream)
         if pa.types.is_struct(file.schema_arrow.field(image_column).type):
             image_column += ".bytes"
@@ -55,6 +61,13 @@ def _read_row_group(
             start += len(images)
 
 
+def _open(folder: str, path: str) -> pa.NativeFile | RemoteFile:
+    file_system = filesystems.resolve(folder)[0]
+    if is_local(file_system):
+        return file_system.open_input_file(path)
+    return RemoteFile(file_system, path, folder)
+
+
 def is_parquet(info: fs.FileInfo) -> bool:
     return info.type != fs.FileType.Directory and info.path.lower().endswith(".parquet")
 
@@ -64,9 +77,12 @@ def open_parquet(field: str, folder: str, path: str) -> pq.ParquetFile:
 
     Raises:
         UserError: naming `field`, where it can't be read.
+        StorageError: where it is out of reach, also of what is read from it later.
     """
     try:
-        return pq.ParquetFile(filesystems.resolve(folder)[0].open_input_file(path))
+        return pq.ParquetFile(_open(folder, path))
+    except StorageError:
+        raise
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(
             f"{field} is {folder!r}: {path} can't be read as Parquet ({error}); write it again, or "
@@ -144,6 +160,8 @@ def read_column(file: pq.ParquetFile, name: str) -> list[Any]:
     for group in range(file.num_row_groups):
         try:
             values += file.read_row_group(group, [name]).column(0).to_pylist()
+        except StorageError:
+            raise
         except (OSError, pa.ArrowException):
             values += [None] * file.metadata.row_group(group).num_rows
     return values
