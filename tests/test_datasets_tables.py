@@ -567,6 +567,24 @@ def test_splits_and_groups_by_columns(tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("train", "test", "classes"),
+    [
+        (("911", "A4"), "911", ("911", "A4")),
+        (("001", "100"), "100", ("001", "100")),
+        (("3008", "208"), "3008", ("208", "3008")),
+    ],
+)
+def test_names_that_are_numbers_are_names_in_all_tables(tmp_path, train, test, classes):
+    write_images(tmp_path, "1.jpg", "2.jpg", "3.jpg", "4.jpg")
+    write_text(tmp_path, "train.csv", f"file,label\n1.jpg,{train[0]}\n2.jpg,{train[1]}\n")
+    write_text(tmp_path, "test.csv", f"file,label\n3.jpg,{test}\n4.jpg,-1\n")
+    listing = list_source("table", tmp_path)
+    assert listing.classes == classes
+    assert {("test", test, "3.jpg"), ("test", None, "4.jpg")} < placed(listing)
+    assert ("numbers are names" in listing.notes[-1]) == ("208" not in train)
+
+
 def test_a_row_of_no_split_names_its_image(tmp_path):
     write_images(tmp_path, "1.jpg", "2.jpg", "3.jpg")
     rows = ["1.jpg,a,train", f"{tmp_path}/2.jpg,b,x", "3,b,x", "1.jpg,a,x", ",b,x", "9.jpg,b,x"]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 import pyarrow as pa
@@ -159,7 +159,7 @@ def _to_listing(config: PrepareConfig, roots: Sequence[Root], found: Found) -> L
     if config.test_root is not None and found.has_test_at_root:
         refuse_second_test_set(config.test_root, str(config.root))
     _name_unused_files(roots, found)
-    classes, labels = index_labels(found.labels, config.label_column)
+    classes, labels = index_labels(_name_numbers(found), config.label_column)
     references: dict[str, pa.Array | list] = {
         "split": found.splits,
         "label": pa.array(labels, pa.int32()),
@@ -176,6 +176,20 @@ def _to_listing(config: PrepareConfig, roots: Sequence[Root], found: Found) -> L
         unused=tuple(found.unused),
         notes=(*found.notes, *describe_spellings({name: name for name in classes})),
     )
+
+
+def _name_numbers(found: Found) -> list[FileLabels]:
+    """Take numbers as names where any label of all tables is a text: a CSV has no types, and `911`
+    beside `A4` in one table may be alone in another."""
+    kinds = {file.path: {type(value) for value in file.values} for file in found.labels}
+    numbered = [path for path, of_file in kinds.items() if int in of_file]
+    if not numbered or not any(str in of_file for of_file in kinds.values()):
+        return found.labels
+    found.notes.append(f"numbers are names of classes, as others are texts: {name_of(numbered[0])}")
+    return [
+        replace(file, values=[v if v in (None, -1) else str(v) for v in file.values])
+        for file in found.labels
+    ]
 
 
 def _refuse_no_rows(config: PrepareConfig, roots: Sequence[Root], found: Found) -> NoReturn:
