@@ -454,6 +454,24 @@ def write_parquet(path, labels, *, names=None, contents=None, **options):
     pq.write_table(table, path, **options)
 
 
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        "{",
+        '{"info": 1}',
+        '{"info": {"features": {"label": [1]}}}',
+        '{"info": {"features": {"label": {"names": {"0": "suv"}}}}}',
+        pytest.param("[" * 100_000, id="deep"),
+    ],
+)
+def test_metadata_of_another_form_is_refused_by_name(tmp_path, metadata):
+    write_parquet(tmp_path / "1.parquet", [1, 0])
+    table = pq.read_table(tmp_path / "1.parquet")
+    pq.write_table(table.replace_schema_metadata({"huggingface": metadata}), tmp_path / "1.parquet")
+    with pytest.raises(ValueError, match=r"/1.parquet: its metadata of the library datasets can't"):
+        list_source("parquet", tmp_path)
+
+
 def test_parquet_of_hugging_face(tmp_path):
     names = ["suv", "sedan"]
     write_parquet(tmp_path / "data/train-00000-of-00001.parquet", [1, 0], names=names)

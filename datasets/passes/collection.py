@@ -131,7 +131,7 @@ def _list_parquet(uri: str, files: list[fs.FileInfo], image_column: str) -> Coll
         rows = refer_to_rows(file, uri, info.path, names)
         for name in _find_keys(file.schema_arrow, image_column):
             values = read_column(file, name)
-            if (classes := huggingface_names(file.schema_arrow, name)) is not None:
+            if (classes := huggingface_names(file.schema_arrow, name, info.path)) is not None:
                 values = name_labels(values, classes)
             rows = rows.append_column(KEY + name, [values])
         tables.append(rows)

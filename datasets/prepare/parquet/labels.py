@@ -21,10 +21,23 @@ class FileLabels:
     """By number, where the file's metadata names them."""
 
 
-def huggingface_names(schema: pa.Schema, label_column: str) -> list[str] | None:
-    """Class names that Hugging Face writes into the schema's metadata."""
-    metadata = json.loads((schema.metadata or {}).get(b"huggingface", "{}"))
-    return metadata.get("info", {}).get("features", {}).get(label_column, {}).get("names")
+def huggingface_names(schema: pa.Schema, label_column: str, path: str) -> list[str] | None:
+    """Class names that Hugging Face writes into the schema's metadata.
+
+    Raises:
+        UserError: naming the file, where the metadata has another form.
+    """
+    try:
+        metadata = json.loads((schema.metadata or {}).get(b"huggingface", "{}"))
+        names = metadata.get("info", {}).get("features", {}).get(label_column, {}).get("names")
+        if names is not None and not isinstance(names, list):
+            raise TypeError(f"the names are {names!r}")
+        return names and [str(name) for name in names]
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path}: its metadata of the library datasets can't be read ({error}); write the file "
+            "again"
+        ) from None
 
 
 def index_labels(

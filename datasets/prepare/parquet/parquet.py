@@ -173,5 +173,5 @@ def _read_labels(file: pq.ParquetFile, found: DataFile, config: PrepareConfig) -
             f"label_column is {name!r}: it holds {schema.field(name).type} in {path}; give a "
             "column of class names or whole numbers"
         )
-    names = huggingface_names(schema, name)
+    names = huggingface_names(schema, name, path)
     return FileLabels(path=path, split=found.split, values=labels, names=names)
