@@ -1,5 +1,6 @@
 """Archives are listed and read in place, as the folder that they were packed from."""
 
+import io
 import shutil
 import tarfile
 
@@ -174,6 +175,7 @@ def test_links_in_a_tar(tmp_path):
             ("./b/hard.jpg", "./a/1.jpg", tarfile.LNKTYPE),
             ("./b/soft.jpg", "2.jpg", tarfile.SYMTYPE),
             ("./b/nowhere.jpg", "../../x.jpg", tarfile.SYMTYPE),
+            ("./b/itself.jpg", "itself.jpg", tarfile.SYMTYPE),
         ):
             info = tarfile.TarInfo(name)
             info.type, info.linkname = kind, target
@@ -181,7 +183,88 @@ def test_links_in_a_tar(tmp_path):
     found = contents(list_folder(archive))
     assert found["train/b/hard.jpg"] == b"1"
     assert found["train/b/soft.jpg"] == b"2"
-    assert str(found["train/b/nowhere.jpg"]) == "a link to nothing"
+    for name in ("nowhere", "itself"):
+        assert str(found[f"train/b/{name}.jpg"]) == "a link to nothing"
+
+
+def test_archives_of_one_name_are_refused_where_they_hold_the_same_paths(tmp_path):
+    pack(tmp_path / "cars.zip", {"audi/1.jpg": b"1", "bmw/2.jpg": b"2"})
+    pack(tmp_path / "cars.tar", {"audi/3.jpg": b"3", "bmw/4.jpg": b"4"})
+    assert sorted(map(str, contents(list_folder(tmp_path)).values())) == [
+        str(number) for number in (b"1", b"2", b"3", b"4")
+    ]
+    pack(tmp_path / "cars.tar", {"audi/1.jpg": b"3", "bmw/4.jpg": b"4"})
+    said = r"cars.zip holds audi/1.jpg, and so does cars.tar/audi/1.jpg; rename one"
+    with pytest.raises(UserError, match=said):
+        list_folder(tmp_path)
+
+
+def test_what_macos_puts_beside_archives_is_not_opened(tmp_path):
+    for split in ("train", "test"):
+        pack(tmp_path / f"{split}.zip", {"a/1.jpg": b"1", "b/2.jpg": b"2"})
+        (tmp_path / f"._{split}.zip").write_bytes(b"\0\5\x16\7")
+    listing = list_folder(tmp_path)
+    assert len(listing.references) == 4
+    assert [reason for _, reason in listing.unused] == ["hidden"] * 2
+
+
+@pytest.mark.parametrize("splits", [("train",), ("train", "test")])
+def test_names_in_latin_1_in_a_tar(tmp_path, splits):
+    for split in splits:
+        with tarfile.open(
+            tmp_path / f"{split}.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1"
+        ) as tar:
+            for name in ("Citro\u00ebn/1.jpg", "audi/2.jpg"):
+                info = tarfile.TarInfo(name)
+                info.size = 1
+                tar.addfile(info, io.BytesIO(name[:1].encode()))
+    found = contents(list_folder(tmp_path))
+    assert found.keys() == {
+        f"{split}/{name}" for split in splits for name in ("Citro\u00ebn/1.jpg", "audi/2.jpg")
+    }
+    assert found["train/Citro\u00ebn/1.jpg"] == b"C"
+    assert contents(list_folder(tmp_path / "train.tar"))["train/audi/2.jpg"] == b"a"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("M\u00fcller".encode(), b"M\xff\xfeller"), (b"PK\1\2\x14\3\x14", b"PK\1\2\x14\3\x63")],
+)
+def test_a_zip_of_odd_names_or_a_later_version_is_refused(tmp_path, old, new):
+    archive = tmp_path / "cars.zip"
+    pack(archive, {"M\u00fcller/1.jpg": b"1", "b/2.jpg": b"2"})
+    listing, content = list_folder(archive), archive.read_bytes()
+    assert old in content
+    archive.write_bytes(content.replace(old, new))
+    for root in (archive, tmp_path):
+        with pytest.raises(UserError, match=f"root is .*{root.name}': .* can't be read as an arch"):
+            list_folder(root)
+    assert all(isinstance(found, BadImage) for found in listing.read(listing.references))
+
+
+def test_a_plain_tar_is_read_image_by_image(tmp_path, monkeypatch):
+    """A task has up to 500 images: not all of them are in memory at once."""
+    pack(tmp_path / "cars.tar", {f"{name}/1.jpg": name.encode() for name in "bca"})
+    listing, opened = list_folder(tmp_path / "cars.tar"), []
+    open_member = tarfile.TarFile.extractfile
+    monkeypatch.setattr(
+        tarfile.TarFile,
+        "extractfile",
+        lambda tar, info: opened.append(info.name) or open_member(tar, info),
+    )
+    for number, content in enumerate(listing.read(listing.references)):
+        assert content == b"abc"[number : number + 1]
+        assert opened == ["./a/1.jpg", "./b/1.jpg", "./c/1.jpg"][: number + 1]
+
+
+def test_a_tar_that_ends_too_early_keeps_the_images_before(tmp_path):
+    archive = tmp_path / "cars.tar"
+    pack(archive, {f"{name}/1.jpg": name.encode() * 2000 for name in "cab"})
+    listing, content = list_folder(archive), archive.read_bytes()
+    archive.write_bytes(content[: 512 + 2048 + 512 + 2048 + 512 + 700])
+    a, b, c = listing.read(listing.references)
+    assert a == b"a" * 2000 and c == b"c" * 2000
+    assert isinstance(b, BadImage) and str(b).startswith("unreadable: ")
 
 
 def test_predict_takes_an_archive(tmp_path):

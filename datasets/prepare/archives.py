@@ -23,6 +23,7 @@ SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", "
 _DAMAGE = (
     *(zipfile.BadZipFile, tarfile.TarError, zlib.error, LZMAError),
     *(EOFError, OSError, pa.ArrowException),
+    *(UnicodeError, NotImplementedError),  # names in a zip, and versions of one
 )
 _ENCRYPTED, _UTF_8 = 0x1, 0x800
 """Flags of a file in a zip."""
@@ -81,7 +82,8 @@ def read_members(
 ) -> Iterator[bytes | BadImage]:
     """Yield the contents of files of an archive, in the order of `names`.
 
-    At most `max_bytes` + 1 of each are read. A compressed tar is read from its start, once.
+    At most `max_bytes` + 1 of each are read. A compressed tar is read from its start, once, and all
+    that it yields is in memory at a time.
 
     Args:
         uri: of the file system.
@@ -112,7 +114,7 @@ def _clean(name: str) -> str:
     return posixpath.normpath(name.replace("\\", "/")).lstrip("/")
 
 
-def _name_of(info: zipfile.ZipInfo) -> str:
+def _name_in_zip(info: zipfile.ZipInfo) -> str:
     """Return a name in a zip: macOS writes UTF-8 without the flag that says so."""
     if info.flag_bits & _UTF_8:
         return _clean(info.filename)
@@ -122,24 +124,34 @@ def _name_of(info: zipfile.ZipInfo) -> str:
         return _clean(info.filename)
 
 
+def _name_in_tar(info: tarfile.TarInfo) -> str:
+    """Return a name in a tar: an old one is in the encoding of the machine that wrote it."""
+    name = info.name
+    try:
+        name.encode()
+    except UnicodeError:
+        name = name.encode(errors="surrogateescape").decode("latin-1")
+    return _clean(name)
+
+
 def _list_zip(stream: io.BufferedReader) -> dict[str, int] | None:
     with zipfile.ZipFile(stream) as archive:
         files = [info for info in archive.infolist() if not info.is_dir()]
     if files and all(info.flag_bits & _ENCRYPTED for info in files):
         return None
-    return {_name_of(info): info.file_size for info in files}
+    return {_name_in_zip(info): info.file_size for info in files}
 
 
 def _list_tar(stream: io.BufferedReader) -> dict[str, int]:
-    with tarfile.open(fileobj=stream) as archive:
-        return {_clean(info.name): info.size for info in archive if not info.isdir()}
+    with tarfile.open(fileobj=stream, encoding="utf-8") as archive:
+        return {_name_in_tar(info): info.size for info in archive if not info.isdir()}
 
 
 def _read_zip(
     stream: io.BufferedReader, names: Sequence[str], num_bytes: int
 ) -> Iterator[bytes | BadImage]:
     with zipfile.ZipFile(stream) as archive:
-        found = {_name_of(info): info for info in archive.infolist()}
+        found = {_name_in_zip(info): info for info in archive.infolist()}
         for name in names:
             info = found.get(name)
             if info is None:
@@ -154,25 +166,31 @@ def _read_zip_member(
     try:
         with archive.open(info) as file:
             return file.read(num_bytes)
-    except (*_DAMAGE, RuntimeError, NotImplementedError) as error:  # a password
+    except (*_DAMAGE, RuntimeError) as error:  # a password
         return BadImage(f"unreadable: {error}")
 
 
 def _read_tar(
     stream: io.BufferedReader, names: Sequence[str], num_bytes: int
 ) -> Iterator[bytes | BadImage]:
-    """Reads in the order of the archive, as a compressed one can't be read in another."""
-    wanted, contents = set(names), dict[str, bytes | BadImage]()
-    try:
-        with tarfile.open(fileobj=stream) as archive:
+    wanted, found = set(names), dict[str, tarfile.TarInfo]()
+    contents = dict[str, bytes | BadImage]()
+    missing = BadImage("missing file")
+    with tarfile.open(fileobj=stream, encoding="utf-8") as archive:
+        is_plain = archive.fileobj is stream
+        try:
             for info in archive:
-                if (name := _clean(info.name)) in wanted:
-                    contents[name] = _read_tar_member(archive, info, num_bytes)
-    except _DAMAGE as error:
-        damaged = BadImage(f"unreadable: its archive can't be read ({error})")
-        yield from (contents.get(name, damaged) for name in names)
-        return
-    yield from (contents.get(name, BadImage("missing file")) for name in names)
+                if (name := _name_in_tar(info)) in wanted:
+                    found[name] = info
+                    if not is_plain:  # only in this order
+                        contents[name] = _read_tar_member(archive, info, num_bytes)
+        except _DAMAGE as error:
+            missing = BadImage(f"unreadable: its archive can't be read ({error})")
+        for name in names:
+            if is_plain and (info := found.get(name)) is not None:
+                yield _read_tar_member(archive, info, num_bytes)
+            else:
+                yield contents.get(name, missing)
 
 
 def _read_tar_member(
@@ -180,6 +198,8 @@ def _read_tar_member(
 ) -> bytes | BadImage:
     try:
         file = archive.extractfile(info)
-    except KeyError:
+        return BadImage("a folder, not an image") if file is None else file.read(num_bytes)
+    except (KeyError, RecursionError):  # a link to itself
         return BadImage("a link to nothing")
-    return BadImage("a folder, not an image") if file is None else file.read(num_bytes)
+    except _DAMAGE as error:
+        return BadImage(f"unreadable: {error}")

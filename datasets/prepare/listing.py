@@ -31,6 +31,7 @@ from datasets.prepare.archives import (
     without_suffix,
 )
 from datasets.prepare.config import PrepareConfig
+from datasets.prepare.names import find_system_name
 from datasets.prepare.remote import is_local, read_again
 
 Reader = Callable[[pa.Table], Iterator[bytes | BadImage]]
@@ -92,9 +93,16 @@ def walk(field: str, uri: str) -> dict[str, fs.FileInfo]:
     found = {info.path[start:]: info for info in sorted(infos, key=lambda info: info.path)}
     if any(map(is_folder, found.values())):
         return found
-    for name in list(filter(is_archive, found)):
+    names = [name for name in found if is_archive(name) and find_system_name([name]) is None]
+    for name in names:
         members = _list_archive(field, uri, file_system, found.pop(name), len(root) + len(name) + 2)
-        found |= {f"{without_suffix(name)}/{path}": info for path, info in members.items()}
+        for path, info in members.items():
+            other = found.setdefault(f"{without_suffix(name)}/{path}", info)
+            if other is not info:
+                raise UserError(
+                    f"{field} is {uri!r}: {name} holds {path}, and so does {other.path[start:]}; "
+                    "rename one of the two archives, or move it away"
+                )
     return found
 
 
