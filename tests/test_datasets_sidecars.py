@@ -61,7 +61,11 @@ def test_yolo(tmp_path, layout, names):
         list_source("folder", tmp_path)
     version = listing.version
     (tmp_path / label).write_text("0 0.5 0.5 0.2 0.2")
-    assert list_source("table", tmp_path).version != version
+    changed = list_source("table", tmp_path)
+    assert changed.version != version
+    (tmp_path / "data.yaml").write_text(files["data.yaml"].replace("audi", "ram"))
+    renamed = list_source("table", tmp_path)
+    assert renamed.classes == ("bmw", "ram") and renamed.version != changed.version
 
 
 def test_pascal_voc(tmp_path):

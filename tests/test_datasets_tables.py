@@ -24,6 +24,7 @@ from datasets.prepare.tables.columns import find_columns, find_other_values
 from datasets.prepare.tables.listing import NO_FILE, NO_NAME, NO_ROW, TWICE
 from datasets.prepare.tables.matching import Files
 from datasets.prepare.tables.rows import Rows, read_rows
+from tests.support.archives import pack
 from tests.support.listings import placed
 
 
@@ -641,6 +642,27 @@ def test_local_paths_relative_paths_and_uris_in_one_table(tmp_path):
     write_text(tmp_path, "bad.csv", "image,label\nhttps://x.org/1.jpg,a\n")
     with pytest.raises(UserError, match=r"https://x.org/1.jpg is on the web; download"):
         list_source("table", tmp_path / "bad.csv")
+
+
+@pytest.mark.parametrize("form", ["ROOT/{}", "file://ROOT/{}", "../{}"])
+def test_an_image_elsewhere_that_is_replaced_changes_the_version(tmp_path, form):
+    pack(tmp_path / "photos.zip", {"3.jpg": b"3"})
+    write_images(tmp_path, "photos/1.jpg", "photos/2.jpg")
+    names = [form.format(f"photos/{number}.jpg") for number in (1, 2)]
+    names += ["file://ROOT/photos.zip/3.jpg", "file://ROOT/photos/missing.jpg"]
+    rows = "".join(f"{name},{name[-5]}\n" for name in names).replace("ROOT", str(tmp_path))
+    write_text(tmp_path, "tables/cars.csv", f"image,label\n{rows}")
+    versions = list_versions(tmp_path / "tables")
+    assert versions[0] == versions[1]
+    (tmp_path / "photos/1.jpg").write_bytes(b"another photograph")
+    versions += list_versions(tmp_path / "tables")
+    pack(tmp_path / "photos.zip", {"3.jpg": b"another photograph"})
+    versions += list_versions(tmp_path / "tables")
+    assert len(set(versions)) == 3
+
+
+def list_versions(root):
+    return [list_source("table", root).version for _ in range(2)]
 
 
 def write_splits(root, form, table="cars.csv"):

@@ -24,6 +24,7 @@ from datasets.prepare.names import find_system_name
 from datasets.prepare.parquet.labels import FileLabels, index_labels
 from datasets.prepare.splits import NO_SPLIT, split_of_name, split_of_path
 from datasets.prepare.tables.columns import Columns
+from datasets.prepare.tables.outside import describe_outside
 from datasets.prepare.tables.roots import Root, find_metadata, keep_files, open_root
 from datasets.prepare.tables.rows import Value
 from datasets.prepare.tables.table import Table, read_tables
@@ -42,6 +43,8 @@ class Found:
     groups: list[str | None] = field(default_factory=list)
     labels: list[FileLabels] = field(default_factory=list)
     infos: list[fs.FileInfo] = field(default_factory=list)
+    outside: set[tuple[str, str]] = field(default_factory=set)
+    """URI and path of images that are not below a root."""
     unused: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     named: set[str] = field(default_factory=set)
@@ -92,6 +95,7 @@ def _find_images(tables: Sequence[Table]) -> Found:
         found.notes += table.notes
         found.infos += table.infos
         _take_rows(table.root, table.path, table.columns, found)
+    found.infos += describe_outside(found.outside)
     return found
 
 
@@ -129,6 +133,8 @@ def _take_rows(root: Root, table: str, columns: Columns, found: Found) -> None:
         found.has_test_at_root |= root.option == "root" and split == "test"
         if place.info is not None:
             found.infos.append(place.info)
+        else:
+            found.outside.add((place.uri, place.path))
         found.splits.append(split)
         found.folders.append(place.uri)
         found.paths.append(place.path)

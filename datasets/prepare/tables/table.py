@@ -75,13 +75,15 @@ def _read_table(config: PrepareConfig, root: Root, path: str, *, is_required: bo
         reason = str(error).removeprefix(f"{name_of(path)}: ") if is_required else str(error)
         _leave_out(root, path, reason, is_required=is_required)
         return None
-    info = (root.infos or {}).get(path)
+    if (info := (root.infos or {}).get(path)) is None:
+        with filesystems.explaining(root.uri):
+            info = filesystems.resolve(root.uri)[0].get_file_info(address)
     return Table(
         root=root,
         path=path,
         columns=columns,
         notes=tuple(f"{path}: {note}" for note in (*rows.notes, columns.rule)),
-        infos=(info or filesystems.resolve(root.uri)[0].get_file_info(address),),
+        infos=(info,),
         is_required=is_required,
     )
 
@@ -99,7 +101,6 @@ def _read_label_files(config: PrepareConfig, root: Root) -> Table:
         if (file := find_names(root.infos or ())) is not None:
             (content,) = read_files(root.refer_to([file]))
             names = {} if isinstance(content, BadImage) else read_names(file, content)
-            root.used.add(file)
         rows = read_sidecars(
             {image: (path, contents[path]) for image, path in root.sidecars.items()}, names
         )
@@ -107,13 +108,14 @@ def _read_label_files(config: PrepareConfig, root: Root) -> Table:
             raise UserError(_describe_no_classes(rows, is_required=True))
     except UserError as error:
         raise UserError(f"{root.option} is {root.uri!r}: {error}") from None
-    root.used.update(paths)
+    own = paths if file is None else [*paths, file]
+    root.used.update(own)
     return Table(
         root=root,
         path="",
         columns=columns,
         notes=(*rows.notes, *([f"names of classes from {file}"] if names else [])),
-        infos=tuple(root.infos[path] for path in paths if root.infos is not None),
+        infos=tuple(root.infos[path] for path in own if root.infos is not None),
         is_required=True,
     )
 
