@@ -275,11 +275,66 @@ def test_data_set_is_reused_or_prepared_anew(photos, capsys):
     assert "shards are missing" in capsys.readouterr().out
 
 
+def test_a_data_set_stays_until_the_next_one_is_complete(photos, monkeypatch):
+    """Wherever the next one fails; what it leaves is deleted by the one after it."""
+    write(photos / "elsewhere.txt", b"not used")
+    config = options(photos)
+    first = prepare(config)
+    of_first = {shard.path for split in first.splits.values() for shard in split.shards}
+    changed = replace(config, row_group_size=4)
+
+    def fail(*_, **__):
+        raise OSError("No space left on device")
+
+    for name in ("prepare.stage", "prepare.write_shards", "prepare.write_manifest"):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"datasets.prepare.{name}", fail)
+            with pytest.raises(OSError, match="No space left"):
+                prepare(changed)
+        assert read_manifest(config.out) == first
+        assert sum(len(read_rows(config, first, split)) for split in first.splits) == 49
+        run_info(InfoConfig(data=config.out))
+    assert len({name for name in list_files(config.out) if name.count("part-")}) > len(of_first)
+    with pytest.raises(ValueError, match="no image is left"), monkeypatch.context() as patched:
+        patched.setattr("datasets.images.MAX_PIXELS", 1)
+        prepare(changed)
+    assert list_files(config.out) == of_first | {
+        "manifest.json",
+        "quarantine.parquet",
+        "unused.parquet",
+    }
+    (photos / "elsewhere.txt").unlink()
+    second = prepare(changed)
+    shards = {shard.path for split in second.splits.values() for shard in split.shards}
+    assert not shards & of_first
+    assert list_files(config.out) == shards | {"manifest.json", "quarantine.parquet"}
+
+
+def test_the_data_set_of_an_older_thaw_is_replaced_once_the_next_one_is_complete(
+    photos, monkeypatch, capsys
+):
+    config = options(photos)
+    prepare(config)
+    file = Path(config.out) / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"schema_version": 1, "splits": 0}))
+    write(Path(config.out) / "train/part-00000-000000000000.parquet", b"of the older one")
+    older = list_files(config.out)
+    with monkeypatch.context() as patched:
+        patched.delattr("datasets.prepare.prepare.stage")
+        with pytest.raises(NameError):
+            prepare(config)
+    assert list_files(config.out) == older
+    manifest = prepare(config)
+    assert "its shards are those of an older Thaw" in capsys.readouterr().out
+    shards = {shard.path for split in manifest.splits.values() for shard in split.shards}
+    assert list_files(config.out) == shards | {"manifest.json", "quarantine.parquet"}
+
+
 @pytest.mark.ray
 @pytest.mark.extended
-def test_killed_before_the_manifest_there_is_no_data_set(ray_cluster, photos):
+def test_killed_before_the_manifest_there_is_the_data_set_before(ray_cluster, photos):
     config = options(photos)
-    prepare(config)  # an earlier data set must not pass for the new one either
+    before = prepare(config)
     write(photos / "train/ram/new.jpg", encode(5000))
     script = (
         "import os, ray, signal, sys\n"
@@ -292,10 +347,11 @@ def test_killed_before_the_manifest_there_is_no_data_set(ray_cluster, photos):
     killed = subprocess.run([sys.executable, "-c", script, ray_cluster, photos], cwd=ROOT)
     assert killed.returncode == -signal.SIGKILL
     left = list_files(config.out)
-    assert any(name.startswith("train/part-") for name in left)
+    of_before = {shard.path for split in before.splits.values() for shard in split.shards}
+    assert any(name.startswith("train/part-") for name in left - of_before)
     assert any(name.startswith(".staging/") for name in left)
-    with pytest.raises(ValueError, match=r"manifest\.json is missing"):
-        read_manifest(config.out)
+    assert read_manifest(config.out) == before
+    assert sum(len(read_rows(config, before, split)) for split in before.splits) == 49
     # The next run has other options, so none of the leftovers is overwritten: they are cleared.
     manifest = prepare(replace(config, val_fraction=0.4))
     shards = {shard.path for split in manifest.splits.values() for shard in split.shards}
@@ -321,7 +377,7 @@ def test_few_images_need_no_ray_and_give_the_same(ray_cluster, photos, monkeypat
 
 
 @pytest.mark.ray
-def test_error_on_the_way_leaves_no_data_set(ray_cluster, photos, monkeypatch):
+def test_error_on_the_way_leaves_no_data_set_where_none_was(ray_cluster, photos, monkeypatch):
     def fail(*_):
         raise OSError("No space left on device")
 

@@ -1,6 +1,7 @@
-"""The data set that is in OUT already: reused, or deleted."""
+"""The data set that is in OUT already: reused, or deleted once another one is complete."""
 
 import re
+from collections.abc import Set
 from dataclasses import asdict
 from typing import Any
 
@@ -46,17 +47,31 @@ def find_existing_output(config: PrepareConfig, source_version: str) -> Manifest
     return manifest
 
 
-def clear(out: str) -> None:
-    """Delete a data set, whole or left by an interrupted run; other files stay."""
-    # First the manifest: without it there is no data set, even if this is interrupted.
-    storage.delete_file(storage.join(out, "manifest.json"))
-    for folder in (*SPLITS, *filter(FOLD_FOLDER.fullmatch, storage.list_names(out))):
-        folder = storage.join(out, folder)
-        for name in filter(_SHARD_NAME.fullmatch, storage.list_names(folder)):
-            storage.delete_file(storage.join(folder, name))
-    for name in ("quarantine.parquet", UNUSED, TABLE, PICTURE):
-        storage.delete_file(storage.join(out, name))
+def clear_leftovers(out: str) -> None:
+    """Delete what interrupted runs left; a data set that is there stays as it is, but for its
+    report of near duplicates."""
     storage.delete_folder(storage.join(out, ".staging"))
+    for name in (TABLE, PICTURE):
+        storage.delete_file(storage.join(out, name))
+    if not storage.exists(storage.join(out, "manifest.json")):
+        _delete_other_shards(out, frozenset())
+    elif read_schema_version(out) == SCHEMA_VERSION:
+        _delete_other_shards(out, _list_shards(read_manifest(out)))
+
+
+def delete_before(out: str, manifest: Manifest) -> None:
+    """Delete what is left of the data set that was there before this one; other files stay."""
+    _delete_other_shards(out, _list_shards(manifest))
+    if not manifest.num_unused:
+        storage.delete_file(storage.join(out, UNUSED))
+
+
+def _delete_other_shards(out: str, used: Set[str]) -> None:
+    for split in (*SPLITS, *filter(FOLD_FOLDER.fullmatch, storage.list_names(out))):
+        folder = storage.join(out, split)
+        for name in filter(_SHARD_NAME.fullmatch, storage.list_names(folder)):
+            if f"{split}/{name}" not in used:
+                storage.delete_file(storage.join(folder, name))
 
 
 def _used_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -69,9 +84,13 @@ def _used_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _has_all_shards(out: str, manifest: Manifest) -> bool:
-    wanted = {shard.path for split in manifest.splits.values() for shard in split.shards}
+    wanted = _list_shards(manifest)
     return wanted <= {
         f"{folder}/{name}"
         for folder in {path.split("/")[0] for path in wanted}
         for name in storage.list_names(storage.join(out, folder))
     }
+
+
+def _list_shards(manifest: Manifest) -> set[str]:
+    return {shard.path for split in manifest.splits.values() for shard in split.shards}

@@ -10,7 +10,10 @@ from the staged files.
     OUT/unused.parquet          where the source has files that are no images of the data set
     OUT/near_duplicates.*       where images are alike: a table and a picture
     OUT/{train,val,test,fold-0}/part-00000-<fingerprint>.parquet
-    OUT/manifest.json           last: before it there is no data set
+    OUT/manifest.json           last: before it there is no data set, or the one before
+
+The shards of a data set that is there already stay until the new manifest is written: their names
+hold another fingerprint.
 """
 
 import time
@@ -30,7 +33,7 @@ from datasets.prepare.class_checks import check_classes
 from datasets.prepare.config import PrepareConfig
 from datasets.prepare.dry_run import print_listing
 from datasets.prepare.exclude import exclude
-from datasets.prepare.existing import clear, find_existing_output
+from datasets.prepare.existing import clear_leftovers, delete_before, find_existing_output
 from datasets.prepare.folds import describe_folds
 from datasets.prepare.groups import add_groups
 from datasets.prepare.jobs import stage, write_shards
@@ -73,7 +76,7 @@ def _list_source(config: PrepareConfig) -> Listing:
 
 def _write(config: PrepareConfig, listing: Listing) -> Manifest:
     started_s = time.monotonic()
-    clear(config.out)
+    clear_leftovers(config.out)
     for note in listing.notes:
         report(note)
     _write_unused(config, listing)
@@ -99,6 +102,7 @@ def _write(config: PrepareConfig, listing: Listing) -> Manifest:
             num_unused=len(listing.unused),
         )
         write_manifest(config.out, manifest)
+        delete_before(config.out, manifest)
     finally:
         storage.delete_folder(staging)
     _print_counts(config.out, manifest, time.monotonic() - started_s)
