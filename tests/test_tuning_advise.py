@@ -8,22 +8,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from cluster.io.errors import UserError
 from cluster.io.statistics import count_discordant, mcnemar
 from cluster.runtime import Resources
+from datasets.config import IngestConfig
 from datasets.manifest import join_splits
 from datasets.manifest_file import read_manifest, write_manifest
+from datasets.passes.feature_tasks import Entry
+from datasets.passes.features import View, write_part, write_view
+from datasets.plan import IGNORE_INDEX
 from tests.support.data import WriteData, find_shard
 from tests.test_datasets_folds import part
 from trainers.config import FinetuneConfig, ModelConfig
 from trainers.inference import passes
+from trainers.inference.passes import Features
 from trainers.networks.backbones import build, find
 from tuning import ending
 from tuning.__main__ import parse
 from tuning.advice import race as race_module
+from tuning.advice import stages
 from tuning.advice.advice import Advice, advice_uri, read_advice, score_advice
 from tuning.advice.advise import run_advise
 from tuning.advice.candidates import plan_candidates
@@ -92,6 +99,46 @@ def test_a_task_is_similar_where_the_last_stage_closes_half_of_the_gap_and_none_
     assert (luck.rival, luck.is_similar) == (None, True)
     both = judged(probed(0.85, 0.9, 0.8, p_better=(0.02, 0.001)))
     assert both.rival == "stage2"
+
+
+def keep_features(out: Path, split: str, labels: list[int]) -> Entry:
+    """Write features of images into a cache; those with IGNORE_INDEX are unreadable."""
+    entry = Entry(uri=str(out / split), facts={}, shape=(3,), split=split, views=(0,), output=0)
+    errors = [f"{row}: gone" if label == IGNORE_INDEX else None for row, label in enumerate(labels)]
+    block = pa.table({"label": labels, "image_id": range(len(labels)), "read_error": errors})
+    features = np.eye(3, dtype=np.float16)[np.clip(labels, 0, 2)]
+    folder = f"{entry.uri}/view-0000"
+    part = write_part(f"{folder}/part.parquet", features, block, (len(labels),), first_row=0)
+    write_view(View(folder, (3,), (part,)), {})
+    return entry
+
+
+def test_networks_are_compared_on_the_images_that_all_of_them_have(
+    write_data: WriteData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    manifest = read_manifest(write_data(train=12, val=6, test=3))
+    labels = {"train": [0, 1, 2] * 4, "val": [0, 1, 2] * 2}
+
+    def keep(name: str, unreadable: int | None) -> dict[str, Entry]:
+        known = {split: list(of_split) for split, of_split in labels.items()}
+        if unreadable is not None:
+            known["val"][unreadable] = IGNORE_INDEX
+        return {split: keep_features(tmp_path / name, split, of) for split, of in known.items()}
+
+    features = [
+        Features([keep("a1", None), keep("a2", 4)]),
+        Features([keep("b1", 2), keep("b2", 2)]),
+    ]
+    monkeypatch.setattr(stages, "compute_features", lambda *_, **__: features)
+    training = FinetuneConfig(data="", ingest=IngestConfig(max_bad_fraction=0.5))
+    resources = Resources(num_nodes=1, num_cpus=2, num_gpus=0, memory_gib=8, object_store_gib=1)
+    found, rows = stages.collect([training, training], manifest, resources, "")
+    answers = [stages.probe_stages("lenet5", each, rows)[1] for each in found]
+
+    assert rows["val"].tolist() == [0, 1, 3, 5] and rows["train"].tolist() == list(range(12))
+    assert count_discordant(*answers) == (0, 0) and all(len(a) == 4 for a in answers)
+    assert "2 of 6 val images could not be read: 2: gone ...; left out" in caplog.text
 
 
 def test_data_is_little_below_the_bound() -> None:

@@ -240,18 +240,21 @@ def load_view(view: View) -> FeatureArrays:
     features = np.empty((view.num_images, *view.shape), DTYPE)
     labels_N = np.empty(view.num_images, np.int64)
     image_ids_N = np.empty(view.num_images, np.int64)
-    unreadable: list[str] = []  # as the file says: it may be newer than the index
+    unreadable: dict[int, str] = {}
     for part in view.parts:
-        uri = storage.join(view.uri, part.name)
-        table = storage.read_parquet(uri)
-        unreadable += _take_facts(table.schema.metadata, uri)["unreadable"]
+        table = storage.read_parquet(storage.join(view.uri, part.name))
         rows = slice(part.first_row, part.first_row + part.num_images)
         features[rows] = _to_array(table, view.shape)
         labels_N[rows], image_ids_N[rows] = table["label"].to_numpy(), table["image_id"].to_numpy()
-    unreadable_rows = np.flatnonzero(labels_N == IGNORE_INDEX).tolist()
-    return FeatureArrays(
-        features, labels_N, image_ids_N, dict(zip(unreadable_rows, unreadable, strict=True))
-    )
+        unreadable |= _name_unreadable(table, part)
+    return FeatureArrays(features, labels_N, image_ids_N, unreadable)
+
+
+def _name_unreadable(table: pa.Table, part: Part) -> dict[int, str]:
+    """The names are those of the file, which may be newer than the index."""
+    rows = part.first_row + np.flatnonzero(table["label"].to_numpy() == IGNORE_INDEX)
+    names = _take_facts(table.schema.metadata, part.name)["unreadable"]
+    return dict(zip(rows.tolist(), names, strict=True))
 
 
 def read_features(chunk: Chunk, view: View) -> Iterator[pa.Table]:

@@ -18,7 +18,13 @@ from datasets.manifest import Manifest
 from datasets.passes.actors import Workers
 from datasets.passes.feature_builder import Built, build_features
 from datasets.passes.feature_tasks import Entry
-from datasets.passes.features import FeatureArrays, View, hash_facts, load_view, read_view
+from datasets.passes.features import (
+    FeatureArrays,
+    View,
+    hash_facts,
+    load_view,
+    read_view,
+)
 from trainers.config import FinetuneConfig, ModelConfig
 from trainers.inference.actors import plan_actors
 from trainers.inference.compiled import is_compiled
@@ -71,14 +77,16 @@ class Features:
             for of_depth in self.entries
         ]
 
-    def list_unreadable(self) -> dict[str, list[str]]:
-        """Return the names of the unreadable images of the splits that have some."""
-        views = {split: _read(entry) for split, entry in self.entries[0].items()}
-        return {
-            split: [name for part in view.parts for name in part.unreadable]
-            for split, view in views.items()
-            if any(part.unreadable for part in view.parts)
-        }
+    def find_unreadable(self) -> dict[str, dict[int, str]]:
+        """Return the names of images that are unreadable at any depth, by split and row."""
+        found: dict[str, dict[int, str]] = {}
+        for of_depth in self.entries:
+            for split, entry in of_depth.items():
+                view = _read(entry)
+                found.setdefault(split, {}).update(
+                    load_view(view).unreadable if view.unreadable else {}
+                )
+        return found
 
 
 def compute_features(

@@ -10,6 +10,7 @@ OUT/backbones.json   the ranking
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from statistics import median
 from typing import Any
@@ -52,9 +53,9 @@ def run_advise(config: AdviseConfig) -> dict[str, Any]:
     resources = connect(config.address)
     cache = cache_uri(training.out, config.cache)
     with hold_lease(training.out):
-        features = collect(trainings, manifest, resources, cache)
+        features, rows = collect(trainings, manifest, resources, cache)
         probed = [
-            _probe(config, each, manifest, of_network)
+            _probe(config, each, manifest, of_network, rows)
             for each, of_network in zip(trainings, features, strict=True)
         ]
         best = max(range(len(probed)), key=lambda number: probed[number][1].sum())
@@ -72,10 +73,14 @@ def run_advise(config: AdviseConfig) -> dict[str, Any]:
 
 
 def _probe(
-    config: AdviseConfig, training: FinetuneConfig, manifest: Manifest, features: Features
+    config: AdviseConfig,
+    training: FinetuneConfig,
+    manifest: Manifest,
+    features: Features,
+    rows: Mapping[str, np.ndarray],
 ) -> tuple[Advice, np.ndarray]:
     """Probe one network; return also which validation images the best classifier gets right."""
-    stages, correct_N = probe_stages(training.model.backbone, features)
+    stages, correct_N = probe_stages(training.model.backbone, features, rows)
     val_counts = manifest.split("val").class_counts
     quadrant = find_quadrant(
         stages,

@@ -4,7 +4,7 @@ N images, D features.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +14,6 @@ from cluster.io.statistics import count_discordant, mcnemar, wilson
 from cluster.io.terminal import count
 from cluster.runtime import Resources
 from datasets.manifest import Manifest
-from datasets.passes.features import FeatureArrays
-from datasets.plan import IGNORE_INDEX
 from trainers.config import FinetuneConfig
 from trainers.inference.passes import Features, compute_features
 from trainers.inference.probe import fit_probe, predict
@@ -27,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class Samples(NamedTuple):
-    """A stage's features of a split, without unreadable images."""
+    """A stage's features of the readable images of a split."""
 
     features_ND: np.ndarray
     labels_N: np.ndarray
@@ -35,8 +33,11 @@ class Samples(NamedTuple):
 
 def collect(
     trainings: Sequence[FinetuneConfig], manifest: Manifest, resources: Resources, cache: str
-) -> list[Features]:
-    """Return each network's features of the training and validation images, at every stage.
+) -> tuple[list[Features], dict[str, np.ndarray]]:
+    """Compute each network's features of the training and validation images, at every stage.
+
+    Returns:
+        Also the rows of each split that no stage of a network lacks: all are compared on these.
 
     Raises:
         UserError: as `compute_features`, and where more images are unreadable than
@@ -50,28 +51,40 @@ def collect(
         depths=lambda backbone: range(1, len(backbone.stages) + 1),
         splits=("train", "val"),
     )
-    for split, names in features[0].list_unreadable().items():  # those of all stages and networks
+    of_networks = [each.find_unreadable() for each in features]
+    rows: dict[str, np.ndarray] = {}
+    for split in ("train", "val"):
         num_images = manifest.split(split).num_images
-        problem = describe_unreadable(len(names), num_images, split, names[0])
+        names: dict[int, str] = {}
+        for unreadable in of_networks:
+            names |= unreadable[split]
+        rows[split] = np.setdiff1d(np.arange(num_images), list(names))
+        if not names:
+            continue
+        problem = describe_unreadable(len(names), num_images, split, names[min(names)])
         if too_many_unreadable(trainings[0], len(names), num_images):
             raise UserError(refuse_unreadable(trainings[0], problem))
         logger.warning("%s; left out", problem)
-    return features
+    return features, rows
 
 
-def _without_unreadable(arrays: FeatureArrays) -> Samples:
-    readable_N = arrays.labels_N != IGNORE_INDEX
-    return Samples(arrays.features[readable_N], arrays.labels_N[readable_N])
-
-
-def probe_stages(backbone: str, features: Features) -> tuple[tuple[Stage, ...], np.ndarray]:
+def probe_stages(
+    backbone: str, features: Features, rows: Mapping[str, np.ndarray]
+) -> tuple[tuple[Stage, ...], np.ndarray]:
     """Train a linear classifier on each stage and measure it on validation images.
 
+    Args:
+        rows: as of `collect`.
+
     Returns:
-        The stages; and for each validation image, whether the best stage's classifier is right.
+        The stages; and for each of these validation images, whether the best stage's classifier is
+        right.
     """
     samples = [
-        {split: _without_unreadable(arrays) for split, arrays in of_depth.items()}
+        {
+            split: Samples(arrays.features[rows[split]], arrays.labels_N[rows[split]])
+            for split, arrays in of_depth.items()
+        }
         for of_depth in features.load()
     ]
     probes: list[tuple[float, np.ndarray]] = []
