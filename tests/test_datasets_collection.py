@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.io.errors import UserError
 from datasets.augment import view
 from datasets.images import BadImage
 from datasets.manifest import Manifest, Split
@@ -198,6 +199,19 @@ def test_parquet_in_capitals_and_what_stands_beside_it(tmp_path: Path) -> None:
 
     assert images.references["path"].to_pylist() == [f"{data}/TEST.PARQUET#0"]
     assert list(images.read(images.references)) == [content]
+
+
+def test_a_key_of_two_types_is_refused_where_no_type_holds_both(tmp_path: Path) -> None:
+    content = write_photograph(tmp_path / "photographs" / "a.jpg", 0, 0)
+    data = tmp_path / "data"
+    data.mkdir()
+    for name, id_ in (("a", pa.array([1], pa.int32())), ("b", [2**40]), ("c", [None])):
+        pq.write_table(pa.table({"image": [content], "id": id_}), data / f"{name}.parquet")
+    assert list_images(str(data)).references["key:id"].to_pylist() == [1, 2**40, None]
+    pq.write_table(pa.table({"image": [content], "id": ["d"]}), data / "d.parquet")
+    message = r"its column 'id' is int64 in .*a\.parquet and string in .*d\.parquet; write it with"
+    with pytest.raises(UserError, match=message):
+        list_images(str(data))
 
 
 def test_results_may_lie_beside_the_images() -> None:

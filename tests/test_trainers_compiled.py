@@ -1,7 +1,9 @@
 """A compiled network computes what torch does; one that can't be compiled is computed by torch."""
 
+import copy
 import logging
 import os
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from tests.conftest import ROOT
 from trainers.config import ComputeConfig, FinetuneConfig, ModelConfig
+from trainers.inference import forward as forward_module
 from trainers.inference import prefix as prefix_module
 from trainers.inference.compiled import is_compiled
 from trainers.inference.forward import ForwardPass
@@ -91,6 +94,34 @@ def test_a_network_that_looks_at_its_images_is_computed_by_torch(
 
     assert "torch computes it" in caplog.text
     torch.testing.assert_close(found_NC, expected_NC, rtol=1e-4, atol=1e-5)
+
+
+def test_a_trace_leaves_nothing_in_the_network(one_thread: None) -> None:
+    """LeViT keeps its attention biases in eval mode."""
+    model, config = build_trained("levit_128s", 224), training_of("levit_128s", 224)
+    images_NSSC = random_images(2, 224)
+    (known_NK,) = open_pass(copy.deepcopy(model), config, compiled=False)(images_NSSC)
+    for _ in range(2):
+        compiled = open_pass(model, config, compiled=True)
+        assert compiled.compiled
+        torch.testing.assert_close(compiled(images_NSSC)[0], known_NK, rtol=1e-4, atol=1e-4)
+    pickle.dumps(model)  # as to an actor
+
+
+def test_features_kept_under_another_computation_are_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, one_thread: None
+) -> None:
+    frozen = open_frozen(training_of("lenet5", 32), 5)
+    monkeypatch.setattr(prefix_module.ray, "get", lambda network: network)
+    monkeypatch.setattr(forward_module, "CompiledNetwork", refuse_to_compile)
+    for compiled in (False, True):
+        assert not caplog.records
+        PrefixActor([(frozen, [1], compiled)], threads=1, use_gpu=False)  # pyright: ignore
+    assert "lenet5: torch computes features that are kept as OpenVINO's" in caplog.text
+
+
+def refuse_to_compile(*arguments: object) -> None:
+    raise RuntimeError("no rule for this operation")
 
 
 @pytest.mark.ray

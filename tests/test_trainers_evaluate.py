@@ -340,10 +340,19 @@ def test_actors_fill_the_cpus_or_take_a_gpu_each(
         memory_gib=8.0,
         object_store_gib=2.0,
     )
-    plan = plan_actors(resources, ClusterConfig())
+    plan = plan_actors(resources, ClusterConfig(), ["lenet5"])
 
     assert (plan.num_workers, plan.threads_per_worker) == planned
     assert plan.num_workers * plan.cpus_per_worker <= num_cpus / 2  # the rest is for reading
+
+
+def test_actors_with_large_networks_are_fewer() -> None:
+    resources = Resources(
+        num_nodes=1, num_cpus=16, num_gpus=0, memory_gib=16.0, object_store_gib=2.0
+    )
+    backbones = (["lenet5"], ["vgg16"], ["vgg16", "vgg16"])
+    plans = [plan_actors(resources, ClusterConfig(), names) for names in backbones]
+    assert [plan.num_workers for plan in plans] == [10, 6, 4]  # VGG16 has 0.5 GiB
 
 
 def test_views_come_in_the_order_they_are_asked_for(easy_data: str) -> None:

@@ -54,6 +54,27 @@ def test_the_map_of_a_class_peaks_in_the_corner_that_determines_it(
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_maps_whose_channels_are_last_have_the_same_heat() -> None:
+    """As in MambaOut, which pools within its last stage."""
+
+    class ToChannelsLast(nn.Module):
+        def forward(self, maps_BCHW: Tensor) -> Tensor:
+            return maps_BCHW.permute(0, 2, 3, 1)
+
+    class Average(nn.Module):
+        def forward(self, maps_BHWC: Tensor) -> Tensor:
+            return maps_BHWC.mean((1, 2))
+
+    model, both = colour_detector(), torch.tensor([[RED, BLUE], [BLUE, RED]])
+    convolution, max_pool, *_, head = model.children()
+    other = nn.Sequential(convolution, max_pool, ToChannelsLast(), Average(), head)
+
+    _, known_BJHW = grad_cam(model, two_corners(), both, SETTINGS)
+    _, found_BJHW = grad_cam(other, two_corners(), both, SETTINGS)
+
+    torch.testing.assert_close(found_BJHW, known_BJHW)
+
+
 def test_a_class_that_speaks_nowhere_has_an_empty_map() -> None:
     model = colour_detector()
     only_red = two_corners()

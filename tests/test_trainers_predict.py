@@ -137,6 +137,8 @@ def test_predictions_on_the_test_split_equal_evaluation(
         and written["summary"]["num_bad"] == 0
     )
     assert written["bad"] == {}
+    starts = [int(part[-17:-8]) for part in written["summary"]["parts"]]
+    assert starts == [0, 20, 40, 60]  # blocks of whole batches
 
 
 @pytest.mark.ray

@@ -13,8 +13,12 @@ import torch
 from timm.layers.drop import DropPath
 from torch import Tensor
 
+from cluster.io.errors import UserError
+from datasets.config import IngestConfig
 from tests.support.training import train_two_steps
-from trainers.config import ModelConfig, OptimConfig
+from trainers.config import FinetuneConfig, ModelConfig, OptimConfig
+from trainers.inference.features import StageFeatures, pool
+from trainers.inference.prefix import FrozenNetwork
 from trainers.networks.backbones import BACKBONES, build, find, on_meta, require_size, set_size
 from trainers.networks.cut import Suffix, behind, build_prefix
 from trainers.networks.freezing import freeze, train_mode
@@ -25,6 +29,7 @@ from trainers.networks.weights.pretrained import (
     pretrained_available,
 )
 from trainers.step.optim import build_optimizer
+from tuning.sharing.flops import count_flops
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 VIT = "test_vit.r160_in1k"
@@ -239,6 +244,40 @@ def test_a_vit_is_cut_at_every_stage_and_its_head_sees_the_pooled_vector() -> No
 def test_other_networks_are_cut_at_every_stage(name: str) -> None:
     shapes = cut_at_every_stage(name, 64)
     assert prod(shapes[max(shapes)]) == max(shapes[max(shapes)])  # pooled
+
+
+@pytest.mark.parametrize("name, whole", [("mvitv2_tiny", {5}), ("selecsls42", {1, 7, 8})])
+def test_a_stage_that_returns_several_tensors_is_not_cut(name: str, whole: set[int]) -> None:
+    """The plan of a sweep says so, and its trials train on images."""
+    depths, network = range(1, len(find(name).stages) + 1), on_meta(name, 2)
+    base = FinetuneConfig(data="", model=ModelConfig(backbone=name))
+    _, by_depth = count_flops(base, depths)
+    assert {depth for depth, (_, _, problem) in by_depth.items() if not problem} == whole
+    message = f"{name} can't be cut behind stage1: its output is not one tensor"
+    assert by_depth[2][2] == message
+    with pytest.raises(UserError, match=message):
+        build_prefix(network, name, [2])
+    with pytest.raises(UserError, match=f"stage is 'stage1': its output in {name} is not one"):
+        StageFeatures(network, name, "stage1", "avg")
+
+
+def test_maps_of_each_stage_are_pooled_over_their_positions() -> None:
+    """Networks that pool within the last stage, or mix layouts, are averaged by stage."""
+    name, size_px, network = "test_mambaout", 64, build("test_mambaout", 3).eval()
+    assert find(name).channels_last == {"stem", "stage1", "stage2", "stage3"}
+    assert find("nest_tiny").channels_last == {"stage3"}
+    images_BCHW = torch.randn(2, 3, size_px, size_px)
+    base = FinetuneConfig(
+        data="", model=ModelConfig(backbone=name), ingest=IngestConfig(size_px=size_px)
+    )
+    frozen = FrozenNetwork(config=base, model=network, pooled=True)
+    assert frozen.shapes([1, 3, 4, 5]) == [(16,), (32,), (48,), (256,)]
+    with torch.no_grad():
+        features_BD = StageFeatures(network, name, "stem", "avg")(images_BCHW)
+        maps_BHWC = network.get_submodule("stem")(images_BCHW)
+    torch.testing.assert_close(features_BD, maps_BHWC.mean((1, 2)))
+    square_BHWC = torch.rand(2, 8, 8, 8)  # its shape does not tell
+    torch.testing.assert_close(pool(square_BHWC, "avg", True), square_BHWC.mean((1, 2)))
 
 
 def test_training_behind_the_cut_draws_the_same_random_numbers() -> None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from cluster.io import filesystems, storage
-from cluster.io.errors import require
+from cluster.io.errors import UserError, require
 from datasets.images import BadImage
 from datasets.manifest import SPLITS, require_images
 from datasets.manifest_file import is_prepared, read_manifest
@@ -122,7 +122,7 @@ def _list_files(uri: str) -> list[fs.FileInfo]:
 
 
 def _list_parquet(uri: str, files: list[fs.FileInfo], image_column: str) -> Collection:
-    tables = []
+    tables: list[pa.Table] = []
     for info in files:
         file = open_parquet("images", uri, info.path)
         check_image_column(file.schema_arrow, info.path, image_column)
@@ -135,6 +135,7 @@ def _list_parquet(uri: str, files: list[fs.FileInfo], image_column: str) -> Coll
                 values = name_labels(values, classes)
             rows = rows.append_column(KEY + name, [values])
         tables.append(rows)
+    _require_same_types(uri, tables, [info.path for info in files])
     return Collection(
         kind="Parquet rows",
         references=pa.concat_tables(tables, promote_options="permissive"),
@@ -152,6 +153,24 @@ def _find_keys(schema: pa.Schema, image_column: str) -> list[str]:
         and not pa.types.is_binary(field.type)
         and not pa.types.is_large_binary(field.type)
     ]
+
+
+def _require_same_types(uri: str, tables: list[pa.Table], paths: list[str]) -> None:
+    """Refuse keys whose types in two files have none in common, such as number and text."""
+    known: dict[str, tuple[pa.Field, str]] = {}
+    for table, path in zip(tables, paths, strict=True):
+        for field in table.schema:
+            before, first = known.get(field.name, (field, path))
+            try:
+                both = [pa.schema([before]), pa.schema([field])]
+                merged = pa.unify_schemas(both, promote_options="permissive").field(0)
+            except (pa.ArrowTypeError, pa.ArrowInvalid):
+                raise UserError(
+                    f"images is {uri!r}: its column {field.name.removeprefix(KEY)!r} is "
+                    f"{before.type} in {first} and {field.type} in {path}; write it with one type, "
+                    "or give one of the files"
+                ) from None
+            known[field.name] = merged, first
 
 
 def name_labels(labels: Sequence[Any], classes: Sequence[str]) -> list[str | None]:

@@ -67,6 +67,7 @@ def infer(
     out: str,
     name: str,
     size_px: int,
+    batch_size: int,
     row_bytes: int,
     workers: Workers,
     facts: dict[str, Any],
@@ -77,6 +78,8 @@ def infer(
 
     Args:
         build: returns the computation; called once in every actor.
+        batch_size: images that the network computes at once; a batch that is not full may cost
+            as much.
         row_bytes: approximate size of an image's results.
         facts: JSON-safe; kept in the summary.
 
@@ -89,7 +92,10 @@ def infer(
     _clear(folder, summary)
     # Written empty first, so that an OUT without write permission is found before the work.
     storage.write_parquet(bad_images, QUARANTINE_SCHEMA.empty_table())
-    done = _execute(images, build, folder, size_px, row_bytes, workers, f"Computing {name}")
+    num_images, num_cpus = len(images.references), int(ray.cluster_resources()["CPU"])
+    block_images = choose_block_images(num_images, max(3 * size_px**2, row_bytes), num_cpus)
+    block_images = -(-block_images // batch_size) * batch_size
+    done = _execute(images, build, folder, size_px, block_images, workers, f"Computing {name}")
     done = done.sort_by("position")
     assert done["position"].to_pylist() == list(range(len(images.references))), "one row per image"
     bad = done.filter(pc.field("reason").is_valid()).select(QUARANTINE_SCHEMA.names)
@@ -127,15 +133,13 @@ def _execute(
     build: Callable[[], Compute],
     folder: str,
     size_px: int,
-    row_bytes: int,
+    block_images: int,
     workers: Workers,
     title: str,
 ) -> pa.Table:
     """Run the stream with a progress bar; return position, path, reason, part of each image."""
     num_images = len(images.references)
     references = images.references.append_column("position", pa.array(np.arange(num_images)))
-    num_cpus = int(ray.cluster_resources()["CPU"])
-    block_images = choose_block_images(num_images, max(3 * size_px**2, row_bytes), num_cpus)
     blocks = [references.slice(i, block_images) for i in range(0, num_images, block_images)]
     dataset = ray.data.from_arrow(blocks).map_batches(
         partial(load_views, read=images.read, size_px=size_px),

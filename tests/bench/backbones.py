@@ -103,7 +103,7 @@ def main() -> None:
         training = passes.build_training(config, config.out)
         trainings = [each.training for each in plan_candidates(config.backbones, training)]
         num_actors = plan_actors(
-            connected, training.cluster, num_networks=len(trainings)
+            connected, training.cluster, [each.model.backbone for each in trainings]
         ).num_workers
         bare = measure_bare(trainings, len(read_manifest(data).classes), num_actors)
     (rate,) = rates

@@ -220,7 +220,7 @@ def compare_evaluation(folder: str) -> dict:
     )  # fmt: skip
     manifest = read_manifest(f"{folder}/cars")
     resources = runtime.find_resources()
-    plan = plan_actors(resources, ClusterConfig())
+    plan = plan_actors(resources, ClusterConfig(), ["mobilenet_v2"])
     config = FinetuneConfig(
         data=f"{folder}/cars",
         ingest=IngestConfig(policy="none"),

@@ -28,6 +28,7 @@ from trainers.evaluation.evaluate import write_evaluation
 from trainers.evaluation.pictures import Explained, draw_heat_maps
 from trainers.evaluation.split import read_views
 from trainers.networks.backbones import Backbone, find
+from trainers.networks.layout import is_channels_last
 from trainers.run import folder as run_folder
 from trainers.run.evaluations import folder_of, predictions_uri, read_evaluation
 from trainers.run.predictions import read_table
@@ -160,7 +161,7 @@ def grad_cam(
             patches_BND = output[:, getattr(model, "num_prefix_tokens", 0) :]
             side = isqrt(patches_BND.shape[1])
             return patches_BND[:, : side**2].transpose(1, 2).unflatten(2, (side, side))
-        return output.permute(0, 3, 1, 2) if backbone and backbone.channels_last else output
+        return output.permute(0, 3, 1, 2) if is_channels_last(output) else output
 
     def keep(name: str, module: nn.Module, inputs: Any, output: Any) -> Tensor | None:
         if not isinstance(output, Tensor) or output.ndim not in (3, 4):

@@ -124,7 +124,8 @@ def predict_split(
         network = replace(network, model=build_suffix(network.model, backbone, prefix.depth))
         is_head = prefix.depth == len(find(backbone).stages)
     resources = find_resources()
-    plan = plan_actors(resources, ClusterConfig(device=config.cluster.device))
+    cluster = ClusterConfig(device=config.cluster.device)
+    plan = plan_actors(resources, cluster, [config.model.backbone])
     has_cpus = resources.started_here and not plan.use_gpu
     in_process = source.num_images <= (FEW_IMAGES_HERE if has_cpus or is_head else FEW_IMAGES)
     use_gpu = plan.use_gpu and (not in_process or torch.cuda.is_available())

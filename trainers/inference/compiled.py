@@ -5,6 +5,7 @@ B images of a batch, S size in pixels, C channels.
 
 import sys
 from collections.abc import Sequence
+from copy import deepcopy
 from types import ModuleType
 from typing import Any, cast
 
@@ -68,13 +69,20 @@ class CompiledNetwork:
 
 
 def _convert(network: nn.Module, settings: StepSettings, images_BSSC: Tensor) -> Any:
-    """Return OpenVINO's model of a network and of the normalization of its images."""
+    """Return OpenVINO's model of a network and of the normalization of its images.
+
+    Some networks, such as LeViT, keep tensors between passes. Those of the trace are no numbers:
+    modules are copied, and share their tensors with the network's.
+    """
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
     from torch.fx.experimental.proxy_tensor import make_fx  # imports torch's compiler: a second
 
+    shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    copied = deepcopy(network, shared)
+
     def compute(images_BSSC: Tensor) -> Any:
-        return network(to_inputs(images_BSSC, settings))
+        return copied(to_inputs(images_BSSC, settings))
 
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         to_inputs(images_BSSC, settings)  # makes the constants of normalization, which are kept

@@ -16,6 +16,7 @@ from cluster.io.errors import require
 from trainers.inference.config import FeaturesConfig, Pooling
 from trainers.inference.inference import Network, open_network, run_inference
 from trainers.networks.backbones import find
+from trainers.networks.layout import is_channels_last
 
 
 class _Reached(Exception):
@@ -30,12 +31,22 @@ class StageFeatures(nn.Module):
     """The network up to the end of a stage: images_BCHW -> features_BD."""
 
     def __init__(self, network: nn.Module, backbone: str, stage: str, pooling: Pooling) -> None:
-        """`stage` is a name."""
+        """`stage` is a name.
+
+        Raises:
+            UserError: where the stage's output is not one tensor.
+        """
         super().__init__()
+        require(
+            stage not in find(backbone).uncuttable,
+            "stage",
+            stage,
+            f"its output in {backbone} is not one tensor; give another stage",
+        )
         self.network = network
         self.module = dict(find(backbone).stages)[stage][-1]
         self.activation = find(backbone).activations.get(self.module, nn.Identity())
-        self.channels_last = find(backbone).channels_last
+        self.channels_last = stage in find(backbone).channels_last
         self.pooling: Pooling = pooling
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
@@ -56,12 +67,16 @@ def pool(output: Tensor, pooling: Pooling, channels_last: bool = False) -> Tenso
     """Turn a stage's output into float32 features_BD.
 
     Args:
-        output: vectors_BD, tokens_BND, or maps_BCHW; maps_BHWC if `channels_last`.
+        output: vectors_BD, tokens_BND, maps_BCHW or maps_BHWC.
+        channels_last: whether maps with as many channels as rows are maps_BHWC.
     """
     output = output.float()
     if output.ndim == 2 or pooling == "none":
         return output.flatten(1)
-    positions = (1,) if output.ndim == 3 else (1, 2) if channels_last else (2, 3)
+    if output.ndim == 3:
+        positions = (1,)
+    else:
+        positions = (1, 2) if is_channels_last(output, otherwise=channels_last) else (2, 3)
     return output.mean(positions) if pooling == "avg" else output.amax(positions)
 
 

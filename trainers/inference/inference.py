@@ -26,7 +26,7 @@ from datasets.passes.collection import lies_in, list_images
 from datasets.passes.inference import Outcome, infer
 from datasets.prepare.partition import tally_reasons
 from trainers.config import FinetuneConfig, ModelConfig
-from trainers.inference.actors import plan_actors
+from trainers.inference.actors import CPU_BATCH_SIZE, plan_actors
 from trainers.inference.compiled import is_compiled
 from trainers.inference.config import InferenceConfig
 from trainers.inference.forward import ForwardPass
@@ -179,8 +179,11 @@ def run_inference(
     collection = list_images(images, split=config.split, image_column=config.image_column)
     resources = connect(config.address)
     plan = plan_actors(
-        resources, ClusterConfig(num_workers=config.num_workers, device=config.device)
+        resources,
+        ClusterConfig(num_workers=config.num_workers, device=config.device),
+        [network.config.model.backbone],
     )
+    batch_size = config.batch_size if plan.use_gpu else min(config.batch_size, CPU_BATCH_SIZE)
     compute = inference_precision(network.config.compute, use_gpu=plan.use_gpu)
     network = replace(network, config=replace(network.config, compute=compute))
     size_px = network.config.ingest.size_px
@@ -192,7 +195,7 @@ def run_inference(
         NetworkActor,
         ray.put(network),
         to_columns,
-        worker_batch_size=config.batch_size,
+        worker_batch_size=batch_size,
         threads=plan.threads_per_worker,
         use_gpu=plan.use_gpu,
         compiled=is_compiled(network.config, len(collection.references), use_gpu=plan.use_gpu),
@@ -205,6 +208,7 @@ def run_inference(
             out=out,
             name=name,
             size_px=size_px,
+            batch_size=batch_size,
             row_bytes=row_bytes,
             workers=workers,
             facts={"images": images, "network": network.origin, "size_px": size_px, **facts},

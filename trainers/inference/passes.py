@@ -108,7 +108,8 @@ def compute_features(
     Raises:
         UserError: if features overflow half precision.
     """
-    plan = plan_actors(resources, trainings[0].cluster, num_networks=len(trainings))
+    backbones = [training.model.backbone for training in trainings]
+    plan = plan_actors(resources, trainings[0].cluster, backbones)
     networks: list[tuple[FrozenNetwork, Sequence[int]]] = []
     missing: list[Entry] = []
     features: list[Features] = []

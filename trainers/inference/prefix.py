@@ -4,6 +4,7 @@ N images, S size in pixels.
 """
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +23,8 @@ from trainers.networks.cut import before, build_prefix
 from trainers.networks.weights.initialization import initialize
 from trainers.step.settings import step_settings
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenNetwork:
@@ -39,8 +42,12 @@ class FrozenNetwork:
     def describe(self, depth: int, *, use_gpu: bool) -> dict[str, Any]:
         """Return all that the features behind a depth depend on, JSON-safe."""
         settings = step_settings(self.config, torch.device("cuda" if use_gpu else "cpu"))
-        stage, _ = find(self.config.model.backbone).stages[depth - 1]
-        return {
+        backbone = find(self.config.model.backbone)
+        stage, _ = backbone.stages[depth - 1]
+        facts: dict[str, Any] = {}
+        if self.pooled and backbone.channels_last:  # once all were pooled by the last one's layout
+            facts["layout"] = "of each stage"
+        return facts | {
             "backbone": self.config.model.backbone,
             "stage": stage,
             "pooled": self.pooled,
@@ -72,13 +79,18 @@ class _Stages(nn.Module):
         super().__init__()
         self.graph = build_prefix(network.model, network.config.model.backbone, depths)
         self._pooled = network.pooled
-        self._channels_last = find(network.config.model.backbone).channels_last
+        backbone = find(network.config.model.backbone)
+        stages = [backbone.stages[depth - 1][0] for depth in depths]
+        self._channels_last = [stage in backbone.channels_last for stage in stages]
 
     def forward(self, images_BCHW: Tensor) -> tuple[Tensor, ...]:
         outputs: tuple[Tensor, ...] = self.graph(images_BCHW)
         if not self._pooled:
             return outputs
-        return tuple(pool(output, "avg", self._channels_last) for output in outputs)
+        return tuple(
+            pool(output, "avg", channels_last)
+            for output, channels_last in zip(outputs, self._channels_last, strict=True)
+        )
 
 
 class PrefixActor:
@@ -96,15 +108,20 @@ class PrefixActor:
         self._passes: list[ForwardPass] = []
         for network, depths, compiled in networks:
             loaded = ray.get(network)
-            self._passes.append(
-                ForwardPass(
-                    _Stages(loaded, depths),
-                    loaded.config,
-                    threads=threads,
-                    use_gpu=use_gpu,
-                    compiled=compiled,
-                )
+            compute = ForwardPass(
+                _Stages(loaded, depths),
+                loaded.config,
+                threads=threads,
+                use_gpu=use_gpu,
+                compiled=compiled,
             )
+            if compiled and not compute.compiled:
+                logger.warning(
+                    "%s: torch computes features that are kept as OpenVINO's, as OpenVINO can't "
+                    "compile the network here; they differ in the last digits",
+                    loaded.config.model.backbone,
+                )
+            self._passes.append(compute)
 
     def __call__(self, images_NSSC: np.ndarray) -> list[np.ndarray]:
         images = torch.tensor(images_NSSC)

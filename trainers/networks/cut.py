@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.dropout import _DropoutNd as Dropout
 
 from cluster.io.errors import UserError
-from trainers.networks.backbones import Backbone, find
+from trainers.networks.backbones import find
 
 
 class _StageTracer(fx.Tracer):
@@ -124,21 +124,26 @@ def _trace(
         for node in traced.graph.find_nodes(op="placeholder")[1:]:
             traced.graph.erase_node(node)
         traced.recompile()
-    return traced, [_find_cut(network, traced.graph, backbone, depth) for depth in depths]
+    return traced, [_find_cut(network, traced.graph, backbone_name, depth) for depth in depths]
 
 
-def _find_cut(network: nn.Module, graph: fx.Graph, backbone: Backbone, depth: int) -> fx.Node:
+def _find_cut(network: nn.Module, graph: fx.Graph, backbone_name: str, depth: int) -> fx.Node:
     """Follow the output of a stage's last module to where it is smallest."""
-    last = backbone.stages[depth - 1][1][-1]
+    backbone = find(backbone_name)
+    stage, (*_, last) = backbone.stages[depth - 1]
     calls = [n for n in graph.nodes if n.op == "call_module" and n.target == last]
     if len(calls) != 1:
-        raise UserError(f"can't be cut: {last} is called {len(calls)} times")
+        raise UserError(f"{backbone_name} can't be cut: {last} is called {len(calls)} times")
     node = calls[0]
     while len(node.users) == 1:
         (user,) = node.users
         if user.all_input_nodes != [node] or not _is_fixed(network, user):
             break
         node = user
+    if node is calls[0] and stage in backbone.uncuttable:
+        raise UserError(
+            f"{backbone_name} can't be cut behind {stage}: its output is not one tensor"
+        )
     return node
 
 

@@ -55,8 +55,10 @@ class Backbone:
     """Height and width of an image where the published accuracy was measured."""
     takes_size: bool = False
     """`build` takes `size_px`: positions, windows or attention belong to an image size."""
-    channels_last: bool = False
-    """Maps of its stages are maps_BHWC."""
+    channels_last: frozenset[str] = frozenset()
+    """Stages whose output is maps_BHWC."""
+    uncuttable: frozenset[str] = frozenset()
+    """Stages whose output is not one tensor."""
 
     @property
     def heads(self) -> tuple[str, ...]:

@@ -41,6 +41,12 @@ def count_bytes(model: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in model.state_dict().values())
 
 
+@cache
+def count_backbone_bytes(name: str) -> int:
+    """Count the bytes of `count_bytes` with a head of two classes."""
+    return count_bytes(on_meta(name, 2))
+
+
 class _Depth(TorchFunctionMode):
     """Sets `depth` of each tensor: weighted layers on the longest path to it."""
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trainers.networks.families import Backbone, Stage
+from trainers.networks.layout import is_channels_last
 
 NUM_CLASSES = 5
 """Of the network that is divided; one of any other number has the same stages."""
@@ -73,6 +74,7 @@ def divide(network: Any, size_px: int) -> Backbone:
             stage = own
     members = [[n for n, own in modules.items() if own == number] for number in range(head + 1)]
     stages = _name_stages([_by_last_call(names, calls.names) for names in members[:head]])
+    outputs = {name: calls.outputs[of_stage[-1]] for name, of_stage in stages}
     return Backbone(
         build=nn.Identity,
         source="timm",
@@ -80,7 +82,8 @@ def divide(network: Any, size_px: int) -> Backbone:
         head=classifiers[0],
         head_parts=(*classifiers[1:], *parts),
         tensors=tensors,
-        channels_last=_is_channels_last(calls.outputs[stages[-1][1][-1]]),
+        channels_last=frozenset(n for n, output in outputs.items() if is_channels_last(output)),
+        uncuttable=frozenset(n for n, output in outputs.items() if not isinstance(output, Tensor)),
     )
 
 
@@ -197,10 +200,3 @@ def _name_stages(members: list[tuple[str, ...]]) -> tuple[Stage, ...]:
     kind = "block" if members[-1][0].startswith("blocks.") else "stage"
     names = ("stem", *(f"{kind}{number}" for number in range(1, len(members))))
     return tuple(zip(names, members, strict=True))
-
-
-def _is_channels_last(output: Any) -> bool:
-    """Whether a stage's output is maps_BHWC; images are square."""
-    if not isinstance(output, Tensor) or output.ndim != 4:
-        return False
-    return output.shape[1] == output.shape[2] != output.shape[3]

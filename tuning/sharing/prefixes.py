@@ -26,6 +26,7 @@ from trainers.config import FinetuneConfig, ModelConfig
 from trainers.inference.actors import plan_actors
 from trainers.inference.passes import cache_uri, plan_entries, run_pass
 from trainers.inference.prefix import FrozenNetwork, hash_tensors, open_frozen
+from trainers.networks.measure import count_backbone_bytes
 from trainers.networks.weights.tensors import to_safetensors
 from trainers.prepare import PrefixFeatures
 from tuning.config import TuningConfig
@@ -52,7 +53,11 @@ class PrefixStore:
 
     def __init__(self, config: TuningConfig, manifest: Manifest, resources: Resources) -> None:
         self._config, self._manifest, self._resources = config, manifest, resources
-        self._plan = plan_actors(resources, ClusterConfig(device=config.base.cluster.device))
+        trainings = (training_of(config.base, model) for model in models(config.space))
+        backbones = {training.model.backbone for training in trainings}
+        largest = max(backbones, key=count_backbone_bytes)  # a pass has one network
+        cluster = ClusterConfig(device=config.base.cluster.device)
+        self._plan = plan_actors(resources, cluster, [largest])
         self._cache = cache_uri(config.out, config.cache)
         self._networks: dict[tuple[ModelConfig, int, int], FrozenNetwork] = {}
         self._known_entries: dict[Key, list[Entry]] = {}
