@@ -67,7 +67,7 @@ class InferenceConfig:
     image_column: str = "image"
     """Column of Parquet files with bytes, or with Hugging Face's struct."""
     batch_size: int = 32
-    """Images that the network computes at once; on CPUs no more than 16, where more are slower."""
+    """Most images that the network computes at once; on CPUs at most 16."""
     num_workers: int | None = None
     """Actors that hold the network. Default: one per GPU, or one per CPU without GPUs."""
     device: Device = "auto"
