@@ -235,6 +235,7 @@ def test_folders_of_systems_are_no_classes():
         (["bus/1.jpg", "car/1.jpg", "train/holiday/1.jpg"], "'train' may be a class"),
         (["val/a/1", "test/a/1", "images/a/1"], "none for train, and 'images'"),
         (["dev/a/1", "eval/a/1", "set/a/1"], "none for train, and 'set'"),
+        (["a/1", "b/1", "test/a/1"], r"'test' has folders of the classes beside it \(a\), so"),
     ],
 )
 def test_what_may_be_a_split_or_a_class_is_asked_for(files, words):

@@ -511,6 +511,18 @@ def test_a_row_that_is_there_twice_is_one_image(tmp_path):
     }
 
 
+def test_json_of_another_form_beside_a_table_is_named(tmp_path):
+    write_images(tmp_path, "1.jpg", "2.jpg")
+    write_text(tmp_path, "cars.csv", "file,label\n1.jpg,a\n2.jpg,b\n")
+    write_text(tmp_path, "more.json", '{"images": [], "annotations": [["1.jpg", "a"]]}')
+    write_text(tmp_path, "deep.json", "[" * 100_000)
+    listing = list_source("table", tmp_path)
+    assert len(listing.references) == 2
+    found = unused(listing, tmp_path)
+    assert set(found) == {"more.json", "deep.json"}
+    assert all("it can't be read as a table" in reason for reason in found.values())
+
+
 def test_roboflow(tmp_path):
     for split in ("train", "valid", "test"):
         write_images(tmp_path, f"{split}/1.rf.jpg", f"{split}/2.rf.jpg")

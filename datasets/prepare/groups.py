@@ -14,7 +14,7 @@ from cluster.io.errors import UserError
 from cluster.io.uris import parent_of
 from datasets.prepare.classes import clean
 from datasets.prepare.config import PrepareConfig
-from datasets.prepare.folders.inner import InnerSplits
+from datasets.prepare.folders.inner import InnerSplits, list_folders
 from datasets.prepare.listing import Listing, describe_source
 from datasets.prepare.splits import split_of_name
 from datasets.prepare.tables.rows import is_table
@@ -69,7 +69,7 @@ def group_by_pattern(pattern: re.Pattern[str], path: str) -> str | None:
 
 def find_split_names(paths: Iterable[str], class_depth: int) -> Collection[str]:
     """Return the names of the folders of splits below classes."""
-    return InnerSplits((tuple(path.split("/")[:-1]) for path in paths), class_depth).names.keys()
+    return InnerSplits(map(list_folders, paths), class_depth).names.keys()
 
 
 def group_by_folder(

@@ -69,6 +69,10 @@ class InnerSplits:
         return f"{self.other}/ is no split, as no folder for train is beside it"
 
 
+def list_folders(path: str) -> Folders:
+    return tuple(path.split("/")[:-1])
+
+
 def _find_named(folders: Iterable[Folders]) -> dict[Folders, dict[str, str]]:
     """Return the folders with the name of a split, and their splits, in each folder."""
     found = defaultdict[Folders, dict[str, str]](dict)

@@ -13,8 +13,14 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from cluster.io.errors import UserError
-from datasets.prepare.folders.inner import InnerSplits
-from datasets.prepare.folders.tops import Tops, describe_alike, find_base, find_doubled
+from datasets.prepare.folders.inner import InnerSplits, list_folders
+from datasets.prepare.folders.tops import (
+    Tops,
+    describe_alike,
+    find_base,
+    find_doubled,
+    refuse_classes_in_a_split,
+)
 from datasets.prepare.names import IMAGE_SUFFIXES, find_system_name, is_other_file
 from datasets.prepare.splits import split_of_name
 
@@ -131,6 +137,7 @@ def _choose_splits(tops: Tops) -> dict[str, str]:
         )
     (split,) = found
     if split != "train" or any(map(tops.has_own_images, divided)):
+        refuse_classes_in_a_split(tops, divided, others)
         return {}  # `Test car` beside Audi and BMW; `train` beside bus and car, with albums in it
     if all(map(tops.has_own_images, others)) and len(others) > 1:
         name, other = next(iter(divided)), others[0]
@@ -235,11 +242,7 @@ def _arrange_classes(tops: Tops) -> Layout:
 def _find_inner_splits(tops: Tops, class_depth: int) -> InnerSplits:
     paths = (f"{name}/{rest}" for name, files in tops.files.items() for rest in files)
     images = (path for path in paths if not is_other_file(path))
-    return InnerSplits((_list_folders(path) for path in images), class_depth)
-
-
-def _list_folders(path: str) -> tuple[str, ...]:
-    return tuple(path.split("/")[:-1])
+    return InnerSplits((list_folders(path) for path in images), class_depth)
 
 
 def _begin_layout(tops: Tops, inner: InnerSplits, rules: Sequence[str]) -> Layout:
@@ -253,7 +256,7 @@ def _begin_layout(tops: Tops, inner: InnerSplits, rules: Sequence[str]) -> Layou
 
 def _place(layout: Layout, inner: InnerSplits, base: str, path: str, class_name: str) -> None:
     """Add a file of a class: it trains, unless folders of splits are beside it or above."""
-    folders = _list_folders(path)
+    folders = list_folders(path)
     depth = inner.find(folders)
     if depth is None and inner.has_splits(folders):
         layout.unused.append((f"{base}{path}", BESIDE_SPLITS))
@@ -268,7 +271,7 @@ def _refuse_splits_as_classes(inner: InnerSplits, path: str, class_depth: int) -
     Raises:
         UserError: begins after `root is X`.
     """
-    folders = _list_folders(path)
+    folders = list_folders(path)
     depth = inner.find(folders)
     names_class = range(class_depth) if class_depth > 0 else [len(folders) + class_depth]
     if depth is not None and depth in names_class:

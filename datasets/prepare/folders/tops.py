@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
+from cluster.io.errors import UserError
 from datasets.prepare.names import IMAGE_SUFFIXES, is_other_file
 from datasets.prepare.splits import split_of_name
 
@@ -83,6 +84,21 @@ def find_doubled(tops: Tops, name: str) -> str:
         if len(names) != 1 or split_of_name(names[0]) != split_of_name(name):
             return inside
         inside = f"{inside}{names[0]}/"
+
+
+def refuse_classes_in_a_split(tops: Tops, splits: Iterable[str], classes: Sequence[str]) -> None:
+    """Refuse `audi/1.jpg` and `bmw/1.jpg` beside `test/audi/2.jpg`: test would be a class.
+
+    Raises:
+        UserError: begins after `root is X`.
+    """
+    for name in splits:
+        inside = [sub for sub, has_images in tops.subfolders[name].items() if has_images]
+        if set(inside) <= set(classes):
+            raise UserError(
+                f"{name!r} has folders of the classes beside it ({', '.join(inside[:3])}), so it "
+                "is a split; move the others into a folder train beside it, or rename it"
+            )
 
 
 def describe_alike(tops: Tops) -> str | None:
