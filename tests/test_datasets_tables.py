@@ -727,6 +727,15 @@ def test_images_in_one_folder_elsewhere_are_not_of_its_split(tmp_path):
     assert len(list_source("table", tmp_path / "tables").notes) == 2, "the table tells the split"
 
 
+def test_a_root_that_is_a_link_is_found_by_what_it_is_a_link_to(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    write_splits(tmp_path / "real", f"{tmp_path}/real/{{}}")
+    listing = list_source("table", tmp_path / "link")
+    assert not listing.unused and len(placed(listing)) == 4
+    assert sorted(listing.references["split"].to_pylist()) == ["test", "test", "train", "train"]
+
+
 @pytest.mark.parametrize("form", ["/home/dev/{}/{}.jpg", "D:\\dev\\{}\\{}.jpg"])
 def test_paths_of_another_machine_tell_splits_that_the_folder_has_not(tmp_path, form):
     write_images(tmp_path, "1.jpg", "2.jpg")

@@ -152,7 +152,7 @@ class Root:
         if (key := self._find_key(uri, path)) is None:
             return Place(uri=uri, path=path, split=split)
         info = (self.infos or {}).get(key)
-        uri = uri if info is None else self.uri
+        uri, path = (uri, path) if info is None else (self.uri, info.path)
         return Place(uri=uri, path=path, split=split_of_path(key) or split, info=info)
 
     def _split_by_difference(self, scheme: str, path: str) -> str | None:
@@ -161,9 +161,16 @@ class Root:
         return split_of_path(path.removeprefix(folder)) if folder is not None else None
 
     def _find_key(self, uri: str, path: str) -> str | None:
-        """Return the path below the root; None elsewhere."""
-        is_below = _scheme_of(uri) == _scheme_of(self.uri) and path.startswith(self._base)
-        return path.removeprefix(self._base) if is_below else None
+        """Return the path below the root, or below what the root is a link to; None elsewhere."""
+        if _scheme_of(uri) != _scheme_of(self.uri):
+            return None
+        base = next(filter(path.startswith, self._bases), None)
+        return None if base is None else path.removeprefix(base)
+
+    @cached_property
+    def _bases(self) -> tuple[str, ...]:
+        is_local = _scheme_of(self.uri) == "file"
+        return (self._base, f"{os.path.realpath(self._base)}/") if is_local else (self._base,)
 
     @cached_property
     def _base(self) -> str:
