@@ -8,7 +8,7 @@ import pytest
 
 from trainers.recipes import finetune
 from tuning.budget.config import BudgetConfig, parse_duration_s
-from tuning.budget.deadline import BudgetClock
+from tuning.budget.deadline import WRITE_EVERY_S, BudgetClock
 from tuning.commands import parse_sweep
 from tuning.config import TuningConfig
 
@@ -91,3 +91,23 @@ def test_sessions_add_up(tmp_path: Path) -> None:
     clock.write()
     assert clock.left_s == pytest.approx(BudgetClock(str(tmp_path), 100.0).left_s, abs=0.5)
     assert BudgetClock(str(tmp_path), None).left_s > 1e9
+
+
+def test_a_promotion_counts_apart(tmp_path: Path) -> None:
+    """Of 100 s, 60 for the sweep's part; a promotion took 30 s of the session."""
+    clock = BudgetClock(str(tmp_path), 60.0)
+    clock._before_s = 50.0
+    clock.write(promoted_s=30.0)
+    again = BudgetClock(str(tmp_path), 60.0)
+    assert (again.spent_s, again.promoted_s) == pytest.approx((20.0, 30.0), abs=1.0)
+    again.write()
+    assert BudgetClock(str(tmp_path), 60.0).promoted_s == 30.0
+
+
+def test_a_driver_that_is_killed_has_spent_its_seconds(tmp_path: Path) -> None:
+    clock = BudgetClock(str(tmp_path), 60.0)
+    clock.write_often()
+    assert not (tmp_path / "spent.json").exists()
+    clock._written_s -= WRITE_EVERY_S
+    clock.write_often()
+    assert (tmp_path / "spent.json").exists()

@@ -11,6 +11,7 @@ from cluster.runtime import Resources
 from datasets.manifest_file import read_manifest
 from tests.test_tuning_prefixes import sweep_of
 from trainers.config import ScheduleConfig
+from tuning.axes.axis import Axis
 from tuning.budget import rates as module
 from tuning.budget.config import BudgetConfig
 from tuning.budget.estimate import (
@@ -168,6 +169,9 @@ def test_trials_are_shorter_where_a_budget_has_no_time_for_each_freeze_depth(
     assert as_planned(drawn, planned) == planned, "of a sweep that is resumed"
     given = replace(drawn, full_epochs=None)
     assert as_planned(given, planned) == replace(given, trials=2)
+    unlimited = replace(drawn, budget=BudgetConfig())
+    assert as_planned(unlimited, planned).trials == 2, "without the budget as well"
+    assert as_planned(drawn, unlimited).trials is None, "its trials were drawn without a budget"
     with pytest.raises(ValueError, match="full_epochs is 3: use 12 or more"):
         replace(drawn, full_epochs=3)
 
@@ -209,3 +213,19 @@ def test_rates_are_those_of_real_steps(
     assert rates.train_s.keys() == rates.eval_s.keys() == {head, whole}
     assert 0 < rates.train_s[head] < rates.train_s[whole]
     assert rates.pass_s[head[0]] > 0 and rates.read_s > 0
+
+
+def test_a_network_between_the_bounds_of_a_range_is_estimated(config: TuningConfig) -> None:
+    """Three seeds of four, of which two are bounds; and a depth that mixup makes 0."""
+    seeds = Axis(field="seed", range=(0, 3))
+    blends = Axis(field="loss.mixup_alpha", range=(0.1, 0.4))
+    for axis in (seeds, blends):
+        space = replace(config.space, axes=(axis,))
+        drawn = replace(config, space=space, search="random", trials=8)
+        assert forecast(drawn).estimate(drawn).trials_s > 0
+
+    head, _ = keys_of(config)
+    rates = forecast(config).rates
+    other = replace(head[0], seed=7)
+    assert rates.find((other, head[1])) == (0.001, 0.0005)
+    assert rates.find((other, 1)) == (0.1, 0.02), "the depth counts more than the seed"

@@ -13,12 +13,16 @@ from rich.console import Console
 from trainers.__main__ import parse
 from trainers.config import FinetuneConfig, ModelConfig
 from trainers.recipes import RECIPES
+from trainers.run.checkpoint import TrainingProgress
+from trainers.run.folder import write_result
 from tuning.axes.axis import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
+from tuning.config import TuningConfig
+from tuning.ending import is_whole
 from tuning.point import Point
 from tuning.promotion.printing import print_seeds
 from tuning.promotion.summary import summarize
 from tuning.record.leaderboard import print_leaderboard, read_leaderboard, write_leaderboard
-from tuning.record.results import FAILED, FINISHED, TrialResult, find_winner, rank
+from tuning.record.results import CUT, FAILED, FINISHED, TrialResult, find_winner, rank
 from tuning.winner import command_of
 
 CLASS_COUNTS = (20, 20, 20, 20)
@@ -151,3 +155,13 @@ def test_weights_from_a_file_are_of_no_recipe_from_random_ones() -> None:
 def round_trip(config: FinetuneConfig) -> FinetuneConfig:
     recipe, *arguments = shlex.split(command_of(config))[3:]
     return parse([recipe, *arguments])
+
+
+def test_a_sweep_with_a_trial_that_diverged_is_whole(tmp_path: Path) -> None:
+    diverged = end_trial(tmp_path, "diverged", [0.5], failed=True)
+    config = TuningConfig(base=BASE, trials=1)
+    assert not is_whole(config, [diverged]), "its process failed: it is tried again"
+    progress = TrainingProgress(epoch=1, global_step=1)
+    write_result(diverged.run, progress, diverged="gradients are not finite")
+    assert is_whole(config, [diverged])
+    assert not is_whole(config, [replace(diverged, state=CUT)])

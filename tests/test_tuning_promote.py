@@ -196,7 +196,9 @@ def test_a_seed_is_the_winner_but_longer_and_without_a_stop(
     assert short.schedule.warmup_epochs == 0.5, "of a budget for one epoch"
 
     config = replace(config, folds=True)
-    folds = plan_trainings(config, patient, str(tmp_path), "folds", num_folds=2)
+    from_head = replace(patient, model=replace(patient.model, head="head.safetensors"))
+    folds = plan_trainings(config, from_head, str(tmp_path), "folds", num_folds=2)
+    assert folds[0].model.head is None and "model.head is not used" in caplog.text
     assert [(each.fold, each.seed, each.train_on) for each in folds] == [
         (0, won.seed, "train"),
         (1, won.seed, "train"),

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,10 +29,12 @@ from trainers.networks import backbones
 from tuning import run, trials
 from tuning.axes.axis import FREEZE_DEPTH, INIT, LEARNING_RATE
 from tuning.budget.config import BudgetConfig, parse_duration_s
+from tuning.budget.estimate import Forecast
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.progress import progress
 from tuning.promotion import promote
 from tuning.promotion.config import PromoteConfig
+from tuning.record.states import TrialStates
 from tuning.run import tune_sweep
 from tuning.shared import config_of
 from tuning.space import point_of
@@ -168,6 +171,9 @@ def test_sweep_prunes_ranks_and_is_reused(
     assert len({pid for pids in starts(sweep).values() for pid in pids}) == 1
 
     before = starts(sweep)
+    with pytest.raises(SystemExit) as end:
+        tune_sweep(replace(sweep, promote=True), explain=True)
+    assert end.value.code == 0 and "finished: reusing it" in capfd.readouterr().out
     assert tune_sweep(sweep) == answer
     assert "finished: reusing it" in capfd.readouterr().out
     assert starts(sweep) == before
@@ -200,13 +206,13 @@ def test_a_spent_budget_ends_a_sweep_and_a_larger_one_resumes_it(
 ) -> None:
     slow = pretend(sweep, lambda point, epoch: time.sleep(1.5))
     monkeypatch.setattr(trials, "build_trial", slow)
-    short = replace(sweep, budget=BudgetConfig(time="12s"))
+    short = replace(sweep, budget=BudgetConfig(time="20s"))
     answer = tune_sweep(short)
     states = [trial["state"] for trial in answer["trials"]]
     assert len(states) < 6 or "cut" in states
     printed = capfd.readouterr().out
     assert "not started; run the same command with a larger budget" in printed
-    assert "The budget of 12 s is spent: stopping" in printed
+    assert "The budget of 20 s is spent: stopping" in printed
 
     assert tune_sweep(short)["trials"] == answer["trials"]
     assert "has spent its budget: reusing its" in capfd.readouterr().out
@@ -216,6 +222,30 @@ def test_a_spent_budget_ends_a_sweep_and_a_larger_one_resumes_it(
     assert len(answer["trials"]) == 6
     assert {trial["state"] for trial in answer["trials"]} <= {"finished", "pruned"}
     assert "Budget:" not in capfd.readouterr().out
+
+
+def test_trials_that_have_not_ended_are_not_taken_for_pruned(
+    sweep: TuningConfig, tmp_path: Path
+) -> None:
+    """One was cut in an earlier session and waits in this one; one was starting at its end."""
+    sweep = replace(sweep, out=str(tmp_path))
+    states = TrialStates(sweep.out, num_trials=4)
+    ids = ["pruned", "cut", "starting", "failed"]
+    for name, state in zip(ids, ("pruned", "running", "running", "failed"), strict=True):
+        states.note(name, point={INIT: "file", FREEZE_DEPTH: 0}, state=state)
+        run_of_trial = tmp_path / "trials" / name
+        run_of_trial.mkdir(parents=True)
+        if state == "pruned" or name == "cut":
+            row = {"global_step": 1, "epoch": 1, "val/top1": 0.5, "time/total_s": 1.0}
+            (run_of_trial / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    states.end()
+    error = RuntimeError("broken")
+    results = [SimpleNamespace(config={"point": {}}, error=e) for e in (None, None, None, error)]
+    session = SimpleNamespace(trial_ids=ids, cut=set())
+
+    found = {row.trial_id: row.state for row in trials._started(sweep, results, session, states)}  # pyright: ignore
+
+    assert found == {"pruned": "finished", "cut": "cut", "failed": "failed"}
 
 
 @pytest.mark.extended
@@ -252,7 +282,7 @@ def test_failed_trials_alone_run_again(
         assert len(starts(sweep)[row["trial_id"]]) == (3 if row[INIT] == "zeros" else 1)
 
 
-@pytest.mark.parametrize("search", ["grid", "optuna"])
+@pytest.mark.parametrize("search", ["grid", "random", "optuna"])
 def test_stopped_sweep_goes_on(
     sweep: TuningConfig,
     search: Any,
@@ -260,7 +290,8 @@ def test_stopped_sweep_goes_on(
     capfd: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    sweep = replace(sweep, search=search, trials=6 if search == "optuna" else None)
+    # With seed 5 the third random point, where the sweep is interrupted, is as good as the grid's.
+    sweep = replace(sweep, search=search, trials=6 if search == "optuna" else None, seed=5)
     stopped, driver = tmp_path / "stopped", os.getpid()
     count = tmp_path / "count"
 
@@ -282,7 +313,8 @@ def test_stopped_sweep_goes_on(
     before_resume = starts(sweep)
     assert len(before_resume) < 6
 
-    answer = tune_sweep(sweep)
+    monkeypatch.setattr(Forecast, "fit", None)  # its trials are drawn: a budget plans no others
+    answer = tune_sweep(replace(sweep, budget=BudgetConfig(time="1h")))
     assert "resuming" in capfd.readouterr().out
     assert len(answer["trials"]) == 6
     assert {row["trial_id"] for row in answer["trials"]} >= set(before_resume)

@@ -284,6 +284,16 @@ def test_a_folder_with_something_else_is_named(write_data: WriteData, tmp_path: 
         check(other)
 
 
+def test_an_axis_that_is_left_out_is_another_space(write_data: WriteData, tmp_path: Path) -> None:
+    arguments = ["--data", write_data(), "--out", str(tmp_path / "sweep"), *LENET.split()]
+    searched = parse([*arguments, "--axis", "optim.weight_decay", "0", "0.05"])
+    facts = facts_of(searched, read_manifest(searched.base.data).fingerprint)
+    write_json(tmp_path / "sweep/config.json", facts)
+    check(searched)
+    with pytest.raises(ValueError, match=r"space.optim.weight_decay is None: the sweep in .* has"):
+        check(parse(arguments))
+
+
 def test_options_set_the_fields_they_are_derived_from() -> None:
     line = "--data d --out o --trials 5 --seed 3 --epochs 1 --size-px 64 --policy none --views 2 "
     line += "--backbone lenet5 --clipnorms none 0.5 --num-workers 2 --wandb off --no-share"

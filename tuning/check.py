@@ -49,7 +49,9 @@ def check(config: TuningConfig) -> Manifest:
                 f"data is {config.base.data!r}: it was prepared again since the sweep in "
                 f"{config.out} began, and is another data set now; use another --out"
             )
-        for field, value in _flatten(facts_of(config, manifest.fingerprint)).items():
+        now = _flatten(facts_of(config, manifest.fingerprint))
+        left_out = {field: None for field in before if field.startswith("space.")}
+        for field, value in (left_out | now).items():
             if field == PRECISION and "auto" in (value, before.get(field)):
                 continue  # `choose_precision` takes that of the sweep
             if field not in marked(TuningConfig, RESUMABLE) and before.get(field) != value:

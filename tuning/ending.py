@@ -8,10 +8,10 @@ from typing import Any
 from cluster.runtime import Resources
 from trainers import metrics
 from trainers.evaluation.measures import Measures
-from trainers.run.folder import read_config
+from trainers.run.folder import is_over, read_config
 from tuning.advice.score import score_advice
 from tuning.budget.deadline import BudgetClock
-from tuning.combine.combinations import combined_uri, describe_combinations
+from tuning.combine.combinations import combined_uri, describe_combinations, read_combinations
 from tuning.combine.combine import combine
 from tuning.config import TuningConfig
 from tuning.record.leaderboard import print_leaderboard
@@ -30,10 +30,19 @@ def read_ended(config: TuningConfig) -> SweepRecord:
 
 
 def is_whole(config: TuningConfig, trials: Sequence[TrialResult]) -> bool:
-    """Whether a leaderboard has all trials of its sweep, none of them to be tried again."""
+    """Whether a leaderboard has all trials of its sweep, none of them to be tried again: one that
+    diverged would diverge again."""
     return len(trials) >= count_trials(config) and all(
-        row.state not in (FAILED, CUT) for row in trials
+        row.state != CUT and (row.state != FAILED or is_over(row.run)) for row in trials
     )
+
+
+def is_closed(record: SweepRecord) -> bool:
+    """Whether the winner of a sweep was tested and its best trials were combined."""
+    tests = record.winner and record.has_test_split and record.config.evaluate_winner
+    combines = record.manifest is not None and record.config.combine
+    is_tested = not tests or record.test is not None
+    return is_tested and (not combines or read_combinations(record.out) is not None)
 
 
 def describe_cut(record: SweepRecord) -> str | None:
@@ -79,7 +88,8 @@ def close(
             record.out, record.trials, record.manifest, resources, left_s=clock.whole_left_s
         )
     for found in combined.kept if combined and tests else ():
-        evaluate_once(combined_uri(record.out, found.kind))
+        if clock.whole_left_s > 0:
+            evaluate_once(combined_uri(record.out, found.kind))
     for line in describe_combinations(record.out, combined) if combined else ():
         print(f"Combined:     {line}")
     if tracked is not None and (command := tracked.log(record)) is not None:

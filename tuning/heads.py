@@ -11,13 +11,14 @@ from dataclasses import replace
 import safetensors.torch
 
 from cluster.io import storage
+from cluster.io.errors import UserError, require
 from cluster.io.terminal import count, report
 from trainers import launch, metrics
 from trainers.config import PRETRAINED, FinetuneConfig
 from trainers.networks.freezing import is_head_only
 from trainers.networks.weights.head_files import head_tensors
 from trainers.prepare import prepare_run
-from trainers.run.folder import load_best_model
+from trainers.run.folder import is_over, load_best_model
 from trainers.tracking.mirror import RunMirror, follow
 from tuning.axes.axis import CLIPNORM, FREEZE_DEPTH, LEARNING_RATE, show
 from tuning.config import TuningConfig
@@ -53,8 +54,10 @@ def train_heads(config: TuningConfig, shared: Shared) -> dict[FinetuneConfig, st
             trained: list[tuple[FinetuneConfig, float]] = []
             for rate in rates:
                 point = _head_point(config, points[key], rate)
-                trained.append(_train(config, shared, point, f"{files[key]}-{show(rate)}"))
+                training, top1 = _train(config, shared, point, f"{files[key]}-{show(rate)}")
+                trained += [(training, top1)] if top1 is not None else []
                 advance(1)
+            require(bool(trained), LEARNING_RATE, rates, "all heads diverged; give lower ones")
             _write_best(heads[key], trained)
     return heads
 
@@ -67,8 +70,9 @@ def _head_point(config: TuningConfig, network: Point, rate: object) -> Point:
 
 def _train(
     config: TuningConfig, shared: Shared, point: Point, name: str
-) -> tuple[FinetuneConfig, float]:
-    """Train a head, whose result a trial of the same point will be copied from."""
+) -> tuple[FinetuneConfig, float | None]:
+    """Train a head, whose result a trial of the same point will be copied from; return its best
+    val/top1, None where it diverged."""
     training = replace(training_of(config.base, point), out=storage.join(config.out, "heads", name))
     training = replace(training, track=replace(training.track, group=config.group))
     mirror = RunMirror(
@@ -82,7 +86,13 @@ def _train(
             images=shared.images,
             here=True,
         )
-        result = launch.fit_in_process(run)
+        try:
+            result = launch.fit_in_process(run)
+        except UserError as error:
+            if not is_over(training.out):
+                raise
+            report(f"Head {name}: {error}", warning=True)
+            return training, None
     if (folder := shared.results_of(training)) is not None:
         record(folder, training.out)
     top1 = result[metrics.VAL_BEST_TOP1]

@@ -2,7 +2,9 @@
 
 import json
 import shlex
-from contextlib import closing
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -25,11 +27,11 @@ from tuning.budget.deadline import BudgetClock
 from tuning.budget.estimate import as_planned
 from tuning.check import check, distinct_depths, facts_of, with_absolute_axes
 from tuning.config import TuningConfig
-from tuning.ending import close, is_whole, read_ended
+from tuning.ending import close, is_closed, is_whole, read_ended
 from tuning.heads import train_heads
 from tuning.point import training_of
 from tuning.record.files import read_sweep_config
-from tuning.record.leaderboard import read_leaderboard, write_leaderboard
+from tuning.record.leaderboard import read_leaderboard, remove_leaderboard, write_leaderboard
 from tuning.record.record import SweepRecord
 from tuning.record.savings import measure_savings
 from tuning.record.states import read_trials
@@ -62,9 +64,12 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
     if config.promote and answer["winner"] is not None and not clock.ended_by_user:
         from tuning.promotion.promote import promote_winner  # imports the exports
 
-        whole_s = config.budget.seconds(resources.num_gpus)
-        left_s = None if whole_s is None else whole_s - clock.spent_s
-        promoted = promote_winner(config, left_s)
+        whole_s, started_s = config.budget.seconds(resources.num_gpus), time.monotonic()
+        left_s = None if whole_s is None else whole_s - clock.spent_s - clock.promoted_s
+        try:
+            promoted = promote_winner(config, left_s)
+        finally:
+            clock.write(promoted_s=time.monotonic() - started_s)
     return answer | {"promoted": promoted}
 
 
@@ -78,19 +83,16 @@ def _sweep(config: TuningConfig, *, explain: bool) -> tuple[dict[str, Any], Budg
         config = as_planned(config, before[0])
     manifest = check(config)
 
-    def reuse(
-        resources: Resources, clock: BudgetClock
-    ) -> tuple[dict[str, Any], BudgetClock, Resources]:
-        record = read_ended(_with_precision(config, before, resources))
-        return close(record, resources, clock), clock, resources
-
     if known is not None and is_whole(config, known[0]):
         terminal.report(
             f"{config.out} has this sweep of {len(known[0])} trials, finished: reusing it"
         )
+        if explain:
+            raise SystemExit(0)
         resources = connect(config.base.cluster.address, quiet=True)
         clock = BudgetClock(config.out, config.sweep_s(resources.num_gpus))
-        return reuse(resources, clock)
+        config = _with_precision(config, before, resources)
+        return _reuse(config, manifest, resources, clock), clock, resources
     resources = connect(config.base.cluster.address)
     clock = BudgetClock(config.out, config.sweep_s(resources.num_gpus))
     if known is not None and clock.left_s <= 0 and not explain:
@@ -98,23 +100,53 @@ def _sweep(config: TuningConfig, *, explain: bool) -> tuple[dict[str, Any], Budg
             f"{config.out} has spent its budget: reusing its {len(known[0])} trials; run the same "
             "command with a larger budget to resume"
         )
-        return reuse(resources, clock)
+        config = _with_precision(config, before, resources)
+        return _reuse(config, manifest, resources, clock), clock, resources
     config = _with_precision(config, before, resources)
     store = PrefixStore(config, manifest, resources)
-    plan = plan_sweep(config, manifest, resources, store, budget_s=clock.budget_s, explain=explain)
+    plan = plan_sweep(
+        config,
+        manifest,
+        resources,
+        store,
+        budget_s=clock.budget_s,
+        explain=explain,
+        resumes=before is not None,
+    )
     for line in plan.describe():
         (print if explain else terminal.report)(line)
     if explain:
         raise SystemExit(0)
     if plan.forecast is not None:
         clock.keep(plan.forecast.estimate(plan.config).end_s)
+    with _own(plan.config, manifest, clock) as tracked:
+        record, shared = _execute(plan, store, clock)
+        return close(record, resources, clock, shared, tracked), clock, resources
+
+
+def _reuse(
+    config: TuningConfig, manifest: Manifest, resources: Resources, clock: BudgetClock
+) -> dict[str, Any]:
+    """Return the answer of a sweep whose trials have ended; do what its end still lacks."""
+    record = read_ended(config)
+    if is_closed(record):
+        return close(record, resources, clock)
+    with _own(config, manifest, clock) as tracked:
+        return close(record, resources, clock, tracked=tracked)
+
+
+@contextmanager
+def _own(config: TuningConfig, manifest: Manifest, clock: BudgetClock) -> Iterator[SweepRun]:
+    """Be the only writer of the sweep in a `with` block, whose time counts, with its run in W&B."""
     follow = f"follow it with `python -m tuning review --out {shlex.quote(config.out)}`"
     with (
         hold_lease(config.out, follow=follow),
-        closing(SweepRun(plan.config, manifest, on_stop=clock.end)) as tracked,
+        closing(SweepRun(config, manifest, on_stop=clock.end)) as tracked,
     ):
-        record, shared = _execute(plan, store, clock)
-        return close(record, resources, clock, shared, tracked), clock, resources
+        try:
+            yield tracked
+        finally:
+            clock.write()
 
 
 def _execute(plan: SweepPlan, store: PrefixStore, clock: BudgetClock) -> tuple[SweepRecord, Shared]:
@@ -126,10 +158,7 @@ def _execute(plan: SweepPlan, store: PrefixStore, clock: BudgetClock) -> tuple[S
         print(f"  {problem}: its trials train on images")
     shared = _share(plan, store, built)
     shared = replace(shared, rounds=_plan_rounds(plan, shared), save_from_s=clock.save_from_s)
-    try:
-        trials, is_synced = run_trials(plan, shared, clock)
-    finally:
-        clock.write()
+    trials, is_synced = run_trials(plan, shared, clock)
     with_prefix = (
         row for row in trials if shared.prefix_of(training_of(config.base, row.point)) is not None
     )
@@ -163,6 +192,7 @@ def _with_precision(
 
 
 def _write_start(config: TuningConfig, manifest: Manifest) -> None:
+    remove_leaderboard(config.out)  # of an earlier session
     facts = {
         "config.json": facts_of(config, manifest.fingerprint),
         "started.json": find_provenance().to_dict(),

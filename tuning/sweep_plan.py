@@ -85,17 +85,19 @@ def plan_sweep(
     *,
     budget_s: float | None = None,
     explain: bool = False,
+    resumes: bool = False,
 ) -> SweepPlan:
     """Plan a sweep, whose precision is chosen; what doesn't fit raises here.
 
     Args:
         budget_s: as `BudgetClock` has it; then, and to explain, some real steps are timed.
+        resumes: its trials were drawn when it began; a budget draws no others.
     """
     config = without_lone_workers(config, resources)
     sharing, forecast = store.plan(config), None
     if explain or budget_s is not None:
         forecast = measure_forecast(config, manifest, sharing, resources)
-        if plans_trials(config) and budget_s is not None:
+        if plans_trials(config) and budget_s is not None and not resumes:
             config = forecast.fit(config, budget_s)
             sharing = store.plan(config)
     num_trials = count_trials(config)

@@ -15,6 +15,7 @@ from trainers.heads.grouping import stack_key
 from trainers.heads.run import HeadRun
 from trainers.heads.training import train_together
 from trainers.prepare import Run, prepare_run
+from trainers.run import checkpoint
 from trainers.run.folder import is_over, read_result
 from trainers.run.rows import JsonlTracker, Row, RowReader, epoch_rows
 from tuning.point import training_of
@@ -43,7 +44,7 @@ def build_trial(plan: SweepPlan, shared: Shared) -> Callable[[dict[str, Any]], N
 
     def count_concurrent(training: FinetuneConfig) -> int:
         """Return into how many equal parts the cluster is divided, of which a trial has one."""
-        return fractions.get(prefix_key(training), others)
+        return fractions.get(prefix_key(training), min(fractions.values(), default=others))
 
     def run_trial(params: dict[str, Any], shared: Shared) -> None:
         os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", LEAVE_TIMEOUT_S)
@@ -136,7 +137,8 @@ def _train_round(found: Round, leader: str, shared: Shared, *, num_concurrent: i
             num_concurrent=num_concurrent,
             here=True,
         )
-        epoch = run.resume.epoch if run.resume else 0
+        whole = checkpoint.read_latest(config.out) if run.resume else None
+        epoch = whole.progress.epoch if whole else 0
         if run.resume is not None and not run.resume.is_between_epochs:
             launch.fit_in_process(run)  # of a Thaw that saved in the middle of an epoch
         elif epoch < found.until:

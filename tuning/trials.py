@@ -3,19 +3,20 @@
 import logging
 import os
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator
 from typing import NoReturn
 
 from ray import tune
 
 from cluster.io import terminal
 from cluster.io.errors import UserError
+from trainers.run.rows import epoch_rows
 from trainers.run.stop import STOPPED
 from tuning.budget.deadline import BudgetClock, StopAtDeadline
 from tuning.config import TuningConfig
 from tuning.progress.display import SweepDisplay
 from tuning.progress.progress import SweepProgress
-from tuning.record.results import CUT, FAILED, FINISHED, TrialResult, rank
+from tuning.record.results import CUT, FAILED, FINISHED, KILLED, TrialResult, rank
 from tuning.record.states import TrialStates
 from tuning.runner import AbortTrainings, EndHeads
 from tuning.search import build_tuner, run_folder
@@ -57,18 +58,18 @@ def run_trials(
             results = tuner.fit()
         finally:
             is_synced = progress.close()
-    num_ended = results.num_terminated + results.num_errors - len(progress.cut)
-    if num_ended < num_trials and not stop.stopped:
+    started = [*_started(config, results, progress, states)]
+    ended = [trial for trial in started if trial.state != CUT]
+    if len(ended) < num_trials and not stop.stopped:
         print(
-            f"Stopped with {num_ended} of {num_trials} trials done; run the same command again to "
+            f"Stopped with {len(ended)} of {num_trials} trials done; run the same command again to "
             "resume"
         )
         raise SystemExit(130)
-    ended = [*_ended(config, results, progress.trial_ids, progress.cut, states)]
-    if not ended:
+    if not started:
         _refuse_no_trials(clock)
     trials = rank(
-        ended,
+        started,
         epochs=config.base.epochs,
         class_counts=plan.manifest.split("val").class_counts,
     )
@@ -93,21 +94,22 @@ def _refuse_no_trials(clock: BudgetClock) -> NoReturn:
     )
 
 
-def _ended(
-    config: TuningConfig,
-    results: tune.ResultGrid,
-    trial_ids: Sequence[str],
-    cut: Collection[str],
-    states: TrialStates,
+def _started(
+    config: TuningConfig, results: tune.ResultGrid, progress: SweepProgress, states: TrialStates
 ) -> Iterator[TrialResult]:
-    for number, trial_id in enumerate(trial_ids):
-        result = results[number]
-        if result.config is None:  # the budget ended before it had begun
+    """Yield the trials that have an epoch, of this session or an earlier one, or have failed.
+
+    Tune takes a trial whose process was still starting for one that has ended, and forgets which
+    ones an earlier session has cut.
+    """
+    for number, trial_id in enumerate(progress.trial_ids):
+        result, state = results[number], states.state_of(trial_id)
+        run = run_folder(config, trial_id)
+        if result.error is None and not epoch_rows(run):
             continue
-        state = CUT if trial_id in cut else FINISHED if result.error is None else FAILED
-        yield TrialResult(
-            trial_id=trial_id,
-            point=point_of(result.config),
-            run=run_folder(config, trial_id),
-            state=STOPPED if states.state_of(trial_id) == STOPPED else state,
-        )
+        if trial_id in progress.cut or state == KILLED:
+            state = CUT
+        elif state != STOPPED:
+            state = FINISHED if result.error is None else FAILED
+        point = states.point_of(trial_id) or point_of(result.config or {})  # of an older Thaw
+        yield TrialResult(trial_id=trial_id, point=point, run=run, state=state)

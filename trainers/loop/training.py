@@ -32,6 +32,9 @@ from trainers.worker import WorkerContext
 
 logger = logging.getLogger(__name__)
 
+SAVE_EVERY_S = 5.0
+"""Between two checkpoints of a training that ends soon, where a row takes longer."""
+
 
 class Training:
     """A rank's network and batches, resumed or initialized; trains epoch by epoch."""
@@ -76,6 +79,7 @@ class Training:
         self._usage = UsageMeter(worker.world_size, worker.device)
         self._saved_s = 0.0
         """Of `Recorder.waited_s`, what rows have."""
+        self._row_s = time.monotonic()
 
     def _start(self, run: Run) -> TrainingProgress:
         """Resume from the latest checkpoint, or initialize the network."""
@@ -182,11 +186,12 @@ class Training:
             step += 1
             saves = step % config.checkpoint_every_steps == 0
             logs = step % config.track.log_every_steps == 0
-            if step < last_step and not saves and not logs:
+            if step < last_step and not saves and not logs and not self._saves_early():
                 continue
             ends = step < last_step and self.stop_requested()
             saves = saves or ends or (step < last_step and self._preemption_pending())
             totals, row = sums.reduce(step, learning_rate)
+            self._row_s = time.monotonic()
             num_unreadable, feed = int(totals["lost"]), self._train_feed
             stops = too_many_unreadable(config, num_unreadable, feed.num_images)
             if step == last_step or saves or stops:
@@ -210,6 +215,12 @@ class Training:
                 self.recorder.log(row)
             if ends:
                 raise StopRequested
+
+    def _saves_early(self) -> bool:
+        """Whether a lone worker saves before its next row, as it ends soon."""
+        if self._worker.world_size > 1 or time.monotonic() - self._row_s < SAVE_EVERY_S:
+            return False
+        return self._preemption_pending()
 
     def _validate(self) -> Predictions | None:
         """Return the predictions for the validation images, unless they train."""

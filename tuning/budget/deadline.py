@@ -1,7 +1,8 @@
 """The end of a sweep before its last trial, as its budget is spent or the user stops it in W&B:
 trials that run stop, and the sweep ends with what it has.
 
-SWEEP/spent.json    seconds of the sessions so far, and those that the last one kept for its end
+SWEEP/spent.json    seconds of the sessions so far, those that the last one kept for its end, and
+                    those of promotions
 """
 
 import json
@@ -22,6 +23,7 @@ END_MARGIN = 1.25
 """Times the estimate of those seconds, which may be off by a quarter."""
 SAVE_BEFORE_S = 15.0
 """Before the end, trainings save a checkpoint with each row of metrics."""
+WRITE_EVERY_S = 10.0
 
 
 class BudgetClock:
@@ -33,8 +35,9 @@ class BudgetClock:
 
     def __init__(self, out: str, budget_s: float | None) -> None:
         self._out, self._started_s, self.budget_s = out, time.monotonic(), budget_s
-        self._before_s, end_s = _read_spent(out)
+        self._before_s, end_s, self.promoted_s = _read_spent(out)
         self._end_s = END_SHARE * (budget_s or 0.0) if end_s is None else end_s
+        self._written_s = self._started_s
         self.ended_by_user = False
 
     def keep(self, seconds: float) -> None:
@@ -44,7 +47,7 @@ class BudgetClock:
 
     @property
     def spent_s(self) -> float:
-        """Seconds of all sessions."""
+        """Seconds of all sessions, without their promotions: `promoted_s`."""
         return self._before_s + time.monotonic() - self._started_s
 
     @property
@@ -71,22 +74,35 @@ class BudgetClock:
         """End the session, as the user wants; may be called by another thread."""
         self.ended_by_user = True
 
-    def write(self) -> None:
-        """Write spent.json."""
-        text = json.dumps({"seconds": self.spent_s, "end_s": self._end_s}).encode()
-        storage.write_bytes(storage.join(self._out, "spent.json"), text)
+    def write(self, *, promoted_s: float = 0.0) -> None:
+        """Write spent.json.
+
+        Args:
+            promoted_s: seconds of this session that a promotion took.
+        """
+        self._written_s = time.monotonic()
+        facts = {
+            "seconds": self.spent_s - promoted_s,
+            "end_s": self._end_s,
+            "promoted_s": self.promoted_s + promoted_s,
+        }
+        storage.write_bytes(storage.join(self._out, "spent.json"), json.dumps(facts).encode())
+
+    def write_often(self) -> None:
+        """Write it again, not sooner than WRITE_EVERY_S: a driver that is killed has spent it."""
+        if time.monotonic() - self._written_s >= WRITE_EVERY_S:
+            self.write()
 
 
-def _read_spent(out: str) -> tuple[float, float | None]:
-    """Read the seconds that a sweep has taken, 0 before its first session has ended, and those that
-    were kept for its end."""
+def _read_spent(out: str) -> tuple[float, float | None, float]:
+    """Read the seconds that a sweep has taken, those that were kept for its end, and those of its
+    promotions; of a sweep that begins 0, None and 0."""
+    hints = {"seconds": float, "end_s": float | None, "promoted_s": float | None}
     try:
-        found = read_object(
-            storage.join(out, "spent.json"), {"seconds": float, "end_s": float | None}
-        )
+        found = read_object(storage.join(out, "spent.json"), hints)
     except FileNotFoundError:
-        return 0.0, None
-    return found["seconds"], found["end_s"]
+        return 0.0, None, 0.0
+    return found["seconds"], found["end_s"], found["promoted_s"] or 0.0
 
 
 class StopAtDeadline(SessionCallback):
@@ -97,6 +113,7 @@ class StopAtDeadline(SessionCallback):
         self.stopped = False
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        self._clock.write_often()
         if self._clock.left_s <= 0 and not self.stopped:
             self.stopped = True
             reason = "The sweep was stopped in W&B"

@@ -87,8 +87,8 @@ def with_epochs(config: TuningConfig, epochs: int) -> TuningConfig:
 
 
 def as_planned(config: TuningConfig, before: TuningConfig) -> TuningConfig:
-    """Return a sweep with the trials and epochs that were planned when it began."""
-    if plans_trials(config):
+    """Return a sweep with the trials and epochs that it began with, with a budget or without."""
+    if config.trials is None and config.search != "grid":
         config = replace(config, trials=before.trials)
         if config.full_epochs is not None and config.full_epochs == before.full_epochs:
             config = with_epochs(config, before.base.epochs)
@@ -171,7 +171,7 @@ class Forecast:
         shared = {(prefix.network, prefix.depth) for prefix in plan.shared}
         stacked = shared & find_stackable(config)
         for key, number in count_networks(config).items():
-            train_s, eval_s = rates.train_s[key], rates.eval_s[key]
+            train_s, eval_s = rates.find(key)
             if key not in shared:
                 train_s, eval_s = whole_s(train_s), whole_s(eval_s)
             in_process = config.base.cluster.num_workers == 0 or key in shared

@@ -27,7 +27,7 @@ from tuning.config import TuningConfig
 from tuning.point import training_of
 from tuning.sharing.keys import Key, prefix_key
 from tuning.sharing.plan import PrefixPlan, SharingPlan
-from tuning.space import models
+from tuning.space import corners
 
 NUM_WARM_UP, LEAST_TIMED, TIMED_S = 2, 3, 1.0
 """Of each kind of step."""
@@ -47,6 +47,22 @@ class Rates:
     read_s: float
     """To read and decode, on one CPU."""
 
+    def find(self, key: Key) -> tuple[float, float]:
+        """Return train_s and eval_s of a network; where it was not timed, as one of its fields is
+        drawn from a range, those of the one that is most like it."""
+
+        def difference(known: Key) -> tuple[bool, int, int, bool]:
+            network, depth = known
+            return (
+                network.model.backbone != key[0].model.backbone,
+                abs(depth - key[1]),
+                abs(network.ingest.size_px - key[0].ingest.size_px),
+                known != key,
+            )
+
+        like = min(self.train_s, key=difference)
+        return self.train_s[like], self.eval_s[like]
+
 
 def measure_rates(
     config: TuningConfig, manifest: Manifest, plan: SharingPlan, resources: Resources
@@ -63,8 +79,8 @@ def _measure(
     train_s: dict[Key, float] = {}
     eval_s: dict[Key, float] = {}
     known: dict[Any, tuple[float, float]] = {}
-    for model in models(config.space):
-        training = training_of(config.base, model)
+    for point in corners(config.space):
+        training = training_of(config.base, point)
         key, prefix = prefix_key(training), plan.find(training)
         same = cost_key(training), key[1], prefix is None  # weights don't change the cost
         if same not in known:

@@ -42,7 +42,12 @@ def plan_trainings(
             True,
             f"the data set {base.data} has none; prepare it again with --folds",
         )
-        trainings = [replace(base, fold=fold) for fold in range(num_folds)]
+        if base.model.head is not None:
+            logger.warning(
+                "model.head is not used: it has seen the validation images of other folds"
+            )
+        model = replace(base.model, head=None)
+        trainings = [replace(base, fold=fold, model=model) for fold in range(num_folds)]
         names = [f"fold-{fold}" for fold in range(num_folds)]
     else:
         trainings = [replace(base, seed=seed, train_on="train+val") for seed in range(config.seeds)]

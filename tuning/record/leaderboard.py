@@ -60,6 +60,12 @@ def write_leaderboard(
     )
 
 
+def remove_leaderboard(out: str) -> None:
+    """Remove both files, as the trials of the sweep run again: it has not ended now."""
+    for name in ("leaderboard.json", "leaderboard.csv"):
+        storage.delete_file(storage.join(out, name))
+
+
 def read_leaderboard(out: str) -> tuple[list[TrialResult], dict[str, Any]] | None:
     """Read a leaderboard and the facts beside it; None where there is none.
 

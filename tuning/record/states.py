@@ -59,6 +59,11 @@ class TrialStates:
         known = self._trials.get(trial_id)
         return known.state if known else None
 
+    def point_of(self, trial_id: str) -> Point | None:
+        """Return a trial's point; None for one that has not started."""
+        known = self._trials.get(trial_id)
+        return known.point if known else None
+
     def note(self, trial_id: str, *, point: Point, state: str, reason: str | None = None) -> None:
         """Set a trial's state; `flush` writes it."""
         self._trials[trial_id] = TrialResult(
