@@ -407,3 +407,16 @@ def test_inception_v3_fine_tunes_with_its_auxiliary_head(
     changed = {n for n, t in start.state_dict().items() if not torch.equal(t, trained[n])}
     heads = {n for n in trained if n.startswith(("fc.", "AuxLogits."))}
     assert changed == heads and len(losses(plain.out)) == 2
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_lone_worker_saves_between_two_rows_where_its_time_is_over(
+    config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch, ends: bool
+) -> None:
+    """Rows are 1,000 steps apart, as where steps are slow; each checkpoint comes with one."""
+    far = replace(config, checkpoint_every_steps=1000, track=TrackConfig(log_every_steps=1000))
+    monkeypatch.setattr(training, "SAVE_EVERY_S", 0.0)
+    train_here(far, save_from_s=0.0 if ends else None)
+
+    steps = [row["global_step"] for row in read_rows(far.out)]
+    assert steps == (list(range(1, 10)) if ends else [3, 6, 9])

@@ -21,7 +21,12 @@ from tuning.ending import is_whole
 from tuning.point import Point
 from tuning.promotion.printing import print_seeds
 from tuning.promotion.summary import summarize
-from tuning.record.leaderboard import print_leaderboard, read_leaderboard, write_leaderboard
+from tuning.record.leaderboard import (
+    print_leaderboard,
+    read_leaderboard,
+    remove_leaderboard,
+    write_leaderboard,
+)
 from tuning.record.results import CUT, FAILED, FINISHED, TrialResult, find_winner, rank
 from tuning.winner import command_of
 
@@ -89,6 +94,9 @@ def test_files_hold_what_was_ranked(tmp_path: Path) -> None:
     assert [row["trial_id"] for row in rows] == ["a", "b"]
     assert rows[0][LEARNING_RATE] == "0.001"
     assert [(row["frozen_stage"], row["frozen_share"]) for row in rows] == [("layer3", "0.8")] * 2
+    remove_leaderboard(str(tmp_path))
+    assert read_leaderboard(str(tmp_path)) is None and not (tmp_path / "leaderboard.csv").exists()
+    remove_leaderboard(str(tmp_path))
 
 
 def test_plain_text_where_there_is_no_terminal(tmp_path: Path) -> None:
