@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import distributed
 
+from cluster.io.errors import UserError
 from trainers import metrics
 from trainers.config import FinetuneConfig
 from trainers.feed import Feed
@@ -30,19 +31,25 @@ def too_many_unreadable(config: FinetuneConfig, num_unreadable: float, num_image
     return num_unreadable > config.ingest.max_bad_fraction * num_images
 
 
-def describe_unreadable(num_unreadable: int, num_images: int, split: str, first: str) -> str:
-    more = " ..." if num_unreadable > 1 else ""
-    return f"{num_unreadable} of {num_images} {split} images could not be read: {first}{more}"
-
-
-def refuse_unreadable(config: FinetuneConfig, problem: str) -> str:
-    """Return an error's words for too many of them.
+def require_readable(
+    config: FinetuneConfig, num_unreadable: int, num_images: int, split: str, first: str
+) -> str:
+    """Describe the unreadable images of a split.
 
     Args:
-        problem: of `describe_unreadable`.
+        first: name of one of them.
+
+    Raises:
+        UserError: where they are more than `ingest.max_bad_fraction`.
     """
-    share = config.ingest.max_bad_fraction
-    return f"ingest.max_bad_fraction is {share}: {problem}; repair or prepare the data again"
+    more = " ..." if num_unreadable > 1 else ""
+    problem = f"{num_unreadable} of {num_images} {split} images could not be read: {first}{more}"
+    if too_many_unreadable(config, num_unreadable, num_images):
+        raise UserError(
+            f"ingest.max_bad_fraction is {config.ingest.max_bad_fraction}: {problem}; repair or "
+            "prepare the data again"
+        )
+    return problem
 
 
 def check_unreadable(
@@ -58,10 +65,11 @@ def check_unreadable(
     """
     if not num_unreadable:
         return
-    problem = describe_unreadable(num_unreadable, feed.num_images, feed.split, names[0])
-    if too_many_unreadable(config, num_unreadable, feed.num_images):
-        refusal = refuse_unreadable(config, problem)
-        raise TrainingStopped(unreadable=f"{refusal}, or allow more with --max-bad-fraction")
+    try:
+        problem = require_readable(config, num_unreadable, feed.num_images, feed.split, names[0])
+    except UserError as error:
+        reason = f"{error}, or allow more with --max-bad-fraction"
+        raise TrainingStopped(unreadable=reason) from None
     logger.warning(problem)
 
 

@@ -50,7 +50,7 @@ def check(config: TuningConfig) -> Manifest:
                 f"{config.out} began, and is another data set now; use another --out"
             )
         now = _flatten(facts_of(config, manifest.fingerprint))
-        left_out = {field: None for field in before if field.startswith("space.")}
+        left_out = dict.fromkeys(field for field in before if field.startswith("space."))
         for field, value in (left_out | now).items():
             if field == PRECISION and "auto" in (value, before.get(field)):
                 continue  # `choose_precision` takes that of the sweep

@@ -39,10 +39,16 @@ def is_whole(config: TuningConfig, trials: Sequence[TrialResult]) -> bool:
 
 def is_closed(record: SweepRecord) -> bool:
     """Whether the winner of a sweep was tested and its best trials were combined."""
-    tests = record.winner and record.has_test_split and record.config.evaluate_winner
-    combines = record.manifest is not None and record.config.combine
-    is_tested = not tests or record.test is not None
-    return is_tested and (not combines or read_combinations(record.out) is not None)
+    is_tested = record.winner is None or record.test is not None or not _tests(record)
+    return is_tested and (not _combines(record) or read_combinations(record.out) is not None)
+
+
+def _tests(record: SweepRecord) -> bool:
+    return record.has_test_split and record.config.evaluate_winner
+
+
+def _combines(record: SweepRecord) -> bool:
+    return record.manifest is not None and record.config.combine
 
 
 def describe_cut(record: SweepRecord) -> str | None:
@@ -75,15 +81,14 @@ def close(
         shared: of a sweep that has just ended.
         tracked: its run.
     """
-    config, winner = record.config, record.winner
-    tests = record.has_test_split and config.evaluate_winner
+    winner, tests = record.winner, _tests(record)
     print_answer(record)
     if winner and tests and record.test is None:
         prefix = shared and shared.prefix_of(read_config(winner.run))
         evaluate_once(winner.run, prefix=prefix, on_measured=_print_test)
         record = replace(record)  # which reads the test
     combined = None
-    if record.manifest is not None and config.combine:
+    if record.manifest is not None and _combines(record):
         combined = combine(
             record.out, record.trials, record.manifest, resources, left_s=clock.whole_left_s
         )

@@ -55,7 +55,8 @@ def train_heads(config: TuningConfig, shared: Shared) -> dict[FinetuneConfig, st
             for rate in rates:
                 point = _head_point(config, points[key], rate)
                 training, top1 = _train(config, shared, point, f"{files[key]}-{show(rate)}")
-                trained += [(training, top1)] if top1 is not None else []
+                if top1 is not None:
+                    trained.append((training, top1))
                 advance(1)
             require(bool(trained), LEARNING_RATE, rates, "all heads diverged; give lower ones")
             _write_best(heads[key], trained)

@@ -83,26 +83,25 @@ def _sweep(config: TuningConfig, *, explain: bool) -> tuple[dict[str, Any], Budg
         config = as_planned(config, before[0])
     manifest = check(config)
 
-    if known is not None and is_whole(config, known[0]):
+    trials = known[0] if known else []
+    is_finished = known is not None and is_whole(config, trials)
+    if is_finished:
         terminal.report(
-            f"{config.out} has this sweep of {len(known[0])} trials, finished: reusing it"
+            f"{config.out} has this sweep of {len(trials)} trials, finished: reusing it"
         )
         if explain:
             raise SystemExit(0)
-        resources = connect(config.base.cluster.address, quiet=True)
-        clock = BudgetClock(config.out, config.sweep_s(resources.num_gpus))
-        config = _with_precision(config, before, resources)
-        return _reuse(config, manifest, resources, clock), clock, resources
-    resources = connect(config.base.cluster.address)
+    resources = connect(config.base.cluster.address, quiet=is_finished)
     clock = BudgetClock(config.out, config.sweep_s(resources.num_gpus))
-    if known is not None and clock.left_s <= 0 and not explain:
+    config = _with_precision(config, before, resources)
+    is_spent = known is not None and not is_finished and clock.left_s <= 0 and not explain
+    if is_spent:
         terminal.report(
-            f"{config.out} has spent its budget: reusing its {len(known[0])} trials; run the same "
+            f"{config.out} has spent its budget: reusing its {len(trials)} trials; run the same "
             "command with a larger budget to resume"
         )
-        config = _with_precision(config, before, resources)
+    if is_finished or is_spent:
         return _reuse(config, manifest, resources, clock), clock, resources
-    config = _with_precision(config, before, resources)
     store = PrefixStore(config, manifest, resources)
     plan = plan_sweep(
         config,

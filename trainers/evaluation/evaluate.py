@@ -46,7 +46,7 @@ from trainers.run.calibration import Calibration
 from trainers.run.checkpoint import TrainingProgress
 from trainers.run.evaluations import folder_of, name_other, predictions_uri
 from trainers.run.predictions import Predictions
-from trainers.stops import describe_unreadable, refuse_unreadable, too_many_unreadable
+from trainers.stops import require_readable
 from trainers.tracking.evaluation import track_evaluation
 
 NUM_PAIRS = 20
@@ -265,11 +265,9 @@ def _predict(
         describe=describe,
         prefix=prefix,
     )
-    num_unreadable, num_images = predictions.num_unreadable, manifest.split(split).num_images
-    if too_many_unreadable(network.config, num_unreadable, num_images):
-        first = predictions.unreadable[0]
-        problem = describe_unreadable(num_unreadable, num_images, split, first)
-        raise UserError(refuse_unreadable(network.config, problem))
+    if names := predictions.unreadable:
+        num_images = manifest.split(split).num_images
+        require_readable(network.config, predictions.num_unreadable, num_images, split, names[0])
     if not math.isfinite(measure(predictions).loss):
         raise UserError(
             f"run is {network.origin!r}: the outputs of its network are not finite; train it again "

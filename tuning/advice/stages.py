@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cluster.io.errors import UserError
 from cluster.io.statistics import count_discordant, mcnemar, wilson
 from cluster.io.terminal import count
 from cluster.runtime import Resources
@@ -18,7 +17,7 @@ from trainers.config import FinetuneConfig
 from trainers.inference.passes import Features, compute_features
 from trainers.inference.probe import fit_probe, predict
 from trainers.networks.backbones import find
-from trainers.stops import describe_unreadable, refuse_unreadable, too_many_unreadable
+from trainers.stops import require_readable
 from tuning.advice.quadrants import Stage, find_best
 
 logger = logging.getLogger(__name__)
@@ -61,9 +60,8 @@ def collect(
         rows[split] = np.setdiff1d(np.arange(num_images), list(names))
         if not names:
             continue
-        problem = describe_unreadable(len(names), num_images, split, names[min(names)])
-        if too_many_unreadable(trainings[0], len(names), num_images):
-            raise UserError(refuse_unreadable(trainings[0], problem))
+        first = names[min(names)]
+        problem = require_readable(trainings[0], len(names), num_images, split, first)
         logger.warning("%s; left out", problem)
     return features, rows
 
