@@ -15,11 +15,11 @@ from torch.optim import Optimizer
 
 from datasets.plan import IGNORE_INDEX
 from trainers.config import FinetuneConfig
+from trainers.heads.updates import HeadUpdates
 from trainers.metrics import CLIPPED_SHARE, GRAD_NORM, GRAD_NORM_AFTER, PEAK_NORM, STAGE_CLIPPING
 from trainers.networks.backbones import find
 from trainers.networks.cut import Suffix, before, behind
-from trainers.networks.torch_internals import without_compiler
-from trainers.step.optim import build_optimizer, set_learning_rate
+from trainers.step.optim import build_optimizer
 from trainers.step.state import TrainState
 from trainers.step.step import StepSettings, score_logits, to_inputs
 
@@ -86,6 +86,9 @@ class HeadStack:
         self._leaves_P = [weights.detach().requires_grad_() for weights in self._weights_P]
         averages = [head.average for head in self.heads if head.average is not None]
         self._averages_P = _stack(averages) if averages else None
+        self._updates = [
+            HeadUpdates(head.optimizer, list(head.module.parameters())) for head in self.heads
+        ]
         device = self._weights_P[0].device
         decays = [optim.ema_decay or 0.0 for optim in self._optims]
         self._decays_T = torch.tensor(decays, device=device)
@@ -163,13 +166,10 @@ class HeadStack:
         loss_T = loss_T.view(-1, num_heads).sum(dim=0)
         gradients_P = torch.autograd.grad(loss_T.sum() / divisor, self._leaves_P)
         clipping = self._clip(gradients_P)
-        for number, (head, rate) in enumerate(zip(self.heads, learning_rates, strict=True)):
-            for parameter, gradient_T in zip(head.module.parameters(), gradients_P, strict=True):
-                parameter.grad = gradient_T[number]
-            set_learning_rate(head.optimizer, rate)
-        with without_compiler():
-            for head in self.heads:
-                head.optimizer.step()
+        for updates, gradients, rate in zip(
+            self._updates, zip(*gradients_P, strict=True), learning_rates, strict=True
+        ):
+            updates.step(gradients, rate)
         if self._averages_P is not None:
             self._update_averages(num_updates)
         count = (labels_B != IGNORE_INDEX).sum()

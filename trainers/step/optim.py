@@ -38,11 +38,15 @@ class KerasAdam(Adam):
             group["iterations"] = 0  # in the group, so that it travels in the state dict
 
     def step(self, closure: Any = None) -> Any:
+        self.count_step()
+        return super().step(closure)
+
+    def count_step(self) -> None:
+        """Set the epsilon of the next step."""
         for group in self.param_groups:
             group["iterations"] += 1
             beta2 = group["betas"][1]
             group["eps"] = KERAS_EPSILON / sqrt(1 - beta2 ** group["iterations"])
-        return super().step(closure)
 
 
 def build_optimizer(model: nn.Module, backbone_name: str, config: OptimConfig) -> Optimizer:
