@@ -17,8 +17,8 @@ PREPARE_HELP = """Turn images into a data set of validated Parquet shards with s
   python -m datasets prepare --source folder --root photos --folds 5 --out runs/cars
 
 A dry run prints splits, classes, counts and unused files, and writes nothing. Images that can't be
-read are listed in OUT/quarantine.parquet with a reason. The same command again reuses a data set
-that is complete; else it starts anew.
+read are listed in OUT/quarantine.parquet with a reason. The same command again resumes, or reuses
+a data set that is complete.
 """
 
 VERBS = {

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,12 +17,14 @@ import pytest
 from PIL import Image
 
 from cluster.io import storage
+from cluster.io.errors import StorageError
 from datasets.blocks import FEW_IMAGES, connect_for
 from datasets.commands import run_info
 from datasets.config import InfoConfig
-from datasets.images import convert, load_image
+from datasets.images import Converted, convert, load_image
 from datasets.manifest import Manifest
 from datasets.manifest_file import read_manifest, write_manifest
+from datasets.prepare import staging
 from datasets.prepare.config import PrepareConfig
 from datasets.prepare.partition import identify
 from datasets.prepare.prepare import prepare
@@ -392,6 +395,54 @@ def test_error_on_the_way_leaves_no_data_set_where_none_was(ray_cluster, photos,
             prepare(config)
     assert not any(name.startswith((".staging", "manifest")) for name in list_files(config.out))
     assert sum(split.num_images for split in prepare(config).splits.values()) == 49
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), StorageError("s3://b: out of reach")])
+def test_interrupted_run_leaves_what_it_staged_to_the_next(photos, monkeypatch, stop):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    whole = prepare(options(photos, out=str(photos.parent / "whole")))
+    config, converted = options(photos), list[str]()
+
+    def convert(reference: dict, *options: Any) -> Converted:
+        converted.append(reference["path"])
+        return real_convert(reference, *options)
+
+    def fail(*_: Any) -> None:
+        raise stop
+
+    real_convert = staging._convert
+    monkeypatch.setattr(staging, "_convert", convert)
+    with monkeypatch.context() as patched:
+        patched.setattr("datasets.prepare.prepare.write_shards", fail)
+        with pytest.raises(type(stop)):
+            prepare(config)
+    assert len(converted) == 49
+    (facts, *others) = sorted(Path(config.out).glob(".staging/*/facts-*.parquet"))
+    unfinished = pq.read_table(facts).num_rows
+    facts.unlink()
+    converted.clear()
+    assert others and replace(prepare(config), options=whole.options) == whole
+    assert len(converted) == unfinished
+    assert not list(Path(config.out).glob(".staging*"))
+
+
+def test_what_was_staged_of_other_images_or_options_is_not_used(photos, monkeypatch):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    config = options(photos)
+
+    def fail(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("datasets.prepare.prepare.write_shards", fail)
+        for changed in (config, replace(config, short_side_px=32)):
+            with pytest.raises(KeyboardInterrupt):
+                prepare(changed)
+            (folder,) = Path(config.out, ".staging").iterdir()
+    write(photos / "train/ram/new.jpg", encode(5000))
+    manifest = prepare(config)
+    assert sum(split.num_images for split in manifest.splits.values()) == 50
+    assert not folder.exists()
 
 
 def test_files_of_others_stay(photos):

@@ -1,5 +1,7 @@
 """The data set that is in OUT already: reused, or deleted once another one is complete."""
 
+import hashlib
+import json
 import re
 from collections.abc import Set
 from dataclasses import asdict
@@ -13,6 +15,7 @@ from datasets.prepare.config import PrepareConfig
 from datasets.prepare.duplicates.report import PICTURE, TABLE
 from datasets.shards import FOLD_FOLDER, UNUSED
 
+STAGING = ".staging"
 _SHARD_NAME = re.compile(r"part-\d{5}-[0-9a-f]{12}\.parquet")
 
 
@@ -47,10 +50,20 @@ def find_existing_output(config: PrepareConfig, source_version: str) -> Manifest
     return manifest
 
 
-def clear_leftovers(out: str) -> None:
-    """Delete what interrupted runs left; a data set that is there stays as it is, but for its
-    report of near duplicates."""
-    storage.delete_folder(storage.join(out, ".staging"))
+def name_staging(config: PrepareConfig, source_version: str) -> str:
+    """Return a name for the staged files of a run, which the same run can use: the same options, of
+    the same source."""
+    facts = [SCHEMA_VERSION, source_version, _used_options(asdict(config))]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def clear_leftovers(out: str, staging: str) -> None:
+    """Delete what interrupted runs left, but for the files that were staged under a name; a data
+    set that is there stays as it is, but for its report of near duplicates."""
+    for name in storage.list_names(storage.join(out, STAGING)):
+        if name != staging:
+            storage.delete_folder(storage.join(out, STAGING, name))
+            storage.delete_file(storage.join(out, STAGING, name))
     for name in (TABLE, PICTURE):
         storage.delete_file(storage.join(out, name))
     if not storage.exists(storage.join(out, "manifest.json")):

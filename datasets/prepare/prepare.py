@@ -5,7 +5,7 @@ and encodes the images and stages the JPEGs; it returns ids and sizes, all the d
 The plan assigns splits, orders rows by content hash and cuts shards. The second fills each shard
 from the staged files.
 
-    OUT/.staging/*.parquet      removed at the end
+    OUT/.staging/KEY/*.parquet  removed at the end; an interrupted run leaves them to the next one
     OUT/quarantine.parquet
     OUT/unused.parquet          where the source has files that are no images of the data set
     OUT/near_duplicates.*       where images are alike: a table and a picture
@@ -22,7 +22,7 @@ from dataclasses import asdict, replace
 import pyarrow as pa
 
 from cluster.io import storage
-from cluster.io.errors import UserError
+from cluster.io.errors import StorageError, UserError
 from cluster.io.lease import hold_lease
 from cluster.io.markers import IN_FINGERPRINT, URI, change_marked, marked
 from cluster.io.terminal import report
@@ -33,7 +33,13 @@ from datasets.prepare.class_checks import check_classes
 from datasets.prepare.config import PrepareConfig
 from datasets.prepare.dry_run import print_listing
 from datasets.prepare.exclude import exclude
-from datasets.prepare.existing import clear_leftovers, delete_before, find_existing_output
+from datasets.prepare.existing import (
+    STAGING,
+    clear_leftovers,
+    delete_before,
+    find_existing_output,
+    name_staging,
+)
 from datasets.prepare.folds import describe_folds
 from datasets.prepare.groups import add_groups
 from datasets.prepare.jobs import stage, write_shards
@@ -76,11 +82,14 @@ def _list_source(config: PrepareConfig) -> Listing:
 
 def _write(config: PrepareConfig, listing: Listing) -> Manifest:
     started_s = time.monotonic()
-    clear_leftovers(config.out)
+    key = name_staging(config, listing.version)
+    clear_leftovers(config.out, key)
     for note in listing.notes:
         report(note)
     _write_unused(config, listing)
-    staging = storage.join(config.out, ".staging")
+    staging = storage.join(config.out, STAGING, key)
+    if storage.list_names(staging):
+        report(f"{config.out}: resuming, images that are staged already are not read again")
     try:
         images = stage(config, listing, staging)
         images, num_left_out = split_images(config, listing, images, staging)
@@ -103,8 +112,12 @@ def _write(config: PrepareConfig, listing: Listing) -> Manifest:
         )
         write_manifest(config.out, manifest)
         delete_before(config.out, manifest)
-    finally:
-        storage.delete_folder(staging)
+    except StorageError:
+        raise  # what is staged serves the next run
+    except (UserError, OSError):  # which needs other options, or the space
+        storage.delete_folder(storage.join(config.out, STAGING))
+        raise
+    storage.delete_folder(storage.join(config.out, STAGING))
     _print_counts(config.out, manifest, time.monotonic() - started_s)
     return manifest
 

@@ -33,13 +33,20 @@ STAGED_SCHEMA = pa.schema(
 def stage_images(
     references: pa.Table, *, read: Reader, config: PrepareConfig, staging: str
 ) -> pa.Table:
-    """Validate and encode the images; return STAGED_SCHEMA, a row per reference, without pixels."""
+    """Validate and encode the images; return STAGED_SCHEMA, a row per reference, without pixels.
+
+    Where an interrupted run has staged the same references, the images are not read again.
+    """
+    rows = references.to_pylist()
+    name = f"{rows[0]['position']:09d}-{identify(repr(rows).encode()):016x}.parquet"
+    facts_uri = storage.join(staging, f"facts-{name}")
+    if storage.exists(facts_uri):
+        return storage.read_parquet(facts_uri)
     cv2.setNumThreads(0)  # tasks already fill the cores
-    name = f"{references['position'][0].as_py():09d}.parquet"
     jpegs: list[bytes] = []
     thumbnails: list[bytes | None] = []
     facts = []
-    for reference, content in zip(references.to_pylist(), read(references), strict=True):
+    for reference, content in zip(rows, read(references), strict=True):
         fact = {"position": reference["position"]}
         try:
             converted = _convert(reference, content, config)
@@ -60,7 +67,9 @@ def stage_images(
     columns = [pa.array(jpegs, pa.binary()), pa.array(thumbnails, pa.binary())]
     table = pa.table(columns, ["image", "thumbnail"])
     write_images(storage.join(staging, name), table, STAGED_ROW_GROUP_SIZE)
-    return pa.Table.from_pylist(facts, schema=STAGED_SCHEMA)
+    staged = pa.Table.from_pylist(facts, schema=STAGED_SCHEMA)
+    storage.write_parquet(facts_uri, staged)  # last: they say that the images are staged
+    return staged
 
 
 def _convert(reference: dict, content: bytes | BadImage, config: PrepareConfig) -> Converted:
