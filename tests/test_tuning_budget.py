@@ -1,14 +1,17 @@
 """The budget of a sweep: what it may take, and what happens when it is spent."""
 
 import json
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from cluster.io.errors import UserError
 from trainers.recipes import finetune
-from tuning.budget.config import BudgetConfig, parse_duration_s
-from tuning.budget.deadline import WRITE_EVERY_S, BudgetClock
+from tuning.budget.config import BudgetConfig, Spent, parse_duration_s
+from tuning.budget.deadline import WATCH_EVERY_S, WRITE_EVERY_S, BudgetClock, read_spent
 from tuning.commands import parse_sweep
 from tuning.config import TuningConfig
 
@@ -32,6 +35,28 @@ def test_the_smallest_limit_counts() -> None:
     assert budget.seconds(num_gpus=8) == 1800
     assert replace(budget, cost=2.5).seconds(num_gpus=1) == 900
     assert BudgetConfig().seconds(num_gpus=0) is None
+
+
+def test_sessions_on_clusters_of_other_sizes_and_prices(tmp_path: Path) -> None:
+    """Of 4 GPU hours, or 20 of money, the first session took half an hour on 4 GPUs at 16."""
+    gpus, cheap = BudgetConfig(gpu_hours=4), BudgetConfig(cost=20, price_per_hour=4)
+    out = str(tmp_path)
+    clock = BudgetClock(out, None, num_gpus=4, price_per_hour=16.0)
+    clock._started_s -= 1800
+    clock.write(promoted_s=600)
+    spent = read_spent(out)
+    assert (spent.seconds, spent.promoted_s) == pytest.approx((1200, 600), abs=1)
+    assert (spent.gpu_s, spent.cost) == pytest.approx((7200, 8), abs=1)
+    assert gpus.seconds(num_gpus=1, spent=spent) == pytest.approx(1800 + 7200, abs=1)
+    assert gpus.seconds(num_gpus=8, spent=spent) == pytest.approx(1800 + 900, abs=1)
+    assert cheap.seconds(num_gpus=1, spent=spent) == pytest.approx(1800 + 3 * 3600, abs=5)
+    BudgetClock(out, None, num_gpus=1).write()  # of no price
+    assert read_spent(out).cost is None
+    assert cheap.seconds(num_gpus=1, spent=read_spent(out)) == 5 * 3600
+
+    (tmp_path / "spent.json").write_text(json.dumps({"seconds": 90.0}))  # of an older Thaw
+    assert read_spent(out) == Spent(seconds=90.0, gpu_s=None, cost=None)
+    assert gpus.seconds(num_gpus=2, spent=read_spent(out)) == 7200
 
 
 def test_a_limit_that_means_nothing_is_refused() -> None:
@@ -96,12 +121,35 @@ def test_sessions_add_up(tmp_path: Path) -> None:
 def test_a_promotion_counts_apart(tmp_path: Path) -> None:
     """Of 100 s, 60 for the sweep's part; a promotion took 30 s of the session."""
     clock = BudgetClock(str(tmp_path), 60.0)
-    clock._before_s = 50.0
+    clock.before = Spent(seconds=50.0)
     clock.write(promoted_s=30.0)
     again = BudgetClock(str(tmp_path), 60.0)
     assert (again.spent_s, again.promoted_s) == pytest.approx((20.0, 30.0), abs=1.0)
     again.write()
     assert BudgetClock(str(tmp_path), 60.0).promoted_s == 30.0
+
+
+def test_what_comes_before_the_trials_ends_with_the_budget(tmp_path: Path) -> None:
+    started_s = time.monotonic()
+    clock, handler = BudgetClock(str(tmp_path), 1.0), signal.getsignal(signal.SIGINT)
+    with pytest.raises(UserError, match="spent before the first trial"), clock.bound():
+        time.sleep(30)
+    assert time.monotonic() - started_s < 10
+    assert signal.getsignal(signal.SIGINT) is handler
+    clock = BudgetClock(str(tmp_path), None)
+    clock.end()
+    with pytest.raises(UserError, match="stopped in W&B before its first trial"), clock.bound():
+        time.sleep(30)
+
+
+def test_what_comes_before_the_trials_may_be_interrupted_or_end(tmp_path: Path) -> None:
+    clock = BudgetClock(str(tmp_path), 60.0)
+    with pytest.raises(KeyboardInterrupt), clock.bound():
+        signal.raise_signal(signal.SIGINT)
+    clock._written_s -= WRITE_EVERY_S
+    with clock.bound():
+        time.sleep(WATCH_EVERY_S + 0.5)
+    assert (tmp_path / "spent.json").exists(), "for a driver that is killed"
 
 
 def test_a_driver_that_is_killed_has_spent_its_seconds(tmp_path: Path) -> None:

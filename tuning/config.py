@@ -20,7 +20,7 @@ from trainers.config import AUTO, Auto, FinetuneConfig, FreezeDepth, Init
 from tuning.axes.axis import CLIPNORM, FREEZE_DEPTH, LEARNING_RATE, Axis
 from tuning.axes.backbones import read_backbones
 from tuning.axes.combine import axes_of_backbones, combine
-from tuning.budget.config import BudgetConfig
+from tuning.budget.config import BudgetConfig, Spent
 
 DEFAULT_TRIALS = 12
 MAX_MEMBERS = 5
@@ -214,14 +214,17 @@ class TuningConfig:
             "the base clips globally (optim.global_clipnorm): unset one of the two",
         )
 
-    def sweep_s(self, num_gpus: int) -> float | None:
+    def sweep_s(self, num_gpus: int, spent: Spent | None = None) -> float | None:
         """Return the part of the budget that is not for the promotion, in seconds; None without a
         budget.
+
+        Args:
+            num_gpus, spent: as of `BudgetConfig.seconds`.
 
         Raises:
             UserError: as `BudgetConfig.seconds`.
         """
-        seconds = self.budget.seconds(num_gpus)
+        seconds = self.budget.seconds(num_gpus, spent)
         if seconds is None or not self.promote:
             return seconds
         return seconds * (1 - PROMOTION_SHARE)

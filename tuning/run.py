@@ -23,7 +23,7 @@ from trainers.heads.grouping import count_together, stack_key
 from trainers.inference.passes import cache_uri
 from trainers.networks.precision import choose_precision
 from trainers.tracking.config import sync_command
-from tuning.budget.deadline import BudgetClock
+from tuning.budget.deadline import BudgetClock, read_spent
 from tuning.budget.estimate import as_planned
 from tuning.check import check, distinct_depths, facts_of, with_absolute_axes
 from tuning.config import TuningConfig
@@ -64,7 +64,8 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
     if config.promote and answer["winner"] is not None and not clock.ended_by_user:
         from tuning.promotion.promote import promote_winner  # imports the exports
 
-        whole_s, started_s = config.budget.seconds(resources.num_gpus), time.monotonic()
+        started_s = time.monotonic()
+        whole_s = config.budget.seconds(resources.num_gpus, clock.before)
         left_s = None if whole_s is None else whole_s - clock.spent_s - clock.promoted_s
         try:
             promoted = promote_winner(config, left_s)
@@ -92,7 +93,12 @@ def _sweep(config: TuningConfig, *, explain: bool) -> tuple[dict[str, Any], Budg
         if explain:
             raise SystemExit(0)
     resources = connect(config.base.cluster.address, quiet=is_finished)
-    clock = BudgetClock(config.out, config.sweep_s(resources.num_gpus))
+    clock = BudgetClock(
+        config.out,
+        config.sweep_s(resources.num_gpus, read_spent(config.out)),
+        num_gpus=resources.num_gpus,
+        price_per_hour=config.budget.price_per_hour,
+    )
     config = _with_precision(config, before, resources)
     is_spent = known is not None and not is_finished and clock.left_s <= 0 and not explain
     if is_spent:
@@ -152,10 +158,11 @@ def _execute(plan: SweepPlan, store: PrefixStore, clock: BudgetClock) -> tuple[S
     """Run the trials and what they share; write the leaderboard."""
     config, manifest = plan.config, plan.manifest
     _write_start(config, manifest)
-    built = store.build(plan.sharing)
-    for problem in built.problems:
-        print(f"  {problem}: its trials train on images")
-    shared = _share(plan, store, built)
+    with clock.bound():
+        built = store.build(plan.sharing)
+        for problem in built.problems:
+            print(f"  {problem}: its trials train on images")
+        shared = _share(plan, store, built)
     shared = replace(shared, rounds=_plan_rounds(plan, shared), save_from_s=clock.save_from_s)
     trials, is_synced = run_trials(plan, shared, clock)
     with_prefix = (

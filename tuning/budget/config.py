@@ -10,6 +10,22 @@ UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 @dataclass(frozen=True, kw_only=True)
+class Spent:
+    """What the sessions of a sweep have spent."""
+
+    seconds: float = 0.0
+    """Without those of promotions."""
+    end_s: float | None = None
+    """Seconds that the last session kept for its end."""
+    promoted_s: float = 0.0
+    gpu_s: float | None = 0.0
+    """Seconds of each session, promotions included, times the GPUs of its cluster; None where an
+    older Thaw has not written them."""
+    cost: float | None = 0.0
+    """None where the price of a session is not known."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class BudgetConfig:
     """Limits of a sweep, over all its sessions; the smallest limit counts."""
 
@@ -35,13 +51,19 @@ class BudgetConfig:
             "give the price of the cluster, such as --price-per-hour 3.5",
         )
 
-    def seconds(self, num_gpus: int) -> float | None:
-        """Return the time that a sweep may take on a cluster; None without a budget.
+    def seconds(self, num_gpus: int, spent: Spent | None = None) -> float | None:
+        """Return the time that a sweep may take, what it has taken included; None without a budget.
+
+        Args:
+            num_gpus: of the cluster now, whose price is the price per hour.
+            spent: before; earlier sessions whose GPUs or price are not known count as on this
+                cluster.
 
         Raises:
             UserError: where GPU hours are given and the cluster has no GPU.
         """
-        limits: list[float] = []
+        spent, limits = spent or Spent(), list[float]()
+        before_s = spent.seconds + spent.promoted_s
         if self.time is not None:
             limits.append(parse_duration_s("budget.time", self.time))
         if self.gpu_hours is not None:
@@ -51,10 +73,13 @@ class BudgetConfig:
                 self.gpu_hours,
                 "the cluster has no GPU: use --budget 45m",
             )
-            limits.append(self.gpu_hours / num_gpus * 3600)
+            gpu_s = num_gpus * before_s if spent.gpu_s is None else spent.gpu_s
+            limits.append(before_s + (self.gpu_hours * 3600 - gpu_s) / num_gpus)
         if self.cost is not None and self.price_per_hour is not None:
-            limits.append(self.cost / self.price_per_hour * 3600)
-        return min(limits, default=None)
+            price_per_s = self.price_per_hour / 3600
+            cost = price_per_s * before_s if spent.cost is None else spent.cost
+            limits.append(before_s + (self.cost - cost) / price_per_s)
+        return max(0.0, min(limits)) if limits else None
 
 
 def parse_duration_s(field: str, text: str) -> float:

@@ -1,20 +1,25 @@
 """The end of a sweep before its last trial, as its budget is spent or the user stops it in W&B:
 trials that run stop, and the sweep ends with what it has.
 
-SWEEP/spent.json    seconds of the sessions so far, those that the last one kept for its end, and
-                    those of promotions
+SWEEP/spent.json    what the sessions have spent so far: the fields of `Spent`
 """
 
 import json
 import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 from ray.tune.experiment import Trial
 
 from cluster.io import storage
+from cluster.io.errors import UserError
 from cluster.io.records import read_object
 from cluster.io.terminal import describe_s, report
+from tuning.budget.config import Spent
 from tuning.search import SessionCallback
 
 END_SHARE = 0.05
@@ -23,7 +28,7 @@ END_MARGIN = 1.25
 """Times the estimate of those seconds, which may be off by a quarter."""
 SAVE_BEFORE_S = 15.0
 """Before the end, trainings save a checkpoint with each row of metrics."""
-WRITE_EVERY_S = 10.0
+WRITE_EVERY_S, WATCH_EVERY_S = 10.0, 1.0
 
 
 class BudgetClock:
@@ -31,11 +36,23 @@ class BudgetClock:
 
     Args:
         budget_s: seconds that all of them may take; None for any.
+        num_gpus: of the cluster of this session, whose hours count.
+        price_per_hour: of that cluster.
     """
 
-    def __init__(self, out: str, budget_s: float | None) -> None:
+    def __init__(
+        self,
+        out: str,
+        budget_s: float | None,
+        *,
+        num_gpus: int = 0,
+        price_per_hour: float | None = None,
+    ) -> None:
         self._out, self._started_s, self.budget_s = out, time.monotonic(), budget_s
-        self._before_s, end_s, self.promoted_s = _read_spent(out)
+        self._num_gpus, self._price_per_hour = num_gpus, price_per_hour
+        self.before = read_spent(out)
+        """Of earlier sessions."""
+        end_s = self.before.end_s
         self._end_s = END_SHARE * (budget_s or 0.0) if end_s is None else end_s
         self._written_s = self._started_s
         self.ended_by_user = False
@@ -48,7 +65,16 @@ class BudgetClock:
     @property
     def spent_s(self) -> float:
         """Seconds of all sessions, without their promotions: `promoted_s`."""
-        return self._before_s + time.monotonic() - self._started_s
+        return self.before.seconds + self._session_s
+
+    @property
+    def promoted_s(self) -> float:
+        """Seconds of promotions, without those of this session."""
+        return self.before.promoted_s
+
+    @property
+    def _session_s(self) -> float:
+        return time.monotonic() - self._started_s
 
     @property
     def save_from_s(self) -> float | None:
@@ -81,28 +107,81 @@ class BudgetClock:
             promoted_s: seconds of this session that a promotion took.
         """
         self._written_s = time.monotonic()
-        facts = {
-            "seconds": self.spent_s - promoted_s,
-            "end_s": self._end_s,
-            "promoted_s": self.promoted_s + promoted_s,
-        }
-        storage.write_bytes(storage.join(self._out, "spent.json"), json.dumps(facts).encode())
+        before, session_s, price = self.before, self._session_s, self._price_per_hour
+        spent = Spent(
+            seconds=before.seconds + session_s - promoted_s,
+            end_s=self._end_s,
+            promoted_s=before.promoted_s + promoted_s,
+            gpu_s=None if before.gpu_s is None else before.gpu_s + self._num_gpus * session_s,
+            cost=None
+            if before.cost is None or price is None
+            else before.cost + price * session_s / 3600,
+        )
+        text = json.dumps(asdict(spent)).encode()
+        storage.write_bytes(storage.join(self._out, "spent.json"), text)
 
     def write_often(self) -> None:
         """Write it again, not sooner than WRITE_EVERY_S: a driver that is killed has spent it."""
         if time.monotonic() - self._written_s >= WRITE_EVERY_S:
             self.write()
 
+    @contextmanager
+    def bound(self) -> Iterator[None]:
+        """End a `with` block, what comes before the trials, once no time is left; only the main
+        thread can be woken.
 
-def _read_spent(out: str) -> tuple[float, float | None, float]:
-    """Read the seconds that a sweep has taken, those that were kept for its end, and those of its
-    promotions; of a sweep that begins 0, None and 0."""
-    hints = {"seconds": float, "end_s": float | None, "promoted_s": float | None}
+        Raises:
+            UserError: then.
+        """
+        main = threading.main_thread()
+        if threading.current_thread() is not main:
+            yield
+            return
+        is_done, is_cut = threading.Event(), threading.Event()
+
+        def watch() -> None:
+            while not is_done.wait(min(WATCH_EVERY_S, max(0.0, self.left_s))):
+                self.write_often()
+                if self.left_s <= 0 and main.ident is not None:
+                    is_cut.set()
+                    signal.pthread_kill(main.ident, signal.SIGINT)
+                    return
+
+        watcher = threading.Thread(target=watch, name="deadline", daemon=True)
+        # A shell lets commands in the background ignore it.
+        handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            watcher.start()
+            yield
+        except KeyboardInterrupt:
+            if not is_cut.is_set():
+                raise
+            raise UserError(self._describe_end()) from None
+        finally:
+            is_done.set()
+            watcher.join()
+            signal.signal(signal.SIGINT, handler)
+
+    def _describe_end(self) -> str:
+        """Write why there was no trial, in a sentence."""
+        if self.ended_by_user or self.budget_s is None:
+            return "the sweep was stopped in W&B before its first trial: run it again to resume"
+        return (
+            f"the budget of {describe_s(self.budget_s)} is spent before the first trial; the "
+            "features so far are kept: run the same command with a larger budget to resume"
+        )
+
+
+def read_spent(out: str) -> Spent:
+    """Read what the sessions of a sweep have spent; nothing where it begins."""
+    hints = dict.fromkeys(("end_s", "promoted_s", "gpu_s", "cost"), float | None)
     try:
-        found = read_object(storage.join(out, "spent.json"), hints)
+        found = read_object(storage.join(out, "spent.json"), {"seconds": float, **hints})
     except FileNotFoundError:
-        return 0.0, None, 0.0
-    return found["seconds"], found["end_s"], found["promoted_s"] or 0.0
+        return Spent()
+    values = {name: found[name] for name in hints}
+    values["promoted_s"] = values["promoted_s"] or 0.0
+    return Spent(seconds=found["seconds"], **values)
 
 
 class StopAtDeadline(SessionCallback):

@@ -149,8 +149,11 @@ class Forecast:
                 "no time for longer trials of each network and freeze depth; --epochs sets them"
             )
         if budget_s is not None:
-            fits = found.seconds <= budget_s
-            rest = "fits" if fits else "trials that have not started when it is spent are left out"
+            rest = "trials that have not started when it is spent are left out"
+            if found.seconds <= budget_s:
+                rest = "fits"
+            elif found.start_s + found.pass_s >= budget_s:
+                rest = "too short: it is spent before the first trial starts"
             lines.append(f"budget: {describe_s(budget_s)}; {rest}")
             if config.promote:
                 lines.append("promotion: in the rest of the whole budget")
