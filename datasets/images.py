@@ -59,6 +59,9 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What makes an image of an Exif orientation upright."""
+_WHITES = (2**8 - 1, 2**10 - 1, 2**12 - 1, 2**16 - 1)
+"""White in files of 16 bits: cameras write 10 or 12 bits into them as they are. A picture whose
+brightest pixel has a sixteenth of 16 bits would be as good as black."""
 _RAW = "raw photograph: convert it to JPEG"
 _FOREIGN = (
     ("HEIC that can't be decoded: convert it to JPEG", _HEIC.pattern),
@@ -268,7 +271,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         raise BadImage("floating-point pixels")
     if image.mode.startswith("I"):
         # 16 bits a pixel: Pillow's own conversion clips instead of scaling.
-        grey_HW = np.clip(np.asarray(image).astype(np.float32) / 257, 0, 255)
+        values_HW = np.asarray(image).astype(np.float32)
+        white = next((each for each in _WHITES if values_HW.max() <= each), _WHITES[-1])
+        grey_HW = np.clip(values_HW * (255 / white), 0, 255)
         return Image.fromarray(np.rint(grey_HW).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         opaque = Image.new("RGBA", image.size, "white")

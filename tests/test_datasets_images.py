@@ -78,6 +78,8 @@ def test_bomb_is_found_before_it_is_decoded(side, monkeypatch):
         ("RGBA", "PNG", (0, 0, 0, 128), (127, 127, 127)),
         ("LA", "PNG", (0, 0), (255, 255, 255)),
         ("I;16", "PNG", 32896, (128, 128, 128)),  # clipping would make it white
+        ("I;16", "PNG", 2048, (128, 128, 128)),  # 12 bits in 16
+        ("I;16", "PNG", 128, (128, 128, 128)),  # 8 bits in 16
         ("RGB", "GIF", (255, 0, 0), (255, 0, 0)),
         ("RGB", "WEBP", (0, 0, 255), (0, 0, 255)),
         ("RGB", "TIFF", (1, 2, 3), (1, 2, 3)),
