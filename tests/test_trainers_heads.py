@@ -8,8 +8,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from cluster.runtime import find_resources
+from cluster.runtime import Resources, find_resources
+from cluster.scaling import plan_workers
 from datasets.config import IngestConfig
+from datasets.manifest import Manifest
 from datasets.manifest_file import read_manifest
 from tests.test_tuning_prefixes import build_all, open_store, sweep_of
 from trainers import launch, metrics
@@ -21,14 +23,16 @@ from trainers.config import (
     ScheduleConfig,
 )
 from trainers.heads.grouping import can_stack, stack_key
+from trainers.heads.run import HeadRun
 from trainers.heads.stack import HeadStack, find_linear_head
 from trainers.heads.training import train_together
 from trainers.networks import backbones
 from trainers.networks.backbones import on_meta
-from trainers.prepare import prepare_run
+from trainers.prepare import Run, prepare_run
 from trainers.run import checkpoint
+from trainers.run.checkpoint import TrainingProgress
 from trainers.run.folder import read_result
-from trainers.run.rows import epoch_rows, read_rows
+from trainers.run.rows import Row, epoch_rows, read_rows
 from trainers.step.settings import step_settings
 from trainers.step.state import TrainState
 from trainers.step.step import eval_step, train_step
@@ -36,7 +40,10 @@ from trainers.worker import WorkerContext
 from tuning import run as sweep_run
 from tuning import sweep_plan
 from tuning.combine.combinations import read_combinations
+from tuning.shared import Shared
 from tuning.sharing.keys import prefix_key
+from tuning.sharing.rounds import Round, start_rounds
+from tuning.trial import _train_round
 
 RTOL = 1e-5
 """Of losses in float32, against a training alone."""
@@ -153,6 +160,43 @@ def test_heads_together_have_the_losses_of_heads_alone(
             torch.testing.assert_close(weights[name], tensor, rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match="gradients are not finite"):
         read_result(str(tmp_path / "sweep/trials/4"))
+
+    killed = together[0].config  # between its last checkpoint and its result
+    (tmp_path / "sweep/trials/0/result.json").unlink()
+    planned = [(killed, stack_key(killed))]
+    rounds = start_rounds(sweep, planned, max_together=1, num_concurrent=1)
+    shared = Shared(manifest=manifest, prefixes=prefixes, rounds=rounds)
+    _train_round(Round([killed], until=3), killed.out, shared, num_concurrent=1)
+    assert read_result(killed.out)["epochs"] == 3
+
+
+def test_a_head_that_is_killed_while_it_saves_keeps_the_rows_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = FinetuneConfig(data="cars", out=str(tmp_path), epochs=3)
+    fresh = TrainingProgress(classes=("a", "b"), fingerprint="f")
+    progress, rows = fresh, list[Row]()
+    for step in range(1, 4):
+        progress = progress.after_epoch(
+            global_step=step, val_top1=0.1 * step, total_s=1.0, peak_norm=0.0
+        )
+        rows.append({metrics.EPOCH: step, metrics.GLOBAL_STEP: step, metrics.VAL_TOP1: 0.1 * step})
+    manifest = Manifest(classes=("a", "b"), splits={}, num_quarantined=0, fingerprint="f")
+    here = Resources(num_nodes=1, num_cpus=1, num_gpus=0, memory_gib=1, object_store_gib=1)
+    workers = plan_workers(here, config.cluster)
+    run = Run(config=config, manifest=manifest, workers=workers)
+
+    def fail(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "save", fail)
+        with pytest.raises(OSError, match="No space"):
+            HeadRun(run=run, progress=progress, saved=fresh, rows=rows).write({})
+    assert epoch_rows(config.out) == rows[:2], "a resume adds that of its checkpoint"
+    again = HeadRun(run=run, progress=progress, saved=fresh, rows=rows)
+    again.write({"model.safetensors": b""})
+    assert epoch_rows(config.out) == rows and read_result(config.out)["epochs"] == 3
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from trainers.networks.backbones import build
 from trainers.networks.published import IMAGENET_CLASSES
 from trainers.networks.weights.head_files import head_tensors
 from trainers.networks.weights.initialization import initialize
+from trainers.networks.weights.state_dicts import find_classes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 VEHICLES = ("bus", "car", "truck")
@@ -240,6 +241,16 @@ def save_script(folder: Path, plain: dict[str, Tensor], classes) -> Path:
     numbers = {name: number for number, name in enumerate(classes)}
     torch.save({"model": plain, "class_to_idx": numbers}, file := folder.with_suffix(".pth"))
     return file
+
+
+def test_names_of_classes_may_be_numbers():
+    """ImageFolder sorts folders 0 to 11 as texts."""
+    names = tuple(sorted(map(str, range(12))))
+    numbers = {name: number for number, name in enumerate(names)}
+    assert find_classes({"class_to_idx": numbers}) == names
+    by_number = {number: name for name, number in numbers.items()}
+    assert find_classes({"idx_to_class": by_number}) == names
+    assert find_classes({"id2label": {str(n): name for n, name in by_number.items()}}) == names
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from math import log
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
@@ -21,7 +22,8 @@ from trainers.metrics import (
 from trainers.networks.backbones import build
 from trainers.networks.freezing import train_mode
 from trainers.run.predictions import COLUMNS
-from trainers.step.mixing import build_mix
+from trainers.step import step
+from trainers.step.mixing import build_mix, smooth_targets
 from trainers.step.optim import build_optimizer
 from trainers.step.state import WeightAverage, place_model
 from trainers.step.step import StepSettings, eval_step, normalize, train_step
@@ -281,6 +283,43 @@ def test_class_weights_weigh_the_losses_of_their_images():
     settings = settings_of(OptimConfig(optimizer="sgd"), class_weights_K=weights_K)
     sums = train_step(model, sgd(model), images_BHWC, labels_B, settings=settings)
     assert sums["loss_sum"].item() == pytest.approx(3.5 * log(2))
+
+
+@pytest.mark.parametrize("mixes", [False, True])
+def test_smooth_labels_of_a_rare_class_do_not_outweigh_the_labels(mixes: bool):
+    """19 classes of images that a linear network tells apart, and one with a weight of 475."""
+    num_classes = 20
+    labels_B = torch.arange(100) % (num_classes - 1)
+    labels_B[0] = num_classes - 1
+    inputs_BK = F.one_hot(labels_B, num_classes).float()
+    weights_K = torch.tensor([0.95] * 19 + [475.0])
+    settings = settings_of(
+        OptimConfig(), class_weights_K=weights_K, label_smoothing=0.1, images_per_rank=100
+    )
+    targets = smooth_targets(labels_B, num_classes, 0.1) if mixes else labels_B
+    head = nn.Linear(num_classes, num_classes)
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.1)
+    for _ in range(100):
+        optimizer.zero_grad()
+        loss = step._cross_entropy_sum(head(inputs_BK), targets, settings) / 100
+        loss.backward()
+        optimizer.step()
+    assert (head(inputs_BK).argmax(dim=1) == labels_B).all()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_weighed_targets_of_labels_have_the_loss_of_the_labels(smoothing: float):
+    logits_BK, labels_B = torch.randn(6, 4), torch.tensor([0, 3, -1, 1, 2, 3])
+    weights_K = torch.tensor([0.5, 3.0, 1.0, 40.0])
+    settings = settings_of(OptimConfig(), class_weights_K=weights_K, label_smoothing=smoothing)
+    by_label = step._cross_entropy_sum(logits_BK, labels_B, settings)
+    targets_BK = smooth_targets(labels_B, 4, smoothing)
+    torch.testing.assert_close(step._cross_entropy_sum(logits_BK, targets_BK, settings), by_label)
+    known = labels_B >= 0
+    losses_B = F.cross_entropy(
+        logits_BK[known], labels_B[known], label_smoothing=smoothing, reduction="none"
+    )
+    torch.testing.assert_close(by_label, (losses_B * weights_K[labels_B[known]]).sum())
 
 
 class TwoHeads(nn.Module):

@@ -16,7 +16,7 @@ from trainers.heads.run import HeadRun
 from trainers.heads.training import train_together
 from trainers.prepare import Run, prepare_run
 from trainers.run import checkpoint
-from trainers.run.folder import is_over, read_result
+from trainers.run.folder import is_done, is_over, read_result
 from trainers.run.rows import JsonlTracker, Row, RowReader, epoch_rows
 from tuning.point import training_of
 from tuning.shared import Shared, config_of, trains_together
@@ -143,8 +143,11 @@ def _train_round(found: Round, leader: str, shared: Shared, *, num_concurrent: i
             launch.fit_in_process(run)  # of a Thaw that saved in the middle of an epoch
         elif epoch < found.until:
             runs.setdefault(epoch, []).append(run)
-        elif run.resume is not None:  # killed between its checkpoint and its row
-            JsonlTracker(config.out, last_row=run.resume.row)
+        elif run.resume is not None:  # killed between its checkpoint and its row, or its result
+            if is_done(config, run.resume.epoch, run.resume.best_epoch):
+                launch.fit_in_process(run)
+            else:
+                JsonlTracker(config.out, last_row=run.resume.row)
         _note(shared.rounds, [config.out])
 
     def note(heads: Sequence[HeadRun]) -> None:

@@ -155,15 +155,17 @@ class HeadStack:
         labels_B = labels_B.long()
         num_heads, divisor = len(self.heads), settings.images_per_rank or len(labels_B)
         logits_BTK = self._forward(features, self._leaves_P, settings)
-        loss_T = F.cross_entropy(
+        losses = F.cross_entropy(
             logits_BTK.flatten(0, 1),
             labels_B.repeat_interleave(num_heads),
-            weight=settings.class_weights_K,
             label_smoothing=settings.label_smoothing,
             ignore_index=IGNORE_INDEX,
             reduction="none",
         )
-        loss_T = loss_T.view(-1, num_heads).sum(dim=0)
+        losses_BT = losses.view(-1, num_heads)
+        if settings.class_weights_K is not None:
+            losses_BT = losses_BT * settings.class_weights_K[labels_B.clamp(min=0), None]
+        loss_T = losses_BT.sum(dim=0)
         gradients_P = torch.autograd.grad(loss_T.sum() / divisor, self._leaves_P)
         clipping = self._clip(gradients_P)
         for updates, gradients, rate in zip(

@@ -221,16 +221,33 @@ def _loss(
 
 
 def _cross_entropy_sum(logits_BK: Tensor, targets: Tensor, settings: StepSettings) -> Tensor:
-    """Sum the losses of labels_B, or of targets_BK, which are smooth already."""
-    are_labels = targets.ndim == 1
-    return F.cross_entropy(
+    """Sum the losses of labels_B, or of targets_BK, which are smooth already.
+
+    An image has the weight of its label. torch's `weight` weighs each part of a smooth target by
+    its own class: the part of a rare class, which all images have, would outweigh their labels.
+    """
+    if targets.ndim == 2:
+        return F.cross_entropy(logits_BK, _weigh_targets(targets, settings), reduction="sum")
+    losses_B = F.cross_entropy(
         logits_BK,
         targets,
-        weight=settings.class_weights_K,
-        label_smoothing=settings.label_smoothing if are_labels else 0.0,
+        label_smoothing=settings.label_smoothing,
         ignore_index=IGNORE_INDEX,
-        reduction="sum",
+        reduction="none" if settings.class_weights_K is not None else "sum",
     )
+    if settings.class_weights_K is None:
+        return losses_B
+    return losses_B @ settings.class_weights_K[targets.clamp(min=0)]
+
+
+def _weigh_targets(targets_BK: Tensor, settings: StepSettings) -> Tensor:
+    """Weigh smooth targets by the classes of the labels in them."""
+    weights_K, smoothing = settings.class_weights_K, settings.label_smoothing
+    if weights_K is None:
+        return targets_BK
+    share = smoothing / len(weights_K)
+    weighted_BK = weights_K * (targets_BK - share * targets_BK.sum(dim=1, keepdim=True))
+    return weighted_BK + share / (1 - smoothing) * weighted_BK.sum(dim=1, keepdim=True)
 
 
 def _all_reduce(network: nn.Module, *, now: bool) -> AbstractContextManager[None]:

@@ -73,7 +73,7 @@ def find_classes(values: Mapping[Any, Any], depth: int = 2) -> tuple[str, ...] |
             by_number = {
                 int(number): str(name)
                 for pair in given.items()
-                for number, name in [pair if str(pair[0]).isdigit() else pair[::-1]]
+                for number, name in [pair if _begins_with_number(key, pair) else pair[::-1]]
                 if str(number).isdigit()
             }
             if sorted(by_number) == list(range(len(given))):
@@ -83,6 +83,11 @@ def find_classes(values: Mapping[Any, Any], depth: int = 2) -> tuple[str, ...] |
     configs = (values.get(key) for key in CONFIG_KEYS if depth)
     found = (find_classes(config, depth - 1) for config in configs if isinstance(config, Mapping))
     return next(filter(None, found), None)
+
+
+def _begins_with_number(key: str, pair: tuple[Any, Any]) -> bool:
+    """Whether a pair under a key of CLASS_KEYS is number and name; names may be numbers too."""
+    return key != "class_to_idx" and str(pair[0]).isdigit()
 
 
 def _list_state_dicts(
