@@ -25,7 +25,7 @@ $(READY): pyproject.toml | $(BIN)/python
 demo: $(READY)  ## A whole sweep on synthetic cars, end to end, into runs/demo
 	$(BIN)/python -m tuning demo
 
-test: $(READY)  ## All tests, in two processes: one has a real Ray cluster of three raylets
+test: $(READY)  ## Tests, in two processes: one has a real Ray cluster of three raylets
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m "not extended"
 
 test-extended: $(READY)  ## Tests that take minutes each, such as lost nodes in an elastic run

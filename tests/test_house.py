@@ -14,12 +14,7 @@ ROOMS = ("cluster", "datasets", "trainers", "tuning")
 MAX_FILES_PER_FOLDER = 20
 MAY_IMPORT = {
     "ray.data": ("datasets/",),
-    "ray.train": (
-        "trainers/loop/",
-        "trainers/launch.py",
-        "trainers/failures.py",
-        "cluster/scaling.py",
-    ),
+    "ray.train": ("trainers/loop/", "trainers/launch.py", "trainers/failures.py"),
     "ray.tune": ("tuning/",),
     "ray.serve": ("trainers/serving/",),
     "wandb": ("trainers/tracking/", "tuning/wandb/"),

@@ -15,6 +15,7 @@ from k8s.checker.judge import RULES, check
 from k8s.checker.overlays import K8S, build, list_overlays
 from k8s.checker.parts import dig
 from k8s.checker.rule import Finding
+from k8s.checker.rules.builds import PART_OF, WORKLOADS
 from k8s.checker.rules.entrypoints import parse_entrypoint
 from k8s.checker.rules.settings import COMPONENTS
 
@@ -177,3 +178,21 @@ def test_operator_is_told_to_wait_for_a_lost_node() -> None:
     for page in ("kind", "your-cluster"):
         (install,) = [line for line in lines(page) if "helm install" in line]
         assert "-f k8s/operator/values.yaml" in install
+
+
+def test_everything_is_deleted_before_its_volume() -> None:
+    """All that runs, of every overlay: a claim is not deleted while a pod uses it."""
+    delete, wait, *_, last = lines_below("## Delete everything")
+    kinds = re.findall(r" delete (\S+) ", delete)[0].split(",")
+
+    assert sorted(kinds) == sorted(f"{kind.lower()}s" for kind in WORKLOADS)
+    assert delete.endswith(f" -l {PART_OF}=thaw")
+    assert "wait pods -l thaw/role --for=delete" in wait
+    assert last.endswith(f"-l {COMPONENT}=storage")
+
+
+def lines_below(heading: str) -> list[str]:
+    """Lines of commands of one section of your-cluster.md."""
+    (section,) = re.findall(rf"^{heading}\n(.*?)^## ", PAGES["your-cluster"], re.S | re.M)
+    block = re.findall(r"```bash\n(.*?)```", section, re.S)[0]
+    return [line.partition("  #")[0].strip() for line in block.splitlines()]

@@ -273,6 +273,7 @@ def test_the_body_of_an_answer_does_not_wait_for_the_acknowledgement_of_its_head
 def test_health_metrics_interface_page_and_grad_cam(service: httpx.Client) -> None:
     good = to_png(draw_image(1, 2))
     assert service.get("/healthz").json()["temperature"] == 2.0
+    assert service.get("/-/healthz").text == "success"  # of Ray Serve; KubeRay's probe greps for it
     service.post("/predict", content=good)
     metrics = service.get("/metrics").text
     paths = service.get("/openapi.json").json()["paths"]

@@ -15,6 +15,7 @@ from k8s.checker.rules import (  # noqa: F401  each registers its rules
     numbers,
     operator_clusters,
     operator_jobs,
+    placement,
     pods,
     queues,
     references,

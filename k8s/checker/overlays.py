@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,6 +40,8 @@ class Overlay:
     """Whether it is one of k8s/, where images and bucket are placeholders."""
     others: tuple[Object, ...] = ()
     """Objects of operators that no rule knows: somebody else's overlay may have any."""
+    dockerfile: str = field(default_factory=(K8S / "Dockerfile").read_text)
+    """How the image of its pods is made."""
 
     def named(self, kind: str) -> dict[str, Object]:
         """Its objects of a kind, by name."""

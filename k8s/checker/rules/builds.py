@@ -6,7 +6,7 @@ from k8s.checker.overlays import ON_CLUSTER, Overlay, build, name_of
 from k8s.checker.parts import Part, dig, objects, ray_jobs
 from k8s.checker.rule import Problem, rule
 from k8s.checker.rules.entrypoints import configs_of
-from k8s.checker.rules.settings import only
+from k8s.checker.rules.settings import RAY_KINDS, only
 
 
 @rule(objects("Namespace"))
@@ -15,6 +15,19 @@ def namespace_is_apart(part: Part) -> Iterator[Problem]:
     if others := {item["kind"] for item in part.overlay.objects} - {"Namespace", "NetworkPolicy"}:
         listed = ", ".join(sorted(others))
         yield "kind", f"is beside {listed}: apply k8s/namespace once, or use the namespace you have"
+
+
+WORKLOADS = (*RAY_KINDS, "RayService", "Pod")
+"""Kinds that have pods, of those that Thaw uses."""
+PART_OF = "app.kubernetes.io/part-of"
+
+
+@rule(objects(*WORKLOADS))
+def workload_is_deleted(part: Part) -> Iterator[Problem]:
+    """Whoever deletes everything should not pay for a job that is left, or wait for its volume."""
+    if dig(part.value, "metadata.labels", {}).get(PART_OF) != "thaw":
+        message = "is not thaw: `Delete everything` of k8s/your-cluster.md leaves it running"
+        yield f"metadata.labels.{PART_OF}", message
 
 
 FIXED = ("accessModes", "storageClassName", "volumeMode", "resources")

@@ -62,11 +62,17 @@ def ray_pods(overlay: Overlay, namespace: str) -> Iterator[Peer]:
         if role is None or dig(pod.owner, "metadata.namespace", "default") != namespace:
             continue
         owner = name_of(pod.owner)
-        labels = dict(dig(pod.value, "metadata.labels", {}))
-        if role != "submitter":
-            labels |= {"ray.io/cluster": owner, "ray.io/node-type": role}
         label = f"the {role} of {owner}"
+        labels = labels_of(pod)
         yield Peer(label=label, namespace=namespace, labels=labels, role=role, owner=owner)
+
+
+def labels_of(pod: Part) -> dict[str, str]:
+    """Labels of a pod, those that the operator adds among them."""
+    labels = dict(dig(pod.value, "metadata.labels", {}))
+    if pod.within is not None and pod.within.role in ("head", "worker"):
+        labels |= {"ray.io/cluster": name_of(pod.owner), "ray.io/node-type": pod.within.role}
+    return labels
 
 
 def allows(overlay: Overlay, source: Peer, target: Peer, port: int, protocol: str = "TCP") -> bool:

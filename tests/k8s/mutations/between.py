@@ -1,6 +1,7 @@
 """What must be refused between objects, commands and clouds. Most of it is the table of settings:
 each row has the value that breaks it."""
 
+from k8s.checker.overlays import Object
 from k8s.checker.rules.settings import SETTINGS, Setting
 from tests.k8s.mutations.drafts import REGISTERED, Draft, Mutation, breaks
 
@@ -72,3 +73,68 @@ def names_of_the_node_s_cache_alone(draft: Draft) -> None:
 @breaks("needed_traffic_flows", "components/bucket")
 def credentials_out_of_reach(draft: Draft) -> None:
     draft.objects.remove(draft.one("NetworkPolicy", "thaw-cloud-identity"))
+
+
+@breaks("workload_is_deleted", "components/cron")
+def schedule_that_starts_trainings_for_ever(draft: Draft) -> None:
+    del draft.one("RayCronJob")["metadata"]["labels"]["app.kubernetes.io/part-of"]
+
+
+@breaks("workload_is_deleted", "serve")
+def service_of_its_own(draft: Draft) -> None:
+    draft.one("RayService")["metadata"]["labels"]["app.kubernetes.io/part-of"] = "cars"
+
+
+@breaks("job_fits_kind", "overlays/cpu-smoke")
+def head_of_a_whole_cpu(draft: Draft) -> None:
+    """As it was: 4.3 CPUs with all that runs beside it."""
+    for kind in ("requests", "limits"):
+        draft.head_pod["containers"][0]["resources"][kind]["cpu"] = "1"
+
+
+@breaks("job_fits_kind", "overlays/cpu-smoke")
+def one_worker_more_than_fits(draft: Draft) -> None:
+    draft.workers["replicas"] = 3
+
+
+@breaks("job_fits_kind", "overlays/cpu-smoke")
+def submitter_with_much_memory(draft: Draft) -> None:
+    draft.submitter_pod["containers"][0]["resources"]["requests"]["memory"] = "4Gi"
+
+
+def anti_affinity(draft: Draft) -> Object:
+    terms = draft.worker_pod["affinity"]["podAntiAffinity"]
+    return terms["requiredDuringSchedulingIgnoredDuringExecution"][0]
+
+
+@breaks("gpus_avoid_each_other_alone", "components/gpu")
+def worker_with_a_gpu_that_waits_for_those_without(draft: Draft) -> None:
+    anti_affinity(draft)["labelSelector"] = {"matchLabels": {"thaw/role": "worker"}}
+
+
+@breaks("gpus_avoid_each_other_alone", "components/gpu")
+def worker_with_a_gpu_that_waits_for_all_of_ray(draft: Draft) -> None:
+    anti_affinity(draft)["labelSelector"] = {"matchLabels": {"ray.io/node-type": "worker"}}
+
+
+@breaks("gpus_avoid_each_other_alone", "components/gpu-node")
+def worker_with_gpus_beside_another(draft: Draft) -> None:
+    del draft.workers["template"]["metadata"]["labels"]["thaw/gpu"]
+
+
+@breaks("image_has_probe", "serve")
+def image_without_what_the_probe_calls(draft: Draft) -> None:
+    draft.dockerfile = draft.dockerfile.replace("--no-install-recommends wget", "curl")
+
+
+@breaks("image_has_probe", "serve")
+def image_that_has_it_for_gpus_alone(draft: Draft) -> None:
+    draft.dockerfile = draft.dockerfile.replace(
+        "RUN apt-get update", 'RUN [ "$DEVICE" = cpu ] || apt-get update'
+    )
+
+
+@breaks("image_has_probe", "serve")
+def image_that_has_it_where_it_is_built(draft: Draft) -> None:
+    """The last stage takes over Python's packages alone."""
+    draft.dockerfile += "FROM python\nCOPY --from=build /install /usr/local\n"

@@ -11,14 +11,16 @@ Mutate = Callable[["Draft"], None]
 
 
 class Draft:
-    """A copy of an overlay's objects, to be changed."""
+    """A copy of an overlay's objects and of its image's recipe, to be changed."""
 
     def __init__(self, overlay: Overlay) -> None:
         self._overlay = overlay
         self.objects = deepcopy(list(overlay.objects))
+        self.dockerfile = overlay.dockerfile
 
     def to_overlay(self) -> Overlay:
-        return replace(self._overlay, objects=tuple(self.objects))
+        objects = tuple(self.objects)
+        return replace(self._overlay, objects=objects, dockerfile=self.dockerfile)
 
     def replace_by(self, name: str) -> None:
         """Have what another build has."""
