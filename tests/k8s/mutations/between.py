@@ -86,10 +86,10 @@ def service_of_its_own(draft: Draft) -> None:
 
 
 @breaks("job_fits_kind", "overlays/cpu-smoke")
-def head_of_a_whole_cpu(draft: Draft) -> None:
-    """As it was: 4.3 CPUs with all that runs beside it."""
+def workers_of_a_whole_cpu(draft: Draft) -> None:
+    """As they were: 4.3 CPUs with all that runs beside them."""
     for kind in ("requests", "limits"):
-        draft.head_pod["containers"][0]["resources"][kind]["cpu"] = "1"
+        draft.worker_pod["containers"][0]["resources"][kind]["cpu"] = "1"
 
 
 @breaks("job_fits_kind", "overlays/cpu-smoke")
