@@ -1,5 +1,5 @@
 """Private names of Ray Core, its job client and Ray Tune; `datasets` has those of Ray Data,
-`trainers.loop` those of Ray Train."""
+`trainers.loop` those of Ray Train, `trainers.serving` one of Ray Serve."""
 
 import logging
 import os
@@ -33,7 +33,8 @@ def check_version() -> None:
     if not ray.__version__.startswith(f"{TESTED_VERSION}."):
         logger.warning(
             "ray is %s, and Thaw was tested with %s: run test_cluster_*, test_datasets_epochs, "
-            "test_scale, test_tuning_resume and test_house_secrets, then set TESTED_VERSION in %s",
+            "test_scale, test_tuning_resume, test_trainers_serve and test_house_secrets, then set "
+            "TESTED_VERSION in %s",
             ray.__version__,
             TESTED_VERSION,
             __name__,

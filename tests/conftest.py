@@ -27,6 +27,8 @@ OF_TWO_CORES = {
     "GOMP_SPINCOUNT": "0",
     # Not Ray's 15: pyright runs beside the tests at 19.
     "RAY_worker_niceness": "0",
+    # Of Ray Serve's proxies, one a node: the three nodes are one machine.
+    "SERVE_SOCKET_REUSE_PORT_ENABLED": "1",
 }
 """Environment of the tests, and of all that they start, where it is not set."""
 

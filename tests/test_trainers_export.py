@@ -321,6 +321,16 @@ def test_missing_packages_are_named_with_the_command(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_network_of_2_gib_has_no_onnx_file() -> None:
+    model = torch.nn.Linear(2**15, 2**14, bias=False, device="meta")
+    unused: Any = None
+    subject = formats.Subject(
+        model=model, config=unused, classes=CLASSES, settings=unused, dynamic_batch=True
+    )
+    with pytest.raises(ValueError, match=r"^the network has 2\.00 GiB of weights: .*safetensors"):
+        formats.EXPORTERS["onnx"].write(subject)
+
+
 def test_the_extra_lists_what_onnx_needs() -> None:
     project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
     extras = project["project"]["optional-dependencies"]

@@ -37,7 +37,7 @@ from trainers.run import checkpoint
 from trainers.run.calibration import write_calibration
 from trainers.serving import uploads
 from trainers.serving.config import ServeConfig, ServiceConfig
-from trainers.serving.serve import require_packages, start, stop
+from trainers.serving.serve import require_packages, serving
 from trainers.serving.uploads import Pace, Refused, Upload, decode
 
 SERVICE = ServiceConfig(run="r", max_upload_mib=1, max_images=3, upload_timeout_s=0.2)
@@ -198,10 +198,9 @@ def service(run: str) -> Iterator[httpx.Client]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    start(ServeConfig(run=run, port=port, max_upload_mib=1, max_images=20, upload_timeout_s=2))
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+    config = ServeConfig(run=run, port=port, max_upload_mib=1, max_images=20, upload_timeout_s=2)
+    with serving(config) as url, httpx.Client(base_url=url, timeout=30) as client:
         yield client
-    stop()
 
 
 @pytest.mark.ray

@@ -19,7 +19,7 @@ from cluster import runtime
 from tests.bench.unknown import CARS
 from trainers.serving.config import ServeConfig
 from trainers.serving.model import Answerer, export_for_service
-from trainers.serving.serve import start, stop
+from trainers.serving.serve import serving
 from trainers.serving.uploads import Upload, decode
 
 PORT = 8123
@@ -54,10 +54,16 @@ def main() -> None:
     files = sorted((CARS / "test").rglob("*.jpg"))[: options.photographs]
     config = ServeConfig(run=options.run, port=PORT, max_batch_size=options.images)
     answerer = Answerer(export_for_service(options.run), config)
-    size_px = answerer.exported.size_px
     runtime.connect(None, quiet=True)
-    start(config)
-    client = httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=60)
+    with serving(config) as url, httpx.Client(base_url=url, timeout=60) as client:
+        compare(options, files, client, answerer)
+
+
+def compare(
+    options: argparse.Namespace, files: list[Path], client: httpx.Client, answerer: Answerer
+) -> None:
+    """Print how fast the service is, and how fast the session alone."""
+    size_px = answerer.exported.size_px
 
     def ask(group: Sequence[Path]) -> None:
         parts = [("images", (file.name, file.read_bytes())) for file in group]
@@ -85,7 +91,6 @@ def main() -> None:
     for name, send in (("service", ask), ("session", compute)):
         times = run_load(send, files[:NUM_ALONE], 1, 1)
         print(f"one photograph at a time, {name}: {1000 / times[0]:.1f} ms, p99 {times[1]:.1f} ms")
-    stop()
 
 
 if __name__ == "__main__":

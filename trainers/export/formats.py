@@ -31,6 +31,9 @@ ONNX_PACKAGES = {
 }
 """As the extra `export` in pyproject.toml."""
 
+MAX_ONNX_BYTES = 2**31 - 2**24
+"""Of weights: a file is one message of protobuf, which has less than 2 GiB with the graph."""
+
 Run = Callable[[Tensor], Tensor]
 """uint8 images_BHWC -> logits_BK."""
 
@@ -128,6 +131,13 @@ def _load_torch_export(content: bytes) -> Run:
 
 
 def _write_onnx(subject: Subject) -> bytes:
+    tensors = subject.model.state_dict().values()
+    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    if num_bytes > MAX_ONNX_BYTES:
+        raise UserError(
+            f"the network has {num_bytes / 2**30:.2f} GiB of weights: an ONNX file has less than "
+            "2 GiB; export it with --formats safetensors or torch_export"
+        )
     program = torch.onnx.export(
         _trace(subject), input_names=["images"], output_names=["logits"], dynamo=True, verbose=False
     )

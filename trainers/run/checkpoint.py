@@ -178,11 +178,24 @@ def load_best(run: str) -> tuple[TrainingProgress, dict[str, Tensor]]:
     whole = [progress for progress in known if progress.is_between_epochs]
     for best in sorted(whole, key=attrgetter("sort_key"), reverse=True):
         if (found := _read(run, best.global_step)) is not None:
-            progress, contents = found
-            file = storage.join(folder(run, best.global_step), MODEL)
-            weights = merge(parse_safetensors(contents[MODEL], file))
-            return progress, weights | (read_prefix(run, progress) or {})
+            return found.progress, _parse_weights(run, found)
     raise UserError(f"run is {run!r}: it has no whole checkpoint of an epoch; train it first")
+
+
+def load(run: str, step: int) -> tuple[TrainingProgress, dict[str, Tensor]]:
+    """Read progress and weights, adapters merged, of the checkpoint after `step` steps.
+
+    Raises:
+        UserError: where this process can't read all of it.
+    """
+    found = read(run, step)
+    return found.progress, _parse_weights(run, found)
+
+
+def _parse_weights(run: str, found: Checkpoint) -> dict[str, Tensor]:
+    file = storage.join(folder(run, found.progress.global_step), MODEL)
+    weights = merge(parse_safetensors(found.contents[MODEL], file))
+    return weights | (read_prefix(run, found.progress) or {})
 
 
 def prefix_uri(run: str, name: str) -> str:

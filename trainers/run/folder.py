@@ -4,7 +4,7 @@ import json
 from textwrap import shorten
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from cluster.io import storage
 from cluster.io.errors import UserError, require
@@ -92,8 +92,25 @@ def load_best_model(
         UserError: where there is no run, or it has no undamaged checkpoint, or is an ensemble and
             may be none.
     """
-    config = read_config(run)
-    progress, weights = checkpoint.load_best(run)
+    return _build_model(read_config(run), run, *checkpoint.load_best(run), ensembles)
+
+
+def load_model(run: str, step: int) -> tuple[FinetuneConfig, TrainingProgress, nn.Module]:
+    """Return the same of the checkpoint after `step` steps; the network may be an Ensemble.
+
+    Raises:
+        UserError: where there is no run, or this process can't read all of the checkpoint.
+    """
+    return _build_model(read_config(run), run, *checkpoint.load(run, step), ensembles=True)
+
+
+def _build_model(
+    config: FinetuneConfig,
+    run: str,
+    progress: TrainingProgress,
+    weights: dict[str, Tensor],
+    ensembles: bool,
+) -> tuple[FinetuneConfig, TrainingProgress, nn.Module]:
     backbones = read_ensemble(run)
     if backbones is not None and not ensembles:
         raise UserError(

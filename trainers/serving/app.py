@@ -14,7 +14,6 @@ from ray import serve
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from cluster.io import storage
-from cluster.io.errors import UserError
 from cluster.io.fields import build as build_config
 from trainers.serving import uploads as forms
 from trainers.serving.config import ServiceConfig
@@ -71,7 +70,8 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
         (415, "Not an image"),
         (422, "An image that is damaged"),
         (429, "Too many requests of one client"),
-        (501, "Grad-CAM of a network without convolutions"),
+        (501, "Grad-CAM of an ensemble, or of a network without convolutions"),
+        (503, "Too many requests at once, or Grad-CAM can't read the network"),
     )
 }
 
@@ -156,11 +156,8 @@ class Service:
         _, images = await self._read(request)
         if len(images) != 1:
             raise Refused(400, "Grad-CAM is drawn of one image at a time.")
-        try:
-            async with self._explaining:
-                png = await asyncio.to_thread(self._answerer.explain, images[0])
-        except UserError as error:  # a network without convolutions
-            raise Refused(501, str(error)) from None
+        async with self._explaining:
+            png = await asyncio.to_thread(self._answerer.explain, images[0])
         return Response(png, media_type="image/png")
 
     async def _read(self, request: Request) -> tuple[list[Upload], list[np.ndarray]]:
@@ -186,6 +183,18 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     Raises:
         UserError: for a field that does not fit, and where there is no such run.
     """
-    config = build_config(ServiceConfig, arguments)
-    run = storage.absolute(config.run, "run")
-    return Service.bind(export_for_service(run), config)  # pyright: ignore[reportAttributeAccessIssue] Serve's decorator
+    return bind(build_config(ServiceConfig, arguments))
+
+
+def bind(config: ServiceConfig, **options: Any) -> serve.Application:
+    """Return the application.
+
+    Args:
+        options: of the deployment, such as `num_replicas`; a RayService has them in its manifest.
+
+    Raises:
+        UserError: where there is no such run.
+    """
+    exported = export_for_service(storage.absolute(config.run, "run"))
+    deployment: Any = Service
+    return deployment.options(**options).bind(exported, config)

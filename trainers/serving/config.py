@@ -62,13 +62,15 @@ class ServeConfig(ServiceConfig):
     """
 
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 lets other machines connect."""
+    """Address to listen on, at each node that has a replica and at the head node; 0.0.0.0 lets
+    other machines connect."""
     port: int = 8000
     """Port to listen on."""
     num_replicas: int = 1
-    """Number of Ray Serve replicas (processes that compute)."""
+    """Number of Ray Serve replicas (processes that compute); each takes a CPU of the cluster."""
     address: str | None = None
-    """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
+    """Address of a Ray cluster where Ray Serve does not run yet; default: RAY_ADDRESS, else a
+    cluster on this machine."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,6 +3,7 @@
 B images, H x W pixels, C channels, K classes.
 """
 
+import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -12,14 +13,25 @@ import numpy as np
 import torch
 from torch import nn
 
+from cluster.io.errors import UserError
 from trainers.config import FinetuneConfig
 from trainers.evaluation.explain import grad_cam
 from trainers.export.formats import EXPORTERS, Subject, open_session
 from trainers.networks.backbones import find
 from trainers.run.calibration import Calibration, read_calibration, unknown_scores
-from trainers.run.folder import load_best_model
+from trainers.run.checkpoint import MODEL, TrainingProgress
+from trainers.run.ensemble import Ensemble
+from trainers.run.folder import load_best_model, load_model
 from trainers.serving.config import ServiceConfig
+from trainers.serving.uploads import Refused
 from trainers.step.settings import step_settings
+from trainers.step.step import StepSettings
+
+logger = logging.getLogger(__name__)
+
+MAX_SENT_BYTES = 256 * 2**20
+"""Of a network that replicas are sent: Ray Serve's controller keeps it in Ray's GCS, whose messages
+have 512 MiB at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +39,12 @@ class Exported:
     """What a replica computes with; small enough to travel."""
 
     run: str
-    onnx: bytes
+    step: int
+    """Of the checkpoint."""
+    sha256: str | None
+    """Of the checkpoint's weights."""
+    onnx: bytes | None
+    """None where it is larger than MAX_SENT_BYTES: a replica reads the run and exports it again."""
     classes: tuple[str, ...]
     size_px: int
     calibration: Calibration | None
@@ -42,17 +59,12 @@ def export_for_service(run: str) -> Exported:
         UserError: where there is no such run.
     """
     config, progress, model = load_best_model(run, ensembles=True)
-    settings = replace(step_settings(config, torch.device("cpu")), autocast_dtype=None)
-    subject = Subject(
-        model=model,
-        config=config,
-        classes=progress.classes,
-        settings=settings,
-        dynamic_batch=True,
-    )
+    onnx = _write_onnx(config, progress, model)
     return Exported(
         run=run,
-        onnx=EXPORTERS["onnx"].write(subject),
+        step=progress.global_step,
+        sha256=_sha256(progress),
+        onnx=onnx if len(onnx) <= MAX_SENT_BYTES else None,
         classes=progress.classes,
         size_px=config.ingest.size_px,
         calibration=read_calibration(run, progress.global_step),
@@ -60,12 +72,56 @@ def export_for_service(run: str) -> Exported:
     )
 
 
+def _write_onnx(config: FinetuneConfig, progress: TrainingProgress, model: nn.Module) -> bytes:
+    subject = Subject(
+        model=model,
+        config=config,
+        classes=progress.classes,
+        settings=_settings(config),
+        dynamic_batch=True,
+    )
+    return EXPORTERS["onnx"].write(subject)
+
+
+def _settings(config: FinetuneConfig) -> StepSettings:
+    return replace(step_settings(config, torch.device("cpu")), autocast_dtype=None)
+
+
+def _sha256(progress: TrainingProgress) -> str | None:
+    found = progress.files.get(MODEL, {}).get("sha256")
+    return None if found is None else str(found)
+
+
+def _load(exported: Exported) -> tuple[FinetuneConfig, TrainingProgress, nn.Module]:
+    """Read the network that was exported, in torch.
+
+    Raises:
+        UserError: where this process can't read it, or the run has other weights by now.
+    """
+    config, progress, model = load_model(exported.run, exported.step)
+    if _sha256(progress) != exported.sha256:
+        raise UserError(
+            f"run is {exported.run!r}: it was trained again since the service started; start the "
+            "service again"
+        )
+    return config, progress, model
+
+
 class Answerer:
     """Turns pixels into answers."""
 
     def __init__(self, exported: Exported, config: ServiceConfig) -> None:
+        """Open the network.
+
+        Raises:
+            UserError: where the network was too large to send, and the run can't be read here.
+        """
         self.exported, self._config = exported, config
-        self._session = open_session(exported.onnx, shares_cores=True)
+        onnx = _write_onnx(*_load(exported)) if exported.onnx is None else exported.onnx
+        self._session = open_session(onnx, shares_cores=True)
+        if (calibration := exported.calibration) is not None:
+            self._unknown_threshold = calibration.unknown_threshold(config.refused)
+            self._least_probability = calibration.least_probability(config.coverage)
 
     def compute(self, images_BHWC: np.ndarray) -> np.ndarray:
         """Return logits_BK."""
@@ -75,18 +131,27 @@ class Answerer:
         """Return Grad-CAM of the likeliest class over a grey copy of an image: a PNG.
 
         Raises:
-            UserError: where the network has no convolutions.
+            Refused: where the network has none, or can't be read here.
         """
         label = int(self.compute(image_HWC[None])[0].argmax())
-        config, model = self._trained
-        settings = replace(step_settings(config, torch.device("cpu")), autocast_dtype=None)
-        _, heats_BJHW = grad_cam(
-            model,
-            torch.tensor(image_HWC)[None],
-            torch.tensor([[label]]),
-            settings,
-            find(config.model.backbone),
-        )
+        try:
+            config, model = self._trained
+        except (UserError, OSError) as error:  # for the owner; the client gets no path of ours
+            logger.warning("No Grad-CAM: %s", error)
+            raise Refused(503, "The service can't read the network for Grad-CAM.") from None
+        if isinstance(model, Ensemble):
+            raise Refused(501, "Grad-CAM needs one network, and the service has an ensemble.")
+        try:
+            _, heats_BJHW = grad_cam(
+                model,
+                torch.tensor(image_HWC)[None],
+                torch.tensor([[label]]),
+                _settings(config),
+                find(config.model.backbone),
+            )
+        except UserError:
+            sentence = "Grad-CAM needs convolutions, and the network of the service has none."
+            raise Refused(501, sentence) from None
         heat_HW1 = heats_BJHW[0, 0].numpy()[..., None]
         colours_HWC = cv2.applyColorMap((255 * heat_HW1).astype(np.uint8), cv2.COLORMAP_INFERNO)
         grey_HW1 = 0.8 * image_HWC.mean(2, keepdims=True) + 48
@@ -96,7 +161,7 @@ class Answerer:
     @cached_property
     def _trained(self) -> tuple[FinetuneConfig, nn.Module]:
         """The network in torch, for gradients."""
-        config, _, model = load_best_model(self.exported.run)
+        config, _, model = _load(self.exported)
         return config, model
 
     def answer(self, logits_K: np.ndarray) -> dict[str, Any]:
@@ -120,10 +185,11 @@ class Answerer:
         }
         if calibration is not None:
             score = float(unknown_scores(logits_BK)[0])
-            least = calibration.least_probability(self._config.coverage)
             answer |= {
-                "unknown": score > calibration.unknown_threshold(self._config.refused),
+                "unknown": score > self._unknown_threshold,
                 "unknown_score": score,
-                "class_set": [classes[k] for k in order_K if probabilities_K[k] >= least],
+                "class_set": [
+                    classes[k] for k in order_K if probabilities_K[k] >= self._least_probability
+                ],
             }
         return answer
