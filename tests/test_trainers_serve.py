@@ -251,6 +251,7 @@ class Other:
 
 
 @pytest.mark.ray
+@pytest.mark.extended
 def test_a_service_has_its_replicas_and_leaves_others_alone(
     ray_cluster: str, run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
