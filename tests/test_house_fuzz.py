@@ -26,9 +26,9 @@ NAMES = (
     "manifest", "manifest that may be another's", "schema version", "quarantine", "exclude list",
     "config", "rows", "result", "progress", "checkpoint", "calibration", "evaluation", "trials",
     "leaderboard", "sweep config", "advice", "ranking", "space", "origin",
-    "known results", "features", "combined", "ensemble", "cache", "review: config.json",
-    "review: started.json", "review: trials.json", "review: leaderboard.json",
-    "review: promoted/promoted.json",
+    "known results", "features", "combined", "combination", "ensemble", "cache",
+    "review: config.json", "review: started.json", "review: trials.json",
+    "review: leaderboard.json", "review: promoted/promoted.json",
 )  # fmt: skip
 NOT_JSON = ("quarantine", "exclude list", "space")
 

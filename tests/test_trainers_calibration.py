@@ -1,6 +1,7 @@
 """A calibration makes confidence honest out of sample, and keeps its promises of rates."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from trainers.evaluation.calibrate import (
     fit_temperature,
     measure_calibration,
 )
+from trainers.evaluation.evaluate import measure_scaled
 from trainers.evaluation.measures import measure
 from trainers.evaluation.split import describe_answers, keep_logits
 from trainers.inference.predict import to_predictions
@@ -70,6 +72,21 @@ def test_rates_hold_on_images_that_did_not_calibrate() -> None:
     assert measured["measured_coverage"] == pytest.approx(0.9, abs=0.02)
     assert measured["measured_refused"] == pytest.approx(0.05, abs=0.02)
     assert 1 < measured["set_size"] < len(CLASSES)
+
+
+def test_a_lent_calibration_is_measured_on_validation_images_as_on_any() -> None:
+    own = calibration_of(3.0)
+    described = predictions_of(
+        *draw(1, factor=3.0),
+        lambda x, y: describe_answers(
+            x, y, calibration=own, coverage=0.9, hierarchy=None, least_probability=0.9
+        ),
+    )
+    lent = measure_scaled(described, replace(own, origin="runs/length"), "val", own.fingerprint)
+
+    assert lent is not None and lent.ece == measure(calibrated(described)).ece
+    assert measure_scaled(described, own, "val", own.fingerprint) is None, "it was fitted on them"
+    assert measure_scaled(described, own, "test", own.fingerprint) is not None
 
 
 def test_images_that_are_all_right_give_a_finite_temperature() -> None:

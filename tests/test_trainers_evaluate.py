@@ -41,6 +41,7 @@ from trainers.evaluation import split as split_module
 from trainers.evaluation.classes import MatchedClasses, match_classes
 from trainers.evaluation.evaluate import evaluate, write_evaluation
 from trainers.evaluation.measures import confusion_matrix, find_confused_pairs, measure
+from trainers.evaluation.printing import show
 from trainers.evaluation.split import predict_mirrored, read_views
 from trainers.inference.actors import plan_actors
 from trainers.inference.inference import Network
@@ -121,7 +122,8 @@ def test_the_validation_split_measures_as_it_did_in_training(run: str) -> None:
     row, result = read_rows(run)[-1], write_evaluation(run, split="val")
 
     assert (
-        result["calibration"] is None
+        not result["trained"]
+        and result["calibration"] is None
         and "17 validation images are too few" in (result["not_calibrated"])
     )
     assert result["val/loss"] == pytest.approx(row["val/loss"], rel=1e-5)
@@ -129,10 +131,14 @@ def test_the_validation_split_measures_as_it_did_in_training(run: str) -> None:
 
 
 @pytest.mark.ray
-def test_training_images_are_evaluated_once_each_and_not_augmented(run: str) -> None:
+def test_training_images_are_evaluated_once_each_and_not_augmented(
+    run: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     first, again = write_evaluation(run, split="train"), write_evaluation(run, split="train")
 
-    assert first["num_images"] == 48 and first == again
+    assert first["num_images"] == 48 and first == again and first["trained"]
+    show(first, "train", "folder")
+    assert "These images trained the network; on other images" in capsys.readouterr().out
     predictions = pq.read_table(f"{run}/evaluation_train/predictions.parquet")
     assert len(set(predictions["image_id"].to_pylist())) == 48
 
@@ -264,6 +270,7 @@ def test_the_command_lines_print_a_table_json_alone_and_draw_a_sheet(
     main(["explain", "--run", run, "--which", "random", "--num-images", "4", "--out", str(sheet)])
 
     assert "13 test images" in table and "macro F1" in table and "confused_pairs.png" in table
+    assert "images trained" not in table
     assert result["tta"] and result == json.loads(Path(run, "evaluation_test_tta.json").read_text())
     assert is_drawn(sheet.read_bytes())
     assert "4 of 13 (random, test split)" in capsys.readouterr().out

@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 import re
+import shutil
 import tomllib
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,8 +21,9 @@ import torch
 from huggingface_hub import ModelCard
 
 from cluster.io import storage
+from datasets.manifest_file import read_manifest
 from tests.support.calibration import CALIBRATION
-from tests.support.data import WriteData
+from tests.support.data import WriteData, find_shard, flip_byte
 from trainers.config import FinetuneConfig, IngestConfig, ModelConfig, ScheduleConfig
 from trainers.export import formats
 from trainers.export.config import ExportConfig, Format
@@ -43,7 +45,9 @@ MEASURED = {"test/top1": 1.0, "test/top5": 1.0, "num_images": 13}
 FILES = {"model.safetensors", "model.onnx", "model.pt2", "config.json", "README.md"}
 
 
-def write_run(config: FinetuneConfig, evaluation: dict[str, Any]) -> str:
+def write_run(
+    config: FinetuneConfig, evaluation: dict[str, Any], fingerprint: str = "0123abcd"
+) -> str:
     """Write a run folder whose network has statistics of images, and logits that matter."""
     size_px, backbone = config.ingest.size_px, config.model.backbone
     initialize(model := build(backbone, len(CLASSES)), config.model, seed=0)
@@ -52,7 +56,7 @@ def write_run(config: FinetuneConfig, evaluation: dict[str, Any]) -> str:
         for _ in range(3):
             model(torch.randn(8, 3, size_px, size_px))
     progress = TrainingProgress(
-        epoch=2, val_top1=0.75, best_epoch=2, classes=CLASSES, fingerprint="0123abcd", total_s=12.3
+        epoch=2, val_top1=0.75, best_epoch=2, classes=CLASSES, fingerprint=fingerprint, total_s=12.3
     )
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     checkpoint.save(config.out, {checkpoint.MODEL: safetensors.torch.save(tensors)}, progress)
@@ -291,21 +295,53 @@ def test_a_file_that_computes_something_else_is_removed(
     wrong = replace(formats.EXPORTERS["safetensors"], write=write_wrong)
     monkeypatch.setitem(formats.EXPORTERS, "safetensors", wrong)
 
-    with pytest.raises(ValueError, match=r"differ by 1.*, more than 0\.001: it was removed"):
+    with pytest.raises(ValueError, match=r"differ by 1.*, more than 0\.001; nothing was exported"):
         export(ExportConfig(run=staged_run, out=str(tmp_path), formats=("safetensors",)))
-    assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_files_of_others_are_kept(run: str, tmp_path: Path) -> None:
+    """A card, a run, a checkpoint, and weights beside an export that wrote others."""
     (tmp_path / "README.md").write_text("mine")
+    mine, theirs = tmp_path / "mine", (tmp_path / "out", tmp_path / "mixed")
+    mine.mkdir()
+    (mine / "model.safetensors").write_bytes(b"mine")
+    for folder in theirs:
+        shutil.copytree(mine, folder)
+    written = {"exported_by": "Thaw", "files": ["model.onnx"]}
+    (theirs[1] / "config.json").write_text(json.dumps(written))
+    step = checkpoint.folder(run, 0)
 
-    for out in (str(tmp_path), run):
-        with pytest.raises(
-            ValueError, match=r"it has a README\.md or config\.json that no export wrote"
-        ):
-            export(ExportConfig(run=run, out=out, formats=("safetensors",)))
+    for out, file in (
+        (tmp_path, "README.md"),
+        (run, "config.json"),
+        (step, "model.safetensors"),
+        (theirs[0], "model.safetensors"),
+        (theirs[1], "model.safetensors"),
+    ):
+        with pytest.raises(ValueError, match=f"it has a {file} that no export wrote; use another"):
+            export(ExportConfig(run=run, out=str(out), formats=("safetensors",)))
     assert (tmp_path / "README.md").read_text() == "mine"
+    assert all((folder / "model.safetensors").read_bytes() == b"mine" for folder in theirs)
     assert "model" in json.loads((Path(run) / "config.json").read_text())
+
+
+def test_an_earlier_export_stays_until_the_new_one_is_made(staged_run: str, tmp_path: Path) -> None:
+    config = ExportConfig(run=staged_run, out=str(tmp_path), formats=("safetensors",))
+    export(config)
+    older = json.loads((tmp_path / "config.json").read_text())
+    del older["files"]  # as of an older Thaw
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert before.keys() == {"config.json", "README.md", "model.safetensors"}
+
+    refused: tuple[tuple[Format, ...], ...] = (("safetensors", "hf"), ("onnx", "onnx_int8"))
+    for formats_refused in refused:  # timm lacks the network; there is no data set
+        with pytest.raises(ValueError, match=r"^(formats|data) is "):
+            export(replace(config, formats=formats_refused))
+        assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    export(config)
+    assert json.loads((tmp_path / "config.json").read_text())["files"] == ["model.safetensors"]
 
 
 def test_missing_packages_are_named_with_the_command(
@@ -348,6 +384,7 @@ def test_timm_loads_the_folder_for_hugging_face(
             return f"https://hub/{repository}"
 
         def upload_folder(self, *, repo_id: str, folder_path: str, **_: Any) -> None:
+            assert (tmp_path / "README.md").exists(), "the export is complete"
             uploads.append((repo_id, {file.name for file in Path(folder_path).iterdir()}))
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
@@ -386,13 +423,12 @@ def test_smaller_files_are_measured_and_refused_where_they_lose_accuracy(
     config = FinetuneConfig(
         data=write_data(),
         out=str(tmp_path / "run"),
-        ingest=IngestConfig(size_px=32),
+        ingest=IngestConfig(size_px=32, max_bad_fraction=0.1),
         model=ModelConfig(backbone="lenet5", init="he", normalization="half"),
     )
-    run, out = (
-        write_run(config, {"epoch": 2, "fingerprint": "of others", **MEASURED}),
-        tmp_path / "o",
-    )
+    flip_byte(find_shard(config.data, "test"), 11, at=300)
+    fingerprint, out = read_manifest(config.data).fingerprint, tmp_path / "o"
+    run = write_run(config, {"epoch": 2, "fingerprint": "of others", **MEASURED}, fingerprint)
     small = ExportConfig(
         run=run, out=str(out), formats=("onnx", "onnx_int8", "onnx_fp16"), max_drop=0.99
     )
@@ -409,15 +445,17 @@ def test_smaller_files_are_measured_and_refused_where_they_lose_accuracy(
         )
     card = (out / "README.md").read_text()
     for found in files.values():
-        assert found.measured is not None and found.measured.num_images == 13
+        assert found.measured is not None and found.measured.num_images == 12
         assert f"| `{found.file}` | {found.measured.top1:.4f} | {found.measured.ms:.1f} |" in card
+    assert "On 12 test images (1 more could not be read), one at a time" in card
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
     measured = iter(
         [Measured(top1=top1, ms=1.0, split="test", num_images=13) for top1 in (0.9, 0.8)]
     )
     monkeypatch.setattr("trainers.export.quantize.measure_onnx", lambda *_: next(measured))
     with pytest.raises(ValueError, match=r"^max_drop is 0.05: top-1 of onnx_int8 is 0.8000"):
         export(replace(small, max_drop=0.05))
-    assert not (out / "model_int8.onnx").exists() and not (out / "README.md").exists()
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
 
 
 def test_networks_that_are_timms_too_have_its_layers_in_its_order() -> None:

@@ -1,6 +1,7 @@
 """Soups, ensembles and interpolations: pure functions, and networks whose best average is known."""
 
 import copy
+import json
 import shlex
 from collections import OrderedDict
 from dataclasses import replace
@@ -16,6 +17,7 @@ from cluster.io.errors import UserError
 from cluster.io.statistics import Estimate, bootstrap_difference
 from cluster.runtime import Resources
 from datasets.manifest_file import read_manifest
+from tests.support.calibration import CALIBRATION
 from tests.support.small import small_training
 from tests.support.sweeps import write_json
 from trainers.__main__ import parse
@@ -23,10 +25,15 @@ from trainers.config import FinetuneConfig, ModelConfig, OptimConfig
 from trainers.evaluation.split import read_labelled
 from trainers.export.config import ExportConfig
 from trainers.export.export import export
+from trainers.inference.config import PredictConfig
+from trainers.inference.inference import open_network
+from trainers.inference.predict import check_calibration, run_predict
 from trainers.networks.backbones import build
 from trainers.networks.freezing import train_mode
 from trainers.run import checkpoint
+from trainers.run.calibration import write_calibration
 from trainers.run.checkpoint import TrainingProgress
+from trainers.run.combination import describe_network, read_combination
 from trainers.run.ensemble import Ensemble, join_tensors
 from trainers.run.folder import load_best_model, write_config
 from trainers.step.optim import build_optimizer
@@ -213,6 +220,10 @@ def test_the_mean_of_two_wrong_networks_is_kept_where_it_is_right(
     assert soup.trials == ("a", "b") and soup.top1 == 1.0 and soup.is_kept
     config, progress, model = load_best_model(combined_uri(out, SOUP))
     assert progress.best_val_top1 == 1.0 and config.out == combined_uri(out, SOUP)
+    combined = read_combination(config.out)
+    assert combined is not None and combined.kind == SOUP and combined.name == "soup of 2 trials"
+    assert [each.trial for each in combined.trials] == ["a", "b"]
+    assert describe_network(config.out, config, progress) == "soup of 2 trials (lenet5)"
     for name, tensor in model.state_dict().items():
         assert torch.allclose(tensor, learnt[name], atol=1e-6)
     line, *_ = describe_combinations(out, found)
@@ -260,7 +271,9 @@ def test_stages_in_common_are_computed_once_with_the_same_result(
     assert not torch.allclose(variances[0], torch.ones(())), "those of the start"
 
 
-def test_an_ensemble_is_a_run_folder_that_is_exported(easy_data: str, tmp_path: Path) -> None:
+def test_an_ensemble_is_a_run_folder_that_is_exported(
+    easy_data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     learnt = learn(training(easy_data, tmp_path, "learnt"))
     networks = learnt, {name: tensor + 0.1 for name, tensor in learnt.items()}
     trials = [
@@ -286,3 +299,25 @@ def test_an_ensemble_is_a_run_folder_that_is_exported(easy_data: str, tmp_path: 
     assert found.run == run and found.formats == ("onnx", "torch_export")
     files = export(replace(found, formats=("torch_export",)))
     assert files["torch_export"].max_difference < 1e-4
+    described = json.loads(Path(found.out, "config.json").read_text())
+    assert described["backbones"] == ["lenet5", "lenet5"] and "backbone" not in described
+    of = {"kind": ENSEMBLE, "trials": ["a", "b"], "share": None}
+    assert described["combined_from"] == of
+    card = Path(found.out, "README.md").read_text()
+    assert "# ensemble of 2 trials (lenet5) for" in card and "| a | lenet5 | he |" in card
+
+    photos = str(tmp_path / "photos")
+    predict = PredictConfig(images=photos, out=photos, run=run, rank_by="diversity")
+    with pytest.raises(UserError, match="rank_by is 'diversity': the networks of an ensemble"):
+        run_predict(predict)
+    # Each member takes the other size; the calibration is of the first.
+    write_calibration(run, 3, CALIBRATION)
+    assert open_network(replace(predict, size_px=32), keep_head=True).calibration == CALIBRATION
+    larger = replace(predict, size_px=40, coverage=0.9)
+    network = open_network(larger, keep_head=True)
+    assert (network.calibration, network.calibrated_px) == (None, 32)
+    assert network.origin == f"ensemble of 2 trials (lenet5) ({run})"
+    with pytest.raises(UserError, match="this one is for 32 px: leave --size-px out"):
+        check_calibration(larger, network)
+    check_calibration(replace(larger, coverage=None), network)
+    assert f"size_px is 40: {run} is calibrated for 32 px" in capsys.readouterr().err

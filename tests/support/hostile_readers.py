@@ -27,7 +27,7 @@ from tests.support.calibration import CALIBRATION
 from tests.support.data import write_shards
 from tests.support.sweeps import write_sweep, write_test
 from trainers.config import FinetuneConfig, ModelConfig
-from trainers.run import calibration, checkpoint, ensemble, evaluations, rows
+from trainers.run import calibration, checkpoint, combination, ensemble, evaluations, rows
 from trainers.run import folder as run_folder
 from trainers.run.checkpoint import TrainingProgress
 from tuning import commands, winner
@@ -128,6 +128,9 @@ def list_readers(scratch: Path) -> dict[str, Reader]:
         "tried": [{"kind": "soup", "trials": ["a"], "share": None, "top1": 0.5, "gain": estimate}],
         "is_cut": False,
     }
+    trial = {"trial": "a", "backbone": "lenet5", "weights": "he", "license": None}
+    trial |= {"best_epoch": 1, "total_s": 2.5, "val_top1": 0.5}
+    of_run = {"kind": "soup", "name": "soup of 1 trials", "trials": [trial], "share": None}
     promoted = {
         "run": str(run),
         "epochs": 3,
@@ -208,6 +211,7 @@ def list_readers(scratch: Path) -> dict[str, Reader]:
         "ensemble": Reader(
             "ensemble.json", as_json({"backbones": ["lenet5"]}), ensemble.read_ensemble
         ),
+        "combination": Reader("combination.json", as_json(of_run), combination.read_combination),
         "cache": Reader(
             "features/0/facts.json", as_json({"backbone": "resnet50"}), cache.list_entries
         ),

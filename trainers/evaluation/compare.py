@@ -7,7 +7,7 @@ N images, K classes.
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,13 +27,40 @@ from trainers.evaluation.pictures import Change, draw_changes
 from trainers.evaluation.split import read_views
 from trainers.run import checkpoint
 from trainers.run import folder as run_folder
-from trainers.run.evaluations import folder_of, name_other, predictions_uri, read_evaluation
+from trainers.run.checkpoint import TrainingProgress
+from trainers.run.evaluations import (
+    folder_of,
+    has_trained_on,
+    name_other,
+    open_data,
+    predictions_uri,
+    read_evaluation,
+)
 from trainers.run.predictions import Predictions, read_table
 
 NUM_SHOWN = 5
 """Classes that the terminal shows, gains and losses each."""
 NUM_DRAWN = 24
 """Images on the sheet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedRun:
+    """One of two runs, and the data set to compare on."""
+
+    run: str
+    config: FinetuneConfig
+    """Of its training."""
+    progress: TrainingProgress | None
+    """Of its latest checkpoint."""
+    measured: FinetuneConfig
+    """The config, with the data set to compare on."""
+    manifest: Manifest
+
+    def has_trained_on(self, split: str) -> bool:
+        return self.progress is not None and has_trained_on(
+            split, self.manifest.fingerprint, self.config, self.progress
+        )
 
 
 def run_compare(config: CompareConfig) -> None:
@@ -44,14 +71,16 @@ def run_compare(config: CompareConfig) -> None:
     """
     runs = [storage.absolute(run, "runs") for run in config.runs]
     out = storage.absolute(config.out, "out")
-    training, manifest = _open_data(runs, config.data)
-    pair = [_evaluate(run, config, training, manifest) for run in runs]
+    opened = open_runs(runs, config.data, config.split)
+    pair = [_evaluate(each, config) for each in opened]
     first, second = match_images(*pair, runs=config.runs)
+    training, manifest = opened[0].measured, opened[0].manifest
     result = compare(first, second) | {
         "runs": list(config.runs),
         "data": training.data,
         "split": config.split,
         "not_compared": manifest.split(config.split).num_images - len(first.table),
+        "trained": [each.has_trained_on(config.split) for each in opened],
     }
     changes = list_changes(first, second)
     files = {
@@ -93,34 +122,50 @@ def _draw(
     )
 
 
-def _open_data(runs: Sequence[str], data: str | None) -> tuple[FinetuneConfig, Manifest]:
-    """Return a training's config with the data set that both runs are compared on."""
-    configs = [run_folder.read_config(run) for run in runs]
-    if data is not None:
-        data = storage.absolute(data, "data")
-        return replace(configs[0], data=data, fold=0), read_manifest(data)
-    manifests = [read_manifest(config.data, config.fold) for config in configs]
-    if manifests[0].fingerprint != manifests[1].fingerprint:
+def open_runs(runs: Sequence[str], data: str | None, split: str) -> list[ComparedRun]:
+    """Open two runs, each with its own data set or with `data`.
+
+    Raises:
+        UserError: where the images of the split are not the same.
+    """
+    first, second = opened = [_open(run, data) for run in runs]
+    if first.manifest.fingerprint == second.manifest.fingerprint:
+        return opened
+    # The fingerprint of a fold is its own; folds of one data set have the test images in common.
+    whole = [read_manifest(each.measured.data).fingerprint for each in opened]
+    if whole[0] != whole[1]:
         raise UserError(
-            f"runs are of the data sets {configs[0].data} and {configs[1].data}, which have other "
-            "images: give --data URI to compare both on one"
+            f"runs are of the data sets {first.config.data} and {second.config.data}, which have "
+            "other images: give --data URI to compare both on one"
         )
-    return configs[0], manifests[0]
+    if split != "test":
+        raise UserError(
+            f"fold is {first.measured.fold} and {second.measured.fold}: the {split} images of the "
+            "runs differ; use --split test, or runs of one fold"
+        )
+    return opened
 
 
-def _evaluate(
-    run: str, config: CompareConfig, training: FinetuneConfig, manifest: Manifest
-) -> Predictions:
+def _open(run: str, data: str | None) -> ComparedRun:
+    config, progress = run_folder.read_config(run), checkpoint.latest_progress(run)
+    at = config.data if data is None else storage.absolute(data, "data")
+    measured, manifest = open_data(config, progress and progress.fingerprint, at)
+    return ComparedRun(
+        run=run, config=config, progress=progress, measured=measured, manifest=manifest
+    )
+
+
+def _evaluate(opened: ComparedRun, config: CompareConfig) -> Predictions:
     """Return a run's predictions; evaluate it unless it has been on this data set."""
-    progress, own = checkpoint.latest_progress(run), run_folder.read_config(run)
-    split, data = config.split, own.data if config.data is None else training.data
-    other = name_other(data, manifest.fingerprint, own, progress)
+    run, split, data = opened.run, config.split, opened.measured.data
+    progress, fingerprint = opened.progress, opened.manifest.fingerprint
+    other = name_other(data, fingerprint, opened.config, progress)
     known = progress and read_evaluation(
-        run, split, epoch=progress.best_epoch, fingerprint=manifest.fingerprint, other=other
+        run, split, epoch=progress.best_epoch, fingerprint=fingerprint, other=other
     )
     if not known:
         connect(config.address)
-        write_evaluation(run, split=split, data=None if config.data is None else training.data)
+        write_evaluation(run, split=split, data=data)
     return read_table(predictions_uri(folder_of(run, split, other=other)))
 
 
@@ -130,7 +175,7 @@ def match_images(
     """Return both predictions of the images that both have, in the same order.
 
     Raises:
-        UserError: where there is none.
+        UserError: where there is none, or an image in the same row is another.
     """
     numbers = [predictions.table["row"].to_numpy() for predictions in (first, second)]
     _, at_first, at_second = np.intersect1d(*numbers, return_indices=True)
@@ -138,6 +183,13 @@ def match_images(
     classes = tuple(dict.fromkeys([*first.classes, *second.classes]))
     pairs = ((first, at_first), (second, at_second))
     same = [replace(part, table=part.table.take(at), classes=classes) for part, at in pairs]
+    ids = [part.table["image_id"].to_numpy() for part in same]
+    require(
+        np.array_equal(*ids),
+        "runs",
+        list(runs),
+        "their predictions are of other images; evaluate both again, on one data set",
+    )
     return same[0], same[1]
 
 
@@ -205,6 +257,9 @@ def show(result: dict[str, Any], out: str) -> None:
             f"Not compared: {result['not_compared']}, unreadable or of classes that one of the two "
             "networks does not have"
         )
+    for run, trained in zip(result["runs"], result["trained"], strict=True):
+        if trained:
+            print(f"These images trained {run}: its accuracy on others may be lower (--split test)")
     print(
         f"top-1 {before:.4f} -> {after:.4f} ({result['change']:+.4f}): {result['gains']} images "
         f"gained, {result['losses']} lost; McNemar's exact test p = {result['p_value']:.3g}"

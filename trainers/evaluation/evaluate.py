@@ -23,7 +23,6 @@ from cluster.io.errors import UserError
 from cluster.io.lease import hold_lease
 from cluster.runtime import connect
 from datasets.manifest import TRAIN_AND_VAL, Manifest
-from datasets.manifest_file import read_manifest
 from trainers.config import FinetuneConfig
 from trainers.evaluation.calibrate import calibrated, find_calibration, measure_calibration
 from trainers.evaluation.classes import MatchedClasses, match_classes
@@ -44,7 +43,13 @@ from trainers.prepare import PrefixFeatures
 from trainers.run import folder as run_folder
 from trainers.run.calibration import Calibration
 from trainers.run.checkpoint import TrainingProgress
-from trainers.run.evaluations import folder_of, name_other, predictions_uri
+from trainers.run.evaluations import (
+    folder_of,
+    has_trained_on,
+    name_other,
+    open_data,
+    predictions_uri,
+)
 from trainers.run.predictions import Predictions
 from trainers.stops import require_readable
 from trainers.tracking.evaluation import track_evaluation
@@ -167,7 +172,7 @@ def write_evaluation(
     predictions = _predict(opened, split, matched, tta=tta, describe=describe, prefix=prefix)
     measures, pairs = measure(predictions), find_confused_pairs(predictions, NUM_PAIRS)
     on_measured(measures)
-    scaled = _measure_calibrated(predictions, calibration, split, manifest.fingerprint)
+    scaled = measure_scaled(predictions, calibration, split, manifest.fingerprint)
     result = {
         **{f"{split}/{name}": value for name, value in measures.means().items()},
         **_calibrated_means(split, calibration, scaled),
@@ -176,6 +181,7 @@ def write_evaluation(
         "not_calibrated": reason,
         "hierarchy": levels and measure_levels(predictions, levels),
         "split": split,
+        "trained": has_trained_on(split, manifest.fingerprint, opened.config, opened.progress),
         "num_images": measures.num_images,
         "not_scored": matched.not_scored,
         "map": list(renamed),
@@ -203,8 +209,7 @@ def _open(run: str, data: str | None) -> OpenedRun:
     run = storage.absolute(run, "run")
     trained, progress, model = run_folder.load_best_model(run, ensembles=True)
     data = storage.absolute(data or trained.data, "data")
-    config = trained if data == trained.data else replace(trained, data=data, fold=0)
-    manifest = read_manifest(data, config.fold)
+    config, manifest = open_data(trained, progress.fingerprint, data)
     network = Network(model=model, config=config, classes=progress.classes, origin=run)
     return OpenedRun(config=trained, network=network, progress=progress, manifest=manifest)
 
@@ -216,11 +221,15 @@ def choose_split(manifest: Manifest, split: str | None, data: str | None) -> str
     return TRAIN_AND_VAL if "train" in manifest.splits else next(iter(manifest.splits))
 
 
-def _measure_calibrated(
+def measure_scaled(
     predictions: Predictions, calibration: Calibration | None, split: str, fingerprint: str
 ) -> Measures | None:
-    """Measure with calibration; None without one, and where it was fitted on these images."""
-    if calibration is None or (split == "val" and fingerprint == calibration.fingerprint):
+    """Measure with calibration; None without one, and where it was fitted on what this network
+    predicts for these images."""
+    if calibration is None:
+        return None
+    is_fit = split == "val" and fingerprint == calibration.fingerprint
+    if is_fit and calibration.origin is None:
         return None
     return measure(calibrated(predictions))
 

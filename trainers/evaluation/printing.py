@@ -29,6 +29,8 @@ def show(result: dict[str, Any], split: str, folder: str) -> None:
         "top-1 {top1:.3f}  top-5 {top5:.3f}  macro F1 {macro_f1:.3f}  ECE {ece:.3f}  "
         "loss {loss:.3f}".format_map(means)
     )
+    if result["trained"]:
+        print("These images trained the network; on other images it may be worse (--split test)")
     show_calibration(result, split)
     if result["hierarchy"]:
         show_levels(result["hierarchy"])

@@ -13,6 +13,9 @@ from cluster.io.markers import URI
 
 Format = Literal["safetensors", "onnx", "torch_export", "hf", "onnx_int8", "onnx_fp16"]
 
+QUANTIZED = {"onnx_int8": "model_int8.onnx", "onnx_fp16": "model_fp16.onnx"}
+"""Files whose accuracy is measured, by format."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
@@ -40,6 +43,9 @@ class ExportConfig:
     refused: float = 0.05
     """Share of images of known classes that may be called unknown. If the run is calibrated, this
     sets the threshold in config.json and in the metadata of each file."""
+    data: Annotated[str | None, URI] = None
+    """URI of the data set that the run was trained on, if it was moved. onnx_int8 and onnx_fp16 are
+    measured on it."""
     max_drop: float = 0.01
     """Refuse onnx_int8 and onnx_fp16 if their top-1 is lower than onnx' by more than this."""
     quantization_images: int = 256
@@ -56,6 +62,12 @@ class ExportConfig:
             "push",
             self.push,
             "only the format hf is uploaded: add hf to --formats",
+        )
+        require(
+            self.data is None or bool(set(self.formats) & QUANTIZED.keys()),
+            "data",
+            self.data,
+            f"no image is read: leave it out, or add {' or '.join(QUANTIZED)} to --formats",
         )
         require_share("refused", self.refused)
         require(

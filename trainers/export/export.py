@@ -6,11 +6,14 @@ OUT/model.pt2           for torch.export.load
 OUT/model_int8.onnx, model_fp16.onnx    smaller, with their accuracy in the model card
 OUT/hf                  a folder that timm loads, as Hugging Face's Hub has them
 OUT/README.md           the model card, written last
+
+All are made and compared in a temporary folder first: an earlier export stays until then.
 """
 
-import json
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,10 +21,10 @@ from cluster.entry import ROOT
 from cluster.io import storage
 from cluster.io.errors import UserError, require
 from cluster.io.lease import hold_lease
-from cluster.io.records import read_json
 from cluster.io.terminal import report
 from cluster.provenance import find_commit
-from trainers.export.config import ExportConfig
+from trainers.export.config import QUANTIZED, ExportConfig
+from trainers.export.folder import CARD, HF_CARD, HF_FILES, find_earlier, list_files, publish
 from trainers.export.formats import (
     EXPORTERS,
     Exporter,
@@ -32,35 +35,38 @@ from trainers.export.formats import (
 )
 from trainers.export.model_card import CardFacts, FileFacts, write_card
 from trainers.run.calibration import describe_missing, read_calibration
+from trainers.run.combination import list_backbones, read_combination
 from trainers.run.ensemble import Ensemble
 from trainers.run.evaluations import read_evaluation
 from trainers.run.folder import load_best_model
 from trainers.step.settings import step_settings
 from trainers.step.step import predict
 
-CARD, CONFIG, MARK = "README.md", "config.json", {"exported_by": "Thaw"}
+if TYPE_CHECKING:
+    from trainers.export.quantize import MeasuredImages
+
 MAX_DIFFERENCE = 1e-3
 """How far a logit may be from the original's."""
 _NUM_COMPARED = 4
-HF_FILES: tuple[str, ...] = ("hf/model.safetensors", "hf/config.json")
 ONE_NETWORK = {"safetensors", "hf"}
 """Formats that others load by the name of a network."""
-QUANTIZED = {"onnx_int8": "model_int8.onnx", "onnx_fp16": "model_fp16.onnx"}
 
 
 def export(config: ExportConfig) -> dict[str, FileFacts]:
     """Write a run's best network to `config.out`; return the facts of each file by format.
 
     Raises:
-        UserError: where there is no such run, a package is missing, or a file, then deleted,
-            computes other logits than the original.
+        UserError: where there is no such run, a package is missing, `out` has files of others, or a
+            file computes other logits than the original; nothing is written or deleted then. Last,
+            where the upload fails.
     """
     _require_packages(config)
     run = storage.absolute(config.run, "run")
     out = storage.absolute(config.out, "out")
     training, progress, model = load_best_model(run, ensembles=True)
+    is_ensemble = isinstance(model, Ensemble)
     require(
-        not isinstance(model, Ensemble) or not set(config.formats) & ONE_NETWORK,
+        not is_ensemble or not set(config.formats) & ONE_NETWORK,
         "formats",
         config.formats,
         "an ensemble is several networks: use --formats onnx torch_export",
@@ -77,21 +83,13 @@ def export(config: ExportConfig) -> dict[str, FileFacts]:
         settings=replace(settings, autocast_dtype=None),
         dynamic_batch=config.dynamic_batch,
         calibration=calibration and calibration.summarize(config.refused),
+        backbones=list_backbones(run, training) if is_ensemble else (),
+        combined=read_combination(run),
     )
-    _clear(out)
-    text = json.dumps({**MARK, **subject.describe()}, indent=1)
-    storage.write_bytes(storage.join(out, CONFIG), text.encode())
-    files = {
-        name: _export_to(EXPORTERS[name], subject, out)
-        for name in config.formats
-        if name in EXPORTERS
-    }
-    if set(config.formats) & QUANTIZED.keys():
-        files |= _export_quantized(config, subject, out)
     facts = CardFacts(
         config=training,
         progress=progress,
-        files=files,
+        files={},
         preprocessing=subject.describe(),
         dynamic_batch=config.dynamic_batch,
         calibration=calibration,
@@ -99,12 +97,44 @@ def export(config: ExportConfig) -> dict[str, FileFacts]:
             run, "test", epoch=progress.epoch, fingerprint=progress.fingerprint
         ),
         commit=find_commit(ROOT),
+        backbones=subject.backbones,
+        combined=subject.combined,
     )
+    files = list_files(config)
+    earlier = find_earlier(out, files)
+    with tempfile.TemporaryDirectory() as staged:
+        facts = _write(config, subject, facts, staged)
+        publish(staged, out, subject.describe(), files, earlier)
+        if config.push is not None:
+            from trainers.export.hugging_face import push_folder
+
+            print(f"Uploaded      {push_folder(config.push, storage.join(staged, 'hf'))}")
+    return {**facts.files}
+
+
+def _write(config: ExportConfig, subject: Subject, facts: CardFacts, out: str) -> CardFacts:
+    """Write all files of an export to a folder, the card last; return the facts with theirs."""
+    images: MeasuredImages | None = None
     if "hf" in config.formats:
-        files["hf"] = _export_folder(facts, subject, out, config.push)
+        from trainers.export.hugging_face import require_in_timm
+
+        require_in_timm(subject)
+    if set(config.formats) & QUANTIZED.keys():
+        from trainers.export.quantize import open_images
+
+        images = open_images(subject.config, facts.progress, config.data)
+    files = {
+        name: _export_to(EXPORTERS[name], subject, out)
+        for name in config.formats
+        if name in EXPORTERS
+    }
+    if images is not None:
+        files |= _export_quantized(config, subject, images, out)
     facts = replace(facts, files=files)
+    if "hf" in config.formats:
+        facts = replace(facts, files={**files, "hf": _export_folder(facts, subject, out)})
     storage.write_bytes(storage.join(out, CARD), write_card(facts).encode())
-    return files
+    return facts
 
 
 def _require_packages(config: ExportConfig) -> None:
@@ -116,8 +146,8 @@ def _require_packages(config: ExportConfig) -> None:
         require_token()
 
 
-def _export_folder(facts: CardFacts, subject: Subject, out: str, push: str | None) -> FileFacts:
-    """Write the folder that timm loads, load it back and compare it; upload it to `push`."""
+def _export_folder(facts: CardFacts, subject: Subject, out: str) -> FileFacts:
+    """Write the folder that timm loads, load it back and compare it."""
     from trainers.export import hugging_face
 
     contents = hugging_face.write_folder(subject)
@@ -125,66 +155,40 @@ def _export_folder(facts: CardFacts, subject: Subject, out: str, push: str | Non
         subject, out, dict(zip(HF_FILES, contents, strict=True)), hugging_face.load_folder
     )
     card = write_card(replace(facts, files={"hf": found}), folder=".").encode()
-    storage.write_bytes(storage.join(out, f"hf/{CARD}"), card)
-    if push is not None:
-        files: dict[str, bytes] = dict(zip((*HF_FILES, CARD), (*contents, card), strict=True))
-        print(f"Uploaded      {hugging_face.push_folder(push, files)}")
+    storage.write_bytes(storage.join(out, HF_CARD), card)
     return found
 
 
-def _export_quantized(config: ExportConfig, subject: Subject, out: str) -> dict[str, FileFacts]:
+def _export_quantized(
+    config: ExportConfig, subject: Subject, images: "MeasuredImages", out: str
+) -> dict[str, FileFacts]:
     """Write the smaller files, and measure them and the original on the same images.
 
     Raises:
-        UserError: where one, then deleted, has lost more than `max_drop` of top-1.
+        UserError: where one has lost more than `max_drop` of top-1.
     """
     from trainers.export.quantize import measure_onnx, quantize
 
     original = EXPORTERS["onnx"].write(subject)
-    before = measure_onnx(original, subject)
-    report(f"onnx: top-1 {before.top1:.4f} on {before.num_images} {before.split} images")
+    before = measure_onnx(original, images)
+    report(f"onnx: top-1 {before.top1:.4f} on {before.images}")
     files: dict[str, FileFacts] = {}
     if "onnx" in config.formats:
         files["onnx"] = replace(_export_to(EXPORTERS["onnx"], subject, out), measured=before)
     for name in (name for name in QUANTIZED if name in config.formats):
-        content = quantize(name, original, subject, num_images=config.quantization_images)
-        after = measure_onnx(content, subject)
+        content = quantize(name, original, images, num_images=config.quantization_images)
+        after = measure_onnx(content, images)
         if before.top1 - after.top1 > config.max_drop:
             raise UserError(
                 f"max_drop is {config.max_drop}: top-1 of {name} is {after.top1:.4f}, of onnx "
-                f"{before.top1:.4f} on the {before.num_images} {before.split} images; leave {name} "
-                "out of --formats, give more --quantization-images, or allow a larger drop"
+                f"{before.top1:.4f} on {before.images}; leave {name} out of --formats, give more "
+                "--quantization-images, or allow a larger drop"
             )
         found = _keep(
             subject, out, {QUANTIZED[name]: content}, lambda read: load_onnx(read[0]), bound=None
         )
         files[name] = replace(found, measured=after)
     return files
-
-
-def _clear(out: str) -> None:
-    """Delete an earlier export; other files stay.
-
-    Raises:
-        UserError: where a README.md or config.json is not of an export.
-    """
-    try:
-        config = read_json(storage.join(out, CONFIG))
-        ours = isinstance(config, dict) and config.items() >= MARK.items()
-    except FileNotFoundError:
-        ours = not storage.exists(storage.join(out, CARD))
-    except ValueError:
-        ours = False
-    require(
-        ours,
-        "out",
-        out,
-        f"it has a {CARD} or {CONFIG} that no export wrote; use another folder",
-    )
-    # First the card: from here on there is no whole export.
-    written = (exporter.file for exporter in EXPORTERS.values())
-    for file in (CARD, *written, *QUANTIZED.values(), f"hf/{CARD}", *HF_FILES):
-        storage.delete_file(storage.join(out, file))
 
 
 def _export_to(exporter: Exporter, subject: Subject, out: str) -> FileFacts:
@@ -207,12 +211,10 @@ def _keep(
     read = [storage.read_bytes(storage.join(out, file)) for file in contents]
     difference = compare(subject, load(read))
     if bound is not None and not difference <= bound:  # nor is NaN
-        for file in contents:
-            storage.delete_file(storage.join(out, file))
         raise UserError(
-            f"{storage.join(out, next(iter(contents)))} computed logits that differ by "
-            f"{difference:.1e} from the original's, more than {bound}: it was removed; leave this "
-            "format out of --formats"
+            f"formats has {next(iter(contents))}: it computed logits that differ by "
+            f"{difference:.1e} from the original's, more than {bound}; nothing was exported; leave "
+            "this format out of --formats"
         )
     return FileFacts(file=next(iter(contents)), num_bytes=len(read[0]), max_difference=difference)
 
@@ -240,6 +242,6 @@ def run_export(config: ExportConfig) -> None:
             f"MiB, largest difference of a logit {facts.max_difference:.1e}"
         )
         if (found := facts.measured) is not None:
-            line += f"; {found.split} top-1 {found.top1:.4f}, {found.ms:.1f} ms an image"
+            line += f"; top-1 {found.top1:.4f} on {found.images}, {found.ms:.1f} ms each"
         print(line)
     print(f"Model card    {storage.join(config.out, CARD)}")

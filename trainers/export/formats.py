@@ -22,6 +22,7 @@ from cluster.ray_internals import count_cpus
 from trainers.config import FinetuneConfig
 from trainers.networks.backbones import build
 from trainers.networks.weights.tensors import to_safetensors
+from trainers.run.combination import CombinedRun
 from trainers.step.step import RGB, StepSettings
 
 ONNX_PACKAGES = {
@@ -69,11 +70,23 @@ class Subject:
     dynamic_batch: bool
     calibration: Mapping[str, Any] | None = None
     """`Calibration.summarize`."""
+    backbones: tuple[str, ...] = ()
+    """Of an ensemble's networks."""
+    combined: CombinedRun | None = None
+    """Of a combination of trainings."""
 
     def describe(self) -> dict[str, Any]:
-        """Return the content of config.json: network, classes, pixels, calibration."""
+        """Return the content of config.json: network or networks, what they were combined from,
+        classes, pixels, calibration."""
+        names: dict[str, Any] = {"backbone": self.config.model.backbone}
+        if self.backbones:
+            names = {"backbones": list(self.backbones)}
+        if self.combined is not None:
+            trials = [each.trial for each in self.combined.trials]
+            facts = {"kind": self.combined.kind, "trials": trials, "share": self.combined.share}
+            names["combined_from"] = facts
         return {
-            "backbone": self.config.model.backbone,
+            **names,
             "classes": list(self.classes),
             "size_px": self.config.ingest.size_px,
             "mean": list(self.settings.mean),

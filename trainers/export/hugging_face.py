@@ -5,16 +5,14 @@ pretrained=True)`, and on the Hub `hf-hub:ORGANIZATION/NAME`.
 """
 
 import json
-import os
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
 
+from cluster.io import filesystems
 from cluster.io.errors import UserError, require
 from trainers.export.formats import Classifier, Run, Subject
 from trainers.networks.backbones import find
@@ -34,11 +32,7 @@ SAME_IN_TIMM = {
 
 
 def write_folder(subject: Subject) -> list[bytes]:
-    """Return the content of FILES.
-
-    Raises:
-        UserError: where timm has no such network.
-    """
+    """Return the content of FILES for a network that `require_in_timm` accepts."""
     from timm.models import save_for_hf
 
     size_px, settings = subject.config.ingest.size_px, subject.settings
@@ -76,24 +70,29 @@ def load_folder(contents: list[bytes]) -> Run:
     return Classifier(model, model.pretrained_cfg["mean"], model.pretrained_cfg["std"]).eval()
 
 
-def to_timm(subject: Subject) -> Any:
-    """Return the network as timm builds it.
+def require_in_timm(subject: Subject) -> None:
+    """Check, before any work, that timm has the network.
 
     Raises:
-        UserError: where timm has no such network.
+        UserError: where it has none with the same tensors.
     """
-    import timm
-
-    model, backbone = subject.model, subject.config.model.backbone
-    if hasattr(model, "pretrained_cfg"):
-        return model
+    backbone = subject.config.model.backbone
     require(
-        backbone in SAME_IN_TIMM,
+        hasattr(subject.model, "pretrained_cfg") or backbone in SAME_IN_TIMM,
         "formats",
         "hf",
         f"timm has no network with the tensors of {backbone}: leave hf out of --formats, or train "
         "a network of timm by its name",
     )
+
+
+def to_timm(subject: Subject) -> Any:
+    """Return a network that `require_in_timm` accepts, as timm builds it."""
+    import timm
+
+    model, backbone = subject.model, subject.config.model.backbone
+    if hasattr(model, "pretrained_cfg"):
+        return model
     theirs = timm.create_model(SAME_IN_TIMM[backbone], num_classes=len(subject.classes))
     copy_tensors(model, theirs, without=find(backbone).aux)
     return theirs.eval()
@@ -133,20 +132,22 @@ def require_token() -> None:
         )
 
 
-def push_folder(repository: str, contents: Mapping[str, bytes]) -> str:
-    """Upload files to a repository of models, made private where it is new; return its URL.
+def push_folder(repository: str, folder: str) -> str:
+    """Upload a local folder to a repository of models, made private where it is new; return its
+    URL.
 
     Raises:
-        UserError: where the Hub refuses.
+        UserError: where the Hub refuses, or is out of reach.
     """
     api = huggingface_hub.HfApi()
-    with tempfile.TemporaryDirectory() as folder:
-        for file, content in contents.items():
-            Path(folder, os.path.basename(file)).write_bytes(content)
-        try:
-            url = api.create_repo(repository, private=True, exist_ok=True)
-            api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Thaw export")
-        except (HfHubHTTPError, ValueError, OSError) as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise UserError(f"push is {repository!r}: the Hub refused it ({reason})") from error
+    try:
+        url = api.create_repo(repository, private=True, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Thaw export")
+    except (ValueError, OSError, RuntimeError, *filesystems.http_errors()) as error:
+        # A RuntimeError is that of an upload which broke off.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        raise UserError(
+            f"push is {repository!r}: it could not be uploaded ({reason}); the export itself is "
+            "complete; check the name, the token and the network, and run the same command again"
+        ) from error
     return str(url)

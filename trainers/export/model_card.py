@@ -17,6 +17,7 @@ from trainers.networks.backbones import find
 from trainers.networks.weights.pretrained import describe_weights
 from trainers.run.calibration import Calibration
 from trainers.run.checkpoint import TrainingProgress
+from trainers.run.combination import CombinedRun, CombinedTrial, describe_combination
 
 LABELS = {
     metrics.TEST_TOP1: "top-1",
@@ -37,6 +38,18 @@ class Measured:
     """Median time of one image alone, milliseconds."""
     split: str
     num_images: int
+    num_unreadable: int = 0
+    trained: bool = False
+    """Whether these images trained the network."""
+
+    @property
+    def images(self) -> str:
+        """`13 test images`, and what limits what they say."""
+        limits = ["they trained the network"] if self.trained else []
+        if self.num_unreadable:
+            limits.append(f"{self.num_unreadable} more could not be read")
+        noted = f" ({', '.join(limits)})" if limits else ""
+        return f"{self.num_images} {self.split} images{noted}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +77,14 @@ class CardFacts:
     """The content of evaluation_test.json for this checkpoint and its data set."""
     commit: str | None
     """Of the code that exported."""
+    backbones: tuple[str, ...] = ()
+    """Of an ensemble's networks."""
+    combined: CombinedRun | None = None
+    """Of a combination of trainings; `config` and `progress` are the winner's."""
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        return self.backbones or (self.config.model.backbone,)
 
 
 def write_card(facts: CardFacts, folder: str = "hf") -> str:
@@ -73,15 +94,20 @@ def write_card(facts: CardFacts, folder: str = "hf") -> str:
         folder: where the files of the format hf are, seen from the card.
     """
     backbone, data = facts.config.model.backbone, name_of(facts.config.data)
-    title = f"{backbone} for {len(facts.progress.classes)} classes of {data}"
+    name, combined = describe_combination(facts.combined, facts.networks), facts.combined
+    title = f"{name} for {len(facts.progress.classes)} classes of {data}"
     card = ModelCard.from_template(
         _metadata(facts, title, data),
         str(TEMPLATE),
         title=title,
         classes=[escape(name) for name in facts.progress.classes],
+        name=name,
         backbone=backbone,
         source=find(backbone).source,
         size_px=facts.config.ingest.size_px,
+        combined=combined,
+        about=combined and describe_kind(combined),
+        trials=[] if combined is None else [_trial_cells(each) for each in combined.trials],
         training=training_rows(facts, data),
         results=result_rows(facts),
         files=facts.files,
@@ -111,7 +137,7 @@ def _metadata(facts: CardFacts, title: str, data: str) -> ModelCardData:
     return ModelCardData(
         library_name="timm" if list(facts.files) == ["hf"] else "pytorch",
         pipeline_tag="image-classification",
-        tags=["thaw", "image-classification", facts.config.model.backbone, *facts.files],
+        tags=["thaw", "image-classification", *dict.fromkeys(facts.networks), *facts.files],
         datasets=[data],
         metrics=["accuracy"],
         model_name=title,
@@ -124,10 +150,13 @@ def training_rows(facts: CardFacts, data: str) -> list[tuple[str, str]]:
     values, defaults = (
         flatten(config.to_dict()) for config in (facts.config, FinetuneConfig(data=""))
     )
-    origin, license = describe_weights(facts.config.model)
-    rows = [("network", facts.config.model.backbone)]
-    if facts.config.model.init in PRETRAINED:
-        rows += [("initial weights", origin), ("their license", license or "none is stated")]
+    rows: list[tuple[str, str]] = []
+    if facts.backbones and facts.combined is None:  # an ensemble of an older Thaw
+        lacks = "not recorded for each network"
+        rows = [("networks", ", ".join(facts.backbones)), ("initial weights", lacks)]
+        rows.append(("their license", lacks))
+    elif facts.combined is None:
+        rows = _network_rows(facts.config)
     always, never, uris, unused = (
         marked(FinetuneConfig, marker) for marker in (ON_CARD, NOT_ON_CARD, URI, SET_BY_PHASES)
     )
@@ -137,15 +166,47 @@ def training_rows(facts: CardFacts, data: str) -> list[tuple[str, str]]:
         if field in always or (field not in never and value != defaults[field]):
             rows.append((field, name_of(value) if field in uris else str(value)))
     mean, std = facts.preprocessing["mean"], facts.preprocessing["std"]
-    rows += [
-        ("input", f"{facts.config.ingest.size_px} px, mean {mean}, deviation {std}"),
-        ("best epoch", str(facts.progress.epoch)),
-        ("seconds of training until then", f"{facts.progress.total_s:.0f}"),
-        ("data set", f"{data}, fingerprint `{facts.progress.fingerprint}`"),
-    ]
+    rows.append(("input", f"{facts.config.ingest.size_px} px, mean {mean}, deviation {std}"))
+    if facts.combined is None:
+        rows += [
+            ("best epoch", str(facts.progress.epoch)),
+            ("seconds of training until then", f"{facts.progress.total_s:.0f}"),
+        ]
+    rows.append(("data set", f"{data}, fingerprint `{facts.progress.fingerprint}`"))
     if facts.commit is not None:
         rows.append(("exported by Thaw at commit", f"`{facts.commit}`"))
     return rows
+
+
+def _network_rows(config: FinetuneConfig) -> list[tuple[str, str]]:
+    rows = [("network", config.model.backbone)]
+    if config.model.init in PRETRAINED:
+        origin, license = describe_weights(config.model)
+        rows += [("initial weights", origin), ("their license", license or "none is stated")]
+    return rows
+
+
+def describe_kind(combined: CombinedRun) -> str:
+    """Return what a combination computes."""
+    return {
+        "ensemble": "the mean of the probabilities of the networks below",
+        "soup": "one network, each weight the mean of those of the networks below",
+        "interpolation": f"one network, each weight {combined.share or 1:.0%} of that of the "
+        "network below and the rest of its initial weight, but for the head",
+    }.get(combined.kind, combined.kind)
+
+
+def _trial_cells(trial: CombinedTrial) -> list[str]:
+    cells = (
+        trial.trial,
+        trial.backbone,
+        trial.weights,
+        trial.license or "none is stated",
+        str(trial.best_epoch),
+        f"{trial.total_s:.0f}",
+        f"{trial.val_top1:.4f}",
+    )
+    return [escape(cell) for cell in cells]
 
 
 def result_rows(facts: CardFacts) -> list[tuple[str, str, str]]:

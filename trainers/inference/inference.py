@@ -36,6 +36,8 @@ from trainers.networks.published import IMAGENET_CLASSES
 from trainers.networks.weights.initialization import initialize
 from trainers.networks.weights.pretrained import pretrained_available
 from trainers.run.calibration import Calibration, read_calibration
+from trainers.run.combination import describe_network, list_backbones
+from trainers.run.ensemble import Ensemble
 from trainers.run.folder import load_best_model
 
 ToColumns = Callable[[Tensor], dict[str, pa.Array]]
@@ -52,6 +54,9 @@ class Network:
     origin: str
     """For messages."""
     calibration: Calibration | None = None
+    """Of a run, for images of the size of its training."""
+    calibrated_px: int | None = None
+    """That size, where the network has been given another one and has no calibration for it."""
 
 
 def open_network(config: InferenceConfig, *, keep_head: bool) -> Network:
@@ -66,22 +71,37 @@ def open_network(config: InferenceConfig, *, keep_head: bool) -> Network:
     """
     if config.run is not None:
         run, progress, model = load_best_model(config.run, ensembles=keep_head)
-        origin = f"{run.model.backbone} of {config.run}, epoch {progress.epoch}"
         network = Network(
             model=model,
             config=run,
             classes=progress.classes,
-            origin=origin,
+            origin=f"{describe_network(config.run, run, progress)} ({config.run})",
             calibration=read_calibration(config.run, progress.global_step),
         )
     else:
         network = _open_pretrained(config, keep_head=keep_head)
     if config.size_px in (None, network.config.ingest.size_px):
         return network
-    require_size(network.config.model.backbone, config.size_px)
-    set_size(network.model, network.config.model.backbone, config.size_px)
-    ingest = replace(network.config.ingest, size_px=config.size_px)
-    return replace(network, config=replace(network.config, ingest=ingest))
+    return _resize(network, config.run, config.size_px)
+
+
+def _resize(network: Network, run: str | None, size_px: int) -> Network:
+    """Make a network take another image size; its logits are others there than those that a
+    calibration was fitted on."""
+    members, backbones = [network.model], [network.config.model.backbone]
+    if isinstance(network.model, Ensemble):
+        assert run is not None
+        members, backbones = [*network.model.members], list_backbones(run, network.config)
+    for member, backbone in zip(members, backbones, strict=True):
+        require_size(backbone, size_px)
+        set_size(member, backbone, size_px)
+    before = network.config.ingest
+    return replace(
+        network,
+        config=replace(network.config, ingest=replace(before, size_px=size_px)),
+        calibration=None,
+        calibrated_px=network.calibration and before.size_px,
+    )
 
 
 def _open_pretrained(config: InferenceConfig, *, keep_head: bool) -> Network:

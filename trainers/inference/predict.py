@@ -15,9 +15,10 @@ from cluster.io.terminal import literal_console, report
 from datasets.passes.collection import list_images
 from trainers.inference.config import PredictConfig, RankBy
 from trainers.inference.hierarchy import Hierarchy, open_hierarchy
-from trainers.inference.inference import open_network, run_inference
+from trainers.inference.inference import Network, open_network, run_inference
 from trainers.inference.picks import WithFeatures, to_lists, write_picks
 from trainers.run.calibration import Calibration, describe_missing, unknown_scores
+from trainers.run.ensemble import Ensemble
 
 _NUM_SHOWN = 5
 
@@ -92,17 +93,15 @@ def run_predict(config: PredictConfig) -> None:
     calibration, hierarchy = network.calibration, None
     if config.hierarchy is not None:
         hierarchy = open_hierarchy(config.hierarchy, network.classes)
-    require(
-        config.coverage is None or calibration is not None,
-        "coverage",
-        config.coverage,
-        "a set of classes needs a calibrated run: give --run, and first "
-        "`python -m trainers evaluate --run RUN`",
-    )
-    if config.run is not None and calibration is None:
-        lack = ", so no image is called unknown"
-        report(describe_missing(config.run, "calibrates it", lack), warning=True)
+    check_calibration(config, network)
     if config.rank_by == "diversity":
+        require(
+            not isinstance(network.model, Ensemble),
+            "rank_by",
+            config.rank_by,
+            "the networks of an ensemble have no features in common; use --rank-by uncertainty, "
+            "or the --run of one network",
+        )
         model = WithFeatures(network.model, network.config.model.backbone)
         network = replace(network, model=model)
     outcome = run_inference(
@@ -130,6 +129,35 @@ def run_predict(config: PredictConfig) -> None:
         print(f"Predictions: {storage.join(config.out, 'predictions')}")
         if config.rank_by is not None:
             _write_picks(config, outcome.parts, by=config.rank_by)
+
+
+def check_calibration(config: PredictConfig, network: Network) -> None:
+    """Warn of a run without a calibration for these images.
+
+    Raises:
+        UserError: where `coverage` needs one.
+    """
+    if network.calibration is not None:
+        return
+    lack, calibrated_px = ", so no image is called unknown", network.calibrated_px
+    remedy = "give --run, and first `python -m trainers evaluate --run RUN`"
+    if calibrated_px is not None:
+        remedy = f"this one is for {calibrated_px} px: leave --size-px out"
+    require(
+        config.coverage is None,
+        "coverage",
+        config.coverage,
+        f"a set of classes needs a calibrated run; {remedy}",
+    )
+    if calibrated_px is not None:
+        report(
+            f"size_px is {config.size_px}: {config.run} is calibrated for {calibrated_px} px{lack} "
+            "and probabilities are not calibrated; leave --size-px out, or train with "
+            f"--size-px {config.size_px}",
+            warning=True,
+        )
+    elif config.run is not None:
+        report(describe_missing(config.run, "calibrates it", lack), warning=True)
 
 
 def _write_picks(config: PredictConfig, parts: Sequence[str], *, by: RankBy) -> None:

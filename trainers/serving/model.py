@@ -20,6 +20,7 @@ from trainers.export.formats import EXPORTERS, Subject, open_session
 from trainers.networks.backbones import find
 from trainers.run.calibration import Calibration, read_calibration, unknown_scores
 from trainers.run.checkpoint import MODEL, TrainingProgress
+from trainers.run.combination import describe_network
 from trainers.run.ensemble import Ensemble
 from trainers.run.folder import load_best_model, load_model
 from trainers.serving.config import ServiceConfig
@@ -68,7 +69,7 @@ def export_for_service(run: str) -> Exported:
         classes=progress.classes,
         size_px=config.ingest.size_px,
         calibration=read_calibration(run, progress.global_step),
-        name=f"{config.model.backbone}, epoch {progress.epoch}",
+        name=describe_network(run, config, progress),
     )
 
 

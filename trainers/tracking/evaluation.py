@@ -1,15 +1,13 @@
 """Logs an evaluation to W&B as a run in the group of its training."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from cluster.io import storage
 from cluster.io.uris import name_of
-from datasets.manifest_file import read_manifest
 from trainers.run import checkpoint
-from trainers.run.evaluations import predictions_uri
+from trainers.run.evaluations import open_data, predictions_uri
 from trainers.run.folder import read_config
 from trainers.run.predictions import read_table
 from trainers.run.rows import find_mode
@@ -37,8 +35,7 @@ def track_evaluation(run: str, folder: str, result: dict[str, Any]) -> str | Non
 
 def _track(run: str, folder: str, result: dict[str, Any]) -> str | None:
     config, data, split = read_config(run), result["data"], result["split"]
-    measured = config if data == config.data else replace(config, data=data, fold=0)
-    manifest = read_manifest(data, measured.fold)
+    measured, manifest = open_data(config, result["fingerprint"], data)
     name = name_of(run)
     tracked = WandbRun(
         folder,

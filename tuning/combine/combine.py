@@ -19,8 +19,10 @@ from cluster.runtime import Resources
 from cluster.scaling import compute_once
 from datasets.blocks import FEW_IMAGES
 from datasets.manifest import Manifest
+from trainers.networks.weights.pretrained import describe_weights
 from trainers.networks.weights.tensors import to_safetensors
 from trainers.run import checkpoint
+from trainers.run.combination import CombinedRun, CombinedTrial, write_combination
 from trainers.run.ensemble import join_tensors, write_ensemble
 from trainers.run.folder import write_config, write_result
 from tuning.combine.combinations import Combinations, combined_uri, read_combinations
@@ -73,13 +75,36 @@ def combine(
 def write_run(run: str, attempt: Attempt, members: Sequence[Member]) -> None:
     """Write a run folder, for `python -m trainers evaluate`, `predict`, `export` and `serve`."""
     winner, combination, tensors = members[0], attempt.combination, attempt.networks[0]
+    of_trial = {member.trial_id: member for member in members}
+    combined = [of_trial[trial] for trial in combination.trials]
     if len(attempt.networks) > 1:
         tensors = join_tensors(attempt.networks)
-        backbone_of = {member.trial_id: member.config.model.backbone for member in members}
-        write_ensemble(run, [backbone_of[trial] for trial in combination.trials])
+        write_ensemble(run, [member.config.model.backbone for member in combined])
+    write_combination(
+        run,
+        CombinedRun(
+            kind=combination.kind,
+            name=combination.name,
+            trials=tuple(map(_describe, combined)),
+            share=combination.share,
+        ),
+    )
     write_config(replace(winner.config, out=run))
     progress = replace(
         winner.progress, val_top1=combination.top1, best_val_top1=combination.top1, prefix=None
     )
     checkpoint.save(run, {checkpoint.MODEL: to_safetensors(tensors)}, progress)
     write_result(run, progress)
+
+
+def _describe(member: Member) -> CombinedTrial:
+    origin, license = describe_weights(member.config.model)
+    return CombinedTrial(
+        trial=member.trial_id,
+        backbone=member.config.model.backbone,
+        weights=origin,
+        license=license,
+        best_epoch=member.progress.epoch,
+        total_s=member.progress.total_s,
+        val_top1=member.progress.val_top1,
+    )

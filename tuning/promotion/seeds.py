@@ -230,5 +230,6 @@ class Promotion:
             report(str(error), warning=True)
             formats = tuple(name for name in config.formats if name != "onnx")
             config = replace(config, formats=formats)
+        storage.delete_file(f"{config.out}/README.md")  # without it the next call exports again
         export(config)
         return config.out
