@@ -320,4 +320,4 @@ def test_an_ensemble_is_a_run_folder_that_is_exported(
     with pytest.raises(UserError, match="this one is for 32 px: leave --size-px out"):
         check_calibration(larger, network)
     check_calibration(replace(larger, coverage=None), network)
-    assert f"size_px is 40: {run} is calibrated for 32 px" in capsys.readouterr().err
+    assert f"size_px is 40: {run} is calibrated for 32 px" in capsys.readouterr().out
