@@ -13,7 +13,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from trainers.config import ModelConfig
+from datasets.config import IngestConfig
+from trainers.checks import check_network
+from trainers.config import FinetuneConfig, ModelConfig
+from trainers.inference.prefix import open_frozen
 from trainers.networks.backbones import build
 from trainers.networks.published import IMAGENET_CLASSES
 from trainers.networks.weights.head_files import head_tensors
@@ -22,6 +25,7 @@ from trainers.networks.weights.state_dicts import find_classes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 VEHICLES = ("bus", "car", "truck")
+SMALL = IngestConfig(size_px=32)
 
 
 @pytest.fixture(scope="module")
@@ -311,11 +315,59 @@ def test_a_thousand_classes_of_ones_own_are_not_those_of_imagenet(tmp_path):
     assert torch.equal(loaded["head.weight"], given["head.weight"])
 
 
+def head_file(tmp_path: Path, plain: dict[str, Tensor], **metadata: object) -> dict[str, Tensor]:
+    """Write head.safetensors and return its tensors."""
+    head = {name: tensor + 1 for name, tensor in plain.items() if name.startswith("head")}
+    texts = {name: json.dumps(value) for name, value in metadata.items()}
+    safetensors.torch.save_file(head, tmp_path / "head.safetensors", texts)
+    return head
+
+
+def random_with_head(tmp_path: Path) -> ModelConfig:
+    return ModelConfig(backbone="lenet5", init="he", head=str(tmp_path / "head.safetensors"))
+
+
+def test_a_random_network_starts_from_a_head_file_too(plain, tmp_path):
+    config = random_with_head(tmp_path)
+    with pytest.raises(ValueError, match=r"model\.head is '.*head\.safetensors': it can't be read"):
+        check_network(FinetuneConfig(data="d", model=config, ingest=SMALL), VEHICLES)
+    head = head_file(tmp_path, plain, classes=VEHICLES)
+    initialize(model := build("lenet5", 3), config, seed=1, classes=VEHICLES)
+    assert torch.equal(head_tensors(model, "lenet5")["head.weight"], head["head.weight"])
+
+
+@pytest.mark.parametrize("ours", [("fork", "knife", "spoon"), ("fork", "knife")])
+def test_a_head_of_other_classes_is_refused(plain, tmp_path, ours):
+    head_file(tmp_path, plain, classes=VEHICLES)
+    message = (
+        r"model\.head is '.*': its classes are bus, car, truck, and none of them is in this data "
+        rf"set \({', '.join(ours)}\); give a head of the same classes, or none"
+    )
+    with pytest.raises(ValueError, match=message):
+        model = build("lenet5", len(ours))
+        initialize(model, random_with_head(tmp_path), seed=1, classes=ours)
+
+
+def test_a_head_file_without_names_is_kept_by_position_and_said(plain, tmp_path):
+    head = head_file(tmp_path, plain)
+    model = build("lenet5", 3)
+    report = initialize(model, random_with_head(tmp_path), seed=1, classes=VEHICLES)
+    assert torch.equal(head_tensors(model, "lenet5")["head.weight"], head["head.weight"])
+    assert len(report.notes) == 1 and "kept by position" in report.notes[0]
+
+
+def test_the_frozen_network_of_a_sweep_has_the_head_by_names_too(plain, tmp_path):
+    """A head of other classes has other shapes; its rows are part of what trials start from."""
+    head = head_file(tmp_path, plain, classes=VEHICLES)
+    config = FinetuneConfig(data="d", model=random_with_head(tmp_path), ingest=SMALL)
+    frozen = open_frozen(config, 2, classes=("truck", "van"))
+    row = head_tensors(frozen.model, "lenet5")["head.weight"][0]
+    assert torch.equal(row, head["head.weight"][2])
+
+
 def test_a_head_file_follows_the_names_of_classes(plain, tmp_path):
     torch.save(plain, tmp_path / "w.pth")
-    head = {name: tensor + 1 for name, tensor in plain.items() if name.startswith("head")}
-    metadata = {"classes": json.dumps(VEHICLES)}
-    safetensors.torch.save_file(head, tmp_path / "head.safetensors", metadata)
+    head = head_file(tmp_path, plain, classes=VEHICLES)
     config = ModelConfig(
         backbone="lenet5",
         init="file",

@@ -94,8 +94,9 @@ def check_network(
 
 @cache
 def _check_weights(config: ModelConfig, classes: tuple[str, ...], size_px: int) -> None:
-    """Load pretrained weights once, here, rather than fail in every worker; report which."""
-    if config.init in RANDOM:
+    """Load the weights and head that are given once, here, rather than fail in every worker; report
+    which."""
+    if config.init in RANDOM and config.head is None:
         return
     if (problem := pretrained_available(config)) is not None:
         raise UserError(problem)

@@ -59,7 +59,8 @@ class ModelConfig:
     imagenet`, it replaces the download."""
     head: Annotated[str | None, URI] = None
     """URI of a .safetensors file with the tensors of a head to start from (LP-FT: Kumar et al.
-    2022). Default: a random head. A sweep with --head-first writes such files."""
+    2022), whatever `init` is. Default: a random head, or that of the weights. A sweep with
+    --head-first writes such files."""
     freeze_depth: Annotated[FreezeDepth, ON_CARD, SET_BY_PHASES] = 0
     """Number of frozen stages, counted from the input. 0 freezes nothing, `all` everything but the
     head, -2 all stages but the last two, 0.5 half of the stages (rounded), a stage's name the

@@ -116,7 +116,10 @@ def compute_features(
     for training in trainings:
         compute = choose_precision(training.compute, use_gpu=plan.use_gpu)
         network = open_frozen(
-            replace(training, compute=compute), len(manifest.classes), pooled=True
+            replace(training, compute=compute),
+            len(manifest.classes),
+            classes=manifest.classes,
+            pooled=True,
         )
         of_network = depths(find(training.model.backbone))
         entries = [

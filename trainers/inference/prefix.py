@@ -128,14 +128,23 @@ class PrefixActor:
         return [output.numpy() for compute in self._passes for output in compute(images)]
 
 
-def open_frozen(config: FinetuneConfig, num_classes: int, *, pooled: bool = False) -> FrozenNetwork:
+def open_frozen(
+    config: FinetuneConfig,
+    num_classes: int,
+    *,
+    classes: Sequence[str] | None = None,
+    pooled: bool = False,
+) -> FrozenNetwork:
     """Load a training's initial network.
+
+    Args:
+        classes: as `initialize` takes them.
 
     Raises:
         UserError: where its weights can't be read.
     """
     model = build(config.model.backbone, num_classes, config.ingest.size_px)
-    initialize(model, replace(config.model, freeze_depth=0), seed=config.seed)
+    initialize(model, replace(config.model, freeze_depth=0), seed=config.seed, classes=classes)
     return FrozenNetwork(config=config, model=model.eval(), pooled=pooled)
 
 

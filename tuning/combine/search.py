@@ -275,7 +275,8 @@ def _try_interpolation(
     if not shares:
         return None
     config = winner.config
-    start = open_frozen(config, len(images.manifest.classes)).model
+    classes = images.manifest.classes
+    start = open_frozen(config, len(classes), classes=classes).model
     heads = head_tensors(start, config.model.backbone)
     attempts: list[tuple[Score, Attempt]] = []
     for share in shares:

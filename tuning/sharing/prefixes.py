@@ -157,7 +157,8 @@ class PrefixStore:
         model = replace(key.model, normalization="auto")
         tensors = model, key.seed, key.ingest.size_px
         if tensors not in self._networks:
-            self._networks[tensors] = open_frozen(key, len(self._manifest.classes))
+            classes = self._manifest.classes
+            self._networks[tensors] = open_frozen(key, len(classes), classes=classes)
         return replace(self._networks[tensors], config=key)
 
     def start_hashes(self) -> dict[FinetuneConfig, str]:

@@ -24,7 +24,7 @@ def initialize(
     A random initialization draws all convolutions and linear layers, the heads included, and resets
     normalization (weight 1, bias 0). A pretrained one loads tensors that fit; a head of another
     number of classes, and modules that the file lacks, get torch's default initialization from the
-    seed. The global random state is unchanged.
+    seed. The head of `config.head` takes the place of either. The global random state is unchanged.
 
     Args:
         classes: of the model's outputs. Rows of a pretrained head follow their names, where the
@@ -36,8 +36,9 @@ def initialize(
     with seeded(seed):
         if config.init in RANDOM:
             draw_weights(model, INITIALIZERS[config.init])
-            return LoadReport()
-        report = load_pretrained(model, read_pretrained(model, config), config, classes)
+            report = LoadReport()
+        else:
+            report = load_pretrained(model, read_pretrained(model, config), config, classes)
     if config.head is not None:
         note = load_head(model, config, classes)
         report = replace(report, notes=(*report.notes, *filter(None, [note])))
