@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tests.support.networks import SEED, mobilenet_config, random_state, state
 from trainers.config import RANDOM, Init, ModelConfig
-from trainers.networks import published
+from trainers.networks import downloads
 from trainers.networks.backbones import build
 from trainers.networks.weights.initialization import initialize
 from trainers.networks.weights.loading import LoadReport
@@ -43,6 +43,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         raise urllib.error.URLError("no route to host")
 
     monkeypatch.setattr(urllib.request, "urlopen", unreachable)
+    monkeypatch.setattr(downloads.huggingface_hub, "get_hf_file_metadata", unreachable)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     cache = tmp_path / "hub" / "checkpoints"
     cache.mkdir(parents=True)
@@ -272,8 +273,11 @@ def test_timm_reads_its_own_weights(hub: Path, monkeypatch: pytest.MonkeyPatch):
     assert reason is not None and "timm/tf_efficientnetv2_b0.in1k/resolve/main/model.saf" in reason
     cached = {"timm/tf_efficientnetv2_b0.in1k": str(hub / "model.safetensors")}
     monkeypatch.setattr(
-        published.huggingface_hub, "try_to_load_from_cache", lambda repo, file: cached.get(repo)
+        downloads.huggingface_hub,
+        "try_to_load_from_cache",
+        lambda repo, file, revision: cached.get(repo),
     )
+    monkeypatch.setattr(downloads.HubFiles, "download", lambda self: cached[self.repository])
     assert pretrained_available(config) is None
 
     full, model = build("efficientnet_v2_b0", 1000), build("efficientnet_v2_b0", 5)

@@ -22,7 +22,10 @@ from trainers.inference.prefix import FrozenNetwork
 from trainers.networks.backbones import BACKBONES, build, find, on_meta, require_size, set_size
 from trainers.networks.cut import Suffix, behind, build_prefix
 from trainers.networks.freezing import freeze, train_mode
+from trainers.networks.timm_models import adapt
+from trainers.networks.weights.files import Weights
 from trainers.networks.weights.initialization import initialize
+from trainers.networks.weights.loading import load_pretrained
 from trainers.networks.weights.pretrained import (
     describe_weights,
     license_note,
@@ -208,6 +211,26 @@ def test_positions_follow_the_image_size(tmp_path: Path) -> None:
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(tensor, source.state_dict()[name], rtol=0, atol=1e-6)
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "size_px", "other", "its_size_px"),
+    [
+        ("swin_tiny_patch4_window7_224", 224, "swin_base_patch4_window7_224", 224),
+        ("beit_base_patch16_224", 256, "beit_large_patch16_224", 224),
+    ],
+)
+def test_weights_of_a_deeper_network_are_refused_in_one_sentence(
+    name: str, size_px: int, other: str, its_size_px: int
+) -> None:
+    """timm's rules look up the blocks of the file in the network."""
+    network = on_meta(name, 5, size_px)
+    given = on_meta(other, 5, its_size_px).state_dict()
+    weights = Weights(tensors=adapt(given, network))
+    config = ModelConfig(backbone=name, init="file", weights="w.pth")
+    message = rf"model\.weights is 'w\.pth': its \S+ has shape .*, {name} needs .*same network"
+    with pytest.raises(ValueError, match=message):
+        load_pretrained(network, weights, config, None)
 
 
 def test_a_size_that_does_not_fit_is_refused() -> None:

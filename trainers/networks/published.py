@@ -3,15 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
-import huggingface_hub
-import torch
 from torch import Tensor
 
+from trainers.networks.downloads import HubFiles, Origin, WebFile, list_files
 from trainers.networks.torch_internals import models
 
-HUB_FILE = "model.safetensors"
 IMAGENET_CLASSES = tuple(models.ResNet50_Weights.DEFAULT.meta["categories"])
 """Names of the 1000 outputs of every network pretrained on ImageNet."""
 VERSIONS = ("IMAGENET1K_V1", "IMAGENET1K_V2")
@@ -23,11 +20,9 @@ class Published:
 
     name: str
     """As its publisher calls it."""
-    url: str
+    origin: Origin
     read: Callable[[], dict[str, Tensor]]
     """Return the tensors by their names in the network, downloaded or cached."""
-    is_cached: Callable[[], bool]
-    """Whether `read` downloads nothing."""
     top1: float | None
     """Percent of ImageNet's validation images, as published; None where unknown."""
     top5: float | None
@@ -35,6 +30,10 @@ class Published:
     """As its publisher states it; None where none is stated."""
     classes: tuple[str, ...] | None = IMAGENET_CLASSES
     """Names of the outputs; None where there are none, or they have no names."""
+
+    @property
+    def url(self) -> str:
+        return self.origin.url
 
 
 def from_torchvision(name: str) -> dict[str, Published]:
@@ -52,9 +51,8 @@ def _describe(member: models.WeightsEnum) -> Published:
     accuracy = member.meta["_metrics"]["ImageNet-1K"]
     return Published(
         name=member.name,
-        url=member.url,
+        origin=WebFile(member.url),
         read=partial(member.get_state_dict, check_hash=True, progress=False, weights_only=True),
-        is_cached=partial(_in_torch_hub, member.url),
         top1=accuracy["acc@1"],
         top5=accuracy["acc@5"],
     )
@@ -83,19 +81,21 @@ def from_hub(
     repository: str,
     *,
     read: Callable[[], dict[str, Tensor]],
-    file: str = HUB_FILE,
+    file: str | None = None,
     url: str | None = None,
     license: str | None = None,
     classes: tuple[str, ...] | None = IMAGENET_CLASSES,
 ) -> Published:
-    """Return weights of a repository on Hugging Face, or at `url`."""
+    """Return weights of a repository of timm's on Hugging Face, or at `url`.
+
+    Args:
+        repository: may end in @REVISION.
+        file: in it; by default one of the usual names.
+    """
     return Published(
         name=name,
-        url=url or f"https://huggingface.co/{repository}/resolve/main/{file}",
+        origin=WebFile(url) if url else HubFiles(repository, list_files(file)),
         read=read,
-        is_cached=partial(_in_torch_hub, url)
-        if url
-        else partial(_in_hugging_face_hub, repository, file),
         top1=None,
         top5=None,
         license=license,
@@ -108,11 +108,3 @@ def _read_timm(name: str) -> dict[str, Tensor]:
     import timm
 
     return timm.create_model(name, pretrained=True).state_dict()
-
-
-def _in_torch_hub(url: str) -> bool:
-    return (Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name).exists()
-
-
-def _in_hugging_face_hub(repository: str, file: str) -> bool:
-    return isinstance(huggingface_hub.try_to_load_from_cache(repository, file), str)

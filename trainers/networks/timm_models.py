@@ -11,20 +11,29 @@ from functools import partial
 from inspect import signature
 from typing import Any
 
-import huggingface_hub
 import torch
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub import constants
+from huggingface_hub.errors import HFValidationError
 from torch import Tensor, nn
 
 from cluster.io.errors import UserError
 from trainers.config import NORMALIZATIONS
+from trainers.networks.downloads import (
+    DOWNLOAD_ERRORS,
+    HubFiles,
+    describe_remedy,
+    explain,
+)
 from trainers.networks.families import Backbone, Normalization
-from trainers.networks.published import HUB_FILE, IMAGENET_CLASSES, Published, from_hub
+from trainers.networks.published import IMAGENET_CLASSES, Published, from_hub
 from trainers.networks.timm_stages import NUM_CLASSES, Refused, divide
 from trainers.networks.torch_internals import without_compiler
 
 HUB = "hf-hub:"
 CONFIG_FILE = "config.json"
+MISFITS = (AttributeError, LookupError, RuntimeError, TypeError, ValueError, AssertionError)
+"""What timm's rules raise for tensors of another network: they look up its blocks by the names of
+the tensors, and reshape."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +104,15 @@ def similar_names(name: str) -> list[str]:
 
 def adapt(tensors: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     """Rename tensors of other programs' checkpoints as timm does, and interpolate the positions of
-    another image size; return them as they are where timm has no rule for the network."""
+    another image size; return them as they are where timm has no rule for the network, or its rule
+    does not fit them, as they are of another network."""
     convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
-    return tensors if convert is None else convert(dict(tensors), network)
+    if convert is None:
+        return tensors
+    try:
+        return convert(dict(tensors), network)
+    except MISFITS:
+        return tensors
 
 
 def _find(name: str) -> _Model | None:
@@ -125,14 +140,20 @@ def _read_hub_config(name: str, repository: str) -> _Model:
     """Read the config of a repository, downloaded or cached."""
     from timm.models import PretrainedCfg, load_model_config_from_hf
 
-    url = f"https://huggingface.co/{repository}/resolve/main/{CONFIG_FILE}"
     try:
+        file = HubFiles(repository, (CONFIG_FILE,))
+        url = file.url
         weights, architecture, options = load_model_config_from_hf(repository)
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (HFValidationError, AssertionError) as error:
+        raise UserError(
+            f"model.backbone is {name!r}: {explain(error)}; give {HUB}ORGANIZATION/NAME, or "
+            f"{HUB}ORGANIZATION/NAME@REVISION"
+        ) from None
+    except DOWNLOAD_ERRORS as error:
         raise UserError(
             f"model.backbone is {name!r}: {url} is neither in Hugging Face's cache "
-            f"{huggingface_hub.constants.HF_HUB_CACHE} nor downloaded "
-            f"({str(error).splitlines()[0]}); put that file there"
+            f"{constants.HF_HUB_CACHE} nor downloaded from {file.server} ({explain(error)}); "
+            f"{describe_remedy(error)}put that file there"
         ) from None
     except (KeyError, ValueError) as error:
         raise UserError(
@@ -177,7 +198,7 @@ def _publish(model: _Model) -> dict[str, Published]:
     published = from_hub(
         weights.tag or model.architecture,
         weights.hf_hub_id,
-        file=weights.hf_hub_filename or HUB_FILE,
+        file=weights.hf_hub_filename,
         url=None if weights.hf_hub_id else weights.url,
         read=partial(_read, model),
         license=weights.license,

@@ -2,9 +2,8 @@
 available.
 """
 
-import http.client
+import platform
 import re
-import urllib.request
 from dataclasses import replace
 
 import huggingface_hub
@@ -15,11 +14,24 @@ from cluster.io.errors import UserError
 from trainers.config import RANDOM, ModelConfig
 from trainers.networks.backbones import find
 from trainers.networks.cut import before
+from trainers.networks.downloads import (
+    DOWNLOAD_ERRORS,
+    READ_ERRORS,
+    HubFiles,
+    describe_remedy,
+    explain,
+)
 from trainers.networks.published import Published
 from trainers.networks.timm_models import adapt
-from trainers.networks.weights.files import Weights, describe_missing, find_file, read_file
+from trainers.networks.weights.files import (
+    Weights,
+    describe_missing,
+    find_file,
+    read_file,
+    read_weights,
+)
+from trainers.networks.weights.tensors import parse_pickle
 
-CONNECT_TIMEOUT_S = 4.0
 PERMISSIVE = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "unknown")
 NON_COMMERCIAL = ("-nc", "noncommercial", "apple-amlr")
 """Licenses by their names at timm."""
@@ -34,7 +46,7 @@ def read_pretrained(model: nn.Module, config: ModelConfig) -> Weights:
             weights = replace(weights, classes=_published(config).classes)
     else:
         published = _published(config)
-        weights = Weights(tensors=published.read(), classes=published.classes)
+        weights = Weights(tensors=_download(config, published), classes=published.classes)
     renamed = {OLD_DENSENET.sub(r"\1", name): tensor for name, tensor in weights.tensors.items()}
     if find(config.backbone).takes_size and not _fits(renamed, model, config.backbone):
         renamed = adapt(renamed, model)
@@ -62,19 +74,49 @@ def pretrained_available(config: ModelConfig) -> str | None:
             return None
         return f"model.weights is {config.weights!r}: {describe_missing(config.weights)}"
     published = _published(config)
-    if published.is_cached():
+    if published.origin.is_cached():
         return None
-    reason = "HF_HUB_OFFLINE is set"
-    if not huggingface_hub.is_offline_mode():
-        request = urllib.request.Request(published.url, method="HEAD")
-        try:
-            urllib.request.urlopen(request, timeout=CONNECT_TIMEOUT_S).close()
-            return None
-        except (OSError, http.client.HTTPException) as error:
-            reason = str(error)
+    origin = _describe_origin(config, published)
+    remedy = "fetch that file elsewhere and give it with --weights"
+    if huggingface_hub.is_offline_mode():
+        return f"{origin} can't be downloaded (HF_HUB_OFFLINE is set): {remedy}"
+    try:
+        published.origin.ask()
+    except DOWNLOAD_ERRORS as error:
+        return (
+            f"{origin} can't be downloaded from {published.origin.server} ({explain(error)}): "
+            f"{describe_remedy(error)}{remedy}"
+        )
+    return None
+
+
+def _download(config: ModelConfig, published: Published) -> dict[str, Tensor]:
+    """Read published weights, downloaded or cached.
+
+    Raises:
+        UserError: naming this node, as another one may have them.
+    """
+    try:
+        if isinstance(published.origin, HubFiles):
+            file = published.origin.download()
+            if not file.endswith(".safetensors"):
+                parse_pickle(read_weights(file), file)  # refuses what would run code, or unpack
+        return published.read()
+    except READ_ERRORS as error:
+        remedy = describe_remedy(error)
+        if not isinstance(error, DOWNLOAD_ERRORS):
+            remedy = "delete it from the cache of that node, or "
+        raise UserError(
+            f"{_describe_origin(config, published)} can't be read on node {platform.node()} "
+            f"({explain(error)}): {remedy}put that file on storage that all nodes share, and give "
+            "it with --weights"
+        ) from error
+
+
+def _describe_origin(config: ModelConfig, published: Published) -> str:
     return (
-        f"weights {published.name} of {config.backbone} can't be downloaded from {published.url} "
-        f"({reason}): fetch that file elsewhere and give it with --weights"
+        f"model.init is {config.init!r}: weights {published.name} of {config.backbone}, "
+        f"{published.url},"
     )
 
 
