@@ -24,13 +24,15 @@ OUT_OF_DISK = (
     "jobs of this cluster"
 )
 NODE_ERRORS = {
-    "OutOfMemoryError": "memory of a node ran out, and Ray killed tasks there until it gave up; "
-    "free memory there, use smaller batches or fewer workers, or nodes with more "
+    "ray.exceptions.OutOfMemoryError": "memory of a node ran out, and Ray killed tasks there until "
+    "it gave up; free memory there, use smaller batches or fewer workers, or nodes with more "
     "(RAY_memory_usage_threshold is the share of memory at which Ray kills)",
-    "OutOfDiskError": OUT_OF_DISK,
-    "ObjectStoreFullError": OUT_OF_DISK,
+    "ray.exceptions.OutOfDiskError": OUT_OF_DISK,
+    "ray.exceptions.ObjectStoreFullError": OUT_OF_DISK,
+    "torch.OutOfMemoryError": "the memory of a GPU ran out: use smaller batches or images, or a "
+    "smaller network, or end the other processes on that GPU (`nvidia-smi` lists them)",
 }
-"""The user's sentences for errors of Ray's, by their class: what a node lacks is no bug."""
+"""The user's sentences for errors of Ray and torch, by class: what a node lacks is no bug."""
 QUIET_HELP = "\nEvery command also takes --quiet: results and warnings alone, no progress."
 
 
@@ -82,10 +84,9 @@ def explain_node_error(error: BaseException | None) -> str | None:
     for _ in range(10):  # causes of causes
         if error is None:
             return None
-        if type(error).__module__ == "ray.exceptions":
-            sentence = NODE_ERRORS.get(type(error).__name__)
-            if sentence is not None:
-                return sentence
+        sentence = NODE_ERRORS.get(f"{type(error).__module__}.{type(error).__name__}")
+        if sentence is not None:
+            return sentence
         error = getattr(error, "cause", None) or error.__cause__ or error.__context__
     return None
 

@@ -4,6 +4,7 @@ import os
 import sys
 
 import pytest
+import torch
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError, OutOfMemoryError, RayTaskError
 
 from cluster import entry
@@ -54,6 +55,15 @@ def test_the_users_own_error_says_more(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         entry.run_room(lambda _: raise_from(UserError("data is 'x'"), OutOfDiskError("full")))
     assert capsys.readouterr().err == "error: data is 'x'\n"
+
+
+def test_a_gpu_without_memory_is_one_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["x"])
+    error = RayTaskError("f", "a traceback", torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(SystemExit) as ended:
+        entry.run_room(lambda _: raise_from(error, None))
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: the memory of a GPU ran out: use smaller")
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("x"), OSError("full")])

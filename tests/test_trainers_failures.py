@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import ray.exceptions
 import ray.train
+import torch
+from ray.exceptions import RayTaskError
 from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupTimeoutError,
     WorkerHealthCheckFailedError,
@@ -15,12 +17,22 @@ from ray.train.v2._internal.exceptions import (
 )
 
 from cluster.config import ClusterConfig
-from cluster.io.errors import StorageError
+from cluster.io.errors import StorageError, UserError
 from tests.conftest import ROOT
 from tests.support.small import small_training
 from tests.support.training import train_here
+from trainers import launch
 from trainers.config import ModelConfig
-from trainers.failures import HANG_VARS, Watchdog, explain_failure, noticing_hangs
+from trainers.failures import (
+    HANG_VARS,
+    Watchdog,
+    explain_failure,
+    explaining_gpu_memory,
+    noticing_hangs,
+)
+from trainers.networks.backbones import build
+from trainers.prepare import prepare_run
+from trainers.worker import WorkerContext
 
 TWO = ClusterConfig(num_workers=2, max_failures=2)
 GLOO = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]")
@@ -34,6 +46,10 @@ ENDS = "cluster.max_failures is 2, and this was failure 3); run the same command
         ({0: GLOO, 1: DIED}, "a worker died: it was killed, .* (worker 1 of the run in s3://b/run"),
         ({0: GLOO, 1: WorkerHealthCheckTimeoutError("")}, "a worker hangs"),
         ({0: GLOO, 1: GLOO}, "a worker lost its peers"),
+        (
+            {0: RayTaskError("f", "a traceback", UserError("data is 'x'")).as_instanceof_cause()},
+            "data is 'x' (worker 0",
+        ),
         ({0: GLOO, 1: ray.exceptions.OutOfDiskError("full")}, "the object store of a node is full"),
         (
             {0: StorageError("URI 'x' is out of reach"), 1: GLOO},
@@ -56,6 +72,41 @@ def test_workers_that_could_not_start_are_no_bug() -> None:
     said = explain_failure(ray.train.ControllerError(WorkerGroupStartupTimeoutError(2)), TWO, "run")
 
     assert said is not None and said.startswith("cluster.num_workers is 2: the cluster did not")
+
+
+def test_a_gpu_without_memory_is_the_users_error() -> None:
+    config = small_training("d", "run", global_batch_size=1024)
+    worker = WorkerContext(rank=1, world_size=4, device=torch.device("cuda"), threads=1)
+    with pytest.raises(UserError) as caught, explaining_gpu_memory(config, worker):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    assert str(caught.value) == (
+        "global_batch_size is 1024: the memory of a GPU ran out, where a worker trains resnet50 on "
+        "256 images of 32 px at a time; use --accumulation-steps 2, more workers, a smaller batch "
+        "or a smaller ingest.size_px"
+    )
+    said = explain_failure(ray.train.WorkerGroupError("", {1: caught.value}), TWO, "run")
+    assert said is not None and said.startswith(f"{caught.value} (worker 1")
+
+
+@pytest.mark.ray
+def test_a_users_error_in_a_worker_ends_the_training_without_restarts(
+    ray_cluster: str, easy_data: str, tmp_path: Path
+) -> None:
+    """As where weights are on the driver's node alone."""
+    torch.save(build("lenet5", 3).state_dict(), tmp_path / "weights.pth")
+    model = ModelConfig(backbone="lenet5", init="file", weights=str(tmp_path / "weights.pth"))
+    cluster = ClusterConfig(num_workers=2, max_failures=2)
+    config = small_training(easy_data, str(tmp_path / "run"), model=model, cluster=cluster)
+    run = prepare_run(config)
+    (tmp_path / "weights.pth").unlink()
+    with pytest.raises(UserError) as caught:
+        launch.fit(run)
+
+    assert str(caught.value).startswith(f"model.weights is '{model.weights}': no file there")
+    assert str(caught.value).endswith(
+        f" (a worker of the run in {config.out}); then run the same command again to resume"
+    )
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from trainers.networks.backbones import build
 from trainers.networks.weights.initialization import initialize
 from trainers.run import checkpoint, recorder
 from trainers.run.checkpoint import TrainingProgress
-from trainers.run.folder import find_result
+from trainers.run.folder import find_result, write_result
 from trainers.run.recorder import Recorder
 from trainers.run.rows import read_rows
 from trainers.run.stop import StoppedByUser, request_stop, withdraw_stop
@@ -129,6 +129,7 @@ def test_a_run_that_is_asked_to_stop_ends_at_a_checkpoint_and_resumes_there(
 ) -> None:
     monkeypatch.setattr(recorder, "POLL_S", 0.0)
     config = replace(config, checkpoint_every_steps=500)
+    write_result(config.out, TrainingProgress(), lost="4 images could not be read")  # repaired
     with pytest.raises(StoppedByUser):
         train_here(config, report=lambda row: request_stop(config.out))
     stopped = checkpoint.latest_progress(config.out)

@@ -10,13 +10,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import environ
+from typing import Any
 
 import ray.exceptions
 import ray.train
+import torch
 
 from cluster.config import ClusterConfig
 from cluster.entry import explain_node_error
 from cluster.io.errors import StorageError, UserError
+from trainers.config import FinetuneConfig
+from trainers.worker import WorkerContext
 
 HANG_VARS = ("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "RAY_TRAIN_COLLECTIVE_TIMEOUT_S")
 """Read by Ray Train: timeouts of a worker's health check, and of a barrier of Ray's."""
@@ -64,11 +68,49 @@ class Watchdog:
     close = rest
 
 
+class EndOnUserError(ray.train.UserCallback):
+    """Ends a training at the first error of the user's in a worker: a restart would meet it
+    again."""
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        for error in worker_exceptions.values():
+            if isinstance(error, UserError):
+                raise UserError(_text(error)) from error
+
+
+@contextmanager
+def explaining_gpu_memory(config: FinetuneConfig, worker: WorkerContext) -> Iterator[None]:
+    """Raise the user's error where the memory of a worker's GPU runs out."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(_describe_gpu_memory(config, worker)) from error
+
+
+def _describe_gpu_memory(config: FinetuneConfig, worker: WorkerContext) -> str:
+    num_images = math.ceil(config.global_batch_size / worker.world_size)
+    num_parts = config.compute.accumulation_steps
+    at_a_time = math.ceil(num_images / num_parts)
+    remedies = ["more workers", "a smaller batch", "a smaller ingest.size_px"]
+    if at_a_time > 1:
+        remedies.insert(0, f"--accumulation-steps {min(2 * num_parts, num_images)}")
+    return (
+        f"global_batch_size is {config.global_batch_size}: the memory of a GPU ran out, where a "
+        f"worker trains {config.model.backbone} on {at_a_time} images of {config.ingest.size_px} "
+        f"px at a time; use {', '.join(remedies[:-1])} or {remedies[-1]}"
+    )
+
+
 def explain_failure(
     error: ray.train.TrainingFailedError, cluster: ClusterConfig, run: str
 ) -> str | None:
     """Return why workers failed more than `max_failures` times; None where a bug is the cause."""
     if isinstance(error, ray.train.ControllerError):
+        if isinstance(error.controller_failure, UserError):  # of EndOnUserError
+            return (
+                f"{error.controller_failure} (a worker of the run in {run}); then run the same "
+                "command again to resume"
+            )
         if not type(error.controller_failure).__name__.startswith("WorkerGroupStartup"):
             return None
         return (
@@ -90,6 +132,8 @@ def explain_failure(
 
 
 def _explain(failure: Exception) -> str | None:
+    if isinstance(failure, UserError | StorageError):
+        return _text(failure)
     if (lacking := explain_node_error(failure)) is not None:
         return lacking
     died = getattr(failure, "health_check_failure", failure)
@@ -100,9 +144,12 @@ def _explain(failure: Exception) -> str | None:
         )
     if type(failure).__name__.endswith("TimeoutError"):
         return "a worker hangs: it no longer responds"
-    if _is_peer_error(failure):
-        return "a worker lost its peers"
-    return str(failure) if isinstance(failure, UserError | StorageError) else None
+    return "a worker lost its peers" if _is_peer_error(failure) else None
+
+
+def _text(failure: Exception) -> str:
+    """Ray raises a task's error as one of its own class, whose text is a traceback."""
+    return str(getattr(failure, "cause", failure))
 
 
 def _is_peer_error(failure: Exception) -> bool:

@@ -15,10 +15,10 @@ from cluster.config import ClusterConfig
 from cluster.environment import WORKER_ENV
 from cluster.io.errors import UserError, require
 from cluster.scaling import WorkerPlan
-from trainers.failures import explain_failure, noticing_hangs
+from trainers.failures import EndOnUserError, explain_failure, noticing_hangs
 from trainers.loop.loop import train, train_loop_per_worker
 from trainers.prepare import Run
-from trainers.run.folder import find_result, read_result, write_config
+from trainers.run.folder import find_result, read_result, remove_result, write_config
 from trainers.run.stop import StoppedByUser, is_stop_requested
 from trainers.worker import WorkerContext
 
@@ -40,7 +40,8 @@ def fit(run: Run) -> dict[str, Any]:
     that die or hang are restarted up to `cluster.max_failures` times.
 
     Raises:
-        UserError: where the failure budget is used up, or the run stops early with an error.
+        UserError: where the failure budget is used up, the run stops early with an error, or a
+            worker meets an error of the user's, which a restart would meet again.
         StoppedByUser: where the run was asked to stop.
         ray.train.TrainingFailedError: where the failure budget is used up by a bug.
     """
@@ -49,6 +50,7 @@ def fit(run: Run) -> dict[str, Any]:
     write_config(run.config)
     if run.result is not None:
         return run.result
+    remove_result(run.config.out)
     config, max_failed_starts = run.config, MAX_FAILED_STARTS
     if config.cluster.min_workers is not None:
         max_failed_starts = ELASTIC_MAX_FAILED_STARTS
@@ -71,6 +73,7 @@ def fit(run: Run) -> dict[str, Any]:
                 max_failures=config.cluster.max_failures,
                 controller_failure_limit=max_failed_starts,
             ),
+            callbacks=[EndOnUserError()],
         ),
     )
     try:
@@ -125,6 +128,7 @@ def fit_in_process(
     write_config(run.config)
     if run.result is not None:
         return run.result
+    remove_result(run.config.out)
     worker = worker_here(run.config.cluster, run.workers)
     train(run, worker, report or (lambda row: None), report_written=report is not None)
     return _read_end(run.config.out)

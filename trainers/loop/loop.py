@@ -11,7 +11,7 @@ import ray.train.torch
 from ray.train.collective import broadcast_from_rank_zero
 
 from trainers.config import FinetuneConfig
-from trainers.failures import Watchdog
+from trainers.failures import Watchdog, explaining_gpu_memory
 from trainers.loop.ray_internals import silence_reports
 from trainers.loop.training import Training
 from trainers.prepare import Run
@@ -80,6 +80,7 @@ def train(
     # Among several ranks, the collectives time out.
     hang_timeout_s = config.cluster.hang_timeout_s if worker.world_size == 1 else None
     with (
+        explaining_gpu_memory(config, worker),
         closing(Watchdog(hang_timeout_s)) as watchdog,
         closing(Training(run, worker, is_ending, watchdog.live)) as training,
         training.recorder or nullcontext(),

@@ -163,6 +163,11 @@ def write_config(config: FinetuneConfig) -> None:
     storage.write_bytes(uri, json.dumps(config.to_dict(), indent=1).encode())
 
 
+def remove_result(run: str) -> None:
+    """Remove the result of a run that continues: it has not ended any more."""
+    storage.delete_file(storage.join(run, "result.json"))
+
+
 def find_finished(config: FinetuneConfig) -> dict[str, Any] | None:
     """Return result.json of a run that has all its epochs; None where epochs are left.
 
