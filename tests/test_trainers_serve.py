@@ -27,6 +27,7 @@ from trainers.run.calibration import Calibration, write_calibration
 from trainers.run.checkpoint import TrainingProgress
 from trainers.run.ensemble import join_tensors, write_ensemble
 from trainers.run.folder import write_config
+from trainers.serving import app
 from trainers.serving import model as served
 from trainers.serving.config import ServeConfig, ServiceConfig
 from trainers.serving.model import Answerer, Exported, export_for_service
@@ -85,30 +86,33 @@ def find_port() -> int:
 
 
 @contextmanager
-def listening(*options: int) -> Iterator[int]:
+def listening(*options: int) -> Iterator[socket.socket]:
     """A program that listens on a port."""
     with socket.socket() as listener:
         for option in options:
             listener.setsockopt(socket.SOL_SOCKET, option, 1)
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        yield listener.getsockname()[1]
+        yield listener
 
 
 @pytest.mark.parametrize("options", [(), (socket.SO_REUSEADDR, socket.SO_REUSEPORT)])
 def test_a_port_where_another_program_listens_is_refused(options: tuple[int, ...]) -> None:
-    with listening(*options) as port:
+    with listening(*options) as listener:
+        port = listener.getsockname()[1]
         for host in ("127.0.0.1", "0.0.0.0"):
             with pytest.raises(ValueError, match=rf"^port is {port}: another program listens"):
                 require_free_port(host, port)
 
 
 def test_a_port_of_closed_connections_is_free() -> None:
-    with listening(socket.SO_REUSEADDR) as port, socket.socket() as client:
-        client.connect(("127.0.0.1", port))
-        with socket.socket() as earlier, pytest.raises(OSError, match="in use"):
-            earlier.bind(("127.0.0.1", port))
-    require_free_port("127.0.0.1", find_port())
+    with listening(socket.SO_REUSEADDR) as listener:
+        address = listener.getsockname()
+        with socket.create_connection(address):
+            listener.accept()[0].close()  # first, as a service does at its end
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(address)
+    require_free_port(*address)
 
 
 def test_a_host_that_this_machine_has_not_is_refused() -> None:
@@ -118,27 +122,23 @@ def test_a_host_that_this_machine_has_not_is_refused() -> None:
 
 async def start_two_servers(options: HTTPOptions) -> None:
     """Start the server of Ray Serve's proxies twice on a port."""
-    loop, sockets, set_option = asyncio.get_running_loop(), [], http_util.set_socket_reuse_port
-    tasks: list[Any] = []
-
-    def set_and_keep(listener: socket.socket) -> bool:
-        sockets.append(listener)
-        return set_option(listener)
-
-    http_util.set_socket_reuse_port = set_and_keep
+    loop, set_option, listeners = asyncio.get_running_loop(), http_util.set_socket_reuse_port, []
+    running: list[tuple[Any, Any]] = []
+    http_util.set_socket_reuse_port = lambda it: (listeners.append(it), set_option(it))[1]
     try:
         for _ in range(2):
-            task, server = await http_util.start_asgi_http_server(
-                Starlette(), options, event_loop=loop, enable_so_reuseport=True
+            running.append(
+                await http_util.start_asgi_http_server(
+                    Starlette(), options, event_loop=loop, enable_so_reuseport=True
+                )
             )
-            tasks.append((task, server))
-            while not server.started:
+            while not running[-1][1].started:
                 await asyncio.sleep(0.01)
     finally:
-        for task, server in tasks:
+        for task, server in running:
             server.should_exit = True
             await task
-        for listener in sockets:
+        for listener in listeners:
             listener.close()
 
 
@@ -178,9 +178,7 @@ def test_the_loopback_of_another_node_is_refused(host: str) -> None:
 
 
 def test_replicas_that_do_not_fit_are_refused() -> None:
-    two_cpus = Resources(
-        num_nodes=1, num_cpus=2, num_gpus=0, memory_gib=8, object_store_gib=1, started_here=True
-    )
+    two_cpus = Resources(num_nodes=1, num_cpus=2, num_gpus=0, memory_gib=8, object_store_gib=1)
     refuse_too_many(2, two_cpus)
     with pytest.raises(ValueError, match=r"^num_replicas is 3: .* 2 CPUs, .*; use 2 or fewer"):
         refuse_too_many(3, two_cpus)
@@ -245,37 +243,57 @@ def test_a_replica_exports_a_network_that_is_too_large_to_send(
 
 
 @serve.deployment
-class Other:
+class Small:
     async def __call__(self) -> str:
-        return "other"
+        return "small"
+
+
+def bind_small(config: ServiceConfig | None = None, **options: Any) -> Any:
+    """Return an application that starts fast."""
+    deployment: Any = Small
+    return deployment.options(**options).bind()
 
 
 @pytest.mark.ray
-@pytest.mark.extended
 def test_a_service_has_its_replicas_and_leaves_others_alone(
-    ray_cluster: str, run: str, monkeypatch: pytest.MonkeyPatch
+    ray_cluster: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = ServeConfig(run=run, port=find_port(), num_replicas=2)
-    with listening() as taken, monkeypatch.context() as patch:
-        patch.setattr("trainers.serving.serve.require_free_port", lambda host, port: None)
-        with (
-            pytest.raises(ValueError, match=rf"^port is {taken}: the head node can't listen"),
-            serving(replace(config, port=taken)),
-        ):
-            pass
-    assert not serve.status().proxies
-
+    monkeypatch.setattr(app, "bind", bind_small)
+    config = ServeConfig(run="r", port=find_port(), num_replicas=2)
     with serving(config) as url:
-        service = serve.status().applications["thaw"].deployments["Service"]
-        assert service.replica_states == {"RUNNING": 2}
+        deployments = serve.status().applications["thaw"].deployments
+        assert deployments["Small"].replica_states == {"RUNNING": 2}
         with (
             pytest.raises(ValueError, match=r"^address is .*\(applications: thaw\)"),
             serving(replace(config, port=find_port())),
         ):
             pass
-        assert httpx.get(f"{url}/healthz").json()["status"] == "ok"
-        other: Any = Other
-        serve.run(other.bind(), name="other", route_prefix="/other")
+        assert httpx.get(url).text == "small"
+        serve.run(bind_small(), name="other", route_prefix="/other")
     assert set(serve.status().applications) == {"other"}
-    assert httpx.get(f"{url}/other").text == "other"
+    assert httpx.get(f"{url}/other").text == "small"
     serve.shutdown()
+
+
+@pytest.mark.ray
+@pytest.mark.extended
+def test_a_port_that_is_taken_on_the_head_node_leaves_no_ray_serve(
+    ray_cluster: str, run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainers.serving.serve.require_free_port", lambda host, port: None)
+    with (
+        listening() as listener,
+        pytest.raises(ValueError, match=r"^port is \d+: the head node can't listen"),
+        serving(ServeConfig(run=run, port=listener.getsockname()[1])),
+    ):
+        pass
+    assert not serve.status().proxies
+
+
+@pytest.mark.ray
+@pytest.mark.extended
+def test_a_run_has_two_replicas(ray_cluster: str, run: str) -> None:
+    with serving(ServeConfig(run=run, port=find_port(), num_replicas=2)) as url:
+        deployments = serve.status().applications["thaw"].deployments
+        assert deployments["Service"].replica_states == {"RUNNING": 2}
+        assert httpx.get(f"{url}/healthz").json()["classes"] == len(CLASSES)
