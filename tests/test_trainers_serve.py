@@ -116,8 +116,8 @@ def test_a_port_of_closed_connections_is_free() -> None:
 
 
 def test_a_host_that_this_machine_has_not_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^host is '192\.0\.2\.1': .*; use 127\.0\.0\.1"):
-        require_free_port("192.0.2.1", find_port())
+    with pytest.raises(ValueError, match=r"^host is '203\.0\.113\.7': .*; use 127\.0\.0\.1"):
+        require_free_port("203.0.113.7", find_port())
 
 
 async def start_two_servers(options: HTTPOptions) -> None:
@@ -242,7 +242,7 @@ def test_a_replica_exports_a_network_that_is_too_large_to_send(
         Answerer(large, config)
 
 
-@serve.deployment
+@serve.deployment(graceful_shutdown_wait_loop_s=0.1)
 class Small:
     async def __call__(self) -> str:
         return "small"
