@@ -21,6 +21,8 @@ def publish(values: Mapping[str, float], **tags: str) -> None:
         return
     from ray.util.metrics import Gauge
 
+    # Ray takes no others; an exception here would end the training.
+    tags = {key: tag.encode("ascii", "backslashreplace").decode() for key, tag in tags.items()}
     for name, value in values.items():
         if name not in _gauges:
             own_name = metric_name(name).removeprefix("ray_")

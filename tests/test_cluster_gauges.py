@@ -15,6 +15,14 @@ def test_outside_a_cluster_nothing_is_published(monkeypatch: pytest.MonkeyPatch)
     publish({"val/top1": 0.5}, run="runs/a")
 
 
+def test_a_run_may_have_any_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's own gauge encodes tags in ASCII."""
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("cluster.gauges._gauges", {})
+
+    publish({"val/top1": 0.5}, run="runs/Kräne 写真")
+
+
 @pytest.mark.ray
 @pytest.mark.extended  # Ray exports every ten seconds
 def test_a_published_value_is_read_from_a_node(ray_cluster: str) -> None:

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -306,9 +307,11 @@ if __name__ == "__main__":
     for room, *arguments in json.loads(sys.argv[1]):
         {"datasets": datasets, "trainers": trainers}[room](arguments)
 """
+RUN = "s3://thaw/50% of run#1 \u00e4?"  # a folder's name, also for Ray
+KEY = RUN.removeprefix("s3://thaw/")
 PREPARE = "datasets prepare --val-fraction 0.25 --row-group-size 4"
 TRAIN = (
-    "trainers scratch --data s3://thaw/cars --out s3://thaw/run --backbone mobilenet_v2 "
+    f"trainers scratch --data s3://thaw/cars --out '{RUN}' --backbone mobilenet_v2 "
     "--init he --size-px 32 --global-batch-size 8 --precision fp32"
 )
 JOURNEY = f"""\
@@ -319,7 +322,7 @@ JOURNEY = f"""\
 datasets info --data s3://thaw/cars2
 {TRAIN} --epochs 2 --num-workers 2
 {TRAIN} --epochs 3 --num-workers 0 --wandb off
-trainers evaluate --run s3://thaw/run --split val
+trainers evaluate --run '{RUN}' --split val
 """
 
 
@@ -361,7 +364,7 @@ def journey(bucket: Any, own_ray: dict[str, str], tmp_path_factory: pytest.TempP
     (work / "driver.py").write_text(DRIVER)
     lines = JOURNEY.replace("PHOTOS", str(work / "photos")).splitlines()
     run = subprocess.run(
-        [sys.executable, "driver.py", json.dumps([line.split() for line in lines])],
+        [sys.executable, "driver.py", json.dumps([shlex.split(line) for line in lines])],
         cwd=work,
         env={**os.environ, **own_ray, "PYTHONPATH": str(ROOT), "COLUMNS": "100"},
         stdout=subprocess.PIPE,
@@ -418,28 +421,26 @@ def contents(manifest: Manifest) -> set[str]:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_training_lives_in_a_bucket_and_resumes_there(journey: str, bucket: Any) -> None:
-    result, rows = read_result("s3://thaw/run"), read_rows("s3://thaw/run")
+    result, rows = read_result(RUN), read_rows(RUN)
     steps = [row["global_step"] for row in rows]
 
-    assert read_config("s3://thaw/run").epochs == result["epochs"] == 3
+    assert read_config(RUN).epochs == result["epochs"] == 3
     assert steps == sorted(set(steps)) and {row["epoch"] for row in rows} == {1, 2, 3}
     assert journey.count("epoch 1/") == 1 and journey.count("epoch 3/3") == 1  # nothing twice
-    kept = {
-        int(name.removeprefix("step-")) for name in storage.list_names("s3://thaw/run/checkpoints")
-    }
+    kept = {int(name.removeprefix("step-")) for name in storage.list_names(f"{RUN}/checkpoints")}
     steps_per_epoch = result["global_step"] // 3
     assert kept == {steps_per_epoch * epoch for epoch in (2, 3, result["best_epoch"])}
     assert storage.exists(f"{result['checkpoint']}/model.safetensors")
-    evaluation = json.loads(storage.read_bytes("s3://thaw/run/evaluation_val.json"))
+    evaluation = json.loads(storage.read_bytes(f"{RUN}/evaluation_val.json"))
     assert evaluation["val/top1"] == pytest.approx(result["val/best_top1"])
-    (offline,) = storage.list_names("s3://thaw/run/wandb")  # of the first sitting
-    assert any(name.endswith(".wandb") for name in keys(bucket, f"run/wandb/{offline}/"))
+    (offline,) = storage.list_names(f"{RUN}/wandb")  # of the first sitting
+    assert any(name.endswith(".wandb") for name in keys(bucket, f"{KEY}/wandb/{offline}/"))
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 def test_no_secret_is_left_anywhere(journey: str, bucket: Any) -> None:
-    texts = [item.get()["Body"].read() for item in bucket.objects.filter(Prefix="run/")]
+    texts = [item.get()["Body"].read() for item in bucket.objects.filter(Prefix=f"{KEY}/")]
 
     assert SECRET not in journey
     assert not any(SECRET.encode() in text for text in texts)

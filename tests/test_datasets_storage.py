@@ -33,6 +33,18 @@ def test_a_uri_leads_to_its_file_system_and_names_are_literal(
     assert isinstance(found, filesystem) and found_path == path
 
 
+@pytest.mark.parametrize("name", ["my runs/a", "50%", "a%41b", "\u00e4#1?x=2&y", "plain/a-b_c.d~e"])
+@pytest.mark.parametrize("place", ["file:///tmp", "gs://anonymous@cars", "s3://cars", "/tmp"])
+def test_ray_is_led_to_the_same_folder(place: str, name: str) -> None:
+    """It parses URIs by pyarrow, which decodes %41 and cuts at #."""
+    uri = f"{place}/{name}"
+    asked = filesystems.escape(uri) + ("?region=us-east-1" if place.startswith("s3") else "")
+    known, found = uri.split("@")[-1].split("://")[-1], fs.FileSystem.from_uri(asked)[1]
+    assert found == known
+    if not place.startswith("s3"):
+        assert found == filesystems.resolve(uri)[1]
+
+
 @pytest.mark.parametrize(("bucket", "anonymous"), [("cars", False), ("anonymous@cars", True)])
 def test_google_is_asked_anonymously_only_on_request_and_never_for_minutes(
     bucket: str, anonymous: bool

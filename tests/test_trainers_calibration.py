@@ -1,6 +1,7 @@
 """A calibration makes confidence honest out of sample, and keeps its promises of rates."""
 
 import json
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,10 @@ import torch
 
 from cluster.io.errors import UserError
 from trainers.evaluation.calibrate import (
+    FEWEST_IMAGES,
+    MAX_LOGITS,
     calibrated,
+    draw_rows,
     fit_calibration,
     fit_temperature,
     measure_calibration,
@@ -147,3 +151,29 @@ def test_it_is_kept_beside_the_weights_and_a_damaged_one_is_refused(tmp_path: Pa
     file.write_text(json.dumps({**found.to_dict(), "temperature": -1.0}))
     with pytest.raises(UserError, match=r"calibration.json is damaged .*temperature"):
         read_calibration(str(tmp_path), 63)
+
+
+def test_many_classes_take_little_more_memory_than_their_logits() -> None:
+    """With 10,000 classes and 50,000 images it had ended a driver: 50 bytes a logit."""
+    num_images, classes = 200, tuple(map(str, range(2000)))
+    generator = torch.Generator().manual_seed(0)
+    logits_NK = 3 * torch.randn(num_images, len(classes), generator=generator)
+    labels_N = logits_NK.softmax(1).multinomial(1, generator=generator)[:, 0]
+    columns = dict(zip(COLUMNS, score_logits(logits_NK, labels_N).numpy(), strict=True))
+    predictions = build_predictions({**columns, **keep_logits(logits_NK, labels_N)}, classes)
+    tracemalloc.start()
+    try:
+        found = fit_calibration(predictions, "f")
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak_bytes < 20 * logits_NK.numel()
+    assert found.temperature == pytest.approx(1, abs=0.05) and found.num_images == num_images
+
+
+def test_enough_images_calibrate() -> None:
+    assert draw_rows(50_000, 100).tolist() == list(range(50_000))
+    for num_classes, size in ((10_000, MAX_LOGITS // 10_000), (10**6, FEWEST_IMAGES)):
+        rows_N = draw_rows(50_000, num_classes)
+        assert len(rows_N) == size and (np.diff(rows_N) > 0).all() and rows_N.max() > 40_000

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +42,7 @@ from trainers.evaluation import pictures
 from trainers.evaluation import split as split_module
 from trainers.evaluation.classes import MatchedClasses, match_classes
 from trainers.evaluation.evaluate import evaluate, write_evaluation
+from trainers.evaluation.files import draw_files
 from trainers.evaluation.measures import confusion_matrix, find_confused_pairs, measure
 from trainers.evaluation.printing import show
 from trainers.evaluation.split import predict_mirrored, read_views
@@ -141,6 +144,44 @@ def test_training_images_are_evaluated_once_each_and_not_augmented(
     assert "These images trained the network; on other images" in capsys.readouterr().out
     predictions = pq.read_table(f"{run}/evaluation_train/predictions.parquet")
     assert len(set(predictions["image_id"].to_pylist())) == 48
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("verb", ["evaluate", "explain", "compare"])
+def test_a_run_of_a_gpu_is_evaluated_without_one(verb: str, run: str, tmp_path: Path) -> None:
+    """The device is that of the command, not of the training."""
+    runs = [shutil.copytree(run, tmp_path / name) for name in "ab"]
+    for each in runs:
+        for done in each.glob("evaluation_*.json"):
+            done.unlink()
+        config = json.loads((each / "config.json").read_text())
+        config["cluster"]["device"] = "gpu"
+        (each / "config.json").write_text(json.dumps(config))
+    options = {
+        "evaluate": ["--run", str(runs[0])],
+        "explain": ["--run", str(runs[0]), "--which", "random", "--out", str(tmp_path / "cam.png")],
+        "compare": ["--runs", *map(str, runs), "--out", str(tmp_path / "compared")],
+    }
+    main([verb, *options[verb]])
+    assert (runs[0] / "evaluation_test.json").exists()
+    with pytest.raises(ValueError, match="device is 'gpu': the cluster has no GPU; use --device"):
+        evaluate(str(runs[0]), device="gpu")
+
+
+@pytest.mark.ray
+def test_some_rows_of_a_split_are_predicted_as_among_all(run: str) -> None:
+    config, progress, model = run_folder.load_best_model(run)
+    network = Network(model=model, config=config, classes=progress.classes, origin=run)
+    manifest = read_manifest(config.data)
+    rows_N = np.array([1, 4, 11])
+    whole, some = (
+        split_module.predict_split(network, manifest, "test", index_K=np.arange(3), rows_N=rows)
+        for rows in (None, rows_N)
+    )
+    expected = whole.table.take(rows_N)
+    for name in ("row", "image_id", "path", "label", "predicted", "top5"):
+        assert some.table[name].to_pylist() == expected[name].to_pylist(), name
+    np.testing.assert_allclose(some.numbers("loss"), expected["loss"].to_numpy(), rtol=1e-4)
 
 
 def named(data: str) -> str:
@@ -299,7 +340,7 @@ def test_a_sheet_evaluates_once_and_again_for_another_checkpoint(
     sheet = ["explain", "--run", run, "--split", "val", "--which", "random"]
     evaluated: list[str] = []
 
-    def count(run: str, *, split: str) -> None:
+    def count(run: str, *, split: str, **_: str) -> None:
         evaluated.append(split)
         write_evaluation(run, split=split)
 
@@ -401,6 +442,26 @@ def test_pictures_can_be_drawn_of_any_number_of_classes(num_classes: int) -> Non
 
     assert is_drawn(pictures.draw_confusion(confusion_KK, measures, classes))
     assert is_drawn(pictures.draw_reliability(measures))
+
+
+def test_many_classes_have_a_picture_and_a_table_that_one_can_open() -> None:
+    """10,000 classes have 100,000,000 cells; here are 2,500."""
+    num_classes = 2500
+    rng = np.random.default_rng(0)
+    labels_N, predicted_N = rng.integers(0, num_classes, (2, 5000))
+    predicted_N[:2000] = labels_N[:2000]
+    ones_N = np.ones(5000, np.float32)
+    columns = {"confidence": ones_N, "loss": ones_N, "top5": ones_N}
+    names = [f"class {number}" for number in range(num_classes)]
+    predictions = build_predictions({"label": labels_N, "predicted": predicted_N, **columns}, names)
+    files = draw_files(predictions, measure(predictions), None, [], [], None)
+
+    header, *rows = csv.reader(io.StringIO(files["confusion.csv"].decode()))
+    assert header == ["true", "predicted", "images"] and len(rows) <= 5000
+    found = Counter({(true, predicted): int(images) for true, predicted, images in rows})
+    pairs = zip(labels_N, predicted_N, strict=True)
+    assert found == Counter((names[true], names[predicted]) for true, predicted in pairs)
+    assert is_drawn(files["confusion.png"]) and len(files["confusion.png"]) < 1_000_000
 
 
 def test_a_split_without_a_mistake_has_a_picture_as_well() -> None:

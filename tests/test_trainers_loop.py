@@ -36,7 +36,7 @@ from trainers.run.checkpoint import TrainingProgress
 from trainers.run.folder import find_result, write_result
 from trainers.run.recorder import Recorder
 from trainers.run.rows import read_rows
-from trainers.run.stop import StoppedByUser, request_stop, withdraw_stop
+from trainers.run.stop import StoppedByUser, request_stop
 from trainers.step.settings import train_settings
 from trainers.step.state import TrainState
 from trainers.worker import WorkerContext
@@ -137,7 +137,6 @@ def test_a_run_that_is_asked_to_stop_ends_at_a_checkpoint_and_resumes_there(
     assert stopped.global_step == read_rows(config.out)[-1]["global_step"]
     assert find_result(config.out) is None
 
-    withdraw_stop(config.out)
     taken = cut_at(monkeypatch, None)
     train_here(config)
     assert taken == [9 - stopped.global_step]
@@ -251,6 +250,30 @@ def test_random_weights_that_stay_frozen_are_warned_of(
     check(replace(config, model=frozen, schedule=ScheduleConfig()), read_manifest(config.data))
 
     assert "freeze depth 1 keeps stages at random weights, as init he draws them" in caplog.text
+
+
+def test_parts_of_one_image_are_refused_where_batchnorm_needs_more(
+    config: FinetuneConfig,
+) -> None:
+    manifest = read_manifest(config.data)
+    config = replace(config, schedule=ScheduleConfig(), global_batch_size=8)
+    check(replace(config, compute=ComputeConfig(accumulation_steps=5)), manifest)  # 4 parts of 2
+    eight = replace(config, compute=ComputeConfig(accumulation_steps=8))
+    message = r"global_batch_size is 8: .*steps 8\), of which BatchNorm of mobilenet_v2 has a sing"
+    with pytest.raises(ValueError, match=message):
+        check(eight, manifest)
+    for model in (
+        replace(config.model, freeze_depth="all"),
+        replace(config.model, freeze_batchnorm=True),
+    ):
+        check(replace(eight, model=model), manifest)
+
+
+def test_a_wrong_depth_of_a_phase_is_named_as_that(config: FinetuneConfig) -> None:
+    for depth, words in ((9, "9: mobilenet_v2 has 7 stages"), ("lora:8", "has no attention")):
+        schedule = ScheduleConfig(phases=((depth, 1, 3e-3),))
+        with pytest.raises(ValueError, match=rf"^schedule\.phases is .*{words}"):
+            check(replace(config, schedule=schedule), read_manifest(config.data))
 
 
 def test_early_stopping_ends_a_run_that_no_longer_improves(config: FinetuneConfig) -> None:

@@ -18,11 +18,20 @@ from datasets.manifest import Manifest, Split
 from datasets.sources import MemorySource
 from tests.support.small import small_training
 from tests.support.training import train_here
-from trainers import launch, metrics, prepare
-from trainers.config import ClusterConfig, FinetuneConfig, ModelConfig, TrackConfig
+from trainers import commands, launch, metrics, prepare
+from trainers.config import (
+    AUTO,
+    ClusterConfig,
+    FinetuneConfig,
+    ModelConfig,
+    ScheduleConfig,
+    TrackConfig,
+)
 from trainers.evaluation import calibrate
 from trainers.prepare import SharedImages, plan_ingest, prepare_run
+from trainers.resume import describe_changes
 from trainers.run import checkpoint
+from trainers.run.folder import read_config, write_config
 from trainers.run.rows import epoch_rows
 
 pytestmark = pytest.mark.ray
@@ -71,7 +80,7 @@ def test_the_command_reads_manifest_and_checkpoint_once_and_plans_ingest_once(
     """Calibrating afterwards, which reads the best checkpoint, is left out."""
     from trainers.commands import run_training
 
-    monkeypatch.setattr(calibrate, "calibrate", lambda run, manifest: "")
+    monkeypatch.setattr(calibrate, "calibrate", lambda run, manifest, **_: "")
     run_training(replace(config, epochs=1))
     assert (calls["manifest.json"], calls["ingest"]) == (1, 1)
     assert calls["model.safetensors"] == 0
@@ -94,6 +103,39 @@ def test_a_run_says_what_it_found(config: FinetuneConfig) -> None:
     longer = prepare_run(config, here=True)
     assert longer.resume is not None and longer.resume.epoch == 1 and longer.result is None
     assert prepare_run(replace(config, epochs=1), here=True).result is not None
+
+
+def test_a_run_is_extended_with_the_warm_up_it_has(config: FinetuneConfig) -> None:
+    schedule = ScheduleConfig(warmup_epochs=AUTO)
+    config = replace(config, schedule=schedule)
+    write_config(prepare_run(replace(config, epochs=1), here=True).config)
+
+    assert prepare_run(config, here=True).config.schedule.warmup_epochs == 0.5
+    longer = replace(config, out=f"{config.out}-2", epochs=4)
+    write_config(prepare_run(longer, here=True).config)
+    with pytest.raises(ValueError, match=r"epochs is 1: .*warmup_epochs 1(\.0)?; use more epochs"):
+        prepare_run(replace(longer, epochs=1), here=True)
+
+
+def test_a_finished_run_keeps_the_config_it_was_trained_with(config: FinetuneConfig) -> None:
+    train_here(config)
+    shorter = prepare_run(replace(config, epochs=1), here=True)
+    assert list(describe_changes(shorter)) == ["epochs is 1: not used, the run has ended with 2"]
+
+    assert launch.fit_in_process(shorter)["epochs"] == 2
+    assert read_config(config.out).epochs == 2
+    assert commands._trained_config(shorter).epochs == 2, "which W&B shows"
+
+
+def test_workers_that_have_one_image_each_are_refused_before_they_start(
+    config: FinetuneConfig,
+) -> None:
+    model = ModelConfig(backbone="mobilenet_v2", init="he")
+    config = replace(config, model=model, global_batch_size=8, cluster=ClusterConfig())
+    nodes = Resources(num_nodes=8, num_cpus=16.0, num_gpus=0, memory_gib=32, object_store_gib=8)
+    message = r"global_batch_size is 8: .* parts of one image \(cluster.num_workers 8"
+    with pytest.raises(ValueError, match=message):
+        prepare_run(config, nodes)
 
 
 def test_a_run_reaches_workers_as_it_is(config: FinetuneConfig) -> None:

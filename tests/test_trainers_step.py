@@ -276,6 +276,26 @@ def test_parts_of_a_batch_add_up_to_its_gradient():
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize(
+    ("num_images", "steps", "sizes"),
+    [
+        (10, 4, [3, 3, 2, 2]),
+        (8, 4, [2, 2, 2, 2]),
+        (6, 4, [2, 2, 2]),
+        (16, 3, [6, 5, 5]),
+        (2, 4, [1, 1]),
+    ],
+)
+def test_parts_of_a_batch_have_equal_sizes(num_images: int, steps: int, sizes: list[int]) -> None:
+    """BatchNorm of one image is noise, and fails where its map is one pixel."""
+    seen: list[int] = []
+    model = with_head(nn.Linear(3 * 32 * 32, 16), nn.Flatten())
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    settings = settings_of(OptimConfig(), accumulation_steps=steps)
+    train_step(model, sgd(model), *random_batch(num_images), settings=settings)
+    assert seen == sizes
+
+
 def test_class_weights_weigh_the_losses_of_their_images():
     model = with_head(Constant([[0.0, 0.0], [0.0, 0.0]]))
     images_BHWC, labels_B = random_batch(2)

@@ -147,6 +147,15 @@ def test_missing_peft_is_named_with_the_command(
         check(small_training(easy_data, "out", model=model), read_manifest(easy_data))
 
 
+def test_adapters_beside_random_weights_are_warned_of(
+    easy_data: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = ModelConfig(backbone=VIT, init="he", freeze_depth="lora:8")
+    check(small_training(easy_data, "out", model=model), read_manifest(easy_data))
+
+    assert "freeze depth lora:8 keeps stages at random weights" in caplog.text
+
+
 def test_lora_is_a_freeze_depth_of_its_own() -> None:
     model = ModelConfig(backbone=VIT, freeze_depth="lora:8")
     assert describe_frozen(VIT, "lora:8") == ("lora:8", 1.0)

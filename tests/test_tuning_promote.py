@@ -114,7 +114,7 @@ def test_the_winner_is_trained_on_train_and_val_with_each_seed_and_tested_once(
     won = trial(easy_data, sweep)
     write_sweep(sweep, won)
     train_here(won)
-    before = evaluate_once(won.out)
+    before = evaluate_once(won.out, device="cpu")
     write_calibration(won.out, checkpoint.load_best(won.out)[0].global_step, CALIBRATION)
     config = PromoteConfig(sweep=str(sweep), seeds=2, epochs=2, num_workers=0, wandb="off")
     capfd.readouterr()
@@ -252,9 +252,9 @@ def test_what_a_promotion_trains_is_planned_from_seconds(
     monkeypatch.setattr(seeds, "prepare_run", lambda training, **_: SimpleNamespace(
         config=training, memory=None, result=None))  # fmt: skip
     monkeypatch.setattr(seeds, "train", lambda run: planned.append(run.config))
-    monkeypatch.setattr(seeds, "evaluate_once", lambda run: None)
+    monkeypatch.setattr(seeds, "evaluate_once", lambda run, **_: None)
     lent = list[tuple[str, str]]()
-    monkeypatch.setattr(calibrate, "lend_calibration", lambda *runs: lent.append(runs))
+    monkeypatch.setattr(calibrate, "lend_calibration", lambda *runs, **_: lent.append(runs))
     for module in (seeds, length):
         monkeypatch.setattr(module, "read_result", lambda run: result)
     config = PromoteConfig(sweep=str(tmp_path / "sweep"), budget=budget, num_workers=0)

@@ -35,6 +35,7 @@ from tuning.record.verdict import judge
 from tuning.review import review
 from tuning.review.charts import pareto_front
 from tuning.review.config import ReviewConfig
+from tuning.review.confusion import draw_confusion
 from tuning.review.importance import rank_axes
 from tuning.review.page import name_networks, render_page
 from tuning.review.pictures import draw_makes, show_predictions
@@ -291,12 +292,26 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     assert "alert(1)" in json.loads(figures)["confusion"][""]["layout"]["yaxis"]["ticktext"][0]
 
 
+def test_a_page_of_many_classes_has_cells_of_several() -> None:
+    label_N = np.arange(3000) % 1000
+    predicted_N = np.where(np.arange(3000) % 10, label_N, 0)
+    found = draw_confusion(label_N, predicted_N, [f"class {number}" for number in range(1000)])
+
+    mistakes, right = (
+        sum(value for row in layer["customdata"] for value in row if value)
+        for layer in found.figures[""].to_dict()["data"]
+    )
+    assert (mistakes, right) == (297, 2703) and "2703 of 3000 images" in found.label
+    assert len(found.figures[""].to_json()) < MAX_BYTES
+
+
 def test_classes_of_one_make_are_together_where_names_say_so() -> None:
     confusion_KK = np.array([[3, 1, 0], [2, 4, 1], [0, 0, 5]])
-    found = draw_makes(confusion_KK, ("Audi S4 2007", "Audi S4 2012", "BMW M3 2012"))
+    label_N, predicted_N = (np.repeat(at, confusion_KK.ravel()) for at in divmod(np.arange(9), 3))
+    found = draw_makes(label_N, predicted_N, ("Audi S4 2007", "Audi S4 2012", "BMW M3 2012"))
 
     assert found is not None and found.name == "makes"
     assert found.label.startswith("15 of 16 images are on the diagonal. Lowest recall: Audi")
     assert sorted(row[:2] for row in found.table) == [["Audi", 11], ["BMW", 5]]
-    assert draw_makes(confusion_KK, ("a", "b", "c")) is None
-    assert draw_makes(confusion_KK, ("A x 2007", "B x 2012", "C y 2012")) is None
+    assert draw_makes(label_N, predicted_N, ("a", "b", "c")) is None
+    assert draw_makes(label_N, predicted_N, ("A x 2007", "B x 2012", "C y 2012")) is None

@@ -1,6 +1,7 @@
 """Search algorithms and ASHA, driven without a cluster."""
 
 import pickle
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,14 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from trainers.config import FinetuneConfig, ModelConfig
 from tuning.axes.axis import INIT
 from tuning.config import SpaceConfig, TuningConfig
-from tuning.search import build_scheduler, build_search, count_trials
+from tuning.search import (
+    STATE_FOLDER,
+    build_scheduler,
+    build_search,
+    build_tuner,
+    can_restore,
+    count_trials,
+)
 from tuning.space import point_of, points
 
 SPACE = SpaceConfig(freeze_depths=("all", 2), clipnorms=(None,), inits=("file", "he"))
@@ -101,3 +109,15 @@ def test_asha_has_no_rung_at_the_last_epoch(epochs: int) -> None:
 def test_no_rung_below_the_last_epoch_means_no_pruning() -> None:
     assert isinstance(build_scheduler(sweep(epochs=1)), FIFOScheduler)
     assert isinstance(build_scheduler(sweep(epochs=4, grace_epochs=4)), FIFOScheduler)
+
+
+def test_tunes_state_is_in_the_sweeps_folder_whatever_its_name(tmp_path: Path) -> None:
+    """In a URI, Tune would read %41 as an A."""
+    config = sweep(out=f"file://{tmp_path}/my runs/50% #1 %41")
+    assert not can_restore(config)
+    build_tuner(config, lambda point: None, [], num_concurrent=1)
+
+    assert list(tmp_path.rglob("tuner.pkl")) == [
+        tmp_path / "my runs/50% #1 %41" / STATE_FOLDER / "tuner.pkl"
+    ]
+    assert can_restore(config)

@@ -10,11 +10,17 @@ from cluster.io.terminal import report
 from datasets.manifest import Manifest
 from trainers.config import AUTO, RANDOM, FinetuneConfig, ModelConfig
 from trainers.networks.backbones import build, require_size
-from trainers.networks.freezing import adapter_rank, resolve_depth
+from trainers.networks.freezing import (
+    adapter_rank,
+    keeps_stages,
+    resolve_depth,
+    trains_on_one_image,
+)
 from trainers.networks.transformers.lora import require_adapters
 from trainers.networks.transformers.stochastic_depth import require_branches
 from trainers.networks.weights.initialization import initialize
 from trainers.networks.weights.pretrained import license_note, pretrained_available
+from trainers.step.step import count_parts
 from trainers.unused import why_unused
 
 logger = logging.getLogger(__name__)
@@ -46,32 +52,60 @@ def check(config: FinetuneConfig, manifest: Manifest, *, resumes: bool = False) 
         config.global_batch_size,
         f"there are {num_images} training images; use at most as many",
     )
-    depths = [resolve_depth(config.model.backbone, p.freeze_depth) for p in config.phases]
-    if min(depths) > 0 and config.model.init in RANDOM:
-        logger.warning(
-            "freeze depth %d keeps stages at random weights, as init %s draws them: use "
-            "--freeze-depth 0, or pretrained weights",
-            min(depths),
-            config.model.init,
-        )
-    _check_adapters(config)
+    _check_depths(config, "schedule.phases" if config.schedule.phases else "model.freeze_depth")
     if config.model.drop_path != AUTO:
         require_branches(config.model.backbone, config.model.drop_path)
     check_network(config, manifest.classes, resumes=resumes)
+    check_parts(config, config.cluster.num_workers or 1)
 
 
-def _check_adapters(config: FinetuneConfig) -> None:
-    depths = [phase.freeze_depth for phase in config.phases]
+def _check_depths(config: FinetuneConfig, field: str) -> None:
+    backbone, depths = config.model.backbone, [phase.freeze_depth for phase in config.phases]
     rank = adapter_rank(depths[0])
     for depth in depths:
+        resolve_depth(backbone, depth, field)
         require(
             adapter_rank(depth) == rank,
-            "schedule.phases",
+            field,
             depth,
             "use LoRA in all phases or in none, with one rank",
         )
     if rank is not None:
-        require_adapters(config.model.backbone, depths[0])
+        require_adapters(backbone, depths[0], field)
+    if config.model.init in RANDOM and all(keeps_stages(backbone, depth) for depth in depths):
+        logger.warning(
+            "freeze depth %s keeps stages at random weights, as init %s draws them: use "
+            "--freeze-depth 0, or pretrained weights",
+            min(depths, key=lambda depth: resolve_depth(backbone, depth)),
+            config.model.init,
+        )
+
+
+def check_parts(config: FinetuneConfig, num_workers: int) -> None:
+    """Refuse parts of a batch of one image each where BatchNorm can't have one.
+
+    Raises:
+        UserError: naming the field, the value and the remedy.
+    """
+    batch_size, steps = config.global_batch_size, config.compute.accumulation_steps
+    num_workers = max(1, num_workers)
+    shares = {batch_size // num_workers, -(-batch_size // num_workers)}
+    if min(share // count_parts(share, steps) for share in shares) > 1:
+        return
+    model, size_px = config.model, config.ingest.size_px
+    for phase in config.phases:
+        depth = resolve_depth(model.backbone, phase.freeze_depth)
+        require(
+            trains_on_one_image(
+                model.backbone, size_px, depth, freeze_batchnorm=model.freeze_batchnorm
+            ),
+            "global_batch_size",
+            batch_size,
+            f"it is cut into parts of one image (cluster.num_workers {num_workers}, "
+            f"compute.accumulation_steps {steps}), of which BatchNorm of {model.backbone} has a "
+            f"single value at {size_px} px; use a larger batch, fewer --accumulation-steps or "
+            "workers, or --freeze-batchnorm",
+        )
 
 
 def check_network(

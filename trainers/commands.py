@@ -1,6 +1,7 @@
 """Train from the command line: check, connect, train, print progress and the result."""
 
 import shlex
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,8 +14,9 @@ from trainers.config import FinetuneConfig
 from trainers.meter import Meter, describe_waits
 from trainers.prepare import Run, prepare_run
 from trainers.resume import describe_changes
+from trainers.run.folder import find_config
 from trainers.run.rows import read_rows
-from trainers.run.stop import StoppedByUser, request_stop, withdraw_stop
+from trainers.run.stop import StoppedByUser, request_stop
 from trainers.tracking.mirror import RunMirror, follow
 from trainers.tracking.where import describe_tracking
 
@@ -32,7 +34,7 @@ def run_training(config: FinetuneConfig) -> None:
         print(f"Best val/top1 {result[metrics.VAL_BEST_TOP1]:.4f} in epoch {result['best_epoch']}")
         from trainers.evaluation.calibrate import calibrate  # imports scikit-learn
 
-        print(calibrate(config.out, run.manifest))
+        print(calibrate(config.out, run.manifest, device=config.cluster.device))
     if (waits := describe_waits(read_rows(config.out))) is not None:
         print(f"No step:  {waits}")
     print(f"Weights:  {result['checkpoint']}/model.safetensors")
@@ -72,9 +74,8 @@ def _follow_training(run: Run, job_type: str) -> tuple[dict[str, Any], str | Non
     for line in describe_changes(run):
         terminal.report(line, warning=True)
     name = name_of(config.out)
-    withdraw_stop(config.out)
     mirror = RunMirror(
-        config,
+        _trained_config(run),
         manifest,
         name=name,
         group=config.track.group,
@@ -94,6 +95,14 @@ def _follow_training(run: Run, job_type: str) -> tuple[dict[str, Any], str | Non
         print("Stopped in W&B: run the same command again to resume")
         raise
     return result, mirror.close()
+
+
+def _trained_config(run: Run) -> FinetuneConfig:
+    """Return the config that a run trains with, or that a finished one was trained with."""
+    config = run.config
+    if run.result is None or (trained := find_config(config.out)) is None:
+        return config
+    return replace(trained, out=config.out, track=config.track)
 
 
 def describe_phases(config: FinetuneConfig) -> str:

@@ -13,13 +13,14 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.config import ClusterConfig
 from cluster.environment import WORKER_ENV
+from cluster.io import filesystems
 from cluster.io.errors import UserError, require
 from cluster.scaling import WorkerPlan
 from trainers.failures import EndOnUserError, explain_failure, noticing_hangs
 from trainers.loop.loop import train, train_loop_per_worker
 from trainers.prepare import Run
 from trainers.run.folder import find_result, read_result, remove_result, write_config
-from trainers.run.stop import StoppedByUser, is_stop_requested
+from trainers.run.stop import StoppedByUser, is_stop_requested, withdraw_stop
 from trainers.worker import WorkerContext
 
 logger = logging.getLogger(__name__)
@@ -47,10 +48,9 @@ def fit(run: Run) -> dict[str, Any]:
     """
     if run.workers.num_workers == 0:
         return fit_in_process(run)
-    write_config(run.config)
     if run.result is not None:
         return run.result
-    remove_result(run.config.out)
+    _begin(run)
     config, max_failed_starts = run.config, MAX_FAILED_STARTS
     if config.cluster.min_workers is not None:
         max_failed_starts = ELASTIC_MAX_FAILED_STARTS
@@ -68,7 +68,7 @@ def fit(run: Run) -> dict[str, Any]:
         scaling_config=_scaling_config(config.cluster, run.workers),
         run_config=ray.train.RunConfig(
             name="ray_train",
-            storage_path=config.out,
+            storage_path=filesystems.escape(config.out),
             failure_config=ray.train.FailureConfig(
                 max_failures=config.cluster.max_failures,
                 controller_failure_limit=max_failed_starts,
@@ -84,6 +84,13 @@ def fit(run: Run) -> dict[str, Any]:
             raise
         raise UserError(reason) from error
     return _read_end(config.out)
+
+
+def _begin(run: Run) -> None:
+    """Write the config that it trains with; the request and the result of an earlier end go."""
+    withdraw_stop(run.config.out)
+    write_config(run.config)
+    remove_result(run.config.out)
 
 
 def _read_end(run: str) -> dict[str, Any]:
@@ -125,10 +132,9 @@ def fit_in_process(
             waits for the writes of the one before.
     """
     assert run.workers.num_workers == 0, "prepare_run(here=True) plans a training in this process"
-    write_config(run.config)
     if run.result is not None:
         return run.result
-    remove_result(run.config.out)
+    _begin(run)
     worker = worker_here(run.config.cluster, run.workers)
     train(run, worker, report or (lambda row: None), report_written=report is not None)
     return _read_end(run.config.out)

@@ -11,7 +11,7 @@ from datasets.manifest import Manifest
 from datasets.manifest_file import read_manifest
 from datasets.memory import Memory, choose_ingest, open_memory
 from datasets.sources import BatchSource, MemorySource, ReadLimits, ShardSource
-from trainers.checks import check
+from trainers.checks import check, check_parts
 from trainers.config import FinetuneConfig
 from trainers.networks.family import suit
 from trainers.networks.precision import choose_precision
@@ -108,7 +108,9 @@ def prepare_run(
     Raises:
         UserError: naming the field, the value and the remedy.
     """
-    config = suit(with_absolute_paths(config))
+    config = with_absolute_paths(config)
+    before = find_config(config.out)
+    config = suit(config, before)
     if here:
         config = replace(config, cluster=in_process(config.cluster))
     resume = checkpoint.latest_progress(config.out)
@@ -117,7 +119,7 @@ def prepare_run(
         check(config, manifest, resumes=resume is not None)
     resources = resources or connect(config.cluster.address)
     workers = plan_training(config, resources, num_concurrent=num_concurrent)
-    before = find_config(config.out)
+    check_parts(config, workers.num_workers)
     config = replace(
         config,
         cluster=replace(config.cluster, num_workers=workers.num_workers),

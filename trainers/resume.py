@@ -22,10 +22,15 @@ def describe_changes(run: Run) -> Iterator[str]:
     changed = {
         name: pair for name, pair in list_changes(before, config).items() if name not in UNSAID
     }
+    if run.result is not None:
+        for name, (old, new) in changed.items():
+            if not name.startswith("track."):
+                yield f"{name} is {new!r}: not used, the run has ended with {old!r}"
+        return
     for name, (old, new) in changed.items():
         yield f"Resume: {name} is {new!r}, it was {old!r}"
     step = run.resume.global_step
-    if step == 0 or run.result is not None:
+    if step == 0:
         return
     num_images = run.manifest.split(config.train_on).num_images
     steps_per_epoch = num_images // config.global_batch_size

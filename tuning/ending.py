@@ -82,10 +82,11 @@ def close(
         tracked: its run.
     """
     winner, tests = record.winner, _tests(record)
+    device = record.config.base.cluster.device
     print_answer(record)
     if winner and tests and record.test is None:
         prefix = shared and shared.prefix_of(read_config(winner.run))
-        evaluate_once(winner.run, prefix=prefix, on_measured=_print_test)
+        evaluate_once(winner.run, device=device, prefix=prefix, on_measured=_print_test)
         record = replace(record)  # which reads the test
     combined = None
     if record.manifest is not None and _combines(record):
@@ -94,7 +95,7 @@ def close(
         )
     for found in combined.kept if combined and tests else ():
         if clock.whole_left_s > 0:
-            evaluate_once(combined_uri(record.out, found.kind))
+            evaluate_once(combined_uri(record.out, found.kind), device=device)
     for line in describe_combinations(record.out, combined) if combined else ():
         print(f"Combined:     {line}")
     if tracked is not None and (command := tracked.log(record)) is not None:

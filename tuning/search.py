@@ -14,7 +14,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from cluster.io import storage
+from cluster.io import filesystems, storage
 from cluster.io.uris import name_of
 from cluster.ray_internals import end_with_the_last_trial, find_rung, replace_restored
 from trainers import metrics
@@ -69,8 +69,8 @@ def build_tuner(
     # Tune copies AWS keys into the runtime_env of trials, which logs show; trials have
     # them in their own environment. test_house_secrets checks this.
     class_cache.ENV_VARS_TO_PROPAGATE.difference_update(NOT_IN_METADATA)
-    path = storage.join(config.out, STATE_FOLDER)
-    if tune.Tuner.can_restore(path):
+    if can_restore(config):
+        path = _state_uri(config)
         tuner = tune.Tuner.restore(path, trainable, resume_unfinished=True, resume_errored=True)
         scheduler = build_scheduler(config, rounds)
         if isinstance(scheduler, SweepASHA):
@@ -93,12 +93,21 @@ def build_tuner(
         ),
         run_config=tune.RunConfig(
             name=STATE_FOLDER,
-            storage_path=config.out,
+            storage_path=filesystems.escape(config.out),
             failure_config=tune.FailureConfig(max_failures=config.max_failures),
             callbacks=callbacks,
             verbose=0,
         ),
     )
+
+
+def can_restore(config: TuningConfig) -> bool:
+    """Whether the sweep's folder has Tune's state."""
+    return tune.Tuner.can_restore(_state_uri(config))
+
+
+def _state_uri(config: TuningConfig) -> str:
+    return filesystems.escape(storage.join(config.out, STATE_FOLDER))
 
 
 def build_search(config: TuningConfig) -> tuple[dict[str, Any], OptunaSearch | None]:

@@ -3,9 +3,6 @@
 from dataclasses import dataclass, field, replace
 from math import ceil
 
-from ray import tune
-
-from cluster.io import storage
 from cluster.runtime import Resources
 from cluster.scaling import in_process, max_concurrent_trials, plan_workers
 from datasets.manifest import Manifest
@@ -18,7 +15,7 @@ from tuning.budget.estimate import Forecast, measure_forecast, plans_trials
 from tuning.budget.gpu_memory import measure_gpu_memory
 from tuning.config import TuningConfig
 from tuning.point import training_of
-from tuning.search import STATE_FOLDER, count_trials
+from tuning.search import can_restore, count_trials
 from tuning.sharing.keys import Key
 from tuning.sharing.plan import SharingPlan
 from tuning.sharing.prefixes import PrefixStore
@@ -66,7 +63,7 @@ class SweepPlan:
             f"tracked {describe_tracking(base.track)}",
             *self.sharing.describe(),
         ]
-        if tune.Tuner.can_restore(storage.join(config.out, STATE_FOLDER)):
+        if can_restore(config):
             lines.append("resuming: trials that have ended are reused, the others continue")
         if self.forecast is not None:
             lines += self.forecast.describe(config, budget_s=self.budget_s)

@@ -4,6 +4,7 @@ import shlex
 from dataclasses import replace
 from typing import Any
 
+from cluster.config import Device
 from cluster.io import storage
 from cluster.io.fields import option
 from cluster.io.markers import flatten
@@ -27,11 +28,12 @@ def read_test(run: str) -> dict[str, Any] | None:
     )
 
 
-def evaluate_once(run: str, **options: Any) -> dict[str, Any]:
+def evaluate_once(run: str, *, device: Device, **options: Any) -> dict[str, Any]:
     """Return the same; evaluate where that is missing, on all workers of the cluster, and log to
     W&B.
 
     Args:
+        device: to evaluate on.
         options: prefix and on_measured of `write_evaluation`.
 
     Raises:
@@ -42,7 +44,7 @@ def evaluate_once(run: str, **options: Any) -> dict[str, Any]:
     from trainers.evaluation.evaluate import write_evaluation  # imports scikit-learn and W&B
     from trainers.tracking.evaluation import track_evaluation
 
-    result = write_evaluation(run, split="test", **options)
+    result = write_evaluation(run, split="test", device=device, **options)
     track_evaluation(run, folder_of(run, "test"), result)
     return result
 

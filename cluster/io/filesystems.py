@@ -15,6 +15,7 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from urllib.parse import quote
 
 import fsspec
 from pyarrow import fs
@@ -78,6 +79,16 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
     with explaining(uri):
         filesystem = _open_bucket(scheme, bucket)
     return filesystem, place.removeprefix("anonymous@" if bucket != name else "").rstrip("/")
+
+
+def escape(uri: str) -> str:
+    """Return a URI for those who parse it by `pyarrow.fs.FileSystem.from_uri`, as Ray does: there
+    %41 stands for an A and # ends the path, while our names are literal."""
+    scheme, separator, place = uri.partition("://")
+    if not separator or scheme not in ("file", *BUCKET_OPTIONS):
+        return uri
+    bucket, slash, path = place.partition("/")
+    return f"{scheme}://{bucket}{slash}{quote(path)}"
 
 
 @cache

@@ -165,7 +165,7 @@ def _evaluate(opened: ComparedRun, config: CompareConfig) -> Predictions:
     )
     if not known:
         connect(config.address)
-        write_evaluation(run, split=split, data=data)
+        write_evaluation(run, split=split, data=data, device=config.device)
     return read_table(predictions_uri(folder_of(run, split, other=other)))
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from cluster.config import Device
 from cluster.io.errors import (
     require,
     require_at_least,
@@ -53,6 +54,8 @@ class EvaluateConfig:
     """With a hierarchy: answer at the finest level that has this probability."""
     json: bool = False
     """Print only the result, as JSON."""
+    device: Device = "auto"
+    """`auto` uses GPUs if the cluster has any, whatever the run was trained on."""
     address: str | None = None
     """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
 
@@ -88,6 +91,8 @@ class ExplainConfig:
     random: any images."""
     seed: int = 0
     """Seed of the random choice."""
+    device: Device = "auto"
+    """`auto` uses GPUs if the cluster has any, whatever the run was trained on."""
     address: str | None = None
     """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
 
@@ -120,6 +125,8 @@ class CompareConfig:
     """URI of the folder to write."""
     fail_if_worse: float | None = None
     """Exit with code 1 if top-1 is lower by more than this."""
+    device: Device = "auto"
+    """`auto` uses GPUs if the cluster has any, whatever the run was trained on."""
     address: str | None = None
     """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from cluster.config import ClusterConfig, Device
 from cluster.io import storage
 from cluster.io.errors import UserError
 from cluster.io.lease import hold_lease
@@ -63,7 +64,7 @@ class OpenedRun:
     """A run's best checkpoint, and the data set to evaluate it on."""
 
     config: FinetuneConfig
-    """Of the training."""
+    """Of the training, with the device to evaluate on."""
     network: Network
     """Its config is that of the training, with the URI of the data set to evaluate on."""
     progress: TrainingProgress
@@ -79,7 +80,7 @@ def run_evaluation(config: EvaluateConfig) -> None:
     """Evaluate and print the result."""
     run_folder.read_config(config.run)
     connect(config.address, quiet=config.json)
-    opened = _open(config.run, config.data)
+    opened = _open(config.run, config.data, config.device)
     other = opened.name_other(config.map)
     writes = folder_of(config.run, config.split or "test", tta=config.tta, other=other)
     with hold_lease(writes, field="run"):
@@ -107,7 +108,12 @@ def run_evaluation(config: EvaluateConfig) -> None:
 
 
 def evaluate(
-    run: str, *, split: str | None = None, data: str | None = None, tta: bool = False
+    run: str,
+    *,
+    split: str | None = None,
+    data: str | None = None,
+    tta: bool = False,
+    device: Device = EvaluateConfig.device,
 ) -> Predictions:
     """Predict a split of a run's data set, or of `data`, with its best checkpoint.
 
@@ -115,7 +121,7 @@ def evaluate(
         UserError: where the run has no checkpoint, the data set has none of its classes, more
             images are unreadable than its config allows, or the network's outputs are not finite.
     """
-    opened = _open(run, data)
+    opened = _open(run, data, device)
     split = choose_split(opened.manifest, split, data)
     return _predict(opened, split, match_classes(opened.manifest, split, opened.network), tta=tta)
 
@@ -131,6 +137,7 @@ def write_evaluation(
     refused: float = EvaluateConfig.refused,
     hierarchy: str | None = None,
     least_probability: float = EvaluateConfig.least_probability,
+    device: Device = EvaluateConfig.device,
     prefix: PrefixFeatures | None = None,
     opened: OpenedRun | None = None,
     on_measured: Callable[[Measures], None] = lambda measures: None,
@@ -142,9 +149,9 @@ def write_evaluation(
     Args:
         split: by default as `choose_split`.
         renamed: classes of the data set and of the network, as DATA=NETWORK.
-        coverage, refused, hierarchy, least_probability: as of EvaluateConfig.
+        coverage, refused, hierarchy, least_probability, device: as of EvaluateConfig.
         prefix: as of `predict_split`.
-        opened: the run and `data`, where they were read before.
+        opened: the run and `data`, where they were read before; it has a device.
         on_measured: called before pictures are drawn and anything is written.
 
     Returns:
@@ -153,7 +160,7 @@ def write_evaluation(
     Raises:
         UserError: as `evaluate`.
     """
-    opened = opened or _open(run, data)
+    opened = opened or _open(run, data, device)
     network, manifest = opened.network, opened.manifest
     split = choose_split(manifest, split, data)
     matched = match_classes(manifest, split, network, renamed)
@@ -204,10 +211,11 @@ def write_evaluation(
     return result
 
 
-def _open(run: str, data: str | None) -> OpenedRun:
+def _open(run: str, data: str | None, device: Device) -> OpenedRun:
     """Load the best checkpoint, and the manifest of the data set to evaluate on."""
     run = storage.absolute(run, "run")
     trained, progress, model = run_folder.load_best_model(run, ensembles=True)
+    trained = replace(trained, cluster=ClusterConfig(device=device))
     data = storage.absolute(data or trained.data, "data")
     config, manifest = open_data(trained, progress.fingerprint, data)
     network = Network(model=model, config=config, classes=progress.classes, origin=run)

@@ -55,7 +55,7 @@ def run_explain(config: ExplainConfig) -> None:
     )
     if evaluation is None:
         connect(config.address)
-        write_evaluation(run, split=config.split)
+        write_evaluation(run, split=config.split, device=config.device)
     rows = read_table(predictions_uri(folder_of(run, config.split))).table.to_pylist()
     matching = order(rows, config.which, config.seed)
     shown = matching[: config.num_images]

@@ -145,11 +145,29 @@ def measure(predictions: Predictions) -> Measures:
     )
 
 
-def confusion_matrix(predictions: Predictions) -> np.ndarray:
-    """Count images, int64 `[K, K]`: a row per true class, a column per predicted one."""
+def confusion_matrix(predictions: Predictions, *, group: int = 1) -> np.ndarray:
+    """Count images, int64 `[K, K]`: a row per true class, a column per predicted one; or one for
+    each `group` classes that follow each other."""
+    label_N, predicted_N = predictions.label_N, predictions.predicted_N
+    return count_cells(label_N, predicted_N, len(predictions.classes), group=group)
+
+
+def count_cells(
+    label_N: np.ndarray, predicted_N: np.ndarray, num_classes: int, *, group: int = 1
+) -> np.ndarray:
+    """Return a confusion matrix of indices of classes."""
+    num_groups = -(-num_classes // group)
+    cell_N = label_N // group * num_groups + predicted_N // group
+    return np.bincount(cell_N, minlength=num_groups**2).reshape(num_groups, num_groups)
+
+
+def count_confusions(predictions: Predictions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the true class, the predicted one and the images of each cell of the confusion matrix
+    that has any."""
     num_classes = len(predictions.classes)
     cell_N = predictions.label_N * num_classes + predictions.predicted_N
-    return np.bincount(cell_N, minlength=num_classes**2).reshape(num_classes, num_classes)
+    cells, counts = np.unique(cell_N, return_counts=True)
+    return cells // num_classes, cells % num_classes, counts
 
 
 def find_confused_pairs(predictions: Predictions, limit: int) -> list[ConfusedPair]:

@@ -54,11 +54,21 @@ class Explained:
 
 
 @matplotlib.rc_context(STYLE)
-def draw_confusion(confusion_KK: np.ndarray, measures: Measures, classes: Sequence[str]) -> bytes:
-    """Draw the confusion matrix: a row per true class, its colours are shares of the row."""
+def draw_confusion(
+    confusion_GG: np.ndarray, measures: Measures, classes: Sequence[str], *, group: int = 1
+) -> bytes:
+    """Draw the confusion matrix: a row per true class, its colours are shares of the row.
+
+    Args:
+        confusion_GG: of all classes, or of groups as `confusion_matrix` makes them.
+    """
     num_classes = len(classes)
-    shares_KK = confusion_KK / np.maximum(1, measures.support_K)[:, None]
-    correct_KK = np.eye(num_classes, dtype=bool)
+    starts = np.arange(0, num_classes, group)
+    support_G, correct_G = (
+        np.add.reduceat(values_K, starts) for values_K in (measures.support_K, measures.correct_K)
+    )
+    support_G1, correct_GG = np.maximum(1, support_G)[:, None], np.diag(correct_G)
+    end = len(starts) * group - 0.5
     names = [_shorten(name) for name in classes] if num_classes <= MAX_NAMED else []
     cells_in = min(14.0, max(2.5, 0.4 * num_classes))
     size = min(8.5, 0.85 * 72 * cells_in / num_classes)
@@ -67,12 +77,13 @@ def draw_confusion(confusion_KK: np.ndarray, measures: Measures, classes: Sequen
         figsize=(cells_in + names_in + 1.6, cells_in + names_in), dpi=DPI, layout="constrained"
     )
     axes = figure.add_subplot()
-    for name, colours, shown_KK in (
-        ("mistakes", "Oranges", ~correct_KK),
-        ("correct", "Blues", correct_KK),
+    for name, colours, count_GG in (
+        ("mistakes", "Oranges", confusion_GG - correct_GG),
+        ("correct", "Blues", correct_GG),
     ):
         image = axes.imshow(
-            np.ma.masked_array(shares_KK, ~shown_KK | (shares_KK == 0)),
+            np.ma.masked_equal(count_GG / support_G1, 0),
+            extent=(-0.5, end, end, -0.5),  # classes, also where a cell has several
             cmap=colours,
             norm=PowerNorm(0.5, 0, 1),  # makes one mistake in a hundred images visible
             interpolation="nearest",
@@ -82,25 +93,26 @@ def draw_confusion(confusion_KK: np.ndarray, measures: Measures, classes: Sequen
         bar.set_ticks([0, 0.1, 0.5, 1], labels=["0", "10%", "50%", "100%"], fontsize=7)
         bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
     if num_classes <= MAX_COUNTED:
-        for true, predicted in zip(*np.nonzero(confusion_KK), strict=True):
+        for true, predicted in zip(*np.nonzero(confusion_GG), strict=True):
             axes.text(
                 predicted,
                 true,
-                f"{confusion_KK[true, predicted]}",
+                f"{confusion_GG[true, predicted]}",
                 ha="center",
                 va="center",
                 fontsize=7.5,
-                color="white" if shares_KK[true, predicted] > 0.4 else INK,
+                color="white" if confusion_GG[true, predicted] > 0.4 * support_G1[true] else INK,
             )
     if names:
         axes.set_xticks(range(num_classes), names, fontsize=size, rotation=90)
         axes.set_yticks(range(num_classes), names, fontsize=size)
-    axes.set_xticks(np.arange(num_classes + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(num_classes + 1) - 0.5, minor=True)
-    axes.grid(which="minor", color=RULE, linewidth=min(0.5, 12 / num_classes))
+        axes.set_xticks(np.arange(num_classes + 1) - 0.5, minor=True)
+        axes.set_yticks(np.arange(num_classes + 1) - 0.5, minor=True)
+        axes.grid(which="minor", color=RULE, linewidth=min(0.5, 12 / num_classes))
     axes.tick_params(which="both", length=0, pad=2)
     axes.spines[:].set_visible(False)
-    axes.set(xlabel="predicted", ylabel="true")
+    cells = f", {group} classes a cell" if group > 1 else ""
+    axes.set(xlabel=f"predicted{cells}", ylabel=f"true{cells}")
     axes.set_title(
         f"{measures.top1:.1%} of {measures.num_images:,} images are in their class; "
         f"mean over classes {measures.balanced_accuracy:.1%}"

@@ -103,6 +103,7 @@ def predict_split(
     tta: bool = False,
     describe: Describe | None = None,
     prefix: PrefixFeatures | None = None,
+    rows_N: np.ndarray | None = None,
 ) -> Predictions:
     """Predict each image of a split once, none augmented, in batches that are the same anywhere.
 
@@ -112,11 +113,13 @@ def predict_split(
         tta: predict the mean probability of each image and its mirror image.
         describe: returns further columns of the predictions.
         prefix: features of the network's frozen stages, used where they include the split.
+        rows_N: of the images to predict, rising; all by default.
 
     Raises:
         UserError: where `cluster.device` asks for a GPU and there is none.
     """
     config, source = network.config, manifest.split(split)
+    rows_N = np.arange(source.num_images) if rows_N is None else rows_N
     images: BatchSource = ShardSource(ingest=config.ingest)
     is_suffix = is_head = False
     if prefix is not None and split in prefix.sources and not tta:
@@ -127,17 +130,18 @@ def predict_split(
     cluster = ClusterConfig(device=config.cluster.device)
     plan = plan_actors(resources, cluster, [config.model.backbone])
     has_cpus = resources.started_here and not plan.use_gpu
-    in_process = source.num_images <= (FEW_IMAGES_HERE if has_cpus or is_head else FEW_IMAGES)
+    in_process = len(rows_N) <= (FEW_IMAGES_HERE if has_cpus or is_head else FEW_IMAGES)
     use_gpu = plan.use_gpu and (not in_process or torch.cuda.is_available())
     compute = inference_precision(config.compute, use_gpu=use_gpu)
     network = replace(network, config=replace(config, compute=compute))
-    chunks = plan_chunks(config, source, GPU_BATCH_SIZE if use_gpu else CPU_BATCH_SIZE)
+    batch_size = GPU_BATCH_SIZE if use_gpu else CPU_BATCH_SIZE
+    chunks = plan_chunks(config, source, rows_N, batch_size)
     rows, what = RowSource(images), f"Predicting {split}"
     arguments = {
         "tta": tta,
         "threads": int(resources.num_cpus) if in_process and has_cpus else plan.threads_per_worker,
         "use_gpu": use_gpu,
-        "compiled": not is_suffix and is_compiled(config, source.num_images, use_gpu=use_gpu),
+        "compiled": not is_suffix and is_compiled(config, len(rows_N), use_gpu=use_gpu),
         "index_K": index_K,
         "describe": describe,
     }
@@ -148,14 +152,14 @@ def predict_split(
         arguments["load"] = partial(ray.get, ray.put(network))
         table = run_chunks(chunks, rows, SplitPredictor, arguments, Workers.of(plan), what)
     table = table.sort_by("row")
-    assert table["row"].to_pylist() == list(range(source.num_images)), "each image exactly once"
+    assert np.array_equal(table["row"].to_numpy(), rows_N), "each image exactly once"
     unreadable = table["unreadable"].drop_null().to_pylist()
     known = ("row", "image_id", *COLUMNS, "unreadable")
     predictions = build_predictions(
         {
             "row": table["row"],
             "image_id": table["image_id"],
-            "path": read_paths(config.data, source),
+            "path": read_paths(config.data, source).take(pa.array(rows_N)),
             **{name: table[name].to_numpy() for name in COLUMNS},
             **{name: table[name] for name in table.column_names if name not in known},
         },
@@ -165,14 +169,16 @@ def predict_split(
     return replace(predictions, num_unreadable=len(unreadable))
 
 
-def plan_chunks(config: FinetuneConfig, split: Split, batch_size: int) -> list[Chunk]:
-    """Cut a split, in stored order, into blocks of whole batches."""
-    num_images, num_cpus = split.num_images, int(ray.cluster_resources()["CPU"])
+def plan_chunks(
+    config: FinetuneConfig, split: Split, rows_N: np.ndarray, batch_size: int
+) -> list[Chunk]:
+    """Cut rows of a split, in stored order, into blocks of whole batches."""
+    num_images, num_cpus = len(rows_N), int(ray.cluster_resources()["CPU"])
     block_images = choose_block_images(num_images, 3 * config.ingest.size_px**2, num_cpus)
     block_images = -(-block_images // batch_size) * batch_size
     order = _stored_order(config, split)
     return [
-        order.chunk(np.arange(start, min(start + block_images, num_images)))
+        order.chunk(rows_N[start : start + block_images])
         for start in range(0, num_images, block_images)
     ]
 

@@ -12,6 +12,7 @@ from functools import cache
 
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
+from cluster.io.errors import require
 from trainers.config import AUTO, FinetuneConfig
 from trainers.networks.backbones import find, on_meta
 from trainers.networks.transformers.lora import attention_layers
@@ -49,12 +50,18 @@ def find_family(backbone: str) -> Family:
     return WITH_BATCHNORM if any(isinstance(each, BatchNorm) for each in modules) else OTHER
 
 
-def suit(config: FinetuneConfig) -> FinetuneConfig:
-    """Return a training with numbers in place of `auto`.
+def suit(config: FinetuneConfig, before: FinetuneConfig | None = None) -> FinetuneConfig:
+    """Return a training with numbers in place of `auto`: those of the run that it resumes, or those
+    of its network.
+
+    Args:
+        before: config of the run in its folder.
 
     Raises:
-        UserError: as `find`.
+        UserError: as `find`, and for a run that is resumed with fewer epochs than it warms up.
     """
+    if before is not None:
+        config = _keep_numbers(config, before)
     optim, model, schedule = config.optim, config.model, config.schedule
     if AUTO not in (optim.layer_decay, model.drop_path, schedule.warmup_epochs):
         return config
@@ -69,4 +76,24 @@ def suit(config: FinetuneConfig) -> FinetuneConfig:
         shortest = min(phase.num_epochs for phase in config.phases)
         epochs = min(family.warmup_epochs, family.warmup_share * shortest)
         schedule = replace(schedule, warmup_epochs=epochs)
+    return replace(config, optim=optim, model=model, schedule=schedule)
+
+
+def _keep_numbers(config: FinetuneConfig, before: FinetuneConfig) -> FinetuneConfig:
+    """Take the numbers of a run in place of `auto`, which depends on its epochs then."""
+    optim, model, schedule = config.optim, config.model, config.schedule
+    if optim.layer_decay == AUTO:
+        optim = replace(optim, layer_decay=before.optim.layer_decay)
+    if model.drop_path == AUTO:
+        model = replace(model, drop_path=before.model.drop_path)
+    if schedule.warmup_epochs == AUTO and before.schedule.warmup_epochs != AUTO:
+        warmup_epochs = before.schedule.warmup_epochs
+        require(
+            warmup_epochs < min(phase.num_epochs for phase in config.phases),
+            "epochs",
+            config.epochs,
+            f"the run in {config.out} was started with schedule.warmup_epochs {warmup_epochs}; use "
+            "more epochs to resume it, or another --out",
+        )
+        schedule = replace(schedule, warmup_epochs=warmup_epochs)
     return replace(config, optim=optim, model=model, schedule=schedule)

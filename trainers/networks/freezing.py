@@ -1,14 +1,17 @@
 """Freeze depth: the number of frozen stages, counted from the input."""
 
 import re
+from functools import cache
 from math import floor
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from cluster.io.errors import require
 from trainers.config import FreezeDepth, ModelConfig
-from trainers.networks.backbones import find, unwrap
+from trainers.networks.backbones import find, on_meta, unwrap
+from trainers.networks.torch_internals import without_compiler
 from trainers.networks.transformers.lora import is_adapter
 
 LORA = re.compile(r"lora:([1-9]\d{0,3})")
@@ -25,11 +28,19 @@ def name_stages(backbone: str) -> list[str]:
     return [name for name, _ in find(backbone).stages]
 
 
-def resolve_depth(backbone: str, depth: FreezeDepth) -> int:
+def keeps_stages(backbone: str, depth: FreezeDepth) -> bool:
+    """Whether stages keep their weights: those that are frozen, or all beside adapters (LoRA)."""
+    return adapter_rank(depth) is not None or resolve_depth(backbone, depth) > 0
+
+
+def resolve_depth(backbone: str, depth: FreezeDepth, field: str = "model.freeze_depth") -> int:
     """Return the number of frozen stages, whose features never change: none with adapters (LoRA).
 
     `all` is every stage, -2 all but the last two; a share such as 0.5 is rounded, halves up; a
     stage's name freezes the stages up to it.
+
+    Args:
+        field: that the depth is of, for the error.
 
     Raises:
         UserError: for an unknown backbone or a depth it does not have.
@@ -44,7 +55,7 @@ def resolve_depth(backbone: str, depth: FreezeDepth) -> int:
     is_share = isinstance(depth, float) and 0 <= depth <= 1
     require(
         is_share or (isinstance(depth, int) and -len(names) <= depth <= len(names)),
-        "model.freeze_depth",
+        field,
         depth,
         f"{backbone} has {len(names)} stages ({', '.join(names)}): use -{len(names)} to "
         f"{len(names)}, or `all`, or a share from 0.0 to 1.0, or a stage's name, or lora:RANK",
@@ -111,6 +122,22 @@ def train_mode(
         for module in network.modules():
             if isinstance(module, BatchNorm):
                 module.eval()
+
+
+@cache
+def trains_on_one_image(
+    backbone: str, size_px: int, depth: int, *, freeze_batchnorm: bool = False
+) -> bool:
+    """Whether a network trains on a batch of one image: a map of one pixel is a single value a
+    channel then, which BatchNorm refuses."""
+    model = on_meta(backbone, 2, size_px)
+    train_mode(model, backbone, depth, freeze_batchnorm=freeze_batchnorm)
+    try:
+        with without_compiler(), torch.no_grad():
+            model(torch.zeros(1, 3, size_px, size_px, device="meta"))
+    except ValueError:
+        return False
+    return True
 
 
 def has_live_batchnorm(model: nn.Module) -> bool:

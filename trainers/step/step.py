@@ -103,6 +103,15 @@ def predict(model: nn.Module, images: Tensor, settings: StepSettings) -> Tensor:
     return logits_BK
 
 
+def count_parts(num_images: int, accumulation_steps: int) -> int:
+    """Return how many parts a batch is cut into: the fewest of the size that so many steps need.
+
+    Their sizes differ by one image at most. BatchNorm's statistics of a single image are noise.
+    """
+    size = -(-num_images // accumulation_steps)
+    return -(-num_images // size)
+
+
 def train_step(
     network: nn.Module,
     optimizer: Optimizer,
@@ -126,12 +135,9 @@ def train_step(
     scaler = scaler or GradScaler(enabled=False)
     optimizer.zero_grad()
     divisor = settings.images_per_rank or len(labels_B)
+    num_parts = count_parts(len(labels_B), settings.accumulation_steps)
     parts = list(
-        zip(
-            images.chunk(settings.accumulation_steps),
-            labels_B.long().chunk(settings.accumulation_steps),
-            strict=True,
-        )
+        zip(images.tensor_split(num_parts), labels_B.long().tensor_split(num_parts), strict=True)
     )
     sums: dict[str, Tensor] = {}
     for number, part in enumerate(parts, start=1):

@@ -200,7 +200,7 @@ class Promotion:
                 self._fit(prepare_run(final))
                 seconds += read_result(final.out)[metrics.TOTAL_S]
             self._calibrate(final.out, larger_px)
-            evaluate_once(final.out)
+            evaluate_once(final.out, device=self._config.device)
             finals.append(final)
             slowest_s = max(slowest_s, seconds, time.monotonic() - started_s)
         return finals
@@ -211,7 +211,8 @@ class Promotion:
         from trainers.evaluation.calibrate import lend_calibration  # imports scikit-learn
 
         like = storage.join(self._out, "length" if larger_px is None else "resolution")
-        lend_calibration(like if find_epochs(like) is not None else self._winner.run, run)
+        origin = like if find_epochs(like) is not None else self._winner.run
+        lend_calibration(origin, run, device=self._config.device)
 
     def _fit(self, run: Run) -> None:
         self._has_trained |= run.result is None

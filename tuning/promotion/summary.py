@@ -34,7 +34,7 @@ def summarize_seeds(
     before = read_evaluation(
         winner.run, "test", epoch=winner.best_epoch, fingerprint=manifest.fingerprint
     )
-    tests = [evaluate_once(final.out) for final in finals]
+    tests = [evaluate_once(final.out, device=final.cluster.device) for final in finals]
     first, final = trainings[0], finals[0]
     return {
         "sweep": sweep,

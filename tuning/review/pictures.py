@@ -13,7 +13,7 @@ import numpy as np
 from cluster.io.errors import UserError
 from datasets.preview import encode_thumbnail
 from trainers.evaluation.explain import explain, order
-from trainers.evaluation.measures import ConfusedPair, confusion_matrix, find_confused_pairs
+from trainers.evaluation.measures import ConfusedPair, find_confused_pairs
 from trainers.evaluation.pictures import Explained
 from trainers.evaluation.split import read_views
 from trainers.inference.hierarchy import parse_names
@@ -87,8 +87,8 @@ def show_predictions(record: SweepRecord, *, pictures: bool) -> WinnerPrediction
         split="test" if split == "test" else "validation",
         num_images=len(rows),
         num_correct=int(predictions.is_correct_N.sum()),
-        confusion=draw_confusion(confusion_matrix(predictions), predictions.classes),
-        makes=draw_makes(confusion_matrix(predictions), predictions.classes),
+        confusion=draw_confusion(predictions.label_N, predictions.predicted_N, predictions.classes),
+        makes=draw_makes(predictions.label_N, predictions.predicted_N, predictions.classes),
         pairs=list(zip(pairs, images, strict=False)),
         mistakes=cards[: len(mistakes)],
         right=cards[len(mistakes) :],
@@ -96,14 +96,15 @@ def show_predictions(record: SweepRecord, *, pictures: bool) -> WinnerPrediction
     )
 
 
-def draw_makes(confusion_KK: np.ndarray, classes: Sequence[str]) -> Chart | None:
+def draw_makes(
+    label_N: np.ndarray, predicted_N: np.ndarray, classes: Sequence[str]
+) -> Chart | None:
     """Draw the confusion matrix of makes, which are read from names such as Audi S6 Sedan 2011."""
     hierarchy = parse_names(classes)
     makes, index_K = hierarchy.groups(0)
     if "year" not in hierarchy.levels or not 1 < len(makes) < len(classes):
         return None
-    belongs_KG = np.eye(len(makes), dtype=confusion_KK.dtype)[index_K]
-    return draw_confusion(belongs_KG.T @ confusion_KK @ belongs_KG, makes, name="makes")
+    return draw_confusion(index_K[label_N], index_K[predicted_N], makes, name="makes")
 
 
 def _picture(

@@ -46,21 +46,24 @@ def _note(called: list[str], name: str, *_: object) -> None:
     called.append(name)
 
 
-def require_adapters(backbone: str, depth: object) -> None:
+def require_adapters(backbone: str, depth: object, field: str) -> None:
     """Refuse LoRA where it is not possible.
+
+    Args:
+        field: that the depth is of, for the error.
 
     Raises:
         UserError: for a network without attention, or without peft.
     """
     require(
         bool(attention_layers(backbone)),
-        "model.freeze_depth",
+        field,
         depth,
         f"{backbone} has no attention; use a number of stages, or a transformer",
     )
     if importlib.util.find_spec("peft") is None:
         raise UserError(
-            f"model.freeze_depth is {depth!r}: it needs peft; pip install '{PACKAGE}' on every "
+            f"{field} is {depth!r}: it needs peft; pip install '{PACKAGE}' on every "
             "node, or freeze a number of stages"
         )
 
