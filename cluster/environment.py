@@ -1,5 +1,13 @@
-"""Environment variables of Ray's processes, set where a cluster is started or connected to."""
+"""Environment variables of Ray's processes, set where a cluster is started or connected to.
 
+What the user has set, wins: in this process, or with `submit --env` and a job's runtime_env.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+
+from cluster.io.storage import JOB_ENV_VAR
 from cluster.memory_allocator import ALLOCATOR_ENV
 from cluster.threads import SPIN_ENV
 
@@ -36,3 +44,20 @@ DRIVER_ENV = {
     # Ray sizes the object store by the machine's (or container's) memory; this is its upper bound.
     "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(8 * 2**30),
 }
+
+
+def set_environment() -> None:
+    """Set both for this process, and so for a cluster that it starts."""
+    os.environ.update({**WORKER_ENV, **DRIVER_ENV, **os.environ})
+
+
+def find_worker_env(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return WORKER_ENV for processes of a cluster that runs already, with the values of this one.
+
+    Ray sends them what the job's runtime_env sets, and refuses a driver that names it again.
+    """
+    job = json.loads(environment.get(JOB_ENV_VAR) or "{}")
+    sent = (job.get("runtime_env") or {}).get("env_vars") or {}
+    return {
+        name: environment.get(name, value) for name, value in WORKER_ENV.items() if name not in sent
+    }

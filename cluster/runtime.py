@@ -18,7 +18,7 @@ import ray
 from ray.exceptions import AuthenticationError
 
 from cluster.entry import ROOT, leaving
-from cluster.environment import DRIVER_ENV, WORKER_ENV
+from cluster.environment import find_worker_env, set_environment
 from cluster.foreign_datasets import refuse_foreign_datasets
 from cluster.io.errors import UserError
 from cluster.io.storage import JOB_ENV_VAR
@@ -79,6 +79,19 @@ def find_resources() -> Resources:
     )
 
 
+def require_cpus(resources: Resources) -> None:
+    """Refuse a cluster on which no task can run, as where an autoscaler has started no node yet.
+
+    Raises:
+        UserError: where it has less than a CPU.
+    """
+    if resources.num_cpus < 1:
+        raise UserError(
+            f"the cluster has {resources.num_cpus:g} CPUs, and Thaw plans for the nodes that are "
+            "up: start a worker node (minReplicas of 1 or more, where an autoscaler starts them)"
+        )
+
+
 _start: Future[str | None] | None = None
 """Start of a cluster for this process, by `start_early`, until `open_session` takes it."""
 _started_here = False
@@ -97,7 +110,7 @@ def start_early(address: str | None, imports: Sequence[str] = ()) -> None:
     global _start
     if _find_address(address) != LOCAL or _start is not None or ray.is_initialized():
         return
-    os.environ.update({**WORKER_ENV, **DRIVER_ENV, **os.environ})  # what the user set, wins
+    set_environment()
     options: dict[str, Any] = {"include_dashboard": wants_dashboard(), "num_cpus": count_cpus()}
     raise_file_limit()
     require_loopback()
@@ -161,13 +174,14 @@ def connect(address: str | None = None, *, quiet: bool = False) -> Resources:
     runs already is sent our code; it then runs in a copy of ROOT, so URIs must be absolute.
 
     Raises:
-        UserError: where the address can't be reached, or `datasets` is not ours.
+        UserError: where the address can't be reached, it has no CPU, or `datasets` is not ours.
     """
     if ray.is_initialized() and _start is None:
         return find_resources()
     dashboard = open_session(address)
-    refuse_foreign_datasets(in_workers=not _started_here)
     resources = find_resources()
+    require_cpus(resources)
+    refuse_foreign_datasets(in_workers=not _started_here)
     if not (quiet or is_quiet()):
         print(
             f"Ray {ray.__version__} at {ray.get_runtime_context().gcs_address}: {resources}"
@@ -196,9 +210,9 @@ def open_session(address: str | None = None) -> str | None:
         watch_memory(partial(report, warning=True))
         unwind_on_sigterm()  # again: Ray's core has set its own
         return dashboard
-    os.environ.update({**WORKER_ENV, **DRIVER_ENV, **os.environ})  # what the user set, wins
+    set_environment()
     _refuse_unreachable(address)
-    runtime_env: dict[str, Any] = {"env_vars": WORKER_ENV}
+    runtime_env: dict[str, Any] = {"env_vars": find_worker_env()}
     if JOB_ENV_VAR not in os.environ:  # a job was sent our code already
         runtime_env["working_dir"] = str(ROOT)  # less what .rayignore names
     dashboard, _started_here = _init(address, runtime_env=runtime_env), False

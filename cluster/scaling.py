@@ -18,7 +18,7 @@ import ray
 from cluster.config import ClusterConfig
 from cluster.entry import ROOT
 from cluster.io.errors import UserError
-from cluster.runtime import Resources
+from cluster.runtime import Resources, require_cpus
 
 T = TypeVar("T")
 
@@ -49,8 +49,9 @@ def plan_workers(
     """Divide the cluster among `num_concurrent` trainings and one of them among its workers.
 
     Raises:
-        UserError: where a GPU is asked and there is none, or the workers don't fit.
+        UserError: where a GPU is asked and there is none, the workers don't fit, or no CPU is up.
     """
+    require_cpus(resources)
     use_gpu = _uses_gpu(resources, config)
     num_workers = config.num_workers
     if num_workers is None:
@@ -113,7 +114,9 @@ def max_concurrent_trials(resources: Resources, config: ClusterConfig) -> int:
     num_workers = config.num_workers
     if num_workers is None:
         num_workers = 1 if use_gpu else resources.num_nodes
-    available = resources.num_gpus if use_gpu else resources.num_cpus / TRIAL_CPUS
+    available = resources.num_cpus / TRIAL_CPUS
+    if use_gpu:  # each of its workers needs a CPU, too
+        available = min(resources.num_gpus, resources.num_cpus)
     return max(1, floor(available / max(1, num_workers)))
 
 

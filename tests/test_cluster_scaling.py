@@ -115,3 +115,24 @@ def test_concurrent_trials_never_outgrow_the_cluster(
     resources: Resources, num_workers: int | None, expected: int
 ) -> None:
     assert max_concurrent_trials(resources, ClusterConfig(num_workers=num_workers)) == expected
+
+
+@pytest.mark.parametrize("num_workers", [None, 0, 1])
+def test_a_cluster_without_cpus_is_said_to_have_none(num_workers: int | None) -> None:
+    """As where an autoscaler has started no worker yet: no other number of workers helps."""
+    with pytest.raises(ValueError, match=r"the cluster has 0 CPUs, .*start a worker node") as told:
+        plan_workers(cluster_of(nodes=0, cpus=0), ClusterConfig(num_workers=num_workers))
+    assert "num_workers" not in str(told.value)
+
+
+@pytest.mark.parametrize("num_workers", [None, 1, 3, 8])
+def test_the_number_of_workers_that_an_error_names_fits(num_workers: int | None) -> None:
+    """Of a cluster with more GPUs than CPUs, of a sweep and of a training alone."""
+    resources, config = cluster_of(cpus=4, gpus=8), ClusterConfig(num_workers=num_workers)
+    for num_concurrent in (1, max_concurrent_trials(resources, config)):
+        try:
+            plan_workers(resources, config, num_concurrent=num_concurrent)
+        except ValueError as error:
+            most = int(str(error).split(" or fewer")[0].split()[-1])
+            plan_workers(resources, ClusterConfig(num_workers=most), num_concurrent=num_concurrent)
+            assert most > 0

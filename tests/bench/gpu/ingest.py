@@ -24,7 +24,7 @@ import torch
 import torchvision
 
 from cluster.config import ClusterConfig
-from cluster.environment import DRIVER_ENV, WORKER_ENV
+from cluster.environment import set_environment
 from cluster.runtime import connect
 from datasets.config import Ingest, IngestConfig
 from datasets.decode import decode
@@ -55,7 +55,7 @@ def ray_on(num_cores: int) -> Iterator[None]:
         return
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(before)[:num_cores])
-    os.environ.update({**WORKER_ENV, **DRIVER_ENV, **os.environ})
+    set_environment()
     try:
         ray.init(
             address="local", include_dashboard=False, num_cpus=num_cores, log_to_driver=False,
