@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import KW_ONLY, dataclass
 from importlib import import_module
 from operator import attrgetter
@@ -13,6 +13,7 @@ import tyro
 from cluster import entry
 from cluster.io.errors import UserError
 from cluster.io.fields import check_fields
+from cluster.io.json_output import json_alone
 from cluster.io.markers import URI, change_marked
 
 
@@ -48,7 +49,8 @@ def dispatch(
     config = parse_verb(room, verbs, arguments, default=default)
     name, _ = _split(arguments, default)
     verb = verbs[name]
-    with starting_ray(verb, config):
+    is_json = getattr(config, "json", False)
+    with json_alone() if is_json else nullcontext(), starting_ray(verb, config):
         load(verb.run)(config)
 
 

@@ -33,6 +33,7 @@ NODE_ERRORS = {
     "smaller network, or end the other processes on that GPU (`nvidia-smi` lists them)",
 }
 """The user's sentences for errors of Ray and torch, by class: what a node lacks is no bug."""
+INTERRUPTED = "Interrupted: run the same command again to resume"
 QUIET_HELP = "\nEvery command also takes --quiet: results and warnings alone, no progress."
 
 
@@ -42,7 +43,8 @@ def run_room(main: Callable[[Sequence[str]], None], *, early: bool = False) -> N
     `--quiet` is an option of every command, so it is taken here, and said below every `--help`.
     A UserError or StorageError is printed in one sentence, with its traceback where
     THAW_TRACEBACK=1 is set. Any other error is a bug and keeps its traceback. Where the reader of a
-    pipe leaves (`| head`), the command ends silently, as other commands do.
+    pipe leaves (`| head`), the command ends silently, as other commands do; Ctrl-C ends it in one
+    sentence, with exit code 130.
 
     Args:
         early: a command that needs a Ray cluster of its own starts it before its own imports.
@@ -69,6 +71,11 @@ def run_room(main: Callable[[Sequence[str]], None], *, early: bool = False) -> N
             raise
         print(f"error: {shown}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        if os.environ.get("THAW_TRACEBACK"):
+            raise
+        print(INTERRUPTED, file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
     except SystemExit:
         if leaving:  # raised within `ray.get`, it has come out with code 1
             raise SystemExit(128 + leaving[0]) from None

@@ -1,15 +1,24 @@
 """How a command ends where a node lacks memory or disk, with Ray's own classes of errors."""
 
+import json
 import os
+import re
 import sys
+import threading
+from dataclasses import dataclass
 
 import pytest
 import torch
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError, OutOfMemoryError, RayTaskError
 
-from cluster import entry
+from cluster import dispatch, entry
+from cluster.dispatch import Verb
 from cluster.io.errors import UserError
+from cluster.io.json_output import print_json
+from cluster.io.terminal import report
+from cluster.session_folder import choose_session_folder
 from datasets.__main__ import parse
+from tests.conftest import ROOT
 from trainers.__main__ import parse as parse_trainers
 
 WRAPPED = {
@@ -25,7 +34,7 @@ def chain(error: Exception, cause: Exception) -> Exception:
     return error
 
 
-def raise_from(error: Exception, cause: Exception | None) -> None:
+def raise_from(error: BaseException, cause: Exception | None) -> None:
     raise error from cause
 
 
@@ -81,3 +90,61 @@ def test_threads_of_a_command_spin_briefly(set_by_user, expected, monkeypatch, c
         monkeypatch.setenv("GOMP_SPINCOUNT", set_by_user)
     entry.run_room(lambda _: print(os.environ["GOMP_SPINCOUNT"]))
     assert capsys.readouterr().out == f"{expected}\n"
+
+
+def test_ctrl_c_is_one_sentence_and_130(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["x"])
+    with pytest.raises(SystemExit) as ended:
+        entry.run_room(lambda _: raise_from(KeyboardInterrupt(), None))
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "Interrupted: run the same command again to resume\n"
+    monkeypatch.setenv("THAW_TRACEBACK", "1")
+    with pytest.raises(KeyboardInterrupt):
+        entry.run_room(lambda _: raise_from(KeyboardInterrupt(), None))
+
+
+@dataclass(frozen=True, kw_only=True)
+class JsonConfig:
+    json: bool = False
+
+
+def answer(config: JsonConfig) -> None:
+    """Print what may stand beside a result: news, of libraries, warnings of other threads."""
+    report("news")
+    print("of a library")
+    warner = threading.Thread(target=report, args=("memory is full",), kwargs={"warning": True})
+    warner.start()
+    warner.join()
+    if config.json:
+        print_json({"top1": 0.5})
+
+
+@pytest.mark.parametrize("is_json", [True, False])
+def test_json_is_alone_on_stdout(is_json, capsys):
+    verbs = {"show": Verb("show", f"{__name__}:JsonConfig", f"{__name__}:answer")}
+    dispatch.dispatch("room", verbs, ["show", *["--json"] * is_json])
+    told, beside = capsys.readouterr(), "news\nof a library\nmemory is full\n"
+    if is_json:
+        assert json.loads(told.out) == {"top1": 0.5} and told.err == beside
+    else:
+        assert told.out == beside and told.err == ""
+
+
+def test_ray_that_starts_early_prints_nothing_on_the_stdout_of_json(monkeypatch, capsys):
+    """A long TMPDIR is told before the modules of the command are imported."""
+    monkeypatch.setattr(entry, "starts_early", True)
+    monkeypatch.setattr(
+        "cluster.runtime.start_early",
+        lambda *_: choose_session_folder({"TMPDIR": f"/tmp/{'x' * 90}"}),
+    )
+    verbs = {"show": Verb("", f"{__name__}:JsonConfig", f"{__name__}:answer", address="json")}
+    dispatch.dispatch("room", verbs, ["show", "--json"])
+    told = capsys.readouterr()
+    assert json.loads(told.out) == {"top1": 0.5} and told.err.startswith("TMPDIR is '/tmp/xx")
+
+
+def test_every_json_is_printed_where_it_is_alone():
+    for room in ("cluster", "datasets", "k8s", "trainers", "tuning"):
+        for file in (ROOT / room).rglob("*.py"):
+            printed = re.search(r"^ *print\(json\.dumps", file.read_text(), re.MULTILINE)
+            assert printed is None or file.stem == "json_output", file

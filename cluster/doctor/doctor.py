@@ -16,10 +16,7 @@
 Exit code 0: nothing failed (warnings may be there). 1: something failed. 2: the command is wrong.
 """
 
-import json
-import sys
 from collections.abc import Iterator
-from contextlib import redirect_stdout
 from math import inf
 
 import ray
@@ -51,6 +48,7 @@ from cluster.doctor.results import CheckResult, fail, has_failed, summarize, to_
 from cluster.doctor.storage_checks import ask_data, ask_out, judge_data
 from cluster.doctor.wandb_reach import check_wandb
 from cluster.io import storage
+from cluster.io.json_output import print_json
 from cluster.memory_allocator import glibc_version
 from cluster.session_folder import MachineError
 
@@ -64,14 +62,13 @@ def run_doctor(config: DoctorConfig) -> None:
         UserError: where the address is no address, or a URI is relative in a job.
     """
     findings = []
-    with redirect_stdout(sys.stderr if config.json else sys.stdout):  # which has JSON alone
-        for finding in examine(config):
-            findings.append(finding)
-            if not config.json:
-                print(finding, flush=True)
+    for finding in examine(config):
+        findings.append(finding)
+        if not config.json:
+            print(finding, flush=True)
     if config.json:
         address = ray.get_runtime_context().gcs_address if ray.is_initialized() else None
-        print(json.dumps(to_json(address, findings), indent=1))
+        print_json(to_json(address, findings))
     else:
         print(f"\n{summarize(findings)}")
     if has_failed(findings):

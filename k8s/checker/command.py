@@ -13,13 +13,13 @@
 Exit code 0: no findings. 1: findings. 2: the command is wrong, or an overlay does not build.
 """
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from cluster.io.errors import require
+from cluster.io.json_output import print_json
 from cluster.manifests import CheckK8sConfig
 from k8s.checker import crds
 from k8s.checker.judge import RULES, check
@@ -41,7 +41,7 @@ def run(config: CheckK8sConfig) -> None:
     crds.find_folder()  # before anything is built
     overlays = list(build_all(config.paths))
     findings = [finding for overlay in overlays for finding in check(overlay)]
-    (print_json if config.json else print_lines)(overlays, findings)
+    (print_object if config.json else print_lines)(overlays, findings)
     if findings:
         raise SystemExit(1)
 
@@ -92,7 +92,7 @@ def describe_others(overlays: Sequence[Overlay]) -> list[str]:
     return [f"{kind} ({count} objects)" for kind, count in sorted(kinds.items())]
 
 
-def print_json(overlays: Sequence[Overlay], findings: Sequence[Finding]) -> None:
+def print_object(overlays: Sequence[Overlay], findings: Sequence[Finding]) -> None:
     found = [{**asdict(item), "source": RULES[item.rule].source} for item in findings]
     report = {
         "schema_version": 1,
@@ -103,4 +103,4 @@ def print_json(overlays: Sequence[Overlay], findings: Sequence[Finding]) -> None
         "not_judged": describe_others(overlays),
         "findings": found,
     }
-    print(json.dumps(report, indent=1))
+    print_json(report)

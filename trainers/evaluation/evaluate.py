@@ -21,6 +21,7 @@ import numpy as np
 from cluster.config import ClusterConfig, Device
 from cluster.io import storage
 from cluster.io.errors import UserError
+from cluster.io.json_output import print_json
 from cluster.io.lease import hold_lease
 from cluster.runtime import connect
 from datasets.manifest import TRAIN_AND_VAL, Manifest
@@ -100,7 +101,7 @@ def run_evaluation(config: EvaluateConfig) -> None:
     folder = folder_of(storage.absolute(config.run, "run"), split, tta=config.tta, other=other)
     sync = track_evaluation(config.run, folder, result)
     if config.json:
-        print(json.dumps(result, indent=1))
+        print_json(result)
         return
     show(result, split, folder)
     if sync:

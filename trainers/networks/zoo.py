@@ -1,7 +1,6 @@
 """The table of the networks, as of Keras Applications, measured on this machine."""
 
 import fnmatch
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from rich.table import Table
 
 from cluster.io import storage
 from cluster.io.errors import UserError, require
+from cluster.io.json_output import print_json
 from cluster.io.tables import to_csv
 from cluster.io.terminal import is_quiet, literal_console
 from trainers.networks.backbones import BACKBONES, find
@@ -117,7 +117,7 @@ def run_zoo(config: ZooConfig) -> None:
     file = storage.join(config.out, "lecture.csv" if config.lecture else "zoo.csv")
     storage.write_bytes(file, to_csv(values[0], (row.values() for row in values)))
     if config.json:
-        print(json.dumps(values, indent=1))
+        print_json(values)
         return
     grid, legend = (lay_out(values), LECTURE_LEGEND) if config.lecture else (table(rows), LEGEND)
     literal_console(width=TABLE_WIDTH).print(grid)
