@@ -3,6 +3,7 @@
 import errno
 import gzip
 import os
+import re
 import subprocess
 import sys
 from datetime import timedelta
@@ -54,6 +55,17 @@ def test_google_is_asked_anonymously_only_on_request_and_never_for_minutes(
 
     assert options["anonymous"] is anonymous
     assert options["retry_time_limit"] == timedelta(seconds=60)
+
+
+@pytest.mark.parametrize(
+    "bucket",
+    ["my bucket", "<bucket>", "{bucket}", "bücket", "b?versionId=1", "b#1", "b%20c", "b*"],
+)
+@pytest.mark.parametrize("scheme", ["s3", "gs", "gcs"])
+def test_a_bucket_that_can_be_none_is_named(scheme: str, bucket: str) -> None:
+    sentence = f"URI '{scheme}://{bucket}/cars' has the bucket '{bucket}': use {scheme}://BUCKET"
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        filesystems.resolve(f"{scheme}://{bucket}/cars")
 
 
 def test_hugging_face_is_read_by_its_own_package() -> None:

@@ -10,6 +10,7 @@ Credentials and endpoints come from environment variables of each process:
 
 import errno
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from urllib.parse import quote
 import fsspec
 from pyarrow import fs
 
-from cluster.io.errors import MissingFileError, StorageError, UserError
+from cluster.io.errors import MissingFileError, StorageError, UserError, show
 from cluster.io.fields import check_text
 
 # Options of pyarrow. Small objects go in one request instead of three; without a limit a process
@@ -43,6 +44,7 @@ REMEDIES = {
 REQUEST_TIMEOUT_S = 60.0
 # A busy S3 server is asked so often, within 6 s.
 NUM_ATTEMPTS = 8
+BUCKET_NAME = re.compile(r"[A-Za-z0-9._-]+")  # pyarrow parses no other host in a URI
 LOCAL_REMEDIES = {
     errno.ENOSPC: "free some space there",
     errno.EDQUOT: "free some space there, or have the quota raised",
@@ -75,6 +77,11 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
         raise UserError(
             f"a URI of {scheme}:// holds credentials: it would carry them into configs and logs; "
             f"use {scheme}://BUCKET/PATH, and give them in the environment"
+        )
+    if not BUCKET_NAME.fullmatch(name):
+        raise UserError(
+            f"URI {show(uri)} has the bucket {show(name)}: use {scheme}://BUCKET/PATH, where "
+            "BUCKET has letters, digits, dots, - and _ alone"
         )
     with explaining(uri):
         filesystem = _open_bucket(scheme, bucket)
