@@ -1,6 +1,7 @@
 """python -m tuning [RECIPE] --data URI ... | VERB ..."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from cluster.dispatch import Verb, dispatch, list_verbs, parse_verb
@@ -93,7 +94,8 @@ def parse(arguments: Sequence[str]) -> Any:
 
 def parse_for_job(arguments: Sequence[str]) -> Any:
     """Parse a command that runs elsewhere: its advice may be unreadable from here."""
-    verbs = sweeps("tuning.commands:parse_without_advice") | OTHERS
+    advise = replace(OTHERS["advise"], parse="tuning.commands:parse_advise_for_job")
+    verbs = sweeps("tuning.commands:parse_without_advice") | OTHERS | {"advise": advise}
     return parse_verb("tuning", verbs, arguments, default=DEFAULT)
 
 

@@ -13,7 +13,9 @@ from cluster.io.markers import URI, marked, replace_at
 from cluster.jobs.entrypoint import refuse_relative
 from trainers.config import RANDOM, FinetuneConfig
 from trainers.recipes import RECIPES, pretrained, transfer
+from tuning.advice.config import AdviseConfig
 from tuning.axes.axis import CLIPNORM, FREEZE_DEPTH, INIT, WHEN, Axis, read_axes, read_axis
+from tuning.axes.backbones import read_backbones
 from tuning.budget.config import BudgetConfig
 from tuning.config import SpaceConfig, TuningConfig, fit_warmup
 from tuning.options import FROM_RECIPE, OPTIONS, Command
@@ -172,6 +174,21 @@ def parse_without_advice(recipe: str, options: Sequence[str], help: str) -> Any:
         for value in filter(None, axis.values if is_uri else ()):
             refuse_relative(axis.field, str(value), "--axis")
     return parsed
+
+
+def parse_advise_for_job(verb: str, options: Sequence[str], help: str | None) -> AdviseConfig:
+    """Parse the options of `advise` for another machine.
+
+    Raises:
+        UserError: where weights have a relative path.
+    """
+    config: AdviseConfig = parse_options(
+        AdviseConfig, options, prog=f"python -m tuning {verb}", help=help
+    )
+    for named in read_backbones(config.backbones):
+        if named.weights is not None:
+            refuse_relative("backbones", named.weights, "--backbones NAME=URI with")
+    return config
 
 
 def run_sweep(config: TuningConfig | Explanation) -> None:

@@ -270,8 +270,8 @@ class DemoConfig:
 
     out: Annotated[str, URI] = "runs/demo"
     """Folder of the data sets, the sweep and its runs."""
-    weights: str | None = None
-    """State dict of a ResNet50 trained on ImageNet, if it can't be downloaded."""
+    weights: Annotated[str | None, URI] = None
+    """URI of a state dict of a ResNet50 trained on ImageNet, if it can't be downloaded."""
     address: str | None = None
     """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
     wandb: Literal["auto", "online", "offline", "off"] = "auto"

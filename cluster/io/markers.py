@@ -17,6 +17,9 @@ class Marker:
 
 URI = Marker("uri")
 """A path or URI: made absolute before it leaves the process, refused in a job where it is not."""
+OR_NAMES = Marker("or_names")
+"""Of a URI: the word NAMES may be there as well, and is no path."""
+NAMES = "names"
 RESUMABLE = Marker("resumable")
 """May change when a run or sweep is resumed."""
 RUN_RESUMABLE = Marker("run_resumable")

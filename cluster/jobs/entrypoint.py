@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.io.errors import UserError
-from cluster.io.markers import URI, markers
+from cluster.io.markers import NAMES, OR_NAMES, URI, markers
+from cluster.manifests import CheckK8sConfig
 
 ROOMS = ("cluster", "datasets", "trainers", "tuning")
 _PYTHON = re.compile(r"python(3(\.\d+)?)?")
@@ -38,6 +39,11 @@ def check_command(words: Sequence[str]) -> Any:
                 "shared storage, or a URI such as s3://bucket/folder"
             )
     config = parse_room(room, words[3:])
+    if isinstance(config, CheckK8sConfig):
+        raise UserError(
+            "command is `python -m cluster check-k8s`: a job has no k8s/, as only Thaw's four "
+            "packages are sent; run it here, without submit"
+        )
     refuse_relative_paths(config)
     return config
 
@@ -66,7 +72,7 @@ def refuse_relative_paths(config: Any, prefix: str = "") -> None:
             refuse_relative_paths(value, f"{prefix}{name}.")
         elif prefix and name == "out":
             continue  # of the training that a sweep's trials start from: each has its own
-        elif URI in own and value:
+        elif URI in own and value and not (OR_NAMES in own and value == NAMES):
             refuse_relative(f"{prefix}{name}", value, f"--{name.replace('_', '-')}")
 
 

@@ -10,7 +10,7 @@ from cluster.io.errors import (
     require_not_negative,
     require_share,
 )
-from cluster.io.markers import URI
+from cluster.io.markers import OR_NAMES, URI
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class EvaluateConfig:
     refused: float = 0.05
     """Share of images of known classes that may be called unknown. The validation images set the
     threshold."""
-    hierarchy: str | None = None
+    hierarchy: Annotated[str | None, URI, OR_NAMES] = None
     """Levels of classes: `names` reads make, model and year from names such as Audi S6 Sedan 2011.
     Else the URI of a CSV file with the column class and a column for each level, the coarsest
     first. Measures each level, and answers at the finest level that is probable enough."""

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from cluster.config import Device
 from cluster.io.errors import require, require_at_least, require_between, require_share
-from cluster.io.markers import URI
+from cluster.io.markers import OR_NAMES, URI
 from datasets.config import MAX_FOLDS, SIZES_PX, IngestConfig
 from trainers.config import ModelConfig
 
@@ -126,7 +126,7 @@ class PredictConfig(InferenceConfig):
     coverage: float | None = None
     """Add the column class_set: a set of classes that has the true class for this share of images.
     Needs a calibrated run."""
-    hierarchy: str | None = None
+    hierarchy: Annotated[str | None, URI, OR_NAMES] = None
     """Levels of classes, as for `evaluate`: `names`, or the URI of a CSV file. Adds the likeliest
     group of each level, and answer, answer_level and answer_probability."""
     least_probability: float = 0.9

@@ -15,8 +15,8 @@ import pyarrow as pa
 
 from cluster.io import storage
 from cluster.io.errors import UserError, require
+from cluster.io.markers import NAMES
 
-NAMES = "names"
 TWO_WORDS = (
     "AM General", "Alfa Romeo", "Aston Martin", "De Tomaso", "Great Wall", "Land Rover",
     "Range Rover", "Rolls Royce", "Mercedes Benz",
