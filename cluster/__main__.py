@@ -25,8 +25,8 @@ SUBMIT_HELP = """Run a command of Thaw as a job of a Ray cluster, and follow its
 
 The command is parsed first, and its paths, secrets, size and versions are checked. Then the four
 packages of this folder are sent with it. Ctrl-C detaches and leaves the job running. The exit code
-is the job's: 0, or 1 if it failed. If the cluster asks for a token, set RAY_AUTH_MODE=token and put
-the token into RAY_AUTH_TOKEN or ~/.ray/auth_token.
+is the job's, or 1 if it was stopped. If the cluster asks for a token, set RAY_AUTH_MODE=token and
+put the token into RAY_AUTH_TOKEN or ~/.ray/auth_token.
 """
 
 CHECK_K8S_HELP = """Build Kubernetes overlays and check them, without a cluster.

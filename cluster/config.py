@@ -96,8 +96,7 @@ class SubmitConfig:
     """Environment variables of every process of the job, as NAME=VALUE. The dashboard shows them,
     so secrets are refused."""
     check_versions: bool = True
-    """Compare the versions of the head with those of this machine, and refuse to submit if they
-    differ."""
+    """Refuse to submit if the head has other versions of Python and packages than Thaw needs."""
     max_mib: float = 64.0
     """Refuse to send more MiB than this, packed. The job server takes 512 MiB at most."""
     reconnect_s: float = 300.0

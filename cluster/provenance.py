@@ -13,12 +13,25 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from packaging.specifiers import SpecifierSet
+
 from cluster.entry import ROOT
-from cluster.secrets import known_secrets
+from cluster.secrets import known_secrets, may_be_a_word
 
 COMMIT_VAR = "THAW_COMMIT"
 """The commit, where the code has no .git beside it: in a container image or a job."""
-PACKAGES = ("ray", "torch", "torchvision", "albumentations", "opencv-python-headless", "wandb")
+REQUIRED = {
+    "ray": "==2.60.0",
+    "torch": "==2.14.1",
+    "torchvision": "==0.29.1",
+    "timm": "==1.0.31",
+    "albumentations": "==2.0.8",
+    "opencv-python-headless": ">=5.0,<6",
+    "wandb": ">=0.31,<0.32",
+}
+"""What a result depends on, as in pyproject.toml, which no image and no job has."""
+REQUIRED_PYTHON = ">=3.11,<3.14"
+PACKAGES = tuple(REQUIRED)
 GIT_TIMEOUT_S = 10
 REDACTED = "***"
 USERINFO = re.compile(r"(://)[^/@\s]*:[^@\s]*@")
@@ -63,7 +76,10 @@ def find_command(argv: list[str]) -> str:
 def redact(word: str) -> str:
     """Take the secrets out of a word of a command line."""
     for secret in known_secrets():
-        word = word.replace(secret, REDACTED)
+        if not may_be_a_word(secret):
+            word = word.replace(secret, REDACTED)
+        elif word.rpartition("=")[2] == secret:
+            word = word.removesuffix(secret) + REDACTED
     return USERINFO.sub(rf"\1{REDACTED}@", word)
 
 
@@ -96,6 +112,16 @@ def find_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
         with suppress(PackageNotFoundError):
             versions[package] = version(package)
     return versions
+
+
+def find_unsuitable(theirs: Mapping[str, str]) -> list[str]:
+    """Name each version of another machine that is none of those that Thaw runs with."""
+    return [
+        f"{name} {found} (Thaw needs {wanted})"
+        for name, wanted in {"python": REQUIRED_PYTHON, **REQUIRED}.items()
+        if (found := theirs.get(name)) is not None
+        and not SpecifierSet(wanted).contains(found.rstrip("+"), prereleases=True)
+    ]
 
 
 def find_differences(theirs: Mapping[str, str], ours: Mapping[str, str]) -> list[str]:

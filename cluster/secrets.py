@@ -16,6 +16,9 @@ SECRET_NAMES = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")
 """Ends of the names of environment variables whose values must stand in no file."""
 MIN_SECRET = 8
 """Shorter values stand in any text."""
+MIN_WORD = 16
+"""Values without a digit, of small or large letters alone, that are shorter may be a word of any
+text: they are looked for where they are all that is given, not within words and files."""
 REMEDY = (
     "give secrets to the nodes, in the environment that Ray is started in or a Kubernetes Secret "
     "(secretKeyRef), never to the job"
@@ -46,6 +49,12 @@ def known_secrets(environment: Mapping[str, str] = os.environ) -> dict[str, str]
     return dict(sorted(secrets.items(), key=lambda item: -len(item[0])))
 
 
+def may_be_a_word(secret: str) -> bool:
+    """Return whether a secret may stand in a text that has nothing to do with it."""
+    is_varied = any(map(str.isdigit, secret)) or secret not in (secret.lower(), secret.upper())
+    return len(secret) < MIN_WORD and not is_varied
+
+
 def refuse_secrets_in_words(
     words: Sequence[str], field: str, environment: Mapping[str, str] = os.environ
 ) -> None:
@@ -62,6 +71,8 @@ def refuse_secrets_in_words(
             kind = f"gives {name} a value"
         elif _URL_PASSWORD.search(word):
             kind = "holds a URL with a password"
+        elif (value := word.rpartition("=")[2]) in known:
+            kind = f"holds the value of {known[value]}"
         elif found := find_secret(word.encode(), known):
             kind = f"holds {found}"
         else:
@@ -79,20 +90,34 @@ def refuse_secrets_in_files(
     """
     if found := list(find_in_files(files, known_secrets(environment))):
         shown = ", ".join(f"{path.relative_to(root)} holds {kind}" for path, kind in found[:3])
-        raise UserError(f"folder is {str(root)!r}: {shown}; take it out of the file, and {REMEDY}")
+        raise UserError(
+            f"folder is {str(root)!r}: {shown}; take it out of the file, and {REMEDY}; where the "
+            "value of a variable is no secret, unset the variable here"
+        )
 
 
 def find_in_files(files: Sequence[Path], known: Mapping[str, str]) -> Iterator[tuple[Path, str]]:
-    """Yield the files that hold a secret, and its kind."""
+    """Yield the files that hold a secret, and its kind.
+
+    Raises:
+        UserError: where one can't be read.
+    """
     for path in files:
-        if kind := find_secret(path.read_bytes(), known):
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise UserError(
+                f"folder: {str(path)!r} can't be read ({error.strerror}); delete it, change its "
+                "permissions, or run the command again if it has just been moved"
+            ) from error
+        if kind := find_secret(content, known):
             yield path, kind
 
 
 def find_secret(content: bytes, known: Mapping[str, str]) -> str | None:
     """Return the kind of secret in `content`, or the name of a known one."""
     for value, name in known.items():
-        if value.encode() in content:
+        if not may_be_a_word(value) and value.encode() in content:
             return f"the value of {name}"
     for kind, pattern in _COMPILED.items():
         if pattern.search(content):

@@ -4,6 +4,7 @@ import ast
 import base64
 import os
 import re
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -74,6 +75,43 @@ def test_a_secret_in_a_file_is_refused(kind: str, tmp_path: Path) -> None:
     refuse_secrets_in_files([file], tmp_path, {})
     with pytest.raises(ValueError, match="holds the value of WANDB_API_KEY"):
         refuse_secrets_in_files([file], tmp_path, {"WANDB_API_KEY": SECRET})
+
+
+def test_a_word_of_our_code_is_no_secret_in_it(tmp_path: Path) -> None:
+    known = {"MYSQL_PASSWORD": "password", "SORT_KEY": "mobilenet_v2"}
+    file = tmp_path / "code.py"
+    file.write_text("password = None")
+    refuse_secrets_in_files([file], tmp_path, known)
+    refuse_secrets_in_words(["--out", "s3://bucket/password-cars"], "command", known)
+    for word in ("password", "--group=password"):
+        with pytest.raises(ValueError, match="holds the value of MYSQL_PASSWORD"):
+            refuse_secrets_in_words([word], "command", known)
+    file.write_text("mobilenet_v2")  # has a digit
+    with pytest.raises(ValueError, match=r"SORT_KEY; take it out .* no secret, unset the variable"):
+        refuse_secrets_in_files([file], tmp_path, known)
+
+
+def test_files_of_editors_are_left_out_and_links_to_nothing_named(tmp_path: Path) -> None:
+    """As Ray does with `ray job submit --working-dir .`, by .rayignore."""
+    from ray._private.runtime_env.packaging import create_package
+
+    shutil.copy(ROOT / ".rayignore", tmp_path)
+    room = tmp_path / "cluster"
+    (room / ".git").mkdir(parents=True)
+    for name in ("a.py", ".a.py.swp", ".x", ".git/c"):
+        (room / name).write_text(name)
+    (room / ".#config.py").symlink_to("me@host.1:2")
+    assert list_files(tmp_path) == [room / "a.py"]
+    refuse_secrets_in_files(list_files(tmp_path), tmp_path, {})
+    create_package(str(tmp_path), tmp_path / "rays.zip", include_gitignore=True)
+    assert zipfile.ZipFile(tmp_path / "rays.zip").namelist() == ["cluster/a.py"]
+
+    (room / "b.py").symlink_to(tmp_path / "nothing")
+    with pytest.raises(ValueError, match=r"cluster/b\.py is no file, or a link to nothing; delete"):
+        list_files(tmp_path)
+    (room / "b.py").unlink()
+    with pytest.raises(ValueError, match=r"b\.py' can't be read \(No such file"):
+        refuse_secrets_in_files([room / "b.py"], tmp_path, {})
 
 
 def test_words_that_only_look_like_secrets_pass() -> None:
@@ -154,6 +192,14 @@ def test_a_folder_too_large_is_refused_with_its_largest_files(tmp_path: Path) ->
         ("python -m trainers evaluate --run runs/a", "run is 'runs/a'"),
         ("python -m trainers trnsfer --data /d", "recipe is 'trnsfer': choose from"),
         ("python -m datasets prepare --source folder --root photos --out /o", "root is 'photos'"),
+        ("python -m trainers evaluate --run /r --hierarchy l.csv", "hierarchy is 'l.csv'"),
+        (
+            "python -m trainers predict --images /i --run /r --out /o --hierarchy a/l.csv",
+            "hierarchy is 'a/",
+        ),
+        ("python -m tuning advise --data /d --out /o --backbones lenet5=w.pth@half", "is 'w.pth'"),
+        ("python -m tuning demo --out /o --weights w.pth", "weights is 'w.pth'"),
+        ("python -m cluster check-k8s k8s/base", "a job has no k8s/, .* run it here"),
         ("python -m cluster doctor --out runs/x", "out is 'runs/x'"),
         ("python -m cluster fly", "verb is 'fly'"),
     ],
@@ -174,6 +220,9 @@ def test_commands_that_would_fail_are_refused_before_anything_is_sent(
         "python -m datasets prepare --source synthetic --out /nfs/cars",
         "python -m tuning --data /nfs/cars --out /nfs/sweep --quiet",
         "python -m cluster doctor --out s3://bucket/sweep",
+        "python -m trainers evaluate --run /r --hierarchy names",
+        "python -m trainers evaluate --run /r --hierarchy s3://bucket/levels.csv",
+        "python -m tuning advise --data /d --out /o --backbones lenet5=/w.pth@half resnet50=he all",
     ],
 )
 def test_commands_that_mean_the_same_anywhere_pass(command: str) -> None:
@@ -190,7 +239,7 @@ def test_a_word_its_room_does_not_know_is_told_by_the_room(
 
 
 def test_every_field_that_holds_a_uri_says_so() -> None:
-    """`submit` looks at the fields marked as URI; docstrings begin with URI or Run folder there."""
+    """`submit` looks at the fields marked as URI; `URI of` or Run folder is in docstrings there."""
     found = dict[str, str]()
     for room in ("cluster", "datasets", "trainers", "tuning"):
         for file in (ROOT / room).rglob("*.py"):
@@ -209,7 +258,7 @@ def uri_fields(config: ast.ClassDef) -> dict[str, str]:
     for field, docstring in zip(config.body, config.body[1:], strict=False):
         if isinstance(field, ast.AnnAssign) and isinstance(docstring, ast.Expr):
             assert isinstance(field.target, ast.Name)
-            if ast.literal_eval(docstring.value).startswith(("URI of", "Run folder")):
+            if re.search("URI of|Run folder|State dict", ast.literal_eval(docstring.value)):
                 names[f"{config.name}.{field.target.id}"] = ast.unparse(field.annotation)
     return names
 

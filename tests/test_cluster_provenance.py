@@ -1,11 +1,25 @@
 """Where a run comes from."""
 
+import platform
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
-from cluster.provenance import COMMIT_VAR, find_command, find_commit, find_provenance
+from cluster.provenance import (
+    COMMIT_VAR,
+    REQUIRED,
+    REQUIRED_PYTHON,
+    find_command,
+    find_commit,
+    find_provenance,
+    find_unsuitable,
+    find_versions,
+)
+from tests.conftest import ROOT
 
 
 def git(root: Path, *arguments: str) -> None:
@@ -53,5 +67,36 @@ def test_the_command_holds_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_command([*argv[:1], "--data", "s3://bucket/a:b@2"]).endswith("s3://bucket/a:b@2")
 
 
+def test_a_word_that_is_a_password_elsewhere_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MYSQL_PASSWORD", "password")
+    argv = ["x/trainers/__main__.py", "--out", "runs/password-cars", "--group=password"]
+    assert find_command(argv).endswith("--out runs/password-cars '--group=***'")
+
+
+def test_what_is_required_is_what_pyproject_asks_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = {item.name: item.specifier for item in map(Requirement, project["dependencies"])}
+    assert {name: SpecifierSet(wanted) for name, wanted in REQUIRED.items()} == {
+        name: asked[name] for name in REQUIRED
+    }
+    assert project["requires-python"] == REQUIRED_PYTHON
+    assert find_unsuitable({"python": platform.python_version(), **find_versions()}) == []
+
+
+@pytest.mark.parametrize(
+    ("found", "is_suitable"),
+    [
+        ({"python": "3.11.2", "torch": "2.14.1+cu130", "wandb": "0.31.4"}, True),
+        ({"python": "3.13.0+"}, True),
+        ({"python": "3.10.9"}, False),
+        ({"opencv-python-headless": "6.0.0"}, False),
+        ({"torch": "2.14.1rc1"}, False),
+    ],
+)
+def test_versions_within_the_bounds_are_suitable(found: dict, is_suitable: bool) -> None:
+    assert (find_unsuitable(found) == []) == is_suitable
+
+
 def test_versions_are_those_installed() -> None:
-    assert find_provenance().versions["ray"] == "2.60.0"
+    versions = find_provenance().versions
+    assert (versions["ray"], versions["timm"]) == ("2.60.0", "1.0.31")

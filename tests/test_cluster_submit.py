@@ -1,12 +1,9 @@
 """Jobs on a real job server with token authentication, through connections that break."""
 
-import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -64,7 +61,8 @@ def test_a_submitted_command_is_run_once_and_followed(
     assert code == 0 and "not started a second time" in again
     assert again.count("fingerprint") == 1
     names = [job["submission_id"] for job in token_cluster.ask("jobs/") if job["submission_id"]]
-    assert sorted(name for name in names if name.startswith("info")) == ["info", "info-versions"]
+    asking, info = sorted((name for name in names if name.startswith("info")), reverse=True)
+    assert info == "info" and re.fullmatch("info-versions-[0-9a-f]{4}", asking)
 
     command[-1] = f"{easy_data}/other"
     code, _, error = token_cluster.run("submit", "--submission-id", "info", *command)
@@ -137,7 +135,7 @@ def test_a_failed_job_fails(token_cluster: TokenCluster) -> None:
     token_cluster.submit("failing", 'import sys; print("so it is"); sys.exit(3)')
     code, printed, _ = token_cluster.run("logs", "failing", "--follow")
 
-    assert code == 1
+    assert code == 3
     *lines, end = printed.splitlines()
     assert "so it is" in lines, "Ray's own lines may come before it, or after it"
     assert end == "Job failing failed (exit code 3)"
@@ -169,26 +167,3 @@ def test_a_server_that_is_none_and_a_job_that_is_none(token_cluster: TokenCluste
 
     code, _, error = token_cluster.run("logs", "nobody")
     assert code == 2 and "job is 'nobody'" in error and error.count("\n") == 1
-
-
-def test_other_versions_are_refused(token_cluster: TokenCluster, tmp_path: Path) -> None:
-    """This machine has another torch, as importlib.metadata sees it."""
-    info = tmp_path / "torch-0.0.1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 0.0.1\n")
-    check = (
-        "import sys; from cluster.jobs import submit; "
-        "from cluster.jobs.job_server import JobServer; "
-        "submit.refuse_other_versions(JobServer(sys.argv[1]), 'other-versions', 10)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", check, token_cluster.url],
-        cwd=ROOT,
-        env=token_cluster.environment | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-    last = done.stderr.splitlines()[-1]
-    assert re.search(r"UserError: check_versions: .* has torch 2\.\S+ \(here 0\.0\.1\)", last)

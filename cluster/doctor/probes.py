@@ -21,6 +21,8 @@ PACKAGES = (
     "ray",
     "torch",
     "torchvision",
+    "timm",
+    "openvino",
     "albumentations",
     "opencv-python-headless",
     "simplejpeg",

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -22,6 +23,9 @@ ADDRESS_VARS = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 REQUEST_TIMEOUT_S = 30.0
 MAX_PAUSE_S = 10.0
+_STATUS = re.compile(r"status code (\d{3})\b")
+_BUSY = (408, 429)
+"""Of a proxy: it took too long, or too many ask."""
 _NO_JOB_SERVER = (
     "address is {!r}: what answers there is no job server of Ray's; use the dashboard's URL, such "
     "as http://HOST:8265"
@@ -30,6 +34,10 @@ _NO_JOB_SERVER = (
 
 class OutOfReach(UserError):
     """The job server doesn't answer: whether the request arrived is unknown."""
+
+
+class Refused(UserError):
+    """The job server answers that it will not do what it was asked."""
 
 
 class Lost(Exception):
@@ -47,8 +55,8 @@ class JobServer:
     """The job server at an address.
 
     Raises:
-        OutOfReach: from each method, where it doesn't answer.
-        UserError: from each method, where it wants another token, or isn't Ray's.
+        OutOfReach: from each method, where it doesn't answer, or fails at it.
+        UserError: from each method, where it refuses, wants another token, or isn't Ray's.
     """
 
     def __init__(self, address: str | None) -> None:
@@ -68,7 +76,7 @@ class JobServer:
         """Hand in a job; arguments are those of JobSubmissionClient.submit_job.
 
         Raises:
-            RuntimeError: where the server refuses it, as where its submission id is taken.
+            Refused: as where its submission id is taken.
         """
         with self._explaining():
             self._client.submit_job(**request)
@@ -79,7 +87,7 @@ class JobServer:
             try:
                 return self._client.get_job_info(job)
             except RuntimeError as error:
-                if "status code 404" in str(error):
+                if _find_status(error) == 404:
                     return None
                 raise
 
@@ -163,6 +171,11 @@ class JobServer:
                 "network (`kubectl port-forward`), and that the head was started with its "
                 "dashboard (ray[default])"
             ) from error
+        except RuntimeError as error:
+            status = _find_status(error)
+            if status is None:
+                raise
+            raise _explain_status(self.address, status, str(error)) from error
 
 
 def find_address(address: str | None) -> str:
@@ -181,6 +194,29 @@ def find_address(address: str | None) -> str:
 
 def has_ended(details: JobDetails) -> bool:
     return JobStatus(details.status).is_terminal()
+
+
+def _find_status(error: RuntimeError) -> int | None:
+    """Return the HTTP status in an error of Ray's client, of which it has no class; None for
+    another error.
+
+    The head passes on what a node's agent answers, with status 500 whatever that is: the last one
+    in its words is the reason.
+    """
+    found = _STATUS.findall(str(error))
+    return int(found[-1]) if found else None
+
+
+def _explain_status(address: str, status: int, words: str) -> OutOfReach | Refused:
+    reason = " ".join(words.rpartition(f"status code {status}: ")[2].split())[-300:]
+    if status < 500 and status not in _BUSY:
+        return Refused(
+            f"address is {address!r}: the job server refuses it with {status} ({reason})"
+        )
+    return OutOfReach(
+        f"address is {address!r}: the job server, or a proxy before it, answers {status} "
+        f"({reason}); try again when it is up, or look into dashboard.log on the head"
+    )
 
 
 def _explain_refusal(address: str, reason: str) -> str:

@@ -4,13 +4,14 @@ import sys
 import textwrap
 import time
 from datetime import UTC, datetime
+from functools import partial
 
 from ray.job_submission import JobDetails, JobStatus
 
 from cluster.io.terminal import report
 from cluster.jobs.config import LogsConfig, StatusConfig, StopConfig
 from cluster.jobs.job_server import JobServer, has_ended
-from cluster.jobs.stream import Follower
+from cluster.jobs.stream import Follower, warn
 
 STOP_WAIT_S = 30
 """Seconds that a job gets to save its state before it is killed; Ray's default is 3."""
@@ -40,11 +41,12 @@ def run_logs(config: LogsConfig) -> None:
     if config.job is None:
         print_jobs(server)
         return
-    server.get(config.job)
-    if config.follow:
-        follow_to_end(server, config.job, config.reconnect_s)
-    else:
+    if not config.follow:
+        server.get(config.job)
         write(server.read_log(config.job))
+        return
+    server.retry(partial(server.get, config.job), config.reconnect_s, warn)
+    follow_to_end(server, config.job, config.reconnect_s)
 
 
 def run_stop(config: StopConfig) -> None:
@@ -64,7 +66,7 @@ def run_stop(config: StopConfig) -> None:
 
 
 def follow_to_end(server: JobServer, job: str, reconnect_s: float) -> None:
-    """Write a job's log until it ends; exit with 1 where it failed or was stopped.
+    """Write a job's log until it ends; exit with its code, with 1 where it was stopped or has none.
 
     Ctrl-C leaves the job alone.
     """
@@ -82,7 +84,12 @@ def follow_to_end(server: JobServer, job: str, reconnect_s: float) -> None:
         print(" ".join(details.message.split()), file=sys.stderr)
     report(f"Job {job} {describe(details)}")
     if JobStatus(details.status) is not JobStatus.SUCCEEDED:
-        raise SystemExit(1)
+        raise SystemExit(_to_exit_code(details.driver_exit_code or 1))
+
+
+def _to_exit_code(code: int) -> int:
+    """Return what a shell says: Python names the signal that ended a process, as -9."""
+    return 128 - code if code < 0 else code
 
 
 def describe(job: JobDetails) -> str:

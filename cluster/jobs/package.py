@@ -12,7 +12,7 @@ from cluster.io.errors import UserError
 SHIPPED = ("cluster", "datasets", "trainers", "tuning")
 """As .rayignore says to Ray."""
 LEFT_OUT = ("__pycache__", "runs")
-"""Folders that are not sent, at any depth; nor are those whose names begin with a dot."""
+"""Not sent, at any depth; nor is what begins with a dot, such as the files of editors."""
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same files make the same package, which is sent once
 
 
@@ -29,15 +29,27 @@ class Package:
 
 
 def list_files(root: Path = ROOT) -> list[Path]:
-    """List the files of `root` that are sent: those of the rooms."""
-    found = []
+    """List the files of `root` that are sent: those of the rooms.
+
+    Raises:
+        UserError: for a link to nothing, a socket or a pipe.
+    """
+    found: list[Path] = []
     for room in SHIPPED:
         for folder, names, files in os.walk(root / room):
-            names[:] = sorted(
-                name for name in names if name not in LEFT_OUT and not name.startswith(".")
+            names[:] = sorted(filter(_is_sent, names))
+            found += [Path(folder, file) for file in sorted(filter(_is_sent, files))]
+    for file in found:
+        if not file.is_file():
+            raise UserError(
+                f"folder is {str(root)!r}: {file.relative_to(root)} is no file, or a link to "
+                "nothing; delete it, or move it out of the folder"
             )
-            found += [Path(folder, file) for file in sorted(files)]
     return found
+
+
+def _is_sent(name: str) -> bool:
+    return name not in LEFT_OUT and not name.startswith(".")
 
 
 def pack(path: Path, *, root: Path = ROOT, max_mib: float) -> Package:

@@ -45,7 +45,7 @@ class Follower:
                 self._write_end()
                 return details
             pause_s = 1.0 if self._num_written > before else min(2 * pause_s, MAX_PAUSE_S)
-            _warn(f"The log's connection was lost ({reason}); resuming")
+            warn(f"The log's connection was lost ({reason}); resuming")
             time.sleep(pause_s)
 
     async def _read_stream(self) -> None:
@@ -75,7 +75,7 @@ class Follower:
         try:
             self._write_from(self._server.read_log(self._job), 0)
         except OutOfReach as error:
-            _warn(f"The end of the log may be missing: {error}")
+            warn(f"The end of the log may be missing: {error}")
 
     def _write_from(self, text: str, place: int) -> None:
         """Write of a text that stands at `place` of the log what was not yet written."""
@@ -88,7 +88,7 @@ class Follower:
         """Ask how the job is until the server answers."""
         ask = partial(self._server.get, self._job)
         try:
-            return self._server.retry(ask, self._reconnect_s, _warn)
+            return self._server.retry(ask, self._reconnect_s, warn)
         except OutOfReach as error:
             raise OutOfReach(
                 f"{error}; no answer for {self._reconnect_s:g} s, so the log ends here, and the "
@@ -97,5 +97,5 @@ class Follower:
             ) from error
 
 
-def _warn(line: str) -> None:
+def warn(line: str) -> None:
     print(line, file=sys.stderr, flush=True)

@@ -1,29 +1,29 @@
 """Submit a command to a cluster: check it, send it once, follow it to its end."""
 
 import json
-import platform
 import shlex
 import tempfile
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ray.job_submission import JobDetails
 
-from cluster import provenance
 from cluster.config import SubmitConfig
 from cluster.entry import ROOT
 from cluster.io.errors import UserError
 from cluster.io.terminal import report
 from cluster.jobs.config import Submission
 from cluster.jobs.entrypoint import check_command
-from cluster.jobs.job_server import JobServer, has_ended
+from cluster.jobs.job_server import JobServer, OutOfReach, Refused, has_ended
 from cluster.jobs.jobs import STOP_WAIT_S, follow_to_end, write
 from cluster.jobs.package import list_files, pack
-from cluster.provenance import COMMIT_VAR, PACKAGES, find_commit, find_differences
+from cluster.provenance import COMMIT_VAR, PACKAGES, find_commit, find_unsuitable
 from cluster.secrets import refuse_secrets_in_files, refuse_secrets_in_words
 
 VERSIONS_TIMEOUT_S = 120.0
@@ -54,13 +54,14 @@ def run_submission(submission: Submission) -> None:
         server = JobServer(config.address)
         job = config.submission_id or _new_name()
         request = build_request(config, job, command, package.path)
-        known = server.find(job)
+        known = server.retry(partial(server.find, job), config.reconnect_s, report)
         if known is not None:
             _refuse_other_command(known, request)
             report(f"Job {job} is known already: it is not started a second time")
         else:
             if config.check_versions:
-                refuse_other_versions(server, f"{job}-versions", config.reconnect_s)
+                found = check_versions(server, job, config.reconnect_s)
+                request["metadata"] |= {name: found[name] for name in _TOLD}
             try:
                 hand_in(server, request, config.reconnect_s)
             except KeyboardInterrupt:
@@ -86,58 +87,59 @@ def build_request(
         "submission_id": job,
         "entrypoint": shlex.join(command),
         "runtime_env": {"working_dir": str(package), "env_vars": env},
-        "metadata": {
-            "commit": commit or "unknown",
-            **{name: value for name, value in find_versions().items() if name in _TOLD},
-        },
+        "metadata": {"commit": commit or "unknown"},
     }
 
 
 _TOLD = ("python", "ray", "torch")
 
 
-def find_versions() -> dict[str, str]:
-    """Return the versions of this machine."""
-    return {"python": platform.python_version()} | provenance.find_versions()
+def check_versions(server: JobServer, job: str, reconnect_s: float) -> dict[str, str]:
+    """Ask the head for its versions, by a small job that prints them, and return them.
 
+    What this machine has decides nothing: the job server only gets a command and our files. It only
+    knows Ray's version. The small job stays in the list: one that is deleted comes back without its
+    command, when Ray writes down how it ended. Each try has its own, as an earlier one may have
+    failed for a reason that is gone.
 
-def refuse_other_versions(server: JobServer, name: str, reconnect_s: float) -> None:
-    """Compare the head's versions with this machine's, by a job that prints them.
-
-    The job server only knows Ray's version. The job stays in the list: one that is deleted comes
-    back without its command, when Ray writes down how it ended.
+    Args:
+        job: that these versions are asked for.
 
     Raises:
-        UserError: where they differ, or the head does not print them.
+        UserError: where Thaw needs others, or the head does not print them.
     """
-    ours = find_versions()
-    _compare(server, {"ray": server.ray_version}, {"ray": ours["ray"]})
+    _refuse_unsuitable(server, {"ray": server.ray_version})
+    name = f"{job}-versions-{uuid.uuid4().hex[:4]}"
     entrypoint = shlex.join(["python", "-c", FIND_VERSIONS])
     hand_in(server, {"entrypoint": entrypoint, "submission_id": name}, reconnect_s)
     deadline_s = time.monotonic() + VERSIONS_TIMEOUT_S
-    while not has_ended(job := server.get(name)):
+    ask, read = partial(server.get, name), partial(server.read_log, name)
+    while not has_ended(asked := server.retry(ask, reconnect_s, report)):
         if time.monotonic() > deadline_s:
-            server.stop(name)
+            with suppress(UserError):  # it may be out of reach, too
+                server.stop(name)
             raise UserError(
                 f"check_versions: the head ran no command in {VERSIONS_TIMEOUT_S:g} s; see `python "
                 f"-m cluster status {name}{server.option}`, or give --no-check-versions"
             )
         time.sleep(ASK_EVERY_S)
-    log = server.read_log(name)
-    if job.driver_exit_code != 0:
-        last = (log or job.message or "nothing was printed").strip().splitlines()[-1]
+    log = server.retry(read, reconnect_s, report)
+    if asked.driver_exit_code != 0:
+        last = (log or asked.message or "nothing was printed").strip().splitlines()[-1]
         raise UserError(
             f"check_versions: the head's `python` does not print its versions ({last}); start Ray "
             "where the packages of pyproject.toml are on PATH, or give --no-check-versions"
         )
-    _compare(server, json.loads(log.splitlines()[-1]), ours)
+    found = json.loads(log.splitlines()[-1])
+    _refuse_unsuitable(server, found)
+    return found
 
 
-def _compare(server: JobServer, theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:
-    if other := find_differences(theirs, ours):
+def _refuse_unsuitable(server: JobServer, versions: Mapping[str, str]) -> None:
+    if unsuitable := find_unsuitable(versions):
         raise UserError(
-            f"check_versions: {server.address} has {', '.join(other)}; install the versions of "
-            "pyproject.toml there, or give --no-check-versions"
+            f"check_versions: {server.address} has {', '.join(unsuitable)}; install the versions "
+            "of pyproject.toml there, or give --no-check-versions"
         )
 
 
@@ -153,12 +155,9 @@ def hand_in(server: JobServer, request: dict[str, Any], reconnect_s: float) -> N
     def submit() -> None:
         try:
             server.submit(**request)
-        except RuntimeError as error:
-            if server.find(job) is None:  # else an earlier try arrived, and its reply was lost
-                reason = " ".join(str(error).split())[-300:]
-                raise UserError(
-                    f"job is {job!r}: {server.address} refuses it ({reason})"
-                ) from error
+        except (OutOfReach, Refused):
+            if server.find(job) is None:  # else this or an earlier try arrived
+                raise
 
     server.retry(submit, reconnect_s, report)
 
