@@ -4,20 +4,36 @@
     settings   WANDB_PROJECT and the like, else wandb/settings, else ~/.config/wandb/settings
 
 An option of a command is stronger than all of these. Standard library only.
+
+W&B's client refuses a wrong setting when a run starts, whatever the options say: `check_settings`
+finds it before.
 """
 
 import configparser
 import netrc
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
+
+from cluster.io.errors import UserError, require
 
 CLOUD = "https://api.wandb.ai"
 PROJECT = "thaw"
 NOT_USED = ("WANDB_DIR", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_JOB_TYPE")
 """A run folder has its own files, id and kind, so that the same command resumes the same run."""
+MODES = {
+    "online": "online",
+    "offline": "offline",
+    "disabled": "off",
+    "run": "online",
+    "dryrun": "offline",
+    "shared": "online",
+}
+"""Values of WANDB_MODE, and ours."""
+MAX_TAG = 64
+"""Characters of a tag, W&B's limit."""
 
 
 class Setting(NamedTuple):
@@ -41,6 +57,81 @@ def find_setting(name: str, environment: Mapping[str, str] = os.environ) -> Sett
         except (OSError, ValueError, RuntimeError, configparser.Error):
             continue  # W&B reads no such file either
     return None
+
+
+def check_settings(environment: Mapping[str, str] = os.environ) -> None:
+    """Check what the user has set up for W&B.
+
+    Raises:
+        UserError: naming the variable, or the setting and its file.
+    """
+    if found := find_setting("mode", environment):
+        require(found.value in MODES, _name("mode", found), found.value, f"use {', '.join(MODES)}")
+    if found := find_setting("project", environment):
+        require_project(_name("project", found), found.value)
+    if found := find_setting("base_url", environment):
+        require(
+            _is_url(found.value),
+            _name("base_url", found),
+            found.value,
+            f"give the server's URL, such as {CLOUD}",
+        )
+    for tag in split_tags(environment):
+        require_tag("WANDB_TAGS", tag)
+    key = environment.get("WANDB_API_KEY", "")
+    if key != key.strip():  # not shown
+        raise UserError("WANDB_API_KEY begins or ends with white space; set it without")
+
+
+def split_tags(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Return the tags in WANDB_TAGS."""
+    tags = environment.get("WANDB_TAGS", "").split(",")
+    return [tag.strip() for tag in tags if tag.strip()]
+
+
+def require_project(field: str, project: str) -> None:
+    """Refuse what is no name of a W&B project."""
+    require(
+        0 < len(project.strip()) <= len(project) <= 128 and not set(project) & set("/\\#?%:"),
+        field,
+        project,
+        "use 1 to 128 characters, none of them / \\ # ? % :; a team goes into WANDB_ENTITY",
+    )
+
+
+def require_tag(field: str, tag: str) -> None:
+    """Refuse what is no W&B tag."""
+    require(
+        0 < len(tag.strip()) <= len(tag) <= MAX_TAG,
+        field,
+        tag,
+        f"use 1 to {MAX_TAG} characters for each tag, or leave it out",
+    )
+
+
+def drop_empty_variables(environment: MutableMapping[str, str]) -> None:
+    """Drop W&B's variables that are empty, and empty tags: they count as not set, yet W&B's client
+    refuses them."""
+    for name in [name for name in environment if name.startswith("WANDB_")]:
+        if not environment[name]:
+            del environment[name]
+    if "WANDB_TAGS" in environment:
+        environment["WANDB_TAGS"] = ",".join(split_tags(environment))
+        if not environment["WANDB_TAGS"]:
+            del environment["WANDB_TAGS"]
+
+
+def _name(name: str, found: Setting) -> str:
+    is_variable = found.source.startswith("WANDB_")
+    return found.source if is_variable else f"{name} of {found.source}"
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of the port, or of an address in brackets
+        return False
 
 
 def find_base_url(environment: Mapping[str, str] = os.environ) -> str:
@@ -81,8 +172,7 @@ def find_mode(environment: Mapping[str, str] = os.environ) -> Setting:
     if environment.get("WANDB_DISABLED", "").casefold() in ("true", "1", "yes"):
         return Setting("off", "WANDB_DISABLED")
     if (mode := find_setting("mode", environment)) is not None:
-        values = {"disabled": "off", "dryrun": "offline", "run": "online", "shared": "online"}
-        return Setting(values.get(mode.value, mode.value), mode.source)
+        return Setting(MODES.get(mode.value, mode.value), mode.source)
     if (key := find_key(environment)) is not None:
         return Setting("online", f"key of {key.source}")
     host = urlsplit(find_base_url(environment)).hostname

@@ -5,10 +5,22 @@ from pathlib import Path
 import pytest
 
 from cluster.doctor.wandb_reach import check_wandb
-from cluster.wandb_env import CLOUD, find_base_url, find_key, find_login, find_mode, find_setting
+from cluster.io.errors import UserError
+from cluster.wandb_env import (
+    CLOUD,
+    check_settings,
+    drop_empty_variables,
+    find_base_url,
+    find_key,
+    find_login,
+    find_mode,
+    find_setting,
+)
+from trainers.commands import run_training
 from trainers.config import FinetuneConfig, TrackConfig
 from trainers.run import rows
-from trainers.tracking.where import describe_tracking, project_of
+from trainers.tracking.where import describe_tracking, project_of, require_settings
+from tuning.check import check
 from tuning.config import TuningConfig
 
 KEY = "0123456789" * 4
@@ -134,6 +146,62 @@ def test_the_mode_follows_the_variables(environment, mode, home, monkeypatch):
         monkeypatch.setenv(name, value)
     assert find_mode().value == mode
     assert rows.find_mode(TrackConfig(wandb="offline")) == "offline"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "sentence"),
+    [
+        ("WANDB_PROJECT", "team/cars", "WANDB_PROJECT is 'team/cars': use 1 to 128 characters"),
+        ("WANDB_PROJECT", " ", "WANDB_PROJECT is ' ': use 1 to 128"),
+        ("WANDB_MODE", "ofline", "WANDB_MODE is 'ofline': use online, offline, disabled"),
+        ("WANDB_BASE_URL", "wandb.example.com", "WANDB_BASE_URL is 'wandb.example.com': give"),
+        ("WANDB_BASE_URL", "http://x:99999", "WANDB_BASE_URL is 'http://x:99999': give"),
+        ("WANDB_TAGS", "a," + "x" * 65, "WANDB_TAGS is 'x"),
+        ("WANDB_API_KEY", KEY + "\n", "WANDB_API_KEY begins or ends with white space"),
+    ],
+)
+def test_what_wandb_refuses_is_a_sentence_before_anything_starts(
+    variable, value, sentence, home, monkeypatch, easy_data
+):
+    """W&B's client refuses it as a run starts, in a thread of each run."""
+    monkeypatch.setenv(variable, value)
+    training = FinetuneConfig(data=easy_data, track=TrackConfig(wandb="offline", project="mine"))
+    for start in (
+        lambda: run_training(training),
+        lambda: check(TuningConfig(base=training, out=str(home / "sweep"))),
+    ):
+        with pytest.raises(UserError) as refused:
+            start()
+        assert str(refused.value).startswith(sentence) and KEY not in str(refused.value)
+    (result,) = check_wandb()
+    assert result.level == "fail" and result.text.startswith(sentence)
+    require_settings(TrackConfig(wandb="off"))
+
+
+def test_a_wrong_setting_of_a_file_is_named(home):
+    write_settings(home / "wandb/settings", project="team/cars")
+    with pytest.raises(UserError, match=r"^project of wandb/settings is 'team/cars': use 1"):
+        check_settings()
+
+
+@pytest.mark.parametrize("tag", ["", " ", "x" * 65])
+def test_a_tag_that_wandb_refuses_is_refused_before_anything_starts(tag, home, easy_data):
+    training = FinetuneConfig(data=easy_data, track=TrackConfig(tags=("mine", tag)))
+    for start in (
+        lambda: run_training(training),
+        lambda: check(TuningConfig(base=training, out=str(home / "sweep"))),
+    ):
+        with pytest.raises(UserError, match=f"^track.tags is '{tag[:9]}.*use 1 to 64 characters"):
+            start()
+
+
+def test_empty_variables_and_tags_count_as_not_set(home, monkeypatch):
+    for name in ("WANDB_MODE", "WANDB_TAGS", "WANDB_PROJECT", "WANDB_API_KEY", "WANDB_BASE_URL"):
+        monkeypatch.setenv(name, "")
+    check_settings()
+    environment = {"WANDB_TAGS": "a, ,b,", "WANDB_MODE": "", "WANDB_NAME": "c", "OTHER": ""}
+    drop_empty_variables(environment)
+    assert environment == {"WANDB_TAGS": "a,b", "WANDB_NAME": "c", "OTHER": ""}
 
 
 def test_a_sweep_takes_the_group_of_the_variable(home, monkeypatch):

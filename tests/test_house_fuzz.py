@@ -24,9 +24,9 @@ SETTINGS = settings(
 )
 NAMES = (
     "manifest", "manifest that may be another's", "schema version", "quarantine", "exclude list",
-    "config", "rows", "result", "progress", "checkpoint", "calibration", "evaluation", "trials",
-    "leaderboard", "sweep config", "advice", "ranking", "space", "origin",
-    "known results", "features", "combined", "combination", "ensemble", "cache",
+    "config", "rows", "session", "result", "progress", "checkpoint", "calibration", "evaluation",
+    "trials", "leaderboard", "sweep config", "advice", "ranking", "space", "origin",
+    "known results", "features", "combined", "ensemble", "combination", "cache",
     "review: config.json", "review: started.json", "review: trials.json",
     "review: leaderboard.json", "review: promoted/promoted.json",
 )  # fmt: skip

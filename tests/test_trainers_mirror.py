@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import wandb
 from wandb.sdk import wandb_setup
 
 from datasets.manifest_file import read_manifest
@@ -245,6 +247,44 @@ def test_a_stopped_driver_leaves_a_killed_run(
 
     assert read_state(config)["summary"]["state"] == "killed"
     assert steps(config) == [1]
+
+
+@pytest.fixture
+def new_client() -> Iterator[None]:
+    """wandb reads the environment again, as in a new process."""
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+def test_empty_tags_leave_the_others(
+    config: FinetuneConfig, new_client: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a CI's variable that is not set, and of a run folder of an older Thaw."""
+    monkeypatch.setenv("WANDB_TAGS", "theirs,")
+    monkeypatch.setenv("WANDB_NOTES", "")
+    end(open_mirror(replace(config, track=replace(OFFLINE, tags=("", "mine")))))
+
+    (run,) = read_records(config, "run")
+    assert {"mine", "theirs"} < set(run["tags"]) and "" not in run["tags"]
+
+
+def test_what_else_wandb_refuses_is_one_sentence_for_all_runs(
+    config: FinetuneConfig,
+    new_client: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "a/b")
+    configs = [replace(config, out=f"{config.out}-{number}") for number in range(2)]
+    commands = [end(open_mirror(each)) for each in configs]
+
+    assert commands == [f"python -m trainers track sync {each.out}" for each in configs]
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning.startswith(
+        f"W&B lacks {configs[0].out}: W&B refuses its settings (Run ID cannot"
+    )
+    assert warning.endswith("check the variables WANDB_* and wandb/settings")
 
 
 def test_off_writes_nothing(config: FinetuneConfig) -> None:

@@ -18,13 +18,15 @@ from trainers.run.folder import find_config
 from trainers.run.rows import read_rows
 from trainers.run.stop import StoppedByUser, request_stop
 from trainers.tracking.mirror import RunMirror, follow
-from trainers.tracking.where import describe_tracking
+from trainers.tracking.where import describe_tracking, require_settings, require_tags
 
 
 def run_training(config: FinetuneConfig) -> None:
     """Check, connect, train; print progress, the result and the next command."""
     if not config.data:
         raise UserError("data is '': give --data URI of a prepared data set")
+    require_tags(config.track)
+    require_settings(config.track)
     run = prepare_run(config)
     result, sync = follow_training(run, job_type="train")
     if result["epochs"] < config.num_epochs:

@@ -25,6 +25,7 @@ from cluster.io.markers import (
     SET_BY_PHASES,
     URI,
 )
+from cluster.wandb_env import require_project
 from datasets.config import MAX_FOLDS, IngestConfig
 
 NORMALIZATIONS = {
@@ -273,13 +274,8 @@ class TrackConfig:
     """Steps between two rows of training metrics."""
 
     def __post_init__(self) -> None:
-        require(
-            self.project is None
-            or (0 < len(self.project) <= 128 and not set(self.project) & set("/\\#?%:")),
-            "track.project",
-            self.project,
-            "use 1 to 128 characters, none of them / \\ # ? % :",
-        )
+        if self.project is not None:
+            require_project("track.project", self.project)
         require_at_least("track.log_every_steps", self.log_every_steps, 1)
 
 

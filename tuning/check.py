@@ -14,6 +14,7 @@ from datasets.manifest_file import read_manifest
 from trainers import checks
 from trainers.config import PRETRAINED, FinetuneConfig, FreezeDepth
 from trainers.networks.freezing import describe_frozen, resolve_depth
+from trainers.tracking.where import require_settings, require_tags
 from trainers.unused import why_unused
 from tuning.axes.axis import BACKBONE, FREEZE_DEPTH, INIT, WHEN, Axis, Condition
 from tuning.axes.backbones import with_weights
@@ -27,6 +28,8 @@ PRECISION = "base.compute.precision"
 
 def check(config: TuningConfig) -> Manifest:
     """Find the user's errors before anything starts, in every network and value of the space."""
+    require_tags(config.base.track)
+    require_settings(config.base.track)
     manifest = read_manifest(config.base.data, config.base.fold)
     unused = _check_space(config, manifest)
     if config.promote:

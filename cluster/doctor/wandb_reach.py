@@ -12,7 +12,8 @@ import urllib.request
 from collections.abc import Mapping
 
 from cluster.doctor.results import CheckResult, fail, ok, shorten, warn
-from cluster.wandb_env import find_base_url, find_key, find_mode
+from cluster.io.errors import UserError
+from cluster.wandb_env import check_settings, find_base_url, find_key, find_mode
 
 TIMEOUT_S = 10.0
 
@@ -22,6 +23,10 @@ def check_wandb(environment: Mapping[str, str] = os.environ) -> list[CheckResult
     mode, found = find_mode(environment), find_key(environment)
     if mode.value == "off":
         return [ok("wandb", f"off ({mode.source}): nothing is tracked")]
+    try:
+        check_settings(environment)
+    except UserError as error:
+        return [fail("wandb", str(error), "no run would start with it: set it right, or unset it")]
     if mode.value == "online" and found is None:
         return [
             warn("wandb", f"online ({mode.source}) without a key", "set WANDB_API_KEY, or log in")

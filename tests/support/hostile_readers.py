@@ -30,6 +30,8 @@ from trainers.config import FinetuneConfig, ModelConfig
 from trainers.run import calibration, checkpoint, combination, ensemble, evaluations, rows
 from trainers.run import folder as run_folder
 from trainers.run.checkpoint import TrainingProgress
+from trainers.tracking import local_runs
+from trainers.tracking.wandb_internals import STARTED_ON
 from tuning import commands, winner
 from tuning.advice import advice, front
 from tuning.advice.quadrants import Quadrant, Stage
@@ -173,6 +175,11 @@ def list_readers(scratch: Path) -> dict[str, Reader]:
         "exclude list": Reader("exclude.csv", b"path,split\na.jpg,train\n", _read_exclude_list),
         "config": Reader("config.json", as_json(training.to_dict()), run_folder.read_config),
         "rows": Reader("metrics.jsonl", (run / "metrics.jsonl").read_bytes(), rows.epoch_rows),
+        "session": Reader(
+            f"run-1-a/{STARTED_ON}",
+            as_json({"host": "node-3", "folder": "/home/me"}),
+            lambda folder: [local_runs.read_start(Path(folder, "run-1-a"))],
+        ),
         "result": Reader("result.json", as_json(result), _read_result),
         "progress": Reader(step, as_json(asdict(progress)), checkpoint.latest_progress),
         "checkpoint": Reader(step, as_json(asdict(progress)), checkpoint.read_latest),

@@ -55,6 +55,7 @@ from trainers.run.evaluations import (
 from trainers.run.predictions import Predictions
 from trainers.stops import require_readable
 from trainers.tracking.evaluation import track_evaluation
+from trainers.tracking.where import require_settings
 
 NUM_PAIRS = 20
 """Pairs of confused classes that are listed and drawn."""
@@ -79,7 +80,7 @@ class OpenedRun:
 
 def run_evaluation(config: EvaluateConfig) -> None:
     """Evaluate and print the result."""
-    run_folder.read_config(config.run)
+    require_settings(run_folder.read_config(config.run).track)
     connect(config.address, quiet=config.json)
     opened = _open(config.run, config.data, config.device)
     other = opened.name_other(config.map)

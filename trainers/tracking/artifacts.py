@@ -6,6 +6,7 @@ contents are the same version in W&B.
 
 import json
 import re
+from hashlib import sha256
 from typing import Any
 
 import wandb
@@ -16,7 +17,10 @@ from datasets.manifest import Manifest
 from trainers.config import FinetuneConfig
 from trainers.run import checkpoint
 from trainers.run.checkpoint import TrainingProgress
-from trainers.tracking.local_runs import find_id
+from trainers.tracking.local_runs import read_id
+
+MAX_NAME = 120
+"""Characters of an artifact's name; W&B allows 128."""
 
 
 def data_artifact(data: str, manifest: Manifest) -> wandb.Artifact:
@@ -40,6 +44,9 @@ def checkpoint_artifacts(config: FinetuneConfig) -> list[tuple[wandb.Artifact, l
     """Return a run's best and latest checkpoint with their aliases, or one that is both.
 
     The best comes first: W&B gives the alias `latest` to the last one.
+
+    Args:
+        config: as of `checkpoint_artifact`.
     """
     latest = checkpoint.latest_progress(config.out)
     if latest is None:
@@ -52,7 +59,11 @@ def checkpoint_artifacts(config: FinetuneConfig) -> list[tuple[wandb.Artifact, l
 
 
 def checkpoint_artifact(config: FinetuneConfig, progress: TrainingProgress) -> wandb.Artifact:
-    """Return the artifact of a checkpoint's weights."""
+    """Return the artifact of a checkpoint's weights.
+
+    Args:
+        config: of the training, `out` the folder in which it is now.
+    """
     uri = storage.join(checkpoint.folder(config.out, progress.global_step), checkpoint.MODEL)
     metadata: dict[str, Any] = {
         "uri": uri,
@@ -64,9 +75,9 @@ def checkpoint_artifact(config: FinetuneConfig, progress: TrainingProgress) -> w
         "val/top1": progress.val_top1 if progress.validated else None,
         **progress.files[checkpoint.MODEL],
     }
-    artifact = wandb.Artifact(
-        clean_name(f"checkpoint-{find_id(config.out)}"), type="model", metadata=metadata
-    )
+    # A run that was never tracked has no id; its folder gets none here.
+    run = read_id(config.out) or str(metadata.get("sha256", name_of(config.out)))[:16]
+    artifact = wandb.Artifact(clean_name(f"checkpoint-{run}"), type="model", metadata=metadata)
     if config.track.upload_weights:
         with artifact.new_file(checkpoint.MODEL, mode="wb") as file:
             file.write(storage.read_bytes(uri))
@@ -84,7 +95,7 @@ def evaluation_artifact(folder: str, result: dict[str, Any]) -> wandb.Artifact:
     """
     metadata = {name: value for name, value in result.items() if not isinstance(value, list)}
     artifact = wandb.Artifact(
-        clean_name(f"evaluation-{find_id(folder)}"), type="evaluation", metadata=metadata
+        clean_name(f"evaluation-{read_id(folder)}"), type="evaluation", metadata=metadata
     )
     _refer(artifact, f"{folder}.json")
     return artifact
@@ -98,5 +109,12 @@ def _refer(artifact: wandb.Artifact, uri: str) -> None:
 
 
 def clean_name(name: str) -> str:
-    """Only letters, digits, dashes, dots and underscores are allowed."""
-    return re.sub(r"[^\w.-]", "-", name)[:120]
+    """Turn a text into a valid name: ASCII letters, digits, dashes, dots and underscores.
+
+    Where that changes it, part of its hash keeps apart what would be equal.
+    """
+    valid = re.sub(r"[^A-Za-z0-9_.-]", "-", name)[:MAX_NAME]
+    if valid == name:
+        return name
+    digest = sha256(name.encode(errors="backslashreplace")).hexdigest()[:8]
+    return f"{valid[: MAX_NAME - 9]}-{digest}"

@@ -1,6 +1,7 @@
 """Logs an evaluation to W&B as a run in the group of its training."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -34,7 +35,8 @@ def track_evaluation(run: str, folder: str, result: dict[str, Any]) -> str | Non
 
 
 def _track(run: str, folder: str, result: dict[str, Any]) -> str | None:
-    config, data, split = read_config(run), result["data"], result["split"]
+    data, split = result["data"], result["split"]
+    config = replace(read_config(run), out=run)  # the folder may have been moved
     measured, manifest = open_data(config, result["fingerprint"], data)
     name = name_of(run)
     tracked = WandbRun(

@@ -5,11 +5,15 @@ retry of every run, whatever its setting `silent`.
 """
 
 import logging
+import os
 import re
 import threading
 from dataclasses import dataclass
 
 import wandb
+
+from cluster.wandb_env import drop_empty_variables
+from trainers.tracking.wandb_internals import explaining_settings
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +40,14 @@ class Failures:
         self._lock = threading.Lock()
 
     def open_run(self) -> None:
-        """Expect one more `close_run`; take wandb's lines, which every set-up of wandb resets."""
-        wandb.setup()
+        """Expect one more `close_run`; take wandb's lines, which every set-up of wandb resets.
+
+        Raises:
+            UserError: where wandb refuses its settings.
+        """
+        drop_empty_variables(os.environ)
+        with explaining_settings():
+            wandb.setup()
         wandb.termsetup(wandb.Settings(silent=True), self)
         with self._lock:
             self._num_open += 1

@@ -9,9 +9,9 @@ from pathlib import Path
 from pyarrow import fs
 
 from cluster.io import filesystems, storage
-from cluster.io.errors import UserError
-from cluster.io.records import damaged
-from trainers.tracking.wandb_internals import is_synced, list_sessions
+from cluster.io.errors import UserError, show
+from cluster.io.records import damaged, read_object
+from trainers.tracking.wandb_internals import STARTED_ON, has_records, is_synced, list_sessions
 
 WEIGHTS = "checkpoints"
 """The one large part of a run folder; W&B's files are elsewhere."""
@@ -32,12 +32,47 @@ class TrackedFolder:
 
     @property
     def sessions(self) -> list[Path]:
-        return list_sessions(self.path, self.id)
+        """Its sessions, oldest first. Of a folder in a bucket, those that were never copied there
+        are where this machine has them."""
+        found = list_sessions(self.path, self.id)
+        if "://" not in self.name:
+            return found
+        here = {path.name: path for path in list_sessions(local_folder(self.name), self.id)}
+        if not found:  # of an older Thaw
+            return [*here.values()]
+        return [here.get(path.name, path) if is_elsewhere(path) else path for path in found]
 
     @property
     def missing(self) -> list[Path]:
-        """The sessions that W&B does not have in full."""
-        return [path for path in self.sessions if not is_synced(path)]
+        """The sessions that W&B does not have in full, and that are here."""
+        return [path for path in self.sessions if not is_synced(path) and has_records(path)]
+
+    @property
+    def why_elsewhere(self) -> str | None:
+        """Why some of what W&B lacks can't be uploaded from here; None where it can."""
+        sessions = self.sessions
+        elsewhere = [path for path in sessions if is_elsewhere(path)]
+        if not elsewhere and any(is_synced(path) or has_records(path) for path in sessions):
+            return None
+        where = read_start(elsewhere[-1]) if elsewhere else "where it ran"
+        return f"W&B's files are not here; run this {where}, or the run's own command again"
+
+
+def read_start(session: Path) -> str:
+    """Write on which machine a session was started, and in which folder."""
+    note = read_object(str(session / STARTED_ON), {"host": str, "folder": str})
+    return f"on {show(note['host'])} in {show(note['folder'])}"
+
+
+def is_elsewhere(session: Path) -> bool:
+    """Whether this folder only has the note of a session."""
+    is_noted = (session / STARTED_ON).exists()
+    return is_noted and not is_synced(session) and not has_records(session)
+
+
+def local_folder(uri: str) -> Path:
+    """Return the local folder in which wandb writes the sessions of a run."""
+    return Path("runs").absolute() if "://" in uri else Path(uri)
 
 
 def find_id(folder: str) -> str:

@@ -1,6 +1,7 @@
 """Links an exported network to a collection of W&B's registry."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import wandb
@@ -50,7 +51,7 @@ def link_model(
     """
 
     def link() -> str | None:
-        config = read_config(run)
+        config = replace(read_config(run), out=run)  # the folder may have been moved
         manifest = read_manifest(config.data, config.fold)
         tracked = WandbRun(
             folder,
@@ -62,14 +63,19 @@ def link_model(
             tags=find_tags(config, manifest),
         )
         facts = {"uri": exported, "run": run, "data": manifest.fingerprint, **metadata}
-        model = model_artifact(exported, f"model-{name_of(collection)}", facts)
-        data, (weights, _) = data_artifact(config.data, manifest), checkpoint_artifacts(config)[0]
-        tracked.try_to(lambda: tracked.use_artifact(data), "the data set")
-        tracked.try_to(lambda: tracked.use_artifact(weights), "the checkpoint")
         path = collection_path(collection)
-        is_linked = tracked.try_to(
-            lambda: tracked.link_artifact(model, path, alias=alias), f"a model in {path}"
+
+        def link_exported() -> None:
+            model = model_artifact(exported, f"model-{name_of(collection)}", facts)
+            tracked.link_artifact(model, path, alias=alias)
+
+        tracked.try_to(
+            lambda: tracked.use_artifact(data_artifact(config.data, manifest)), "the data set"
         )
+        tracked.try_to(
+            lambda: tracked.use_artifact(checkpoint_artifacts(config)[0][0]), "the checkpoint"
+        )
+        is_linked = tracked.try_to(link_exported, f"a model in {path}")
         tracked.finish("finished" if is_linked else "failed")
         return tracked.sync_command if is_linked else sync_command(folder)
 

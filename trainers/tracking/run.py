@@ -8,14 +8,12 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import wandb
-from pyarrow import fs
 
-from cluster.io import filesystems, storage
-from cluster.wandb_env import find_login
+from cluster.io import storage
+from cluster.wandb_env import MAX_TAG, find_login, split_tags
 from trainers.config import TrackConfig
 from trainers.metrics import EPOCH, GLOBAL_STEP, SUMMARIES
 from trainers.run.rows import find_mode
@@ -23,7 +21,8 @@ from trainers.run.stop import STOPPED
 from trainers.tracking import wandb_internals
 from trainers.tracking.config import sync_command
 from trainers.tracking.failures import FAILURES
-from trainers.tracking.local_runs import find_id
+from trainers.tracking.local_runs import find_id, local_folder
+from trainers.tracking.sessions import delete_others, keep_sessions, note_session
 from trainers.tracking.where import project_of
 
 logger = logging.getLogger(__name__)
@@ -41,12 +40,6 @@ UPLOAD_TIMEOUT_S = 600
 OLD_STOP_S = 60
 """In the first seconds of a resumed session, a stop is that of the session before: the server may
 still repeat it. W&B reads it every 15 s, and sends something every 30 s at least."""
-MAX_TAG = 64
-"""Characters of a tag, W&B's limit."""
-
-
-def _tags_of_environment() -> list[str]:
-    return [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
 
 
 class WandbRun:
@@ -74,12 +67,13 @@ class WandbRun:
         wandb_internals.check_versions()
         wandb_internals.list_packages_once()
         self._uri = folder
-        self._folder = folder if "://" not in folder else os.path.abspath("runs")
-        os.makedirs(self._folder, exist_ok=True)
+        self._is_in_bucket = "://" in folder
+        self._folder = local_folder(folder)
+        self._folder.mkdir(parents=True, exist_ok=True)
         self._id = find_id(folder)
         self._on_stop, self._stopped_uri = on_stop, storage.join(folder, "wandb_stopped")
         self._was_stopped, self._started_s = storage.exists(self._stopped_uri), time.monotonic()
-        self._older = self._find_offline_runs()
+        self._older = set(wandb_internals.list_sessions(self._folder, self._id))
         self.synced_step = -1
         """The global_step up to which W&B has the rows of earlier sessions."""
         options: dict[str, Any] = {
@@ -90,36 +84,42 @@ class WandbRun:
             "job_type": job_type,
             "id": self._id,
             "config": config,
-            "tags": [tag[:MAX_TAG] for tag in (*tags, *track.tags, *_tags_of_environment())],
-            "dir": self._folder,
+            "tags": [tag[:MAX_TAG] for tag in (*tags, *track.tags, *split_tags()) if tag.strip()],
+            "dir": str(self._folder),
             "reinit": "create_new",  # a sweep's driver keeps several runs open at once
-            "settings": wandb.Settings(
-                api_key=find_login(),
-                console="off",
-                silent=True,
-                init_timeout=PATIENCE_S,
-                finish_timeout=PATIENCE_S,
-                finish_timeout_raises=True,
-                stop_fn=lambda: self._stop(),  # a function: wandb copies its settings deeply
-                **wandb_internals.PRIVATE_SETTINGS,
-            ),
         }
-        run = None
-        if find_mode(track) == "online":
-            try:
-                run = wandb.init(mode="online", resume="allow", **options)
-                self.synced_step = run.summary.get(GLOBAL_STEP, -1)
-            except WandbError as error:
-                logger.warning(
-                    "W&B is out of reach (%s): the run is offline, to be synced later", error
-                )
-                options["id"] += OFFLINE_SUFFIX  # this process can't use the first one again
-        self._run = run or wandb.init(mode="offline", **options)
+        with wandb_internals.explaining_settings():
+            self._run = self._open(options, is_online=find_mode(track) == "online")
+        if self._is_in_bucket:
+            note_session(folder, wandb_internals.session_of(self._run))
         self._is_reachable = True
         self._artifacts: list[wandb.Artifact] = []
         self.sync_command = sync_command(folder) if self._run.offline else None
         """The command that uploads what W&B does not have; None where it has all."""
         self._define_axes()
+
+    def _open(self, options: dict[str, Any], *, is_online: bool) -> wandb.Run:
+        settings = wandb.Settings(
+            api_key=find_login(),
+            console="off",
+            silent=True,
+            init_timeout=PATIENCE_S,
+            finish_timeout=PATIENCE_S,
+            finish_timeout_raises=True,
+            stop_fn=lambda: self._stop(),  # a function: wandb copies its settings deeply
+            **wandb_internals.PRIVATE_SETTINGS,
+        )
+        if is_online:
+            try:
+                run = wandb.init(mode="online", resume="allow", settings=settings, **options)
+                self.synced_step = run.summary.get(GLOBAL_STEP, -1)
+                return run
+            except WandbError as error:
+                logger.warning(
+                    "W&B is out of reach (%s): the run is offline, to be synced later", error
+                )
+            options["id"] += OFFLINE_SUFFIX  # this process can't use the first one again
+        return wandb.init(mode="offline", settings=settings, **options)
 
     def _stop(self) -> None:
         """Do what was asked for, in W&B's thread, which asks once."""
@@ -205,6 +205,7 @@ class WandbRun:
         except wandb_internals.FINISH_ERRORS:
             self.sync_command = sync_command(self._uri)
             logger.warning("W&B did not take all of %s in time", self._uri)
+            self._keep_sessions(is_whole=False)
             return
         for artifact in self._artifacts if not self._run.offline else ():
             if (error := wandb_internals.find_upload_error(artifact)) is not None:
@@ -213,25 +214,23 @@ class WandbRun:
                 FAILURES.report(text, kind="refused an artifact")
         if self.sync_command is None:
             wandb_internals.mark_synced(self._run)
-        self._keep_one_offline_run()
+        self._keep_sessions(is_whole=True)
 
-    def _keep_one_offline_run(self) -> None:
-        """Delete older offline sessions: each one logs all rows that W&B does not have."""
-        new = self._find_offline_runs() - self._older
-        for folder in self._older if new or not self._run.offline else ():
+    def _keep_sessions(self, *, is_whole: bool) -> None:
+        """Copy this session to the folder where that is in a bucket; delete older offline ones.
+
+        Args:
+            is_whole: this session has all that W&B lacks, its end included.
+        """
+        new = {*wandb_internals.list_sessions(self._folder, self._id)} - self._older
+        if not new:  # the folder was deleted meanwhile
+            return
+        for folder in filter(wandb_internals.is_offline, self._older) if is_whole else ():
             shutil.rmtree(folder)
-        if "://" in self._uri:  # this machine's disk is temporary
-            kept = storage.join(self._uri, "wandb")
-            older = storage.list_names(kept)
-            for folder in new:
-                target, path = filesystems.resolve(storage.join(kept, folder.name))
-                fs.copy_files(str(folder), path, destination_filesystem=target)
-            for name in older if new or not self._run.offline else ():
-                storage.delete_folder(storage.join(kept, name))
-
-    def _find_offline_runs(self) -> set[Path]:
-        sessions = wandb_internals.list_sessions(Path(self._folder), self._id)
-        return {session for session in sessions if wandb_internals.is_offline(session)}
+        if self._is_in_bucket:  # this machine's disk is temporary
+            wandb_internals.wait_until_written(wandb_internals.session_of(self._run))
+            keep_sessions(self._uri, new)
+            delete_others(self._uri, new, notes_only=not is_whole)
 
 
 def _as_one_type(column: Sequence[Any]) -> Sequence[Any]:

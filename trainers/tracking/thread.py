@@ -4,6 +4,7 @@ import logging
 import threading
 from collections.abc import Callable
 
+from cluster.io.errors import StorageError, UserError
 from trainers.tracking.config import sync_command
 
 logger = logging.getLogger(__name__)
@@ -40,11 +41,29 @@ class WandbThread:
 
                 logger.warning("W&B did not take all of %s in time", self._folder)
                 abandon_service()
+                self._keep_session()
             self._thread = None  # wait once
         return self._command
 
+    def _keep_session(self) -> None:
+        """Copy what this machine has of the run to its bucket: this process may end now."""
+        if "://" not in self._folder:
+            return
+        from trainers.tracking.sessions import keep_open_sessions  # imports wandb
+
+        try:
+            keep_open_sessions(self._folder)
+        except (UserError, StorageError) as error:
+            logger.warning("W&B's files of %s are only on this machine: %s", self._folder, error)
+
     def _run(self) -> None:
-        command = self._log_all()
+        try:
+            command = self._log_all()
+        except (UserError, StorageError) as error:
+            from trainers.tracking.failures import FAILURES  # imports wandb
+
+            FAILURES.report(f"W&B lacks {self._folder}: {error}", kind="lacks a run")
+            return
         if self._thread is not None:  # `close` still waits
             self._command = command
 

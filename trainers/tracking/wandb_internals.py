@@ -7,22 +7,33 @@ FOLDER/wandb/offline-run-DATE_TIME-ID   one session of a run that was offline
 
 import logging
 import subprocess
+import textwrap
 import threading
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import wandb
+from pydantic import ValidationError
 from wandb import util
+from wandb.errors import UsageError
 from wandb.sdk import wandb_setup
 from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
+from cluster.io.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 TESTED_VERSIONS = {"wandb": "0.31", "wandb-workspaces": "0.4"}
+STARTED_ON = "started_on.json"
+"""Our note in a session's folder of a bucket (`trainers.tracking.sessions`)."""
+WRITTEN_S = 0.5
+"""After a run has finished, its file is written whole in this time."""
 FINISH_ERRORS = (TimeoutError, HandleAbandonedError)
 """Raised by `Run.finish`: the server took too long; wandb's own process is gone."""
 SERVICE_ERRORS = (ConnectionError, HandleAbandonedError, MailboxClosedError)
@@ -87,6 +98,22 @@ def abandon_service() -> None:
         connection._cleanup()
 
 
+@contextmanager
+def explaining_settings() -> Iterator[None]:
+    """Turn what wandb's client refuses in its settings into the user's sentence.
+
+    Raises:
+        UserError: for what `wandb_env.check_settings` does not look at.
+    """
+    try:
+        yield
+    except (UsageError, ValidationError) as error:
+        reason = textwrap.shorten(str(error), 240)
+        raise UserError(
+            f"W&B refuses its settings ({reason}); check the variables WANDB_* and wandb/settings"
+        ) from error
+
+
 _RESTART = threading.Lock()
 
 
@@ -112,9 +139,31 @@ def is_offline(session: Path) -> bool:
     return session.name.startswith("offline-")
 
 
+def has_records(session: Path) -> bool:
+    """Whether a session's file is there."""
+    return any(session.glob("*.wandb"))
+
+
 def is_synced(session: Path) -> bool:
     """Whether the server has all of a session."""
-    return any(session.glob("*.wandb.synced"))
+    return bool(list_marks(session))
+
+
+def wait_until_written(session: Path) -> None:
+    """Wait until the file of a finished run stops growing: `finish` does not wait for its end."""
+    before, size = -1, 0
+    while before != size:
+        before, size = size, sum(file.stat().st_size for file in session.glob("*.wandb"))
+        time.sleep(WRITTEN_S)
+
+
+def list_marks(session: Path) -> list[Path]:
+    return [*session.glob("*.wandb.synced")]
+
+
+def session_of(run: wandb.Run) -> Path:
+    """Return the session of an open or finished run."""
+    return Path(run.settings.sync_dir)
 
 
 def mark_synced(run: wandb.Run) -> None:

@@ -5,6 +5,7 @@ import os
 from cluster import wandb_env
 from cluster.wandb_env import Setting
 from trainers.config import TrackConfig
+from trainers.run.rows import find_mode
 
 
 def project_of(track: TrackConfig) -> str:
@@ -13,6 +14,23 @@ def project_of(track: TrackConfig) -> str:
         return track.project
     found = wandb_env.find_setting("project")
     return found.value if found else wandb_env.PROJECT
+
+
+def require_settings(track: TrackConfig) -> None:
+    """Refuse settings of W&B with which no run could start, unless nothing is tracked.
+
+    Raises:
+        UserError: naming the variable, or the setting and its file.
+    """
+    if find_mode(track) != "off":
+        wandb_env.check_settings()
+
+
+def require_tags(track: TrackConfig) -> None:
+    """Refuse tags that W&B refuses: of a new command, as a run folder of an older Thaw may have
+    them."""
+    for tag in track.tags:
+        wandb_env.require_tag("track.tags", tag)
 
 
 def describe_tracking(track: TrackConfig) -> str:

@@ -32,6 +32,7 @@ from trainers.prepare import prepare_run
 from trainers.run.folder import read_config
 from trainers.run.rows import find_mode
 from trainers.tracking.config import sync_command
+from trainers.tracking.where import require_settings
 from tuning.config import TuningConfig
 from tuning.promotion.config import PromoteConfig
 from tuning.promotion.folds import summarize_folds
@@ -57,6 +58,7 @@ def run_promote(config: PromoteConfig) -> dict[str, Any]:
     default = storage.join(sweep, "folds") if config.folds else promotion_uri(sweep, winner)
     out = storage.absolute(config.out or default, "out")
     base = read_config(winner.run)
+    require_settings(replace(base.track, wandb=config.wandb))
     manifest = read_manifest(base.data, 0 if config.folds else base.fold)
     run = _cross_validate if config.folds else _train_seeds
     summary, commands = run(config, winner, base, manifest, sweep, out)

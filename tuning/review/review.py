@@ -3,6 +3,7 @@
 import time
 
 from cluster.io import storage
+from cluster.wandb_env import check_settings
 from trainers.tracking.where import project_of
 from tuning.record.record import SweepRecord
 from tuning.review.config import ReviewConfig
@@ -15,6 +16,8 @@ WATCH_S = 5
 
 def run_review(config: ReviewConfig) -> str:
     """Write the page, and return its URI."""
+    if config.wandb:
+        check_settings()
     out = storage.absolute(config.out, "out")
     page = storage.join(out, "review.html")
     is_announced = False

@@ -5,6 +5,7 @@ SWEEP/wandb_views.json    their ids in W&B, by entity, project and title
 
 import importlib.util
 import json
+import os
 from typing import Any
 
 import wandb
@@ -12,7 +13,12 @@ import wandb
 from cluster.io import storage
 from cluster.io.errors import UserError
 from cluster.io.records import read_object
-from cluster.wandb_env import find_base_url, find_login, find_setting
+from cluster.wandb_env import (
+    drop_empty_variables,
+    find_base_url,
+    find_login,
+    find_setting,
+)
 from trainers.tracking import wandb_internals
 from tuning.record.record import SweepRecord
 from tuning.wandb.native_sweep import create_sweep, list_runs, url_of
@@ -43,6 +49,7 @@ def save_views(sweep: str, *, project: str, entity: str | None) -> list[str]:
     deleted = f"; if they were deleted in W&B, delete {uri}" if known else ""
     # Silent, as the caller prints the URLs. wandb-workspaces takes the key of the session.
     login = wandb.Settings(api_key=find_login(), base_url=find_base_url(), silent=True)
+    drop_empty_variables(os.environ)
     wandb.setup(login)
     wandb.termsetup(
         login, None
