@@ -276,7 +276,7 @@ BAD = {
     "unknown backbone": (
         {"model": {"backbone": "resnet51"}}, "model.backbone is 'resnet51': choose from",
     ),
-    "depth out of range": ({"schedule": {"phases": [(6, 1, 1e-3)]}}, "model.freeze_depth is 6"),
+    "depth out of range": ({"schedule": {"phases": [(6, 1, 1e-3)]}}, "schedule.phases is 6"),
     "images too small": (
         {"model": {"backbone": "inception_v3"}}, "ingest.size_px is 32: too small for inception_v3",
     ),
