@@ -123,15 +123,15 @@ def answer(config: JsonConfig) -> None:
 def test_json_is_alone_on_stdout(is_json, capsys):
     verbs = {"show": Verb("show", f"{__name__}:JsonConfig", f"{__name__}:answer")}
     dispatch.dispatch("room", verbs, ["show", *["--json"] * is_json])
-    told, beside = capsys.readouterr(), "news\nof a library\nmemory is full\n"
+    printed, beside = capsys.readouterr(), "news\nof a library\nmemory is full\n"
     if is_json:
-        assert json.loads(told.out) == {"top1": 0.5} and told.err == beside
+        assert json.loads(printed.out) == {"top1": 0.5} and printed.err == beside
     else:
-        assert told.out == beside and told.err == ""
+        assert printed.out == beside and printed.err == ""
 
 
 def test_ray_that_starts_early_prints_nothing_on_the_stdout_of_json(monkeypatch, capsys):
-    """A long TMPDIR is told before the modules of the command are imported."""
+    """A long TMPDIR is reported before the modules of the command are imported."""
     monkeypatch.setattr(entry, "starts_early", True)
     monkeypatch.setattr(
         "cluster.runtime.start_early",
@@ -139,8 +139,8 @@ def test_ray_that_starts_early_prints_nothing_on_the_stdout_of_json(monkeypatch,
     )
     verbs = {"show": Verb("", f"{__name__}:JsonConfig", f"{__name__}:answer", address="json")}
     dispatch.dispatch("room", verbs, ["show", "--json"])
-    told = capsys.readouterr()
-    assert json.loads(told.out) == {"top1": 0.5} and told.err.startswith("TMPDIR is '/tmp/xx")
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == {"top1": 0.5} and printed.err.startswith("TMPDIR is '/tmp/xx")
 
 
 def test_every_json_is_printed_where_it_is_alone():

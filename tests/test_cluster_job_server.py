@@ -185,9 +185,9 @@ def test_a_log_is_followed_over_a_server_that_is_down(
     has(stub, "job", status="SUCCEEDED", driver_exit_code=0)
     stub.answers = [DOWN] * 5
     run_logs(LogsConfig(address=stub.url, job="job", follow=True))
-    told = capsys.readouterr()
-    assert told.out.startswith('{"python"') and told.out.endswith("Job job succeeded\n")
-    assert "trying again" in told.err
+    printed = capsys.readouterr()
+    assert printed.out.startswith('{"python"') and printed.out.endswith("Job job succeeded\n")
+    assert "trying again" in printed.err
 
 
 def test_a_log_of_a_server_that_stays_down_ends_in_one_sentence(stub: Stub) -> None:

@@ -120,9 +120,9 @@ def test_concurrent_trials_never_outgrow_the_cluster(
 @pytest.mark.parametrize("num_workers", [None, 0, 1])
 def test_a_cluster_without_cpus_is_said_to_have_none(num_workers: int | None) -> None:
     """As where an autoscaler has started no worker yet: no other number of workers helps."""
-    with pytest.raises(ValueError, match=r"the cluster has 0 CPUs, .*start a worker node") as told:
+    with pytest.raises(ValueError, match=r"the cluster has 0 CPUs, .*start a worker node") as error:
         plan_workers(cluster_of(nodes=0, cpus=0), ClusterConfig(num_workers=num_workers))
-    assert "num_workers" not in str(told.value)
+    assert "num_workers" not in str(error.value)
 
 
 @pytest.mark.parametrize("num_workers", [None, 1, 3, 8])

@@ -6,7 +6,7 @@ B images, H x W pixels, C channels, K classes.
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -234,16 +234,16 @@ def _cross_entropy_sum(logits_BK: Tensor, targets: Tensor, settings: StepSetting
     """
     if targets.ndim == 2:
         return F.cross_entropy(logits_BK, _weigh_targets(targets, settings), reduction="sum")
-    losses_B = F.cross_entropy(
+    cross_entropy = partial(
+        F.cross_entropy,
         logits_BK,
         targets,
         label_smoothing=settings.label_smoothing,
         ignore_index=IGNORE_INDEX,
-        reduction="none" if settings.class_weights_K is not None else "sum",
     )
     if settings.class_weights_K is None:
-        return losses_B
-    return losses_B @ settings.class_weights_K[targets.clamp(min=0)]
+        return cross_entropy(reduction="sum")
+    return cross_entropy(reduction="none") @ settings.class_weights_K[targets.clamp(min=0)]
 
 
 def _weigh_targets(targets_BK: Tensor, settings: StepSettings) -> Tensor:

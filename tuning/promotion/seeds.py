@@ -20,6 +20,7 @@ from trainers import metrics
 from trainers.config import FinetuneConfig
 from trainers.export.config import ExportConfig
 from trainers.export.export import export
+from trainers.export.folder import CARD
 from trainers.export.formats import require_onnx
 from trainers.prepare import Run, SharedImages, prepare_run
 from trainers.run.folder import read_result
@@ -221,9 +222,9 @@ class Promotion:
     def _export(self, run: str) -> str:
         """Export the network to use and its model card, unless that is done; return the folder."""
         config = ExportConfig(run=run, out=storage.join(self._out, "exported"))
-        before = storage.join(self._out, "promoted.json")
+        card, before = storage.join(config.out, CARD), storage.join(self._out, "promoted.json")
         is_same = storage.exists(before) and read_object(before, {"run": str})["run"] == run
-        if is_same and not self._has_trained and storage.exists(f"{config.out}/README.md"):
+        if is_same and not self._has_trained and storage.exists(card):
             return config.out
         try:
             require_onnx()
@@ -231,6 +232,6 @@ class Promotion:
             report(str(error), warning=True)
             formats = tuple(name for name in config.formats if name != "onnx")
             config = replace(config, formats=formats)
-        storage.delete_file(f"{config.out}/README.md")  # without it the next call exports again
+        storage.delete_file(card)  # without it the next call exports again
         export(config)
         return config.out
