@@ -217,16 +217,25 @@ def test_the_card_as_hugging_face_reads_it(exported: Path) -> None:
         assert not line.startswith("|") or line.count("|") in (3, 4)
 
 
-def test_the_card_of_a_run_without_validation_says_so() -> None:
-    facts = CardFacts(
-        config=FinetuneConfig(data="cars", train_on="train+val"),
-        progress=TrainingProgress(epoch=3, classes=CLASSES),
+def card_facts(config: FinetuneConfig, progress: TrainingProgress, **values: Any) -> CardFacts:
+    """Facts of an export without files, calibration and test."""
+    return CardFacts(
+        config=config,
+        progress=progress,
         files={},
         preprocessing={"mean": 0.5, "std": 0.5, "calibration": None},
         calibration=None,
         dynamic_batch=True,
         evaluation=None,
         commit=None,
+        **values,
+    )
+
+
+def test_the_card_of_a_run_without_validation_says_so() -> None:
+    facts = card_facts(
+        FinetuneConfig(data="cars", train_on="train+val"),
+        TrainingProgress(epoch=3, classes=CLASSES),
     )
 
     assert "| validation | top-1 | not measured: they train too |" in write_card(facts)

@@ -12,10 +12,11 @@ from huggingface_hub import ModelCard
 
 from datasets.manifest_file import read_manifest, write_manifest
 from tests.support.data import WriteData, rename_classes
+from tests.test_trainers_export import card_facts
 from trainers.config import FinetuneConfig, ModelConfig
 from trainers.export.config import ExportConfig
 from trainers.export.hugging_face import push_folder
-from trainers.export.model_card import CardFacts, Measured, write_card
+from trainers.export.model_card import Measured, write_card
 from trainers.export.quantize import open_images
 from trainers.run.checkpoint import TrainingProgress
 from trainers.run.combination import CombinedRun, CombinedTrial
@@ -37,15 +38,9 @@ def test_the_card_of_a_combination_names_each_network_and_its_license() -> None:
         for trial, backbone, license in (("a", "resnet18", None), ("b", "vgg16", "cc-by-nc-4.0"))
     ]
     ensemble = CombinedRun(kind="ensemble", name="ensemble of 2 trials", trials=tuple(trials))
-    facts = CardFacts(
-        config=FinetuneConfig(data="cars", model=ModelConfig(backbone="resnet18")),
-        progress=TrainingProgress(epoch=3, total_s=12.4, val_top1=0.9, classes=CLASSES),
-        files={},
-        preprocessing={"mean": 0.5, "std": 0.5, "calibration": None},
-        calibration=None,
-        dynamic_batch=True,
-        evaluation=None,
-        commit=None,
+    facts = card_facts(
+        FinetuneConfig(data="cars", model=ModelConfig(backbone="resnet18")),
+        TrainingProgress(epoch=3, total_s=12.4, val_top1=0.9, classes=CLASSES),
         backbones=("resnet18", "vgg16"),
         combined=ensemble,
     )
