@@ -426,14 +426,18 @@ def test_the_store_stays_bounded_while_the_first_block_is_slow(ray_cluster: str)
     assert total - ray.available_resources()["object_store_memory"] < 272 * 2**20
 
 
+@dataclass
 class TimedBlocks:
-    """Says when each block was made, in 0.3 s."""
+    """Says when each block was made: in 0.3 s, the first no sooner than another has begun."""
 
+    begun: Path
     bytes_per_image = 0
     in_tasks = True
 
     def read(self, chunk: Chunk) -> Iterator[pa.Table]:
         began_s = time.time()
+        (self.begun / f"{began_s}").touch()
+        wait_until(lambda: len(list(self.begun.iterdir())) > 1, "a second block begins")
         time.sleep(0.3)
         yield pa.table(
             {"began_s": [began_s] * chunk.num_images, "ended_s": [time.time()] * len(chunk.row_N)}
@@ -441,7 +445,7 @@ class TimedBlocks:
 
 
 def test_a_stream_uses_the_share_it_was_given_and_asks_nobody_for_one(
-    ray_cluster: str, easy_data: str, monkeypatch: pytest.MonkeyPatch
+    ray_cluster: str, easy_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ray Data's own way would give it all 6 CPUs of the cluster, or none beside enough others."""
 
@@ -451,7 +455,7 @@ def test_a_stream_uses_the_share_it_was_given_and_asks_nobody_for_one(
     monkeypatch.setattr(ray_internals, "create_cluster_autoscaler", refuse)
     blocks = execute_chunks(
         list(plan(easy_data, num_epochs=4).chunks()),
-        source=TimedBlocks(),
+        source=TimedBlocks(tmp_path),
         limits=ReadLimits(task_cpus=0.5, stream_cpus=1.0, store_bytes=2**26),
     )
     spans = [(block["began_s"][0].as_py(), block["ended_s"][0].as_py()) for block in blocks]
