@@ -16,13 +16,11 @@ from trainers.tracking import wandb_internals
 from trainers.tracking.run import WandbRun
 from trainers.tracking.thread import WandbThread
 
-PATIENCE_S = 2
 STEPS = (1, 2, 3)
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
-    monkeypatch.setattr(wandb_run, "PATIENCE_S", PATIENCE_S)
     with serving(monkeypatch) as server:
         yield server
 
@@ -131,15 +129,19 @@ def hang(server: WandbServer, run: WandbRun) -> None:
     server.hang()
 
 
-@pytest.mark.parametrize("fault", [lambda *_: None, refuse_artifacts, hang])
+@pytest.mark.parametrize(
+    ("fault", "patience_s"), [(lambda *_: None, 20), (refuse_artifacts, 20), (hang, 5)]
+)
 def test_what_an_online_run_could_not_upload_is_in_the_bucket(
     fault: Callable[[WandbServer, WandbRun], None],
+    patience_s: int,
     uri: str,
     server: WandbServer,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(wandb_run, "PATIENCE_S", patience_s)
     run = open_run(uri, "online")
     fault(server, run)
     run.finish("finished")

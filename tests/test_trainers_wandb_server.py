@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -37,20 +38,26 @@ from trainers.tracking.wandb_internals import is_offline
 
 OFF = TrackConfig(wandb="off")
 PATIENCE_S = 3
-CLOSE_TIMEOUT_S = 26
+"""Where the server is gone or silent; a healthy one has W&B's 20 s."""
+DRIVER_PATIENCE_S = 10
+"""Where the server is healthy as the run starts, and gone as it ends."""
+CLOSE_TIMEOUT_S = 20 + DRIVER_PATIENCE_S + 10
 """Above the 20 s that a call of wandb takes which asks a server that is gone."""
 STEPS = range(1, 31)
+HALF = len(STEPS) // 2
 PAUSE_S = 0.05
-SLACK_S = 1.0
-"""What a training of 1.5 s may take longer on a busy machine."""
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
-    monkeypatch.setattr(wandb_run, "PATIENCE_S", PATIENCE_S)
     with serving(monkeypatch) as server:
         yield server
     assert not server.unknown
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wandb_run, "PATIENCE_S", PATIENCE_S)
 
 
 @pytest.fixture
@@ -65,14 +72,14 @@ def config(easy_data: str, tmp_path: Path) -> FinetuneConfig:
 
 def train(
     config: FinetuneConfig, *, meanwhile: Callable[[int], object] = lambda step: None
-) -> tuple[float, str | None]:
+) -> tuple[list[float], str | None]:
     """Write rows as a training does, mirrored in W&B.
 
     Args:
         meanwhile: called with 0 before the training starts, and with each step.
 
     Returns:
-        Seconds that the training took, and the command that uploads what W&B lacks.
+        Seconds of each step, and the command that uploads what W&B lacks.
     """
     storage.write_bytes(f"{config.out}/config.json", json.dumps(config.to_dict()).encode())
     mirror = RunMirror(
@@ -83,15 +90,21 @@ def train(
         rows = read_rows(config.out)
         last_row = rows[-1] if rows else None
         tracker = JsonlTracker(config.out, last_row=last_row)
-        started_s = time.perf_counter()
+        took_s = []
         for step in STEPS[len(rows) :]:
             meanwhile(step)
+            started_s = time.perf_counter()
             time.sleep(PAUSE_S)
             tracker.log(end_of_epoch(len(STEPS) // 10, 0.5) if step == STEPS[-1] else row(step))
-        took_s = time.perf_counter() - started_s
+            took_s.append(time.perf_counter() - started_s)
         write_progress(config, best_epoch=len(STEPS) // 10)
         write_result(config, diverged=None)
     return took_s, mirror.close()
+
+
+def assert_no_step_waits(took_s: list[float], patience_s: float) -> None:
+    """Neither one for an answer nor each for a moment; a busy machine may hold up a few."""
+    assert max(took_s) < patience_s and median(took_s) < 10 * PAUSE_S
 
 
 def metric_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -175,25 +188,27 @@ def test_a_login_in_netrc_is_used(
 
 
 DRIVER = f"""
-import sys
+import json, sys
 from tests.test_trainers_wandb_server import train
 from trainers.tracking import run as wandb_run
 from trainers.tracking.mirror import RunMirror
 from trainers.run.folder import read_config
 
-wandb_run.PATIENCE_S = {PATIENCE_S}
+wandb_run.PATIENCE_S = {DRIVER_PATIENCE_S}
 RunMirror.close.__kwdefaults__["timeout_s"] = {CLOSE_TIMEOUT_S}
-took_s, _ = train(
-    read_config(sys.argv[1]),
-    meanwhile=lambda step: print(step, flush=True) if step else sys.stdin.readline(),
-)
-print(took_s, flush=True)
+def wait(step):
+    if step in (0, {HALF}):
+        print(step, flush=True)
+        sys.stdin.readline()
+took_s, _ = train(read_config(sys.argv[1]), meanwhile=wait)
+print(json.dumps(took_s), flush=True)
 """
 
 
 @contextmanager
 def driver(config: FinetuneConfig) -> Iterator[subprocess.Popen[str]]:
-    """Train in a process, which waits for a line, then prints its steps and how long it took."""
+    """Train in a process, which waits for a line before its start and in the middle; it prints the
+    seconds of its steps."""
     storage.write_bytes(f"{config.out}/config.json", json.dumps(config.to_dict()).encode())
     with subprocess.Popen(
         [sys.executable, "-c", DRIVER, config.out],
@@ -209,22 +224,21 @@ def driver(config: FinetuneConfig) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def start(process: subprocess.Popen[str], *, until: int) -> None:
-    """Start the training, and return when it is at a step."""
+def run_to_half(process: subprocess.Popen[str]) -> None:
+    """Start the training, and return when it waits in the middle."""
     assert process.stdin is not None and process.stdout is not None
     process.stdin.write("\n")
     process.stdin.flush()
-    while int(process.stdout.readline()) < until:
-        pass
+    assert [process.stdout.readline() for _ in range(2)] == ["0\n", f"{HALF}\n"]
 
 
 def test_a_killed_session_and_the_next_one_are_one_run(
     server: WandbServer, config: FinetuneConfig
 ) -> None:
     with driver(config) as process:
-        start(process, until=len(STEPS) // 2)
+        run_to_half(process)
         process.kill()
-    assert 0 < len(read_rows(config.out)) < len(STEPS)
+    assert len(read_rows(config.out)) == HALF - 1
     train(config)
 
     (run,) = server.runs.values()
@@ -296,6 +310,7 @@ def stop(server: WandbServer) -> None:
     server.stop()
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("fault", [refuse, stop])
 def test_a_run_that_finds_no_server_continues_offline(
     server: WandbServer,
@@ -309,8 +324,8 @@ def test_a_run_that_finds_no_server_continues_offline(
         took_s, command = train(config)
     ended_s = time.monotonic()
 
-    assert took_s < len(STEPS) * PAUSE_S + SLACK_S
-    assert ended_s - started_s < took_s + 5 * PATIENCE_S
+    assert_no_step_waits(took_s, PATIENCE_S)
+    assert ended_s - started_s < 50, "nor does the end, which gives up after 60 s"
     assert "W&B is out of reach" in caplog.text
     assert command == f"python -m trainers track sync {config.out}"
     assert_local(config)
@@ -318,6 +333,7 @@ def test_a_run_that_finds_no_server_continues_offline(
     assert sum(map(is_offline, folder.sessions)) == 1
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_run_that_a_silent_server_did_not_take_is_synced_later(
     server: WandbServer, config: FinetuneConfig
 ) -> None:
@@ -350,15 +366,15 @@ def test_a_server_that_dies_delays_no_step_and_no_end(
     server: WandbServer, config: FinetuneConfig
 ) -> None:
     """With artifacts under way wandb would wait for ever."""
-    without_s, _ = train(off := replace(config, out=f"{config.out}-off", track=OFF))
+    train(off := replace(config, out=f"{config.out}-off", track=OFF))
     with driver(config) as process:
-        wait_until(lambda: "UseArtifact" in server.asked, "the artifact is used")
-        start(process, until=len(STEPS) // 3)
+        wait_until(lambda: "UseArtifact" in server.asked, "the artifact is used", 240)
+        run_to_half(process)
         server.stop()
-        printed, warned = process.communicate(timeout=CLOSE_TIMEOUT_S + 30)
+        printed, warned = process.communicate("\n", timeout=CLOSE_TIMEOUT_S + 60)
 
     assert process.returncode == 0 and "Traceback" not in warned
-    assert float(printed.split()[-1]) < without_s + SLACK_S
+    assert_no_step_waits(json.loads(printed.splitlines()[-1]), DRIVER_PATIENCE_S)
     assert read_rows(config.out) == read_rows(off.out)
     assert "W&B did not take all" in warned
     assert_local(config)
