@@ -41,8 +41,8 @@ PATIENCE_S = 3
 """Where the server is gone or silent; a healthy one has W&B's 20 s."""
 DRIVER_PATIENCE_S = 10
 """Where the server is healthy as the run starts, and gone as it ends."""
-CLOSE_TIMEOUT_S = 20 + DRIVER_PATIENCE_S + 10
-"""Above the 20 s that a call of wandb takes which asks a server that is gone."""
+CLOSE_TIMEOUT_S = 30
+"""Above the 20 s that a call of wandb takes which asks a server that is gone; `finish` is next."""
 STEPS = range(1, 31)
 HALF = len(STEPS) // 2
 PAUSE_S = 0.05
