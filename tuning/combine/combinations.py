@@ -109,7 +109,7 @@ def describe_combinations(out: str, found: Combinations) -> list[str]:
     others = [each.describe() for each in found.tried if not each.is_kept]
     if others:
         lines.append(f"not significantly better than the winner: {', '.join(others)}")
-    elif not found.tried:
+    elif not found.tried and not found.is_cut:
         lines.append("no soup, ensemble or interpolation is better than the winner")
     if found.is_cut:
         lines.append("the budget ended before all were tried")
