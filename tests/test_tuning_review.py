@@ -181,6 +181,16 @@ def test_sweep_of_an_older_thaw_is_told_by_its_leaderboard(tmp_path: Path) -> No
     assert "Its predictions were not kept" in page
 
 
+def test_a_head_that_trains_ahead_of_its_trial_has_not_started(tmp_path: Path) -> None:
+    out = write_sweep(tmp_path / "sweep", trials=3, status="running", predictions=False)
+    trials = tmp_path / "sweep" / "trials"
+    shutil.copytree(trials / "5eed0_00000", trials / "5eed0_00003")
+    sweep = SweepRecord.read(out)
+    assert sorted(row.trial_id for row in sweep.trials) == [f"5eed0_0000{n}" for n in range(3)]
+    (tmp_path / "sweep" / "trials.json").unlink()
+    assert len(SweepRecord.read(out).trials) == 4, "an older Thaw wrote no trials.json"
+
+
 def test_the_page_names_the_networks(tmp_path: Path) -> None:
     record = SweepRecord.read(write_sweep(tmp_path / "sweep", predictions=False))
     assert name_networks(record) == "resnet50"

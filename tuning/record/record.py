@@ -205,7 +205,12 @@ def _add_states(
 def _rank_started(
     out: str, sweep: TuningConfig, known: dict[str, TrialResult], manifest: Manifest | None
 ) -> list[TrialResult]:
-    """Rank the trials of a sweep that has not ended by what is in their run folders."""
+    """Rank the trials of a sweep that has not ended by what is in their run folders.
+
+    Args:
+        known: those that have started: the heads of others may train ahead in rounds. Empty in a
+            sweep of an older Thaw, whose run folders are all of trials that have started.
+    """
     base = sweep.base
     if manifest is None:
         raise UserError(
@@ -217,7 +222,7 @@ def _rank_started(
         run = storage.join(out, "trials", trial_id)  # the sweep may have been moved
         if (trial := known.get(trial_id)) is not None:
             trials.append(replace(trial, run=run))
-        elif storage.exists(storage.join(run, "config.json")):
+        elif not known and storage.exists(storage.join(run, "config.json")):
             config = read_config(run)
             fields = {axis.field for axis in sweep.space.all_axes}
             point = {field: attrgetter(field)(config) for field in order_fields(fields)}
