@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from cluster.io.markers import flatten
-from datasets.manifest_file import read_manifest
+from datasets.manifest import join_splits
+from datasets.manifest_file import read_manifest, write_manifest
 from tests.support.data import WriteData
 from tests.support.sweeps import write_json
+from tests.test_datasets_folds import part
 from trainers.config import PRETRAINED, FinetuneConfig, ModelConfig, OptimConfig
 from trainers.networks.backbones import build
 from trainers.recipes import RECIPES
@@ -282,6 +284,24 @@ def test_a_folder_with_something_else_is_named(write_data: WriteData, tmp_path: 
     other = replace(config, base=replace(config.base, data=write_data(train=64)))
     with pytest.raises(ValueError, match=r"base.data is .*: the sweep in .*run has"):
         check(other)
+
+
+def test_another_fold_and_data_that_was_prepared_again_are_told_apart(
+    write_data: WriteData, tmp_path: Path
+) -> None:
+    data = write_data()
+    manifest = read_manifest(data)
+    folds = manifest.split("val"), part("fold-1", 2, 2, 2)
+    train = join_splits([manifest.split("train"), folds[1]])
+    write_manifest(data, replace(manifest, splits={**manifest.splits, "train": train}, folds=folds))
+    config = parse(["--data", data, "--out", str(tmp_path / "sweep"), *LENET.split()])
+    write_json(tmp_path / "sweep/config.json", facts_of(config, manifest.fingerprint))
+    check(config)
+    with pytest.raises(ValueError, match=r"base.fold is 1: the sweep in .*sweep has 0; use the sa"):
+        check(replace(config, base=replace(config.base, fold=1)))
+    write_manifest(data, replace(read_manifest(data), fingerprint="new"))
+    with pytest.raises(ValueError, match=r"data is .*: it was prepared again since the sweep in"):
+        check(config)
 
 
 def test_an_axis_that_is_left_out_is_another_space(write_data: WriteData, tmp_path: Path) -> None:

@@ -45,14 +45,7 @@ def check(config: TuningConfig) -> Manifest:
             "its config.json is not that of a sweep; use another --out",
         )
         assert known is not None
-        before = _flatten(facts_of(*known))
-        is_same = before.get("base.data") == config.base.data
-        if is_same and before.get("data_fingerprint") != manifest.fingerprint:
-            raise UserError(
-                f"data is {config.base.data!r}: it was prepared again since the sweep in "
-                f"{config.out} began, and is another data set now; use another --out"
-            )
-        now = _flatten(facts_of(config, manifest.fingerprint))
+        before, now = _flatten(facts_of(*known)), _flatten(facts_of(config, known[1]))
         left_out = dict.fromkeys(field for field in before if field.startswith("space."))
         for field, value in (left_out | now).items():
             if field == PRECISION and "auto" in (value, before.get(field)):
@@ -62,6 +55,11 @@ def check(config: TuningConfig) -> Manifest:
                     f"{field} is {value!r}: the sweep in {config.out} has {before.get(field)!r}; "
                     f"use the same value{_other_commit(config.out)} to resume it, or another --out"
                 )
+        if known[1] != manifest.fingerprint:
+            raise UserError(
+                f"data is {config.base.data!r}: it was prepared again since the sweep in "
+                f"{config.out} began, and is another data set now; use another --out"
+            )
     return manifest
 
 
