@@ -85,8 +85,8 @@ class Manifest:
                 remedy = f"choose another --split, or {remedy}"
             if name == "val":
                 remedy = (
-                    "no class has a training image to spare for one: train with --train-on "
-                    "train+val, or prepare it again with more images"
+                    "no class has a training image to spare for one: prepare it again with more "
+                    "images, or train without one (`python -m trainers`, --train-on train+val)"
                 )
             raise UserError(
                 f"split is {name!r}: this data set has {', '.join(self.splits)}; {remedy}"

@@ -416,10 +416,11 @@ def test_what_cannot_be_promoted_is_named(easy_data: str, tmp_path: Path) -> Non
     data = shutil.copytree(easy_data, tmp_path / "data")
     manifest = read_manifest(str(data))
     splits = {name: split for name, split in manifest.splits.items() if name != "test"}
-    write_manifest(str(data), replace(manifest, splits=splits))
-    write_sweep(tmp_path, replace(won, data=str(data)))
-    with pytest.raises(ValueError, match="split is 'test': this data set has train, val"):
-        run_promote(config)
+    for folds, remedy in (((), "sweep data"), ((splits["val"],), "cross-validate it with --folds")):
+        write_manifest(str(data), replace(manifest, splits=splits, folds=folds))
+        write_sweep(tmp_path, replace(won, data=str(data)))
+        with pytest.raises(ValueError, match=f"no test split to test the winner on; {remedy}"):
+            run_promote(config)
 
     write_sweep(tmp_path, won)
     with pytest.raises(

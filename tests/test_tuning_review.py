@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 
-from datasets.manifest_file import read_manifest
+from datasets.manifest_file import read_manifest, write_manifest
 from tests.support.sweeps import (
     hostile_classes,
     write_combined,
@@ -41,6 +41,7 @@ from tuning.review.page import name_networks, render_page
 from tuning.review.pictures import draw_makes, show_predictions
 from tuning.review.review import run_review
 from tuning.shared import Shared
+from tuning.winner import list_next
 
 MAX_BYTES = 8_000_000
 
@@ -201,6 +202,25 @@ def test_the_page_names_the_networks(tmp_path: Path) -> None:
     base = replace(record.base, model=model)
     several = replace(record, config=replace(record.config, base=base, space=space))
     assert name_networks(several) == "mobilenet_v2 or resnet18"
+
+
+def test_the_page_names_a_promotion_that_its_data_allow(tmp_path: Path) -> None:
+    out = write_sweep(tmp_path / "sweep", trials=3, predictions=False)
+    data = str(tmp_path / "sweep-data")
+    manifest = read_manifest(data)
+    splits = {name: split for name, split in manifest.splits.items() if name != "test"}
+    command = f"python -m tuning promote --sweep {out}"
+    for known, steps in (
+        (manifest, [("Promote the winner", command)]),
+        (
+            replace(manifest, splits=splits, folds=(splits["val"], splits["train"])),
+            [("Cross-validate the winner", f"{command} --folds")],
+        ),
+        (replace(manifest, splits=splits), []),
+    ):
+        write_manifest(data, known)
+        first, *others = list_next(SweepRecord.read(out))
+        assert first[0] == "Train the winner longer" and others == steps
 
 
 def test_combinations_are_on_the_page_and_one_that_is_kept_has_its_command(tmp_path: Path) -> None:

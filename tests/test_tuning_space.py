@@ -246,6 +246,12 @@ def test_a_field_that_some_trials_use_is_an_axis(write_data: WriteData, tmp_path
     check(parse(["--data", write_data(), "--out", str(tmp_path / "sweep"), *words]))
 
 
+def test_a_promotion_needs_a_test_split(write_data: WriteData) -> None:
+    config = parse(["--data", write_data(test=0), *LENET.split(), "--promote"])
+    with pytest.raises(ValueError, match="promote is True: this data set has no test split to"):
+        check(config)
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_split_without_images_is_none(write_data: WriteData, split: str) -> None:
     config = parse(["--data", write_data(**{split: 0}), *LENET.split()])

@@ -32,8 +32,13 @@ def check(config: TuningConfig) -> Manifest:
     require_settings(config.base.track)
     manifest = read_manifest(config.base.data, config.base.fold)
     unused = _check_space(config, manifest)
-    if config.promote:
-        manifest.split("test")  # of which it tells
+    require(
+        not config.promote or "test" in manifest.splits,
+        "promote",
+        config.promote,
+        "this data set has no test split to test the winner on; leave it out, or sweep data that "
+        "was prepared with --test-root or a folder test/",
+    )
     if not storage.exists(storage.join(config.out, "config.json")):
         _refuse_unused(config, unused)  # an older Thaw took it
     else:

@@ -21,7 +21,7 @@ from tuning.record.verdict import judge
 from tuning.search import count_trials
 from tuning.shared import Shared
 from tuning.wandb.sweep_run import SweepRun
-from tuning.winner import evaluate_once, train_longer
+from tuning.winner import evaluate_once, promote_command, train_longer
 
 
 def read_ended(config: TuningConfig) -> SweepRecord:
@@ -124,8 +124,8 @@ def print_answer(record: SweepRecord) -> None:
     if winner is not None:
         print(f"Winner:       {winner.run}")
         print(f"Train longer: {train_longer(winner, out)}")
-        if record.has_test_split and not record.config.promote:
-            print(f"Promote:      python -m tuning promote --sweep {shlex.quote(out)}")
+        if not record.config.promote and (command := promote_command(record)) is not None:
+            print(f"Promote:      {command}")
     if (advice := score_advice(record)) is not None:
         print(f"Advice:       {advice}")
     if (line := describe_cut(record)) is not None:

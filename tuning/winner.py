@@ -95,16 +95,25 @@ def reproduce(record: SweepRecord) -> list[str]:
     return [*checkout, record.started["command"]]
 
 
+def promote_command(record: SweepRecord) -> str | None:
+    """Write the command that promotes the winner; without a test split, the one that
+    cross-validates it; None where the data set has no folds either."""
+    words = ["python", "-m", "tuning", "promote", "--sweep", record.out]
+    if record.has_test_split:
+        return shlex.join(words)
+    has_folds = record.manifest is not None and record.manifest.folds
+    return shlex.join([*words, "--folds"]) if has_folds else None
+
+
 def list_next(record: SweepRecord) -> list[tuple[str, str]]:
     """Return the next steps after a sweep: titles and commands."""
     winner, promoted = record.winner, record.promoted
     if winner is None or record.status != "ended":
         return []
-    promote = ["python", "-m", "tuning", "promote", "--sweep", record.out]
-    steps = [
-        ("Train the winner longer", train_longer(winner, record.out)),
-        ("Promote the winner", shlex.join(promote)),
-    ]
+    steps = [("Train the winner longer", train_longer(winner, record.out))]
+    if (promote := promote_command(record)) is not None:
+        title = "Promote the winner" if record.has_test_split else "Cross-validate the winner"
+        steps.append((title, promote))
     if promoted is not None:
         out = storage.join(record.out, "exported")
         export = ["python", "-m", "trainers", "export", "--run", promoted["run"], "--out", out]

@@ -101,7 +101,14 @@ def _train_seeds(
     out: str,
 ) -> tuple[dict[str, Any], list[str | None]]:
     """Train the winner with several seeds and export the first; return the same."""
-    manifest.split("test")
+    require(
+        "test" in manifest.splits,
+        "sweep",
+        sweep,
+        "its data set has no test split to test the winner on; "
+        + ("cross-validate it with --folds, or " if manifest.folds else "")
+        + "sweep data that was prepared with --test-root or a folder test/",
+    )
     choose_size(base, config.last_size_px)
     mode = find_mode(replace(base.track, wandb=config.wandb))
     require(
