@@ -5,27 +5,31 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 
 from cluster.config import ClusterConfig
 from cluster.runtime import Resources
-from cluster.scaling import in_process, plan_workers
+from cluster.scaling import in_process, max_concurrent_trials, plan_workers
 from datasets.manifest_file import read_manifest
 from tests.conftest import ROOT
 from tests.test_tuning_estimate import config as config  # a fixture
 from tests.test_tuning_estimate import keys_of, plan_of
 from trainers.heads.grouping import GPU_BYTES
 from trainers.launch import worker_here
-from tuning import sweep_plan
+from trainers.prepare import PrefixFeatures
+from tuning import run, sweep_plan
+from tuning.axes.axis import FREEZE_DEPTH, Axis
 from tuning.budget import gpu_memory
 from tuning.budget.gpu_memory import GpuMemory
 from tuning.config import TuningConfig
 from tuning.shared import Shared
 from tuning.sharing.plan import SharingPlan
+from tuning.sharing.prefixes import BuiltPrefixes, PrefixStore
 from tuning.space import point_of, points
-from tuning.sweep_plan import SweepPlan, share_gpus
+from tuning.sweep_plan import SweepPlan, count_concurrent, share_gpus
 from tuning.trial import build_trial
 
 GIB = 2**30
@@ -118,6 +122,33 @@ def test_nothing_is_measured_where_no_gpu_is_shared(
     manifest = read_manifest(config.base.data)
     found = share_gpus(config, manifest, FOUR_GPUS, SharingPlan(), num_trials)
     assert found == ({}, expected)
+
+
+def test_a_range_of_freeze_depths_has_trials_that_train_stages(
+    config: TuningConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over a base that trains the head only, as that of `transfer`."""
+    (head, _), sharing = keys_of(config), plan_of(config)
+    base, axes = config.base, (Axis(field=FREEZE_DEPTH, range=(0, 3)),)
+    cluster, model = replace(base.cluster, num_workers=2), replace(base.model, freeze_depth="all")
+    base = replace(base, cluster=cluster, model=model)
+    space = replace(config.space, axes=axes)
+    config = replace(config, base=base, space=space, search="random", share=False)
+    manifest = read_manifest(base.data)
+
+    found = share_gpus(config, manifest, FOUR_GPUS, sharing, 40)
+    assert found == ({}, "whole GPUs, as some trials have DDP workers")
+    no_gpu = replace(FOUR_GPUS, num_gpus=0)
+    of_workers = max_concurrent_trials(no_gpu, cluster)
+    assert count_concurrent(config, no_gpu, sharing) == of_workers < 32
+    monkeypatch.setattr(run, "start_runner", lambda: "runner")
+    plan = SweepPlan(
+        config=config, manifest=manifest, resources=no_gpu, num_trials=9, num_concurrent=2
+    )
+    features = {head: PrefixFeatures(depth=head[1], sources={}, tensors="")}
+    built = BuiltPrefixes(prefixes=features, num_images=0, seconds=0.0, problems=())
+    shared = run._share(plan, cast(PrefixStore, None), built)
+    assert shared.runner == "runner" and shared.images is not None
 
 
 def test_steps_of_each_network_are_measured_once(config: TuningConfig, one_thread: None) -> None:

@@ -39,7 +39,7 @@ from tuning.runner import start_runner
 from tuning.shared import Shared, config_of, trains_together
 from tuning.sharing.prefixes import BuiltPrefixes, PrefixStore
 from tuning.sharing.rounds import start_rounds
-from tuning.space import models, points
+from tuning.space import corners, points
 from tuning.sweep_plan import SweepPlan, plan_sweep, trains_in_process
 from tuning.trials import run_trials
 from tuning.wandb.sweep_run import SweepRun
@@ -211,7 +211,7 @@ def _write_start(config: TuningConfig, manifest: Manifest) -> None:
 def _share(plan: SweepPlan, store: PrefixStore, built: BuiltPrefixes) -> Shared:
     """Collect the work that trials share, and train the heads that deeper ones start from."""
     config = plan.config
-    trainings = [training_of(config.base, model) for model in models(config.space)]
+    trainings = [training_of(config.base, point) for point in corners(config.space)]
     shared = Shared(manifest=plan.manifest, prefixes=dict(built.prefixes))
     shared = shared.with_images(trainings, plan.ingest)
     if config.share:

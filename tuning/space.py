@@ -112,9 +112,11 @@ def _grid(axes: Sequence[Axis]) -> list[Point]:
 
 def models(space: SpaceConfig) -> list[Point]:
     """List the networks of a space: the distinct points without the fields of the optimizer and the
-    schedule, and without those drawn from a range."""
+    schedule, and without those drawn from a range, but for the bounds of the freeze depth: it
+    decides how a trial trains."""
     found: dict[object, Point] = {}
-    for point in _grid(space.all_axes):
+    axes = (_at_bounds(axis) if axis.field == FREEZE_DEPTH else axis for axis in space.all_axes)
+    for point in _grid([*axes]):
         model = {
             field: value
             for field, value in without_optimizer(point).items()
@@ -124,13 +126,17 @@ def models(space: SpaceConfig) -> list[Point]:
     return list(found.values())
 
 
+def _at_bounds(axis: Axis) -> Axis:
+    return replace(axis, values=axis.range or axis.values, range=None, log=False)
+
+
 def corners(space: SpaceConfig) -> list[Point]:
     """List the points of a space, with both bounds in place of each range.
 
     Raises:
         UserError: for an axis that applies to no point.
     """
-    axes = [replace(a, values=a.range or a.values, range=None, log=False) for a in space.all_axes]
+    axes = [*map(_at_bounds, space.all_axes)]
     grid = _grid(axes)
     for axis in axes:
         if not any(axis.applies(point) for point in grid):

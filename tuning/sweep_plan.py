@@ -19,7 +19,7 @@ from tuning.search import can_restore, count_trials
 from tuning.sharing.keys import Key
 from tuning.sharing.plan import SharingPlan
 from tuning.sharing.prefixes import PrefixStore
-from tuning.space import left_out, models
+from tuning.space import corners, left_out, models
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +170,7 @@ def share_gpus(
 
 def count_concurrent(config: TuningConfig, resources: Resources, sharing: SharingPlan) -> int:
     """Trials side by side: heads on features take a CPU each, the others share the cluster."""
-    trainings = [training_of(config.base, model) for model in models(config.space)]
+    trainings = [training_of(config.base, point) for point in corners(config.space)]
     if resources.num_gpus == 0 and all(
         is_head_only(training.model) and sharing.find(training) for training in trainings
     ):
