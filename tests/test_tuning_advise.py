@@ -327,6 +327,14 @@ def test_advice_sets_the_options_that_the_command_line_leaves_out(
     assert (config.base.data, config.base.ingest.size_px) == (str(copy), 48)
     assert (config.space.freeze_depths, config.space.inits) == (("all", 1), ("he",))
     assert (config.base.epochs, config.base.model.backbone) == (3, "lenet5")
+    assert config.base.model.weights is None, "no trial would read them"
+
+    of_race = replace(raced, epochs=30, global_batch_size=8, policy="cars")
+    Path(advice_uri(out)).write_text(json.dumps(of_race.to_dict()))
+    config = parse(["--from-advice", out, "--epochs", "5"])
+    base = config.base
+    assert (base.epochs, base.global_batch_size, base.ingest.policy) == (5, 8, "cars")
+    assert parse(["--from-advice", out]).base.epochs == 30, "as the race predicts"
 
     assert parse(["--data", "d"]).advice is None
     with pytest.raises(ValueError, match="data is None: give --data URI, or --from-advice OUT"):
@@ -674,6 +682,9 @@ def test_freeze_depths_race_and_the_race_is_kept(
     )
     race = Advice.from_dict(run_advise(config)).race
     assert race is not None and race.num_epochs == 3
+    base = parse(["--from-advice", config.out]).base
+    found = base.epochs, base.global_batch_size, base.ingest.policy
+    assert found == (3, 16, "none"), "the sweep that the race predicts"
     assert {raced.depth for raced in race.depths} >= {1, len(find("lenet5").stages)}
     assert {len(raced.top1s) for raced in race.depths} <= {2, 3}
     regrets = [raced.regret.expected for raced in race.depths]

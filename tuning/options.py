@@ -82,7 +82,8 @@ TYPES = {
 """Options whose annotation and default are not those of the field; others without one are flags."""
 HELP = {
     "from_advice": "URI of the folder that `python -m tuning advise` wrote: data, network, "
-    "weights, size and freeze depths are taken from there, unless an option here gives them.",
+    "weights, size, freeze depths, and epochs, batch size and policy that were given there, are "
+    "taken from there, unless an option here gives them.",
     "clipnorms": "Norms that each tensor's gradient is clipped to; `none` does not clip. A norm "
     "replaces the recipe's global_clipnorm.",
     "axis": "FIELD VALUE ..., or FIELD LOW..HIGH: search any field of a training by its dotted "

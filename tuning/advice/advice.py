@@ -9,6 +9,7 @@ from cluster.io import storage
 from cluster.io.errors import UserError, require
 from cluster.io.fields import build
 from cluster.io.records import damaged, read_object
+from datasets.config import Policy
 from datasets.manifest_file import read_manifest
 from trainers.config import FinetuneConfig, FreezeDepth, Init
 from trainers.networks.freezing import count_frozen
@@ -36,6 +37,11 @@ class Advice:
     weights: str | None
     normalization: str
     size_px: int
+    epochs: int | None = None
+    """Of the trials of the sweep that the race predicts, as its images per step and its policy;
+    None: a sweep's default."""
+    global_batch_size: int | None = None
+    policy: Policy | None = None
     verdict: Quadrant
     stages: tuple[Stage, ...]
     race: Race | None = None
@@ -89,6 +95,9 @@ class Advice:
             "weights": self.weights,
             "normalization": None if self.normalization == "auto" else self.normalization,
             "size_px": self.size_px,
+            "epochs": self.epochs,
+            "global_batch_size": self.global_batch_size,
+            "policy": self.policy,
             "freeze_depths": self.to_sweep,
         }
 

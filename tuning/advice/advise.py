@@ -97,6 +97,9 @@ def _probe(
         weights=training.model.weights,
         normalization=training.model.normalization,
         size_px=config.size_px,
+        epochs=config.epochs,
+        global_batch_size=config.global_batch_size,
+        policy=config.policy,
         verdict=quadrant,
         stages=stages,
     )
