@@ -368,6 +368,8 @@ def test_the_advice_of_a_ranking_sweeps_its_front(advice: Advice, tmp_path: Path
     }
     other = parse(["--from-advice", str(out), "--freeze-depths", "all", "0"])
     assert not other.space.axes, "those of the command line"
+    alone = parse(["--from-advice", str(out), "--backbone", "alexnet"])
+    assert (alone.base.model.weights, alone.space.freeze_depths) == ("b.pth", (4, 3, 2))
 
     trials = [standing(1, 0, 0.9), standing(2, 4, 0.8)]
     trials[0].point[BACKBONE], trials[1].point[BACKBONE] = "lenet5", "alexnet"
@@ -378,6 +380,48 @@ def test_the_advice_of_a_ranking_sweeps_its_front(advice: Advice, tmp_path: Path
     (out / "backbones.json").write_text(json.dumps({"networks": [{"name": "../x"}]}))
     with pytest.raises(ValueError, match=r"backbones\.json"):
         parse(["--from-advice", str(out)])
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "depths"),
+    [
+        ("advice", "--backbones resnet18 lenet5=w.pth", {}),
+        ("advice", "--axis model.backbone lenet5 resnet18", {}),
+        ("advice", "--backbones lenet5=w.pth", {"lenet5": (2, 0)}),
+        ("advice", "--backbone resnet18", {}),
+        ("ranking", "--backbone resnet18", {}),
+        ("ranking", "--backbones resnet18 vgg16", {}),
+        ("ranking", "--backbones lenet5 alexnet=he", {}),
+        ("ranking", "--backbones vgg16 lenet5=w.pth", {"lenet5": (2, 0), "vgg16": (2, 0)}),
+        ("ranking", "--backbones vgg16", {"vgg16": (2, 0)}),
+    ],
+)
+def test_networks_of_the_command_line_take_the_place_of_those_of_the_advice(
+    advice: Advice, tmp_path: Path, kind: str, options: str, depths: dict[str, tuple[int, ...]]
+) -> None:
+    """With the freeze depths that the advice has for them, if it has them for all."""
+    advice = replace(advice, race=race_of({2: (0.9, 0.95), 0: (0.8, 0.81)}), epochs=7)
+    out = tmp_path / "of-many"
+    networks = ("lenet5", "vgg16") if kind == "ranking" else ("lenet5",)
+    for name in networks:
+        folder = out / name if kind == "ranking" else out
+        folder.mkdir(parents=True)
+        of_network = replace(advice, backbone=name)
+        Path(advice_uri(str(folder))).write_text(json.dumps(of_network.to_dict()))
+    if kind == "ranking":
+        rows = [{"name": name, "on_front": True} for name in networks]
+        (out / "backbones.json").write_text(json.dumps({"networks": rows}))
+
+    config = parse(["--from-advice", str(out), *options.split()])
+    assert (config.base.data, config.base.ingest.size_px) == (advice.data, 32)
+    assert (config.base.epochs, config.base.model.weights) == (7, None)
+    found = {
+        axis.when[0].values[0]: axis.values
+        for axis in config.space.axes
+        if axis.field == FREEZE_DEPTH
+    }
+    assert found == depths and config.space.freeze_depths == ("all", 0.75, 0.5, 0)
+    assert config.advice == (str(out) if depths else None), "it has no say about other networks"
 
 
 def test_advice_of_a_fold_sets_the_fold(advice: Advice, tmp_path: Path) -> None:

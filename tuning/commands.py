@@ -11,10 +11,19 @@ from cluster.dispatch import parse_options
 from cluster.io.errors import UserError, require
 from cluster.io.markers import URI, marked, replace_at
 from cluster.jobs.entrypoint import refuse_relative
-from trainers.config import RANDOM, FinetuneConfig
+from trainers.config import PRETRAINED, RANDOM, FinetuneConfig
 from trainers.recipes import RECIPES, pretrained, transfer
 from tuning.advice.config import AdviseConfig
-from tuning.axes.axis import CLIPNORM, FREEZE_DEPTH, INIT, WHEN, Axis, read_axes, read_axis
+from tuning.axes.axis import (
+    BACKBONE,
+    CLIPNORM,
+    FREEZE_DEPTH,
+    INIT,
+    WHEN,
+    Axis,
+    read_axes,
+    read_axis,
+)
 from tuning.axes.backbones import read_backbones
 from tuning.budget.config import BudgetConfig
 from tuning.config import SpaceConfig, TuningConfig, fit_warmup
@@ -82,8 +91,7 @@ def to_config(command: Any, recipe: str, advised: Sequence[Axis] = ()) -> Tuning
         for name, path in OPTIONS.items()
         if path and ((value := getattr(command, name)) is not None or name not in FROM_RECIPE)
     }
-    axes = [] if command.space is None else [*read_space(command.space)]
-    axes += map(read_axis, command.axis)
+    axes = _read_axes(command)
     own = {axis.field for axis in axes}
     given["space.axes"] = (*axes, *(axis for axis in advised if axis.field not in own))
     clipnorms = (None if value == "none" else value for value in command.clipnorms)
@@ -107,6 +115,20 @@ def to_config(command: Any, recipe: str, advised: Sequence[Axis] = ()) -> Tuning
         full_epochs=epochs if command.epochs is None else None,
         **{path: value for path, value in given.items() if "." not in path},
     )
+
+
+def _read_axes(command: Any) -> list[Axis]:
+    """Read the axes of --space and --axis."""
+    axes = [] if command.space is None else [*read_space(command.space)]
+    return [*axes, *map(read_axis, command.axis)]
+
+
+def _list_networks(command: Any) -> set[str]:
+    """Return the names of the networks that a command searches."""
+    values = (axis.values for axis in _read_axes(command) if axis.field == BACKBONE)
+    return {each.name for each in read_backbones(command.backbones)} | {
+        str(value) for of_axis in values for value in of_axis
+    }
 
 
 def _is_of_heads(space: SpaceConfig) -> bool:
@@ -146,16 +168,25 @@ def parse_sweep(recipe: str, options: Sequence[str], help: str) -> TuningConfig 
     parse = partial(parse_options, Command, options, prog="python -m tuning", help=help)
     command, advised = parse(), ()
     if command.from_advice is not None:
-        from cluster.io import storage
-        from tuning.advice.front import find_advice
+        from cluster.io import storage, terminal
+        from tuning.advice.front import choose_options, find_advice
 
         uri = storage.absolute(command.from_advice, "from_advice")
         advice = find_advice(uri)
-        command = replace(parse(default=Command(**advice.options())), from_advice=uri)
+        taken, advised = choose_options(advice, command.backbone, _list_networks(command))
+        is_about = bool(advised) or not {"backbone", "backbones"}.isdisjoint(taken)
+        if not is_about:
+            terminal.report(
+                f"{uri} lacks freeze depths for some of the networks that are named here: only "
+                "data, size, epochs, batch size and policy are taken from there"
+            )
+        if set(PRETRAINED).isdisjoint(command.inits):
+            taken.pop("weights", None)
+        command = replace(parse(default=Command(**taken)), from_advice=uri if is_about else None)
         assert command.data is not None
         advice.require_same_data(command.data)
-        if command.freeze_depths == SpaceConfig.freeze_depths:
-            advised = advice.axes()
+        if command.freeze_depths != SpaceConfig.freeze_depths:
+            advised = ()
     config = to_config(command, recipe, advised)
     return Explanation(config) if command.explain else config
 

@@ -1,6 +1,6 @@
 """The advice that a sweep starts from: of one network, or of the front of a ranking."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,6 @@ class Front:
 
     def options(self) -> dict[str, Any]:
         """Return the fields of a sweep's command that come from the advice."""
-        first = self.advices[0]
         texts = (
             NamedBackbone(
                 name=advice.backbone,
@@ -33,12 +32,7 @@ class Front:
             ).text
             for advice in self.advices
         )
-        return {
-            "data": first.data,
-            "fold": first.fold,
-            "size_px": first.size_px,
-            "backbones": tuple(texts),
-        }
+        return _without_network(self.advices[0].options()) | {"backbones": tuple(texts)}
 
     def axes(self) -> tuple[Axis, ...]:
         """Return the recommended freeze depths of each network and their neighbours."""
@@ -81,6 +75,36 @@ class Front:
         )
         other = "finished no epoch" if best is None else f"reached {best:.3f}"
         return f"{start}, which {other}; the winner has {network} ({winner.val_top1:.3f})"
+
+
+def _without_network(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of advice that are not about a network."""
+    about = ("backbone", "inits", "weights", "normalization", "freeze_depths")
+    return {name: value for name, value in options.items() if name not in about}
+
+
+def choose_options(
+    advice: Advice | Front, backbone: str | None, networks: Collection[str]
+) -> tuple[dict[str, Any], tuple[Axis, ...]]:
+    """Return the fields and the axes of a sweep's command that come from the advice, where the
+    command names networks itself.
+
+    The weights of --backbone come from the advice about it. Several networks are searched at the
+    freeze depths that the advice has for each, or at the usual ones where it lacks one of them.
+
+    Args:
+        backbone: of --backbone.
+        networks: names, where the command has several.
+    """
+    if backbone is None and not networks:
+        return advice.options(), advice.axes()
+    advices = (advice,) if isinstance(advice, Advice) else advice.advices
+    for each in advices:
+        if each.backbone == backbone and not networks:
+            return each.options(), ()
+    axes = [a for a in Front(advices).axes() if a.when[0].values[0] in networks]
+    is_whole = len(axes) == len(networks)
+    return _without_network(advices[0].options()), tuple(axes if is_whole else ())
 
 
 def find_advice(out: str) -> Advice | Front:
