@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,11 +23,14 @@ from datasets.passes.feature_tasks import Entry
 from datasets.passes.features import View, write_part, write_view
 from datasets.plan import IGNORE_INDEX
 from tests.support.data import WriteData, find_shard
+from tests.support.small import small_training
 from tests.test_datasets_folds import part
 from trainers.config import FinetuneConfig, ModelConfig
 from trainers.inference import passes
 from trainers.inference.passes import Features
 from trainers.networks.backbones import build, find
+from trainers.run.checkpoint import TrainingProgress
+from trainers.run.folder import write_config, write_result
 from tuning import ending
 from tuning.__main__ import parse
 from tuning.advice import race as race_module
@@ -61,6 +65,7 @@ from tuning.point import training_of
 from tuning.record.record import SweepRecord
 from tuning.record.results import LEARNS, LEARNS_NOT, TrialResult
 from tuning.record.savings import Savings
+from tuning.shared import Shared
 from tuning.space import models
 
 CHANCE = 0.2
@@ -642,14 +647,15 @@ def test_stages_are_probed_on_the_users_images_in_one_pass_that_is_kept(
     assert parse(["--from-advice", config.out]).space.freeze_depths == ("all", 0.75, 0.5, 0)
 
 
-@pytest.mark.parametrize(
-    ("rate", "leads", "joins"), [(1e-3, 2, True), (3e-4, 2, True), (1e-3, 4, False)]
-)
-def test_a_race_takes_the_better_rate_and_trains_the_whole_network_where_less_frozen_leads(
-    easy_data: str, monkeypatch: pytest.MonkeyPatch, rate: float, leads: int, joins: bool
-) -> None:
-    """Of MobileNetV2's seven stages; the best head has 0.3 after all of 10 epochs."""
-    asked: dict[tuple[int, float], int] = {}
+HERE = Resources(num_nodes=1, num_cpus=2, num_gpus=0, memory_gib=8, object_store_gib=2)
+
+
+def race_with(
+    train: Callable[[int, float, int], tuple[float, ...]],
+    data: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Race:
+    """Race MobileNetV2's depths for 10 epochs; `train` has val/top1 by depth, rate and epochs."""
 
     def share(sweep: TuningConfig, *_: Any) -> tuple[list[race_module.Training], None]:
         depths = [int(depth) for depth in sweep.space.freeze_depths]
@@ -668,18 +674,13 @@ def test_a_race_takes_the_better_rate_and_trains_the_whole_network_where_less_fr
             for each in (race_module.CHEAP_RATES if depth > 5 else race_module.RATES)
         ], None
 
-    def train(config: FinetuneConfig, epochs: int, *_: Any) -> tuple[float, ...]:
-        depth, its_rate = int(config.out.split("-")[0]), config.optim.learning_rate
-        assert asked.get((depth, its_rate), 0) < epochs, "trained already"
-        asked[depth, its_rate] = epochs
-        top = 0.3 if depth > 5 else {leads: 0.9, 0: 0.95}.get(depth, 0.7)
-        top *= 1.0 if depth > 5 or its_rate == rate else 0.5
-        return tuple(top * (1 - 0.5 ** (epoch + 1)) for epoch in range(epochs))
+    def train_to(config: FinetuneConfig, epochs: int, *_: Any) -> tuple[float, ...]:
+        return train(int(config.out.split("-")[0]), config.optim.learning_rate, epochs)
 
     monkeypatch.setattr(race_module, "_share", share)
-    monkeypatch.setattr(race_module, "_train", train)
+    monkeypatch.setattr(race_module, "_train", train_to)
     config = AdviseConfig(
-        data=easy_data,
+        data=data,
         out="advice",
         backbone="mobilenet_v2",
         init="file",
@@ -689,10 +690,39 @@ def test_a_race_takes_the_better_rate_and_trains_the_whole_network_where_less_fr
         global_batch_size=4,
     )
     training = passes.build_training(config, "advice")
+    return race_module.run_race(config, training, read_manifest(data), HERE)
 
-    resources = Resources(num_nodes=1, num_cpus=2, num_gpus=0, memory_gib=8, object_store_gib=2)
 
-    found = race_module.run_race(config, training, read_manifest(easy_data), resources)
+@pytest.mark.parametrize(
+    ("rate", "leads", "joins", "diverged"),
+    [
+        (1e-3, 2, True, ()),
+        (3e-4, 2, True, ()),
+        (1e-3, 4, False, ()),
+        (3e-4, 2, True, ((5, 1e-3), (4, 3e-4), (7, 1e-2))),
+    ],
+)
+def test_a_race_takes_the_better_rate_and_trains_the_whole_network_where_less_frozen_leads(
+    easy_data: str,
+    monkeypatch: pytest.MonkeyPatch,
+    rate: float,
+    leads: int,
+    joins: bool,
+    diverged: tuple[tuple[int, float], ...],
+) -> None:
+    """Of MobileNetV2's seven stages; the best head has 0.3 after all of 10 epochs."""
+    asked: dict[tuple[int, float], int] = {}
+
+    def train(depth: int, its_rate: float, epochs: int) -> tuple[float, ...]:
+        assert asked.get((depth, its_rate), 0) < epochs, "trained already"
+        asked[depth, its_rate] = epochs
+        if (depth, its_rate) in diverged:
+            return ()
+        top = 0.3 if depth > 5 else {leads: 0.9, 0: 0.95}.get(depth, 0.7)
+        top *= 1.0 if depth > 5 or its_rate == rate else 0.5
+        return tuple(top * (1 - 0.5 ** (epoch + 1)) for epoch in range(epochs))
+
+    found = race_with(train, easy_data, monkeypatch)
 
     assert found.depths[0].depth == (0 if joins else leads)
     assert all(each.learning_rate == rate for each in found.depths if each.depth < 6)
@@ -701,6 +731,38 @@ def test_a_race_takes_the_better_rate_and_trains_the_whole_network_where_less_fr
     assert ((0, rate) in asked) == joins
     assert all(asked[7, each] == 10 for each in race_module.CHEAP_RATES), "heads train to the end"
     assert {epochs for (depth, _), epochs in asked.items() if depth < 6} == {4}
+    assert {(each.depth, each.learning_rate) for each in found.depths}.isdisjoint(diverged)
+
+
+def test_a_race_of_trainings_that_diverged_has_the_others_or_ends(
+    easy_data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, float]] = []
+
+    def train(depth: int, rate: float, epochs: int) -> tuple[float, ...]:
+        asked.append((depth, rate))
+        return (0.2, 0.3) if depth > 5 else ()
+
+    found = race_with(train, easy_data, monkeypatch)
+    assert {each.depth for each in found.depths} == {6, 7}
+    assert [depth for depth, _ in asked if depth < 6] == [5, 5], "no rate is known"
+    with pytest.raises(UserError, match="race is True: every training diverged; use --no-race"):
+        race_with(lambda *_: (), easy_data, monkeypatch)
+
+
+def test_a_training_that_diverged_is_left_out_again(
+    easy_data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ModelConfig(backbone="lenet5", init="he", freeze_depth="all")
+    config = small_training(easy_data, str(tmp_path / "run"), model=model)
+    shared = Shared(manifest=read_manifest(easy_data))
+    write_config(config)
+    write_result(config.out, TrainingProgress(), diverged="gradients are not finite")
+    assert race_module._train(config, 3, shared, HERE) == ()
+    assert "run: gradients are not finite" in capsys.readouterr().out
+    write_result(config.out, TrainingProgress())
+    with pytest.raises(UserError, match="seed is 1: the run in"):
+        race_module._train(replace(config, seed=1), 3, shared, HERE)
 
 
 @pytest.mark.ray

@@ -10,12 +10,13 @@ advise no better: two runs of one training differ by more (docs/performance.md, 
 OUT/race/KEY/trials/DEPTH-RATE   their run folders, for a race that is cut
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
 from cluster.io import storage
-from cluster.io.terminal import count
+from cluster.io.errors import UserError, require
+from cluster.io.terminal import count, report
 from cluster.runtime import Resources
 from datasets.config import IngestConfig
 from datasets.manifest import Manifest
@@ -26,6 +27,7 @@ from trainers.inference.passes import cache_uri
 from trainers.networks.freezing import is_head_only, resolve_depth
 from trainers.prepare import plan_ingest, plan_training, prepare_run
 from trainers.recipes import pretrained
+from trainers.run.folder import find_result
 from trainers.run.rows import epoch_rows
 from tuning.advice.config import AdviseConfig
 from tuning.advice.extrapolation import Expected, Race, Raced, extrapolate, find_regrets
@@ -63,6 +65,9 @@ def run_race(
 
     Args:
         training: of `build_training`, with the network and its weights.
+
+    Raises:
+        UserError: where every training diverged.
     """
     sweep = _plan_sweep(config, training, manifest)
     trainings, shared = _share(sweep, manifest, resources)
@@ -76,7 +81,8 @@ def run_race(
         with count(f"Racing freeze depths to epoch {limit}", len(racing), "trainings") as advance:
             for each in racing:
                 epochs = num_epochs if each.is_cheap else limit
-                curves[each] = _train(each.config, epochs, shared, resources)
+                if top1s := _train(each.config, epochs, shared, resources):
+                    curves[each] = top1s
                 advance(1)
 
     def expect(each: Training) -> Expected:
@@ -86,16 +92,16 @@ def run_race(
     others = [each for each in trainings if not each.is_cheap]
     least = [each for each in others if each.depth == max(other.depth for other in others)]
     train([*cheap, *least])
-    rate = max(least, key=lambda each: expect(each).top1).rate
+    finite = [each for each in least if each in curves]
+    rate = max(finite, key=lambda each: expect(each).top1).rate if finite else None
     racing = [each for each in others if each.rate == rate]
     train([each for each in racing if each not in curves and each.depth > 0])
-    running = [*cheap, *(each for each in racing if each in curves)]
-    raced = _compare(running, expect, curves)
-    whole = [each for each in racing if each not in curves]
+    require(bool(curves), "race", config.race, "every training diverged; use --no-race")
+    raced = _compare(curves, expect)
+    whole = [each for each in racing if each not in curves and each.depth == 0]
     if whole and raced[0].depth == min(each.depth for each in raced):
         train(whole)
-        running += whole
-        raced = _compare(running, expect, curves)
+        raced = _compare(curves, expect)
     return Race(num_epochs=num_epochs, depths=raced)
 
 
@@ -175,27 +181,32 @@ def _share(
 def _train(
     config: FinetuneConfig, epochs: int, shared: Shared, resources: Resources
 ) -> tuple[float, ...]:
-    """Train, or go on, to an epoch; return val/top1 after each."""
-    run = prepare_run(
-        replace(config, epochs=epochs),
-        resources,
-        manifest=shared.manifest,
-        prefix=shared.prefix_of(config),
-        images=shared.images,
-        here=is_head_only(config.model),
-    )
-    launch.fit(run)
+    """Train, or go on, to an epoch; return val/top1 after each, none where it diverged."""
+    try:
+        run = prepare_run(
+            replace(config, epochs=epochs),
+            resources,
+            manifest=shared.manifest,
+            prefix=shared.prefix_of(config),
+            images=shared.images,
+            here=is_head_only(config.model),
+        )
+        launch.fit(run)
+    except UserError as error:
+        result = find_result(config.out)
+        if result is None or not result["diverged"]:
+            raise
+        report(f"Left out of the race: {config.out}: {error}", warning=True)
+        return ()
     return tuple(row[metrics.VAL_TOP1] for row in epoch_rows(config.out)[:epochs])
 
 
 def _compare(
-    trainings: Sequence[Training],
-    expect: Callable[[Training], Expected],
-    curves: dict[Training, tuple[float, ...]],
+    curves: Mapping[Training, tuple[float, ...]], expect: Callable[[Training], Expected]
 ) -> tuple[Raced, ...]:
     """Return the depths by expected regret, each with the learning rate that promises most."""
     best: dict[int, tuple[Expected, Training]] = {}
-    for each, of_training in zip(trainings, map(expect, trainings), strict=True):
+    for each, of_training in zip(curves, map(expect, curves), strict=True):
         if each.depth not in best or of_training.top1 > best[each.depth][0].top1:
             best[each.depth] = of_training, each
     regrets = find_regrets([of_depth for of_depth, _ in best.values()])
