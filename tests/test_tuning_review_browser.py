@@ -1,7 +1,6 @@
 """The review page in Debian's chromium: it draws, asks no network, and serves every reader."""
 
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +47,8 @@ def problems() -> list[str]:
 def page(browser: Browser, problems: list[str]) -> Iterator[Page]:
     """A window, whose errors and requests are kept in `problems`."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
+    context.set_default_timeout(120_000)
+    expect.set_options(timeout=60_000)
     opened = context.new_page()
     opened.on("console", lambda message: problems.append(f"console: {message.text}"))
     opened.on("pageerror", lambda error: problems.append(f"error: {error}"))
@@ -65,7 +66,7 @@ def show(page: Page, out: str) -> None:
     file = Path(out) / "review.html"
     file.write_bytes(render_page(SweepRecord.read(out)))
     page.goto(f"file://{file}")
-    page.wait_for_selector("html[data-drawn]", state="attached", timeout=60_000)
+    page.wait_for_selector("html[data-drawn]", state="attached")
 
 
 def ranks(page: Page) -> list[str]:
@@ -171,18 +172,25 @@ def test_clipping_of_another_trial_is_drawn(page: Page, tmp_path: Path) -> None:
 
 
 def test_running_page_follows_and_can_be_paused(page: Page, tmp_path: Path) -> None:
+    """The page's timer runs when the test says so: no update comes between two looks at it."""
+    page.add_init_script(
+        "const start = setInterval;"
+        "window.setInterval = (act, ms) => ms === 1000 ? (window.tick = act, 0) : start(act, ms);"
+    )
     out = write_sweep(tmp_path / "sweep", status="running")
     file = Path(out) / "review.html"
     file.write_bytes(render_page(SweepRecord.read(out), refresh_s=1))
     page.goto(f"file://{file}")
     page.wait_for_selector("html[data-drawn]", state="attached")
     page.locator("#trials th").nth(0).get_by_role("button").click()
-    with page.expect_event("load", timeout=20_000):
-        page.evaluate("scrollTo(0, 900)")
+    page.evaluate("scrollTo(0, 900)")
+    with page.expect_event("load"):
+        page.evaluate("void setTimeout(tick)")
     page.wait_for_selector("html[data-drawn]", state="attached")
     assert ranks(page)[-1] == "1"
     assert page.evaluate("scrollY") == 900
     page.locator("#pause").click()
     page.evaluate("window.isOld = true")
-    time.sleep(1.5)
+    page.evaluate("void setTimeout(tick)")
+    page.wait_for_timeout(500)
     assert page.evaluate("window.isOld") and page.locator("#pause").inner_text() == "Updates paused"
