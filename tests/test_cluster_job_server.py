@@ -102,7 +102,7 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
 
 def submit_job(stub: Stub, **options: Any) -> None:
     command = ("python", "-m", "datasets", "info", "--data", "/nfs/cars")
-    config = SubmitConfig(address=stub.url, wait=False, reconnect_s=0.2, **options)
+    config = SubmitConfig(address=stub.url, wait=False, reconnect_s=60.0, **options)
     run_submission(Submission(config=config, command=command))
 
 
