@@ -7,6 +7,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from starlette.requests import Request
 from tests.support.bad_images import KINDS
 from tests.support.calibration import CALIBRATION
 from tests.support.data import draw_image
+from tests.support.nodes import free_ports
 from tests.support.training import train_here
 from tests.test_tuning_review_browser import CHROMIUM, QUIET
 from trainers.config import (
@@ -40,7 +42,8 @@ from trainers.serving.config import ServeConfig, ServiceConfig
 from trainers.serving.serve import require_packages, serving
 from trainers.serving.uploads import Pace, Refused, Upload, decode
 
-SERVICE = ServiceConfig(run="r", max_upload_mib=1, max_images=3, upload_timeout_s=0.2)
+SERVICE = ServiceConfig(run="r", max_upload_mib=1, max_images=3, upload_timeout_s=60)
+IMPATIENT = replace(SERVICE, upload_timeout_s=0.2)
 SENTENCE_CHARS = 200
 TOLERANCE = 1e-4
 DELAYED_ACKNOWLEDGEMENT_S = 0.04  # of Linux
@@ -65,11 +68,16 @@ def request_of(parts: list[bytes], headers: dict[str, str], pause_s: float = 0.0
     return Request(scope, receive)
 
 
-def send(parts: list[bytes], headers: dict[str, str] | None = None, pause_s: float = 0.0) -> Any:
+def send(
+    parts: list[bytes],
+    headers: dict[str, str] | None = None,
+    pause_s: float = 0.0,
+    config: ServiceConfig = SERVICE,
+) -> Any:
     """Return names and contents of the images, or the refusal."""
     request = request_of(parts, headers or {}, pause_s)
     try:
-        return [(u.name, u.content) for u in asyncio.run(uploads.read_uploads(request, SERVICE))]
+        return [(u.name, u.content) for u in asyncio.run(uploads.read_uploads(request, config))]
     except Refused as refusal:
         assert len(refusal.sentence) < SENTENCE_CHARS and "\n" not in refusal.sentence
         return refusal.status
@@ -130,7 +138,7 @@ def test_forms_that_are_too_much_or_have_no_image() -> None:
 
 
 def test_a_slow_client_is_not_waited_for() -> None:
-    assert send([b"x"] * 100, pause_s=0.03) == 408
+    assert send([b"x"] * 100, pause_s=0.03, config=IMPATIENT) == 408
     assert send([b"x"] * 3, pause_s=0.01) == [("the image", b"xxx")]
 
 
@@ -195,9 +203,7 @@ def run(ray_cluster: str, easy_data: str, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="module")
 def service(run: str) -> Iterator[httpx.Client]:
     """A client of the running service."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     config = ServeConfig(run=run, port=port, max_upload_mib=1, max_images=20, upload_timeout_s=2)
     with serving(config) as url, httpx.Client(base_url=url, timeout=30) as client:
         yield client
@@ -296,6 +302,7 @@ def test_the_page_in_chromium(service: httpx.Client, tmp_path: Path) -> None:
     bad.write_text("no image")
     requests: list[str] = []
     with sync_playwright() as driver:
+        expect.set_options(timeout=60_000)
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=[*QUIET])
         page = browser.new_page()
         page.on("request", lambda request: requests.append(request.url))
