@@ -149,17 +149,22 @@ def test_a_large_object_arrives_whole() -> None:
     assert storage.read_bytes("s3://thaw/large") == content
 
 
-def test_a_writer_killed_in_an_upload_leaves_the_old_object(bucket: Any) -> None:
+def test_a_writer_killed_in_an_upload_leaves_the_old_object(port: int, bucket: Any) -> None:
     storage.write_bytes("s3://thaw/kill/it", b"old")
     code = (
         "from cluster.io import filesystems, storage\n"
-        f"storage.write_bytes('s3://thaw/kill/it', bytes({4 * LARGE}))"
+        f"storage.write_bytes('s3://thaw/kill/it', bytes({LARGE}))"
     )
-    writer = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
-    while not list(bucket.meta.client.list_multipart_uploads(Bucket="thaw").get("Uploads", [])):
-        assert writer.poll() is None
-    writer.kill()
-    writer.wait()
+    client = bucket.meta.client
+    with Proxy(port, seed=0) as slow:
+        slow.bytes_per_s = 2**20  # the upload would take 24 s
+        writer = subprocess.Popen(
+            [sys.executable, "-c", code], cwd=ROOT, env=os.environ | environment(slow.port)
+        )
+        while not list(client.list_multipart_uploads(Bucket="thaw").get("Uploads", [])):
+            assert writer.poll() is None
+        writer.kill()
+        writer.wait()
 
     assert storage.read_bytes("s3://thaw/kill/it") == b"old"
     assert storage.list_names("s3://thaw/kill") == ["it"]
@@ -235,7 +240,10 @@ def test_a_slow_link_is_waited_for(proxy: Proxy) -> None:
     assert proxy.num_bytes < 2.2 * len(content), "it was sent twice"
 
 
-def test_a_server_that_stays_too_busy_ends_in_a_sentence(proxy: Proxy) -> None:
+def test_a_server_that_stays_too_busy_ends_in_a_sentence(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "FIRST_RETRY_S", 0.01)
     storage.write_bytes("s3://thaw/gone/it", b"old")
     proxy.share = 1.0
     with pytest.raises(ValueError, match=r"'s3://thaw/gone/it' is out of reach .*; check the"):
@@ -320,7 +328,7 @@ JOURNEY = f"""\
 {PREPARE} --source folder --root s3://thaw/photos --out s3://thaw/cars2
 {PREPARE} --source parquet --root s3://thaw/hub --out s3://thaw/cars3
 datasets info --data s3://thaw/cars2
-{TRAIN} --epochs 2 --num-workers 2
+{TRAIN} --epochs 2 --num-workers 1
 {TRAIN} --epochs 3 --num-workers 0 --wandb off
 trainers evaluate --run '{RUN}' --split val
 """
