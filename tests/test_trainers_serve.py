@@ -20,6 +20,8 @@ from starlette.applications import Starlette
 
 from cluster.runtime import Resources
 from tests.support.calibration import CALIBRATION
+from tests.support.nodes import free_ports
+from tests.support.waiting import wait_until
 from trainers.config import FinetuneConfig, IngestConfig, ModelConfig
 from trainers.networks.backbones import build
 from trainers.run import checkpoint
@@ -80,9 +82,7 @@ def retrained(run: str) -> Iterator[Callable[[], None]]:
 
 
 def find_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+    return free_ports(1)[0]
 
 
 @contextmanager
@@ -242,6 +242,19 @@ def test_a_replica_exports_a_network_that_is_too_large_to_send(
         Answerer(large, config)
 
 
+def wait_for_small(url: str) -> None:
+    """Wait for the answer of `Small`: each node has a proxy on the same port, and one that starts
+    or ends has none."""
+
+    def answers() -> bool:
+        try:
+            return httpx.get(url, timeout=60).text == "small"
+        except httpx.TransportError:
+            return False
+
+    wait_until(answers, f"the answer of {url}", 120)
+
+
 @serve.deployment(graceful_shutdown_wait_loop_s=0.1)
 class Small:
     async def __call__(self) -> str:
@@ -268,10 +281,10 @@ def test_a_service_has_its_replicas_and_leaves_others_alone(
             serving(replace(config, port=find_port())),
         ):
             pass
-        assert httpx.get(url).text == "small"
+        wait_for_small(url)
         serve.run(bind_small(), name="other", route_prefix="/other")
     assert set(serve.status().applications) == {"other"}
-    assert httpx.get(f"{url}/other").text == "small"
+    wait_for_small(f"{url}/other")
     serve.shutdown()
 
 

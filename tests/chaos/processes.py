@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from tests.chaos.checks import TIMEOUT_S, Unfit, ensure, wait_until
 from tests.chaos.driver import PLAN_VAR
 from tests.chaos.sabotage import Plan
 from tests.conftest import ROOT
+from tests.support.nodes import free_ports
 
 
 class Driver:
@@ -106,8 +106,7 @@ def meanwhile(act: Callable[[], None]) -> Iterator[None]:
 
 
 def find_free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
+    return free_ports(1)[0]
 
 
 def find_by_name(pids: Iterable[int], name: str) -> list[int]:

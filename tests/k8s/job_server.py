@@ -5,7 +5,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 from cluster.entry import ROOT
+from tests.support.nodes import free_ports
 
 START_S = 120
 STORE_BYTES = 256 * 2**20
@@ -130,9 +130,7 @@ def end_processes(home: Path) -> None:
 
 
 def find_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
+    return free_ports(1)[0]
 
 
 def ask(server: JobServer, path: str, *, token: str | None = None) -> str:

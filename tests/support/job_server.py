@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import ROOT
+from tests.support.nodes import free_ports
 
 TOKEN = "-".join(("correct", "horse", "battery", "staple"))  # in one piece, it would be found here
 MARK = "THAW_TEST_CLUSTER"
@@ -110,7 +111,7 @@ class TokenCluster:
             cwd=self._folder,
             check=True,
             stdout=subprocess.DEVNULL,
-            timeout=120,
+            timeout=300,
         )
 
     def pids(self) -> list[int]:
@@ -270,11 +271,3 @@ class _Relay:
             while (piece := server.recv(2**16)) and not self._loses_answer:
                 client.sendall(piece)
         self.close()
-
-
-def free_ports(number: int) -> list[int]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from tests.support.nodes import free_ports
+
 SECRET = "hush-this-is-secret"
 UNAVAILABLE = (
     b"<?xml version='1.0' encoding='UTF-8'?>"
@@ -35,13 +37,12 @@ def environment(port: int) -> dict[str, str]:
 @contextmanager
 def serve_s3(log: Path) -> Iterator[int]:
     """Run moto's server on a free port, which is yielded."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     command = [str(Path(sys.executable).parent / "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
     with log.open("wb") as output:
         server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
     try:
-        deadline_s = time.monotonic() + 30
+        deadline_s = time.monotonic() + 120
         while True:
             try:
                 socket.create_connection(("127.0.0.1", port)).close()
