@@ -83,13 +83,6 @@ def test_a_look_that_hangs_fails_and_holds_up_no_other(
 
 
 @pytest.mark.ray
-def test_data_that_is_not_there_fails(doctor: Doctor, tmp_path: Path) -> None:
-    found = doctor("--data", str(tmp_path))
-
-    assert "no prepared data set there" in found["data", "fail"][0].text
-
-
-@pytest.mark.ray
 def test_no_cluster_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,7 +134,7 @@ def examine(cluster: TokenCluster, *options: str, **variables: str) -> tuple[int
         env=cluster.environment | variables,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=500,
     )
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout)
@@ -149,7 +142,9 @@ def examine(cluster: TokenCluster, *options: str, **variables: str) -> tuple[int
 
 @pytest.mark.ray
 def test_sick_nodes_are_named(token_cluster: TokenCluster, sick_nodes: dict[str, Any]) -> None:
-    code, report = examine(token_cluster, "--out", str(sick_nodes["shared"]))
+    code, report = examine(
+        token_cluster, "--out", str(sick_nodes["shared"]), "--data", str(sick_nodes["site"])
+    )
 
     failed = {}
     for finding in report["findings"]:
@@ -159,9 +154,11 @@ def test_sick_nodes_are_named(token_cluster: TokenCluster, sick_nodes: dict[str,
     (sick,) = failed["versions"]["nodes"]
     assert failed["versions"]["text"].startswith("wandb 0.0.1 (here 0.")
     assert "simplejpeg (ImportError: libturbojpeg.so" in failed["decoders"]["text"]
+    assert "no prepared data set there" in failed["data"]["text"]
     foreign = sick_nodes["site"] / "hub" / "datasets" / "__init__.py"
     assert failed["datasets"]["text"] == f"datasets is {foreign}"
-    assert failed["clock"]["text"].startswith("the clock is 400.")
+    seconds = float(failed["clock"]["text"].removeprefix("the clock is ").split()[0])
+    assert seconds == pytest.approx(400, abs=30)
     for check in ("decoders", "datasets", "clock"):
         assert failed[check]["nodes"] == [sick]
     blind = [found for found in report["findings"] if "doesn't see what" in found["text"]]
@@ -226,7 +223,7 @@ def test_another_version_of_ray_is_one_line(token_cluster: TokenCluster) -> None
         env=token_cluster.environment,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
     )
 
     assert done.returncode == 1
