@@ -282,11 +282,11 @@ def test_prepare_in_a_terminal_in_a_pipe_and_quietly(ray_cluster: str, tmp_path:
     def command(name: str, *more: str) -> list[str]:
         sizes = ["--num-classes", "3", "--train-per-class", "8", "--test-per-class", "2"]
         prepare = [sys.executable, "-m", "datasets", "prepare", "--source", "synthetic", *sizes]
-        return [*prepare, "--address", ray_cluster, "--out", str(tmp_path / name), *more]
+        return [*prepare, "--out", str(tmp_path / name), *more]
 
     result = re.compile(r"/\w+: 3 classes; 21 train, 3 val, 6 test images; \d+ s$")
 
-    sent = run_in_terminal(command("terminal"))
+    sent = run_in_terminal(command("terminal", "--address", ray_cluster))
     assert "Preparing images" in sent and "Writing shards" in sent and "\x1b[?25l" in sent
     screen = Screen(sent)
     assert screen.has_cursor
@@ -295,8 +295,8 @@ def test_prepare_in_a_terminal_in_a_pipe_and_quietly(ray_cluster: str, tmp_path:
 
     started_s = time.monotonic()
     out, err = run_in_pipe(command("pipe"))
-    first, last = out.splitlines()
-    assert first.startswith("Ray 2.") and result.search(last)
+    (only,) = out.splitlines()
+    assert result.search(only)
     assert not CONTROL.search(out + err)
     # A line every ten seconds: none where the machine is fast.
     lines = [line for line in err.splitlines() if re.match("(Preparing|Writing) ", line)]
