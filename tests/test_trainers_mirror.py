@@ -64,14 +64,25 @@ def offline_runs(config: FinetuneConfig) -> list[Path]:
     return sorted(Path(config.out, "wandb").glob("offline-run-*"))
 
 
-def read_records(config: FinetuneConfig, kind: str) -> list[dict[str, Any]]:
-    """What W&B's own reader finds in the one offline run."""
+def read_whole(config: FinetuneConfig) -> list[dict[str, Any]]:
+    """What W&B's own reader finds in the one offline run: `finish` does not wait for its end."""
     (folder,) = offline_runs(config)
-    records = [json.loads(line) for line in inspect(folder).splitlines()]
-    return [record[kind] for record in records if record["type"] == kind]
+    records: list[dict[str, Any]] = []
+
+    def ends() -> bool:
+        records[:] = map(json.loads, inspect(folder).splitlines())
+        return any(record["type"] == "exit" for record in records)
+
+    wait_until(ends, "the end of the file")
+    return records
+
+
+def read_records(config: FinetuneConfig, kind: str) -> list[dict[str, Any]]:
+    return [record[kind] for record in read_whole(config) if record["type"] == kind]
 
 
 def read_state(config: FinetuneConfig) -> dict[str, Any]:
+    read_whole(config)
     (folder,) = offline_runs(config)
     return json.loads(inspect(folder, "--summary"))
 

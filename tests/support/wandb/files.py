@@ -83,16 +83,26 @@ def _read(sessions: Iterable[Path]) -> Record:
 def inspect(session: Path, *options: str) -> str:
     """Return the JSON lines that W&B's reader prints of a session.
 
+    Reads it again where wandb's process was still writing it.
+
     Raises:
         ValueError: with its reason, where it can't read it.
     """
-    done = subprocess.run(
-        [WANDB, "leet", "inspect", "--json", *options, str(session.resolve())],
-        cwd=session.parent,
-        capture_output=True,
-        text=True,
-        timeout=READER_TIMEOUT_S,
-    )
+
+    def measure() -> list[int]:
+        return [file.stat().st_size for file in session.glob("*.wandb")]
+
+    while True:
+        sizes = measure()
+        done = subprocess.run(
+            [WANDB, "leet", "inspect", "--json", *options, str(session.resolve())],
+            cwd=session.parent,
+            capture_output=True,
+            text=True,
+            timeout=READER_TIMEOUT_S,
+        )
+        if sizes == measure():
+            break
     if done.returncode:
         raise ValueError(f"W&B's reader can't read {session.name}: {done.stderr.strip()}")
     return done.stdout
