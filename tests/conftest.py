@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 from ray.cluster_utils import Cluster
 
 from tests.support.data import WriteData, write_shards
@@ -36,6 +37,7 @@ OF_TWO_CORES = {
 def pytest_configure() -> None:
     """Give each of xdist's processes a folder of Ray's: the state API of a process finds its
     cluster by a file there."""
+    settings.load_profile("ci")  # no deadline, and the same examples each time
     os.environ.update({**OF_TWO_CORES, **os.environ})
     os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray")
     os.environ["NETRC"] = os.devnull  # whoever runs the tests may be logged in to W&B
