@@ -61,6 +61,13 @@ def single(config: FinetuneConfig) -> FinetuneConfig:
     return replace(config, epochs=3, model=model, schedule=ScheduleConfig())
 
 
+@pytest.fixture
+def light(config: FinetuneConfig) -> FinetuneConfig:
+    """LeNet-5, small to train and to save, for 3 epochs."""
+    model = ModelConfig(backbone="lenet5", init="he")
+    return replace(config, epochs=3, model=model, schedule=ScheduleConfig())
+
+
 def losses(run: str) -> list[float]:
     return [row["train/loss"] for row in read_rows(run)]
 
@@ -108,10 +115,10 @@ def test_reports_are_not_logged(straight: str) -> None:
 
 
 def test_a_run_does_not_go_on_with_another_data_set(
-    single: FinetuneConfig, write_data: WriteData
+    light: FinetuneConfig, write_data: WriteData
 ) -> None:
     data = write_data(train=32)
-    run = replace(single, data=data, epochs=1)
+    run = replace(light, data=data, epochs=1)
     train_here(run)
     shutil.copytree(write_data(train=40), data, dirs_exist_ok=True)
 
@@ -170,21 +177,21 @@ def test_a_worker_killed_in_mid_epoch_changes_nothing_and_what_is_saved_was_meas
     )
 
 
-def test_a_resumed_run_equals_a_straight_one(single: FinetuneConfig) -> None:
-    train_here(single)
-    cut = replace(single, out=single.out + "-cut", epochs=1)
+def test_a_resumed_run_equals_a_straight_one(light: FinetuneConfig) -> None:
+    train_here(light)
+    cut = replace(light, out=light.out + "-cut", epochs=1)
     train_here(cut)
     train_here(replace(cut, epochs=3))
 
-    assert losses(cut.out) == losses(single.out)
+    assert losses(cut.out) == losses(light.out)
     for name, tensor in weights(cut.out).items():
-        assert torch.equal(tensor, weights(single.out)[name])
+        assert torch.equal(tensor, weights(light.out)[name])
 
 
 def test_a_finished_run_returns_at_once_and_another_config_is_refused(
-    single: FinetuneConfig,
+    light: FinetuneConfig,
 ) -> None:
-    short = replace(single, epochs=1)
+    short = replace(light, epochs=1)
     first = train_here(short)
     rows: list[dict[str, Any]] = []
 
@@ -248,14 +255,14 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoi
 
 
 def test_a_row_that_was_measured_but_not_tracked_comes_back_at_the_resume(
-    single: FinetuneConfig,
+    light: FinetuneConfig,
 ) -> None:
     """As after a kill between the checkpoint and metrics.jsonl."""
-    train_here(replace(single, epochs=1))
-    rows = Path(single.out) / "metrics.jsonl"
+    train_here(replace(light, epochs=1))
+    rows = Path(light.out) / "metrics.jsonl"
     whole = rows.read_text()
     rows.write_text("".join(whole.splitlines(keepends=True)[:-1]))
-    train_here(replace(single, epochs=2))
+    train_here(replace(light, epochs=2))
 
     assert rows.read_text().startswith(whole)
 
@@ -310,14 +317,14 @@ def test_a_gpu_asked_where_none_is_is_the_users_error(config: FinetuneConfig) ->
 
 
 def test_lost_images_are_counted_named_and_survived(
-    config: FinetuneConfig, write_data: WriteData
+    light: FinetuneConfig, write_data: WriteData
 ) -> None:
     data = write_data()
     flip_byte(find_shard(data, "train"), 11, at=300)
     flip_byte(find_shard(data, "val"), 3, at=300)
     rows: list[dict[str, Any]] = []
-    lenient = replace(config.ingest, max_bad_fraction=0.1)
-    train_here(replace(config, data=data, ingest=lenient), report=rows.append)
+    lenient = replace(light.ingest, max_bad_fraction=0.1)
+    train_here(replace(light, data=data, ingest=lenient), report=rows.append)
 
     assert [row["ingest/lost_images"] for row in rows] == [2, 2, 2]
     for split, place, lost in zip(
@@ -327,23 +334,23 @@ def test_lost_images_are_counted_named_and_survived(
         strict=True,
     ):
         assert f"{split}/{find_shard(data, split).name} {place}" in lost
-    assert write_evaluation(config.out, split="val")["num_images"] == 16
+    assert write_evaluation(light.out, split="val")["num_images"] == 16
 
 
 def test_a_run_on_rotten_data_stops_in_one_sentence_and_resumes_on_whole_data(
-    config: FinetuneConfig, write_data: WriteData
+    light: FinetuneConfig, write_data: WriteData
 ) -> None:
     data = write_data()
     shard = find_shard(data, "train")
     whole = shard.read_bytes()
     flip_byte(shard, 11, at=300)
-    config = replace(config, data=data)
+    light = replace(light, data=data)
 
     with pytest.raises(ValueError, match=r"max_bad_fraction is 0\.01: 1 of 48 train images"):
-        train_in_workers(config)
+        train_in_workers(light)
 
     shard.write_bytes(whole)
-    assert train_here(config)["epochs"] == 3
+    assert train_here(light)["epochs"] == 3
 
 
 def test_a_run_of_more_workers_than_there_are_cpus_is_evaluated_here(
