@@ -118,9 +118,10 @@ def test_a_part_that_fails_or_hangs_costs_the_others_nothing(tmp_path, capsys):
     ]
 
 
+@pytest.mark.extended
 def test_a_part_in_a_process_of_its_own_keeps_its_rows(tmp_path):
     (part,) = (part for part in PARTS if part.name == "ddp")
-    assert call_in_process([*to_command(part, tmp_path, tmp_path), "--tiny"], 120) is None
+    assert call_in_process([*to_command(part, tmp_path, tmp_path), "--tiny"], 400) is None
     (row,) = json.loads((tmp_path / "bench.json").read_text())
     assert row["name"] == "gpu/train_ddp_vs_plain" and row["ours"] > 0
 

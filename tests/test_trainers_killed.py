@@ -43,14 +43,15 @@ def test_a_killed_driver_loses_two_seconds_of_rows_at_most(
         text=True,
     )
     seen: list[tuple[float, int]] = []  # when so many rows were there
-    while not seen or time.monotonic() - seen[0][0] < 2 * MAX_LOST_S:
+    watch_s = 2 * MAX_LOST_S if killed_by == signal.SIGKILL else 0.5
+    while not seen or time.monotonic() - seen[0][0] < watch_s:
         assert driver.poll() is None, driver.stdout and driver.stdout.read()
         if rows := read_rows(str(run)):
             seen.append((time.monotonic(), len(rows)))
         time.sleep(0.1)
     killed_s = time.monotonic()
     driver.send_signal(killed_by)
-    printed, _ = driver.communicate(timeout=60)
+    printed, _ = driver.communicate(timeout=240)
 
     rows = [row["global_step"] for row in read_rows(str(run))]
     (folder,) = (run / "wandb").glob("offline-run-*")

@@ -408,6 +408,7 @@ def test_what_cannot_be_written_ends_the_run(
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_inception_v3_fine_tunes_with_its_auxiliary_head(
     config: FinetuneConfig, write_data: WriteData
 ) -> None:

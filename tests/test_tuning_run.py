@@ -282,7 +282,9 @@ def test_failed_trials_alone_run_again(
         assert len(starts(sweep)[row["trial_id"]]) == (3 if row[INIT] == "zeros" else 1)
 
 
-@pytest.mark.parametrize("search", ["grid", "random", "optuna"])
+@pytest.mark.parametrize(
+    "search", ["random", "optuna", pytest.param("grid", marks=pytest.mark.extended)]
+)
 def test_stopped_sweep_goes_on(
     sweep: TuningConfig,
     search: Any,
