@@ -17,8 +17,8 @@ LENET = (
     "--backbone lenet5 --init he --freeze-depth 0 --size-px 32 --epochs 1 --global-batch-size 16 "
     "--wandb off"
 )
-LEAVE_S = 20
-"""Ray's processes end by themselves, a moment after their driver."""
+LEAVE_S = 120
+"""Ray's processes end by themselves, some time after their driver on a busy machine."""
 
 
 def run(own_ray: dict[str, str], arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,7 +1,9 @@
 import io
 import json
 import shutil
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -722,7 +724,8 @@ def test_an_outage_is_waited_for_and_then_ends_in_a_sentence(tmp_path, monkeypat
 
 @pytest.mark.parametrize("place", PLACES)
 def test_what_storage_is_sure_of_is_bad_at_once(tmp_path, monkeypatch, place):
-    monkeypatch.setattr("cluster.io.retry.time.sleep", lambda _: pytest.fail("waited"))
+    clock = SimpleNamespace(sleep=lambda _: pytest.fail("waited"), monotonic=time.monotonic)
+    monkeypatch.setattr("cluster.io.retry.time", clock)
     config = put_source(tmp_path, place)
     listing = SOURCES[config.source](config)
     for error in (PermissionError("no"), OSError("AWS Error ACCESS_DENIED"), FileNotFoundError()):

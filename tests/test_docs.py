@@ -163,7 +163,7 @@ def test_the_python_of_the_docs_runs(own_ray: dict[str, str], tmp_path: Path) ->
     variables = {**os.environ, **own_ray, "PYTHONPATH": str(ROOT)}
     run = subprocess.run(
         [sys.executable, str(script)],
-        cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=300,
+        cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=550,
     )  # fmt: skip
 
     assert run.returncode == 0, run.stderr[-3000:]

@@ -70,7 +70,7 @@ def promtool() -> str:
 
 
 def run_promtool(promtool: str, *arguments: str) -> None:
-    done = subprocess.run([promtool, *arguments], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([promtool, *arguments], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

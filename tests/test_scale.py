@@ -91,7 +91,7 @@ def test_more_ranks_reduce_and_report_no_more() -> None:
     """Forked ranks with the loop's own code, in a process of their own: threads hinder forking."""
     output = subprocess.run(
         [sys.executable, "-m", "tests.support.programs.forked_ranks", "2", "6"],
-        cwd=ROOT, check=True, capture_output=True, text=True, timeout=120,
+        cwd=ROOT, check=True, capture_output=True, text=True, timeout=500,
     ).stdout  # fmt: skip
     two, six = map(json.loads, output.splitlines())
 

@@ -166,6 +166,7 @@ def test_lora_is_a_freeze_depth_of_its_own() -> None:
 
 
 def test_adapters_train_beside_frozen_layers_and_are_merged() -> None:
+    torch.manual_seed(0)
     plain = build(VIT, 3, SIZE_PX)
     initialize(plain, ModelConfig(backbone=VIT, init="xavier"), seed=0)
     model, again = build(VIT, 3, SIZE_PX), build(VIT, 3, SIZE_PX)

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from cluster.io.errors import UserError
+from tests.support.waiting import wait_until
 from trainers.recipes import finetune
 from tuning.budget.config import BudgetConfig, Spent, parse_duration_s
-from tuning.budget.deadline import WATCH_EVERY_S, WRITE_EVERY_S, BudgetClock, read_spent
+from tuning.budget.deadline import WRITE_EVERY_S, BudgetClock, read_spent
 from tuning.commands import parse_sweep
 from tuning.config import TuningConfig
 
@@ -42,14 +43,14 @@ def test_sessions_on_clusters_of_other_sizes_and_prices(tmp_path: Path) -> None:
     gpus, cheap = BudgetConfig(gpu_hours=4), BudgetConfig(cost=20, price_per_hour=4)
     out = str(tmp_path)
     clock = BudgetClock(out, None, num_gpus=4, price_per_hour=16.0)
-    clock._started_s -= 1800
+    clock._started_s = time.monotonic() - 1800
     clock.write(promoted_s=600)
     spent = read_spent(out)
-    assert (spent.seconds, spent.promoted_s) == pytest.approx((1200, 600), abs=1)
-    assert (spent.gpu_s, spent.cost) == pytest.approx((7200, 8), abs=1)
-    assert gpus.seconds(num_gpus=1, spent=spent) == pytest.approx(1800 + 7200, abs=1)
-    assert gpus.seconds(num_gpus=8, spent=spent) == pytest.approx(1800 + 900, abs=1)
-    assert cheap.seconds(num_gpus=1, spent=spent) == pytest.approx(1800 + 3 * 3600, abs=5)
+    assert (spent.seconds, spent.promoted_s) == pytest.approx((1200, 600), rel=0.01)
+    assert (spent.gpu_s, spent.cost) == pytest.approx((7200, 8), rel=0.01)
+    assert gpus.seconds(num_gpus=1, spent=spent) == pytest.approx(1800 + 7200, rel=0.01)
+    assert gpus.seconds(num_gpus=8, spent=spent) == pytest.approx(1800 + 900, rel=0.01)
+    assert cheap.seconds(num_gpus=1, spent=spent) == pytest.approx(1800 + 3 * 3600, rel=0.01)
     BudgetClock(out, None, num_gpus=1).write()  # of no price
     assert read_spent(out).cost is None
     assert cheap.seconds(num_gpus=1, spent=read_spent(out)) == 5 * 3600
@@ -110,11 +111,11 @@ def test_sessions_add_up(tmp_path: Path) -> None:
     clock = BudgetClock(str(tmp_path), 100.0)
     assert 0 < clock.left_s <= 5
     clock.write()
-    assert 90 <= json.loads((tmp_path / "spent.json").read_text())["seconds"] < 91
+    assert 90 <= json.loads((tmp_path / "spent.json").read_text())["seconds"] < 95
     assert BudgetClock(str(tmp_path), 90.0).left_s <= 0
     clock.keep(4.0)
     clock.write()
-    assert clock.left_s == pytest.approx(BudgetClock(str(tmp_path), 100.0).left_s, abs=0.5)
+    assert clock.left_s == pytest.approx(BudgetClock(str(tmp_path), 100.0).left_s, abs=3)
     assert BudgetClock(str(tmp_path), None).left_s > 1e9
 
 
@@ -134,7 +135,7 @@ def test_what_comes_before_the_trials_ends_with_the_budget(tmp_path: Path) -> No
     clock, handler = BudgetClock(str(tmp_path), 1.0), signal.getsignal(signal.SIGINT)
     with pytest.raises(UserError, match="spent before the first trial"), clock.bound():
         time.sleep(30)
-    assert time.monotonic() - started_s < 10
+    assert time.monotonic() - started_s < 25
     assert signal.getsignal(signal.SIGINT) is handler
     clock = BudgetClock(str(tmp_path), None)
     clock.end()
@@ -148,8 +149,7 @@ def test_what_comes_before_the_trials_may_be_interrupted_or_end(tmp_path: Path) 
         signal.raise_signal(signal.SIGINT)
     clock._written_s -= WRITE_EVERY_S
     with clock.bound():
-        time.sleep(WATCH_EVERY_S + 0.5)
-    assert (tmp_path / "spent.json").exists(), "for a driver that is killed"
+        wait_until((tmp_path / "spent.json").exists, "what is spent, for a driver that is killed")
 
 
 def test_a_driver_that_is_killed_has_spent_its_seconds(tmp_path: Path) -> None:

@@ -206,7 +206,7 @@ def test_a_step_that_is_held_up_does_not_count(monkeypatch: pytest.MonkeyPatch) 
 def test_rates_are_those_of_real_steps(
     config: TuningConfig, one_thread: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "TIMED_S", 0.02)
+    monkeypatch.setattr(module, "TIMED_S", 0.2)
     manifest = read_manifest(config.base.data)
     rates = module._measure(config, manifest, plan_of(config), 1, False)
     head, whole = keys_of(config)

@@ -42,7 +42,7 @@ def join_gloo(rank: int, folder: str, world_size: int = 2) -> None:
         init_method=f"file://{folder}/meet",
         rank=rank,
         world_size=world_size,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=240),
     )
 
 
