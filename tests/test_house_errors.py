@@ -24,8 +24,11 @@ from datasets.manifest import SCHEMA_VERSION
 from tests.conftest import ROOT
 from tests.support.data import WriteData
 from trainers.config import FinetuneConfig, ModelConfig, ScheduleConfig
+from trainers.export.folder import CARD, publish
 from trainers.run import checkpoint
 from trainers.run.checkpoint import TrainingProgress
+from tuning.check import facts_of
+from tuning.config import TuningConfig
 
 pytestmark = pytest.mark.ray
 MAINS = {
@@ -214,6 +217,28 @@ def test_a_checkpoint_of_another_class_count_is_refused(
 
     assert "its checkpoint has 5 classes" in error and "has 3" in error
     assert "no run folder there" in fails("trainers", "evaluate", "--run", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("kind", ["sweep", "export"])
+def test_a_folder_of_another_command_is_no_training(
+    fails: Fails, tmp_path: Path, easy_data: str, kind: str
+) -> None:
+    """And no file of it is called damaged: deleting its config.json would destroy it."""
+    out = str(tmp_path / kind)
+    if kind == "sweep":
+        facts = facts_of(TuningConfig(base=FinetuneConfig(data=easy_data)), "f")
+        storage.write_bytes(f"{out}/config.json", json.dumps(facts).encode())
+    else:
+        storage.write_bytes(f"{tmp_path}/staged/{CARD}", b"card")
+        publish(f"{tmp_path}/staged", out, {"backbone": "lenet5"}, [], [])
+    of_read = fails("trainers", "evaluate", "--run", out)
+    of_written = fails("trainers", "transfer", "--data", easy_data, "--out", out)
+    of_none = fails("trainers", "evaluate", "--run", tmp_path)
+
+    assert f"run is '{out}': the folder of a" in of_read and f"{kind}, not of a training" in of_read
+    assert f"out is '{out}': the folder of a" in of_written and "use another --out" in of_written
+    assert all("SWEEP/promoted/seed-0" in each for each in (of_read, of_none))
+    assert "damaged" not in of_read + of_written
 
 
 @pytest.mark.parametrize("room", MAINS)

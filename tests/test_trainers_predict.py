@@ -18,6 +18,7 @@ import torchvision
 from PIL import Image
 
 import datasets.passes.inference
+from cluster.io.errors import UserError
 from datasets.passes.inference import open_view
 from tests.support.data import draw_image
 from tests.support.training import train_here
@@ -39,7 +40,7 @@ from trainers.inference.inference import (
     open_network,
     run_inference,
 )
-from trainers.inference.predict import run_predict, to_predictions
+from trainers.inference.predict import check_calibration, run_predict, to_predictions
 from trainers.networks.backbones import build
 from trainers.run.folder import load_best_model
 
@@ -341,6 +342,36 @@ def test_images_too_small_for_the_network_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="size_px is 8: too small for lenet5; its own size is 32"):
         open_network(config, keep_head=True)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "validated", "remedy"),
+    [
+        ({"run": "runs/a b"}, True, "evaluate --run 'runs/a b' --split val`"),
+        ({"run": "runs/all"}, False, "its validation images trained it"),
+        ({"backbone": "lenet5"}, True, None),
+    ],
+)
+def test_a_run_without_calibration_is_said_with_a_command_that_calibrates_it(
+    chosen: dict[str, Any], validated: bool, remedy: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = PredictConfig(images="photographs", out="out", **chosen)
+    network = Network(
+        model=torch.nn.Identity(),
+        config=FinetuneConfig(data=""),
+        classes=("a",),
+        origin="none",
+        validated=validated,
+    )
+    check_calibration(config, network)
+    with pytest.raises(UserError, match=r"coverage is 0\.9: a set") as refused:
+        check_calibration(replace(config, coverage=0.9), network)
+    printed, sentence = capsys.readouterr().out, str(refused.value)
+
+    if remedy is None:
+        assert not printed and "give --run instead of --backbone" in sentence
+    else:
+        assert remedy in printed and remedy in sentence
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from trainers.__main__ import parse
 from trainers.config import AUTO, FinetuneConfig, OptimConfig, ScheduleConfig
 from trainers.recipes import RECIPES, finetune, pretrained, scratch, staged, transfer
 from tuning.__main__ import parse as sweep_parse
+from tuning.axes.axis import read_axis
 from tuning.config import TuningConfig
 from tuning.winner import command_of
 
@@ -50,6 +51,25 @@ def test_phases_and_switches_survive_the_way_through_a_command() -> None:
 
     assert parse(shlex.split(command_of(config))[3:]) == config
     assert [phase.end_epoch for phase in config.phases] == [2, 3, 6] and config.num_epochs == 6
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right", "field"),
+    [
+        ("--clipnorm 1", "--clipnorm 1 --global-clipnorm None", "optim.global_clipnorm"),
+        ("--ema-decay 2", "--ema-decay None", "optim.ema_decay"),
+        ("--early-stopping-epochs 0", "--early-stopping-epochs None", "early_stopping_epochs"),
+    ],
+)
+def test_an_option_is_switched_off_as_its_error_says(wrong: str, right: str, field: str) -> None:
+    with pytest.raises(ValueError, match=rf"{field} is .*None"):
+        parse(["finetune", "--data", "d", *wrong.split()])
+    parse(["finetune", "--data", "d", *right.split()])
+
+
+def test_an_axis_takes_none_as_an_option_writes_it() -> None:
+    for word in ("none", "None"):
+        assert read_axis(["optim.ema_decay", word, "0.5"]).values == (None, 0.5)
 
 
 def test_a_config_of_an_older_thaw_trains_on_train() -> None:

@@ -140,13 +140,13 @@ class OptimConfig:
             self.ema_decay is None or 0 < self.ema_decay < 1,
             "optim.ema_decay",
             self.ema_decay,
-            "use a number between 0 and 1, such as 0.999, or none",
+            "use a number between 0 and 1, such as 0.999, or None",
         )
         require(
             self.clipnorm is None or self.global_clipnorm is None,
             "optim.global_clipnorm",
             self.global_clipnorm,
-            "clip per tensor or globally: unset one of the two",
+            "clip per tensor or globally: give --global-clipnorm None, or leave --clipnorm out",
         )
         require(
             self.optimizer != "adam" or self.weight_decay == 0,
@@ -251,7 +251,7 @@ class ScheduleConfig:
             self.early_stopping_epochs is None or self.early_stopping_epochs >= 1,
             "schedule.early_stopping_epochs",
             self.early_stopping_epochs,
-            "use 1 or more, or none",
+            "use 1 or more, or None",
         )
 
 
@@ -324,7 +324,7 @@ class FinetuneConfig:
             self.validates or self.schedule.early_stopping_epochs is None,
             "schedule.early_stopping_epochs",
             self.schedule.early_stopping_epochs,
-            "train_on train+val validates nothing: unset one of the two",
+            "train_on train+val validates nothing: leave one of the two out",
         )
         workers = self.cluster.num_workers or 1
         require(

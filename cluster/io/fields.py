@@ -90,8 +90,8 @@ def hint_at(cls: type[Any], path: str) -> Any:
 
 
 def read_value(value: object, hint: Any, name: str) -> Any:
-    """Convert a value of JSON, or a word of a command line, to the type of the annotation; the word
-    `none` is None.
+    """Convert a value of JSON, or a word of a command line, to the type of the annotation; the
+    words `none` and `None` are None.
 
     Raises:
         UserError: for a value of another type.
@@ -105,7 +105,7 @@ def read_value(value: object, hint: Any, name: str) -> Any:
 
 
 def _read_words(text: str) -> Iterator[object]:
-    words = {"none": None, "true": True, "false": False}
+    words = {"none": None, "None": None, "true": True, "false": False}
     if text in words:
         yield words[text]
     for number in (int, float):

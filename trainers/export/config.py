@@ -21,11 +21,13 @@ QUANTIZED = {"onnx_int8": "model_int8.onnx", "onnx_fp16": "model_fp16.onnx"}
 class ExportConfig:
     """Write a run's best network for use elsewhere, with a model card.
 
-      python -m trainers export --run runs/cars --out runs/exported
-      python -m trainers export --run runs/cars --out s3://bucket/cars --formats onnx
+      python -m trainers export --run runs/staged --out runs/exported
+      python -m trainers export --run runs/staged --out s3://bucket/cars --formats onnx
           --dynamic-batch
-      python -m trainers export --run runs/cars --out runs/small --formats onnx onnx_int8 onnx_fp16
-      python -m trainers export --run runs/cars --out runs/hub --formats hf --push ORGANIZATION/NAME
+      python -m trainers export --run runs/staged --out runs/small
+          --formats onnx onnx_int8 onnx_fp16
+      python -m trainers export --run runs/staged --out runs/hub --formats hf
+          --push ORGANIZATION/NAME
 
     Each file is loaded again and its logits are compared with the original network's. onnx_int8 and
     onnx_fp16 are measured on the test split, beside onnx.

@@ -103,13 +103,13 @@ class PredictConfig(InferenceConfig):
 
     A run predicts its own classes, a pretrained backbone the 1000 classes of ImageNet:
 
-      python -m trainers predict --images photos --run runs/cars --out runs/predicted
+      python -m trainers predict --images photos --run runs/staged --out runs/predicted
       python -m trainers predict --images photos --backbone resnet50 --out runs/predicted
       python -m trainers predict --images s3://bucket/photos --backbone mobilenet_v2
           --weights mobilenet_v2_imagenet.pth --normalization half --out s3://bucket/predicted
-      python -m trainers predict --images photos --run runs/cars --coverage 0.95
+      python -m trainers predict --images photos --run runs/staged --coverage 0.95
           --out runs/predicted
-      python -m trainers predict --images unlabelled --run runs/cars --rank-by diversity
+      python -m trainers predict --images unlabelled --run runs/staged --rank-by diversity
           --num-picks 100 --out runs/next
 
     OUT/predictions has path, class, probability, top_classes and top_probabilities. If the run is

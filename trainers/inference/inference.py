@@ -53,6 +53,8 @@ class Network:
     classes: tuple[str, ...]
     origin: str
     """For messages."""
+    validated: bool = True
+    """Whether its validation images can calibrate it: not where they trained it."""
     calibration: Calibration | None = None
     """Of a run, for images of the size of its training."""
     calibrated_px: int | None = None
@@ -76,6 +78,7 @@ def open_network(config: InferenceConfig, *, keep_head: bool) -> Network:
             config=run,
             classes=progress.classes,
             origin=f"{describe_network(config.run, run, progress)} ({config.run})",
+            validated=progress.validated,
             calibration=read_calibration(config.run, progress.global_step),
         )
     else:

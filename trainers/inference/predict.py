@@ -17,7 +17,12 @@ from trainers.inference.config import PredictConfig, RankBy
 from trainers.inference.hierarchy import Hierarchy, open_hierarchy
 from trainers.inference.inference import Network, open_network, run_inference
 from trainers.inference.picks import WithFeatures, to_lists, write_picks
-from trainers.run.calibration import Calibration, describe_missing, unknown_scores
+from trainers.run.calibration import (
+    Calibration,
+    calibrating_command,
+    describe_missing,
+    unknown_scores,
+)
 from trainers.run.ensemble import Ensemble
 
 _NUM_SHOWN = 5
@@ -140,9 +145,15 @@ def check_calibration(config: PredictConfig, network: Network) -> None:
     if network.calibration is not None:
         return
     lack, calibrated_px = ", so no image is called unknown", network.calibrated_px
-    remedy = "give --run, and first `python -m trainers evaluate --run RUN`"
-    if calibrated_px is not None:
+    trained = "its validation images trained it; --train-on train leaves them to calibrate on"
+    if config.run is None:
+        remedy = "give --run instead of --backbone"
+    elif calibrated_px is not None:
         remedy = f"this one is for {calibrated_px} px: leave --size-px out"
+    elif not network.validated:
+        remedy = trained
+    else:
+        remedy = f"first `{calibrating_command(config.run)}`"
     require(
         config.coverage is None,
         "coverage",
@@ -156,6 +167,8 @@ def check_calibration(config: PredictConfig, network: Network) -> None:
             f"--size-px {config.size_px}",
             warning=True,
         )
+    elif not network.validated:
+        report(f"{config.run} is not calibrated{lack}: {trained}", warning=True)
     elif config.run is not None:
         report(describe_missing(config.run, "calibrates it", lack), warning=True)
 

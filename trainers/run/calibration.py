@@ -142,9 +142,14 @@ def describe_missing(run: str, gain: str, lack: str = "") -> str:
         lack: what there is not without a calibration.
     """
     return (
-        f"{run} is not calibrated{lack}: `python -m trainers evaluate --run {shlex.quote(run)}` "
-        f"{gain}, if it has {LEAST_IMAGES} validation images"
+        f"{run} is not calibrated{lack}: `{calibrating_command(run)}` {gain}, if it has "
+        f"{LEAST_IMAGES} validation images"
     )
+
+
+def calibrating_command(run: str) -> str:
+    """Return the command that calibrates a run, whether its data set has a test split or not."""
+    return f"python -m trainers evaluate --run {shlex.quote(run)} --split val"
 
 
 def _uri(run: str, step: int) -> str:

@@ -32,6 +32,9 @@ _RESULT: dict[str, Any] = {
     "lost": str | None,
 }
 
+_OTHERS = {"base": "a sweep", "exported_by": "an export"}
+"""A key of config.json in the folders of other commands, and what they are."""
+
 SETTLED_LATER = {"compute.precision": "auto"}
 """Values in the config.json of an older Thaw that say nothing yet."""
 
@@ -57,24 +60,41 @@ def read_config(run: str) -> FinetuneConfig:
     Raises:
         UserError: where there is no run, or its config does not fit this version of Thaw.
     """
+    return _read_config(
+        run,
+        "run",
+        "give the --out of a training, or a training of a sweep: SWEEP/trials/ID, "
+        "SWEEP/promoted/seed-0",
+    )
+
+
+def _read_config(run: str, field: str, remedy: str) -> FinetuneConfig:
     uri = storage.join(run, "config.json")
     try:
         values = read_object(uri)
     except FileNotFoundError:
         raise UserError(
-            f"run is {run!r}: no run folder there (config.json is missing); "
-            "give the --out of a training"
+            f"{field} is {run!r}: no run folder there (config.json is missing); {remedy}"
         ) from None
+    for key, kind in _OTHERS.items():
+        if key in values:
+            raise UserError(
+                f"{field} is {run!r}: the folder of {kind}, not of a training; {remedy}"
+            )
     try:
         return FinetuneConfig.from_dict(values)
     except ValueError as error:
         raise damaged(uri, error) from None
 
 
-def find_config(run: str) -> FinetuneConfig | None:
-    """Read the config a run was started with; None where none was."""
-    exists = storage.exists(storage.join(run, "config.json"))
-    return read_config(run) if exists else None
+def find_config(out: str) -> FinetuneConfig | None:
+    """Read the config of a run that `out` may hold; None where it holds none.
+
+    Raises:
+        UserError: where another command wrote the folder, and as `read_config`.
+    """
+    exists = storage.exists(storage.join(out, "config.json"))
+    return _read_config(out, "out", "use another --out") if exists else None
 
 
 def load_best_model(

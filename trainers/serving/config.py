@@ -52,7 +52,7 @@ class ServiceConfig:
 class ServeConfig(ServiceConfig):
     """Serve a run's best network over HTTP, with a web page to drop photographs on.
 
-      python -m trainers serve --run runs/cars
+      python -m trainers serve --run runs/staged
       curl --data-binary @car.jpg http://127.0.0.1:8000/predict
       curl -F images=@a.jpg -F images=@b.jpg http://127.0.0.1:8000/predict
 
