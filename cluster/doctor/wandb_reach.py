@@ -32,9 +32,8 @@ def check_wandb(environment: Mapping[str, str] = os.environ) -> list[CheckResult
             warn("wandb", f"online ({mode.source}) without a key", "set WANDB_API_KEY, or log in")
         ]
     if mode.value != "online" or found is None:
-        return [
-            ok("wandb", f"offline ({mode.source}): runs wait in their folders for `wandb sync`")
-        ]
+        sync = "runs wait in their folders for `python -m trainers track sync`"
+        return [ok("wandb", f"offline ({mode.source}): {sync}")]
     key, url = found.value, find_base_url(environment)
     if found.source == "WANDB_IDENTITY_TOKEN_FILE":
         return [ok("wandb", f"{url}, with the identity token of {found.value}, which is not tried")]
