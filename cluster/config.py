@@ -24,8 +24,8 @@ class ClusterConfig:
     address: Annotated[str | None, NOT_IN_KEY] = None
     """Address of a Ray cluster; default: RAY_ADDRESS, else a cluster on this machine."""
     num_workers: int | None = None
-    """DDP workers of a training. Default: one per GPU, or one per node without GPUs.
-    0 trains in the calling process."""
+    """DDP workers of a training. Default: one per GPU that a CPU is left for, or one per node
+    without GPUs. 0 trains in the calling process."""
     min_workers: Annotated[int | None, NOT_IN_KEY] = None
     """Elastic training: start and continue with at least this many workers while nodes are missing.
     Default: num_workers."""

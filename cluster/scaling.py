@@ -55,8 +55,10 @@ def plan_workers(
     use_gpu = _uses_gpu(resources, config)
     num_workers = config.num_workers
     if num_workers is None:
-        available = resources.num_gpus // num_concurrent if use_gpu else resources.num_nodes
-        num_workers = max(1, available)
+        num_workers = resources.num_nodes
+        if use_gpu:
+            num_workers = min(resources.num_gpus, int(resources.num_cpus)) // num_concurrent
+        num_workers = max(1, num_workers)
     processes = max(1, num_workers)
     cpus = resources.num_cpus / num_concurrent
     _refuse_too_many(resources, processes, num_concurrent, use_gpu and num_workers > 0)

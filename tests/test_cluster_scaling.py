@@ -125,6 +125,19 @@ def test_a_cluster_without_cpus_is_said_to_have_none(num_workers: int | None) ->
     assert "num_workers" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "num_concurrent", "expected"),
+    [(1, 4, 1, 1), (2, 4, 1, 2), (2.5, 4, 1, 2), (4, 4, 2, 2), (4, 8, 4, 1), (8, 4, 1, 4)],
+)
+def test_a_default_of_workers_has_a_cpu_for_each_gpu_that_it_takes(
+    cpus: float, gpus: int, num_concurrent: int, expected: int
+) -> None:
+    """Slurm gives a task one CPU, however many GPUs it asks for."""
+    resources = cluster_of(cpus=cpus, gpus=gpus)
+    plan = plan_workers(resources, ClusterConfig(), num_concurrent=num_concurrent)
+    assert (plan.num_workers, plan.use_gpu) == (expected, True)
+
+
 @pytest.mark.parametrize("num_workers", [None, 1, 3, 8])
 def test_the_number_of_workers_that_an_error_names_fits(num_workers: int | None) -> None:
     """Of a cluster with more GPUs than CPUs, of a sweep and of a training alone."""

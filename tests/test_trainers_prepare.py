@@ -28,7 +28,7 @@ from trainers.config import (
     TrackConfig,
 )
 from trainers.evaluation import calibrate
-from trainers.prepare import SharedImages, plan_ingest, prepare_run
+from trainers.prepare import SharedImages, plan_ingest, plan_training, prepare_run
 from trainers.resume import describe_changes
 from trainers.run import checkpoint
 from trainers.run.folder import read_config, write_config
@@ -136,6 +136,18 @@ def test_workers_that_have_one_image_each_are_refused_before_they_start(
     message = r"global_batch_size is 8: .* parts of one image \(cluster.num_workers 8"
     with pytest.raises(ValueError, match=message):
         prepare_run(config, nodes)
+
+
+@pytest.mark.parametrize(("cpus", "num_workers"), [(1, 0), (2, 2)])
+def test_gpus_without_a_cpu_are_named(
+    config: FinetuneConfig, cpus: int, num_workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = replace(config, cluster=ClusterConfig())
+    node = Resources(
+        num_nodes=1, num_cpus=cpus, num_gpus=4, memory_gib=8, object_store_gib=2, started_here=True
+    )
+    assert plan_training(config, node).num_workers == num_workers
+    assert f"{4 - cpus} of 4 GPUs are idle" in caplog.text
 
 
 def test_a_run_reaches_workers_as_it_is(config: FinetuneConfig) -> None:

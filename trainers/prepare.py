@@ -1,5 +1,6 @@
 """Everything that a training needs to know, found once before it starts: `prepare_run`."""
 
+import logging
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +19,8 @@ from trainers.networks.precision import choose_precision
 from trainers.run import checkpoint
 from trainers.run.checkpoint import TrainingProgress
 from trainers.run.folder import find_config, find_finished, require_same_run
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +166,14 @@ def plan_training(
     plan = plan_workers(resources, config.cluster, num_concurrent=num_concurrent)
     if config.cluster.num_workers is not None:
         return plan
+    if plan.use_gpu and num_concurrent == 1 and plan.num_workers < resources.num_gpus:
+        logger.warning(
+            "%d of %d GPUs are idle: a worker on each needs a CPU, and the cluster has %d; start "
+            "it with more CPUs",
+            resources.num_gpus - plan.num_workers,
+            resources.num_gpus,
+            int(resources.num_cpus),
+        )
     num_workers = min(plan.num_workers, config.global_batch_size)
     if num_workers == 1 and resources.started_here and config.cluster.min_workers is None:
         num_workers = 0

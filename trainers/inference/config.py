@@ -69,7 +69,8 @@ class InferenceConfig:
     batch_size: int = 32
     """Most images that the network computes at once; on CPUs at most 16."""
     num_workers: int | None = None
-    """Actors that hold the network. Default: one per GPU, or one per CPU without GPUs."""
+    """Actors that hold the network. Default: one per GPU that a CPU is left for, or one
+    per CPU without GPUs."""
     device: Device = "auto"
     """`auto` uses GPUs if the cluster has any."""
     address: str | None = None
