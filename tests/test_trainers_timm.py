@@ -233,6 +233,33 @@ def test_weights_of_a_deeper_network_are_refused_in_one_sentence(
         load_pretrained(network, weights, config, None)
 
 
+def test_a_network_without_an_image_size_takes_the_names_of_its_authors(tmp_path: Path) -> None:
+    """Those of Facebook's ConvNeXt."""
+    renamed = {
+        "stem.": "downsample_layers.0.",
+        "stages.1.downsample.": "downsample_layers.1.",
+        "stages.2.downsample.": "downsample_layers.2.",
+        "stages.3.downsample.": "downsample_layers.3.",
+        ".blocks.": ".",
+        "conv_dw": "dwconv",
+        "mlp.fc": "pwconv",
+        "head.norm.": "norm.",
+        "head.fc.": "head.",
+    }
+    given, source = {}, build("test_convnext", 5).state_dict()
+    for name, tensor in source.items():
+        for ours, theirs in renamed.items():
+            name = name.replace(ours, theirs)
+        given[name] = tensor
+    torch.save({"model": given}, file := tmp_path / "convnext_ema.pt")
+
+    config = ModelConfig(backbone="test_convnext", init="file", weights=str(file))
+    report = initialize(model := build("test_convnext", 3), config, seed=0)
+    assert report.replaced == ("head.fc.weight", "head.fc.bias")
+    assert not report.missing and not report.unexpected
+    assert all(torch.equal(model.state_dict()[name], source[name]) for name in report.loaded)
+
+
 def test_a_size_that_does_not_fit_is_refused() -> None:
     message = r"size_px is 95: test_maxvit does not take it; the next size that it takes is 96"
     with pytest.raises(ValueError, match=message):

@@ -48,7 +48,7 @@ def read_pretrained(model: nn.Module, config: ModelConfig) -> Weights:
         published = _published(config)
         weights = Weights(tensors=_download(config, published), classes=published.classes)
     renamed = {OLD_DENSENET.sub(r"\1", name): tensor for name, tensor in weights.tensors.items()}
-    if find(config.backbone).takes_size and not _fits(renamed, model, config.backbone):
+    if not _fits(renamed, model, config.backbone):
         renamed = adapt(renamed, model)
     return replace(weights, tensors=renamed)
 
