@@ -235,6 +235,14 @@ def save_hugging_face(folder: Path, plain: dict[str, Tensor], classes) -> Path:
     return folder
 
 
+def save_timm(folder: Path, plain: dict[str, Tensor], classes) -> Path:
+    folder.mkdir()
+    safetensors.torch.save_file(plain, folder / "model.safetensors")
+    config = {"architecture": "resnet18", "num_classes": 3, "label_names": list(classes)}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
 def save_mmpretrain(folder: Path, plain: dict[str, Tensor], classes) -> Path:
     meta = {"dataset_meta": {"classes": list(classes)}, "epoch": 3}
     torch.save({"meta": meta, "state_dict": plain}, file := folder.with_suffix(".pth"))
@@ -258,7 +266,8 @@ def test_names_of_classes_may_be_numbers():
 
 
 @pytest.mark.parametrize(
-    "save", [save_checkpoint, save_export, save_hugging_face, save_script, save_mmpretrain]
+    "save",
+    [save_checkpoint, save_export, save_hugging_face, save_timm, save_script, save_mmpretrain],
 )
 @pytest.mark.parametrize(
     "classes",

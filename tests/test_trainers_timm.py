@@ -410,6 +410,7 @@ def test_a_repository_on_the_hub_is_a_network(offline: Path, weights: dict[str, 
     config = {
         "architecture": "test_vit",
         "num_classes": 1000,
+        "label_names": {str(number): f"car {number}" for number in range(1000)},
         "pretrained_cfg": {
             "input_size": [3, 160, 160],
             "mean": [0.5, 0.5, 0.5],
@@ -426,6 +427,7 @@ def test_a_repository_on_the_hub_is_a_network(offline: Path, weights: dict[str, 
     backbone = find("hf-hub:org/cars")
     assert (backbone.size_px, backbone.normalization) == (160, "half")
     assert backbone.published["imagenet"].license == "cc-by-nc-4.0"
+    assert backbone.published["imagenet"].classes == tuple(f"car {n}" for n in range(1000))
     model = build("hf-hub:org/cars", 5)
     report = initialize(model, ModelConfig(backbone="hf-hub:org/cars"), seed=0)
     assert report.replaced == ("head.weight", "head.bias") and not report.missing

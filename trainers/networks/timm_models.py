@@ -28,6 +28,7 @@ from trainers.networks.families import Backbone, Normalization
 from trainers.networks.published import IMAGENET_CLASSES, Published, from_hub
 from trainers.networks.timm_stages import NUM_CLASSES, Refused, divide
 from trainers.networks.torch_internals import without_compiler
+from trainers.networks.weights.state_dicts import find_classes
 
 HUB = "hf-hub:"
 CONFIG_FILE = "config.json"
@@ -193,8 +194,9 @@ def _publish(model: _Model) -> dict[str, Published]:
     if not weights.has_weights:
         return {}
     classes = IMAGENET_CLASSES if weights.num_classes == len(IMAGENET_CLASSES) else None
-    if weights.label_names and len(weights.label_names) == weights.num_classes:
-        classes = tuple(weights.label_names)
+    named = find_classes({"label_names": weights.label_names})  # a list, or a dict by number
+    if named is not None and len(named) == weights.num_classes:
+        classes = named
     published = from_hub(
         weights.tag or model.architecture,
         weights.hf_hub_id,

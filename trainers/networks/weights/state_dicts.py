@@ -17,7 +17,10 @@ AVERAGES = ("ema", "averaged", "average", "avg", "swa", "teacher")
 """Parts of the keys of averaged weights, which evaluate better than the raw ones beside them."""
 HEADS = {"backbone.": "head."}
 """Prefix of a network -> that of the head beside it, in files of MMPretrain."""
-CLASS_KEYS = ("classes", "CLASSES", "class_names", "class_to_idx", "idx_to_class", "id2label")
+CLASS_KEYS = (
+    *("classes", "CLASSES", "class_names", "class_to_idx", "idx_to_class", "id2label"),
+    "label_names",
+)
 CONFIG_KEYS = ("meta", "dataset_meta", "hyper_parameters", "config")
 _NAMES_SHOWN = 3
 _SHARD = re.compile(r"-\d{5}-of-(\d{5})\.")
