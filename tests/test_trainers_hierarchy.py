@@ -90,11 +90,21 @@ def test_levels_come_from_a_table_too(tmp_path: Path) -> None:
     assert isinstance(found.describe(np.eye(3), 0.9)["level_kind"], pa.Array)
 
 
+def test_names_in_a_table_are_those_of_the_run_however_they_are_written(tmp_path: Path) -> None:
+    """macOS takes letters and accents apart; spreadsheets leave blanks at the end of a cell."""
+    file = tmp_path / "levels.csv"
+    file.write_text("class,make\nCitroe\u0308n C4 ,Citroe\u0308n\nCitro\u00ebn  C5,Citro\u00ebn \n")
+    classes = ("Citro\u00ebn C5", "Citro\u00ebn C4")
+
+    assert open_hierarchy(str(file), classes).names == (("Citro\u00ebn",) * 2, classes)
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
         ("class,kind\na,car\n", r"hierarchy is .*does not have the levels of \['b'\]"),
         ("class,kind\na,car\nb,\n", r"does not have the levels of \['b'\]"),
+        ("kind,class\ncar,a\nbike\n", r"does not have the levels of \['b'\]"),
         ("name,kind\na,car\n", "needs the column class and a column for each level"),
         ("", "needs the column class"),
         ("class\na\nb\n", "needs the column class and a column"),

@@ -16,6 +16,7 @@ import pyarrow as pa
 from cluster.io import storage
 from cluster.io.errors import UserError, require
 from cluster.io.markers import NAMES
+from datasets.prepare.classes import clean
 
 TWO_WORDS = (
     "AM General", "Alfa Romeo", "Aston Martin", "De Tomaso", "Great Wall", "Land Rover",
@@ -114,10 +115,13 @@ def read_levels(uri: str, classes: Sequence[str]) -> Hierarchy:
         uri,
         "the file needs the column class and a column for each level, the coarsest first",
     )
-    of_class = {row["class"]: [(row[level] or "").strip() for level in levels] for row in rows}
-    missing = [name for name in classes if name not in of_class or "" in of_class[name]]
+    of_class = {
+        clean(row["class"] or ""): [clean(row[level] or "") for level in levels] for row in rows
+    }
+    missing = [name for name in classes if "" in of_class.get(clean(name), [""])]
     require(not missing, "hierarchy", uri, f"it does not have the levels of {missing[:3]}")
-    paths = [[" ".join(of_class[name][: n + 1]) for name in classes] for n in range(len(levels))]
+    rows = [of_class[clean(name)] for name in classes]
+    paths = [[" ".join(row[: n + 1]) for row in rows] for n in range(len(levels))]
     names = tuple(map(tuple, paths))
     if len(set(names[-1])) < len(classes):  # classes that only their own name tells apart
         levels, names = [*levels, "class"], (*names, tuple(classes))
