@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -15,7 +16,7 @@ from trainers.networks.precision import choose_precision, computes_bf16, inferen
 from trainers.prepare import prepare_run
 from trainers.run.folder import write_config
 
-Capable = Callable[[bool], None]
+Capable = Callable[..., None]
 
 
 def compute(value: Precision) -> ComputeConfig:
@@ -24,39 +25,48 @@ def compute(value: Precision) -> ComputeConfig:
 
 @pytest.fixture
 def capable(monkeypatch: pytest.MonkeyPatch) -> Capable:
-    """Return a function that sets whether all nodes compute bfloat16."""
+    """Return a function that sets whether the CPUs, and GPUs, of all nodes compute bfloat16."""
 
-    def set_capable(value: bool) -> None:
-        monkeypatch.setattr(precision, "_nodes_compute_bf16", lambda: value)
+    def set_capable(cpus: bool, gpus: bool = True) -> None:
+        monkeypatch.setattr(
+            precision, "_nodes_compute_bf16", lambda use_gpu: gpus if use_gpu else cpus
+        )
 
     return set_capable
 
 
 @pytest.mark.parametrize(
-    ("cpus", "before", "on_cpus", "on_gpus"),
+    ("capabilities", "before", "on_cpus", "on_gpus"),
     [
-        (True, None, "bf16", "bf16"),
-        (False, None, "fp32", "bf16"),
-        (True, "fp32", "fp32", "fp32"),
-        (False, "bf16", "bf16", "bf16"),
-        (True, "auto", "fp32", "bf16"),  # what it meant in an older Thaw
+        ((True, True), None, "bf16", "bf16"),
+        ((False, True), None, "fp32", "bf16"),
+        ((True, False), None, "bf16", "fp32"),
+        ((True, True), "fp32", "fp32", "fp32"),
+        ((False, False), "bf16", "bf16", "bf16"),
+        ((True, False), "auto", "fp32", "bf16"),  # what it meant in an older Thaw
     ],
 )
-def test_auto_is_what_the_cpus_compute_or_what_the_run_has(
-    capable: Capable, cpus: bool, before: Precision | None, on_cpus: Precision, on_gpus: Precision
+def test_auto_is_what_the_machines_compute_or_what_the_run_has(
+    capable: Capable,
+    capabilities: tuple[bool, bool],
+    before: Precision | None,
+    on_cpus: Precision,
+    on_gpus: Precision,
 ) -> None:
-    capable(cpus)
+    capable(*capabilities)
     recorded = compute(before) if before else None
     assert choose_precision(compute("auto"), recorded, use_gpu=False) == compute(on_cpus)
     assert choose_precision(compute("auto"), recorded, use_gpu=True) == compute(on_gpus)
     assert choose_precision(compute("fp16"), recorded, use_gpu=False) == compute("fp16")
 
 
-def test_a_network_trained_on_gpus_runs_on_cpus_without_bfloat16(capable: Capable) -> None:
-    capable(False)
+def test_a_network_trained_on_gpus_runs_on_machines_without_bfloat16(capable: Capable) -> None:
+    capable(cpus=False, gpus=False)
     assert inference_precision(compute("bf16"), use_gpu=False) == compute("fp32")
+    assert inference_precision(compute("bf16"), use_gpu=True) == compute("fp32")
     assert inference_precision(compute("fp16"), use_gpu=True) == compute("fp16")
-    capable(True)
+    capable(cpus=True, gpus=True)
+    assert inference_precision(compute("bf16"), use_gpu=True) == compute("bf16")
     assert inference_precision(compute("fp16"), use_gpu=False) == compute("bf16")
     assert inference_precision(compute("fp32"), use_gpu=False) == compute("fp32")
 
@@ -79,22 +89,40 @@ def test_torch_is_asked(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: by_torch)
-    assert computes_bf16() == expected
+    assert computes_bf16(use_gpu=False) == expected
+
+
+@pytest.mark.parametrize(
+    ("is_seen", "major", "expected"), [(True, 7, False), (True, 8, True), (False, 7, True)]
+)
+def test_torch_is_asked_for_a_gpu_that_does_not_emulate(
+    monkeypatch: pytest.MonkeyPatch, is_seen: bool, major: int, expected: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: is_seen)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    properties = SimpleNamespace(major=major)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert computes_bf16(use_gpu=True) == expected
 
 
 @pytest.mark.ray
 def test_one_node_without_bfloat16_decides(
     ray_cluster: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The raylets of this machine, as if each were a machine."""
-    nodes = [node | {"NodeManagerHostname": node["NodeID"]} for node in ray.nodes()]
+    """The raylets of this machine, as if each were a machine, with a GPU."""
+    nodes = [
+        node
+        | {"NodeManagerHostname": node["NodeID"], "Resources": node["Resources"] | {"GPU": 1.0}}
+        for node in ray.nodes()
+    ]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
     last = [node["NodeID"] for node in nodes if node["Alive"]][-1]  # earlier tests leave dead ones
-    assert precision._nodes_compute_bf16() == computes_bf16()
+    assert precision._nodes_compute_bf16(False) == computes_bf16(False)
     monkeypatch.setattr(
-        precision, "computes_bf16", lambda: ray.get_runtime_context().get_node_id() != last
+        precision, "computes_bf16", lambda use_gpu: ray.get_runtime_context().get_node_id() != last
     )
-    assert not precision._nodes_compute_bf16()
+    assert not precision._nodes_compute_bf16(use_gpu=False)
+    assert not precision._nodes_compute_bf16(use_gpu=True)
 
 
 @pytest.mark.ray

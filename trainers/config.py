@@ -188,8 +188,8 @@ class ComputeConfig:
 
     precision: Precision = "auto"
     """Type of autocast: bf16, fp16 (with loss scaling, which waits for the device in each step),
-    or fp32 for none. auto: bf16 on GPUs, and on CPUs with bfloat16 instructions (avx512_bf16, AMX,
-    Arm's); else fp32."""
+    or fp32 for none. auto: bf16 on GPUs and CPUs with bfloat16 instructions (NVIDIA's since
+    Ampere; avx512_bf16, AMX, Arm's); else fp32."""
     channels_last: bool = True
     """Use the channels-last memory format, which is faster for convolutions."""
     compile: bool = False

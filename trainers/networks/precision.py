@@ -12,15 +12,16 @@ from trainers.config import ComputeConfig
 def choose_precision(
     config: ComputeConfig, before: ComputeConfig | None = None, *, use_gpu: bool
 ) -> ComputeConfig:
-    """Replace `auto`: bfloat16 on GPUs, and on CPUs where all nodes have instructions for it.
+    """Replace `auto`: bfloat16 where the GPUs, or CPUs, of all nodes have instructions for it.
 
     Args:
+        use_gpu: GPUs compute.
         before: of the run or sweep that is resumed, which keeps its precision.
     """
     if config.precision != "auto":
         return config
     if before is None:
-        precision = "bf16" if use_gpu or _nodes_compute_bf16() else "fp32"
+        precision = "bf16" if _nodes_compute_bf16(use_gpu) else "fp32"
     elif before.precision == "auto":  # of an older Thaw, which recorded it so
         precision = "bf16" if use_gpu else "fp32"
     else:
@@ -29,42 +30,51 @@ def choose_precision(
 
 
 def inference_precision(config: ComputeConfig, *, use_gpu: bool) -> ComputeConfig:
-    """Return how a trained network is computed: CPUs take mixed precision only where it is fast."""
-    if not use_gpu and config.precision != "fp32":
+    """Return how a trained network is computed: in mixed precision only where that is fast."""
+    if config.precision == "bf16" or (not use_gpu and config.precision != "fp32"):
         config = replace(config, precision="auto")
     return choose_precision(config, use_gpu=use_gpu)
 
 
-def computes_bf16() -> bool:
-    """Return whether this CPU has instructions for bfloat16 (avx512_bf16, AMX, Arm's), and torch
-    uses them; it emulates them on others."""
+def computes_bf16(use_gpu: bool) -> bool:
+    """Return whether this GPU (the first one; NVIDIA's since Ampere) or CPU (avx512_bf16, AMX,
+    Arm's) has instructions for bfloat16, and torch uses them; it emulates them on others.
+
+    A process that sees no GPU can't know, and says yes.
+    """
+    if use_gpu:
+        has_gpu = torch.cuda.is_available()
+        return not has_gpu or torch.cuda.is_bf16_supported(including_emulation=False)
     if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
     capabilities = torch.cpu.get_capabilities()
     return any(bool(has) for name, has in capabilities.items() if name.endswith("bf16"))
 
 
-def _nodes_compute_bf16() -> bool:
-    """Return whether the CPUs of all nodes that take work compute bfloat16.
+def _nodes_compute_bf16(use_gpu: bool) -> bool:
+    """Return whether the GPUs, or CPUs, of all nodes that take work compute bfloat16.
 
     One slow node would hold up the others, and trials of a sweep are compared with each other. This
-    machine is asked here, others by a task, whose process ends with it: readers need no torch.
+    machine is asked here, others by a task, whose process ends with it: readers need no torch. Such
+    a task reserves no GPU, which may be busy, and sees all.
     """
     if not ray.is_initialized():
-        return computes_bf16()
+        return computes_bf16(use_gpu)
     here = ray.get_runtime_context().get_node_id()
     nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
     machines = {
         node["NodeManagerHostname"]: node_id
         for node_id, node in nodes.items()
-        if node["Resources"].get("CPU")
+        if node["Resources"].get("GPU" if use_gpu else "CPU")
     }
     ask = ray.remote(num_cpus=0, max_calls=1)(computes_bf16)
-    own = machines.pop(nodes[here]["NodeManagerHostname"], None)
+    own = None
+    if not use_gpu or torch.cuda.is_available():
+        own = machines.pop(nodes[here]["NodeManagerHostname"], None)
     answers = [
-        ask.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)
-        ).remote()
+        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)).remote(
+            use_gpu
+        )
         for node_id in machines.values()
     ]
-    return (own is None or computes_bf16()) and all(ray.get(answers))
+    return (own is None or computes_bf16(use_gpu)) and all(ray.get(answers))
