@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from trainers.config import FinetuneConfig, ModelConfig, TrackConfig
 from trainers.run import checkpoint
 from trainers.run.checkpoint import TrainingProgress
 from trainers.run.evaluations import predictions_uri
-from trainers.tracking.artifacts import clean_name
+from trainers.tracking.artifacts import clean_name, data_artifact
 from trainers.tracking.evaluation import track_evaluation
 from trainers.tracking.registry import link_model
 
@@ -95,6 +96,17 @@ def test_a_moved_run_of_data_with_an_accent_is_registered(
     assert inputs["dataset"].metadata["fingerprint"] == read_manifest(data).fingerprint
     assert inputs["model"].metadata["uri"].startswith(f"{config.out}/checkpoints/")
     assert not (tmp_path / "latest").exists()
+
+
+@pytest.mark.parametrize("bucket", ["s3://cars", "gs://cars", "hf://datasets/me/cars"])
+def test_a_file_in_a_bucket_is_referred_to_without_the_library_of_its_cloud(
+    bucket: str, easy_data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for library in ("boto3", "google.cloud.storage"):
+        monkeypatch.setitem(sys.modules, library, None)
+
+    entries = data_artifact(f"{bucket}/196", read_manifest(easy_data)).manifest.entries
+    assert entries["manifest.json"].ref == f"{bucket}/196/manifest.json"
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from trainers.config import FinetuneConfig
 from trainers.run import checkpoint
 from trainers.run.checkpoint import TrainingProgress
 from trainers.tracking.local_runs import read_id
+from trainers.tracking.wandb_internals import add_reference
 
 MAX_NAME = 120
 """Characters of an artifact's name; W&B allows 128."""
@@ -103,7 +104,7 @@ def evaluation_artifact(folder: str, result: dict[str, Any]) -> wandb.Artifact:
 
 def _refer(artifact: wandb.Artifact, uri: str) -> None:
     """Refer to a file; with other metadata it is another version."""
-    artifact.add_reference(uri if "://" in uri else f"file://{uri}", checksum=False)
+    add_reference(artifact, uri)
     with artifact.new_file("facts.json") as file:
         json.dump(artifact.metadata, file, indent=1)
 

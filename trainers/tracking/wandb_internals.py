@@ -22,10 +22,13 @@ from pydantic import ValidationError
 from wandb import util
 from wandb.errors import UsageError
 from wandb.sdk import wandb_setup
+from wandb.sdk.artifacts.artifact_manifest_entry import ArtifactManifestEntry
+from wandb.sdk.lib.paths import LogicalPath
 from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
 from cluster.io.errors import UserError
+from cluster.io.uris import name_of
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +79,16 @@ def use_artifact(run: wandb.Run, artifact: wandb.Artifact) -> wandb.Artifact:
     """Do what `wandb.Run.use_artifact` does online, without waiting for the server; offline that
     method refuses, though the run's file can hold it."""
     return run._log_artifact(artifact, aliases=[], is_user_created=True, use_after_commit=True)
+
+
+def add_reference(artifact: wandb.Artifact, uri: str) -> None:
+    """Refer to a file by its URI. `Artifact.add_reference` opens the client library of a bucket,
+    though it reads nothing of a reference without a checksum; and it knows no hf://."""
+    if "://" not in uri:
+        artifact.add_reference(f"file://{uri}", checksum=False)
+        return
+    path = LogicalPath(name_of(uri))
+    artifact.manifest.add_entry(ArtifactManifestEntry(path=path, ref=uri, digest=uri))
 
 
 def find_upload_error(artifact: wandb.Artifact) -> str | None:
