@@ -14,6 +14,7 @@ import pytest
 import wandb
 from wandb.sdk import wandb_setup
 
+from cluster.io import storage
 from datasets.manifest_file import read_manifest
 from tests.support.small import small_training
 from tests.support.waiting import wait_until
@@ -163,6 +164,31 @@ def test_the_lineage_goes_from_the_data_to_the_checkpoints(config: FinetuneConfi
     assert best["manifest"]["contents"][-1]["ref"].endswith("step-00000010/model.safetensors")
     assert json.loads(best["metadata"])["sha256"] != json.loads(latest["metadata"])["sha256"]
     assert not [c for a in (best, latest) for c in a["manifest"]["contents"] if "bytes" in c]
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    ["val_predictions/epoch-00001.parquet", "result.json", "checkpoints/step-00000010"],
+)
+def test_a_file_that_cant_be_read_takes_nothing_else_from_wandb(
+    damaged: str, config: FinetuneConfig
+) -> None:
+    write_progress(config, best_epoch=1)
+    file = Path(config.out, damaged)
+    if file.is_dir():  # its weights, which are uploaded
+        config = replace(config, track=replace(OFFLINE, upload_weights=True))
+        (file / checkpoint.MODEL).unlink()
+    else:
+        storage.write_bytes(str(file), b"damaged")
+    tracker = JsonlTracker(config.out)
+    tracker.log(end_of_epoch(1, 0.5))
+    tracker.log(row(11))
+    end(open_mirror(config))
+
+    assert steps(config) == [10, 11]
+    assert read_state(config)["summary"]["state"] == "finished"
+    types = [artifact["type"] for artifact in read_records(config, "artifact")]
+    assert ("model" in types) == (not file.is_dir())
 
 
 def test_weights_are_uploaded_where_asked(config: FinetuneConfig) -> None:

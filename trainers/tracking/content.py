@@ -1,7 +1,6 @@
 """The content of a training's run in W&B."""
 
 from collections.abc import Iterable
-from functools import partial
 
 from cluster.entry import ROOT
 from cluster.io.uris import name_of
@@ -78,28 +77,42 @@ class RunContent:
             find_alerts(self._epochs, self._config, images_per_epoch=self._images_per_epoch)
         )
         axes = {axis: row[axis] for axis in (metrics.EPOCH, metrics.GLOBAL_STEP)}
-        predictions = read_predictions(self._config.out, axes[metrics.EPOCH])
-        if predictions is not None:
-            table = predictions_table(predictions)
-            self._run.try_to(
-                lambda: self._run.log({**axes, "val/predictions": table}), "predictions"
-            )
+
+        def log_predictions() -> None:
+            predictions = read_predictions(self._config.out, axes[metrics.EPOCH])
+            if predictions is not None:
+                self._run.log({**axes, "val/predictions": predictions_table(predictions)})
+
+        self._run.try_to(log_predictions, "predictions")
 
     def log_end(self) -> None:
         """Log confusion and mistakes of the best weights, the checkpoints and alerts."""
-        run, config = self._run, self._config
         if (waits := describe_waits(self._epochs)) is not None:
-            run.summarize({"time/no_step": waits})
-        predictions = read_predictions(config.out)
+            self._run.summarize({"time/no_step": waits})
+        self._run.try_to(self._log_confusion, "confusion")
+        self._run.try_to(self._log_mistakes, "mistakes")
+        self._run.try_to(self._log_checkpoints, "checkpoints")
+        if self._judges_end:
+            self._run.try_to(self._judge_end, "alerts", needs_server=False)
+
+    def _log_confusion(self) -> None:
+        predictions = read_predictions(self._config.out)
         if predictions is not None:
-            run.try_to(
-                lambda: run.log({"val/confusion": confusion_table(predictions)}), "confusion"
-            )
-            mistakes = partial(mistakes_table, config, self._manifest, predictions, split="val")
-            run.try_to(lambda: run.log({"val/mistakes": mistakes()}), "mistakes")
-        for artifact, aliases in checkpoint_artifacts(config):
-            run.try_to(partial(run.log_artifact, artifact, aliases=aliases), "a checkpoint")
-        if self._judges_end and (result := find_result(config.out)) is not None:
+            self._run.log({"val/confusion": confusion_table(predictions)})
+
+    def _log_mistakes(self) -> None:
+        config, predictions = self._config, read_predictions(self._config.out)
+        if predictions is not None:
+            table = mistakes_table(config, self._manifest, predictions, split="val")
+            self._run.log({"val/mistakes": table})
+
+    def _log_checkpoints(self) -> None:
+        for artifact, aliases in checkpoint_artifacts(self._config):
+            self._run.log_artifact(artifact, aliases=aliases)
+
+    def _judge_end(self) -> None:
+        config = self._config
+        if (result := find_result(config.out)) is not None:
             counts = self._manifest.split("val").class_counts if config.validates else ()
             self._send_alerts(
                 judge_end(read_rows(config.out), diverged=result["diverged"], class_counts=counts)

@@ -38,6 +38,8 @@ def _track(run: str, folder: str, result: dict[str, Any]) -> str | None:
     data, split = result["data"], result["split"]
     config = replace(read_config(run), out=run)  # the folder may have been moved
     measured, manifest = open_data(config, result["fingerprint"], data)
+    progress, _ = checkpoint.load_best(run)
+    predictions = read_table(predictions_uri(folder))
     name = name_of(run)
     tracked = WandbRun(
         folder,
@@ -48,8 +50,6 @@ def _track(run: str, folder: str, result: dict[str, Any]) -> str | None:
         config={"run": run, "split": split, "tta": result["tta"], "training": config.to_dict()},
         tags=find_tags(config, manifest),
     )
-    progress, _ = checkpoint.load_best(run)
-    predictions = read_table(predictions_uri(folder))
     tracked.log(
         {name: value for name, value in result.items() if name.startswith(f"{split}/")}
         | {"epoch": result["epoch"]}

@@ -141,15 +141,16 @@ class WandbRun:
         for metric, (axis, best) in SUMMARIES.items():
             self._run.define_metric(metric, step_metric=axis, summary=best)
 
-    def try_to(self, log: Callable[[], object], what: str) -> bool:
-        """Log media or an artifact, which needs the server or the data set; report a failure.
+    def try_to(self, log: Callable[[], object], what: str, *, needs_server: bool = True) -> bool:
+        """Log media, an artifact or alerts, made of files that may be out of reach or damaged;
+        report a failure.
 
         After one request without an answer the server is not asked again.
 
         Returns:
             Whether it was logged.
         """
-        if not self._is_reachable:
+        if needs_server and not self._is_reachable:
             return False
         try:
             log()
