@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -333,6 +334,33 @@ def test_another_folder_is_another_run(tmp_path: Path) -> None:
     """Also where a folder of the same name was deleted: its old run must not be resumed."""
     assert find_id(str(tmp_path / "a")) == find_id(str(tmp_path / "a"))
     assert find_id(str(tmp_path / "a")) != find_id(str(tmp_path / "b"))
+
+
+def test_a_copy_is_another_run_and_a_moved_folder_the_same(tmp_path: Path) -> None:
+    folder, copy, link, moved = (tmp_path / name for name in ("a", "copy", "link", "moved"))
+    run_id = find_id(str(folder))
+    shutil.copytree(folder, copy)
+    assert find_id(str(copy)) == find_id(str(copy)) != run_id
+    link.symlink_to(folder)
+    for same in (link, folder, f"file://{folder}", link):
+        assert find_id(str(same)) == run_id
+    shutil.copytree(folder, tmp_path / "second copy")
+    assert find_id(str(tmp_path / "second copy")) not in (run_id, find_id(str(copy)))
+    folder.rename(moved)
+    assert find_id(str(moved)) == run_id
+
+
+@pytest.mark.parametrize("note", [None, b"", b"\0", b"\xff", b"nowhere://a", b"/proc/1/root"])
+def test_a_folder_whose_original_is_not_known_keeps_its_run(
+    note: bytes | None, tmp_path: Path
+) -> None:
+    """Also that of an older Thaw, which wrote no note."""
+    run_id = find_id(str(tmp_path))
+    file = tmp_path / "wandb_folder"
+    file.unlink() if note is None else file.write_bytes(note)
+
+    assert find_id(str(tmp_path)) == run_id
+    assert file.read_text() == str(tmp_path)
 
 
 def write_progress(config: FinetuneConfig, *, best_epoch: int, epoch: int | None = None) -> None:

@@ -1,5 +1,10 @@
-"""Runs read back from W&B's local files. FOLDER/wandb_id marks a folder that has a run in W&B."""
+"""Runs read back from W&B's local files, and the run that a folder has in W&B.
 
+FOLDER/wandb_id       its id
+FOLDER/wandb_folder   FOLDER, as it was last opened: the original of a copy
+"""
+
+import os
 import re
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +20,7 @@ from trainers.tracking.wandb_internals import STARTED_ON, has_records, is_synced
 
 WEIGHTS = "checkpoints"
 """The one large part of a run folder; W&B's files are elsewhere."""
+NOTE = "wandb_folder"
 _TRANSFERS = 16
 
 
@@ -76,13 +82,29 @@ def local_folder(uri: str) -> Path:
 
 
 def find_id(folder: str) -> str:
-    """Return the W&B id in a folder; write a new one where there is none."""
-    uri = storage.join(folder, "wandb_id")
-    if not storage.exists(uri):
-        storage.write_bytes(uri, uuid.uuid4().hex[:16].encode())
-    found = read_id(folder)
-    assert found is not None, "it is written above"
+    """Return the W&B id in a folder; write a new one where there is none, or in a copy, whose
+    original has it. A moved folder keeps it."""
+    found, note = read_id(folder), _read_note(folder)
+    if note != folder:
+        storage.write_bytes(storage.join(folder, NOTE), os.fsencode(folder))
+    if found is None or (note and note != folder and _has_run(note, found, besides=folder)):
+        found = uuid.uuid4().hex[:16]
+        storage.write_bytes(storage.join(folder, "wandb_id"), found.encode())
     return found
+
+
+def _has_run(folder: str, run_id: str, *, besides: str) -> bool:
+    """Whether another folder than `besides`, which has just noted itself, has a run. By a link, a
+    mount or the URI of a bucket it may be the same one, with the same note."""
+    try:
+        return read_id(folder) == run_id and _read_note(folder) != besides
+    except (OSError, ValueError):  # out of reach, damaged, or a text that is no URI
+        return False
+
+
+def _read_note(folder: str) -> str | None:
+    uri = storage.join(folder, NOTE)
+    return os.fsdecode(storage.read_bytes(uri)) if storage.exists(uri) else None
 
 
 def read_id(folder: str) -> str | None:

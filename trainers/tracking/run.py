@@ -1,6 +1,6 @@
 """One run in W&B: online, or offline where W&B is out of reach.
 
-FOLDER/wandb_id keeps its id: a resumed training continues the same run.
+FOLDER/wandb_id keeps its id: a resumed training continues the same run, and a copy has its own.
 """
 
 import logging
