@@ -13,6 +13,7 @@ from cluster.io.errors import UserError
 from cluster.io.fields import build
 from cluster.io.records import damaged, parse_json
 from datasets.manifest import SCHEMA_VERSION, SPLITS, TRAIN_AND_VAL, Manifest
+from datasets.shards import STAGING
 
 
 def write_manifest(uri: str, manifest: Manifest) -> None:
@@ -56,6 +57,24 @@ def _read_values(uri: str) -> dict[str, Any] | None:
     return values if isinstance(values, dict) and "schema_version" in values else None
 
 
+def _nothing_prepared(uri: str, names: list[str]) -> UserError:
+    """Say what to do where no data set is: finish it, or prepare the images, which may be there.
+
+    Args:
+        names: of the files there.
+    """
+    quoted = shlex.quote(uri)
+    options = f"... --out {quoted}"
+    if names and "config.json" not in names:  # which trainings and sweeps have
+        options = f"folder --root {quoted} --out ..."
+    remedy = f"make one with `python -m datasets prepare --source {options}`"
+    if STAGING in names:
+        remedy = "a `prepare` was interrupted there: run its command again, which resumes"
+    return UserError(
+        f"data is {uri!r}: no prepared data set there (manifest.json is missing); {remedy}"
+    )
+
+
 def read_manifest(uri: str, fold: int = 0) -> Manifest:
     """Read the manifest of a prepared data set.
 
@@ -73,11 +92,10 @@ def read_manifest(uri: str, fold: int = 0) -> Manifest:
     try:
         values = _read_values(uri)
     except FileNotFoundError:
-        raise UserError(
-            f"data is {uri!r}: no prepared data set there (manifest.json is missing); "
-            f"make one with `python -m datasets prepare --source ... --out {shlex.quote(uri)}`"
-        ) from None
+        raise _nothing_prepared(uri, storage.list_names(uri)) from None
     except OSError as error:
+        if isinstance(error.__cause__, NotADirectoryError):  # `uri` is a file, such as cars.zip
+            raise _nothing_prepared(uri, [uri]) from None
         raise UserError(f"data is {uri!r}: it cannot be read ({error}); check the URI") from None
     if values is None:
         raise UserError(

@@ -5,6 +5,7 @@ OUT/{train,val,test}/part-00000-<id>.parquet
 OUT/fold-0/part-00000-<id>.parquet      with --folds, instead of val and most of train
 OUT/quarantine.parquet      path and reason of every image left out
 OUT/unused.parquet          path and reason of files that are no images of it, where there are any
+OUT/.staging/               of a `prepare` that has not ended
 """
 
 import re
@@ -17,6 +18,7 @@ from cluster.io import storage
 from cluster.io.records import damaged
 
 UNUSED = "unused.parquet"
+STAGING = ".staging"
 FOLD_FOLDER = re.compile(r"fold-\d+")
 SHARD_SCHEMA = pa.schema(
     [

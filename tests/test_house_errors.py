@@ -191,10 +191,32 @@ def test_a_missing_or_newer_data_set_is_refused(
     manifest["schema_version"] = SCHEMA_VERSION + 1
     (newer / "manifest.json").write_text(json.dumps(manifest))
 
-    assert "no prepared data set there" in fails("trainers", "--data", tmp_path)
     assert "update Thaw" in fails("trainers", "--data", newer)
     assert "no prepared data set there" in fails("tuning", "--data", tmp_path)
     assert "data is ''" in fails("trainers")
+
+
+@pytest.mark.parametrize(
+    ("file", "remedy"),
+    {
+        "nothing": (None, "--source ... --out {}`"),
+        "photographs": ("data/audi/1.jpg", "--source folder --root {} --out ...`"),
+        "an archive": ("data", "--source folder --root {} --out ...`"),
+        "prepare was killed": ("data/.staging/part-0", "run its command again"),
+        "a training": ("data/config.json", "--source ... --out {}`"),
+    }.values(),
+)
+def test_what_is_not_prepared_is_refused_with_the_command_that_prepares_it(
+    fails: Fails, tmp_path: Path, file: str | None, remedy: str
+) -> None:
+    data = tmp_path / "data"
+    if file is not None:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+
+    sentence = fails("trainers", "--data", data)
+
+    assert "no prepared data set there" in sentence and remedy.format(data) in sentence
 
 
 def test_a_checkpoint_of_another_class_count_is_refused(

@@ -13,9 +13,8 @@ from datasets.manifest import SCHEMA_VERSION, SPLITS, Manifest
 from datasets.manifest_file import read_manifest, read_schema_version
 from datasets.prepare.config import PrepareConfig
 from datasets.prepare.duplicates.report import PICTURE, TABLE
-from datasets.shards import FOLD_FOLDER, UNUSED
+from datasets.shards import FOLD_FOLDER, STAGING, UNUSED
 
-STAGING = ".staging"
 _SHARD_NAME = re.compile(r"part-\d{5}-[0-9a-f]{12}\.parquet")
 
 

@@ -34,7 +34,6 @@ from datasets.prepare.config import PrepareConfig
 from datasets.prepare.dry_run import print_listing
 from datasets.prepare.exclude import exclude
 from datasets.prepare.existing import (
-    STAGING,
     clear_leftovers,
     delete_before,
     find_existing_output,
@@ -47,7 +46,7 @@ from datasets.prepare.listing import Listing, describe_unused
 from datasets.prepare.partition import describe_missing_validation, fingerprint
 from datasets.prepare.selection import split_images
 from datasets.prepare.sources import SOURCES
-from datasets.shards import FOLD_FOLDER, QUARANTINE_SCHEMA, UNUSED
+from datasets.shards import FOLD_FOLDER, QUARANTINE_SCHEMA, STAGING, UNUSED
 
 _IDENTITY = ("split", "image_id", "label")
 

@@ -8,6 +8,7 @@ epochs on larger images is one remedy (Touvron et al. 2019, Fixing the train-tes
 discrepancy, https://arxiv.org/abs/1906.06423).
 """
 
+import json
 from dataclasses import dataclass, replace
 
 from cluster.io import storage
@@ -84,8 +85,9 @@ def continue_larger(training: FinetuneConfig, run: str, size_px: int, out: str) 
     `out`."""
     start = storage.join(out, "start.safetensors")
     if not storage.exists(start):
-        _, tensors = checkpoint.load_best(run)
-        storage.write_bytes(start, to_safetensors(tensors))
+        progress, tensors = checkpoint.load_best(run)
+        named = {"classes": json.dumps(progress.classes)}
+        storage.write_bytes(start, to_safetensors(tensors, named))
     rate = LAST_RATE * training.optim.learning_rate
     return replace(
         training,
