@@ -106,6 +106,21 @@ def open_gpu(uuid: str) -> Callable[[], list[float]]:
     return read
 
 
+def list_gpu_generations() -> list[int]:
+    """Return the major compute capability of each NVIDIA GPU of this machine, as its driver says:
+    torch would take some of the first one's memory to say it. None where there is no driver."""
+    from ray._private.thirdparty import pynvml
+
+    nvml: Any = pynvml
+    try:
+        nvml.nvmlInit()
+        gpus = [nvml.nvmlDeviceGetHandleByIndex(n) for n in range(nvml.nvmlDeviceGetCount())]
+        return [nvml.nvmlDeviceGetCudaComputeCapability(gpu)[0] for gpu in gpus]
+    except nvml.NVMLError as error:
+        logger.debug("GPUs: %s", error)
+        return []
+
+
 def find_server_version(client: Any) -> str:
     """Return the version of Ray behind a job server."""
     return str(client._server_ray_version)

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import ray
 import torch
 
+from cluster.ray_internals import list_gpu_generations
 from tests.support.small import small_training
 from trainers.config import ComputeConfig, FinetuneConfig, ModelConfig, Precision
 from trainers.networks import precision
@@ -93,16 +93,17 @@ def test_torch_is_asked(
 
 
 @pytest.mark.parametrize(
-    ("is_seen", "major", "expected"), [(True, 7, False), (True, 8, True), (False, 7, True)]
+    ("generations", "expected"), [([7], False), ([8], True), ([9, 7], False), ([], True)]
 )
-def test_torch_is_asked_for_a_gpu_that_does_not_emulate(
-    monkeypatch: pytest.MonkeyPatch, is_seen: bool, major: int, expected: bool
+def test_the_driver_is_asked_for_gpus(
+    monkeypatch: pytest.MonkeyPatch, generations: list[int], expected: bool
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: is_seen)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    properties = SimpleNamespace(major=major)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(precision, "list_gpu_generations", lambda: generations)
     assert computes_bf16(use_gpu=True) == expected
+
+
+def test_a_machine_without_gpus_has_no_generations() -> None:
+    assert bool(list_gpu_generations()) == torch.cuda.is_available()
 
 
 @pytest.mark.ray

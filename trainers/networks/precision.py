@@ -6,7 +6,11 @@ import ray
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.ray_internals import list_gpu_generations
 from trainers.config import ComputeConfig
+
+AMPERE = 8
+"""Major compute capability of NVIDIA's first GPUs with instructions for bfloat16."""
 
 
 def choose_precision(
@@ -37,14 +41,13 @@ def inference_precision(config: ComputeConfig, *, use_gpu: bool) -> ComputeConfi
 
 
 def computes_bf16(use_gpu: bool) -> bool:
-    """Return whether this GPU (the first one; NVIDIA's since Ampere) or CPU (avx512_bf16, AMX,
-    Arm's) has instructions for bfloat16, and torch uses them; it emulates them on others.
+    """Return whether the GPUs (NVIDIA's since Ampere) or CPUs (avx512_bf16, AMX, Arm's) of this
+    machine have instructions for bfloat16, and torch uses them; it emulates them on others.
 
-    A process that sees no GPU can't know, and says yes.
+    GPUs that are not known, as AMD's, are taken to have them.
     """
     if use_gpu:
-        has_gpu = torch.cuda.is_available()
-        return not has_gpu or torch.cuda.is_bf16_supported(including_emulation=False)
+        return all(generation >= AMPERE for generation in list_gpu_generations())
     if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
     capabilities = torch.cpu.get_capabilities()
@@ -56,7 +59,7 @@ def _nodes_compute_bf16(use_gpu: bool) -> bool:
 
     One slow node would hold up the others, and trials of a sweep are compared with each other. This
     machine is asked here, others by a task, whose process ends with it: readers need no torch. Such
-    a task reserves no GPU, which may be busy, and sees all.
+    a task reserves no GPU, which may be busy.
     """
     if not ray.is_initialized():
         return computes_bf16(use_gpu)
@@ -68,9 +71,7 @@ def _nodes_compute_bf16(use_gpu: bool) -> bool:
         if node["Resources"].get("GPU" if use_gpu else "CPU")
     }
     ask = ray.remote(num_cpus=0, max_calls=1)(computes_bf16)
-    own = None
-    if not use_gpu or torch.cuda.is_available():
-        own = machines.pop(nodes[here]["NodeManagerHostname"], None)
+    own = machines.pop(nodes[here]["NodeManagerHostname"], None)
     answers = [
         ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)).remote(
             use_gpu
