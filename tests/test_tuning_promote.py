@@ -22,6 +22,7 @@ from tests.support.small import small_training
 from tests.support.training import train_here
 from trainers.config import FinetuneConfig, LossConfig, ModelConfig, OptimConfig, TrackConfig
 from trainers.evaluation import calibrate, evaluate
+from trainers.export.config import ExportConfig
 from trainers.run import checkpoint
 from trainers.run.calibration import write_calibration
 from trainers.run.folder import load_best_model, read_result
@@ -29,9 +30,11 @@ from trainers.run.predictions import read_predictions
 from trainers.run.rows import read_rows
 from trainers.tracking.mirror import RunMirror
 from tuning.axes.axis import CLIPNORM, FREEZE_DEPTH, INIT, LEARNING_RATE
+from tuning.budget import deadline
+from tuning.budget.deadline import BudgetClock, BudgetSpent, read_spent
 from tuning.budget.rates import TrainingSeconds
 from tuning.config import TuningConfig
-from tuning.promotion import length, seeds, trainings
+from tuning.promotion import length, promote, seeds, trainings
 from tuning.promotion.config import PromoteConfig
 from tuning.promotion.length import fit_epochs
 from tuning.promotion.promote import run_promote
@@ -110,18 +113,27 @@ def test_the_winner_is_trained_on_train_and_val_with_each_seed_and_tested_once(
         raise UserError("formats has ONNX: it needs onnx")
 
     monkeypatch.setattr(seeds, "require_onnx", refuse)
-    sweep = tmp_path / "sweep"
+    sweep, out = tmp_path / "sweep", tmp_path / "final"
+    export, spent_s = seeds.export, list[float]()
+
+    def export_as_if_killed(config: ExportConfig) -> Any:
+        spent_s.append(read_spent(str(out)).seconds)
+        return export(config)
+
+    monkeypatch.setattr(seeds, "export", export_as_if_killed)
+    monkeypatch.setattr(deadline, "WRITE_EVERY_S", 0.1)
     won = trial(easy_data, sweep)
     write_sweep(sweep, won)
     train_here(won)
     before = evaluate_once(won.out, device="cpu")
     write_calibration(won.out, checkpoint.load_best(won.out)[0].global_step, CALIBRATION)
-    config = PromoteConfig(sweep=str(sweep), seeds=2, epochs=2, num_workers=0, wandb="off")
+    options = {"seeds": 2, "epochs": 2, "num_workers": 0, "wandb": "off"}
+    config = PromoteConfig(sweep=str(sweep), out=str(out), **options)
     capfd.readouterr()
     summary = run_promote(config)
     printed = capfd.readouterr().out
 
-    out = sweep / "promoted"
+    assert 0 < spent_s[0] < read_spent(str(out)).seconds, "also where the driver is killed"
     runs = [str(out / f"seed-{seed}") for seed in (0, 1)]
     assert [row["run"] for row in summary["seeds"]] == runs
     losses = []
@@ -264,6 +276,12 @@ def test_what_a_promotion_trains_is_planned_from_seconds(
     )
     found = promotion._count_epochs(None)
     assert found == epochs
+    if budget is not None:
+        assert promotion._clock.budget_s is not None
+        promotion._clock._started_s -= promotion._clock.budget_s
+        with pytest.raises(BudgetSpent, match="is spent before the first seed: run the same"):
+            promotion._count_epochs(None)
+        promotion._clock._started_s += promotion._clock.budget_s
     if budget == "50s":  # the first seed is over it
         monkeypatch.setattr(promotion._clock, "budget_s", 0.0)
     promotion._train(promotion._plan(found), None)
@@ -399,6 +417,29 @@ def test_another_winner_is_promoted_beside_the_first(easy_data: str, tmp_path: P
     assert promotion_uri(str(tmp_path), winner) == str(tmp_path / "promoted-a")
     with pytest.raises(UserError, match=r"trial b was promoted there, and a won: use another --ou"):
         run_promote(PromoteConfig(sweep=str(tmp_path), out=str(first)))
+
+
+@pytest.mark.parametrize(("promoted_before", "budget_s"), [("a", 2400.0), ("b", 1800.0)])
+def test_a_promotion_within_a_budget_has_what_is_left_of_it(
+    easy_data: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    promoted_before: str,
+    budget_s: float,
+) -> None:
+    """Of 30 minutes that are left; sessions before took 10 for this winner, or for another."""
+    write_sweep(tmp_path, won := trial(easy_data, tmp_path))
+    (tmp_path / "promoted").mkdir()
+    before = replace(standing(won.out), trial_id=promoted_before)
+    (tmp_path / "promoted/winner.json").write_text(json.dumps(before.to_dict()))
+    (tmp_path / "promoted/spent.json").write_text(json.dumps({"seconds": 600.0}))
+    given = list[PromoteConfig]()
+    monkeypatch.setattr(promote, "run_promote", lambda config: given.append(config) or {})
+    promote.promote_winner(TuningConfig(base=won, out=str(tmp_path)), 1800.0)
+    (config,) = given
+    assert config.budget == f"{budget_s:.0f}s"
+    clock = BudgetClock(promotion_uri(str(tmp_path), standing(won.out)), budget_s)
+    assert clock.whole_left_s == pytest.approx(1800.0, abs=10.0)
 
 
 def test_what_cannot_be_promoted_is_named(easy_data: str, tmp_path: Path) -> None:

@@ -20,15 +20,20 @@ import ray.tune
 import torch
 
 from cluster.config import ClusterConfig
+from cluster.io.errors import UserError
+from cluster.io.lease import hold_lease
 from datasets.config import IngestConfig
 from datasets.manifest import Manifest
 from tests.conftest import ROOT
 from tests.support.programs.stopped_trials import stop_trials
+from tests.support.waiting import wait_until
 from trainers.config import ComputeConfig, FinetuneConfig, ModelConfig, TrackConfig
 from trainers.networks import backbones
 from tuning import run, trials
 from tuning.axes.axis import FREEZE_DEPTH, INIT, LEARNING_RATE
+from tuning.budget import deadline
 from tuning.budget.config import BudgetConfig, parse_duration_s
+from tuning.budget.deadline import read_spent
 from tuning.budget.estimate import Forecast
 from tuning.config import SpaceConfig, TuningConfig
 from tuning.progress import progress
@@ -179,7 +184,18 @@ def test_sweep_prunes_ranks_and_is_reused(
     assert starts(sweep) == before
 
     promotions: list[PromoteConfig] = []
-    monkeypatch.setattr(promote, "run_promote", lambda config: promotions.append(config) or {})
+    spent_s = read_spent(sweep.out).seconds
+
+    def run_promote(config: PromoteConfig) -> dict[str, Any]:
+        promotions.append(config)
+        wait_until(lambda: read_spent(sweep.out).promoted_s > 0, "seconds of the promotion")
+        assert read_spent(sweep.out).seconds < spent_s + 60.0
+        with pytest.raises(UserError, match="writes there since"), hold_lease(sweep.out):
+            pass
+        return {}
+
+    monkeypatch.setattr(promote, "run_promote", run_promote)
+    monkeypatch.setattr(deadline, "WRITE_EVERY_S", 0.1)
     with_promotion = replace(sweep, promote=True, budget=BudgetConfig(time="1h"))
     assert tune_sweep(with_promotion)["promoted"] == {}
     assert tune_sweep(replace(sweep, promote=True))["promoted"] == {}
@@ -314,6 +330,13 @@ def test_stopped_sweep_goes_on(
     assert not Path(sweep.out, "leaderboard.json").exists()
     before_resume = starts(sweep)
     assert len(before_resume) < 6
+
+    if search == "grid":  # its budget is spent: the answer is that of the trials so far
+        answer = tune_sweep(replace(sweep, budget=BudgetConfig(time="1s")))
+        assert answer["winner"] is not None
+        assert {row["trial_id"] for row in answer["trials"]} <= set(before_resume)
+        assert "of 6 not started; run the same command with a larger" in capfd.readouterr().out
+        assert starts(sweep) == before_resume, "no trial runs"
 
     monkeypatch.setattr(Forecast, "fit", None)  # its trials are drawn: a budget plans no others
     answer = tune_sweep(replace(sweep, budget=BudgetConfig(time="1h")))

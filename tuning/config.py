@@ -214,20 +214,19 @@ class TuningConfig:
             "the base clips globally (optim.global_clipnorm): unset one of the two",
         )
 
-    def sweep_s(self, num_gpus: int, spent: Spent | None = None) -> float | None:
-        """Return the part of the budget that is not for the promotion, in seconds; None without a
-        budget.
+    def sweep_s(self, num_gpus: int, spent: Spent) -> float | None:
+        """Return the seconds that the sweep may take without its promotion, what it has taken
+        included; None without a budget.
 
         Args:
-            num_gpus, spent: as of `BudgetConfig.seconds`.
+            num_gpus, spent: as of `BudgetConfig.left_s`.
 
         Raises:
-            UserError: as `BudgetConfig.seconds`.
+            UserError: as `BudgetConfig.left_s`.
         """
-        seconds = self.budget.seconds(num_gpus, spent)
-        if seconds is None or not self.promote:
-            return seconds
-        return seconds * (1 - PROMOTION_SHARE)
+        share = 1 - PROMOTION_SHARE if self.promote else 1.0
+        left_s = self.budget.left_s(num_gpus, spent, share=share)
+        return None if left_s is None else max(0.0, spent.seconds + left_s)
 
     @property
     def group(self) -> str:

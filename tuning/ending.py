@@ -16,7 +16,8 @@ from tuning.combine.combine import combine
 from tuning.config import TuningConfig
 from tuning.record.leaderboard import print_leaderboard
 from tuning.record.record import SweepRecord
-from tuning.record.results import CUT, FAILED, TrialResult
+from tuning.record.results import CUT, FAILED, KILLED, RUNNING, TrialResult
+from tuning.record.states import TrialStates
 from tuning.record.verdict import judge
 from tuning.search import count_trials
 from tuning.shared import Shared
@@ -27,6 +28,19 @@ from tuning.winner import evaluate_once, promote_command, train_longer
 def read_ended(config: TuningConfig) -> SweepRecord:
     """Read the record of a sweep that has ended."""
     return replace(SweepRecord.read(config.out), config=config)
+
+
+def end_killed(config: TuningConfig, num_trials: int) -> list[TrialResult]:
+    """End a sweep whose earlier sessions have left no leaderboard; return the trials that have an
+    epoch or have failed, by rank. Those that have not ended are cut."""
+    trials = [
+        replace(row, state=CUT) if row.state in (RUNNING, KILLED) else row
+        for row in SweepRecord.read(config.out).trials
+        if row.num_epochs or row.state == FAILED
+    ]
+    if trials:
+        TrialStates(config.out, num_trials=num_trials).end()
+    return [replace(row, rank=rank) for rank, row in enumerate(trials, start=1)]
 
 
 def is_whole(config: TuningConfig, trials: Sequence[TrialResult]) -> bool:

@@ -2,9 +2,8 @@
 
 import json
 import shlex
-import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -22,12 +21,13 @@ from trainers import prepare
 from trainers.heads.grouping import count_together, stack_key
 from trainers.inference.passes import cache_uri
 from trainers.networks.precision import choose_precision
+from trainers.run.rows import find_mode
 from trainers.tracking.config import sync_command
-from tuning.budget.deadline import BudgetClock, read_spent
+from tuning.budget.deadline import BudgetClock, BudgetSpent, read_spent
 from tuning.budget.estimate import as_planned
 from tuning.check import check, distinct_depths, facts_of, with_absolute_axes
 from tuning.config import TuningConfig
-from tuning.ending import close, is_closed, is_whole, read_ended
+from tuning.ending import close, end_killed, is_closed, is_whole, read_ended
 from tuning.heads import train_heads
 from tuning.point import training_of
 from tuning.record.files import read_sweep_config
@@ -64,13 +64,9 @@ def tune_sweep(config: TuningConfig, *, explain: bool = False) -> dict[str, Any]
     if config.promote and answer["winner"] is not None and not clock.ended_by_user:
         from tuning.promotion.promote import promote_winner  # imports the exports
 
-        started_s = time.monotonic()
-        whole_s = config.budget.seconds(resources.num_gpus, clock.before)
-        left_s = None if whole_s is None else whole_s - clock.spent_s - clock.promoted_s
-        try:
+        with _write_alone(answer["out"]), clock.counted(promotes=True):
+            left_s = config.budget.left_s(resources.num_gpus, clock.spent())
             promoted = promote_winner(config, left_s)
-        finally:
-            clock.write(promoted_s=time.monotonic() - started_s)
     return answer | {"promoted": promoted}
 
 
@@ -143,28 +139,40 @@ def _reuse(
 @contextmanager
 def _own(config: TuningConfig, manifest: Manifest, clock: BudgetClock) -> Iterator[SweepRun]:
     """Be the only writer of the sweep in a `with` block, whose time counts, with its run in W&B."""
-    follow = f"follow it with `python -m tuning review --out {shlex.quote(config.out)}`"
     with (
-        hold_lease(config.out, follow=follow),
+        _write_alone(config.out),
+        clock.counted(),
         closing(SweepRun(config, manifest, on_stop=clock.end)) as tracked,
     ):
-        try:
-            yield tracked
-        finally:
-            clock.write()
+        yield tracked
+
+
+def _write_alone(out: str) -> AbstractContextManager[None]:
+    """Be the only writer of a sweep's folder in a `with` block."""
+    follow = f"follow it with `python -m tuning review --out {shlex.quote(out)}`"
+    return hold_lease(out, follow=follow)
 
 
 def _execute(plan: SweepPlan, store: PrefixStore, clock: BudgetClock) -> tuple[SweepRecord, Shared]:
-    """Run the trials and what they share; write the leaderboard."""
+    """Run the trials and what they share; write the leaderboard, of the trials of earlier sessions
+    where no time is left for any."""
     config, manifest = plan.config, plan.manifest
     _write_start(config, manifest)
-    with clock.bound():
-        built = store.build(plan.sharing)
-        for problem in built.problems:
-            print(f"  {problem}: its trials train on images")
-        shared = _share(plan, store, built)
-    shared = replace(shared, rounds=_plan_rounds(plan, shared), save_from_s=clock.save_from_s)
-    trials, is_synced = run_trials(plan, shared, clock)
+    built, shared = BuiltPrefixes(), Shared(manifest=manifest)
+    try:
+        with clock.bound():
+            built = store.build(plan.sharing)
+            for problem in built.problems:
+                print(f"  {problem}: its trials train on images")
+            shared = _share(plan, store, built)
+    except BudgetSpent:
+        trials = end_killed(config, plan.num_trials)
+        is_synced = find_mode(config.base.track) == "off"
+        if not trials:
+            raise
+    else:
+        shared = replace(shared, rounds=_plan_rounds(plan, shared), save_from_s=clock.save_from_s)
+        trials, is_synced = run_trials(plan, shared, clock)
     with_prefix = (
         row for row in trials if shared.prefix_of(training_of(config.base, row.point)) is not None
     )

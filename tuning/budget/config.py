@@ -22,7 +22,10 @@ class Spent:
     """Seconds of each session, promotions included, times the GPUs of its cluster; None where an
     older Thaw has not written them."""
     cost: float | None = 0.0
-    """None where the price of a session is not known."""
+    """With promotions; None where the price of a session is not known."""
+    promoted_gpu_s: float | None = 0.0
+    """The part of promotions."""
+    promoted_cost: float | None = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,21 +54,33 @@ class BudgetConfig:
             "give the price of the cluster, such as --price-per-hour 3.5",
         )
 
-    def seconds(self, num_gpus: int, spent: Spent | None = None) -> float | None:
-        """Return the time that a sweep may take, what it has taken included; None without a budget.
+    def left_s(
+        self, num_gpus: int, spent: Spent | None = None, *, share: float = 1.0
+    ) -> float | None:
+        """Return the seconds that are left on this cluster, negative where more was spent than the
+        limits allow; None without a budget.
 
         Args:
             num_gpus: of the cluster now, whose price is the price per hour.
             spent: before; earlier sessions whose GPUs or price are not known count as on this
                 cluster.
+            share: of each limit, for all but promotions, which have the rest; for these too, no
+                more is left than of the whole.
 
         Raises:
             UserError: where GPU hours are given and the cluster has no GPU.
         """
-        spent, limits = spent or Spent(), list[float]()
+        spent, left = spent or Spent(), list[float]()
         before_s = spent.seconds + spent.promoted_s
+
+        def add(limit: float, rate: float, used: float | None, promoted: float | None) -> None:
+            """Add what is left of a limit, of which this cluster uses `rate` a second."""
+            used = rate * before_s if used is None else used
+            promoted = rate * spent.promoted_s if promoted is None else promoted
+            left.append(min(limit - used, share * limit - (used - promoted)) / rate)
+
         if self.time is not None:
-            limits.append(parse_duration_s("budget.time", self.time))
+            add(parse_duration_s("budget.time", self.time), 1.0, before_s, spent.promoted_s)
         if self.gpu_hours is not None:
             require(
                 num_gpus > 0,
@@ -73,13 +88,10 @@ class BudgetConfig:
                 self.gpu_hours,
                 "the cluster has no GPU: use --budget 45m",
             )
-            gpu_s = num_gpus * before_s if spent.gpu_s is None else spent.gpu_s
-            limits.append(before_s + (self.gpu_hours * 3600 - gpu_s) / num_gpus)
+            add(self.gpu_hours * 3600, num_gpus, spent.gpu_s, spent.promoted_gpu_s)
         if self.cost is not None and self.price_per_hour is not None:
-            price_per_s = self.price_per_hour / 3600
-            cost = price_per_s * before_s if spent.cost is None else spent.cost
-            limits.append(before_s + (self.cost - cost) / price_per_s)
-        return max(0.0, min(limits)) if limits else None
+            add(self.cost, self.price_per_hour / 3600, spent.cost, spent.promoted_cost)
+        return min(left, default=None)
 
 
 def parse_duration_s(field: str, text: str) -> float:

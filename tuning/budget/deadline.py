@@ -1,22 +1,24 @@
 """The end of a sweep before its last trial, as its budget is spent or the user stops it in W&B:
 trials that run stop, and the sweep ends with what it has.
 
-SWEEP/spent.json    what the sessions have spent so far: the fields of `Spent`
+SWEEP/spent.json            what the sessions have spent so far: the fields of `Spent`
+SWEEP/promoted/spent.json   the same of the promotion alone
 """
 
 import json
+import math
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, fields
 from typing import Any
 
 from ray.tune.experiment import Trial
 
 from cluster.io import storage
-from cluster.io.errors import UserError
+from cluster.io.errors import StorageError, UserError
 from cluster.io.records import read_object
 from cluster.io.terminal import describe_s, report
 from tuning.budget.config import Spent
@@ -29,6 +31,10 @@ END_MARGIN = 1.25
 SAVE_BEFORE_S = 15.0
 """Before the end, trainings save a checkpoint with each row of metrics."""
 WRITE_EVERY_S, WATCH_EVERY_S = 10.0, 1.0
+
+
+class BudgetSpent(UserError):
+    """A session that has ended, by its budget or by the user in W&B, before its trainings."""
 
 
 class BudgetClock:
@@ -54,7 +60,7 @@ class BudgetClock:
         """Of earlier sessions."""
         end_s = self.before.end_s
         self._end_s = END_SHARE * (budget_s or 0.0) if end_s is None else end_s
-        self._written_s = self._started_s
+        self._promotes_from_s = math.inf
         self.ended_by_user = False
 
     def keep(self, seconds: float) -> None:
@@ -64,17 +70,8 @@ class BudgetClock:
 
     @property
     def spent_s(self) -> float:
-        """Seconds of all sessions, without their promotions: `promoted_s`."""
-        return self.before.seconds + self._session_s
-
-    @property
-    def promoted_s(self) -> float:
-        """Seconds of promotions, without those of this session."""
-        return self.before.promoted_s
-
-    @property
-    def _session_s(self) -> float:
-        return time.monotonic() - self._started_s
+        """Seconds of all sessions, without their promotions."""
+        return self.spent().seconds
 
     @property
     def save_from_s(self) -> float | None:
@@ -100,29 +97,53 @@ class BudgetClock:
         """End the session, as the user wants; may be called by another thread."""
         self.ended_by_user = True
 
-    def write(self, *, promoted_s: float = 0.0) -> None:
-        """Write spent.json.
-
-        Args:
-            promoted_s: seconds of this session that a promotion took.
-        """
-        self._written_s = time.monotonic()
-        before, session_s, price = self.before, self._session_s, self._price_per_hour
-        spent = Spent(
+    def spent(self) -> Spent:
+        """Return what all sessions have spent so far."""
+        before, now_s = self.before, time.monotonic()
+        session_s, price = now_s - self._started_s, self._price_per_hour
+        promoted_s = max(0.0, now_s - self._promotes_from_s)
+        price_per_s = None if price is None else price / 3600
+        return Spent(
             seconds=before.seconds + session_s - promoted_s,
             end_s=self._end_s,
             promoted_s=before.promoted_s + promoted_s,
-            gpu_s=None if before.gpu_s is None else before.gpu_s + self._num_gpus * session_s,
-            cost=None
-            if before.cost is None or price is None
-            else before.cost + price * session_s / 3600,
+            gpu_s=_add(before.gpu_s, session_s, self._num_gpus),
+            cost=_add(before.cost, session_s, price_per_s),
+            promoted_gpu_s=_add(before.promoted_gpu_s, promoted_s, self._num_gpus),
+            promoted_cost=_add(before.promoted_cost, promoted_s, price_per_s),
         )
-        text = json.dumps(asdict(spent)).encode()
+
+    def write(self) -> None:
+        """Write spent.json."""
+        text = json.dumps(asdict(self.spent())).encode()
         storage.write_bytes(storage.join(self._out, "spent.json"), text)
 
-    def write_often(self) -> None:
-        """Write it again, not sooner than WRITE_EVERY_S: a driver that is killed has spent it."""
-        if time.monotonic() - self._written_s >= WRITE_EVERY_S:
+    @contextmanager
+    def counted(self, *, promotes: bool = False) -> Iterator[None]:
+        """Write spent.json every WRITE_EVERY_S of a `with` block, as a driver that is killed has
+        spent it, and at its end.
+
+        Args:
+            promotes: whether a promotion begins here, whose seconds count apart.
+        """
+        if promotes:
+            self._promotes_from_s = time.monotonic()
+        is_over = threading.Event()
+
+        def write_often() -> None:
+            while True:
+                with suppress(StorageError, UserError):  # out of reach: tried again
+                    self.write()
+                if is_over.wait(WRITE_EVERY_S):
+                    return
+
+        writer = threading.Thread(target=write_often, name="budget", daemon=True)
+        writer.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            writer.join()
             self.write()
 
     @contextmanager
@@ -131,8 +152,10 @@ class BudgetClock:
         thread can be woken.
 
         Raises:
-            UserError: then.
+            BudgetSpent: then.
         """
+        if self.left_s <= 0:
+            raise BudgetSpent(self._describe_end())
         main = threading.main_thread()
         if threading.current_thread() is not main:
             yield
@@ -141,7 +164,6 @@ class BudgetClock:
 
         def watch() -> None:
             while not is_done.wait(min(WATCH_EVERY_S, max(0.0, self.left_s))):
-                self.write_often()
                 if self.left_s <= 0 and main.ident is not None:
                     is_cut.set()
                     signal.pthread_kill(main.ident, signal.SIGINT)
@@ -156,7 +178,7 @@ class BudgetClock:
         except KeyboardInterrupt:
             if not is_cut.is_set():
                 raise
-            raise UserError(self._describe_end()) from None
+            raise BudgetSpent(self._describe_end()) from None
         finally:
             is_done.set()
             watcher.join()
@@ -172,16 +194,20 @@ class BudgetClock:
         )
 
 
+def _add(before: float | None, seconds: float, per_s: float | None) -> float | None:
+    return None if before is None or per_s is None else before + seconds * per_s
+
+
 def read_spent(out: str) -> Spent:
     """Read what the sessions of a sweep have spent; nothing where it begins."""
-    hints = dict.fromkeys(("end_s", "promoted_s", "gpu_s", "cost"), float | None)
+    names = [field.name for field in fields(Spent)]
+    hints = {**dict.fromkeys(names, float | None), "seconds": float}
     try:
-        found = read_object(storage.join(out, "spent.json"), {"seconds": float, **hints})
+        found = read_object(storage.join(out, "spent.json"), hints)
     except FileNotFoundError:
         return Spent()
-    values = {name: found[name] for name in hints}
-    values["promoted_s"] = values["promoted_s"] or 0.0
-    return Spent(seconds=found["seconds"], **values)
+    known = {name: found[name] for name in names}
+    return Spent(**known | {"promoted_s": known["promoted_s"] or 0.0})
 
 
 class StopAtDeadline(SessionCallback):
@@ -192,7 +218,6 @@ class StopAtDeadline(SessionCallback):
         self.stopped = False
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        self._clock.write_often()
         if self._clock.left_s <= 0 and not self.stopped:
             self.stopped = True
             reason = "The sweep was stopped in W&B"

@@ -33,6 +33,7 @@ from trainers.run.folder import read_config
 from trainers.run.rows import find_mode
 from trainers.tracking.config import sync_command
 from trainers.tracking.where import require_settings
+from tuning.budget.deadline import read_spent
 from tuning.config import TuningConfig
 from tuning.promotion.config import PromoteConfig
 from tuning.promotion.folds import summarize_folds
@@ -145,11 +146,14 @@ def promote_winner(sweep: TuningConfig, left_s: float | None) -> dict[str, Any]:
     Args:
         left_s: of the sweep's budget; None without one.
     """
-    cluster = sweep.base.cluster
+    cluster, budget = sweep.base.cluster, None
+    if left_s is not None:  # beside what earlier sessions of this promotion have spent
+        spent = read_spent(promotion_uri(sweep.out, find_promoted(sweep.out)))
+        budget = f"{max(1.0, spent.seconds + left_s):.0f}s"
     return run_promote(
         PromoteConfig(
             sweep=sweep.out,
-            budget=None if left_s is None else f"{max(1.0, left_s):.0f}s",
+            budget=budget,
             num_workers=cluster.num_workers,
             device=cluster.device,
             address=cluster.address,

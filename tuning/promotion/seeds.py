@@ -25,7 +25,7 @@ from trainers.export.formats import require_onnx
 from trainers.prepare import Run, SharedImages, prepare_run
 from trainers.run.folder import read_result
 from tuning.budget.config import parse_duration_s
-from tuning.budget.deadline import BudgetClock
+from tuning.budget.deadline import BudgetClock, BudgetSpent
 from tuning.budget.estimate import TRIAL_START_S, WORKERS_START_S
 from tuning.budget.rates import TrainingSeconds, measure_training
 from tuning.promotion.config import PromoteConfig
@@ -79,7 +79,7 @@ class Promotion:
 
     def run(self) -> tuple[dict[str, Any], list[str | None]]:
         """Return the summary, and the commands that upload to W&B."""
-        try:
+        with self._clock.counted():
             resolution, larger_px = self._choose_resolution(), None
             if resolution is not None:
                 self.notes.append(f"Images:   {resolution.describe()}")
@@ -95,10 +95,8 @@ class Promotion:
                 "review": storage.join(self._out, "review.html"),
             }
             write_summary(self._out, self._config, summary)
-            page = render_page(SweepRecord.read(self._sweep))
-            storage.write_bytes(summary["review"], page)
-        finally:
-            self._clock.write()
+            record = replace(SweepRecord.read(self._sweep), promoted=summary)
+            storage.write_bytes(summary["review"], render_page(record))
         return summary, self._commands
 
     def _plan(self, epochs: int) -> list[FinetuneConfig]:
@@ -146,15 +144,24 @@ class Promotion:
         self, training: FinetuneConfig, larger_px: int | None, *, longest: int
     ) -> int | None:
         """Return the epochs that fit; None where there is time for the longest trainings of all
-        seeds and for one more, which shows how many are needed."""
+        seeds and for one more, which shows how many are needed.
+
+        Raises:
+            BudgetSpent: where no time is left for any.
+        """
         found, seeds = self._measure(training), self._config.seeds
         larger = ((larger_px or 0) / self._base.ingest.size_px) ** 2
         start_s = WORKERS_START_S if self._config.num_workers != 0 else TRIAL_START_S
         epoch_s = found.epoch_s * (1 + LAST_SHARE * larger)
         fixed_s = start_s * (2 if larger_px else 1) + found.test_s * max(1.0, larger)
+        if (left_s := self._clock.left_s) <= 0:
+            raise BudgetSpent(
+                f"the budget of {describe_s(self._clock.budget_s or 0.0)} is spent before the "
+                "first seed: run the same command with a larger budget to resume"
+            )
         fit = partial(
             fit_epochs,
-            PLANNED_SHARE * self._clock.left_s,
+            PLANNED_SHARE * left_s,
             epoch_s=epoch_s,
             fixed_s=fixed_s,
             shortest=self._base.epochs,
