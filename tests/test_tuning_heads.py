@@ -10,14 +10,14 @@ import torch
 from datasets.manifest_file import read_manifest
 from tests.test_tuning_prefixes import build_all, open_store, sweep_of
 from trainers import metrics
-from trainers.config import ModelConfig
+from trainers.config import FinetuneConfig, ModelConfig
 from trainers.networks import backbones
 from trainers.networks.weights.head_files import head_tensors
 from trainers.networks.weights.initialization import initialize
 from trainers.run.folder import read_result
 from tuning.axes.axis import FREEZE_DEPTH, INIT, LEARNING_RATE
 from tuning.config import SpaceConfig
-from tuning.heads import train_heads
+from tuning.heads import _name_files, train_heads
 from tuning.shared import Shared, config_of
 
 
@@ -62,6 +62,21 @@ def test_deeper_trials_start_from_the_best_head(
     folder = shared.results_of(alone)
     assert folder is not None and len(list(Path(folder).iterdir())) == 1
     assert config_of(config, {INIT: "he", FREEZE_DEPTH: 0}, "he", shared).model.head is None
+
+
+def test_each_network_has_files_of_its_own() -> None:
+    """Weights of one base name, and names that differ in characters that files don't have."""
+
+    def of(weights: str) -> FinetuneConfig:
+        return FinetuneConfig(data="d", model=ModelConfig(init="file", weights=weights))
+
+    a, b, c = map(of, ("a/model.safetensors", "b/model.safetensors", "c.pth"))
+    found = _name_files({a: "file my model", b: "file my-model", c: "file c.pth"})
+    assert len(set(found.values())) == 3 and found[c] == "file-c.pth"
+    assert all(name.startswith("file-my-model-") for name in (found[a], found[b]))
+    assert _name_files({b: "file my-model", a: "file my model"}) == {
+        key: found[key] for key in (a, b)
+    }
 
 
 def test_a_head_of_another_network_is_refused(tmp_path: Path) -> None:

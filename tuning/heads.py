@@ -6,6 +6,7 @@ SWEEP/heads/NETWORK.safetensors   the best of them
 
 import json
 import re
+from collections import Counter
 from dataclasses import replace
 
 import safetensors.torch
@@ -13,6 +14,7 @@ import safetensors.torch
 from cluster.io import storage
 from cluster.io.errors import UserError, require
 from cluster.io.terminal import count, report
+from datasets.passes.features import hash_facts
 from trainers import launch, metrics
 from trainers.config import PRETRAINED, FinetuneConfig
 from trainers.networks.freezing import is_head_only
@@ -41,7 +43,7 @@ def train_heads(config: TuningConfig, shared: Shared) -> dict[FinetuneConfig, st
         training = training_of(config.base, point)
         if training.model.init in PRETRAINED and not is_head_only(training.model):
             points.setdefault(network_of(training), point)
-    files = {key: re.sub(r"[^\w.-]+", "-", names[key]) for key in points}
+    files = _name_files({key: names[key] for key in points})
     heads = {
         key: storage.join(config.out, "heads", f"{name}.safetensors") for key, name in files.items()
     }
@@ -61,6 +63,17 @@ def train_heads(config: TuningConfig, shared: Shared) -> dict[FinetuneConfig, st
             require(bool(trained), LEARNING_RATE, rates, "all heads diverged; give lower ones")
             _write_best(heads[key], trained)
     return heads
+
+
+def _name_files(names: dict[FinetuneConfig, str]) -> dict[FinetuneConfig, str]:
+    """Name the files of each network; where several have one name, such as weights of one base
+    name, with a hash."""
+    files = {key: re.sub(r"[^\w.-]+", "-", name) for key, name in names.items()}
+    counts = Counter(files.values())
+    return {
+        key: name if counts[name] == 1 else f"{name}-{hash_facts(key.to_dict())[:8]}"
+        for key, name in files.items()
+    }
 
 
 def _head_point(config: TuningConfig, network: Point, rate: object) -> Point:
