@@ -53,6 +53,9 @@ def test_a_probe_generalizes_and_accepts_constant_features() -> None:
 
 def test_of_equally_good_strengths_the_strongest_regularization_is_chosen() -> None:
     assert fit_probe(*draw(90, 3, distance=20.0))[1] == STRENGTHS[0]
+    features_ND, labels_N = draw(3, 3, distance=20.0)  # of which no class can spare one
+    probe, strength = fit_probe(features_ND, labels_N)
+    assert strength == STRENGTHS[0] and predict(probe, features_ND).tolist() == [0, 1, 2]
 
 
 def test_one_image_in_five_of_each_class_chooses_and_never_the_only_one() -> None:

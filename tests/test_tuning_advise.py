@@ -104,6 +104,8 @@ def test_a_task_is_similar_where_the_last_stage_closes_half_of_the_gap_and_none_
     assert (luck.rival, luck.is_similar) == (None, True)
     both = judged(probed(0.85, 0.9, 0.8, p_better=(0.02, 0.001)))
     assert both.rival == "stage2"
+    one_class = find_quadrant(probed(1.0, 1.0), chance=1.0, images_per_class=9, little_per_class=5)
+    assert (one_class.gap_closed, one_class.is_similar) == (0.0, False)
 
 
 def keep_features(out: Path, split: str, labels: list[int]) -> Entry:

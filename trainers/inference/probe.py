@@ -47,7 +47,7 @@ def predict(probe: Pipeline, features_ND: np.ndarray) -> np.ndarray:
 def fit_probe(features_ND: np.ndarray, labels_N: np.ndarray) -> tuple[Pipeline, float]:
     """Fit a probe on training images, and choose its regularization by held-out ones among them.
 
-    Of equals, the strongest regularization.
+    Of equals, and where no image can be held out, the strongest regularization.
 
     Returns:
         The probe, fitted on all images, and its C.
@@ -58,7 +58,7 @@ def fit_probe(features_ND: np.ndarray, labels_N: np.ndarray) -> tuple[Pipeline, 
         probe = fit_linear(features_ND[~held_N], labels_N[~held_N], strength=strength)
         return int((predict(probe, features_ND[held_N]) == labels_N[held_N]).sum())
 
-    strength = max(STRENGTHS, key=count_correct)
+    strength = max(STRENGTHS, key=count_correct) if held_N.any() else STRENGTHS[0]
     return fit_linear(features_ND, labels_N, strength=strength), strength
 
 

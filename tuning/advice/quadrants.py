@@ -56,7 +56,8 @@ class Quadrant:
     chance: float
     """Validation accuracy of always predicting the commonest class."""
     gap_closed: float
-    """By the last stage: 0 is chance, 1 is perfect."""
+    """By the last stage: 0 is chance, 1 is perfect; 0 where all validation images are of one class,
+    as chance is perfect then."""
     rival: str | None
     """The best earlier stage that is significantly better than the last."""
     freeze_depths: tuple[int, ...]
@@ -108,7 +109,7 @@ def find_quadrant(
         images_per_class=images_per_class,
         little_per_class=little_per_class,
         chance=chance,
-        gap_closed=(last.top1 - chance) / (1 - chance),
+        gap_closed=(last.top1 - chance) / (1 - chance) if chance < 1 else 0.0,
         rival=rival and rival.name,
         freeze_depths=(),
     )
