@@ -47,7 +47,7 @@ from tuning.advice.extrapolation import (
     extrapolate,
     find_regrets,
 )
-from tuning.advice.front import find_advice
+from tuning.advice.front import Front, find_advice
 from tuning.advice.quadrants import (
     QUADRANTS,
     Quadrant,
@@ -584,7 +584,10 @@ def test_networks_are_compared_in_one_pass(
         size_px=32,
         race=False,
     )
+    out.mkdir()
+    Path(advice_uri(str(out))).write_text("{}")  # of one network
     values = run_advise(config)
+    assert isinstance(find_advice(str(out)), Front)
     run_advise(replace(config, backbones=(*config.backbones, "lenet5=he")))
 
     assert passes_run == [(2, 48 + 17), (1, 48 + 17)]
@@ -633,7 +636,10 @@ def test_stages_are_probed_on_the_users_images_in_one_pass_that_is_kept(
         little_per_class=10,
         race=False,
     )
+    (tmp_path / "advice").mkdir()
+    (tmp_path / "advice/backbones.json").write_text("{}")  # of several networks
     values = run_advise(config)
+    assert not (tmp_path / "advice/backbones.json").exists()
     assert run_advise(config) == values
     assert passes_run == [(1, 48 + 17)]
 

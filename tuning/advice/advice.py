@@ -135,6 +135,16 @@ def advice_uri(out: str) -> str:
     return storage.join(out, "advice.json")
 
 
+def ranking_uri(out: str) -> str:
+    return storage.join(out, "backbones.json")
+
+
+def remove_advice(out: str) -> None:
+    """Remove what an earlier `advise` has left in a folder, of one network or of several."""
+    for name in ("advice.json", "advice.png", "backbones.json", "backbones.png"):
+        storage.delete_file(storage.join(out, name))
+
+
 def read_advice(out: str) -> Advice:
     """Read the advice in a folder.
 

@@ -25,7 +25,7 @@ from datasets.manifest_file import read_manifest
 from trainers import checks
 from trainers.config import PRETRAINED, FinetuneConfig
 from trainers.inference.passes import Features, build_training, cache_uri
-from tuning.advice.advice import Advice, advice_uri
+from tuning.advice.advice import Advice, advice_uri, remove_advice
 from tuning.advice.candidates import plan_candidates
 from tuning.advice.compare import compare
 from tuning.advice.config import AdviseConfig
@@ -64,6 +64,7 @@ def run_advise(config: AdviseConfig) -> dict[str, Any]:
             race = run_race(config, trainings[best], manifest, resources)
             advice = replace(advice, race=race)
             probed[best] = advice, correct_N
+        remove_advice(training.out)
         for each, (of_network, _) in zip(trainings, probed, strict=True):
             _write(of_network, each.out)
         if candidates:

@@ -17,7 +17,7 @@ from datasets.manifest import Manifest
 from trainers.inference.actors import CPU_BATCH_SIZE
 from trainers.networks.measure import count_bytes, describe_devices, on_meta, time_step
 from trainers.networks.weights.pretrained import describe_weights, license_note
-from tuning.advice.advice import Advice
+from tuning.advice.advice import Advice, ranking_uri
 from tuning.advice.candidates import Candidate
 from tuning.advice.printing import print_ranking
 from tuning.advice.quadrants import find_best
@@ -55,7 +55,7 @@ def compare(
     }
     storage.write_bytes(storage.join(out, "backbones.png"), draw_ranking(rows))
     content = json.dumps(values, indent=1).encode()
-    storage.write_bytes(storage.join(out, "backbones.json"), content)
+    storage.write_bytes(ranking_uri(out), content)
     print_ranking(rows, manifest, training.fold, out)
     return values
 

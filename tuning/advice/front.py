@@ -8,7 +8,7 @@ from cluster.io import storage
 from cluster.io.errors import UserError
 from cluster.io.records import damaged, read_object
 from trainers.config import PRETRAINED, FinetuneConfig, FreezeDepth
-from tuning.advice.advice import Advice, advice_uri, read_advice
+from tuning.advice.advice import Advice, advice_uri, ranking_uri, read_advice
 from tuning.axes.axis import BACKBONE, FREEZE_DEPTH, Axis, Condition
 from tuning.axes.backbones import NamedBackbone
 from tuning.point import model_of
@@ -113,7 +113,7 @@ def find_advice(out: str) -> Advice | Front:
     Raises:
         UserError: if there is nothing, or it is damaged.
     """
-    uri = storage.join(out, "backbones.json")
+    uri = ranking_uri(out)
     if storage.exists(advice_uri(out)) or not storage.exists(uri):
         return read_advice(out)
     rows = read_object(uri, {"networks": [{"name": str, "on_front": bool}]})["networks"]
