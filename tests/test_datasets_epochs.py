@@ -387,7 +387,7 @@ class SpreadBlocks(MadeBlocks):
     def read(self, chunk: Chunk) -> Iterator[pa.Table]:
         (self.begun / ray.get_runtime_context().get_node_id()).touch()
         if chunk.row_groups[0].first_row >= 20:
-            wait_until(self._is_spread, "a block begins on another node")
+            wait_until(self._is_spread, "a block begins on another node", 240)
         yield from super().read(chunk)
 
     def _is_spread(self) -> bool:
