@@ -243,25 +243,34 @@ def test_a_spent_budget_ends_a_sweep_and_a_larger_one_resumes_it(
 def test_trials_that_have_not_ended_are_not_taken_for_pruned(
     sweep: TuningConfig, tmp_path: Path
 ) -> None:
-    """One was cut in an earlier session and waits in this one; one was starting at its end."""
+    """One was cut in an earlier session and waits in this one; one was starting at its end. Two are
+    not in trials.json: of an older Thaw, and of a head that has trained ahead of its trial."""
     sweep = replace(sweep, out=str(tmp_path))
     states = TrialStates(sweep.out, num_trials=4)
     ids = ["pruned", "cut", "starting", "failed"]
     for name, state in zip(ids, ("pruned", "running", "running", "failed"), strict=True):
         states.note(name, point={INIT: "file", FREEZE_DEPTH: 0}, state=state)
+    row = {"global_step": 1, "epoch": 1, "val/top1": 0.5, "time/total_s": 1.0}
+    for name in ("pruned", "cut", "older", "ahead"):
         run_of_trial = tmp_path / "trials" / name
         run_of_trial.mkdir(parents=True)
-        if state == "pruned" or name == "cut":
-            row = {"global_step": 1, "epoch": 1, "val/top1": 0.5, "time/total_s": 1.0}
-            (run_of_trial / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+        (run_of_trial / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     states.end()
-    error = RuntimeError("broken")
-    results = [SimpleNamespace(config={"point": {}}, error=e) for e in (None, None, None, error)]
+    ids += ["older", "ahead"]
+    point = {"point": {INIT: "file"}}
+    results = [
+        SimpleNamespace(
+            config=point,
+            error=RuntimeError("broken") if name == "failed" else None,
+            metrics={"epoch": 1} if name == "older" else {},
+        )
+        for name in ids
+    ]
     session = SimpleNamespace(trial_ids=ids, cut=set())
 
     found = {row.trial_id: row.state for row in trials._started(sweep, results, session, states)}  # pyright: ignore
 
-    assert found == {"pruned": "finished", "cut": "cut", "failed": "failed"}
+    assert found == {"pruned": "finished", "cut": "cut", "failed": "failed", "older": "finished"}
 
 
 @pytest.mark.extended

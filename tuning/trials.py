@@ -10,6 +10,7 @@ from ray import tune
 
 from cluster.io import terminal
 from cluster.io.errors import UserError
+from trainers import metrics
 from trainers.run.rows import epoch_rows
 from trainers.run.stop import STOPPED
 from tuning.budget.deadline import BudgetClock, StopAtDeadline
@@ -107,6 +108,8 @@ def _started(
         run = run_folder(config, trial_id)
         if result.error is None and not epoch_rows(run):
             continue
+        if state is None and metrics.EPOCH not in (result.metrics or {}):
+            continue  # its head has trained ahead of it
         if trial_id in progress.cut or state == KILLED:
             state = CUT
         elif state != STOPPED:
