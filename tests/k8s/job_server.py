@@ -76,7 +76,8 @@ def serve_jobs(num_workers: int) -> Iterator[JobServer]:
             worker = f"--address=127.0.0.1:{gcs} --num-cpus=1"
             log = folder / f"worker-{number}.log"
             stack.enter_context(run_node(worker, variables, log))
-        wait_for_nodes(server, num_workers + 1)
+            # One after the other: two that start at once may take one name for their sockets.
+            wait_for_nodes(server, number + 2)
         yield server
 
 
