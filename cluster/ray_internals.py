@@ -108,7 +108,7 @@ def open_gpu(uuid: str) -> Callable[[], list[float]]:
 
 def list_gpu_generations() -> list[int]:
     """Return the major compute capability of each NVIDIA GPU of this machine, as its driver says:
-    torch would take some of the first one's memory to say it. None where there is no driver."""
+    torch would take some of the first one's memory to say it. Empty where there is no driver."""
     from ray._private.thirdparty import pynvml
 
     nvml: Any = pynvml

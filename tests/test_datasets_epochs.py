@@ -404,7 +404,7 @@ def test_other_nodes_help_when_this_one_is_busy(ray_cluster: str, tmp_path: Path
 
 
 @pytest.fixture
-def doomed(ray_nodes: Cluster) -> Iterator[Node]:
+def node_to_kill(ray_nodes: Cluster) -> Iterator[Node]:
     """A node with its worker processes up, which the test may kill."""
     node = ray_nodes.add_node(num_cpus=4, object_store_memory=2**28)
     there = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
@@ -416,14 +416,14 @@ def doomed(ray_nodes: Cluster) -> Iterator[Node]:
 
 
 def test_a_node_that_dies_in_mid_epoch_costs_no_block(
-    ray_nodes: Cluster, doomed: Node, tmp_path: Path
+    ray_nodes: Cluster, node_to_kill: Node, tmp_path: Path
 ) -> None:
     numbers, killed = [], False
-    made_by = partial(SpreadBlocks, begun=tmp_path, node=doomed.node_id)
+    made_by = partial(SpreadBlocks, begun=tmp_path, node=node_to_kill.node_id)
     for number, node in execute(100, seconds=0.2, made_by=made_by):
         numbers.append(number)
-        if node == doomed.node_id and not killed:
-            ray_nodes.remove_node(doomed, allow_graceful=False)
+        if node == node_to_kill.node_id and not killed:
+            ray_nodes.remove_node(node_to_kill, allow_graceful=False)
             killed = True
 
     assert killed

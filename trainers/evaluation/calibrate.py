@@ -21,6 +21,7 @@ from trainers.inference.inference import Network
 from trainers.prepare import PrefixFeatures
 from trainers.run.calibration import (
     LEAST_IMAGES,
+    TRAINED,
     Calibration,
     read_calibration,
     unknown_scores,
@@ -87,7 +88,7 @@ def find_calibration(
         return known, None
     data = network.config.data
     if not progress.validated:
-        return None, "its validation images trained; --train-on train leaves them to calibrate on"
+        return None, TRAINED
     try:
         manifest = manifest or read_manifest(data, network.config.fold)
     except UserError as error:

@@ -18,6 +18,7 @@ from trainers.inference.hierarchy import Hierarchy, open_hierarchy
 from trainers.inference.inference import Network, open_network, run_inference
 from trainers.inference.picks import WithFeatures, to_lists, write_picks
 from trainers.run.calibration import (
+    TRAINED,
     Calibration,
     calibrating_command,
     describe_missing,
@@ -145,13 +146,12 @@ def check_calibration(config: PredictConfig, network: Network) -> None:
     if network.calibration is not None:
         return
     lack, calibrated_px = ", so no image is called unknown", network.calibrated_px
-    trained = "its validation images trained it; --train-on train leaves them to calibrate on"
     if config.run is None:
         remedy = "give --run instead of --backbone"
     elif calibrated_px is not None:
         remedy = f"this one is for {calibrated_px} px: leave --size-px out"
     elif not network.validated:
-        remedy = trained
+        remedy = TRAINED
     else:
         remedy = f"first `{calibrating_command(config.run)}`"
     require(
@@ -168,7 +168,7 @@ def check_calibration(config: PredictConfig, network: Network) -> None:
             warning=True,
         )
     elif not network.validated:
-        report(f"{config.run} is not calibrated{lack}: {trained}", warning=True)
+        report(f"{config.run} is not calibrated{lack}: {TRAINED}", warning=True)
     elif config.run is not None:
         report(describe_missing(config.run, "calibrates it", lack), warning=True)
 

@@ -19,6 +19,8 @@ from cluster.io.records import read_record
 from trainers.run import checkpoint
 
 FILE = "calibration.json"
+TRAINED = "its validation images trained it; --train-on train leaves them to calibrate on"
+"""Why a run can't be calibrated."""
 LEAST_IMAGES = 20
 """For validation; below it a temperature says more about these images than about the network."""
 COVERAGES = (0.9, 0.95, 0.99)

@@ -1,6 +1,7 @@
 """The content of a training's run in W&B."""
 
 from collections.abc import Iterable
+from functools import cache, partial
 
 from cluster.entry import ROOT
 from cluster.io.uris import name_of
@@ -11,7 +12,7 @@ from trainers.config import FinetuneConfig
 from trainers.meter import describe_waits
 from trainers.networks.freezing import describe_frozen
 from trainers.run.folder import find_result
-from trainers.run.predictions import read_predictions
+from trainers.run.predictions import Predictions, read_predictions
 from trainers.run.rows import Row, RowReader, read_rows
 from trainers.tracking.alerts import Alert, find_alerts, judge_end
 from trainers.tracking.artifacts import checkpoint_artifacts, data_artifact
@@ -89,21 +90,20 @@ class RunContent:
         """Log confusion and mistakes of the best weights, the checkpoints and alerts."""
         if (waits := describe_waits(self._epochs)) is not None:
             self._run.summarize({"time/no_step": waits})
-        self._run.try_to(self._log_confusion, "confusion")
-        self._run.try_to(self._log_mistakes, "mistakes")
+        read_best = cache(partial(read_predictions, self._config.out))
+        self._run.try_to(lambda: self._log_confusion(read_best()), "confusion")
+        self._run.try_to(lambda: self._log_mistakes(read_best()), "mistakes")
         self._run.try_to(self._log_checkpoints, "checkpoints")
         if self._judges_end:
             self._run.try_to(self._judge_end, "alerts", needs_server=False)
 
-    def _log_confusion(self) -> None:
-        predictions = read_predictions(self._config.out)
+    def _log_confusion(self, predictions: Predictions | None) -> None:
         if predictions is not None:
             self._run.log({"val/confusion": confusion_table(predictions)})
 
-    def _log_mistakes(self) -> None:
-        config, predictions = self._config, read_predictions(self._config.out)
+    def _log_mistakes(self, predictions: Predictions | None) -> None:
         if predictions is not None:
-            table = mistakes_table(config, self._manifest, predictions, split="val")
+            table = mistakes_table(self._config, self._manifest, predictions, split="val")
             self._run.log({"val/mistakes": table})
 
     def _log_checkpoints(self) -> None:
