@@ -152,6 +152,24 @@ def test_few_small_images_and_gpus_are_left_to_torch() -> None:
     assert not is_compiled(at_224_px, 2000, use_gpu=True)
 
 
+def test_a_process_that_has_compiled_can_be_interrupted() -> None:
+    """In a process of its own, which a fault would end."""
+    lines = [
+        "import signal",
+        "from tests.test_trainers_compiled import *",
+        "model, config = build('lenet5', 5, 32).eval(), training_of('lenet5', 32)",
+        "first, second = (open_pass(model, config, compiled=True) for _ in range(2))",
+        "assert first.compiled and second.compiled",
+        "del first",
+        "del second",
+        "signal.raise_signal(signal.SIGINT)",
+    ]
+    run = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert run.stderr.endswith("KeyboardInterrupt\n"), (run.returncode, run.stderr)
+
+
 def test_nobody_is_told_that_openvino_is_used(tmp_path: Path) -> None:
     """`openvino_telemetry`, which it depends on, sends a message when openvino is imported."""
     lines = [

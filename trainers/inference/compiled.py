@@ -6,6 +6,7 @@ B images of a batch, S size in pixels, C channels.
 import sys
 from collections.abc import Sequence
 from copy import deepcopy
+from functools import cache
 from types import ModuleType
 from typing import Any, cast
 
@@ -47,8 +48,6 @@ class CompiledNetwork:
         Raises:
             Exception: any, where torch can't trace the network or OpenVINO lacks an operation.
         """
-        from openvino import Core
-
         self._batch_size = shape_BSSC[0]
         model = _convert(network, settings, torch.zeros(shape_BSSC, dtype=torch.uint8))
         is_half = settings.autocast_dtype is torch.bfloat16
@@ -58,7 +57,7 @@ class CompiledNetwork:
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "ENABLE_CPU_PINNING": False,  # the actors of a machine would share its first CPUs
         }
-        self._compiled = Core().compile_model(model, "CPU", options)
+        self._compiled = _open_core().compile_model(model, "CPU", options)
 
     def __call__(self, images_BSSC: Tensor) -> tuple[Tensor, ...]:
         """Return the float32 outputs for uint8 images."""
@@ -66,6 +65,18 @@ class CompiledNetwork:
         padded_BSSC = F.pad(images_BSSC, padding).contiguous().numpy()
         outputs: Sequence[np.ndarray] = self._compiled([padded_BSSC], share_inputs=True).to_tuple()
         return tuple(torch.from_numpy(output)[: len(images_BSSC)] for output in outputs)
+
+
+@cache
+def _open_core() -> Any:
+    """Return OpenVINO's plugins, one set for the life of the process.
+
+    Each set gives its thread a stack for signal handlers. Two that end in the order in which they
+    began leave the thread one that is freed: the next Ctrl-C would be a segmentation fault.
+    """
+    from openvino import Core
+
+    return Core()
 
 
 def _convert(network: nn.Module, settings: StepSettings, images_BSSC: Tensor) -> Any:
