@@ -1,8 +1,10 @@
 """What is said where the failure budget is used up, and the end of a hang."""
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -19,8 +21,9 @@ from ray.train.v2._internal.exceptions import (
 from cluster.config import ClusterConfig
 from cluster.io.errors import StorageError, UserError
 from tests.conftest import ROOT
-from tests.support.small import small_training
+from tests.support.small import living_workers, small_training
 from tests.support.training import train_here
+from tests.support.waiting import wait_until
 from trainers import launch
 from trainers.config import ModelConfig
 from trainers.failures import (
@@ -107,6 +110,36 @@ def test_a_users_error_in_a_worker_ends_the_training_without_restarts(
     assert str(caught.value).endswith(
         f" (a worker of the run in {config.out}); then run the same command again to resume"
     )
+
+
+@pytest.mark.ray
+def test_ctrl_c_ends_the_workers_and_then_the_driver_as_ever(
+    ray_cluster: str, easy_data: str, tmp_path: Path
+) -> None:
+    model = ModelConfig(backbone="lenet5", init="he")
+    config = small_training(easy_data, str(tmp_path), model=model, epochs=1000, cluster=TWO)
+    rows, driver = Path(config.out, "metrics.jsonl"), threading.get_ident()
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    has_ended = threading.Event()
+
+    def interrupt() -> None:
+        while not rows.exists() and not has_ended.wait(0.1):
+            pass
+        if not has_ended.is_set():
+            signal.pthread_kill(driver, signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    try:
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            launch.fit(prepare_run(config))
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        has_ended.set()
+        thread.join()
+        signal.signal(signal.SIGINT, handler)
+
+    wait_until(lambda: not living_workers(), "the workers end")
 
 
 @pytest.mark.parametrize(

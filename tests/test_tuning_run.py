@@ -152,9 +152,11 @@ def test_sweep_prunes_ranks_and_is_reused(
     sweep: TuningConfig, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(trials, "build_trial", pretend(sweep))
+    handler = signal.getsignal(signal.SIGINT)
     answer = tune_sweep(sweep)
     printed = capfd.readouterr().out
 
+    assert signal.getsignal(signal.SIGINT) is handler, "Ctrl-C ends what follows the trials"
     assert len(answer["trials"]) == 6
     assert answer["winner"][FREEZE_DEPTH] == 0 and answer["winner"][INIT] == "file"
     assert [row["val_top1"] for row in answer["trials"][:2]] == [0.904, 0.904]

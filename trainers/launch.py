@@ -1,4 +1,4 @@
-"""Start one training: the single place that builds a TorchTrainer."""
+"""Start one training: the single place that builds a trainer of Ray's."""
 
 import logging
 import os
@@ -9,7 +9,7 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 
 from cluster.config import ClusterConfig
 from cluster.environment import WORKER_ENV
@@ -18,6 +18,7 @@ from cluster.io.errors import UserError, require
 from cluster.scaling import WorkerPlan
 from trainers.failures import EndOnUserError, explain_failure, noticing_hangs
 from trainers.loop.loop import train, train_loop_per_worker
+from trainers.loop.ray_internals import Trainer
 from trainers.prepare import Run
 from trainers.run.folder import find_result, read_result, remove_result, write_config
 from trainers.run.stop import StoppedByUser, is_stop_requested, withdraw_stop
@@ -44,6 +45,7 @@ def fit(run: Run) -> dict[str, Any]:
         UserError: where the failure budget is used up, the run stops early with an error, or a
             worker meets an error of the user's, which a restart would meet again.
         StoppedByUser: where the run was asked to stop.
+        KeyboardInterrupt: at Ctrl-C, once the workers have ended.
         ray.train.TrainingFailedError: where the failure budget is used up by a bug.
     """
     if run.workers.num_workers == 0:
@@ -55,7 +57,7 @@ def fit(run: Run) -> dict[str, Any]:
     if config.cluster.min_workers is not None:
         max_failed_starts = ELASTIC_MAX_FAILED_STARTS
         _shorten_start_timeout()
-    trainer = TorchTrainer(
+    trainer = Trainer(
         train_loop_per_worker,
         train_loop_config={
             "config": config.to_dict(),  # shown in Ray's dashboard

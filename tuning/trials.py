@@ -2,8 +2,11 @@
 
 import logging
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 from ray import tune
@@ -52,7 +55,7 @@ def run_trials(
     tuner = build_tuner(
         config, trial, callbacks, num_concurrent=plan.num_concurrent, rounds=shared.rounds
     )
-    with terminal.show(display.draw), warnings.catch_warnings():
+    with terminal.show(display.draw), warnings.catch_warnings(), _keeping_sigint_handler():
         # Optuna keeps the first of two results of a step: right for a trial that is resumed.
         warnings.filterwarnings("ignore", "The reported value is ignored", UserWarning)
         try:
@@ -75,6 +78,17 @@ def run_trials(
         class_counts=plan.manifest.split("val").class_counts,
     )
     return trials, is_synced
+
+
+@contextmanager
+def _keeping_sigint_handler() -> Iterator[None]:
+    """Take back Ctrl-C at the end of a `with` block: Tune's handler stays, and would only log."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
 
 
 def _silence_tune() -> None:
