@@ -14,7 +14,9 @@ from cluster.io import storage
 from cluster.io.errors import UserError
 from tests.conftest import ROOT
 from tests.support.small import small_training
+from tests.support.waiting import wait_until
 from tests.support.wandb.checks import check_run, check_runs, find_secrets
+from tests.support.wandb.files import read_record
 from tests.support.wandb.server import WandbServer
 from tests.test_trainers_mirror import (
     OFFLINE,
@@ -29,6 +31,7 @@ from trainers.__main__ import main
 from trainers.config import FinetuneConfig, ModelConfig
 from trainers.run.predictions import from_table, write_predictions
 from trainers.run.rows import JsonlTracker, read_rows
+from trainers.tracking.local_runs import TrackedFolder
 from trainers.tracking.run import WandbRun
 from trainers.tracking.wandb_internals import TESTED_VERSIONS, check_versions
 
@@ -65,6 +68,8 @@ def trained(easy_data: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             model=ModelConfig(backbone="lenet5", init="he"),
         )
         train(config)
+        folder = TrackedFolder(config.out, Path(config.out))
+        wait_until(lambda: read_record(folder).exit_code == 0, "wandb has written it whole")
         yield config
 
 
