@@ -68,8 +68,8 @@ def trained(easy_data: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             model=ModelConfig(backbone="lenet5", init="he"),
         )
         train(config)
-        folder = TrackedFolder(config.out, Path(config.out))
-        wait_until(lambda: read_record(folder).exit_code == 0, "wandb has written it whole")
+        tracked = TrackedFolder(config.out, Path(config.out))
+        wait_until(lambda: read_record(tracked).exit_code == 0, "wandb has written it whole")
         yield config
 
 
