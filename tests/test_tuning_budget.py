@@ -2,6 +2,7 @@
 
 import json
 import signal
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from trainers.recipes import finetune
 from tuning import run
 from tuning.budget import deadline
 from tuning.budget.config import BudgetConfig, Spent, parse_duration_s
-from tuning.budget.deadline import WATCH_EVERY_S, BudgetClock, read_spent
+from tuning.budget.deadline import WATCH_EVERY_S, BudgetClock, BudgetSpent, read_spent
 from tuning.commands import parse_sweep
 from tuning.config import TuningConfig
 from tuning.ending import describe_cut
@@ -210,6 +211,26 @@ def test_what_comes_before_the_trials_may_be_interrupted_or_end(tmp_path: Path) 
         signal.raise_signal(signal.SIGINT)
     with clock.bound():
         time.sleep(WATCH_EVERY_S + 0.5)
+
+
+def test_what_comes_before_the_trials_may_end_as_the_budget_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt, is_late, handler = (
+        signal.pthread_kill,
+        threading.Event(),
+        signal.getsignal(signal.SIGINT),
+    )
+
+    def interrupt_late(thread: int, number: int) -> None:
+        is_late.set()
+        time.sleep(0.2)
+        interrupt(thread, number)
+
+    monkeypatch.setattr(signal, "pthread_kill", interrupt_late)
+    with pytest.raises(BudgetSpent), BudgetClock(str(tmp_path), 0.2).bound():
+        assert is_late.wait(30)
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_a_driver_that_is_killed_has_spent_its_seconds(

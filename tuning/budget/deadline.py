@@ -174,14 +174,16 @@ class BudgetClock:
         handler = signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             watcher.start()
-            yield
+            try:
+                yield
+            finally:
+                is_done.set()
+                watcher.join()  # may be cut as well
         except KeyboardInterrupt:
             if not is_cut.is_set():
                 raise
             raise BudgetSpent(self._describe_end()) from None
         finally:
-            is_done.set()
-            watcher.join()
             signal.signal(signal.SIGINT, handler)
 
     def _describe_end(self) -> str:
