@@ -199,8 +199,9 @@ def open_session(address: str | None = None) -> str | None:
         UserError: where the address is no address.
     """
     global _start, _started_here
-    # Ray Data logs five lines for each of its executions.
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # Ray Data logs five lines for each of its executions, and a traceback of what it then raises.
+    level = logging.ERROR if os.environ.get("THAW_TRACEBACK") else logging.CRITICAL
+    logging.getLogger("ray.data").setLevel(level)
     address = _find_address(address)
     if address == LOCAL:
         start_early(address)
