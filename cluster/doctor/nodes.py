@@ -15,6 +15,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.doctor.results import shorten
+from cluster.io.errors import StorageError, UserError
 
 THREADS = 16
 """Questions a node answers at the same time, more than there are."""
@@ -128,7 +129,10 @@ def receive(ref: Any) -> Any:
     try:
         return ray.get(ref)
     except RayTaskError as error:
-        return ProbeError(shorten(f"{type(error.cause).__name__}: {error.cause}"))
+        cause = error.cause
+        if isinstance(cause, UserError | StorageError):
+            return ProbeError(shorten(cause))
+        return ProbeError(shorten(f"{type(cause).__name__}: {cause}"))
     except RayError as error:  # its process died, or can't read the question
         first_line = str(error).partition("\n")[0]  # a traceback follows
         return ProbeError(shorten(f"{type(error).__name__}: {first_line}"))

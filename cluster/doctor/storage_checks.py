@@ -84,8 +84,8 @@ class Unread:
 def _write(uri: str, content: str) -> None:
     try:
         storage.write_bytes(uri, content.encode())
-    except StorageError as error:  # in the same words on every node, for `group`
-        raise StorageError(str(error).replace(uri, parent_of(uri))) from None
+    except (StorageError, UserError) as error:  # in the same words on every node, for `group`
+        raise type(error)(str(error).replace(uri, parent_of(uri))) from None
 
 
 def _read(uri: str) -> str:
