@@ -29,10 +29,13 @@ import pytest
 from pyarrow import fs
 
 from cluster.io import filesystems, storage
+from cluster.io.errors import UserError
 from datasets.__main__ import main as run_datasets
 from datasets.manifest import Manifest
 from datasets.manifest_file import read_manifest
+from datasets.prepare import prepare as prepare_module
 from datasets.prepare.config import PrepareConfig
+from datasets.prepare.listing import Listing
 from datasets.prepare.prepare import prepare
 from datasets.prepare.sources import SOURCES
 from tests.conftest import ROOT
@@ -179,6 +182,24 @@ def test_a_part_the_server_refuses_leaves_the_old_object(port: int) -> None:
         storage.write_bytes("s3://thaw/refuse", bytes(LARGE))
 
     assert storage.read_bytes("s3://thaw/refuse") == b"old"
+
+
+def test_what_is_staged_outlives_a_write_that_the_server_refuses(
+    port: int, bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hours of staging, which the same command continues."""
+    config = PrepareConfig(source="synthetic", out="s3://thaw/refused")
+
+    def stage(config: PrepareConfig, listing: Listing, staging: str) -> None:
+        storage.write_bytes(storage.join(staging, "part-0"), b"images")
+        with admit(port, 0):
+            storage.write_bytes(storage.join(staging, "part-1"), b"images")
+
+    monkeypatch.setattr(prepare_module, "stage", stage)
+    with pytest.raises(UserError, match="part-1' is out of reach"):
+        prepare_module._write(config, SOURCES["synthetic"](config))
+    (staged,) = keys(bucket, "refused/.staging/")
+    assert staged.endswith("/part-0")
 
 
 def test_an_interrupt_in_a_write_makes_no_part_of_an_object(

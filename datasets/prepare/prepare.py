@@ -21,7 +21,7 @@ from dataclasses import asdict, replace
 
 import pyarrow as pa
 
-from cluster.io import storage
+from cluster.io import filesystems, storage
 from cluster.io.errors import StorageError, UserError
 from cluster.io.lease import hold_lease
 from cluster.io.markers import IN_FINGERPRINT, URI, change_marked, marked
@@ -44,6 +44,7 @@ from datasets.prepare.groups import add_groups
 from datasets.prepare.jobs import stage, write_shards
 from datasets.prepare.listing import Listing, describe_unused
 from datasets.prepare.partition import describe_missing_validation, fingerprint
+from datasets.prepare.remote import is_local
 from datasets.prepare.selection import split_images
 from datasets.prepare.sources import SOURCES
 from datasets.shards import FOLD_FOLDER, QUARANTINE_SCHEMA, STAGING, UNUSED
@@ -113,8 +114,9 @@ def _write(config: PrepareConfig, listing: Listing) -> Manifest:
         delete_before(config.out, manifest)
     except StorageError:
         raise  # what is staged serves the next run
-    except (UserError, OSError):  # which needs other options, or the space
-        storage.delete_folder(storage.join(config.out, STAGING))
+    except (UserError, OSError):  # which needs other options, or the space of a disk
+        if is_local(filesystems.resolve(config.out)[0]):  # a bucket may have refused a write
+            storage.delete_folder(storage.join(config.out, STAGING))
         raise
     storage.delete_folder(storage.join(config.out, STAGING))
     _print_counts(config.out, manifest, time.monotonic() - started_s)
