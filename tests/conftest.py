@@ -134,6 +134,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Let SIGINT raise KeyboardInterrupt; the handler of before is set again, as libraries leave
+    theirs."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="session")
 def write_data(tmp_path_factory: pytest.TempPathFactory) -> WriteData:
     """Return a function that writes a data set as `write_shards` does, and returns its URI."""

@@ -202,6 +202,7 @@ def test_what_is_staged_outlives_a_write_that_the_server_refuses(
     assert staged.endswith("/part-0")
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_in_a_write_makes_no_part_of_an_object(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -217,11 +218,9 @@ def test_an_interrupt_in_a_write_makes_no_part_of_an_object(
         return stream
 
     interrupting = SimpleNamespace(open_output_stream=open_and_interrupt)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # xdist's processes ignore it
     monkeypatch.setattr(filesystems, "resolve", lambda _: (interrupting, path))
     with pytest.raises(KeyboardInterrupt):
         storage.write_bytes("s3://thaw/interrupt", b"whole")
-    signal.signal(signal.SIGINT, before)
     monkeypatch.undo()
     while not storage.exists("s3://thaw/interrupt"):
         time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""What is said where the failure budget is used up, and the end of a hang."""
+"""What is said where the failure budget is used up, the end of a hang, and Ctrl-C."""
 
 import os
 import signal
@@ -113,13 +113,13 @@ def test_a_users_error_in_a_worker_ends_the_training_without_restarts(
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_the_workers_and_then_the_driver_as_ever(
     ray_cluster: str, easy_data: str, tmp_path: Path
 ) -> None:
     model = ModelConfig(backbone="lenet5", init="he")
     config = small_training(easy_data, str(tmp_path), model=model, epochs=1000, cluster=TWO)
     rows, driver = Path(config.out, "metrics.jsonl"), threading.get_ident()
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     has_ended = threading.Event()
 
     def interrupt() -> None:
@@ -137,7 +137,6 @@ def test_ctrl_c_ends_the_workers_and_then_the_driver_as_ever(
     finally:
         has_ended.set()
         thread.join()
-        signal.signal(signal.SIGINT, handler)
 
     wait_until(lambda: not living_workers(), "the workers end")
 

@@ -1,7 +1,6 @@
 """`serve` beside other services, on its port and its cluster; the weights behind its answers."""
 
 import asyncio
-import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -143,15 +142,7 @@ async def start_two_servers(options: HTTPOptions) -> None:
             listener.close()
 
 
-@pytest.fixture
-def sigint_handler() -> Iterator[None]:
-    """Uvicorn's stays where a server does not start."""
-    handler = signal.getsignal(signal.SIGINT)
-    yield
-    signal.signal(signal.SIGINT, handler)
-
-
-@pytest.mark.usefixtures("sigint_handler")
+@pytest.mark.usefixtures("interruptible")  # uvicorn's handler stays where a server does not start
 def test_proxies_share_no_port(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_util, "set_socket_reuse_port", http_util.set_socket_reuse_port)
     build_middlewares()  # the tests' environment asks for shared ports

@@ -216,11 +216,8 @@ def test_what_comes_before_the_trials_may_be_interrupted_or_end(tmp_path: Path) 
 def test_what_comes_before_the_trials_may_end_as_the_budget_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    interrupt, is_late, handler = (
-        signal.pthread_kill,
-        threading.Event(),
-        signal.getsignal(signal.SIGINT),
-    )
+    interrupt, is_late = signal.pthread_kill, threading.Event()
+    handler = signal.getsignal(signal.SIGINT)
 
     def interrupt_late(thread: int, number: int) -> None:
         is_late.set()
